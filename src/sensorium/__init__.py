@@ -1,0 +1,40 @@
+"""Sensorium: one model over pictures, words and everything else about the same things.
+
+Nothing is loaded here but names: each is fetched from its room when it is first used, so that `import sensorium`
+costs nothing and touches neither torch nor the disk.
+"""
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sensorium import recipes as recipes
+    from sensorium.checkpoint import load as load
+    from sensorium.data.dataset import Dataset as Dataset
+    from sensorium.errors import SensoriumError as SensoriumError
+    from sensorium.evaluate import evaluate as evaluate
+    from sensorium.tasks.search import Index as Index
+    from sensorium.train import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Dataset": "sensorium.data.dataset",
+    "Index": "sensorium.tasks.search",
+    "SensoriumError": "sensorium.errors",
+    "evaluate": "sensorium.evaluate",
+    "load": "sensorium.checkpoint",
+    "train": "sensorium.train",
+}
+__all__ = [*_HOME, "recipes"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "recipes":
+        return import_module("sensorium.recipes")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'sensorium' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

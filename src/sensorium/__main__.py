@@ -1,0 +1,4 @@
+"""`python -m sensorium` is `sensorium`."""
+from sensorium.cli import main
+
+main()

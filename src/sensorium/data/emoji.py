@@ -1,0 +1,288 @@
+"""Emoji by several artists with names in many languages: the embedded set, and any folder that `build_emoji` wrote.
+
+A set is a folder that a person can look at: one contact sheet per style (`noto.webp`, concepts in the same cells on every
+sheet, an empty cell where the style has no drawing), `concepts.jsonl` (one concept a line: names, keywords, family, the styles
+that draw it), `sheets.json` (sizes, licences, held-out artists, how hard they are) and `ATTRIBUTION.md`.
+
+Two splits cross, because a model may fail on either side: whole families of concepts are held out (`emoji_names`), and so
+are whole artists. The column `split` says what each row is good for:
+
+    train          known concept, known artist
+    val            chooses between models: known concept by the validation artist, or, in a set without one, unseen concept
+    val_concept    validation concept by a known artist, in a set that has a validation artist
+    test_artist    known concept by the unseen artist
+    test_concept   unseen concept by a known artist
+    test_both      unseen concept by the unseen artist
+    spare          none of these (a validation concept by the test artist, ...): for nothing
+
+The unseen artist is the one whose drawings are hardest to find by pixels among the other artists' (`pixel_neighbour`).
+Share of drawings whose pixel nearest neighbour by another artist shows the same concept, and share with a near twin (cosine
+above 0.95), at 32 pixels:
+
+FIGURES
+"""
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sensorium.data.sources import Table
+from sensorium.errors import SensoriumError
+
+EMBEDDED = Path(__file__).parent / "embedded" / "emoji"
+HEADER, CONCEPTS = "sheets.json", "concepts.jsonl"
+FORMAT, VERSION = "sensorium-sheets", 1
+MAX_SIZE, MAX_CONCEPTS = 192, 8192
+
+T = TypeVar("T", "Sheet", "Header")
+Captions = Literal["joined", "each", "label"]
+
+_SPLITS = {("train", "train"): "train", ("train", "val"): "val", ("val", "train"): "val_concept",
+           ("train", "test"): "test_artist", ("test", "train"): "test_concept", ("test", "test"): "test_both"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One style: its contact sheet, and whose work it is."""
+
+    style: str
+    artist: str
+    file: str
+    sha256: str
+    drawings: int
+    package: str
+    version: str
+    licence: str
+    author: str
+    project: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What sheets.json says."""
+
+    format: str
+    version: int
+    size: int                       # pixels of a drawing's side
+    columns: int                    # drawings in a row of a sheet
+    concepts: int
+    languages: list[str]
+    test_artist: str                # "": nobody is held out
+    val_artist: str
+    neighbours: dict[str, dict[str, float]]     # artist -> how hard, as `pixel_neighbour` measured it when the set was built
+    sheets: list[Sheet]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """How easily one artist's drawings are found by pixels alone among all other artists'."""
+
+    drawings: int
+    same: float                     # share whose nearest neighbour shows the same concept
+    twin: float                     # share whose nearest neighbour is nearly the same picture
+
+
+def is_sheets(path: str | Path) -> bool:
+    """Whether `path` is a folder that `build_emoji` wrote."""
+    return (Path(path) / HEADER).is_file()
+
+
+def open_emoji(**options: Any) -> Table:
+    """The embedded set: 1,644 concepts at 32 pixels by artists whose licences let them lie in the wheel; see `open_sheets`."""
+    return open_sheets(EMBEDDED, **options)
+
+
+def open_sheets(path: str | Path, *, languages: Sequence[str] | None = None, styles: Sequence[str] | None = None,
+                captions: Captions = "joined", test_artist: str | None = None, val_artist: str | None = None) -> Table:
+    """A set of contact sheets as a table: one row per drawing, and one caption column per language (English: "caption").
+
+    languages, styles: the ones to take; None: all.
+    captions: what a caption column lists. "joined": the name, then all keywords in one line; "each": the name, then every
+    keyword alone; "label": the name only.
+    test_artist, val_artist: whom to hold out instead of the set's own choice; "": nobody.
+    Raises SensoriumError on a damaged set, or on a language, style or artist it does not have.
+    """
+    folder = Path(path)
+    header = read_header(folder)
+    concepts = list(_read_concepts(folder, header))
+    sheets = [s for s in header.sheets if s.style in _chosen("style", styles, [s.style for s in header.sheets])]
+    artists = [sheet.artist for sheet in header.sheets]
+    test, val = ((own if other is None else other and _chosen("artist", [other], artists)[0])
+                 for own, other in ((header.test_artist, test_artist), (header.val_artist, val_artist)))
+    rows = [(sheet, concept) for sheet in sheets for concept in concepts if sheet.style in concept["styles"]]
+    columns: dict[str, Sequence[Any]] = {"image": _drawings(folder, header, sheets, concepts)}
+    for language in _chosen("language", languages, header.languages):
+        lists = {c["code"]: _captions(c, language, captions) for c in concepts}
+        columns[caption_column(language)] = [lists[concept["code"]] for _, concept in rows]
+    columns["concept"] = [concept["label"]["en"] for _, concept in rows]
+    columns |= {key: [concept[key] for _, concept in rows] for key in ("family", "category")}
+    columns |= {key: [getattr(sheet, key) for sheet, _ in rows] for key in ("artist", "style")}
+    columns["split"] = [_row_split(concept["split"], sheet.artist, test, val) for sheet, concept in rows]
+    kinds = {name: "image" if name == "image" else "text" if name.startswith("caption") else "category"
+             for name in columns if name != "split"}
+    return Table(columns, [f"{sheet.file}:{concept['label']['en']}" for sheet, concept in rows], split="split",
+                 group="concept", kinds=kinds, why=dict.fromkeys(kinds, f"a set of {FORMAT} says so"), root=folder)
+
+
+def caption_column(language: str) -> str:
+    """'en' -> 'caption', 'en-gb' -> 'caption_en_gb'."""
+    return "caption" if language == "en" else f"caption_{language.replace('-', '_')}"
+
+
+def read_header(folder: Path) -> Header:
+    """sheets.json, checked. Raises SensoriumError on anything this version would not have written."""
+    values = _json(folder / HEADER, _bytes(folder / HEADER))
+    if values.get("format") != FORMAT or values.get("version") != VERSION:
+        raise SensoriumError(f"{folder / HEADER} is of format {values.get('format')!r} version {values.get('version')!r}; this "
+                             f"version reads {FORMAT!r} {VERSION}. Build the set again: sensorium data build emoji")
+    values["sheets"] = [_closed(Sheet, sheet, folder / HEADER) for sheet in values.get("sheets") or []]
+    header = _closed(Header, values, folder / HEADER)
+    names = [sheet.file for sheet in header.sheets]
+    if not (0 < header.size <= MAX_SIZE and 0 < header.concepts <= MAX_CONCEPTS and 0 < header.columns <= header.concepts):
+        raise _damaged(folder / HEADER, "its sizes are out of bounds")
+    if not names or any(Path(n).name != n or not n.endswith(".webp") for n in names) or "en" not in header.languages:
+        raise _damaged(folder / HEADER, "it lists no sheets, sheets outside of its folder, or no English")
+    return header
+
+
+def pixel_neighbour(table: Table, by: Literal["artist", "style"] = "artist") -> dict[str, Neighbour]:
+    """How hard each artist (or style) is: what the nearest neighbour in pixels finds among all *other* artists' drawings.
+
+    Nearness is the cosine between the inks (255 - value) at 32 pixels, all colours; drawings are compared as they are.
+    A set whose artists copy one another has high shares, and an "unseen" artist of it proves little.
+    """
+    ink = _ink(np.asarray(table.columns["image"]))
+    artist, concept, who = (np.asarray(table.columns[name]) for name in ("artist", "concept", by))
+    result = {}
+    for name in dict.fromkeys(who.tolist()):
+        mine = np.flatnonzero(who == name)
+        others = np.flatnonzero(artist != artist[mine[0]])
+        if not len(others):
+            continue
+        bank, same, twin = ink[others], 0, 0
+        for part in np.array_split(mine, range(256, len(mine), 256)):
+            near = ink[part] @ bank.T
+            same += int((concept[others[near.argmax(1)]] == concept[part]).sum())
+            twin += int((near.max(1) > 0.95).sum())
+        result[name] = Neighbour(len(mine), round(same / len(mine), 3), round(twin / len(mine), 3))
+    return result
+
+
+def _ink(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, S, S, 3] -> unit float32 [N, 32 * 32 * 3] (mean of each cell where S is a multiple of 32)."""
+    n, side = len(images), images.shape[1]
+    factor = side // 32 if side % 32 == 0 else 1
+    out = np.empty((n, (side // factor) ** 2 * 3), np.float32)
+    for start in range(0, n, 512):          # in parts: the float copy of a large set would not fit beside it
+        part = 255 - images[start:start + 512].astype(np.float32)
+        cells = part.reshape(len(part), side // factor, factor, side // factor, factor, 3).mean((2, 4))
+        out[start:start + 512] = cells.reshape(len(part), -1)
+    return out / (np.linalg.norm(out, axis=1, keepdims=True) + 1e-6)
+
+
+def _drawings(folder: Path, header: Header, sheets: list[Sheet], concepts: list[dict[str, Any]]) -> np.ndarray:
+    """uint8 [N, size, size, 3], in the order of the rows."""
+    present = [np.array([sheet.style in concept["styles"] for concept in concepts], bool) for sheet in sheets]
+    out = np.empty((sum(map(int, (p.sum() for p in present))), header.size, header.size, 3), np.uint8)
+    start = 0
+    for sheet, here in zip(sheets, present, strict=True):
+        if here.sum() != sheet.drawings:
+            raise _damaged(folder / CONCEPTS, f"it lists {here.sum()} drawings of {sheet.style}, not {sheet.drawings}")
+        out[start:start + sheet.drawings] = _cells(folder / sheet.file, sheet.sha256, header)[:len(here)][here]
+        start += sheet.drawings
+    return out
+
+
+def _cells(path: Path, sha256: str, header: Header) -> np.ndarray:
+    """The cells of one sheet in reading order: uint8 [rows * columns, size, size, 3], a view."""
+    size, columns, rows = header.size, header.columns, -(-header.concepts // header.columns)
+    raw = _bytes(path)
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise _damaged(path, "it is not the file that was built")
+    try:
+        with Image.open(io.BytesIO(raw), formats=["WEBP"]) as image:
+            if image.size != (columns * size, rows * size):
+                raise _damaged(path, f"it is {image.width} x {image.height} pixels")
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+        raise _damaged(path, str(e)) from e
+    return pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, size, size, 3)
+
+
+def _read_concepts(folder: Path, header: Header) -> Iterator[dict[str, Any]]:
+    path = folder / CONCEPTS
+    lines = _bytes(path).splitlines()
+    if len(lines) != header.concepts:
+        raise _damaged(path, f"it has {len(lines)} lines, not {header.concepts}")
+    for line in lines:
+        concept = _json(path, line)
+        if set(concept) != {"code", "emoji", "category", "family", "split", "label", "keywords", "styles"}:
+            raise _damaged(path, f"a line has the keys {', '.join(sorted(concept))}")
+        kinds = {"label": dict, "keywords": dict, "styles": list}
+        if not all(isinstance(value, kinds.get(key, str)) for key, value in concept.items()) or "en" not in concept["label"]:
+            raise _damaged(path, f"the line of {concept['code']!r} has values of another kind than they should be")
+        yield concept
+
+
+def _captions(concept: dict[str, Any], language: str, how: Captions) -> list[str] | None:
+    label = concept["label"].get(language)
+    if label is None:
+        return None
+    words = [word for word in concept["keywords"].get(language, []) if word.lower() != label.lower()]
+    if how not in ("joined", "each", "label"):
+        raise SensoriumError(f"captions={how!r} is not known; choose joined, each or label.")
+    return [label, *({"joined": [", ".join(words)] if words else [], "each": words, "label": []}[how])]
+
+
+def _row_split(concept: str, artist: str, test: str, val: str) -> str:
+    side = "test" if artist == test else "val" if artist == val else "train"
+    name = _SPLITS.get((concept, side), "spare")
+    return "val" if name == "val_concept" and not val else name
+
+
+def _chosen(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    wanted = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(known if wanted is None else wanted))
+    for name in wanted:
+        if name not in known:
+            raise SensoriumError(f"the set has no {what} {name!r}; it has {', '.join(dict.fromkeys(known))}.")
+    return wanted
+
+
+def _closed(cls: type[T], values: Any, path: Path) -> T:
+    """A dataclass from JSON: exactly its fields, each of its type."""
+    names = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise _damaged(path, f"{cls.__name__.lower()} must have the keys {', '.join(names)}")
+    for name, value in values.items():
+        kind = names[name].type
+        if type(value) is not getattr(kind, "__origin__", kind):
+            raise _damaged(path, f"{name} is {value!r}")
+    return cls(**values)
+
+
+def _json(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise _damaged(path, f"it is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return value
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise _damaged(path, e.strerror or str(e)) from e
+
+
+def _damaged(path: Path, why: str) -> SensoriumError:
+    return SensoriumError(f"{path} cannot be used: {why}. Build the set again (sensorium data build emoji), or, if it is the "
+                          "embedded one, install Sensorium again.")

@@ -1,0 +1,296 @@
+"""Files of rows (CSV, TSV, JSONL, Parquet) and what they become: a table of raw values with a name for every row.
+
+Nothing here decides what a column means, and no picture is opened: that is for infer.py and dataset.py.
+"""
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from sensorium.errors import SensoriumError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_MOST_COLUMNS = 4096        # JSONL where every line has keys of its own would otherwise grow with the square of its length
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample in quarantine: `row` is its number in the dataset, or -1 if it was left out when the source was read."""
+
+    row: int
+    column: str                 # "" where the whole row is at fault
+    where: str                  # 'photos/a.jpg' or 'mine.csv:17'
+    reason: str
+
+
+@dataclass
+class Table:
+    """Raw columns of equal length.
+
+    A value is a str, bytes (an encoded picture), a uint8 array [H, W, 3], a number, a list[str] (several captions), or
+    None where it is missing. A column is a list or an array whose first axis is the rows. A str in an image column is a path
+    below `root`.
+    """
+
+    columns: dict[str, Sequence[Any]]
+    where: Sequence[str]                                    # each row's name in messages
+    split: str | None = None                                # the column that says which split a row is in
+    group: str | None = None                                # the column whose equal values are the same thing
+    kinds: dict[str, str] = field(default_factory=dict)     # column -> kind ("image", "text", ...), where the source knows
+    why: dict[str, str] = field(default_factory=dict)       # column -> how the source knows
+    root: Path | list[Path] = Path()                        # what relative paths start from; a list: each row's own
+    bad: list[Bad] = field(default_factory=list)            # rows that could not be read: their cells are None here
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """Some of the rows, in that order. `bad` is left as it is."""
+        columns = {name: _pick(values, rows) for name, values in self.columns.items()}
+        root = self.root if isinstance(self.root, Path) else list(_pick(self.root, rows))
+        return replace(self, columns=columns, where=_pick(self.where, rows), root=root)
+
+    def base(self, row: int) -> Path:
+        """The folder that a path in this row is relative to."""
+        return self.root if isinstance(self.root, Path) else self.root[row]
+
+
+class Lines(Sequence[str]):
+    """Row names such as 'mine.csv:17', made only when one is asked for."""
+
+    def __init__(self, name: str, numbers: np.ndarray):
+        self.name, self.numbers = name, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: Any) -> Any:
+        return f"{self.name}:{self.numbers[i]}" if isinstance(i, int | np.integer) else Lines(self.name, self.numbers[i])
+
+
+def _pick(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
+    return values[rows] if isinstance(values, np.ndarray | Lines) else [values[i] for i in rows]
+
+
+def join(parts: Sequence[tuple[str | None, Table]]) -> Table:
+    """One table of several, each part's name in the column `split`. A column that a part lacks is missing there."""
+    tables = [table for _, table in parts]
+    for name, table in parts:
+        table.columns["split"] = [name] * len(table)
+    names = dict.fromkeys(chain.from_iterable(t.columns for t in tables))
+    starts = np.cumsum([0, *map(len, tables)])
+    return Table(
+        columns={n: list(chain.from_iterable(t.columns.get(n, [None] * len(t)) for t in tables)) for n in names},
+        where=list(chain.from_iterable(t.where for t in tables)),
+        split="split",
+        group=next((t.group for t in tables if t.group), None),
+        kinds={k: v for t in tables for k, v in t.kinds.items()}, why={k: v for t in tables for k, v in t.why.items()},
+        root=[t.base(i) for t in tables for i in range(len(t))],
+        bad=[replace(b, row=b.row + int(start)) for t, start in zip(tables, starts, strict=False) for b in t.bad])
+
+
+def read_file(path: Path, encoding: str = "utf-8", name: str = "") -> Table:
+    """Read a CSV, TSV, JSONL or Parquet file. Paths in it are relative to its folder.
+
+    name: what messages call the file. A row that cannot be read is in `bad`, by line.
+    Raises SensoriumError where the file as a whole cannot be read.
+    """
+    suffix, name = path.suffix.lower(), name or path.name
+    if suffix not in SUFFIXES:
+        raise SensoriumError(f"{path} is not a kind of file that is read here. Give a folder, or one of {', '.join(SUFFIXES)}.")
+    try:
+        if suffix == ".parquet":
+            table = _parquet(path, name)
+        else:
+            table = (_csv if suffix in (".csv", ".tsv") else _jsonl)(path, encoding, name)
+    except UnicodeError as e:
+        raise SensoriumError(_where_undecodable(path, encoding, e)) from e
+    except OSError as e:
+        raise SensoriumError(f"could not read {path}: {e.strerror or e}.") from e
+    if not len(table):
+        raise SensoriumError(f"{path} holds no rows." if table.columns else f"{path} is empty.")
+    table.root = path.parent
+    return table
+
+
+def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
+    """A text file, without the byte-order mark that some programs put first; UTF-16 is known by its mark."""
+    with open(path, "rb") as f:
+        mark = f.read(2)
+    if mark in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif encoding.lower().replace("-", "") == "utf8":
+        encoding = "utf-8-sig"
+    try:
+        return open(path, encoding=encoding, newline="")
+    except LookupError:
+        raise SensoriumError(f"unknown encoding {encoding!r}; try utf-8, latin-1, cp1252, utf-16, shift_jis or gb18030.") from None
+
+
+def _where_undecodable(path: Path, encoding: str, e: UnicodeError) -> str:
+    """The line at fault: the decoder counts from the start of its buffer, so look again."""
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                return (f"{path}:{number}: this line is not {encoding} text. Save the file as UTF-8, or name its encoding "
+                        "(encoding='latin-1', 'cp1252', 'utf-16', ...).")
+    return f"{path} is not {encoding} text: {e}."
+
+
+# CSV and TSV -----------------------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, encoding: str, called: str) -> Table:
+    with open_text(path, encoding) as f:
+        form = _form(f.read(1 << 16))
+        f.seek(0)
+        rows = csv.reader(f, strict=True, skipinitialspace=True, **form)
+        names = _header(path, next(_rows(rows, called), ("", [], ""))[1])
+        columns: list[list[str | None]] = [[] for _ in names]
+        numbers: list[int] = []
+        bad: list[Bad] = []
+        for lines, row, reason in _rows(rows, called):
+            if not reason and len(row) != len(names):
+                reason = f"{len(row)} cells where the header has {len(names)}"
+            if reason:
+                bad.append(Bad(len(numbers), "", f"{called}:{lines}", reason))
+                row = [""] * len(names)
+            numbers.append(int(lines.split("-")[0]))
+            for column, cell in zip(columns, row, strict=True):
+                column.append(cell or None)
+    return Table(dict(zip(names, columns, strict=True)), Lines(called, np.array(numbers, np.int64)), bad=bad)
+
+
+def _rows(rows: Any, called: str) -> Iterator[tuple[str, list[str], str]]:
+    """(lines it takes up, cells, why it could not be read) for each row that is not blank."""
+    while True:
+        first = rows.line_num + 1
+        row, reason = [], ""
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            if "unexpected end" in str(e) or "field limit" in str(e):       # it has swallowed the rows that follow
+                raise SensoriumError(f"{called}:{first}: a quotation mark opens here and never closes. Close it, or double "
+                                     'it ("") if it is part of the text.') from e
+            reason = f"quotation marks: {e}"
+        if reason or any(map(str.strip, row)):
+            yield str(first) if rows.line_num <= first else f"{first}-{rows.line_num}", row, reason
+
+
+def _form(head: str) -> dict[str, Any]:
+    """What parts the cells, by the first line; and whether quotation marks in a tab-separated file are only text."""
+    first = head.lstrip("\ufeff").split("\n", 1)[0]
+    mark = max(",\t;|", key=first.count)
+    lines = head.split("\n")[:-1] or [head]
+    if mark == "\t" and any(cell.count('"') % 2 for line in lines for cell in line.split(mark)):
+        return {"delimiter": mark, "quoting": csv.QUOTE_NONE}
+    return {"delimiter": mark}
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    names = [name.strip() for name in names]
+    if any(name.lower().endswith(PICTURES) for name in names):
+        raise SensoriumError(f"{path} has no header: its first line is {', '.join(names)[:80]!r}. "
+                             "Put the columns' names there, e.g. filepath,caption.")
+    names = [name or f"column {i}" for i, name in enumerate(names, 1)]          # pandas leaves its index column unnamed
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SensoriumError(f"{path}: the column {min(twice)!r} is there twice. Rename one of them in the first line.")
+    return names
+
+
+# JSONL ------------------------------------------------------------------------------------------------------------------
+
+
+def _jsonl(path: Path, encoding: str, called: str) -> Table:
+    numbers: list[int] = []
+    bad: list[Bad] = []
+
+    def each(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for line, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            value = parse_json(text)
+            if not isinstance(value, dict):
+                reason = str(value) if isinstance(value, ValueError) else "not a JSON object {...}"
+                bad.append(Bad(len(numbers), "", f"{called}:{line}", reason))
+            numbers.append(line)
+            yield value if isinstance(value, dict) else {}
+
+    with open_text(path, encoding) as f:
+        columns = from_records(each(f))
+    return Table(columns, Lines(called, np.array(numbers, np.int64)), bad=bad)
+
+
+def parse_json(text: str) -> Any:
+    """The value, or the ValueError that says why there is none (returned: one bad line must not end the reading)."""
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        return ValueError(f"not JSON: {e}")
+    except RecursionError:
+        return ValueError("not JSON that can be read: nested too deeply")
+
+
+def from_records(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Columns of all keys seen, None where a record lacks one."""
+    columns: dict[str, list[Any]] = {}
+    n = 0
+    for n, record in enumerate(records, 1):
+        for name, value in record.items():
+            columns.setdefault(name, [None] * (n - 1)).append(None if value == "" else value)
+        if len(columns) > len(record):
+            for column in columns.values():
+                if len(column) < n:
+                    column.append(None)
+        if len(columns) > _MOST_COLUMNS:
+            raise SensoriumError(f"more than {_MOST_COLUMNS} different keys by record {n}: these are not rows of one table.")
+    return columns
+
+
+# Parquet ----------------------------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, called: str) -> Table:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as e:
+        raise SensoriumError(f'reading {path} needs pyarrow: pip install "sensorium[data]"') from e
+    try:
+        with pq.ParquetFile(path) as f:
+            classes = _class_names(f.schema_arrow.metadata or {})
+            columns: dict[str, list[Any]] = {name: [] for name in f.schema_arrow.names}
+            for batch in f.iter_batches(batch_size=4096):       # bounded: never two copies of the file in memory
+                for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                    columns[name] += [_plain(v, classes.get(name)) for v in values.to_pylist()]
+    except pa.ArrowInvalid as e:
+        raise SensoriumError(f"{path} is not a Parquet file that can be read: {e}") from e
+    n = len(next(iter(columns.values()), []))
+    kinds = {name: "category" for name in classes if name in columns}
+    why = {name: f"the file names its {len(classes[name])} classes" for name in kinds}
+    return Table(columns, Lines(called, np.arange(1, n + 1)), kinds=kinds, why=why)
+
+
+def _plain(value: Any, names: list[str] | None) -> Any:
+    """Hugging Face writes a picture as {"bytes", "path"}, and a class as its number."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] or value["path"] or None
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return None if value == "" else value
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    info = parse_json(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
+    features = info.get("info", {}).get("features", {}) if isinstance(info, dict) else {}
+    return {name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}

@@ -1,0 +1,111 @@
+"""Which rows train, which choose between models, which judge: as given, or by a stated hash of what a row shows.
+
+The rule: u = the first 8 bytes of md5("sensorium:" + key) / 2^64; u < 0.8 train, u < 0.9 val, else test. The key is the value
+of the group column, or else the row's content, so that copies of one thing never stand on both sides, and rows added later
+leave the others where they are.
+"""
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sensorium.data.sources import PICTURES, Table, open_text, parse_json
+from sensorium.errors import SensoriumError
+
+SALT = "sensorium"
+_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
+KNOWN = frozenset({"train", "val", "test", *_ALIASES})
+
+
+def split_name(value: str) -> str:
+    """The name used here: 'Validation' is 'val'; a name that is not one of the usual ones is kept."""
+    lower = value.strip().lower()
+    return _ALIASES.get(lower, lower if lower in KNOWN else value.strip())
+
+
+def as_given(values: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Rows by the name in each row; a row with none (None) is in no split."""
+    rows: dict[str, list[int]] = {}
+    for i, value in enumerate(values):
+        if value is not None:
+            rows.setdefault(split_name(str(value)), []).append(i)
+    return in_order({name: np.array(r, np.int64) for name, r in rows.items()})
+
+
+def in_order(splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """train, val, test first, then the others as they came."""
+    usual = [name for name in ("train", "val", "test") if name in splits]
+    return {name: splits[name] for name in dict.fromkeys([*usual, *splits])}
+
+
+def by_hash(keys: Iterable[str], shares: dict[str, float]) -> dict[str, np.ndarray]:
+    """Rows by the hash of their key, in the given shares. Rows of one key stay together.
+
+    A share that happens to get nothing is given the key of the first share that comes last by hash, as long as the first
+    keeps two: with twenty pictures there is still one to judge by.
+    """
+    keys = list(keys)
+    place = {key: _place(key) for key in keys}
+    names, bounds = list(shares), np.cumsum(list(shares.values()))[:-1]
+    name_of = {key: names[int(np.searchsorted(bounds, u, side="right"))] for key, u in place.items()}
+    for name in names[1:]:
+        first = [key for key in place if name_of[key] == names[0]]
+        if name not in name_of.values() and len(first) > 2:
+            name_of[max(first, key=place.__getitem__)] = name
+    given = as_given([name_of[key] for key in keys])
+    return {name: given.get(name, np.zeros(0, np.int64)) for name in names}
+
+
+def _place(key: str) -> float:
+    digest = hashlib.md5(f"{SALT}:{key}".encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big") / 2 ** 64
+
+
+def read_splits(path: Path, table: Table) -> list[str | None]:
+    """The split of each row, by a file that names rows.
+
+    JSON: {"train": ["a.jpg", ...], ...} or {"a.jpg": "train", ...}; else lines of row and split with a comma, tab or space
+    between. A row is named as messages name it, by its path, or by its number from 0. A row the file does not name is in none.
+    Raises SensoriumError for a row that is not there.
+    """
+    if not path.is_file():
+        raise SensoriumError(f"there is no file {path} to read the splits from, and no column of that name.")
+    pairs = _json_pairs(path) if path.suffix.lower() == ".json" else _line_pairs(path)
+    rows = {name: i for i, name in enumerate(table.where)}
+    for values in table.columns.values():
+        rows |= {v: i for i, v in enumerate(values) if isinstance(v, str) and v.lower().endswith(PICTURES)}
+    found: list[str | None] = [None] * len(table)
+    for where, row, split in pairs:
+        i = rows.get(row, int(row) if row.isdecimal() else -1)
+        if not 0 <= i < len(table):
+            raise SensoriumError(f"{where} puts {row!r} into {split!r}, but the data has no such row; its rows are named like "
+                                 f"{table.where[0]!r}, or by number, 0 to {len(table) - 1}.")
+        found[i] = split
+    return found
+
+
+def _json_pairs(path: Path) -> Iterable[tuple[str, str, str]]:
+    with open_text(path) as f:
+        value = parse_json(f.read())
+    if not isinstance(value, dict):
+        raise SensoriumError(f'{path} is not a JSON object like {{"train": ["a.jpg", ...]}} or {{"a.jpg": "train"}}.')
+    for key, named in value.items():
+        for other in named if isinstance(named, list) else [named]:
+            row, split = (other, key) if isinstance(named, list) else (key, other)
+            yield path.name, str(row), str(split)
+
+
+def _line_pairs(path: Path) -> Iterable[tuple[str, str, str]]:
+    with open_text(path) as f:
+        lines = f.read().splitlines()
+    mark = next((m for m in "\t," if lines and m in lines[0]), " ")
+    for number, cells in enumerate(csv.reader(lines, delimiter=mark), 1):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or (number == 1 and cells[-1].lower() in ("split", "set", "subset", "fold")):
+            continue
+        if len(cells) < 2:
+            raise SensoriumError(f"{path}:{number}: expected a row and its split, e.g. 'a.jpg,train'; found {cells[0]!r}.")
+        yield f"{path.name}:{number}", mark.join(cells[:-1]), cells[-1]

@@ -1,0 +1,50 @@
+"""How good is it? Figures with their definitions, on plain tensors.
+
+    Q queries   C candidates   E width of the shared space
+"""
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+RECALLS = (1, 5, 10)
+
+
+def ranks(queries: Float[Tensor, "Q E"], candidates: Float[Tensor, "C E"], right: Bool[Tensor, "Q C"]) -> Int[Tensor, "Q"]:
+    """Rank, from 1, of each query's best right candidate. A wrong one that scores the same counts as ahead of it.
+
+    Where several candidates are right (the same caption twice, the same thing drawn twice), any of them will do.
+    """
+    scores = queries @ candidates.T
+    best = scores.masked_fill(~right, -float("inf")).amax(1, keepdim=True)
+    return 1 + ((scores >= best) & ~right).sum(1)
+
+
+def recall(rank: Int[Tensor, "Q"], k: int) -> float:
+    """Share of queries with a right candidate among the first k."""
+    return (rank <= k).double().mean().item()
+
+
+def recalls(rank: Int[Tensor, "Q"]) -> dict[str, float]:
+    """Recall at 1, 5 and 10, and the median rank."""
+    return {**{f"recall@{k}": recall(rank, k) for k in RECALLS}, "median_rank": rank.double().median().item()}
+
+
+def chance(right: Bool[Tensor, "Q C"], k: int) -> float:
+    """Recall at k of a random order: one minus the chance that the first k are all wrong."""
+    candidates, wrong = right.shape[1], right.shape[1] - right.double().sum(1)
+    miss = 1.0 + 0.0 * wrong
+    for i in range(min(k, candidates)):
+        miss = miss * ((wrong - i).clamp(min=0) / (candidates - i))
+    return (1 - miss).mean().item()
+
+
+def retrieval(a: Float[Tensor, "N E"], b: Float[Tensor, "N E"], same: Bool[Tensor, "N N"], names: tuple[str, str]) -> dict[str, float]:
+    """Both ways between paired unit vectors: {"image to text recall@1": ..., ..., "recall@1": the mean of both ways}."""
+    there, back = recalls(ranks(a, b, same)), recalls(ranks(b, a, same.T))
+    figures = {f"{x} to {y} {k}": v for (x, y), way in (((names[0], names[1]), there), ((names[1], names[0]), back))
+               for k, v in way.items()}
+    return figures | {k: (there[k] + back[k]) / 2 for k in there}
+
+
+def accuracy(scores: Float[Tensor, "Q C"], label: Int[Tensor, "Q"], k: int = 1) -> float:
+    """Share of rows whose label is among the k highest scores."""
+    return (scores.topk(min(k, scores.shape[1])).indices == label[:, None]).any(1).double().mean().item()

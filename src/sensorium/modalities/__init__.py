@@ -1,0 +1,1 @@
+"""One file a sense: settings, load, augment, embed (to Tokens)."""

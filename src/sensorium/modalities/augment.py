@@ -1,0 +1,169 @@
+"""Whole batches of pictures changed at random: one affine map for place, one for colour, no Python per picture.
+
+    B batch   H side as stored   S side a model takes   P pixels of a picture
+
+What lies outside a picture repeats its border. A change is off at 0; each picture of a batch draws its own.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)            # how bright red, green and blue look (BT.601)
+ASPECT = 4 / 3                          # a random crop is stretched at most this much either way
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a batch may be changed. Place is drawn first, then lines, then colour, then holes."""
+
+    crop: float = 0.0           # random resized crop: the smallest share of the area that is kept
+    flip: float = 0.0           # chance of left and right changing places
+    rotate: float = 0.0         # degrees, either way
+    shift: float = 0.0          # share of the side, either way, in both directions
+    scale: float = 0.0          # 0.25: between 1/1.25 and 1.25 times as large
+    blur: float = 0.0           # chance of a softened picture
+    outline: float = 0.0        # chance of dark lines drawn along every edge
+    brightness: float = 0.0     # 0.4: between 0.6 and 1.4 times as bright
+    contrast: float = 0.0       # the same of the distance from the mean
+    saturation: float = 0.0     # the same of the distance from grey
+    tint: float = 0.0           # the same of each of red, green and blue on its own
+    grey: float = 0.0           # chance of no colour
+    shuffle: float = 0.0        # chance of red, green and blue changing places
+    erase: float = 0.0          # chance of a rectangle, up to a third of each side, in the picture's mean colour
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"augmentation {name}={value}: expected 0 (off) or more")
+
+    @property
+    def bends(self) -> bool:
+        """True where pixels land between pixels."""
+        return bool(self.crop or self.rotate or self.scale)
+
+    @property
+    def paints(self) -> bool:
+        """True where colours change."""
+        return any((self.blur, self.outline, self.brightness, self.contrast, self.saturation, self.tint, self.grey,
+                    self.shuffle, self.erase))
+
+
+def spread(n: int, reach: float, rng: torch.Generator) -> Float[Tensor, "n"]:
+    """n numbers between -reach and reach."""
+    return (torch.rand(n, generator=rng) * 2 - 1) * reach
+
+
+def chosen(n: int, chance: float, rng: torch.Generator) -> Tensor:
+    """n times True with this chance."""
+    return torch.rand(n, generator=rng) < chance
+
+
+def cut(x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, "B"], dx: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 S S"]:
+    """From each picture the square of `side` pixels whose middle is (dy, dx) pixels below and right of its own."""
+    spare = (x.shape[-1] - side) // 2
+    far = max(int(dy.abs().max()), int(dx.abs().max())) if len(x) else 0
+    pixels = x.numpy()
+    if far > spare:
+        wide = far - spare
+        pixels, spare = np.pad(pixels, ((0, 0), (0, 0), (wide, wide), (wide, wide)), "edge"), far
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(2, 3))
+    return torch.from_numpy(windows[np.arange(len(x)), :, spare + dy.numpy(), spare + dx.numpy()])
+
+
+def mirrored(x: Tensor, which: Tensor) -> Tensor:
+    """The batch with left and right exchanged in the pictures of `which`."""
+    return torch.where(which[:, None, None, None], x.flip(-1), x)
+
+
+def moved(x: UInt8[Tensor, "B 3 H H"], side: int, how: Change, rng: torch.Generator) -> UInt8[Tensor, "B 3 S S"]:
+    """Shift by whole pixels and flip: exact, and quick."""
+    reach = round(how.shift * side)
+    if reach:
+        dy, dx = torch.randint(-reach, reach + 1, (2, len(x)), generator=rng)
+        x = cut(x, side, dy, dx)
+    elif x.shape[-1] != side:
+        x = cut(x, side, *torch.zeros(2, len(x), dtype=torch.long))
+    return mirrored(x, chosen(len(x), how.flip, rng)) if how.flip else x
+
+
+def affine(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 2 3"]:
+    """Where each place of the new picture is taken from; a picture reaches from -1 to 1 both ways."""
+    ones = torch.ones(n)
+    area = 1 - torch.rand(n, generator=rng) * (1 - min(how.crop, 1)) if how.crop else ones
+    aspect = torch.exp(spread(n, math.log(ASPECT), rng)) if how.crop else ones
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    place = torch.stack([(1 - wide) * spread(n, 1, rng), (1 - high) * spread(n, 1, rng)], 1)
+    place = place + 2 * torch.stack([spread(n, how.shift, rng), spread(n, how.shift, rng)], 1)
+    zoom = torch.exp(spread(n, math.log1p(how.scale), rng))
+    angle = spread(n, math.radians(how.rotate), rng)
+    left = torch.where(chosen(n, how.flip, rng), -1.0, 1.0)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
+    size = torch.stack([wide * zoom * left, high * zoom], 1)
+    return torch.cat([turn * size[:, None, :], place[:, :, None]], 2)
+
+
+def bent(x: Float[Tensor, "B 3 H H"], side: int, how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Every change of place at once: one bilinear look-up."""
+    where = affine(len(x), how, rng) * (side / x.shape[-1])
+    grid = F.affine_grid(where, [len(x), 3, side, side], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def softened(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """Neighbours mixed with the weights 1 4 6 4 1, down and across."""
+    weights = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    x = F.conv2d(F.pad(x, (0, 0, 2, 2), "replicate"), weights.view(1, 1, 5, 1).repeat(3, 1, 1, 1), groups=3)
+    return F.conv2d(F.pad(x, (2, 2, 0, 0), "replicate"), weights.view(1, 1, 1, 5).repeat(3, 1, 1, 1), groups=3)
+
+
+def outlined(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """Dark lines where brightness or colour jumps: the largest less the smallest of 3 x 3 pixels."""
+    jump = (F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)).amax(1, keepdim=True)
+    return x * (1 - 2 * jump).clamp(min=0)
+
+
+def mixing(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 3 3"]:
+    """The matrix that each colour goes through: shuffle, then saturation and grey, then tint, brightness, contrast."""
+    luma = torch.tensor(LUMA).expand(3, 3)
+    orders = torch.rand(n, 3, generator=rng).argsort(1)
+    orders = torch.where(chosen(n, how.shuffle, rng)[:, None], orders, torch.arange(3))
+    vivid = (1 + spread(n, how.saturation, rng)).masked_fill(chosen(n, how.grey, rng), 0)[:, None, None]
+    gain = (1 + spread(3 * n, how.tint, rng).view(n, 3)) * (1 + spread(n, how.brightness, rng))[:, None]
+    matrix = vivid * torch.eye(3) + (1 - vivid) * luma
+    return (gain[:, :, None] * matrix) @ torch.eye(3)[orders]
+
+
+def coloured(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Every change of colour at once: one matrix and one offset a picture. Values stay in 0..1."""
+    flat, matrix = x.flatten(2), mixing(len(x), how, rng)
+    keep = (1 + spread(len(x), how.contrast, rng))[:, None, None]
+    middle = (matrix @ flat.mean(2, keepdim=True)).mean(1, keepdim=True)
+    return torch.baddbmm((1 - keep) * middle, keep * matrix, flat).clamp_(0, 1).view(x.shape)
+
+
+def holed(x: Float[Tensor, "B 3 S S"], which: Tensor, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """A rectangle of an eighth to a third of each side, somewhere, filled with the picture's mean colour."""
+    side, place = x.shape[-1], torch.arange(x.shape[-1])
+    long = (side * (1 / 8 + torch.rand(2, len(x), 1, generator=rng) * (1 / 3 - 1 / 8))).ceil()
+    start = ((side - long + 1) * torch.rand(2, len(x), 1, generator=rng)).floor()
+    inside = (place >= start) & (place < start + long)
+    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & which[:, None, None, None]
+    return torch.where(hole, x.mean((2, 3), keepdim=True), x)
+
+
+def painted(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Blur, outlines, colour and holes, on values of 0..1."""
+    for chance, act in ((how.blur, softened), (how.outline, outlined)):
+        if chance:
+            which = chosen(len(x), chance, rng).nonzero()[:, 0]
+            x = x.index_copy(0, which, act(x[which]))
+    if any((how.brightness, how.contrast, how.saturation, how.tint, how.grey, how.shuffle)):
+        x = coloured(x, how, rng)
+    return holed(x, chosen(len(x), how.erase, rng), rng) if how.erase else x

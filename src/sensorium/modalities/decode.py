@@ -1,0 +1,196 @@
+"""Picture files, which may be hostile, to upright squares of pixels: every limit is checked before anything is decoded.
+
+    H height   W width
+
+A picture is uint8 with three channels. What is transparent, or padded, is white.
+"""
+from __future__ import annotations
+
+import io
+import re
+import stat
+import struct
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+PIXELS = 100_000_000                    # no larger picture is decoded
+BYTES = 1 << 30                         # and no larger file is read
+JPEG = b"\xff\xd8\xff"
+FORMATS = {                             # how a file begins -> the one reader that may open it
+    rb"\xff\xd8\xff": JpegImageFile, rb"\x89PNG\r\n\x1a\n": PngImageFile, rb"RIFF....WEBP": WebPImageFile,
+    rb"GIF8[79]a": GifImageFile, rb"BM": BmpImageFile, rb"II\*\0|MM\0\*": TiffImageFile}
+BROKEN = (                              # what Pillow's readers were seen to raise on files changed at random
+    OSError, SyntaxError, ValueError, EOFError, struct.error, ArithmeticError, LookupError, TypeError, AttributeError,
+    MemoryError, PIL.Image.DecompressionBombError, Warning)
+UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+EXIF = re.compile(rb"\xff\xe1..Exif\0\0|^Exif\0\0|^(?=II\*\0|MM\0\*)", re.DOTALL)
+
+
+def decode(raw: str | Path | bytes | PIL.Image.Image | np.ndarray, side: int,
+           square: str = "crop") -> UInt8[np.ndarray, "H W 3"]:
+    """One picture, upright, side x side pixels. Raises ValueError with the reason it cannot be.
+
+    square: "crop" (shorter side to fit, centre kept), "pad" (longer side to fit, white beside) or "stretch".
+    """
+    if isinstance(raw, np.ndarray):
+        return squared(_from_array(raw), side, square)
+    if isinstance(raw, PIL.Image.Image):
+        return _finished(raw, side, square)
+    data = raw if isinstance(raw, bytes) else _read(Path(raw))
+    if data.startswith(JPEG) and (pixels := _quick_jpeg(data, side, square)) is not None:
+        return upright(squared(pixels, side, square), orientation(data))
+    picture = _opened(data)
+    if isinstance(picture, JpegImageFile) and (scale := reduction(*picture.size, side, square)) > 1:
+        picture.draft(None, (picture.width // scale, picture.height // scale))
+    return _finished(picture, side, square)
+
+
+def reduction(wide: int, high: int, side: int, square: str) -> int:
+    """By how much (1, 2, 4, 8) a JPEG may be reduced while it is decoded, with twice what is kept still there."""
+    edge = min(max(wide, high), 2 * side * min(wide, high)) if square == "pad" else min(wide, high)
+    return next(scale for scale in (8, 4, 2, 1) if scale == 1 or edge >= 2 * side * scale)
+
+
+def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Resized, with antialiasing, to side x side."""
+    if isinstance(picture, np.ndarray):
+        if picture.shape == (side, side, 3):
+            return np.array(picture)
+        picture = PIL.Image.fromarray(picture)
+    wide, high = picture.size
+    if square == "pad":
+        return _padded(picture, side)
+    edge = min(wide, high)
+    box = (0, 0, wide, high) if square == "stretch" else (
+        (wide - edge) / 2, (high - edge) / 2, (wide + edge) / 2, (high + edge) / 2)
+    return np.array(picture.resize((side, side), PIL.Image.Resampling.BICUBIC, box, reducing_gap=3.0))
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation (1 to 8) of a JPEG file or an EXIF block; 1 where none can be read."""
+    found = EXIF.search(data[:1 << 16])
+    block = data[found.end():found.end() + (1 << 16)] if found else b""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 8:
+        return 1
+    first = struct.unpack_from(order + "I", block, 4)[0] + 2            # past the number of entries
+    for at in range(first, min(len(block) - 11, first + 12 * 64), 12):
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", block, at)
+        if tag == 0x112 and kind == 3:
+            return value
+    return 1
+
+
+def upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Turned as its orientation asks. Done last, where there is little to turn: cutting a square commutes with it."""
+    turns, mirror = UPRIGHT.get(orientation, (0, False))
+    turned = np.rot90(pixels, turns)
+    return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
+
+
+def _within_budget(wide: int, high: int) -> None:
+    if wide < 1 or high < 1:
+        raise ValueError("it has no pixels")
+    if wide * high > PIXELS:
+        raise ValueError(f"{wide} x {high} pixels, more than the {PIXELS:,} that are decoded")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a file")
+        if about.st_size > BYTES:
+            raise ValueError(f"a file of {about.st_size:,} bytes, more than the {BYTES:,} that are read")
+        return path.read_bytes()
+    except OSError as e:
+        raise ValueError((e.strerror or type(e).__name__).lower()) from e
+
+
+def _opened(data: bytes) -> PIL.Image.Image:
+    """A picture of which only the header is read yet, within the budget."""
+    if not data:
+        raise ValueError("the file is empty")
+    reader = next((reader for start, reader in FORMATS.items() if re.match(start, data, re.DOTALL)), None)
+    if reader is None:
+        raise ValueError("not a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
+    if reader is WebPImageFile and data[12:16] == b"VP8X":              # its reader allocates as it opens
+        _within_budget(*(int.from_bytes(data[at:at + 3], "little") + 1 for at in (24, 27)))
+    try:
+        picture = reader(io.BytesIO(data))
+    except BROKEN as e:
+        raise ValueError(f"its header is broken ({e or type(e).__name__})") from e
+    _within_budget(*picture.size)
+    return picture
+
+
+def _finished(picture: PIL.Image.Image, side: int, square: str) -> UInt8[np.ndarray, "H W 3"]:
+    _within_budget(*picture.size)
+    try:
+        picture.load()
+        _within_budget(*picture.size)
+        plain = _plain(picture)
+    except BROKEN as e:
+        raise ValueError(f"it cannot be decoded ({e or type(e).__name__})") from e
+    return upright(squared(plain, side, square), orientation(picture.info.get("exif", b"")))
+
+
+def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """As RGB: 16 bits to 8, what is transparent to white."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are fractions: convert it to 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        deep = np.asarray(picture)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("its pixels have 32 bits: convert it to 8 or 16")
+        picture = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _quick_jpeg(data: bytes, side: int, square: str) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The pixels that Pillow would decode, sooner; None without simplejpeg, or where a picture is not plain and whole."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    try:
+        high, wide, colours, _ = simplejpeg.decode_jpeg_header(data)
+        high, wide = int(high), int(wide)
+        _within_budget(wide, high)
+        if colours not in ("YCbCr", "RGB", "Gray"):
+            return None
+        scale = reduction(wide, high, side, square)
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-high // scale), min_width=-(-wide // scale))
+    except ValueError:
+        return None                     # Pillow has the last word on what is broken, and says why
+
+
+def _padded(picture: PIL.Image.Image, side: int) -> UInt8[np.ndarray, "H W 3"]:
+    scale = side / max(picture.size)
+    wide, high = (max(1, round(edge * scale)) for edge in picture.size)
+    out = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - high) // 2, (side - wide) // 2
+    small = picture.resize((wide, high), PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
+    out[top:top + high, left:left + wide] = np.asarray(small)
+    return out
+
+
+def _from_array(raw: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or raw.ndim == 3 and raw.shape[2] not in (1, 3, 4):
+        raise ValueError(f"an array of {raw.dtype} {list(raw.shape)}: expected uint8 [height, width, 1, 3 or 4]")
+    _within_budget(raw.shape[1], raw.shape[0])
+    if raw.shape[2:] == (3,):
+        return raw
+    return np.array(_plain(PIL.Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)))

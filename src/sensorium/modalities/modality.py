@@ -1,0 +1,57 @@
+"""What every sense must be able to do: learn its settings, load one raw value, lay several side by side."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorium.errors import SensoriumError
+
+
+@runtime_checkable
+class Modality(Protocol):
+    """The settings of one column. Frozen, JSON-able, stored with the run: what is served is what was trained."""
+
+    kind: ClassVar[str]
+
+    def fit(self, values: Iterable[Any]) -> Modality:
+        """These settings with what must be learned from training values: a tokenizer, a mean, the classes."""
+        ...
+
+    def load(self, raw: Any) -> np.ndarray:
+        """One raw value as a compact array. Raises ValueError with the reason where it cannot be read."""
+        ...
+
+    def collate(self, values: Sequence[np.ndarray]) -> Tensor:
+        """Loaded values as one tensor, padded where they differ in length: what a model takes."""
+        ...
+
+    def augment(self, batch: Tensor, rng: torch.Generator, **how: float) -> Tensor:
+        """The batch, changed at random in ways that keep its meaning; unchanged where no keyword asks for it."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        ...
+
+
+def settings(modality: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A settings dataclass as plain JSON values."""
+    return {f.name: getattr(modality, f.name) for f in fields(modality) if f.name not in without}
+
+
+def checked(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` if `cls` knows every key of it; lists become the tuples that frozen settings hold.
+
+    Raises SensoriumError naming the first unknown key.
+    """
+    known = {f.name for f in fields(cls)}
+    for key in given:
+        if key not in known:
+            raise SensoriumError(f"{cls.__name__} settings hold the unknown key {key!r}; known: {', '.join(sorted(known))}."
+                                 " The file was written by another version or changed by hand.")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}

@@ -1,0 +1,138 @@
+"""Words: a byte-pair tokenizer learned from the user's own text, and the embedding that turns ids into Tokens.
+
+    B batch   T tokens   D width
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from sensorium.modalities.modality import checked, settings
+from sensorium.tokens import CAUSAL, Tokens, line
+
+PAD, START, END = 0, 1, 2
+SPECIAL = ["<pad>", "<start>", "<end>"]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-pair merges learned from `texts`. Lower-cased, NFKC; any byte can be spelt, so no word is ever unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Settings of a text column. `length` counts the start and end tokens; a longer text is cut, its end token kept."""
+
+    kind: ClassVar[str] = "text"
+    length: int = 32
+    vocab_size: int = 8192
+    start: int = START
+    end: int = END
+    pad: int = PAD
+    tokenizer: Tokenizer | None = field(default=None, compare=False, repr=False)
+
+    def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
+        """Train the tokenizer on `values` (several captions a row are fine) unless it is there already."""
+        if self.tokenizer is not None:
+            return self
+        texts = (t for v in values if v is not None for t in ([v] if isinstance(v, str) else v))
+        tokenizer = train_tokenizer(texts, self.vocab_size)
+        return replace(self, tokenizer=tokenizer, vocab_size=tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text between its start and end token, int32 [n <= length]."""
+        if self.tokenizer is None:
+            raise ValueError("this text column has no tokenizer yet: fit it on training text first")
+        rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([self.start, *row.ids[:self.length - 2], self.end], dtype=np.int32) for row in rows]
+
+    def load(self, raw: str) -> np.ndarray:
+        """One text as int32 ids [n <= length]. Raises ValueError for anything but a string."""
+        if not isinstance(raw, str):
+            raise ValueError(f"expected text, found {type(raw).__name__}")
+        return self.encode([raw])[0]
+
+    def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
+        """Rows padded with `pad` to the longest of them."""
+        longest = max((len(v) for v in values), default=1)
+        batch = np.full((len(values), longest), self.pad, dtype=np.int64)
+        for row, ids in zip(batch, values, strict=True):
+            row[:len(ids)] = ids
+        return torch.from_numpy(batch)
+
+    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, *, drop: float = 0.0) -> Int[Tensor, "B T"]:
+        """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
+        if drop <= 0:
+            return batch
+        inner = (batch != self.pad) & (batch != self.start) & (batch != self.end)
+        gone = inner & (torch.rand(batch.shape, generator=rng) < drop)
+        gone &= ((inner & ~gone).sum(1) > 0)[:, None]                       # a text that would lose every word keeps all
+        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)        # closes the gaps, order kept
+        closed = batch.masked_fill(gone, self.pad).gather(1, kept_first)
+        return closed[:, :int((~gone & (batch != self.pad)).sum(1).max())]
+
+    def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n T"]:
+        """n made-up texts of 3 to `length` tokens, for tests and dry runs."""
+        sizes = torch.randint(3, self.length + 1, (n,), generator=rng)
+        texts = torch.randint(len(SPECIAL), self.vocab_size, (n, int(sizes.max())), generator=rng)
+        place = torch.arange(texts.shape[1])
+        texts[:, 0] = self.start
+        texts[place == sizes[:, None] - 1] = self.end
+        return texts.masked_fill(place >= sizes[:, None], self.pad)
+
+    def show(self, ids: Int[Tensor, "T"]) -> str:
+        """Ids back to words."""
+        assert self.tokenizer is not None
+        return self.tokenizer.decode([i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]).strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain settings; the tokenizer has a file of its own."""
+        return settings(self, without=("tokenizer",))
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> Text:
+        return cls(**checked(cls, given))
+
+
+class Words(nn.Module):
+    """Ids → Tokens: a learned vector for each id plus one for each place (learned positions, as CLIP and GPT-2).
+
+    A text is real up to and including its first `end`; what follows is padding. With `causal`, a word sees only the
+    past, and the token to read a text from is its end.
+    """
+
+    def __init__(self, dim: int, text: Text, *, causal: bool = True):
+        super().__init__()
+        self.ids, self.places = nn.Embedding(text.vocab_size, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.end, self.causal = text.end, causal
+        nn.init.normal_(self.ids.weight, std=0.02)
+        nn.init.normal_(self.places, std=0.01)
+
+    def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
+        """Where each text ends. A text without an end token counts in full."""
+        found = ids == self.end
+        return torch.where(found.any(1), found.int().argmax(1), ids.shape[1] - 1)
+
+    def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        ends = self.summary(ids)
+        if ids.device.type == "cpu":
+            ids = ids[:, :int(ends.max()) + 1]                              # nothing lies beyond the longest text
+        x = self.ids(ids) + self.places[:ids.shape[1]]
+        valid = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
+        return Tokens(x, line(x), CAUSAL if self.causal else None, valid)
+
+

@@ -1,0 +1,1 @@
+"""One file a loss, with the sampler that shares its equation."""

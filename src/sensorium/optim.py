@@ -1,0 +1,159 @@
+"""What turns gradients into a step: optimisers by name, the learning rate over time, the average of the weights."""
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+
+from sensorium.errors import SensoriumError
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every optimiser is told: its top learning rate, the decay of matrices, the two rates of forgetting."""
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+def make(name: str, module: nn.Module, options: Options) -> list[Optimizer]:
+    """The optimiser of that name over what `module` trains: one, or two that each see their part of the parameters.
+
+    What has fewer than two axes (scales, biases, norms, temperatures) is never decayed.
+    """
+    if name not in OPTIMIZERS:
+        raise SensoriumError(f"no optimizer is called {name!r}; there are {', '.join(OPTIMIZERS)}")
+    params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    if not params:
+        raise SensoriumError(f"{type(module).__name__} has nothing to train: every parameter is frozen")
+    return OPTIMIZERS[name](module, params, options)
+
+
+def decayed(params: list[Tensor], weight_decay: float) -> Groups:
+    """Two groups: matrices, with decay, and the rest, without; an empty one is left out."""
+    wide = {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay}
+    thin = {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}
+    return [g for g in (wide, thin) if g["params"]]
+
+
+class Lion(Optimizer):
+    """Steps of one size in the direction of the sign of the momentum (Chen et al. 2023, "Symbolic Discovery").
+
+    It wants about a third of AdamW's learning rate and three times its decay; half of AdamW's memory.
+    """
+
+    def __init__(self, params: Groups, lr: float, betas: tuple[float, float] = (0.9, 0.99)):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; there is no closure to call twice."""
+        for group in self.param_groups:
+            lr, (b1, b2) = group["lr"], group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                slow = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.mul_(1 - lr * group["weight_decay"]).add_(slow.lerp(p.grad, 1 - b1).sign_(), alpha=-lr)
+                slow.lerp_(p.grad, 1 - b2)
+
+
+def _sgd(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
+    return [SGD(decayed(params, o.weight_decay), lr=o.lr, momentum=o.betas[0])]
+
+
+def _adam(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
+    return [Adam(decayed(params, o.weight_decay), lr=o.lr, betas=o.betas, fused=True)]
+
+
+def _adamw(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
+    return [AdamW(decayed(params, o.weight_decay), lr=o.lr, betas=o.betas, fused=True)]
+
+
+def _lion(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
+    return [Lion(decayed(params, o.weight_decay), lr=o.lr, betas=o.betas)]
+
+
+def _muon(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
+    """Muon for the matrices that map one width to another, AdamW for the rest, at one learning rate for both."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}   # rows of a table are not a map
+    maps = [p for p in params if p.ndim == 2 and id(p) not in tables]
+    rest = [p for p in params if p.ndim != 2 or id(p) in tables]
+    both: list[Optimizer] = []
+    if maps:
+        both.append(Muon(maps, lr=o.lr, weight_decay=o.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return both + _adamw(module, rest, o) if rest else both
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, list[Tensor], Options], list[Optimizer]]] = {
+    "adamw": _adamw, "adam": _adam, "sgd": _sgd, "lion": _lion, "muon": _muon}
+
+
+def share(step: int, steps: int, warmup: float) -> float:
+    """The part of the learning rate that step 0 .. steps - 1 gets: up in a line, then down a half cosine to 0.
+
+    warmup: the part of all steps that goes up, 0 to 1. The first step gets more than 0; only step `steps` would get 0.
+    """
+    up = round(warmup * steps)
+    if step < up:
+        return (step + 1) / up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - up) / max(1, steps - up))))
+
+
+class Average:
+    """A moving average of a model's weights (EMA), which is often the better model; it starts quickly."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self._live = dict(model.named_parameters())
+        self.weights = {name: p.detach().clone() for name, p in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, k: int) -> None:
+        """After update k (from 0): move towards the weights, by at least 1 - decay, in the first steps by more."""
+        towards = 1 - min(self.decay, (k + 1) / (k + 10))
+        for name, p in self._live.items():
+            self.weights[name].lerp_(p, towards)
+
+    @contextmanager
+    def worn(self) -> Iterator[None]:
+        """For a while the model has the averaged weights; then its own again."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, p in self._live.items():
+            kept = p.detach().clone()
+            p.copy_(self.weights[name])
+            self.weights[name].copy_(kept)
+
+
+def memory(optimizers: Mapping[str, list[Optimizer]]) -> dict[str, Tensor]:
+    """Everything the optimisers remember, flat: player/which/parameter/what -> tensor."""
+    return {f"{player}/{i}/{p}/{what}": value
+            for player, several in optimizers.items() for i, optimizer in enumerate(several)
+            for p, seen in optimizer.state_dict()["state"].items() for what, value in seen.items()
+            if isinstance(value, Tensor)}
+
+
+def remember(optimizers: Mapping[str, list[Optimizer]], flat: Mapping[str, Tensor]) -> None:
+    """Put back what `memory` gave. Each tensor gets memory of its own, laid out as its parameter is."""
+    for player, several in optimizers.items():
+        for i, optimizer in enumerate(several):
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in flat.items():
+                whose, which, p, what = name.split("/")
+                if (whose, which) == (player, str(i)):
+                    like = params[int(p)] if value.shape == params[int(p)].shape else value
+                    state.setdefault(int(p), {})[what] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

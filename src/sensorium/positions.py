@@ -1,0 +1,52 @@
+"""How attention learns where tokens are: objects handed to Attention.
+
+    B batch   H heads   T queries   S keys   K head width
+"""
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Rotary(nn.Module):
+    """Turn each pair (i, i + K/2) of a head by an angle that grows with time (RoFormer, Su et al. 2021; Llama's layout).
+
+    What a query and a key have to do with each other then depends on the distance between them alone.
+    """
+
+    def __init__(self, head: int, base: float = 10_000.0):
+        super().__init__()
+        self.register_buffer("rate", base ** (-torch.arange(0, head, 2).float() / head), persistent=False)
+        self.rate: Tensor
+
+    def turn(self, x: Float[Tensor, "B H T K"], pos: Float[Tensor, "B T 3"]) -> Float[Tensor, "B H T K"]:
+        angle = (pos[:, :, :1] * self.rate)[:, None]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, None]:
+        return self.turn(q, q_pos), self.turn(k, k_pos), None
+
+
+class RelativeBias(nn.Module):
+    """One learned number a head for each distance, near ones apart, far ones in ever wider buckets (T5, Raffel et al. 2020).
+
+    Hand the same object to every layer: T5 shares it.
+    """
+
+    def __init__(self, heads: int, buckets: int = 32, farthest: int = 128):
+        super().__init__()
+        self.bias, self.farthest = nn.Embedding(buckets, heads), farthest
+
+    def bucket(self, distance: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Half of the buckets for keys ahead of the query, half for those behind; in each, half for exact distances."""
+        half = self.bias.num_embeddings // 2
+        exact, far = half // 2, distance.abs()
+        wide = exact + (torch.log(far.float().clamp(min=1) / exact) / math.log(self.farthest / exact) * (half - exact)).long()
+        return torch.where(far < exact, far, wide.clamp(max=half - 1)) + half * (distance > 0)
+
+    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
+        distance = (k_pos[:, None, :, 0] - q_pos[:, :, None, 0]).long()
+        return q, k, self.bias(self.bucket(distance)).permute(0, 3, 1, 2)

@@ -1,0 +1,147 @@
+"""How a run tells of itself: a bar or a line now and then, metrics.jsonl, and the curve drawn from it."""
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sensorium import durable
+
+EVERY = 10.0                                            # seconds between lines where no bar can be drawn
+Point = tuple[float, float]
+
+
+class Log:
+    """The record of one run from some step on. Entries of later steps, left by a process that died, are cut off."""
+
+    def __init__(self, folder: Path, steps: int, start: int, batch_size: int, quiet: bool = False):
+        self.path, self.steps, self.batch_size, self.quiet = folder / "metrics.jsonl", steps, batch_size, quiet
+        self.entries = read_metrics(self.path, start)
+        durable.write(self.path, "".join(json.dumps(e) + "\n" for e in self.entries).encode())
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"), console=self._console, disable=quiet or not self._console.is_terminal)
+        self._task = self._bar.add_task("training", total=steps, completed=start, figures="")
+        self._since = self._last = time.monotonic()
+        self._done = start
+        self._start = start
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._file.close()
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Record one update and show it."""
+        self._add({"step": step, **figures})
+        now = time.monotonic()
+        rate = (step - self._done) * self.batch_size / max(now - self._last, 1e-9)
+        line = f"loss {_total(figures):.4f}  lr {figures['lr']:.2g}"
+        self._bar.update(self._task, completed=step, figures=f"{line}  {rate:,.0f} samples/s")
+        if now - self._last >= (EVERY if self._bar.disable else 1.0) or step == self._start + 1:
+            left = (now - self._since) / (step - self._start) * (self.steps - step)
+            if self._bar.disable:
+                self.say(f"step {step}/{self.steps}  {line}  {rate:,.0f} samples/s  {clock(left)} left")
+            self._last, self._done = now, step
+
+    def evaluation(self, step: int, figures: Mapping[str, float], metric: str) -> None:
+        """Record what validation found, say it, and draw the curve anew."""
+        self._add({"step": step, "evaluation": dict(figures)})
+        self.say(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        durable.write(self.path.with_name("curve.png"), curve(self.entries, metric))
+
+    def say(self, text: str) -> None:
+        """One line to whoever watches."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def sync(self) -> None:
+        """What was recorded is on the disk."""
+        self._file.flush()
+        durable.sync(self._file.fileno())
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        self.entries.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: Path, until: int | None = None) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl up to a step; it ends at a line that was never finished."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if until is None or entry["step"] <= until:
+            entries.append(entry)
+    return entries
+
+
+def curve(entries: Sequence[Mapping[str, Any]], metric: str, size: tuple[int, int] = (960, 420)) -> bytes:
+    """A PNG: the loss of every step from the left scale, the validation metric from the right one."""
+    losses = [(e["step"], _total(e)) for e in entries if "evaluation" not in e]
+    found = [(e["step"], e["evaluation"][metric]) for e in entries if metric in e.get("evaluation", {})]
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((60, 30, size[0] - 60, size[1] - 30), outline="#cccccc")
+    steps = max([1, *(x for x, _ in losses + found)])
+    _line(pen, size, losses, steps, "#1f77b4", "loss", right=False)
+    _line(pen, size, found, steps, "#d62728", metric, right=True)
+    pen.text((size[0] - 60, size[1] - 24), f"step {steps}", fill="black", font=_font(), anchor="ra")
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, left = divmod(int(seconds), 60)
+    return f"{minutes}:{left:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+
+
+def _line(pen: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequence[Point], steps: int, colour: str, name: str,
+          right: bool) -> None:
+    """One curve with its own scale, the lowest and the highest value written at its side."""
+    points = [p for p in _thinned(points, size[0] - 120) if math.isfinite(p[1])]
+    if not points:
+        return
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    at = [(60 + x / steps * (size[0] - 120), size[1] - 30 - (y - low) / ((high - low) or 1) * (size[1] - 60))
+          for x, y in points]
+    pen.line(at, fill=colour, width=2)
+    for x, y in at if len(at) <= 100 else []:
+        pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+    side, anchor = (size[0] - 4, "r") if right else (4, "l")
+    pen.text((side, 30), f"{high:.3g}", fill=colour, font=_font(), anchor=anchor + "m")
+    pen.text((side, size[1] - 30), f"{low:.3g}", fill=colour, font=_font(), anchor=anchor + "m")
+    pen.text((side, 6), name, fill=colour, font=_font(), anchor=anchor + "a")
+
+
+def _thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most that many points: means of equal stretches."""
+    n = math.ceil(len(points) / most) or 1
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in (points[i:i + n] for i in range(0, len(points), n))]
+
+
+def _total(figures: Mapping[str, Any]) -> float:
+    """The losses of all players as one figure."""
+    return sum(v for k, v in figures.items() if k.startswith("loss"))
+
+
+def _font() -> Any:
+    return ImageFont.load_default(13)
+
+

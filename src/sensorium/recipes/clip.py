@@ -1,0 +1,54 @@
+"""CLIP (Radford et al. 2021): two towers learn which caption belongs to which picture."""
+from sensorium.align import ALIGNS
+from sensorium.data.schema import Schema
+from sensorium.modalities.image import Image, Patches
+from sensorium.modalities.text import Text, Words
+from sensorium.models import Encoder, Tower, Towers
+from sensorium.objectives.contrastive import LOSSES, Contrastive
+from sensorium.recipes.embed import Embedder
+from sensorium.recipes.recipe import Recipe, Training, one_of
+from sensorium.recipes.retrieval import samples, validate
+from sensorium.transformer import transformer
+
+HEAD = 64                                   # width of one attention head
+
+
+def clip(schema: Schema, *, image: str | None = None, text: str | None = None, tower: str = "vit", dim: int = 192,
+         depth: int = 6, text_depth: int = 4, out: int = 256, patch: int = 0, align: str = "linear",
+         loss: str = "infonce", dropout: float = 0.0, smoothing: float = 0.0) -> Recipe:
+    """Pictures and words in one space: retrieval both ways, search, zero-shot classification.
+
+    Args:
+        image: picture column; by default the only one.
+        text: caption column, or several joined by commas; by default the only one.
+        tower: what reads pictures: vit.
+        dim: width of both towers.
+        depth: blocks of the picture tower.
+        text_depth: blocks of the text tower.
+        out: width of the shared space.
+        patch: side of a patch in pixels; 0: an eighth of the picture.
+        align: the way into the shared space: linear, nonlinear, or multiscale (parts are compared too).
+        loss: infonce (CLIP) or siglip.
+        dropout: share of activations dropped in each block.
+        smoothing: label smoothing of infonce.
+    """
+    one_of("align", align, list(ALIGNS)), one_of("loss", loss, LOSSES)
+    picture, words = schema.pick("image", image), schema.pick("text", text)
+    seen, read = schema[picture], schema[words]
+    eye = EYES[one_of("tower", tower, list(EYES))](seen, dim, depth, patch, dropout)
+    voice = Encoder(Words(dim, read), transformer(dim, text_depth, max(1, dim // HEAD), dropout=dropout))
+    towers = {picture: Tower(eye, ALIGNS[align](dim, out), out), words: Tower(voice, ALIGNS[align](dim, out), out)}
+    model = Towers(towers, temperature=0.1, biased=True) if loss == "siglip" else Towers(towers, temperature=0.07)
+    return Recipe(
+        model=model, objective=Contrastive(picture, words, loss, smoothing), columns=(picture, words), training=Training(),
+        verbs={"embed": Embedder(model, {"image": (picture, seen), "text": (words, read)})},
+        augment={picture: {}, words: {}},
+        metric="recall@1", validate=validate((picture, words)), samples=samples((picture, words)), after_step=Towers.clamp)
+
+
+def _vit(image: Image, dim: int, depth: int, patch: int, dropout: float) -> Encoder:
+    return Encoder(Patches(dim, image.size, patch or image.size // 8),
+                   transformer(dim, depth, max(1, dim // HEAD), first=True, dropout=dropout))
+
+
+EYES = {"vit": _vit}

@@ -1,0 +1,51 @@
+"""The verb `embed`: raw pictures or words in, unit vectors in the shared space out."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sensorium.errors import SensoriumError
+from sensorium.modalities.modality import Modality
+from sensorium.models import Towers
+
+
+class Embedder:
+    """embed(image=[...]) or embed(text=[...]) → float32 [N, E], rows of length one."""
+
+    def __init__(self, model: Towers, senses: Mapping[str, tuple[str, Modality]]):
+        self.model, self.senses = model, senses        # kind -> (tower's name, settings of its column)
+
+    def __call__(self, *, batch_size: int = 256, **given: Sequence[Any]) -> np.ndarray:
+        """One keyword: the kind of value ("image", "text") with a list of raw values.
+
+        Raises SensoriumError naming the first value that cannot be read.
+        """
+        if len(given) != 1:
+            raise SensoriumError(f"embed takes one kind of value at a time ({' or '.join(self.senses)}), got {', '.join(given) or 'none'}")
+        (kind, values), = given.items()
+        if kind not in self.senses:
+            raise SensoriumError(f"this model embeds {' and '.join(self.senses)}, not {kind}")
+        name, modality = self.senses[kind]
+        loaded = [self._load(modality, value) for value in values]
+        vectors = np.zeros((len(loaded), self.width(name)), dtype=np.float32)
+        by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))         # so that little is padding
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            for rows in (by_length[i:i + batch_size] for i in range(0, len(by_length), batch_size)):
+                vectors[rows] = self.model[name](modality.collate([loaded[i] for i in rows])).numpy()
+        self.model.train(was_training)
+        return vectors
+
+    def width(self, name: str) -> int:
+        """E of the shared space."""
+        return self.model[name].width
+
+    @staticmethod
+    def _load(modality: Modality, value: Any) -> np.ndarray:
+        try:
+            return modality.load(value)
+        except ValueError as error:
+            shown = value if isinstance(value, str) or hasattr(value, "__fspath__") else f"a {type(value).__name__}"
+            raise SensoriumError(f"cannot read {shown}: {error}") from error

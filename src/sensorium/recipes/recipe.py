@@ -1,0 +1,93 @@
+"""A recipe is a function of a schema; its keyword arguments are the whole configuration of a run.
+
+    def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
+"""
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sensorium.data.schema import Schema
+from sensorium.models import Batch
+
+Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
+Make = Callable[..., "Recipe"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run goes. A recipe sets defaults; every field is a keyword of `train` and an option of its command."""
+
+    epochs: float = 20                      # passes over the training rows
+    batch_size: int = 128                   # rows in a step
+    accumulate: int = 1                     # split a step's rows into this many parts to save memory
+    per_group: int = 0                      # rows of the same thing side by side in a batch; 0: as they come
+    augment: bool = True                    # change training samples at random, as the recipe says
+    lr: float = 1e-3                        # the highest learning rate
+    optimizer: str = "adamw"                # adamw, adam, sgd, lion, muon
+    weight_decay: float = 0.1               # on weight matrices alone
+    beta2: float = 0.98                     # memory of squared gradients
+    warmup: float = 0.05                    # share of the steps in which the rate rises
+    clip_norm: float = 1.0                  # longest gradient; 0: any
+    ema: float = 0.0                        # decay of the averaged weights that are kept; 0: no average
+    precision: str = "auto"                 # fp32, bf16, or whichever measures faster
+    patience: int = 0                       # evaluations without improvement before stopping; 0: never
+    evaluate_every: float = 1.0             # epochs
+    save_every: float = 1.0                 # epochs
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a family is made of, ready to train."""
+
+    model: nn.Module
+    objective: Objective                                            # (model, batch) -> {player: loss}
+    columns: tuple[str, ...]                                        # what it reads; "a,b" is the union of two
+    verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
+    training: Training = field(default_factory=Training)
+    augment: Mapping[str, Mapping[str, float]] = field(default_factory=dict)     # column -> how, while training
+    metric: str = "loss"                                            # of `validate`; higher is better unless a loss
+    validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
+    samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
+    after_step: Callable[[Any], None] | None = None                 # what must hold after each update
+
+
+def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`given` as (the recipe's own keywords, fields of Training).
+
+    Raises TypeError, naming the nearest known keyword, for one that is neither.
+    """
+    own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    loop = {f.name for f in fields(Training)}
+    for name in given:
+        if name not in own | loop:
+            near = difflib.get_close_matches(name, sorted(own | loop), 1)
+            raise TypeError(f"{make.__name__}() got an unexpected keyword argument {name!r}"
+                            + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(sorted(own | loop))}"))
+    return ({k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own})
+
+
+def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with its training settings, and every keyword that went into it: plain values for the checkpoint."""
+    own, loop = split_keywords(make, given)
+    bound = inspect.signature(make).bind(schema, **own)
+    bound.apply_defaults()
+    recipe = make(schema, **own)
+    recipe = replace(recipe, training=replace(recipe.training, **loop))
+    keywords = {k: v for k, v in bound.kwargs.items()}
+    return recipe, {**keywords, **asdict(recipe.training)}
+
+
+def one_of(option: str, given: str, known: Sequence[str]) -> str:
+    """`given`, if it is among the `known` choices of an option; TypeError naming them otherwise."""
+    if given not in known:
+        raise TypeError(f"{option}={given!r} is not one of {', '.join(known)}")
+    return given

@@ -1,0 +1,218 @@
+"""One update of the weights: forward, backward, look whether all is finite, clip, step. Nothing here knows a family."""
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from sensorium import optim
+from sensorium.errors import SensoriumError
+from sensorium.models import Batch
+from sensorium.recipes.recipe import Recipe, Training
+
+Losses = dict[str, Tensor]
+BETA1 = 0.9
+GAIN = 0.9                                              # bf16 is taken where it needs less than this part of the time
+
+
+@runtime_checkable
+class Accumulating(Protocol):
+    """An objective whose rows depend on one another, so that a batch in parts needs its own way (GradCache)."""
+
+    def accumulate(self, model: Any, batches: Sequence[Batch]) -> Losses:
+        """The losses of all the batches as one; their gradients are added to the parameters."""
+        ...
+
+
+class NonFinite(SensoriumError):
+    """A loss or gradient that is not a number: raised before the weights are touched."""
+
+    def __init__(self, what: str, place: str, rows: list[int]):
+        super().__init__(f"{what}; {place}")
+        self.what, self.place, self.rows = what, place, rows
+
+
+class Step:
+    """A recipe with one optimiser per player. An objective of several players names them in `objective.players`."""
+
+    def __init__(self, recipe: Recipe, steps: int, precision: str):
+        self.recipe, self.training, self.steps, self.precision = recipe, recipe.training, steps, precision
+        self.model = recipe.model
+        players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
+        modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
+        options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2))
+        self.optimizers = {name: optim.make(self.training.optimizer, m, options) for name, m in modules.items()}
+        self.params = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
+        self.average = optim.Average(self.model, self.training.ema) if self.training.ema else None
+
+    def __call__(self, batch: Batch, k: int) -> dict[str, float]:
+        """Update k (from 0): losses, gradient lengths, learning rate. Raises NonFinite, the weights untouched."""
+        self.model.train()
+        chance = torch.get_rng_state()
+        losses = self._gradients(batch)
+        norms = {name: self._clip(params) for name, params in self.params.items()}
+        if bad := [name for name in losses if not math.isfinite(losses[name])]:
+            raise self._fault(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
+        if bad := [name for name in norms if not math.isfinite(norms[name])]:
+            raise self._fault(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
+        rate = self.training.lr * optim.share(k, self.steps, self.training.warmup)
+        self._move(rate, k)
+        return {**_named("loss", losses), **_named("grad_norm", norms), "lr": rate}
+
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        for optimizer in (o for several in self.optimizers.values() for o in several):
+            optimizer.zero_grad()
+        objective, parts = self.recipe.objective, split(batch, self.training.accumulate)
+        if len(parts) > 1 and isinstance(objective, Accumulating):
+            with cast(self.precision, self.model):
+                return {name: loss.item() for name, loss in objective.accumulate(self.model, parts).items()}
+        totals = dict.fromkeys(self.params, 0.0)
+        for part in parts:
+            weight = _rows(part) / _rows(batch)
+            with cast(self.precision, self.model):
+                losses = objective(self.model, part)
+            for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
+                (loss * weight if weight < 1 else loss).backward(inputs=self.params[name], retain_graph=left > 0)
+                totals[name] += loss.item() * weight
+        return totals
+
+    def _clip(self, params: list[nn.Parameter]) -> float:
+        norm = get_total_norm([p.grad for p in params if p.grad is not None])
+        if self.training.clip_norm and norm.isfinite():
+            clip_grads_with_norm_(params, self.training.clip_norm, norm)
+        return norm.item()
+
+    def _move(self, rate: float, k: int) -> None:
+        for optimizer in (o for several in self.optimizers.values() for o in several):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        if self.recipe.after_step:
+            self.recipe.after_step(self.model)
+        if self.average:
+            self.average.update(k)
+
+    def _fault(self, what: str, batch: Batch, chance: Tensor) -> NonFinite:
+        """Where it began: a column of the batch, else the first module of a second forward, else a parameter."""
+        for column, values in batch.items():
+            if rows := _unsound(values, _rows(batch)):
+                return NonFinite(what, f"column {column} of the batch is not finite", _named_rows(batch, rows))
+        torch.set_rng_state(chance)
+        with torch.no_grad(), cast(self.precision, self.model):
+            found = first_unsound(self.model, lambda: self.recipe.objective(self.model, batch), _rows(batch))
+        if found:
+            return NonFinite(what, f"it begins in module {found[0]}", _named_rows(batch, found[1]))
+        graded = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        names = [name for name, grad in graded if not grad.isfinite().all()]
+        place = f"it begins in the gradient of {names[-1]}" if names else "every module's output is finite"
+        return NonFinite(what, place, _named_rows(batch, list(range(_rows(batch)))))
+
+
+def first_unsound(model: nn.Module, forward: Callable[[], object], size: int) -> tuple[str, list[int]] | None:
+    """The first module that says something not finite during `forward`, and the rows of the batch for which it does."""
+    found: list[tuple[str, list[int]]] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: object, said: object) -> None:
+            for value in _tensors(said):
+                if not found and (rows := _unsound(value, size)):
+                    found.append((name or type(module).__name__, rows))
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def measured_precision(recipe: Recipe, batch: Batch) -> str:
+    """fp32 or bf16: whichever trains a copy of the model faster on this batch. Weights and chance stay as they are."""
+    seconds = {}
+    with torch.random.fork_rng():
+        for precision in ("fp32", "bf16"):
+            trial = copy.deepcopy(recipe.model).train()
+            seconds[precision] = min([_timed(trial, recipe, batch, precision) for _ in range(3)][1:])
+    return "bf16" if seconds["bf16"] < GAIN * seconds["fp32"] else "fp32"
+
+
+def cast(precision: str, model: nn.Module) -> AbstractContextManager[object]:
+    """The context in which a forward runs in that precision, on the device of the model."""
+    if precision not in ("fp32", "bf16"):
+        raise SensoriumError(f"precision {precision!r} is not one of auto, fp32, bf16")
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch as that many of nearly equal size, in order; fewer where it has fewer rows."""
+    parts = max(1, min(parts, _rows(batch)))
+    if parts == 1:
+        return [batch]
+    pieces = {name: values.tensor_split(parts) for name, values in batch.items()}
+    return [{name: several[i] for name, several in pieces.items()} for i in range(parts)]
+
+
+def check(training: Training) -> None:
+    """Raises SensoriumError for settings that cannot train."""
+    for name, least in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("ema", 0),
+                        ("warmup", 0), ("clip_norm", 0), ("patience", 0), ("evaluate_every", 0), ("save_every", 0)):
+        if not getattr(training, name) >= least:
+            raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at least {least}")
+    for name in ("ema", "warmup", "beta2"):
+        if getattr(training, name) > 1:
+            raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at most 1")
+    if training.precision not in ("auto", "fp32", "bf16"):
+        raise SensoriumError(f"precision {training.precision!r} is not one of auto, fp32, bf16")
+
+
+def _timed(model: nn.Module, recipe: Recipe, batch: Batch, precision: str) -> float:
+    start = time.perf_counter()
+    with cast(precision, model):
+        losses = recipe.objective(model, batch)
+    torch.stack([loss for loss in losses.values()]).sum().backward()
+    return time.perf_counter() - start
+
+
+def _named(what: str, values: dict[str, float]) -> dict[str, float]:
+    """The one player called model needs no name in the log."""
+    return {what if name == "model" else f"{what}_{name}": value for name, value in values.items()}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in what a module returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors([getattr(value, f.name) for f in fields(value)])
+
+
+def _unsound(value: Tensor, size: int) -> list[int]:
+    """The rows in which a tensor is not finite: all of them where its first axis is not the batch."""
+    if not value.is_floating_point() or value.isfinite().all():
+        return []
+    if value.ndim == 0 or len(value) != size:
+        return list(range(size))
+    return (~value.isfinite().reshape(size, -1).all(1)).nonzero().flatten().tolist()
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _named_rows(batch: Batch, rows: list[int]) -> list[int]:
+    """Positions in the batch as rows of the data set."""
+    return batch["row"][rows].tolist() if "row" in batch else rows

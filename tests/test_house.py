@@ -1,0 +1,124 @@
+"""The house rules of docs/architecture.md, kept by a test instead of by memory. Changing a number here is a design decision."""
+import ast
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
+FLOORS = ["errors tokens kernels durable", "transformer positions", "modalities", "align models objectives data metrics", "recipes",
+          "optim step train snapshot checkpoint progress card evaluate", "tasks", "show doctor demo", "cli", "__main__"]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
+FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
+CORE = ("tokens", "transformer", "align", "models")
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
+FORBIDDEN_NAMES = {"eval", "exec", "__import__"}
+FORBIDDEN_CALLS = {"torch.load", "torch.save", "yaml.load", "pickle.load", "pickle.loads", "os.system"}
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "joblib", "yaml", "shelve", "marshal"}
+CORE_IMPORTS = {"torch", "numpy", "PIL", "safetensors", "tokenizers", "einops", "jaxtyping", "cyclopts", "rich", "sensorium"}
+
+
+def files() -> Iterator[tuple[Path, str, ast.Module]]:
+    for path in sorted(HOUSE.rglob("*.py")):
+        yield path.relative_to(HOUSE), path.relative_to(HOUSE).parts[0].removesuffix(".py"), ast.parse(path.read_text())
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines(f: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (f.end_lineno or f.lineno) - f.lineno + 1
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_imports_only_go_down() -> None:
+    for path, room, tree in files():
+        if room == "__init__":
+            continue                                            # the front door names every room, and imports none
+        for name in imports(tree):
+            if name.startswith("sensorium."):
+                other = name.split(".")[1]
+                assert room == other or FLOOR[other] < FLOOR[room], f"{path}: {room} may not import {other}"
+
+
+def test_families_are_named_only_in_recipes() -> None:
+    for path, room, tree in files():
+        names = {n.name.lower() for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+        assert room == "recipes" or not names & FAMILIES, f"{path}: {names & FAMILIES}"
+
+
+def test_rooms_stay_small() -> None:
+    for path, room, tree in files():
+        assert path.stem not in NAMELESS, f"{path}: a room with no name"
+        assert len((HOUSE / path).read_text().splitlines()) <= 300, path
+        for f in functions(tree):
+            arguments = [a for a in f.args.args + f.args.kwonlyargs if a.arg not in ("self", "cls")]
+            assert lines(f) <= 40, f"{path}:{f.name} is {lines(f)} lines"
+            assert len(arguments) <= (12 if room == "recipes" else 7), f"{path}:{f.name} takes {len(arguments)} arguments"
+
+
+def test_functions_are_short() -> None:
+    sizes = [lines(f) for _, _, tree in files() for f in functions(tree)]
+    assert statistics.median(sizes) < 10
+
+
+def test_the_core_is_read_in_one_sitting() -> None:
+    assert sum(len((HOUSE / f"{room}.py").read_text().splitlines()) for room in CORE) <= 600
+
+
+def test_public_functions_are_typed() -> None:
+    for path, _, tree in files():
+        for f in functions(tree):
+            if not f.name.startswith("_"):
+                bare = [a.arg for a in f.args.args + f.args.kwonlyargs if a.annotation is None and a.arg not in ("self", "cls")]
+                assert f.returns is not None and not bare, f"{path}:{f.name} lacks types: {bare or 'its result'}"
+
+
+def test_nothing_unsafe() -> None:
+    for path, _, tree in files():
+        assert not {n.split(".")[0] for n in imports(tree)} & FORBIDDEN_IMPORTS, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in FORBIDDEN_NAMES | FORBIDDEN_CALLS, f"{path}:{node.lineno} calls {called}"
+                assert "extractall" not in called, f"{path}:{node.lineno}"
+                for keyword in node.keywords:
+                    value = getattr(keyword.value, "value", None)
+                    assert keyword.arg not in ("shell", "allow_pickle") or value is False, f"{path}:{node.lineno}: {keyword.arg}"
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                reraises = isinstance(node.body[-1], ast.Raise)
+                assert (caught not in ("", "Exception", "BaseException")) or reraises, f"{path}:{node.lineno} swallows everything"
+
+
+def test_extras_are_imported_where_they_are_used() -> None:
+    for path, _, tree in files():
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+                for name in imports(ast.Module([node], [])):
+                    top = name.split(".")[0]
+                    assert top in CORE_IMPORTS or top in sys.stdlib_module_names, f"{path} imports {top} at its head"
+
+
+@pytest.mark.parametrize("statement", ["import sensorium", "import sensorium; dir(sensorium)"])
+def test_import_does_nothing(statement: str) -> None:
+    code = f"import sys; {statement}; print([m for m in ('torch', 'numpy', 'PIL', 'rich', 'cyclopts') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_training_run_pulls_in_few_files() -> None:
+    code = ("import sys, sensorium.train, sensorium.recipes; "
+            "print(len([m for m in sys.modules if m.startswith('sensorium.') and hasattr(sys.modules[m], '__file__')"
+            " and not (sys.modules[m].__file__ or '').endswith('__init__.py')]))")
+    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) <= 30
