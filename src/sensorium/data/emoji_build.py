@@ -9,6 +9,7 @@ only shapes, gradients and filters are let through to the rasteriser, nothing th
 """
 import hashlib
 import io
+import json
 import math
 import re
 import tempfile
@@ -25,7 +26,7 @@ from PIL import Image
 from sensorium import durable
 from sensorium.data import emoji
 from sensorium.data.emoji_names import Concept, Matcher, read_concepts, split_of
-from sensorium.data.emoji_packages import LANGUAGES, NAMES, PERMISSIVE, STYLES, Opened, Package, fetch, find, open_package
+from sensorium.data.emoji_packages import LANGUAGES, NAMES, PERMISSIVE, STYLES, Opened, fetch, find, open_package
 from sensorium.errors import SensoriumError
 
 EMBEDDED_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "ru", "ja", "zh")
@@ -56,7 +57,9 @@ class Report:
                  f"{len(self.languages)} languages, {self.size} pixels, {self.megabytes:.1f} MB, {self.seconds:.0f} s",
                  "  styles  " + ", ".join(f"{name} {n:,}" for name, n in self.drawings.items()),
                  "  splits  " + ", ".join(f"{name} {n:,}" for name, n in self.splits.items()),
-                 *_hardness(self.neighbours), *(f"  skipped {what}" for what in self.skipped)]
+                 *(f"  {artist:<18} found by pixels {n.same:.3f}, near twins {n.twin:.3f} of {n.drawings:,}"
+                   for artist, n in self.neighbours.items()),
+                 *(f"  skipped {what}" for what in self.skipped)]
         return "\n".join(lines)
 
 
@@ -76,24 +79,24 @@ def build_emoji(out: str | Path, *, full: bool = False, size: int = 64, language
     _renderer()
     _claim(folder)
     styles = [style for style in STYLES if full or style.licence in PERMISSIVE]
-    with tempfile.TemporaryDirectory() as fetched:
+    with tempfile.TemporaryDirectory() as work:
         if packages is None:
             say(f"fetching {len(styles) + 1} packages (about {36 if full else 31} MB)")
-            fetch(Path(fetched), [NAMES, *styles])
-        paths = find(Path(packages or fetched), [NAMES, *styles])
+            fetch(Path(work), [NAMES, *styles])
+        paths = find(Path(packages or work), [NAMES, *styles])
         names = open_package(paths[NAMES.name], NAMES, [f"{code}/data.json" for code in codes])
-        concepts = read_concepts(names, codes, flags)
         sets = [open_package(paths[style.name], style, ["icons.json", "chars.json"]) for style in styles]
-    sheets, skipped = _draw_all(folder, sets, concepts, size, say)
-    header = emoji.Header(emoji.FORMAT, emoji.VERSION, size, _columns(concepts), len(concepts), list(codes), "", "", {}, sheets)
-    durable.write(folder / emoji.CONCEPTS, b"".join(_line(concept) for concept in concepts))
-    say("measuring how hard each artist is")
-    neighbours = _hold_out(folder, header, full)
-    table = emoji.open_sheets(folder, languages=["en"], captions="label")
-    _write_attribution(folder, names, emoji.read_header(folder), full)
-    return Report(folder, size, len(concepts), len({c.family for c in concepts}), codes, {s.style: s.drawings for s in sheets},
-                  dict(Counter(table.columns["split"])), neighbours, tuple(skipped),
-                  sum(p.stat().st_size for p in folder.iterdir()) / 1e6, time.monotonic() - start)
+        concepts = read_concepts(names, codes, flags)
+        stage = Path(work) / "set"
+        stage.mkdir()
+        sheets, skipped = _draw_all(stage, sets, concepts, size, say)
+        (stage / emoji.CONCEPTS).write_bytes(b"".join(_line(concept) for concept in concepts))
+        say("measuring how hard each artist is")
+        header = emoji.Header(emoji.FORMAT, emoji.VERSION, size, _columns(concepts), len(concepts), list(codes), "", "", {}, sheets)
+        header = _hold_out(stage, header, full)
+        (stage / ATTRIBUTION).write_bytes(_attribution(names, header, full))
+        _publish(stage, folder)
+    return _report(folder, header, concepts, skipped, time.monotonic() - start)
 
 
 def _languages(wanted: Sequence[str]) -> tuple[str, ...]:
@@ -104,22 +107,33 @@ def _languages(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _claim(folder: Path) -> None:
-    """Make `folder` ours: new, empty, or a set of sheets, whose header goes first and comes back last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    durable.sweep(folder)
+    """See that `folder` is new, empty, or a set of sheets that may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise SensoriumError(f"{folder} is a file; choose a new or empty folder.")
     ours = {emoji.HEADER, emoji.CONCEPTS, ATTRIBUTION}
-    other = [p.name for p in folder.iterdir() if p.name not in ours and p.suffix != ".webp"]
+    other = [p.name for p in folder.glob("*") if p.name not in ours and p.suffix not in (".webp", ".tmp")]
     if other:
         raise SensoriumError(f"{folder} holds other files ({', '.join(sorted(other)[:3])}); choose a new or empty folder.")
-    for path in [folder / emoji.HEADER, *folder.iterdir()]:
-        path.unlink(missing_ok=True)
+
+
+def _publish(stage: Path, folder: Path) -> None:
+    """Put the finished set into `folder`. Its header goes first and comes back last: half a set is no set."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        durable.sweep(folder)
+        for old in [folder / emoji.HEADER, *folder.glob("*.webp")]:
+            old.unlink(missing_ok=True)
+    except OSError as e:
+        raise SensoriumError(f"could not write {folder}: {e.strerror or e}. Choose another place.") from e
+    for path in sorted(stage.iterdir(), key=lambda p: (p.name == emoji.HEADER, p.name)):
+        durable.write(folder / path.name, path.read_bytes())
 
 
 def _columns(concepts: Sequence[Concept]) -> int:
     return math.ceil(math.sqrt(len(concepts)))
 
 
-def _draw_all(folder: Path, sets: list[Opened], concepts: list[Concept], size: int,
+def _draw_all(stage: Path, sets: list[Opened], concepts: list[Concept], size: int,
               say: Callable[[str], object]) -> tuple[list[emoji.Sheet], list[str]]:
     """One sheet per set, written; and the drawings that could not be used, at most 1 % of them."""
     matcher, sheets, skipped = Matcher(concepts, sets), [], []
@@ -133,7 +147,7 @@ def _draw_all(folder: Path, sets: list[Opened], concepts: list[Concept], size: i
                                  f"({'; '.join(skipped[left_out:][:3])}); fetch {about.name}@{about.version}.")
         buffer = io.BytesIO()
         Image.fromarray(sheet).save(buffer, "WEBP", lossless=True, quality=100, method=6)
-        durable.write(folder / f"{about.style}.webp", buffer.getvalue())
+        (stage / f"{about.style}.webp").write_bytes(buffer.getvalue())
         sheets.append(emoji.Sheet(about.style, about.artist, f"{about.style}.webp", hashlib.sha256(buffer.getvalue()).hexdigest(),
                                   drawings, about.name, icons.version, about.licence, about.author, about.project))
     return sheets, skipped
@@ -222,34 +236,65 @@ def _rasterise(svg: str, size: int) -> np.ndarray:
 
 
 def _line(concept: Concept) -> bytes:
-    import json
     values = {**asdict(concept), "split": split_of(concept.family)}
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
-def _hold_out(folder: Path, header: emoji.Header, full: bool) -> dict[str, emoji.Neighbour]:
-    """Write sheets.json, holding out the artist (in the full set: the two) that pixels find least; and how hard all are."""
-    durable.write_json(folder / emoji.HEADER, asdict(header))
-    neighbours = emoji.pixel_neighbour(emoji.open_sheets(folder, languages=["en"]))
+def _hold_out(stage: Path, header: emoji.Header, full: bool) -> emoji.Header:
+    """Write the header, with the artist held out (in the full set: the two) that pixels find least, and how hard all are."""
+    durable.write_json(stage / emoji.HEADER, asdict(header))
+    neighbours = emoji.pixel_neighbour(emoji.open_sheets(stage, languages=["en"]))
     ranked = sorted(neighbours, key=lambda artist: neighbours[artist].same)
-    test, val = ([*ranked, ""][0] if len(ranked) > 1 else "", ranked[1] if full and len(ranked) > 2 else "")
-    durable.write_json(folder / emoji.HEADER, asdict(replace(
-        header, test_artist=test, val_artist=val, neighbours={a: asdict(n) for a, n in neighbours.items()})))
-    return neighbours
+    header = replace(header, neighbours={artist: asdict(neighbours[artist]) for artist in ranked},
+                     test_artist=ranked[0] if len(ranked) > 1 else "", val_artist=ranked[1] if full and len(ranked) > 2 else "")
+    durable.write_json(stage / emoji.HEADER, asdict(header))
+    return header
 
 
-def _hardness(neighbours: dict[str, emoji.Neighbour]) -> list[str]:
-    ranked = sorted(neighbours.items(), key=lambda item: item[1].same)
-    return [f"  {artist:<18} found by pixels {n.same:.3f}, near twins {n.twin:.3f} of {n.drawings:,}" for artist, n in ranked]
+def _report(folder: Path, header: emoji.Header, concepts: list[Concept], skipped: list[str], seconds: float) -> Report:
+    table = emoji.open_sheets(folder, languages=["en"], captions="label")
+    return Report(
+        folder, header.size, len(concepts), len({c.family for c in concepts}), tuple(header.languages),
+        {s.style: s.drawings for s in header.sheets}, dict(Counter(table.columns["split"])),
+        {artist: emoji.Neighbour(**hard) for artist, hard in header.neighbours.items()}, tuple(skipped),
+        sum(p.stat().st_size for p in folder.iterdir()) / 1e6, seconds)
 
 
-def _write_attribution(folder: Path, names: Opened, header: emoji.Header, full: bool) -> None:
-    rows = [f"| `{s.file}` | {s.author} | <{s.project}> | {s.licence} | `{s.package}` {s.version} | {s.drawings:,} |" for s in header.sheets]
-    hard = [f"| {artist} | {n['drawings']:,} | {n['same']:.3f} | {n['twin']:.3f} |"
-            for artist, n in sorted(header.neighbours.items(), key=lambda item: item[1]["same"])]
-    text = _ATTRIBUTION.format(
+def _attribution(names: Opened, header: emoji.Header, full: bool) -> bytes:
+    rows = [f"| `{s.file}` | {s.author} | <{s.project}> | {s.licence} | `{s.package}` {s.version} | {s.drawings:,} |"
+            for s in header.sheets]
+    hard = [f"| {artist} | {n['drawings']:,} | {n['same']:.3f} | {n['twin']:.3f} |" for artist, n in header.neighbours.items()]
+    return _ATTRIBUTION.format(
         size=header.size, rows="\n".join(rows), hard="\n".join(hard), test=header.test_artist or "nobody",
-        val=f", and {header.val_artist} for validation" if header.val_artist else "", names=f"`{NAMES.name}` {names.version}",
-        author=NAMES.author, project=NAMES.project, languages=", ".join(header.languages),
-        warning=_SHARE_ALIKE if full else "", notices=(emoji.EMBEDDED.parent / "NOTICES.md").read_text("utf-8"))
-    durable.write(folder / ATTRIBUTION, text.encode())
+        val=f" for tests and {header.val_artist} for validation" if header.val_artist else "",
+        names=f"`{NAMES.name}` {names.version}, {NAMES.author}, <{NAMES.project}>, {NAMES.licence}",
+        languages=", ".join(header.languages), warning=_SHARE_ALIKE if full else "",
+        notices=(emoji.EMBEDDED.parent / "NOTICES.md").read_text("utf-8")).encode()
+
+
+_SHARE_ALIKE = """
+**The CC-BY-SA sheets are share-alike.** Use them as you like, but what you publish of them stays under CC-BY-SA-4.0.
+"""
+_ATTRIBUTION = """# Whose work this is
+
+Drawings of emoji by several artists, and their names and keywords in {languages}. `sensorium data build emoji` made these
+files from the packages below. **Changed**: each drawing was rasterised from SVG to {size} x {size} pixels on white, and placed on one
+sheet per style; names and keywords were put together per emoji in `concepts.jsonl`. Nothing was redrawn. None of the authors
+endorses this use.
+
+| sheet | author | project | licence | package | drawings |
+|---|---|---|---|---|---|
+{rows}
+
+Names and keywords (`concepts.jsonl`): {names}, from Unicode CLDR, (c) Unicode, Inc., Unicode-3.0.
+{warning}
+## How hard each artist is
+
+Share of an artist's drawings whose nearest neighbour in pixels among all other artists' shows the same concept, and share with a
+near twin there (cosine above 0.95), both at 32 pixels. The lowest is the hardest; held out is {test}{val}.
+
+| artist | drawings | found by pixels | near twins |
+|---|---|---|---|
+{hard}
+
+{notices}"""

@@ -1,6 +1,6 @@
 """What each column is: the modality with its settings, why it was taken for that, and which columns stand aside."""
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -93,18 +93,20 @@ class Schema:
 
     def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray) -> "Schema":
         """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer."""
-        values = {name: (v for v in dataset.raw(name, rows) if v is not None)       # read when asked for, column by column
-                  for name, c in self.columns.items() if c.kind != "image"}
+        def values(name: str) -> Iterator[Any]:
+            return (v for v in dataset.raw(name, rows) if v is not None)
+
         texts = {name: c.modality for name, c in self.columns.items() if isinstance(c.modality, Text)}
-        fitted = {name: replace(c, modality=c.modality.fit(values[name]))
-                  for name, c in self.columns.items() if name in values and name not in texts}
+        fitted: dict[str, Modality] = {}
         if texts:
             first = next((t for t in texts.values() if t.tokenizer), next(iter(texts.values())))
-            shared = first.fit(v for name in texts for v in values[name])
+            shared = first.fit(v for name in texts for v in values(name))
             for name, text in texts.items():
-                with_it = replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
-                fitted[name] = replace(self.columns[name], modality=with_it)
-        return replace(self, columns={**self.columns, **fitted})
+                fitted[name] = replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
+        for name, c in self.columns.items():
+            if name not in texts:
+                fitted[name] = c.modality.fit(values(name))
+        return replace(self, columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()})
 
     def save(self, folder: str | Path) -> None:
         """Write schema.json, and tokenizer.json where there is a tokenizer, durably."""

@@ -11,29 +11,28 @@ from torch import Tensor
 from sensorium.data.cache import Prepared
 from sensorium.metrics import retrieval
 from sensorium.models import Batch, Towers
-from sensorium.objectives.contrastive import positives
+from sensorium.objectives.contrastive import complete, positives
 
 Vectors = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 
 
 @torch.inference_mode()
-def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], size: int = 256) -> tuple[Vectors, Batch]:
-    """Vectors of two columns of `rows` (complete ones only), and {"row", "group"} of those that were complete."""
+def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], *,
+               towers: tuple[str, str] | None = None, size: int = 256) -> tuple[Vectors, Batch]:
+    """Vectors of two columns of `rows` (complete ones only), and {"row", "group"} of those that were complete.
+
+    `towers`: whose towers read them, if not their own (captions in another language).
+    """
     was_training = model.training
     model.eval()
-    said: dict[str, list[Tensor]] = {}
+    said: list[tuple[Tensor, ...]] = []
     for start in range(0, len(rows), size):
-        batch = prepared.batch(rows[start:start + size])
-        whole = torch.ones(len(batch["row"]), dtype=torch.bool)
-        for column in columns:
-            whole &= batch.get(f"{column}.valid", whole)
-        for column in columns:
-            said.setdefault(column, []).append(model[column](batch[column][whole]))
-        for name in ("row", "group"):
-            said.setdefault(name, []).append(batch[name][whole])
+        batch = complete(prepared.batch(rows[start:start + size]), *columns)
+        vectors = [model[tower](batch[column]) for column, tower in zip(columns, towers or columns, strict=True)]
+        said.append((*vectors, batch["row"], batch["group"]))
     model.train(was_training)
-    out = {name: torch.cat(parts) for name, parts in said.items()}
-    return (out[columns[0]], out[columns[1]]), {name: out[name] for name in ("row", "group")}
+    a, b, row, group = (torch.cat(parts) for parts in zip(*said, strict=True))
+    return (a, b), {"row": row, "group": group}
 
 
 def validate(columns: tuple[str, str], names: tuple[str, str] = ("image", "text")) -> Callable[[Towers, Prepared, np.ndarray], dict[str, float]]:

@@ -1,0 +1,128 @@
+"""Every value is made what its column is taken for; a row where that fails is set aside by name, with the reason."""
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sensorium.data.infer import absent, as_list, as_number, is_address
+from sensorium.data.schema import Schema
+from sensorium.data.sources import Bad, Table
+from sensorium.errors import SensoriumError
+
+_SHOWN = 5
+
+
+def settle(table: Table, schema: Schema, max_bad: float) -> Table:
+    """The table with typed columns, its bad rows out of it and listed in `bad`, those that nobody reads left as they are.
+
+    After it: an image column holds str (a path), bytes or arrays; text holds str or list[str]; a number column is a float64
+    array, NaN where missing; category, split and group hold str; None is missing.
+    Raises SensoriumError where more than the share `max_bad` of the rows is bad.
+    """
+    bad = list(table.bad)
+    columns = dict(table.columns)
+    unread = {b.row for b in bad}
+    for name in [*schema.columns, *(r.name for r in schema.roles.values() if r.kind != "ignore")]:
+        kind = schema.columns[name].kind if name in schema.columns else schema.roles[name].kind
+        columns[name], faults = _typed(kind, table, table.columns[name])
+        bad += [Bad(i, name, table.where[i], reason) for i, reason in faults if i not in unread]
+    check_share(bad, len(table), max_bad)
+    table = replace(table, columns=columns, bad=[replace(b, row=-1) for b in bad])
+    gone = {b.row for b in bad}
+    return table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64)) if gone else table
+
+
+def check_share(bad: Sequence[Bad], rows: int, max_bad: float) -> None:
+    """Raises SensoriumError, naming the first ones, where more than the share `max_bad` of `rows` is bad."""
+    count = len({b.where for b in bad})
+    if count <= max_bad * rows:
+        return
+    first = "\n".join(f"  {b.where}{f', {b.column}' if b.column else ''}: {b.reason}" for b in bad[:_SHOWN])
+    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    columns = sorted({b.column for b in bad if b.column})
+    other = f", or say what the column is (--columns {columns[0]}=ignore)" if columns else ""
+    share = f"{math.ceil(count / rows * 100) / 100:g}"
+    raise SensoriumError(f"{count} of {rows} rows cannot be used, more than max_bad={max_bad:g} allows:\n{first}{more}\n"
+                         f"Mend them{other}, or go on without them: --max-bad {share}.")
+
+
+def _typed(kind: str, table: Table, values: Sequence[Any]) -> tuple[Sequence[Any], list[tuple[int, str]]]:
+    """(the values as this kind has them, what is wrong with which row)."""
+    if isinstance(values, np.ndarray) and kind == "image":
+        return values, []
+    checks: dict[str, Callable[[Any], Any]] = {"text": _text, "number": _number, "image": _image}
+    check, faults, out = checks.get(kind, _name), [], []
+    pool: dict[Any, Any] = {}
+    for i, value in enumerate(values):
+        try:
+            value = None if absent(value) else check(value)
+        except ValueError as e:
+            faults.append((i, str(e)))
+            value = None
+        out.append(pool.setdefault(value, value) if isinstance(value, str) and kind not in ("text", "image") else value)
+    if kind == "image":
+        faults += _not_there(table, out)
+    return (np.array(out, np.float64) if kind == "number" else out), faults
+
+
+def _text(value: Any) -> str | list[str] | None:
+    if isinstance(value, str):
+        value = found if (found := as_list(value)) is not None else value
+    elif isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if not isinstance(value, list) or not all(isinstance(v, str | None) for v in value):
+        raise ValueError(f"expected text, found {type(value).__name__} {str(value)[:40]!r}")
+    return [v for v in value if v and v.strip()] or None
+
+
+def _number(value: Any) -> float:
+    number = as_number(value)
+    if number is None or math.isinf(number):
+        raise ValueError(f"expected a number, found {str(value)[:40]!r}")
+    return number
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, list | dict | bytes | np.ndarray):
+        raise ValueError(f"expected one name, found {type(value).__name__} {str(value)[:40]!r}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip() or None
+
+
+def _image(value: Any) -> str | bytes | np.ndarray:
+    if is_address(value):
+        raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path")
+    if not isinstance(value, str | bytes | np.ndarray):
+        raise ValueError(f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}")
+    if not isinstance(value, str):
+        return value
+    path = value.replace("\\", "/")
+    if not path.startswith("/") and os.path.normpath(path).startswith(".."):
+        raise ValueError(f"{value[:60]!r} leads out of the folder of the data; give such a picture by its full path")
+    return path
+
+
+def _not_there(table: Table, paths: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    """Rows whose picture file is missing. Each folder is listed once: a million questions one by one take minutes on a share."""
+    listed: dict[str, frozenset[str]] = {}
+    for i, path in enumerate(paths):
+        if isinstance(path, str):
+            folder, name = os.path.split(os.path.join(table.base(i), path))
+            if folder not in listed:
+                listed[folder] = _names(folder)
+            if name not in listed[folder] and not os.path.isfile(os.path.join(folder, name)):
+                yield i, f"there is no file {Path(folder, name)}"
+
+
+def _names(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder or "."))
+    except (OSError, ValueError):       # no such folder, or no right to list it: each file is then asked for
+        return frozenset()
