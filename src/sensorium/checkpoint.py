@@ -55,8 +55,8 @@ class Config:
         """Read config.json. Raises SensoriumError where it is missing, damaged or of another version."""
         found = _json(folder / "config.json")
         if found.get("format") != FORMAT:
-            raise SensoriumError(f"{folder} is a run of format {found.get('format')!r}, and sensorium {__version__} reads "
-                                 f"format {FORMAT}: use the version that wrote it ({found.get('versions')}) or train again.")
+            raise SensoriumError(f"{folder} is a run of format {found.get('format')!r}; sensorium {__version__} reads "
+                                 f"{FORMAT}. Use the one that wrote it ({found.get('versions')}) or train again.")
         if wrong := {f.name for f in fields(cls)} ^ set(found):
             raise SensoriumError(f"{folder / 'config.json'} has missing or unknown keys: {', '.join(sorted(wrong))}. "
                                  "It was changed by hand or damaged.")
@@ -129,12 +129,16 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Callable[[Path], None]:
-    """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content."""
+    """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content.
+
+    The same values give the same bytes: what there is to say goes under one key, since the order of several is not kept.
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+    told = {"sensorium": json.dumps({**(about or {}), "sha256": _content_hash(plain)})}
 
     def put(path: Path) -> None:
         try:
-            save_file(plain, path, {**(about or {}), "sha256": _content_hash(plain)})
+            save_file(plain, path, told)
         except SafetensorError as e:                    # what it raises for a full disk too
             raise OSError(str(e)) from e
     return put
@@ -147,10 +151,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:             # type: ignore[no-untyped-call]
             found = {name: file.get_tensor(name) for name in file.keys()}
-            recorded = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError) as e:
+            recorded = json.loads(file.metadata()["sensorium"])["sha256"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         raise SensoriumError(f"{path} is damaged: {e}") from e
-    if recorded is not None and recorded != _content_hash(found):
+    if recorded != _content_hash(found):
         raise SensoriumError(f"{path} is damaged: its content does not match the hash it was written with")
     return found
 

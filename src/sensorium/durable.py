@@ -1,4 +1,4 @@
-"""Writes that are there whole or not at all, whenever the machine stops: temporary file, fsync, rename, fsync of the folder."""
+"""Writes that are there whole or not at all, whenever the machine stops: temporary file, fsync, rename, fsync again."""
 import json
 import os
 import sys
@@ -9,7 +9,7 @@ from sensorium.errors import SensoriumError
 
 
 def write(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
-    """Put `content` at `path` so that a reader, now or after a crash, finds the old file or the new one, never half of one.
+    """Put `content` at `path` so that a reader, now or after a crash, finds the old file or the new one, never a half.
 
     content: the bytes, or a function that writes them to the path it is given (which lies in the same folder).
     The file gets the rights that the umask allows, whatever the function gave it.

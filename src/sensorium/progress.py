@@ -1,7 +1,9 @@
 """How a run tells of itself: a bar or a line now and then, metrics.jsonl, and the curve drawn from it."""
+import errno
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ class Log:
         self.path, self.steps, self.batch_size, self.quiet = folder / "metrics.jsonl", steps, batch_size, quiet
         self.entries = read_metrics(self.path, start)
         durable.write(self.path, "".join(json.dumps(e) + "\n" for e in self.entries).encode())
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "ab", buffering=0)     # nothing waits in here that a full disk could hold up
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -39,7 +41,8 @@ class Log:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self._bar.stop()
         self._file.close()
 
@@ -68,13 +71,13 @@ class Log:
 
     def sync(self) -> None:
         """What was recorded is on the disk."""
-        self._file.flush()
         durable.sync(self._file.fileno())
 
     def _add(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        line = (json.dumps(entry) + "\n").encode()
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 def read_metrics(path: Path, until: int | None = None) -> list[dict[str, Any]]:
@@ -133,7 +136,8 @@ def _line(pen: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequence[Poin
 def _thinned(points: Sequence[Point], most: int) -> list[Point]:
     """At most that many points: means of equal stretches."""
     n = math.ceil(len(points) / most) or 1
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in (points[i:i + n] for i in range(0, len(points), n))]
+    stretches = [points[i:i + n] for i in range(0, len(points), n)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]
 
 
 def _total(figures: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""What is in a data set, for people: columns with reasons and examples, what is missing, what is bad, how it is split."""
+"""What is in a data set, for people: columns with reasons and examples, what is missing or bad, how it is split."""
 from __future__ import annotations
 
 from dataclasses import dataclass

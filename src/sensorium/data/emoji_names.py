@@ -1,7 +1,7 @@
 """What the emoji are called: concepts with names and keywords in many languages, and which drawing shows which concept.
 
-A concept belongs to a family: drawings so alike ("man running", "woman running", the 24 clock faces) that a split between
-them would leak. Families are hashed to train, val or test as wholes, so the split needs no list and never changes.
+A concept belongs to a family: drawings so alike ("man running", "woman running", the 24 clock faces) that a split
+between them would leak. Families are hashed to train, val or test as wholes: the split needs no list and never changes.
 """
 import hashlib
 import re
@@ -23,7 +23,8 @@ _FAMILIES = tuple((name, re.compile(pattern)) for name, pattern in (
     ("moon", r"\bmoon( face)?$"),
     ("keycap", r"^keycap|^input numbers$"),
     ("japanese-button", r"^(?=.*button).*([^\x00-\x7f]|japanese|squared)"),
-    ("couples-families", r"^(kiss(: |$)|couple with heart|family|people holding hands|(woman and man|men|women) holding)"),
+    ("couples-families",
+     r"^(kiss(: |$)|couple with heart|family|people holding hands|(woman and man|men|women) holding)"),
     ("arrow", r"\barrow$|^(right|left) arrow|arrows button$"),
     ("heart", r"^(?!.*(face|eyes|hands|person)).*\bhearts?\b"),
     ("plain-shape", r"\b(circle|square|diamond)\b"),
@@ -75,8 +76,8 @@ def read_concepts(names: Opened, languages: Sequence[str], flags: bool) -> list[
     """Every emoji that stands for something (no skin tones or other components), in the order of Unicode's charts."""
     concepts = {}
     for entry in _entries(names, "en"):
-        group = entry.get("group")
-        if isinstance(group, int) and 0 <= group < len(CATEGORIES) and group != _COMPONENTS and (flags or group != _FLAGS):
+        group = entry.get("group", -1)
+        if group in range(len(CATEGORIES)) and group != _COMPONENTS and (flags or group != _FLAGS):
             code = code_points(entry["hexcode"])
             concepts[code] = Concept(code, str(entry.get("emoji")), CATEGORIES[group], family(entry["label"]))
     for language in languages:
@@ -114,8 +115,8 @@ def _check(names: Opened, concepts: list[Concept]) -> None:
 class Matcher:
     """Finds the concept that an icon's name stands for.
 
-    Newer sets ship chars.json (code points -> name). Older ones only have names, some of them from older versions of Unicode
-    or written together ("foxweary"): the names learned from chars.json and the current English names are tried in turn.
+    Newer sets ship chars.json (code points -> name). Older ones only have names, some of them from older versions of
+    Unicode or written together ("redapple"): the names learned from chars.json and the English names are tried in turn.
     """
 
     def __init__(self, concepts: Sequence[Concept], sets: Iterable[Opened]):

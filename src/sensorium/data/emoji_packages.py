@@ -1,4 +1,4 @@
-"""The packages the emoji sets are made of: which, drawn by whom, under what licence, and how to read them without trusting them.
+"""The packages the emoji sets are made of: which, by whom, under what licence, and how to read them with care.
 
 A package is an npm tarball. Nothing in it is run or unpacked to disk: its size is bounded before it is parsed, only the
 members asked for are read, and only into memory.
@@ -70,7 +70,8 @@ STYLES = (
             "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc", "streamline"),
     Package("@iconify-json/openmoji", "1.2.29", "CC-BY-SA-4.0", "OpenMoji", "https://github.com/hfg-gmuend/openmoji",
             "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5", "openmoji"),
-    Package("@iconify-json/emojione-v1", "1.2.3", "CC-BY-SA-4.0", "Emoji One", "https://github.com/joypixels/emojione-legacy",
+    Package("@iconify-json/emojione-v1", "1.2.3", "CC-BY-SA-4.0", "Emoji One",
+            "https://github.com/joypixels/emojione-legacy",
             "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3", "emojione-1"),
 )
 
@@ -109,8 +110,9 @@ def find(folder: Path, packages: Iterable[Package]) -> dict[str, Path]:
         elif len(others) == 1:
             found[package.name] = others[0]
         elif others:
-            raise SensoriumError(f"{folder} holds several versions of {package.name} ({', '.join(p.name for p in others)}), "
-                                 "none of them the known one; keep one.")
+            some = ", ".join(p.name for p in others)
+            raise SensoriumError(f"{folder} holds several versions of {package.name} ({some}), none of them "
+                                 f"{package.version}; keep one.")
         else:
             missing.append(package)
     if missing:
@@ -125,20 +127,21 @@ def fetch(into: Path, packages: Iterable[Package]) -> None:
     specs = [f"{p.name}@{p.version}" for p in packages]
     npm = shutil.which("npm")
     if npm is None:
-        raise SensoriumError("fetching the emoji packages needs the npm client, which is not installed. Install it, or run "
-                             f"'npm pack {' '.join(specs)}' on another machine and pass the folder with --packages.")
+        raise SensoriumError("fetching the emoji packages needs the npm client, which is not installed. Install it, or "
+                             f"run 'npm pack {' '.join(specs)}' elsewhere and pass the folder with --packages.")
+    command = [npm, "pack", "--silent", "--ignore-scripts", *specs]
     try:
-        done = subprocess.run([npm, "pack", "--silent", "--ignore-scripts", *specs], cwd=into, timeout=1800, check=False,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace")
+        done = subprocess.run(command, cwd=into, timeout=1800, check=False, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise SensoriumError(f"npm could not fetch the emoji packages: {e}. Fetch them by hand and pass --packages.") from e
+        raise SensoriumError(f"npm could not fetch the emoji packages: {e}. Fetch them by hand (--packages).") from e
     if done.returncode != 0:
         raise SensoriumError("npm could not fetch the emoji packages (is there a network?): "
                              f"{(done.stderr or done.stdout).strip()[-300:] or f'exit code {done.returncode}'}")
     for package, path in zip(packages, find(into, packages).values(), strict=True):
         if hashlib.sha256(path.read_bytes()).hexdigest() != package.sha256:
-            raise SensoriumError(f"the fetched {path.name} is not the file that is known by that name; nothing was built. "
-                                 "Fetch the packages by hand and pass --packages if you trust them.")
+            raise SensoriumError(f"the fetched {path.name} is not the file that is known by that name; nothing was "
+                                 "built. Fetch the packages by hand and pass --packages if you trust them.")
 
 
 def open_package(path: Path, package: Package, members: Iterable[str]) -> Opened:
@@ -146,13 +149,13 @@ def open_package(path: Path, package: Package, members: Iterable[str]) -> Opened
     held = _read(path, {*members, "package.json"})
     opened = Opened(package, "", path, held)
     about = opened.json("package.json")
-    if not isinstance(about, dict) or about.get("name") != package.name:
-        raise SensoriumError(f"{path} says it is {about.get('name') if isinstance(about, dict) else about!r}, not {package.name}; "
-                             "rename or remove it.")
-    if about.get("license") != package.licence:
-        raise SensoriumError(f"{path} is under {about.get('license')!r}, but {package.name} was known under {package.licence}; "
-                             "its terms must be read before it is used.")
-    return Opened(package, str(about.get("version")), path, held)
+    name, licence = (about.get("name"), about.get("license")) if isinstance(about, dict) else (None, None)
+    if name != package.name:
+        raise SensoriumError(f"{path} says it is {name!r}, not {package.name}; rename or remove it.")
+    if licence != package.licence:
+        raise SensoriumError(f"{path} is under {licence!r}, but {package.name} was known under {package.licence}; its "
+                             "terms must be read before it is used.")
+    return Opened(package, str(about["version"]) if isinstance(about, dict) and "version" in about else "", path, held)
 
 
 def _read(path: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
     metadata.csv (or captions.*, or the only table there)   rows that name the pictures; .tsv .jsonl .parquet too
     train.csv, test.csv; train/..., val/..., test/...       each part in its own file or folder: given splits
-    a.jpg + a.txt, a.json                                   captions beside the picture, one a line; other fields become columns
+    a.jpg + a.txt, a.json                                   captions, one a line; other JSON fields become columns
     cat/a.jpg, dog/b.jpg                                    a folder per class
 """
 import os
@@ -15,7 +15,7 @@ from sensorium.data.sources import PICTURES, SUFFIXES, Bad, Table, from_records,
 from sensorium.data.splits import KNOWN, split_name
 from sensorium.errors import SensoriumError
 
-_UNREAD = (".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".raw", ".cr2", ".nef", ".dng")      # pictures, but not for us
+_UNREAD = (".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".raw", ".cr2", ".nef", ".dng")   # pictures all the same
 _NOT_CAPTIONS = ("readme", "license", "licence", "notice", "attribution", "requirements", "classes")
 _CAPTION_KEYS = ("caption", "captions", "text")
 
@@ -34,15 +34,17 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
     if parts:
         return join([(_part(p), _read(p, encoding, name)) for p in parts])
     if tables:
-        raise SensoriumError(f"{folder} holds {len(tables)} tables ({', '.join(t.name for t in tables[:5])}) and none is called "
-                             "metadata or captions. Open the one you mean.")
+        names = ", ".join(t.name for t in tables[:5])
+        raise SensoriumError(f"{folder} holds {len(tables)} tables ({names}) and none is called metadata or captions. "
+                             "Open the one you mean.")
     if [f.name for f in folders] == ["data"] and not pictures:       # how the Hugging Face hub lays out Parquet shards
         return read_folder(folders[0], encoding, f"{name}data/")
     return _pictures(folder, name)
 
 
 def _read(path: Path, encoding: str, name: str) -> Table:
-    return read_folder(path, encoding, f"{name}{path.name}/") if path.is_dir() else read_file(path, encoding, name + path.name)
+    name += path.name
+    return read_folder(path, encoding, f"{name}/") if path.is_dir() else read_file(path, encoding, name)
 
 
 def _inside(folder: Path) -> tuple[list[Path], list[Path], bool]:
@@ -56,7 +58,7 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path], bool]:
 
 
 def _part(path: Path) -> str:
-    """'train' for the folder train/ and for train.csv and train-00000-of-00002.parquet; '' where a name says no split."""
+    """'train' for the folder train/, for train.csv and train-00000-of-00002.parquet; '' where a name says no split."""
     word = path.name if path.is_dir() else re.split(r"[-_.]", path.name)[0]
     return split_name(word) if word.lower() in KNOWN else ""
 

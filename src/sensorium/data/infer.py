@@ -1,6 +1,7 @@
 """What each column of a table is taken for, and the reason, in words that can be checked against the data."""
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,133 +13,161 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 
-SAMPLE = 10_000             # values looked at in each column; what is decided is then checked on every row
+SAMPLE = 10_000             # rows looked at in each column; what is decided is then held against every row
+_LOOKED_FOR = 100           # picture files that are looked for before a column is decided on
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_GROUP = {"group", "group_id", "concept", "concept_id", "product_id", "item_id", "sku", "patient_id", "subject_id", "scene_id"}
-_TEXT = {"caption", "captions", "text", "title", "description", "sentence", "keywords", "prompt"}
-_CATEGORY = {"label", "class", "category", "target"}
-_SPLIT = {"split", "subset", "fold"}
-_IMAGE = {"image", "picture", "photo", "img", "filepath", "file_name", "filename", "image_path", "image_url"}
+NUMBERS = (int, float, np.number)
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
+_NAMES = {                  # names by which people call such columns
+    "split": {"split", "subset", "fold"},
+    "group": {"group", "group_id", "concept", "concept_id", "product_id", "item_id", "sku", "patient_id", "subject_id"},
+    "image": {"image", "picture", "photo", "img", "url", "filepath", "file_name", "image_path", "image_url"},
+    "text": {"caption", "captions", "text", "title", "description", "sentence", "keywords", "prompt"},
+    "category": {"label", "class", "category", "target"},
+    "key": {"id", "index", "key", "uid", "uuid", "hash", "md5", "sha256", "column 1"}}
+_ADDRESS, _LOST = "address", "lost"     # web addresses of pictures; names of pictures of which none was found
 
 Guess = tuple[str, str]     # kind, why
 
 
-def infer(table: Table, chosen: dict[str, str | Modality], split: str | None = None, group: str | None = None,
-          tolerance: float = 0.01) -> Schema:
-    """The schema of a table. `chosen` columns are what it says (a kind, or a modality with settings); the rest is guessed.
+def infer(table: Table, chosen: dict[str, str | Modality], tolerance: float = 0.01) -> Schema:
+    """The schema of a table. A `chosen` column is what that says (a kind, a modality); the others are guessed.
 
-    tolerance: the share of values that may fail to fit what the column is taken for.
-    Raises SensoriumError for a column that is not there, or a kind that is none.
+    tolerance: the share of values that may fail to fit what a column is taken for.
+    Raises SensoriumError for a column that is not there, a kind that is none, or pictures that are only addresses.
     """
-    wanted = dict(chosen) | ({split: "split"} if split else {}) | ({group: "group"} if group else {})
-    for name, kind in wanted.items():
+    _check(table, chosen)
+    taken = {kind: name for name, kind in chosen.items() if kind in ("split", "group")}
+    columns: dict[str, Column] = {}
+    roles: dict[str, Role] = {}
+    for name, values in table.columns.items():
+        kind, why = (chosen[name], "as you said") if name in chosen else _guess(table, name, values, tolerance)
+        if kind in ("split", "group") and taken.setdefault(str(kind), name) != name:
+            kind, why = "ignore", f"the {kind} is told by {taken[str(kind)]!r}"
+        if not isinstance(kind, str):
+            columns[name] = Column(name, kind, why)
+        elif kind in MODALITIES:
+            columns[name] = Column(name, _settings(kind, values), why)
+        else:
+            roles[name] = Role(name, kind, why)
+    return _without_pictures(Schema(columns, roles))
+
+
+def _check(table: Table, chosen: dict[str, str | Modality]) -> None:
+    for name, kind in chosen.items():
         if name not in table.columns:
             raise unknown(name, table.columns, f"Columns: {', '.join(table.columns)}.")
         if isinstance(kind, str) and kind not in (*MODALITIES, *ROLES):
-            raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose from {', '.join((*MODALITIES, *ROLES))}.")
-    taken = {kind: name for name, kind in wanted.items() if kind in ("split", "group")}
-    columns, roles = {}, {}
-    for name, values in table.columns.items():
-        kind, why = (wanted[name], "chosen by you") if name in wanted else _guess(table, name, values, tolerance)
-        if kind in ("split", "group") and taken.setdefault(str(kind), name) != name:
-            kind, why = "ignore", f"the {kind} is told by {taken[str(kind)]!r}"
-        if kind in ROLES:
-            roles[name] = Role(name, str(kind), why)
-        else:
-            columns[name] = Column(name, _settings(kind, values) if isinstance(kind, str) else kind, why)
-    return Schema(columns, roles)
+            raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose {', '.join((*MODALITIES, *ROLES))}.")
 
 
-def _settings(kind: str, values: Sequence[Any]) -> Modality:
+def _settings(kind: str, values: Any) -> Modality:
     """The modality as it comes, except that pictures which are arrays already keep their size."""
     first = next((v for v in values if v is not None), None) if kind == "image" else None
     return Image(size=max(first.shape[:2])) if isinstance(first, np.ndarray) else MODALITIES[kind]()
 
 
-def _guess(table: Table, name: str, values: Sequence[Any], tolerance: float) -> Guess:
-    if name == table.split:
-        return "split", table.why.get(name, "where the rows come from")
-    if name == table.group:
-        return "group", table.why.get(name, "said by the source")
-    if name in table.kinds:
-        return table.kinds[name], table.why.get(name, "said by the source")
-    some = sample(values)
-    if not some:
+def _without_pictures(schema: Schema) -> Schema:
+    """Addresses and lost names of pictures are passed over where there are other pictures, not where they are all."""
+    columns, roles = dict(schema.columns), dict(schema.roles)
+    doubtful = [r for r in roles.values() if r.kind in (_ADDRESS, _LOST)]
+    others = any(c.kind == "image" for c in columns.values())
+    for role in doubtful:
+        roles[role.name] = Role(role.name, "ignore", role.why)
+        if role.kind == _LOST and not others:       # every row of it will be bad, and the error will show some
+            columns[role.name] = Column(role.name, Image(), roles.pop(role.name).why)
+        elif not others and not any(r.kind == _LOST for r in doubtful):
+            raise SensoriumError(f"column {role.name!r}: {role.why}. Download the pictures and give their paths, or go "
+                                 f"on without them: --columns {role.name}=ignore.")
+    return Schema(columns, roles)
+
+
+def _guess(table: Table, name: str, values: Any, tolerance: float) -> Guess:
+    for kind, told in (("split", table.split), ("group", table.group), (table.kinds.get(name, ""), name)):
+        if kind and told == name:
+            return kind, table.why.get(name, "said by the source")
+    rows = _sampled(values)
+    if not rows:
         return "ignore", "no value in any row"
-    part = "" if len(values) <= SAMPLE else f" (of {len(values)} rows, {SAMPLE} were looked at)"
-    for rule in (_split, _group, _pixels, _path, _address, _captions, _number, _mixed, _words):
-        if guess := rule(name.lower(), some, tolerance):
-            return guess[0], guess[1] + part
-    return "ignore", f"values of type {type(some[0]).__name__} are not read"
+    some = [values[i] for i in rows]
+    guess = _pixels(some, tolerance) or _paths(name.lower(), table, rows, some)
+    guess = guess or _addresses(name.lower(), some)
+    for rule in (_role, _captions, _numbers, _words):
+        guess = guess or rule(name.lower(), some, tolerance)
+    kinds = sorted({type(v).__name__ for v in some})
+    kind, why = guess or ("ignore", f"values of type {', '.join(kinds[:4])} are not read")
+    return kind, why + (f" ({SAMPLE:,} of {len(values):,} rows were looked at)" if len(values) > SAMPLE else "")
 
 
-def sample(values: Sequence[Any]) -> list[Any]:
-    """The values that are there among at most SAMPLE rows, evenly spaced."""
+def _sampled(values: Any) -> list[int]:
+    """Rows with a value, among at most SAMPLE evenly spaced ones."""
     n = len(values)
-    rows = range(n) if n <= SAMPLE else np.linspace(0, n - 1, SAMPLE).astype(int)
-    return [v for v in (values[i] for i in rows) if not absent(v)]
+    rows = range(n) if n <= SAMPLE else np.linspace(0, n - 1, SAMPLE).astype(int).tolist()
+    return [i for i in rows if not absent(values[i])]
 
 
 def absent(value: Any) -> bool:
+    """None, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-# One rule a kind, from the surest to the vaguest. Each is given the name in lower case and the values of the sample. ------------
+# Rules, from the surest to the vaguest; `some` are the values of the sample -------------------------------------------
 
 
-def _split(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    found = sorted({str(v) for v in some}) if name in _SPLIT else []
-    if found and len(found) <= 20 and any(v.strip().lower() in KNOWN for v in found):
-        return "split", f"named {name!r} and holds {', '.join(found[:5])}"
-    return None
+def _pixels(some: list[Any], tolerance: float) -> Guess | None:
+    fit = sum(map(_is_picture, some))
+    return ("image", f"{fit} of {len(some)} values are pictures") if _enough(fit, some, tolerance) else None
 
 
-def _group(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    if name in _GROUP and all(isinstance(v, str | int) for v in some):
-        return "group", f"named {name!r}: rows with one value are the same thing; {len(set(some))} values"
-    return None
-
-
-def _pixels(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    fit = sum(map(_is_pixels, some))
-    if _enough(fit, some, tolerance) and isinstance(some[0], bytes | np.ndarray):
-        return "image", f"{fit} of {len(some)} values are pictures"
-    return None
-
-
-def _is_pixels(v: Any) -> bool:
+def _is_picture(v: Any) -> bool:
     if isinstance(v, np.ndarray):
         return v.ndim == 3 and v.shape[2] == 3 and v.dtype == np.uint8
     return isinstance(v, bytes) and (v.startswith(_MAGIC) or (v[:4] == b"RIFF" and v[8:12] == b"WEBP"))
 
 
-def _path(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    paths = [v for v in some if isinstance(v, str) and v.lower().endswith(PICTURES) and not is_address(v)]
-    if len(paths) < 0.5 * len(some):
+def _paths(name: str, table: Table, rows: list[int], some: list[Any]) -> Guess | None:
+    paths = {i: v for i, v in zip(rows, some, strict=True)
+             if isinstance(v, str) and v.lower().endswith(PICTURES) and not is_address(v)}
+    if len(paths) < 0.5 * len(some) or name in _NAMES["text"]:
         return None
-    endings = sorted({p[p.rindex("."):].lower() for p in paths})
-    return "image", f"{len(paths)} of {len(some)} values end in {', '.join(endings)}"
+    endings = sorted({p[p.rindex("."):].lower() for p in paths.values()})
+    looked = list(paths)[::-(-len(paths) // _LOOKED_FOR)]
+    there = sum(os.path.isfile(table.base(i) / paths[i].replace("\\", "/")) for i in looked)
+    found = f"{there} exist" if len(looked) == len(paths) else f"{there} of {len(looked)} looked for exist"
+    kind = "image" if there else _LOST
+    return kind, f"{len(paths)} of {len(some)} values end in {', '.join(endings)} and {found}"
 
 
-def _address(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    """Web addresses are left where they are: nothing is fetched."""
+def _addresses(name: str, some: list[Any]) -> Guess | None:
     fit = [v for v in some if is_address(v)]
     if len(fit) < 0.5 * len(some):
         return None
-    pictures = name in _IMAGE or sum(v.lower().split("?")[0].endswith(PICTURES) for v in fit) * 2 > len(fit)
-    return "ignore", f"{len(fit)} of {len(some)} values are web addresses{' of pictures' if pictures else ''}; nothing is fetched"
+    pictures = sum(v.lower().split("?")[0].endswith(PICTURES) for v in fit) * 2 > len(fit) or name in _NAMES["image"]
+    what = "web addresses of pictures" if pictures else "web addresses"
+    return _ADDRESS if pictures else "ignore", f"{len(fit)} of {len(some)} values are {what}, and nothing is fetched"
 
 
 def is_address(v: Any) -> bool:
+    """Whether a cell names something elsewhere."""
     return isinstance(v, str) and v[:8].lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://"))
+
+
+def _role(name: str, some: list[Any], tolerance: float) -> Guess | None:
+    if name not in _NAMES["split"] | _NAMES["group"] or not all(isinstance(v, str | int) for v in some):
+        return None
+    found = sorted({str(v) for v in some})
+    if name in _NAMES["group"]:
+        return "group", f"named {name!r}: rows of one value are the same thing; {len(found)} values"
+    if len(found) <= 20 and any(v.strip().lower() in KNOWN for v in found):
+        return "split", f"named {name!r} and holds {', '.join(found[:5])}"
+    return None
 
 
 def _captions(name: str, some: list[Any], tolerance: float) -> Guess | None:
     lists = [v if isinstance(v, list) else as_list(v) for v in some]
-    fit = [v for v in lists if v is not None and all(isinstance(t, str) for t in v)]
-    if _enough(len(fit), some, tolerance):
-        return "text", f"{len(fit)} of {len(some)} values are lists of texts, {sum(map(len, fit)) / len(fit):.1f} a row on average"
+    sizes = [len(v) for v in lists if v is not None and all(isinstance(t, str) for t in v)]
+    if _enough(len(sizes), some, tolerance):
+        return "text", f"{len(sizes)} of {len(some)} values are lists of texts, {sum(sizes) / len(sizes):.1f} a row"
     return None
 
 
@@ -150,30 +179,31 @@ def as_list(v: Any) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _number(name: str, some: list[Any], tolerance: float) -> Guess | None:
+def _numbers(name: str, some: list[Any], tolerance: float) -> Guess | None:
     fit = [n for n in map(as_number, some) if n is not None]
-    if not _enough(len(fit), some, tolerance):
+    there = [n for n in fit if math.isfinite(n)]
+    if not there or not _enough(len(fit), some, tolerance):
         return None
-    found, whole = set(fit), all(math.isnan(n) or n.is_integer() for n in fit)
-    if whole and (name in ("id", "index", "key", "column 1") or name.endswith("_id")) and len(found) == len(fit):
-        return "ignore", f"{len(fit)} whole numbers, none twice, and named {name!r}: it only numbers the rows"
-    if whole and name in _CATEGORY and len(found) <= 1000:
-        return "category", f"named {name!r} and holds {len(found)} different whole numbers"
-    if len(found) == 1 and len(fit) > 1:
-        return "ignore", f"the same number in all of {len(fit)} values"
-    return "number", f"{len(fit)} of {len(some)} values are numbers, {min(found):g} to {max(found):g}"
+    different, whole = len(set(there)), all(n.is_integer() for n in there)
+    if whole and different == len(there) > 1 and _is_key(name):
+        return "ignore", f"named {name!r}, and no number is there twice: it only counts the rows"
+    if whole and name in _NAMES["category"] and different <= 1000:
+        return "category", f"named {name!r} and holds {different} different whole numbers"
+    if different == 1 and len(there) > 1:
+        return "ignore", f"the same number in all of {len(there)} values"
+    return "number", f"{len(fit)} of {len(some)} values are numbers, {min(there):g} to {max(there):g}"
 
 
 def as_number(v: Any) -> float | None:
     """The number a cell spells, NaN for 'n/a' and its like; None if it spells none. '007' is a code, not a number."""
     if isinstance(v, str):
         v = v.strip()
+        digits = v.lstrip("+-")
         if v.lower() in _MISSING:
             return math.nan
-        digits = v.lstrip("+-")
-        if not digits[:1] in "0123456789." or "_" in v or (digits[0] == "0" and digits[1:2].isdigit()):
+        if digits[:1] not in "0123456789." or "_" in v or (digits[0] == "0" and digits[1:2].isdigit()):
             return None
-    elif isinstance(v, bool) or not isinstance(v, int | float | np.number):
+    elif isinstance(v, bool) or not isinstance(v, NUMBERS):
         return None
     try:
         return float(v)
@@ -181,32 +211,29 @@ def as_number(v: Any) -> float | None:
         return None
 
 
-def _mixed(name: str, some: list[Any], tolerance: float) -> Guess | None:
+def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:
     if isinstance(some[0], bool):
         return "category", "true or false"
-    if not _enough(sum(isinstance(v, str) for v in some), some, tolerance):
-        kinds = sorted({type(v).__name__ for v in some})
-        return "ignore", f"values of type {', '.join(kinds[:4])} are not read"
-    return None
+    texts = [v for v in some if isinstance(v, str)]
+    if not _enough(len(texts), some, tolerance):
+        return None
+    different, longest = len(set(texts)), max(map(len, texts))
+    words = sum(len(v.split()) for v in texts) / len(texts)
+    if name in _NAMES["category"] or name in _NAMES["text"]:
+        kind = "category" if name in _NAMES["category"] else "text"
+        return kind, f"named {name!r}; {different} different values, {words:.1f} words each"
+    if different == 1 and len(texts) > 1:
+        return "ignore", f"the same text in all of {len(texts)} values"
+    if different * 10 <= len(texts) and longest <= 64:
+        return "category", f"{different} different values among {len(texts)}, none over {longest} characters"
+    if words == 1 and different == len(texts) > 1 and _is_key(name):
+        return "ignore", f"named {name!r}, and no value is there twice: it only names the rows"
+    return "text", f"{different} different values among {len(texts)}, {words:.1f} words each"
 
 
-def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:
-    some = [v for v in some if isinstance(v, str)]
-    found, longest = set(some), max(map(len, some))
-    words = sum(len(v.split()) for v in some) / len(some)
-    if name in _CATEGORY:
-        return "category", f"named {name!r}; {len(found)} different values"
-    if name in _TEXT:
-        return "text", f"named {name!r}; {words:.1f} words a value"
-    if len(found) == 1 and len(some) > 1:
-        return "ignore", f"the same text in all of {len(some)} values"
-    if len(found) * 10 <= len(some) and longest <= 64:
-        return "category", f"{len(found)} different values among {len(some)}, none longer than {longest} characters"
-    if words == 1 and len(found) == len(some) and (name in ("id", "key", "uid", "uuid", "hash", "md5", "sha256") or name.endswith("_id")):
-        return "ignore", f"{len(some)} single words, none twice, and named {name!r}: it only names the rows"
-    return "text", f"{len(found)} different values among {len(some)}, {words:.1f} words each"
+def _is_key(name: str) -> bool:
+    return name in _NAMES["key"] or name.endswith("_id")
 
 
-def _enough(fit: int, some: Iterable[Any], tolerance: float) -> bool:
-    n = len(list(some))
-    return fit > 0 and n - fit <= tolerance * n
+def _enough(fit: int, some: Sequence[Any], tolerance: float) -> bool:
+    return fit > 0 and len(some) - fit <= tolerance * len(some)

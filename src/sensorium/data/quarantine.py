@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.data.infer import absent, as_list, as_number, is_address
+from sensorium.data.bad import Bad, check_share
+from sensorium.data.infer import NUMBERS, absent, as_list, as_number, is_address
 from sensorium.data.schema import Schema
-from sensorium.data.sources import Bad, Table
-from sensorium.errors import SensoriumError
-
-_SHOWN = 5
+from sensorium.data.sources import Table
 
 
 def settle(table: Table, schema: Schema, max_bad: float) -> Table:
-    """The table with typed columns, its bad rows out of it and listed in `bad`, those that nobody reads left as they are.
+    """The table with typed columns, its bad rows out of it and listed in `bad`; ignored columns are left as they are.
 
-    After it: an image column holds str (a path), bytes or arrays; text holds str or list[str]; a number column is a float64
-    array, NaN where missing; category, split and group hold str; None is missing.
+    After it an image column holds str (a path), bytes or arrays; text holds str or list[str]; a number column is a
+    float64 array, NaN where missing; category, split and group hold str. None is missing.
     Raises SensoriumError where more than the share `max_bad` of the rows is bad.
     """
     bad = list(table.bad)
@@ -36,21 +34,7 @@ def settle(table: Table, schema: Schema, max_bad: float) -> Table:
     return table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64)) if gone else table
 
 
-def check_share(bad: Sequence[Bad], rows: int, max_bad: float) -> None:
-    """Raises SensoriumError, naming the first ones, where more than the share `max_bad` of `rows` is bad."""
-    count = len({b.where for b in bad})
-    if count <= max_bad * rows:
-        return
-    first = "\n".join(f"  {b.where}{f', {b.column}' if b.column else ''}: {b.reason}" for b in bad[:_SHOWN])
-    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    columns = sorted({b.column for b in bad if b.column})
-    other = f", or say what the column is (--columns {columns[0]}=ignore)" if columns else ""
-    share = f"{math.ceil(count / rows * 100) / 100:g}"
-    raise SensoriumError(f"{count} of {rows} rows cannot be used, more than max_bad={max_bad:g} allows:\n{first}{more}\n"
-                         f"Mend them{other}, or go on without them: --max-bad {share}.")
-
-
-def _typed(kind: str, table: Table, values: Sequence[Any]) -> tuple[Sequence[Any], list[tuple[int, str]]]:
+def _typed(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, str]]]:
     """(the values as this kind has them, what is wrong with which row)."""
     if isinstance(values, np.ndarray) and kind == "image":
         return values, []
@@ -72,13 +56,13 @@ def _typed(kind: str, table: Table, values: Sequence[Any]) -> tuple[Sequence[Any
 def _text(value: Any) -> str | list[str] | None:
     if isinstance(value, str):
         value = found if (found := as_list(value)) is not None else value
-    elif isinstance(value, int | float | np.number) and not isinstance(value, bool):
+    elif isinstance(value, NUMBERS) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
-        return value if value.strip() else None
-    if not isinstance(value, list) or not all(isinstance(v, str | None) for v in value):
+        return None if value.isspace() else value
+    if not isinstance(value, list) or set(map(type, value)) - {str, type(None)}:
         raise ValueError(f"expected text, found {type(value).__name__} {str(value)[:40]!r}")
-    return [v for v in value if v and v.strip()] or None
+    return [v for v in value if v and not v.isspace()] or None
 
 
 def _number(value: Any) -> float:
@@ -89,7 +73,9 @@ def _number(value: Any) -> float:
 
 
 def _name(value: Any) -> str | None:
-    if isinstance(value, list | dict | bytes | np.ndarray):
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, (list, dict, bytes, np.ndarray)):
         raise ValueError(f"expected one name, found {type(value).__name__} {str(value)[:40]!r}")
     if isinstance(value, bool):
         return str(value).lower()
@@ -99,7 +85,7 @@ def _name(value: Any) -> str | None:
 def _image(value: Any) -> str | bytes | np.ndarray:
     if is_address(value):
         raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path")
-    if not isinstance(value, str | bytes | np.ndarray):
+    if not isinstance(value, (str, bytes, np.ndarray)):
         raise ValueError(f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}")
     if not isinstance(value, str):
         return value
@@ -110,19 +96,20 @@ def _image(value: Any) -> str | bytes | np.ndarray:
 
 
 def _not_there(table: Table, paths: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Rows whose picture file is missing. Each folder is listed once: a million questions one by one take minutes on a share."""
-    listed: dict[str, frozenset[str]] = {}
+    """Rows whose picture file is missing. Folders are listed, since asking for a million files one by one is slow."""
+    listed: dict[tuple[Path, str], frozenset[str]] = {}
     for i, path in enumerate(paths):
         if isinstance(path, str):
-            folder, name = os.path.split(os.path.join(table.base(i), path))
-            if folder not in listed:
-                listed[folder] = _names(folder)
-            if name not in listed[folder] and not os.path.isfile(os.path.join(folder, name)):
-                yield i, f"there is no file {Path(folder, name)}"
+            folder, slash, name = path.rpartition("/")
+            place = (table.base(i), folder + slash)
+            if place not in listed:
+                listed[place] = _names(Path(*place))
+            if name not in listed[place] and not os.path.isfile(place[0] / path):
+                yield i, f"there is no file {place[0] / path}"
 
 
-def _names(folder: str) -> frozenset[str]:
+def _names(folder: Path) -> frozenset[str]:
     try:
-        return frozenset(os.listdir(folder or "."))
+        return frozenset(os.listdir(folder))
     except (OSError, ValueError):       # no such folder, or no right to list it: each file is then asked for
         return frozenset()

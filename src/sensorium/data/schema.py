@@ -1,10 +1,12 @@
 """What each column is: the modality with its settings, why it was taken for that, and which columns stand aside."""
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,13 +19,13 @@ from sensorium.modalities.table import Category, Number
 from sensorium.modalities.text import Text
 
 VERSION = 1
-MODALITIES: dict[str, type[Image] | type[Text] | type[Number] | type[Category]] = {
-    m.kind: m for m in (Image, Text, Number, Category)}
+MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category)}
 ROLES = ("split", "group", "ignore")
 _USUAL = {"image": ("image", "picture", "photo", "img", "file_name", "filepath"),
           "text": ("caption", "captions", "text", "title", "description"), "category": ("label", "class", "category")}
 
 
+@runtime_checkable
 class Rows(Protocol):
     """What a schema needs of a data set to learn its settings."""
 
@@ -59,10 +61,14 @@ class Schema:
     columns: dict[str, Column]
     roles: dict[str, Role] = field(default_factory=dict)
 
+    def __getitem__(self, name: str) -> Modality:
+        """The settings of a column; of several text columns read as one, those of the first."""
+        return self.columns[name.split(",")[0]].modality
+
     def pick(self, kind: str, name: str | None = None) -> str:
         """The column of that kind called `name` ('caption,caption_de': several text columns read as one).
 
-        Without a name: the only one of its kind, or else the one with a usual name (image, photo; caption, text, title).
+        Without a name: the one with a usual name (image, photo; caption, title), or else the only one of its kind.
         Raises SensoriumError, listing what there is, where the name is wrong or several would do.
         """
         if name is not None:
@@ -81,7 +87,8 @@ class Schema:
         if name not in self.columns:
             raise unknown(name, [*self.columns, *self.roles], self._listed())
         if (found := self.columns[name].kind) != kind:
-            raise SensoriumError(f"the column {name!r} is {found}, not {kind} ({self.columns[name].why}). {self._listed()}")
+            why = self.columns[name].why
+            raise SensoriumError(f"the column {name!r} is {found}, not {kind}: {why}. {self._listed()}")
 
     def _listed(self) -> str:
         there = ", ".join(f"{c.name} ({c.kind})" for c in (*self.columns.values(), *self.roles.values()))
@@ -91,18 +98,18 @@ class Schema:
         """The column that has this role."""
         return next((r.name for r in self.roles.values() if r.kind == kind), None)
 
-    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray) -> "Schema":
+    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray) -> Schema:
         """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer."""
         def values(name: str) -> Iterator[Any]:
             return (v for v in dataset.raw(name, rows) if v is not None)
 
-        texts = {name: c.modality for name, c in self.columns.items() if isinstance(c.modality, Text)}
+        texts: dict[str, Text] = {n: c.modality for n, c in self.columns.items() if isinstance(c.modality, Text)}
         fitted: dict[str, Modality] = {}
         if texts:
             first = next((t for t in texts.values() if t.tokenizer), next(iter(texts.values())))
             shared = first.fit(v for name in texts for v in values(name))
-            for name, text in texts.items():
-                fitted[name] = replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
+            fitted |= {name: replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
+                       for name, text in texts.items()}
         for name, c in self.columns.items():
             if name not in texts:
                 fitted[name] = c.modality.fit(values(name))
@@ -111,49 +118,66 @@ class Schema:
     def save(self, folder: str | Path) -> None:
         """Write schema.json, and tokenizer.json where there is a tokenizer, durably."""
         folder, tokenizer = Path(folder), self._tokenizer()
+        columns = {c.name: {"kind": c.kind, "why": c.why, "settings": c.modality.to_json()}
+                   for c in self.columns.values()}
+        roles = {r.name: {"kind": r.kind, "why": r.why} for r in self.roles.values()}
         if tokenizer:
             durable.write(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         durable.write_json(folder / "schema.json", {
-            "version": VERSION, "tokenizer": tokenizer is not None,
-            "columns": {c.name: {"kind": c.kind, "why": c.why, "settings": c.modality.to_json()} for c in self.columns.values()},
-            "roles": {r.name: {"kind": r.kind, "why": r.why} for r in self.roles.values()}})
+            "version": VERSION, "tokenizer": tokenizer is not None, "columns": columns, "roles": roles})
 
     def _tokenizer(self) -> Tokenizer | None:
-        found = [c.modality.tokenizer for c in self.columns.values() if isinstance(c.modality, Text) and c.modality.tokenizer]
+        texts = [c.modality for c in self.columns.values() if isinstance(c.modality, Text)]
+        found = [t.tokenizer for t in texts if t.tokenizer]
         if any(t is not found[0] for t in found):
-            raise SensoriumError("the text columns have different tokenizers; a run keeps one. Use Schema.fit, which shares it.")
+            raise SensoriumError("the text columns have different tokenizers; a run keeps one, as Schema.fit does.")
         return found[0] if found else None
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Schema":
-        """Read what `save` wrote. Raises SensoriumError for a file of another version or with anything unknown in it."""
+    def load(cls, folder: str | Path) -> Schema:
+        """Read what `save` wrote. Raises SensoriumError for another version, or for anything unknown in it."""
         path = Path(folder) / "schema.json"
-        given = _closed(path, "schema", _read_json(path), {"version", "tokenizer", "columns", "roles"}, version=True)
-        tokenizer = Tokenizer.from_str(json.dumps(_read_json(path.with_name("tokenizer.json")))) if given["tokenizer"] else None
-        columns, roles = {}, {}
-        for name, c in _object(path, "columns", given["columns"]).items():
-            c = _closed(path, f"column {name!r}", c, {"kind", "why", "settings"})
-            modality = MODALITIES[_known(path, c["kind"], MODALITIES)].from_json(_object(path, "settings", c["settings"]))
-            if isinstance(modality, Text):
-                modality = replace(modality, tokenizer=tokenizer)
-            columns[name] = Column(name, modality, str(c["why"]))
-        for name, r in _object(path, "roles", given["roles"]).items():
-            r = _closed(path, f"column {name!r}", r, {"kind", "why"})
-            roles[name] = Role(name, _known(path, r["kind"], ROLES), str(r["why"]))
-        return cls(columns, roles)
+        given = _read_json(path)
+        if isinstance(given, dict) and given.get("version") != VERSION:
+            raise SensoriumError(f"{path} is of version {given.get('version')!r}; this Sensorium reads {VERSION}: "
+                                 "use the Sensorium that wrote it.")
+        given = _closed(path, "schema", given, {"version", "tokenizer", "columns", "roles"})
+        tokenizer = _read_tokenizer(path.with_name("tokenizer.json")) if given["tokenizer"] else None
+        columns, roles = (_object(path, key, given[key]) for key in ("columns", "roles"))
+        return cls({name: _column(path, name, c, tokenizer) for name, c in columns.items()},
+                   {name: _role(path, name, r) for name, r in roles.items()})
+
+
+def _column(path: Path, name: str, given: Any, tokenizer: Tokenizer | None) -> Column:
+    given = _closed(path, f"column {name!r}", given, {"kind", "why", "settings"})
+    kind = MODALITIES[_known(path, given["kind"], MODALITIES)]
+    modality = kind.from_json(_object(path, f"settings of {name!r}", given["settings"]))
+    if isinstance(modality, Text):
+        modality = replace(modality, tokenizer=tokenizer)
+    return Column(name, modality, given["why"])
+
+
+def _role(path: Path, name: str, given: Any) -> Role:
+    given = _closed(path, f"column {name!r}", given, {"kind", "why"})
+    return Role(name, _known(path, given["kind"], ROLES), given["why"])
 
 
 def unknown(name: str, known: Iterable[str], more: str = "") -> SensoriumError:
     """There is no such column; the nearest name is offered."""
     near = get_close_matches(name, list(known), 1)
-    return SensoriumError(f"there is no column {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} {more}".strip())
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    return SensoriumError(f"there is no column {name!r}{guess} {more}".strip())
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise SensoriumError(f"could not read {path}: {e}. It is written with every run; restore it or train again.") from e
+        raise SensoriumError(f"could not read {path}: {e}. Every run writes it; restore it or train again.") from e
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(_read_json(path)))
 
 
 def _object(path: Path, what: str, value: Any) -> dict[str, Any]:
@@ -162,11 +186,8 @@ def _object(path: Path, what: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _closed(path: Path, what: str, value: Any, keys: set[str], version: bool = False) -> dict[str, Any]:
+def _closed(path: Path, what: str, value: Any, keys: set[str]) -> dict[str, Any]:
     value = _object(path, what, value)
-    if version and value.get("version") != VERSION:
-        raise SensoriumError(f"{path} is of version {value.get('version')!r}; this Sensorium reads version {VERSION}. "
-                             "Use the Sensorium that wrote it.")
     if value.keys() != keys:
         wrong = sorted(value.keys() ^ keys)[0]
         raise SensoriumError(f"{path}: {what} has {'an unknown' if wrong in value else 'no'} key {wrong!r}. "

@@ -12,37 +12,27 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from sensorium.data.bad import Bad
 from sensorium.errors import SensoriumError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_MOST_COLUMNS = 4096        # JSONL where every line has keys of its own would otherwise grow with the square of its length
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample in quarantine: `row` is its number in the dataset, or -1 if it was left out when the source was read."""
-
-    row: int
-    column: str                 # "" where the whole row is at fault
-    where: str                  # 'photos/a.jpg' or 'mine.csv:17'
-    reason: str
+_MOST_COLUMNS = 4096        # JSONL where every line has its own keys would grow with the square of its length
 
 
 @dataclass
 class Table:
-    """Raw columns of equal length.
+    """Raw columns of equal length, each a list, or an array whose first axis is the rows.
 
     A value is a str, bytes (an encoded picture), a uint8 array [H, W, 3], a number, a list[str] (several captions), or
-    None where it is missing. A column is a list or an array whose first axis is the rows. A str in an image column is a path
-    below `root`.
+    None where it is missing. A str in an image column is a path, absolute or below `root`.
     """
 
-    columns: dict[str, Sequence[Any]]
+    columns: dict[str, Any]
     where: Sequence[str]                                    # each row's name in messages
     split: str | None = None                                # the column that says which split a row is in
     group: str | None = None                                # the column whose equal values are the same thing
-    kinds: dict[str, str] = field(default_factory=dict)     # column -> kind ("image", "text", ...), where the source knows
+    kinds: dict[str, str] = field(default_factory=dict)     # column -> kind ("image", ...), where the source knows
     why: dict[str, str] = field(default_factory=dict)       # column -> how the source knows
     root: Path | list[Path] = Path()                        # what relative paths start from; a list: each row's own
     bad: list[Bad] = field(default_factory=list)            # rows that could not be read: their cells are None here
@@ -71,10 +61,11 @@ class Lines(Sequence[str]):
         return len(self.numbers)
 
     def __getitem__(self, i: Any) -> Any:
-        return f"{self.name}:{self.numbers[i]}" if isinstance(i, int | np.integer) else Lines(self.name, self.numbers[i])
+        number = self.numbers[i]
+        return Lines(self.name, number) if isinstance(number, np.ndarray) else f"{self.name}:{number}"
 
 
-def _pick(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
+def _pick(values: Any, rows: np.ndarray) -> Any:
     return values[rows] if isinstance(values, np.ndarray | Lines) else [values[i] for i in rows]
 
 
@@ -82,7 +73,8 @@ def join(parts: Sequence[tuple[str | None, Table]]) -> Table:
     """One table of several, each part's name in the column `split`. A column that a part lacks is missing there."""
     tables = [table for _, table in parts]
     for name, table in parts:
-        table.columns["split"] = [name] * len(table)
+        if name is not None or "split" not in table.columns:
+            table.columns["split"] = [name] * len(table)
     names = dict.fromkeys(chain.from_iterable(t.columns for t in tables))
     starts = np.cumsum([0, *map(len, tables)])
     return Table(
@@ -103,7 +95,7 @@ def read_file(path: Path, encoding: str = "utf-8", name: str = "") -> Table:
     """
     suffix, name = path.suffix.lower(), name or path.name
     if suffix not in SUFFIXES:
-        raise SensoriumError(f"{path} is not a kind of file that is read here. Give a folder, or one of {', '.join(SUFFIXES)}.")
+        raise SensoriumError(f"{path} is no kind of file that is read here. Give a folder, or {', '.join(SUFFIXES)}.")
     try:
         if suffix == ".parquet":
             table = _parquet(path, name)
@@ -130,7 +122,7 @@ def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
     try:
         return open(path, encoding=encoding, newline="")
     except LookupError:
-        raise SensoriumError(f"unknown encoding {encoding!r}; try utf-8, latin-1, cp1252, utf-16, shift_jis or gb18030.") from None
+        raise SensoriumError(f"unknown encoding {encoding!r}; try utf-8, latin-1, cp1252, utf-16 or gb18030.") from None
 
 
 def _where_undecodable(path: Path, encoding: str, e: UnicodeError) -> str:
@@ -140,12 +132,12 @@ def _where_undecodable(path: Path, encoding: str, e: UnicodeError) -> str:
             try:
                 line.decode(encoding)
             except UnicodeError:
-                return (f"{path}:{number}: this line is not {encoding} text. Save the file as UTF-8, or name its encoding "
-                        "(encoding='latin-1', 'cp1252', 'utf-16', ...).")
+                return (f"{path}:{number}: this line is not {encoding} text. Save the file as UTF-8, or name its "
+                        "encoding (encoding='latin-1', 'cp1252', 'utf-16', ...).")
     return f"{path} is not {encoding} text: {e}."
 
 
-# CSV and TSV -----------------------------------------------------------------------------------------------------------
+# CSV and TSV ----------------------------------------------------------------------------------------------------
 
 
 def _csv(path: Path, encoding: str, called: str) -> Table:
@@ -180,8 +172,8 @@ def _rows(rows: Any, called: str) -> Iterator[tuple[str, list[str], str]]:
             return
         except csv.Error as e:
             if "unexpected end" in str(e) or "field limit" in str(e):       # it has swallowed the rows that follow
-                raise SensoriumError(f"{called}:{first}: a quotation mark opens here and never closes. Close it, or double "
-                                     'it ("") if it is part of the text.') from e
+                raise SensoriumError(f"{called}:{first}: a quotation mark opens here and never closes. Close it, or "
+                                     'double it ("") if it is part of the text.') from e
             reason = f"quotation marks: {e}"
         if reason or any(map(str.strip, row)):
             yield str(first) if rows.line_num <= first else f"{first}-{rows.line_num}", row, reason
@@ -208,7 +200,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-# JSONL ------------------------------------------------------------------------------------------------------------------
+# JSONL ----------------------------------------------------------------------------------------------------------
 
 
 def _jsonl(path: Path, encoding: str, called: str) -> Table:
@@ -253,11 +245,11 @@ def from_records(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
                 if len(column) < n:
                     column.append(None)
         if len(columns) > _MOST_COLUMNS:
-            raise SensoriumError(f"more than {_MOST_COLUMNS} different keys by record {n}: these are not rows of one table.")
+            raise SensoriumError(f"more than {_MOST_COLUMNS} different keys by record {n}: this is no table.")
     return columns
 
 
-# Parquet ----------------------------------------------------------------------------------------------------------------
+# Parquet --------------------------------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, called: str) -> Table:

@@ -1,8 +1,8 @@
 """Which rows train, which choose between models, which judge: as given, or by a stated hash of what a row shows.
 
-The rule: u = the first 8 bytes of md5("sensorium:" + key) / 2^64; u < 0.8 train, u < 0.9 val, else test. The key is the value
-of the group column, or else the row's content, so that copies of one thing never stand on both sides, and rows added later
-leave the others where they are.
+The rule: u = the first 8 bytes of md5("sensorium:" + key) / 2^64; u < 0.8 train, u < 0.9 val, else test. The key is the
+value of the group column, or else the row's content, so that copies of one thing never stand on both sides, and rows
+added later leave the others where they are.
 """
 import csv
 import hashlib
@@ -44,8 +44,8 @@ def in_order(splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def by_hash(keys: Iterable[str], shares: dict[str, float]) -> dict[str, np.ndarray]:
     """Rows by the hash of their key, in the given shares. Rows of one key stay together.
 
-    A share that happens to get nothing is given the key of the first share that comes last by hash, as long as the first
-    keeps two: with twenty pictures there is still one to judge by.
+    A share that happens to get nothing is given one key, the last by hash, of the first share, as long as that keeps
+    one: with ten pictures there is still one to judge by.
     """
     keys = list(keys)
     place = {key: _place(key) for key in keys}
@@ -53,7 +53,7 @@ def by_hash(keys: Iterable[str], shares: dict[str, float]) -> dict[str, np.ndarr
     name_of = {key: names[int(np.searchsorted(bounds, u, side="right"))] for key, u in place.items()}
     for name in names[1:]:
         first = [key for key in place if name_of[key] == names[0]]
-        if name not in name_of.values() and len(first) > 2:
+        if name not in name_of.values() and len(first) > 1:
             name_of[max(first, key=place.__getitem__)] = name
     given = as_given([name_of[key] for key in keys])
     return {name: given.get(name, np.zeros(0, np.int64)) for name in names}
@@ -67,9 +67,9 @@ def _place(key: str) -> float:
 def read_splits(path: Path, table: Table) -> list[str | None]:
     """The split of each row, by a file that names rows.
 
-    JSON: {"train": ["a.jpg", ...], ...} or {"a.jpg": "train", ...}; else lines of row and split with a comma, tab or space
-    between. A row is named as messages name it, by its path, or by its number from 0. A row the file does not name is in none.
-    Raises SensoriumError for a row that is not there.
+    JSON: {"train": ["a.jpg", ...], ...} or {"a.jpg": "train", ...}; else lines of row and split with a comma, tab or
+    space between. A row is named as messages name it, by its path, or by its number from 0; one that is not named is in
+    no split. Raises SensoriumError for a row that is not there.
     """
     if not path.is_file():
         raise SensoriumError(f"there is no file {path} to read the splits from, and no column of that name.")
@@ -81,8 +81,8 @@ def read_splits(path: Path, table: Table) -> list[str | None]:
     for where, row, split in pairs:
         i = rows.get(row, int(row) if row.isdecimal() else -1)
         if not 0 <= i < len(table):
-            raise SensoriumError(f"{where} puts {row!r} into {split!r}, but the data has no such row; its rows are named like "
-                                 f"{table.where[0]!r}, or by number, 0 to {len(table) - 1}.")
+            raise SensoriumError(f"{where} puts {row!r} into {split!r}, but the data has no such row; rows are named "
+                                 f"like {table.where[0]!r}, or by number, 0 to {len(table) - 1}.")
         found[i] = split
     return found
 
@@ -107,5 +107,5 @@ def _line_pairs(path: Path) -> Iterable[tuple[str, str, str]]:
         if not any(cells) or (number == 1 and cells[-1].lower() in ("split", "set", "subset", "fold")):
             continue
         if len(cells) < 2:
-            raise SensoriumError(f"{path}:{number}: expected a row and its split, e.g. 'a.jpg,train'; found {cells[0]!r}.")
+            raise SensoriumError(f"{path}:{number}: expected a row and its split (a.jpg,train); found {cells[0]!r}.")
         yield f"{path.name}:{number}", mark.join(cells[:-1]), cells[-1]

@@ -7,7 +7,9 @@ What lies outside a picture repeats its border. A change is off at 0; each pictu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,13 +51,17 @@ class Change:
         return bool(self.crop or self.rotate or self.scale)
 
     @property
+    def colours(self) -> bool:
+        """True where each pixel changes by its colour alone."""
+        return any((self.brightness, self.contrast, self.saturation, self.tint, self.grey, self.shuffle))
+
+    @property
     def paints(self) -> bool:
-        """True where colours change."""
-        return any((self.blur, self.outline, self.brightness, self.contrast, self.saturation, self.tint, self.grey,
-                    self.shuffle, self.erase))
+        """True where pixels change in any way but their place."""
+        return self.colours or any((self.blur, self.outline, self.erase))
 
 
-def spread(n: int, reach: float, rng: torch.Generator) -> Float[Tensor, "n"]:
+def spread(n: int, reach: float, rng: torch.Generator) -> Float[Tensor, " n"]:
     """n numbers between -reach and reach."""
     return (torch.rand(n, generator=rng) * 2 - 1) * reach
 
@@ -65,7 +71,8 @@ def chosen(n: int, chance: float, rng: torch.Generator) -> Tensor:
     return torch.rand(n, generator=rng) < chance
 
 
-def cut(x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, "B"], dx: Int[Tensor, "B"]) -> UInt8[Tensor, "B 3 S S"]:
+def cut(x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, " B"],
+        dx: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 S S"]:
     """From each picture the square of `side` pixels whose middle is (dy, dx) pixels below and right of its own."""
     spare = (x.shape[-1] - side) // 2
     far = max(int(dy.abs().max()), int(dx.abs().max())) if len(x) else 0
@@ -77,20 +84,26 @@ def cut(x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, "B"], dx: Int[Te
     return torch.from_numpy(windows[np.arange(len(x)), :, spare + dy.numpy(), spare + dx.numpy()])
 
 
-def mirrored(x: Tensor, which: Tensor) -> Tensor:
-    """The batch with left and right exchanged in the pictures of `which`."""
-    return torch.where(which[:, None, None, None], x.flip(-1), x)
+def some(x: Tensor, chance: float, rng: torch.Generator, act: Callable[[Tensor], Tensor]) -> None:
+    """Put act(pictures) in the place of those pictures of x that chance picks."""
+    which = chosen(len(x), chance, rng).numpy()
+    if which.any():
+        x.numpy()[which] = act(torch.from_numpy(x.numpy()[which])).numpy()      # numpy copies rows 3 times as fast
 
 
 def moved(x: UInt8[Tensor, "B 3 H H"], side: int, how: Change, rng: torch.Generator) -> UInt8[Tensor, "B 3 S S"]:
     """Shift by whole pixels and flip: exact, and quick."""
     reach = round(how.shift * side)
-    if reach:
-        dy, dx = torch.randint(-reach, reach + 1, (2, len(x)), generator=rng)
-        x = cut(x, side, dy, dx)
-    elif x.shape[-1] != side:
-        x = cut(x, side, *torch.zeros(2, len(x), dtype=torch.long))
-    return mirrored(x, chosen(len(x), how.flip, rng)) if how.flip else x
+    dy, dx = torch.randint(-reach, reach + 1, (2, len(x)), generator=rng)
+    x = cut(x, side, dy, dx)
+    if how.flip:
+        some(x, how.flip, rng, mirrored)
+    return x
+
+
+def mirrored(x: Tensor) -> Tensor:
+    """Left and right exchanged."""
+    return x.flip(-1)
 
 
 def affine(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 2 3"]:
@@ -117,16 +130,20 @@ def bent(x: Float[Tensor, "B 3 H H"], side: int, how: Change, rng: torch.Generat
 
 
 def softened(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """Neighbours mixed with the weights 1 4 6 4 1, down and across."""
-    weights = torch.tensor([1.0, 4, 6, 4, 1]) / 16
-    x = F.conv2d(F.pad(x, (0, 0, 2, 2), "replicate"), weights.view(1, 1, 5, 1).repeat(3, 1, 1, 1), groups=3)
-    return F.conv2d(F.pad(x, (2, 2, 0, 0), "replicate"), weights.view(1, 1, 1, 5).repeat(3, 1, 1, 1), groups=3)
+    """Neighbours mixed with the weights 1 2 1, down and across, twice."""
+    for _ in range(2):
+        wide = F.pad(x, (1, 1, 1, 1), "replicate")
+        rows = (wide[..., :-2, :] + wide[..., 2:, :]).add_(wide[..., 1:-1, :], alpha=2)
+        x = (rows[..., :-2] + rows[..., 2:]).add_(rows[..., 1:-1], alpha=2).div_(16)
+    return x
 
 
 def outlined(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """Dark lines where brightness or colour jumps: the largest less the smallest of 3 x 3 pixels."""
-    jump = (F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)).amax(1, keepdim=True)
-    return x * (1 - 2 * jump).clamp(min=0)
+    """Dark lines where any colour jumps: the largest less the smallest of 2 x 2 pixels; black from half the range on."""
+    x1 = F.pad(x, (0, 1, 0, 1), "replicate")                # max_pool2d takes 20 times as long as shifted comparisons
+    high, low = torch.maximum(x1[..., 1:], x1[..., :-1]), torch.minimum(x1[..., 1:], x1[..., :-1])
+    jump = torch.maximum(high[..., 1:, :], high[..., :-1, :]) - torch.minimum(low[..., 1:, :], low[..., :-1, :])
+    return x * (1 - jump.amax(1, keepdim=True) / 127.5).clamp(min=0)
 
 
 def mixing(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 3 3"]:
@@ -141,29 +158,31 @@ def mixing(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 3 3"]:
 
 
 def coloured(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Every change of colour at once: one matrix and one offset a picture. Values stay in 0..1."""
+    """Every change of colour at once: one matrix and one offset a picture. Values stay in 0..255."""
     flat, matrix = x.flatten(2), mixing(len(x), how, rng)
     keep = (1 + spread(len(x), how.contrast, rng))[:, None, None]
     middle = (matrix @ flat.mean(2, keepdim=True)).mean(1, keepdim=True)
-    return torch.baddbmm((1 - keep) * middle, keep * matrix, flat).clamp_(0, 1).view(x.shape)
+    return torch.baddbmm((1 - keep) * middle, keep * matrix, flat).clamp_(0, 255).view(x.shape)
 
 
-def holed(x: Float[Tensor, "B 3 S S"], which: Tensor, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+def holed(x: Float[Tensor, "B 3 S S"], rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
     """A rectangle of an eighth to a third of each side, somewhere, filled with the picture's mean colour."""
     side, place = x.shape[-1], torch.arange(x.shape[-1])
     long = (side * (1 / 8 + torch.rand(2, len(x), 1, generator=rng) * (1 / 3 - 1 / 8))).ceil()
     start = ((side - long + 1) * torch.rand(2, len(x), 1, generator=rng)).floor()
     inside = (place >= start) & (place < start + long)
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :] & which[:, None, None, None]
+    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return torch.where(hole, x.mean((2, 3), keepdim=True), x)
 
 
 def painted(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Blur, outlines, colour and holes, on values of 0..1."""
-    for chance, act in ((how.blur, softened), (how.outline, outlined)):
-        if chance:
-            which = chosen(len(x), chance, rng).nonzero()[:, 0]
-            x = x.index_copy(0, which, act(x[which]))
-    if any((how.brightness, how.contrast, how.saturation, how.tint, how.grey, how.shuffle)):
+    """Blur, outlines, colour and holes, on values of 0..255; x itself may change."""
+    if how.blur:
+        some(x, how.blur, rng, softened)
+    if how.outline:
+        some(x, how.outline, rng, outlined)
+    if how.colours:
         x = coloured(x, how, rng)
-    return holed(x, chosen(len(x), how.erase, rng), rng) if how.erase else x
+    if how.erase:
+        some(x, how.erase, rng, partial(holed, rng=rng))
+    return x

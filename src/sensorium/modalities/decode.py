@@ -28,8 +28,8 @@ JPEG = b"\xff\xd8\xff"
 FORMATS = {                             # how a file begins -> the one reader that may open it
     rb"\xff\xd8\xff": JpegImageFile, rb"\x89PNG\r\n\x1a\n": PngImageFile, rb"RIFF....WEBP": WebPImageFile,
     rb"GIF8[79]a": GifImageFile, rb"BM": BmpImageFile, rb"II\*\0|MM\0\*": TiffImageFile}
-BROKEN = (                              # what Pillow's readers were seen to raise on files changed at random
-    OSError, SyntaxError, ValueError, EOFError, struct.error, ArithmeticError, LookupError, TypeError, AttributeError,
+BROKEN = (                              # what Pillow's readers raise on files changed at random
+    OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, PIL.Image.DecompressionBombError, Warning)
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 EXIF = re.compile(rb"\xff\xe1..Exif\0\0|^Exif\0\0|^(?=II\*\0|MM\0\*)", re.DOTALL)
@@ -46,12 +46,16 @@ def decode(raw: str | Path | bytes | PIL.Image.Image | np.ndarray, side: int,
     if isinstance(raw, PIL.Image.Image):
         return _finished(raw, side, square)
     data = raw if isinstance(raw, bytes) else _read(Path(raw))
-    if data.startswith(JPEG) and (pixels := _quick_jpeg(data, side, square)) is not None:
-        return upright(squared(pixels, side, square), orientation(data))
+    if data.startswith(JPEG) and (found := _quick_jpeg(data, side, square)) is not None:
+        pixels, extent = found
+        return upright(squared(pixels, side, square, extent), orientation(data))
     picture = _opened(data)
-    if isinstance(picture, JpegImageFile) and (scale := reduction(*picture.size, side, square)) > 1:
+    scale = reduction(*picture.size, side, square) if isinstance(picture, JpegImageFile) else 1
+    extent = None
+    if scale > 1:
+        extent = (picture.width / scale, picture.height / scale)
         picture.draft(None, (picture.width // scale, picture.height // scale))
-    return _finished(picture, side, square)
+    return _finished(picture, side, square, extent)
 
 
 def reduction(wide: int, high: int, side: int, square: str) -> int:
@@ -60,15 +64,16 @@ def reduction(wide: int, high: int, side: int, square: str) -> int:
     return next(scale for scale in (8, 4, 2, 1) if scale == 1 or edge >= 2 * side * scale)
 
 
-def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Resized, with antialiasing, to side x side."""
+def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,
+            extent: tuple[float, float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Resized, with antialiasing, to side x side. extent: width and height, where the last pixels are there in part."""
     if isinstance(picture, np.ndarray):
         if picture.shape == (side, side, 3):
             return np.array(picture)
         picture = PIL.Image.fromarray(picture)
-    wide, high = picture.size
+    wide, high = extent or picture.size
     if square == "pad":
-        return _padded(picture, side)
+        return _padded(picture, side, wide, high)
     edge = min(wide, high)
     box = (0, 0, wide, high) if square == "stretch" else (
         (wide - edge) / 2, (high - edge) / 2, (wide + edge) / 2, (high + edge) / 2)
@@ -133,7 +138,8 @@ def _opened(data: bytes) -> PIL.Image.Image:
     return picture
 
 
-def _finished(picture: PIL.Image.Image, side: int, square: str) -> UInt8[np.ndarray, "H W 3"]:
+def _finished(picture: PIL.Image.Image, side: int, square: str,
+              extent: tuple[float, float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     _within_budget(*picture.size)
     try:
         picture.load()
@@ -141,7 +147,7 @@ def _finished(picture: PIL.Image.Image, side: int, square: str) -> UInt8[np.ndar
         plain = _plain(picture)
     except BROKEN as e:
         raise ValueError(f"it cannot be decoded ({e or type(e).__name__})") from e
-    return upright(squared(plain, side, square), orientation(picture.info.get("exif", b"")))
+    return upright(squared(plain, side, square, extent), orientation(picture.info.get("exif", b"")))
 
 
 def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -159,8 +165,8 @@ def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _quick_jpeg(data: bytes, side: int, square: str) -> UInt8[np.ndarray, "H W 3"] | None:
-    """The pixels that Pillow would decode, sooner; None without simplejpeg, or where a picture is not plain and whole."""
+def _quick_jpeg(data: bytes, side: int, square: str) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float]] | None:
+    """The pixels that Pillow would decode, sooner, and their extent; None without simplejpeg, or where that fails."""
     try:
         import simplejpeg
     except ImportError:
@@ -172,18 +178,19 @@ def _quick_jpeg(data: bytes, side: int, square: str) -> UInt8[np.ndarray, "H W 3
         if colours not in ("YCbCr", "RGB", "Gray"):
             return None
         scale = reduction(wide, high, side, square)
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-high // scale), min_width=-(-wide // scale))
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=-(-high // scale), min_width=-(-wide // scale))
+        return pixels, (wide / scale, high / scale)
     except ValueError:
         return None                     # Pillow has the last word on what is broken, and says why
 
 
-def _padded(picture: PIL.Image.Image, side: int) -> UInt8[np.ndarray, "H W 3"]:
-    scale = side / max(picture.size)
-    wide, high = (max(1, round(edge * scale)) for edge in picture.size)
+def _padded(picture: PIL.Image.Image, side: int, wide: float, high: float) -> UInt8[np.ndarray, "H W 3"]:
+    scale = side / max(wide, high)
+    w, h = max(1, round(wide * scale)), max(1, round(high * scale))
     out = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - high) // 2, (side - wide) // 2
-    small = picture.resize((wide, high), PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
-    out[top:top + high, left:left + wide] = np.asarray(small)
+    top, left = (side - h) // 2, (side - w) // 2
+    small = picture.resize((w, h), PIL.Image.Resampling.BICUBIC, (0, 0, wide, high), reducing_gap=3.0)
+    out[top:top + h, left:left + w] = np.asarray(small)
     return out
 
 

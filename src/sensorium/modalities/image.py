@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -56,7 +56,7 @@ class Image:
         """Side of a stored picture."""
         return self.size + self.margin
 
-    def fit(self, values: Iterable[Any]) -> Self:
+    def fit(self, values: Iterable[Any]) -> Image:
         """Mean and spread of each channel over a sample of `values`, evenly spaced; unreadable ones are passed over."""
         there = [v for v in values if v is not None]
         loaded = []
@@ -93,7 +93,7 @@ class Image:
         else:
             x = moved(stored, self.size, change, draw)
         if change.paints:
-            x = painted(x.float().div_(255), change, draw).mul_(255)
+            x = painted(x.float(), change, draw)
         return self._normalised(x)
 
     def augment(self, batch: Float[Tensor, "B 3 S S"], rng: torch.Generator, **how: float) -> Float[Tensor, "B 3 S S"]:

@@ -2,13 +2,11 @@
 
     B batch
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ class Number:
     mean: float = 0.0
     std: float = 1.0
 
-    def fit(self, values: Iterable[float | None]) -> Self:
+    def fit(self, values: Iterable[float | None]) -> "Number":
         """Mean and spread of the values that are there; a column that never changes keeps a spread of 1."""
         there = np.fromiter((v for v in values if v is not None), np.float64)
         if not len(there):
@@ -34,7 +32,10 @@ class Number:
         return replace(self, mean=float(there.mean()), std=float(there.std()) or 1.0)
 
     def load(self, raw: Any) -> np.ndarray:
-        """One number as float64 [] (seconds since 1970 do not fit float32). Raises ValueError for anything else, and for one that is not finite."""
+        """One number as float64 [] (seconds since 1970 do not fit float32).
+
+        Raises ValueError for anything else, and for one that is not finite.
+        """
         if isinstance(raw, bool) or not isinstance(raw, int | float | np.number):
             raise ValueError(f"expected a number, found {type(raw).__name__} {str(raw)[:40]!r}")
         if not math.isfinite(raw):
@@ -45,7 +46,7 @@ class Number:
         """The values, standardised."""
         return torch.from_numpy(((np.asarray(values, np.float64) - self.mean) / self.std).astype(np.float32))
 
-    def augment(self, batch: Float[Tensor, "B"], rng: torch.Generator) -> Float[Tensor, "B"]:
+    def augment(self, batch: Float[Tensor, "B"], rng: torch.Generator, **how: float) -> Float[Tensor, "B"]:
         """The batch as it is: no change of a number is known to keep its meaning."""
         return batch
 
@@ -57,7 +58,7 @@ class Number:
         return settings(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Number:
+    def from_json(cls, given: dict[str, Any]) -> "Number":
         return cls(**checked(cls, given))
 
 
@@ -72,20 +73,20 @@ class Category:
     def _number_of(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
 
-    def fit(self, values: Iterable[str | None]) -> Self:
+    def fit(self, values: Iterable[str | None]) -> "Category":
         """All classes among the values, in order of the alphabet, unless they are there already."""
         return self if self.classes else replace(self, classes=tuple(sorted({v for v in values if v is not None})))
 
     def load(self, raw: Any) -> np.ndarray:
         """The number of one class as int64 []. Raises ValueError for a class that was not there to learn from."""
         if raw not in self._number_of:
-            raise ValueError(f"{str(raw)[:40]!r} is none of the {len(self.classes)} classes that were there in training")
+            raise ValueError(f"{str(raw)[:40]!r} is none of the {len(self.classes)} classes seen in training")
         return np.array(self._number_of[raw], np.int64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B"]:
         return torch.from_numpy(np.asarray(values, np.int64))
 
-    def augment(self, batch: Int[Tensor, "B"], rng: torch.Generator) -> Int[Tensor, "B"]:
+    def augment(self, batch: Int[Tensor, "B"], rng: torch.Generator, **how: float) -> Int[Tensor, "B"]:
         """The batch as it is."""
         return batch
 
@@ -97,5 +98,5 @@ class Category:
         return settings(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Category:
+    def from_json(cls, given: dict[str, Any]) -> "Category":
         return cls(**checked(cls, given))

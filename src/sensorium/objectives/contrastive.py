@@ -138,12 +138,12 @@ def similarity(a: Aligned, b: Aligned) -> tuple[Float[Tensor, "B B"], Float[Tens
     return (forth + forth_parts) / 2, (forth.T + back_parts) / 2
 
 
-def infonce(logits: Float[Tensor, "B B"], same: Bool[Tensor, "B B"], smoothing: float = 0.0) -> Float[Tensor, ""]:
+def infonce(logits: Float[Tensor, "B C"], same: Bool[Tensor, "B C"], smoothing: float = 0.0) -> Float[Tensor, ""]:
     """Cross-entropy of each row against its positives, all of them equally likely."""
     target = same / same.sum(1, keepdim=True)
     return F.cross_entropy(logits, target.to(logits.dtype), label_smoothing=smoothing)
 
 
-def sigmoid_loss(logits: Float[Tensor, "B B"], same: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+def sigmoid_loss(logits: Float[Tensor, "B C"], same: Bool[Tensor, "B C"]) -> Float[Tensor, ""]:
     """Each pair a yes or no of its own; the sum over pairs divided by B, not by B² (Zhai et al. 2023)."""
     return -F.logsigmoid(torch.where(same, logits, -logits)).sum() / len(logits)

@@ -1,0 +1,36 @@
+# Two commands: `make demo` runs the main job, `make test` the tests. Both set up what they need, once, in .venv.
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: .venv/ready
+	$(BIN)/sensorium demo --out demo
+
+test: lint types
+	$(BIN)/pytest
+
+lint: .venv/ready-to-test
+	$(BIN)/ruff check .
+
+types: .venv/ready-to-test
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv demo
+
+.venv/bin/pip:
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/pip constraints.txt pyproject.toml
+	@echo "Installing Sensorium and what it needs into .venv (about a gigabyte, a minute or two)"
+	$(PIP) -e .
+	touch $@
+
+.venv/ready-to-test: .venv/ready
+	@echo "Installing what the tests need"
+	$(PIP) -e ".[dev]"
+	touch $@

@@ -1,0 +1,85 @@
+"""What a finished run says of itself: the model card in its folder, and the last lines on the screen."""
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sensorium import durable
+from sensorium.run import Run
+from sensorium.snapshot import digest
+
+_CARD = """# {title}
+
+A `{recipe}` model with {parameters:,} parameters, trained by Sensorium {sensorium} on `{data}`. It can {verbs}.
+
+```python
+import sensorium as sn
+model = sn.load("{folder}"{given})
+```
+
+## Data
+
+{rows:,} rows of `{data}`; the columns read are {columns}.
+
+{splits}
+
+Settings were learned from, and weights were trained on, the rows of `train` alone. `val` chose the best model; no other
+rows were looked at.
+
+## Result
+
+{result}
+
+![the loss of every step, and the metric](curve.png)
+
+## Settings
+
+{keywords}
+
+Precision {precision}; {steps:,} steps. Made with {versions}.
+
+## Licence and use
+
+The licence of this model is not decided: it depends on the licence and the terms of `{data}`, which Sensorium does not
+know. Whoever passes it on writes here: the licence, whom the data show or quote and whether they agreed, what the model
+is for and what not.
+"""
+
+
+def card(run: Run, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the model card, README.md, into the run's folder."""
+    config, data = run.config, run.config.data
+    own = Path(config.recipe.rpartition(":")[0]).name       # of a recipe in the user's own file, that file
+    text = _CARD.format(
+        title=run.folder.resolve().name, folder=run.folder.resolve().name, recipe=config.recipe.rpartition(":")[2],
+        given=", recipe=mine" if own else "", verbs=", ".join(run.recipe.verbs) or "nothing yet",
+        parameters=sum(p.numel() for p in run.recipe.model.parameters()), sensorium=config.versions["sensorium"],
+        data=data["name"], rows=data["rows"], columns=", ".join(f"`{c}`" for c in run.recipe.columns),
+        splits=_table(("split", "rows"), data["splits"].items()), result=_result(run, entries),
+        keywords=_table(("keyword", "value"), config.keywords.items()), precision=config.precision,
+        steps=run.reached.step, versions=", ".join(f"{name} {number}" for name, number in config.versions.items()))
+    durable.write(run.folder / "README.md", text.encode())
+
+
+def farewell(run: Run) -> str:
+    """Where the model is, how good it is, and three commands to try."""
+    best, data = run.reached.best, run.config.data["name"]
+    figure = "" if best is None else f"{run.recipe.metric} {best:.4g} at step {run.reached.best_step}, "
+    return (f"{figure}kept in {run.folder}\n"
+            f"  sensorium evaluate {run.folder} {data}\n"
+            f"  sensorium index {run.folder} {data}\n"
+            f'  sensorium search {run.folder} --text "..."')
+
+
+def _result(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
+    kept = run.reached.best_step
+    figures = next((e["evaluation"] for e in entries if e["step"] == kept and e.get("evaluation")), {})
+    told = f"The weights kept are those of step {kept}, SHA-256 `{digest(run.folder / 'model.safetensors')}`."
+    if not figures:
+        return f"{told} There were no validation rows: nothing says how good they are."
+    return f"{told} On the {len(run.validation):,} rows of `val`:\n\n" + _table(
+        ("figure", "value"), ((name, f"{value:.4g}") for name, value in figures.items()))
+
+
+def _table(head: tuple[str, str], rows: Any) -> str:
+    lines = [f"| {a} | {b} |" for a, b in rows]
+    return "\n".join([f"| {head[0]} | {head[1]} |", "| --- | --- |", *lines])

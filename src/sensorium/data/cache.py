@@ -1,0 +1,224 @@
+"""A data set made ready: pictures decoded once and mapped from disk, words as numbers, batches by one gather a column.
+
+    N rows   C captions   I ids of all captions   B batch   H side as stored
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Bool, Int, Int32
+from rich.console import Console
+from torch import Tensor
+
+from sensorium.data.decoded import Decoded, decoded
+from sensorium.data.quarantine import check_share
+from sensorium.data.schema import Schema
+from sensorium.data.sources import Bad
+from sensorium.errors import SensoriumError
+from sensorium.modalities.image import Image
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.text import Text
+
+READ = 4096             # rows whose texts are held at a time
+SHOWN = 5               # bad values named one by one
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What is asked of a data set here."""
+
+    bad: list[Bad]
+
+    def __len__(self) -> int: ...
+    def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]: ...
+    def where(self, row: int) -> str: ...
+    def groups(self) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """One column, ready."""
+
+    valid: Bool[np.ndarray, " N"]
+    wrong: dict[int, str]               # row -> why it could not be read
+
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor: ...
+
+
+class Prepared:
+    """N rows with their values at hand. A value that is missing, or that could not be read, is not `valid`.
+
+    columns: names; "caption,caption_de" reads several text columns as one whose captions are all of theirs.
+    max_bad: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
+    bad: what could not be read, by name.
+    """
+
+    def __init__(self, dataset: Source, schema: Schema, columns: Sequence[str], *, max_bad: float = 0.01,
+                 quiet: bool = False):
+        self.dataset, self.schema = dataset, schema
+        console = Console(stderr=True, quiet=quiet)
+        self.columns: dict[str, Stored] = {name: _stored(dataset, schema, name, console) for name in columns}
+        found = [Bad(row, name, dataset.where(row), why)
+                 for name, column in self.columns.items() for row, why in sorted(column.wrong.items())]
+        self.bad = [*dataset.bad, *found]
+        check_share(self.bad, len(dataset) + len(dataset.bad), max_bad)
+        for b in found[:SHOWN]:
+            console.print(f"left out: {b.where}, {b.column}: {b.reason}", highlight=False, markup=False, soft_wrap=True)
+        if len(found) > SHOWN:
+            console.print(f"left out: {len(found) - SHOWN} more")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def groups(self) -> Int[np.ndarray, " N"]:
+        """Rows of one number show the same thing."""
+        return self.dataset.groups()
+
+    def complete(self, rows: Int[np.ndarray, " R"] | None = None) -> Int[np.ndarray, " K"]:
+        """Those of `rows` (default: all) in which no column is missing or bad."""
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows)
+        return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)] if self.columns else rows
+
+    def batch(self, rows: Int[np.ndarray, " B"] | Sequence[int], rng: torch.Generator | None = None,
+              augment: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Tensor]:
+        """{column: values, column.valid: Bool [B] where the column has gaps, "row": [B], "group": [B]}.
+
+        Without `rng`: each row's first caption, nothing changed. With it: a caption drawn for each row, and the changes
+        that `augment` asks for, {column: {change: how far}}. The same rng gives the same batch.
+        """
+        rows, augment = np.asarray(rows, np.int64), augment or {}
+        for name in augment:
+            if name not in self.columns:
+                raise SensoriumError(f"augment names the column {name!r}; this run reads {', '.join(self.columns)}.")
+        out: dict[str, Tensor] = {}
+        for name, column in self.columns.items():
+            out[name] = column.batch(rows, rng, augment.get(name, {}))
+            if not column.valid.all():
+                out[f"{name}.valid"] = torch.from_numpy(column.valid[rows])
+        return out | {"row": torch.from_numpy(rows), "group": torch.from_numpy(self.groups[rows])}
+
+    def picture(self, column: str, row: int) -> PIL.Image.Image:
+        """What is stored of one row's picture, to look at."""
+        stored = self.columns[column]
+        assert isinstance(stored, Pictures)
+        return PIL.Image.fromarray(np.ascontiguousarray(stored.pixels[row].transpose(1, 2, 0)))
+
+    def caption(self, column: str, row: int) -> str:
+        """A row's first caption; "" where there is none."""
+        return next((text for name in column.split(",") for text in _texts(self.dataset.raw(name, [row])[0])), "")
+
+
+class Pictures:
+    """Decoded pictures, mapped from disk."""
+
+    def __init__(self, image: Image, found: Decoded):
+        self.image, self.pixels = image, found.pixels
+        self.valid = np.ones(len(found.pixels), bool)
+        self.valid[list(found.wrong)] = False
+        self.wrong = {row: why for row, why in found.wrong.items() if why}
+
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+        return self.image.finish(torch.from_numpy(self.pixels[rows]), rng, **how)
+
+
+class Captions:
+    """Every caption as ids, end to end; those of a row are neighbours.
+
+    Caption c is ids[starts[c]:starts[c + 1]]; row n has the captions first[n] to first[n + 1].
+    """
+
+    def __init__(self, text: Text, ids: Int32[np.ndarray, " I"], lengths: Int[np.ndarray, " C"],
+                 counts: Int[np.ndarray, " N"], wrong: dict[int, str]):
+        self.text, self.ids, self.lengths, self.counts, self.wrong = text, ids, np.append(lengths, 0), counts, wrong
+        self.starts = np.append(0, lengths.cumsum())
+        self.first = counts.cumsum() - counts
+        self.valid = counts > 0
+
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+        which, counts = self.first[rows], self.counts[rows]
+        if rng is not None:
+            which = which + (torch.rand(len(rows), generator=rng).double().numpy() * counts).astype(np.int64)
+        lengths = self.lengths[which] * (counts > 0)
+        place = np.arange(max(1, lengths.max(initial=0)))
+        there = place < lengths[:, None]
+        ids = np.full(there.shape, self.text.pad, np.int64)
+        ids[there] = self.ids[(self.starts[which][:, None] + place)[there]]
+        batch = torch.from_numpy(ids)
+        return self.text.augment(batch, rng, **how) if rng is not None and how else batch
+
+
+class Values:
+    """Numbers or categories; a missing one is zero."""
+
+    def __init__(self, modality: Modality, values: np.ndarray, valid: Bool[np.ndarray, " N"], wrong: dict[int, str]):
+        self.modality, self.values, self.valid, self.wrong = modality, values, valid, wrong
+
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+        batch = self.modality.collate(list(self.values[rows]))
+        return self.modality.augment(batch, rng, **how) if rng is not None and how else batch
+
+
+def _stored(dataset: Source, schema: Schema, name: str, console: Console) -> Stored:
+    parts = name.split(",")
+    for part in parts:
+        if part not in schema.columns:
+            raise SensoriumError(f"there is no column {part!r}; there are {', '.join(schema.columns)}.")
+    modality = schema.columns[parts[0]].modality
+    if isinstance(modality, Text):
+        return _captions(dataset, parts, modality)
+    if len(parts) > 1:
+        raise SensoriumError(f"columns joined by a comma must hold text; {parts[0]!r} holds {modality.kind}.")
+    if isinstance(modality, Image):
+        return Pictures(modality, decoded(modality, partial(dataset.raw, name), len(dataset), name, console))
+    return _values(dataset, name, modality)
+
+
+def _values(dataset: Source, name: str, modality: Modality) -> Values:
+    raw = dataset.raw(name, np.arange(len(dataset)))
+    loaded, wrong = _loaded(modality, raw)
+    there = next((v for v in loaded if v is not None), np.zeros((), np.float32))
+    values = np.stack([np.zeros_like(there) if v is None else v for v in loaded]) if raw else there[None][:0]
+    return Values(modality, values, np.array([v is not None for v in loaded], bool), wrong)
+
+
+def _loaded(modality: Modality, raw: Sequence[Any]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+    """(each value or None, why for those that could not be read)."""
+    out: list[np.ndarray | None] = []
+    wrong: dict[int, str] = {}
+    for i, value in enumerate(raw):
+        try:
+            out.append(None if value is None else modality.load(value))
+        except ValueError as e:
+            out.append(None)
+            wrong[i] = str(e)
+    return out, wrong
+
+
+def _texts(raw: Any) -> list[Any]:
+    return [] if raw is None else list(raw) if isinstance(raw, list | tuple) else [raw]
+
+
+def _captions(dataset: Source, names: Sequence[str], text: Text) -> Captions:
+    """The captions of all the columns `names`, encoded READ rows at a time."""
+    ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    counts, wrong = np.zeros(len(dataset), np.int64), dict[int, str]()
+    for start in range(0, len(dataset), READ):
+        rows, texts = range(start, min(start + READ, len(dataset))), list[str]()
+        for row, *values in zip(rows, *(dataset.raw(name, rows) for name in names), strict=True):
+            found = [t for value in values for t in _texts(value)]
+            strange = next((t for t in found if not isinstance(t, str)), None)
+            if strange is not None:
+                wrong[row] = f"expected text, found {type(strange).__name__}"
+                continue
+            texts += found
+            counts[row] = len(found)
+        encoded = text.encode(texts)
+        ids += encoded
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+    return Captions(text, np.concatenate(ids), np.concatenate(lengths), counts, wrong)

@@ -1,0 +1,102 @@
+"""Batches without end, each a pure function of (seed, epoch, position): stop anywhere, go on exactly there.
+
+    R rows   G groups   K rows of a piece
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sensorium.data.cache import Prepared
+from sensorium.errors import SensoriumError
+
+Augment = Mapping[str, Mapping[str, float]]
+
+
+class Loader:
+    """Endless batches of `rows`, in a new order each epoch.
+
+    drop_last: an epoch ends with its last full batch; the rows beyond it, others each time, wait for another epoch.
+    Otherwise its last batch is a shorter one, and every row is seen exactly once. Fewer rows than `batch_size` are one
+    batch. per_group: k > 0 draws batches from pieces of k rows that show the same thing (rows of one group), so that
+    every row has a partner; a row then comes at least once an epoch, and again where its group is no multiple of k.
+    """
+
+    def __init__(self, prepared: Prepared, rows: Sequence[int] | np.ndarray, batch_size: int, *, seed: int = 0,
+                 augment: Augment | None = None, drop_last: bool = True, per_group: int = 0):
+        self.prepared, self.rows = prepared, np.asarray(rows, np.int64)
+        self.seed, self.augment, self.per_group = seed, augment, per_group
+        self.epoch = self.position = 0
+        if not len(self.rows):
+            raise SensoriumError("there are no rows to draw batches from.")
+        if batch_size < 1 or per_group < 0 or batch_size % max(1, per_group):
+            raise SensoriumError(f"batch_size={batch_size} must be 1 or more, and a multiple of per_group={per_group}.")
+        each = len(order(self.rows, prepared.groups[self.rows] if per_group else None, per_group, 0, seed))
+        self.batch_size = min(batch_size, each)
+        self.steps_per_epoch = each // self.batch_size if drop_last else -(-each // self.batch_size)
+        self._order: tuple[int, np.ndarray] = (-1, self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches from where `epoch` and `position` stand; when one is handed out they stand at the next."""
+        while True:
+            batch = self.batch(self.epoch, self.position)
+            self.position += 1
+            if self.position == self.steps_per_epoch:
+                self.epoch, self.position = self.epoch + 1, 0
+            yield batch
+
+    def batch(self, epoch: int, position: int) -> dict[str, Tensor]:
+        """The batch at that place, whatever was asked for before."""
+        if self._order[0] != epoch:
+            groups = self.prepared.groups[self.rows] if self.per_group else None
+            self._order = epoch, order(self.rows, groups, self.per_group, epoch, self.seed)
+        rows = self._order[1][position * self.batch_size:(position + 1) * self.batch_size]
+        return self.prepared.batch(rows, generator(self.seed, epoch, position), self.augment)
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as plain values, and what it draws from."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "batch_size": self.batch_size,
+                "per_group": self.per_group, "steps_per_epoch": self.steps_per_epoch,
+                "rows": hashlib.sha256(self.rows.tobytes()).hexdigest()[:16]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Raises SensoriumError where it is of other rows or another batch size, seed aside."""
+        here = self.state()
+        for name in ("rows", "batch_size", "per_group", "steps_per_epoch"):
+            if state.get(name) != here[name]:
+                raise SensoriumError(f"cannot go on: the run was saved with {name} {state.get(name)!r}, and now it is "
+                                     f"{here[name]!r}. Give it the same data and batch size, or start a new run.")
+        self.seed, self.epoch, self.position = int(state["seed"]), int(state["epoch"]), int(state["position"])
+        self._order = (-1, self.rows)
+
+
+def generator(*place: int) -> torch.Generator:
+    """Random numbers that depend on these numbers and on nothing else."""
+    digest = hashlib.sha256(",".join(map(str, place)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def order(rows: Int[np.ndarray, " R"], groups: Int[np.ndarray, " R"] | None, each: int, epoch: int,
+          seed: int) -> Int[np.ndarray, " S"]:
+    """`rows` shuffled for this epoch; with `groups`, in shuffled pieces of `each` rows of one group.
+
+    A group's rows are shuffled and cut into pieces; the last is filled up from the group's first rows.
+    """
+    rng = generator(seed, epoch)
+    shuffled = torch.randperm(len(rows), generator=rng).numpy()
+    if groups is None:
+        return rows[shuffled]
+    together = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    _, first, count = np.unique(groups[together], return_index=True, return_counts=True)
+    pieces = -(-count // each)                                              # of each group
+    group = np.repeat(np.arange(len(count)), pieces)
+    number = np.arange(len(group)) - np.repeat(pieces.cumsum() - pieces, pieces)
+    place = (number[:, None] * each + np.arange(each)) % count[group][:, None]
+    filled = rows[together[first[group][:, None] + place]]
+    return filled[torch.randperm(len(filled), generator=rng).numpy()].reshape(-1)

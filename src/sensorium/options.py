@@ -1,0 +1,78 @@
+"""Options that several commands share, and those that a recipe brings along."""
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sensorium.errors import SensoriumError
+from sensorium.keywords import Keyword, Taken
+
+if TYPE_CHECKING:
+    from sensorium.data.dataset import Dataset
+
+DATA = Parameter(help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji")
+Data = Annotated[str, DATA]
+Run = Annotated[Path, Parameter(help="folder of a run")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")]
+Own = Annotated[str | None, Parameter(name="--recipe", help="the recipe, where it is your own: ./mine.py:recipe")]
+Flag = Parameter(negative="", show_default=False)
+Split = Annotated[str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")]
+Test = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
+
+Out = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]
+Resume = Annotated[bool, Flag, Parameter(group="Run", help="go on with the run in --out")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How data are read, where what is guessed (`sensorium data PATH` prints it) is not what is meant."""
+
+    column: Annotated[tuple[str, ...], Flag] = ()
+    """what a column is taken for: caption=text, price=ignore, photo=image:size=128 (once for each)"""
+    group: str | None = None
+    """column whose equal values are the same thing, to be kept on one side of a split"""
+    max_bad: float = 0.01
+    """share of rows that may be unusable"""
+
+    def open(self, path: str, **more: Any) -> "Dataset":
+        """The data set. more: other keywords of Dataset.open."""
+        from sensorium.data.dataset import Dataset
+        return Dataset.open(path, group=self.group, columns=self.columns(), max_bad=self.max_bad, **more)
+
+    def columns(self) -> dict[str, str]:
+        """{column: what it is taken for}."""
+        pairs = [given.partition("=") for given in self.column]
+        if wrong := next((given for given, p in zip(self.column, pairs, strict=True) if not all(p)), None):
+            raise SensoriumError(f"--column {wrong}: expected NAME=KIND, as in caption=text.")
+        return {name: kind for name, _, kind in pairs}
+
+
+How = Annotated[Reading, Parameter(group="Data")]
+AS_GUESSED = Reading()
+
+
+def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None) -> Callable[..., None]:
+    """`command(recipe, ..., **given)` for one recipe: its keywords and those of Training are options, as its file says.
+
+    Raises SensoriumError for a keyword that is an option of the command already.
+    """
+    def of_recipe(*given: Any, **named: Any) -> None:
+        command(recipe.name, *given, **named)
+    kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "given")]
+    if clash := ({p.name for p in kept} & {k.name for k in recipe.own}) - {"out"}:
+        raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
+    options = [_option(k, "Recipe") for k in recipe.own if k.name != "out"]
+    options += [_option(k, "Training") for k in recipe.loop]
+    of_recipe.__doc__ = doc
+    vars(of_recipe)["__signature__"] = inspect.Signature([*kept, *options])
+    return of_recipe
+
+
+def _option(keyword: Keyword, group: str) -> inspect.Parameter:
+    about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=keyword.default not in (None, ""))
+    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
+                             annotation=Annotated[keyword.type, about])

@@ -1,0 +1,247 @@
+"""One run of training: how it begins, what of it is saved, and how it goes on from there as if nothing had happened."""
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sensorium import durable, optim
+from sensorium.checkpoint import (
+    FORMAT,
+    WEIGHTS,
+    Config,
+    read_tensors,
+    read_weights,
+    recipe_name,
+    tensors,
+    versions,
+    weights,
+)
+from sensorium.data.cache import Prepared
+from sensorium.data.dataset import Dataset
+from sensorium.data.loader import Loader
+from sensorium.data.schema import Schema
+from sensorium.errors import SensoriumError
+from sensorium.recipes.recipe import Make, Recipe, build, split_keywords
+from sensorium.snapshot import Snapshots
+from sensorium.step import Step, check, measured_precision, split
+
+WORTH_MEASURING = 100                                   # steps from which on it pays to measure bf16
+BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl")   # all that a run killed at its beginning leaves
+Say = Callable[[str], object]
+
+
+@dataclass
+class Reached:
+    """How far a run has come."""
+
+    step: int = 0
+    best: float | None = None                           # of the metric
+    best_step: int = 0
+    stale: int = 0                                      # evaluations since the best
+
+
+@dataclass
+class Run:
+    """Everything that a run needs to go on."""
+
+    folder: Path
+    config: Config
+    recipe: Recipe
+    prepared: Prepared
+    rows: np.ndarray                                    # that it trains on
+    validation: np.ndarray                              # rows that it is judged on
+    loader: Loader
+    steps: int
+    step: Step
+    reached: Reached = field(default_factory=Reached)
+
+    def __post_init__(self) -> None:
+        self.snapshots = Snapshots(self.folder / "state")
+
+    @property
+    def over(self) -> bool:
+        """Every step is done, or the metric has not moved for `patience` evaluations."""
+        patience = self.recipe.training.patience
+        return self.reached.step >= self.steps or 0 < patience <= self.reached.stale
+
+    def due(self, epochs: float) -> bool:
+        """Whether something that is done every so many epochs is to be done after this step; all is due at the end."""
+        every = max(1, round(epochs * self.loader.steps_per_epoch)) if epochs else self.steps
+        return self.over or self.reached.step % every == 0
+
+    def save(self) -> Path:
+        """Save what the next step depends on, durably, as one set."""
+        files = {"model.safetensors": tensors(weights(self.step.model)),
+                 "optimizer.safetensors": tensors(optim.memory(self.step.optimizers)),
+                 "random.safetensors": tensors({"torch": torch.get_rng_state()}),
+                 "state.json": json.dumps({"format": FORMAT, "reached": asdict(self.reached),
+                                           "loader": self.loader.state()}).encode()}
+        if self.step.average:
+            files["average.safetensors"] = tensors(self.step.average.weights)
+        return self.snapshots.save(self.reached.step, files)
+
+    def restore(self, say: Say) -> None:
+        """Go back to the newest whole save; to the very beginning where there is none yet."""
+        path = self.snapshots.latest(say)
+        if path is None:
+            return
+        state = json.loads((path / "state.json").read_text())
+        if state.get("format") != FORMAT:
+            raise SensoriumError(f"{path} is of format {state.get('format')!r}, and not {FORMAT}: start anew")
+        read_weights(self.step.model, path / "model.safetensors")
+        optim.remember(self.step.optimizers, read_tensors(path / "optimizer.safetensors"))
+        if self.step.average:
+            for name, value in read_tensors(path / "average.safetensors").items():
+                self.step.average.weights[name].copy_(value)
+        self.loader.restore(state["loader"])
+        self.reached = Reached(**state["reached"])
+        torch.set_rng_state(read_tensors(path / "random.safetensors")["torch"].clone())
+
+    def keep_best(self, value: float | None) -> bool:
+        """Write model.safetensors if the metric is the best so far; without a metric, always."""
+        now = self.reached
+        sign = -1 if "loss" in self.recipe.metric else 1
+        better = value is None or now.best is None or math.isnan(now.best) or sign * value > sign * now.best
+        now.stale = 0 if better else now.stale + 1
+        if better:
+            now.best, now.best_step = value, now.step
+            durable.write(self.folder / WEIGHTS, tensors(weights(self.step.model), {"step": str(now.step)}))
+        return better
+
+
+def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any]) -> Run:
+    """A new run: fit the schema on the training rows, build, prepare; config.json, written last, makes it one."""
+    rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
+    if len(rows) == 0:
+        raise SensoriumError(f"{dataset.name} has no training rows: there are {', '.join(dataset.splits) or 'none'}")
+    schema = dataset.schema.fit(dataset, rows)
+    recipe, keywords = _built(make, schema, keywords)
+    config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset), versions())
+    run = _assembled(config, recipe, dataset, schema, folder)
+    if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
+        run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
+    schema.save(folder)
+    run.config.save(folder)
+    return run
+
+
+def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any], say: Say) -> Run:
+    """The run in `folder`, where its last whole save left it. Raises SensoriumError where recipe or data differ."""
+    config = Config.load(folder)
+    if config.recipe != recipe_name(make):
+        raise SensoriumError(f"{folder} was begun with recipe {config.recipe}, not {recipe_name(make)}")
+    for name, value in keywords.items():
+        if name in config.keywords and config.keywords[name] != json.loads(json.dumps(value)):
+            raise SensoriumError(f"{folder} was begun with {name}={config.keywords[name]!r}, not {value!r}. A resumed "
+                                 f"run keeps its settings: leave {name} out, or train into a new folder.")
+    if config.data != _fingerprint(dataset):
+        raise SensoriumError(f"the data are not those {folder} was begun with: then {config.data}, now "
+                             f"{_fingerprint(dataset)}. Give the same data, or train into a new folder.")
+    schema = Schema.load(folder)
+    recipe, _ = _built(make, schema, config.keywords)
+    run = _assembled(config, recipe, dataset, schema, folder)
+    run.restore(say)
+    return run
+
+
+def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
+    """The run's folder, and whether a run that has begun lies in it.
+
+    A new one is `out` or else the next free of runs/NAME-0001, ...; it must be empty, but for what a run leaves that died
+    before its first config.json. Raises SensoriumError where there is nothing to resume, or where one cannot write.
+    """
+    if resume and (out is None or not Path(out).is_dir()):
+        raise SensoriumError("which run is to be resumed? Name its folder with out= (--out)" if out is None else
+                             f"there is no run to resume in {out}: the folder does not exist")
+    try:
+        folder = _numbered(Path("runs"), name) if out is None else Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = (folder / "config.json").exists()
+        if begun and not resume:
+            raise SensoriumError(f"{folder} holds a run: go on with it by resume=True (--resume), or choose another folder")
+        foreign = [p for p in sorted(os.listdir(folder)) if p not in BEFORE_CONFIG and not p.endswith(".tmp")]
+        if foreign and not begun:
+            raise SensoriumError(f"{folder} is not empty ({foreign[0]}, ...): choose a new folder for the run")
+        with tempfile.TemporaryFile(dir=folder):
+            return folder, begun
+    except OSError as e:
+        raise SensoriumError(f"cannot write to {out or 'runs'}: {e.strerror or e}. Choose another folder with out= "
+                             "(--out)") from e
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process trains into the folder meanwhile. However this one ends, the system lets go of the lock."""
+    import fcntl
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as e:
+        raise SensoriumError(f"another process is training into {folder}: wait for it, or stop it") from e
+    finally:
+        os.close(fd)
+
+
+def _numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(exist_ok=True)
+    for i in range(1, 10_000):
+        try:
+            (folder := parent / f"{name}-{i:04d}").mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise SensoriumError(f"{parent} holds 9,999 runs of {name}: remove some, or name a folder with out= (--out)")
+
+
+def _built(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, its first weights drawn from the seed."""
+    _, loop = split_keywords(make, keywords)
+    torch.manual_seed(loop.get("seed", 0))
+    recipe, keywords = build(make, schema, keywords)
+    check(recipe.training)
+    try:
+        return recipe, json.loads(json.dumps(keywords, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise SensoriumError(f"a keyword of {make.__name__} cannot be stored in config.json: {e}") from e
+
+
+def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema, folder: Path) -> Run:
+    training, prepared = recipe.training, dataset.prepare(schema, recipe.columns)
+    bad = np.array([b.row for b in prepared.bad], dtype=np.int64)
+    splits = {name: np.setdiff1d(rows, bad) for name, rows in dataset.splits.items()}
+    rows = splits["train"]
+    if len(rows) == 0:
+        raise SensoriumError(f"{dataset.name} has no training row that can be read: see {folder / 'quarantine.jsonl'}")
+    loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.per_group,
+                    augment=recipe.augment if training.augment else None)
+    steps = max(1, round(training.epochs * loader.steps_per_epoch))
+    return Run(folder, config, recipe, prepared, rows, splits.get("val", rows[:0]), loader, steps,
+               Step(recipe, steps, config.precision))
+
+
+def _gains(run: Run) -> bool:
+    """Whether bf16 is faster here, measured on the first rows, where the run is long enough to win the time back."""
+    if run.steps < WORTH_MEASURING:
+        return False
+    training = run.recipe.training
+    batch = run.prepared.batch(run.rows[:training.batch_size])
+    return measured_precision(run.recipe, split(batch, training.accumulate)[0]) == "bf16"
+
+
+def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What config.json says of the data: enough to notice other ones."""
+    whole = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
+    for name, rows in dataset.splits.items():
+        whole.update(name.encode() + np.ascontiguousarray(rows, dtype=np.int64).tobytes())
+    return {"name": dataset.name, "rows": len(dataset), "splits": {k: len(v) for k, v in dataset.splits.items()},
+            "sha256": whole.hexdigest()}

@@ -1,0 +1,128 @@
+"""How large a model is and what a step of training costs, told on the meta device: nothing is computed or allocated."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from sensorium.data.infer import infer
+from sensorium.data.sources import Table
+from sensorium.recipes.recipe import Make, Recipe, build
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from sensorium.checkpoint import Model
+    from sensorium.data.schema import Schema
+
+STATES = {"sgd": 1, "lion": 1, "muon": 1}               # numbers an optimiser keeps for each weight; the others keep 2
+FLOAT = 4                                               # bytes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Parameters, operations, and bytes while training in fp32."""
+
+    recipe: str
+    parameters: int
+    parts: dict[str, int]               # parameters of each part
+    columns: dict[str, str]             # what is read, and how
+    flops_forward: int                  # per sample; a multiplication and an addition count as two
+    flops_training: int                 # the way back included
+    batch_size: int
+    bytes: dict[str, int]               # weights, gradients, optimizer, activations of a step
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        table = Table(show_header=False, title=f"{self.recipe}: {_short(self.parameters)} parameters")
+        for name, n in self.parts.items():
+            table.add_row(name, f"{_short(n)} parameters", self.columns.get(name, ""))
+        table.add_section()
+        table.add_row("forward", f"{_short(self.flops_forward)}FLOP", "a sample")
+        table.add_row("training", f"{_short(self.flops_training)}FLOP", "a sample")
+        table.add_section()
+        for name, n in self.bytes.items():
+            table.add_row(name, f"{_short(n)}B")
+        table.add_row("memory", f"{_short(sum(self.bytes.values()))}B", f"about, for steps of {self.batch_size} rows in fp32")
+        yield table
+
+
+def summary(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Summary:
+    """What `make` would build for these columns and keywords."""
+    with torch.device("meta"):
+        recipe, _ = build(make, schema, keywords)
+    return _summary(make.__name__, recipe, schema)
+
+
+def summary_of(model: Model) -> Summary:
+    """The same for a trained model, whose weights are let go."""
+    model.module.to("meta")
+    return _summary(model.config.recipe, model.recipe, model.schema)
+
+
+def made_up(columns: Mapping[str, str]) -> Schema:
+    """A picture and a caption column, unless `columns` says otherwise or more."""
+    kinds = {"image": "image", "caption": "text"}
+    table = Table({name: [None] for name in {**kinds, **columns}}, ["made up"], kinds=kinds)
+    return infer(table, dict(columns))
+
+
+def _summary(name: str, recipe: Recipe, schema: Schema) -> Summary:
+    training, model = recipe.training, recipe.model
+    batch = _batch(recipe, schema, max(1, training.batch_size // training.accumulate))
+    held = _Held(model)
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        with saved_tensors_hooks(held.add, lambda x: x):
+            loss = torch.stack(list(recipe.objective(model, batch).values())).sum()
+        forward = counted.get_total_flops()
+        loss.backward()
+    rows, size = len(next(iter(batch.values()))), _size(model)
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = STATES.get(training.optimizer, 2) + (1 if training.ema else 0)
+    memory = {"weights": size, "gradients": learned, "optimizer": kept * learned}
+    return Summary(
+        name, size, {part: _size(module) for part, module in model.named_children()},
+        {column: repr(schema[column]) for column in recipe.columns},
+        forward // rows, counted.get_total_flops() // rows, training.batch_size,
+        {part: FLOAT * n for part, n in memory.items()} | {"activations": held.bytes})
+
+
+def _batch(recipe: Recipe, schema: Schema, rows: int) -> dict[str, Tensor]:
+    """A batch without content, texts at full length."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = {column: schema[column].fake(64, rng) for column in recipe.columns}
+    batch = {column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta") for column, x in shapes.items()}
+    return batch | {name: torch.empty(rows, dtype=torch.long, device="meta") for name in ("row", "group")}
+
+
+class _Held:
+    """What autograd keeps for the way back, each storage once, parameters not counted."""
+
+    def __init__(self, model: nn.Module):
+        self.seen = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.alive: list[Tensor] = []
+        self.bytes = 0
+
+    def add(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in self.seen:
+            self.seen.add(storage._cdata)
+            self.alive.append(x)                        # or its number could be given to another
+            self.bytes += storage.nbytes()
+        return x
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _short(n: float) -> str:
+    """12.3 M, 4.5 G."""
+    place = min(4, int(math.log10(max(n, 1)) // 3))
+    return f"{n / 1000 ** place:.3g} {('', 'k', 'M', 'G', 'T')[place]}"

@@ -1,0 +1,86 @@
+"""What is kept of a row to show it by, and the answers that show it."""
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from sensorium.errors import SensoriumError
+from sensorium.modalities.decode import decode
+
+SIDE = 128                                          # of the picture kept
+
+
+@dataclass(frozen=True)
+class Payload:
+    """name: where the row came from. kind: what of it was embedded. captions: its words, if any."""
+
+    name: str
+    kind: str
+    captions: list[str]
+
+    def pack(self, picture: bytes) -> bytes:
+        """With the picture (PNG, or nothing), as one run of bytes."""
+        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n" + picture
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "tuple[Payload, bytes]":
+        """(payload, PNG). Raises SensoriumError where the words are not as `pack` writes them."""
+        head, _, picture = data.partition(b"\n")
+        try:
+            found = json.loads(head)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != cls.__annotations__ | {"captions": list}:
+            raise SensoriumError("a row of the index was not written by Sensorium. Build the index again.")
+        return cls(**found), picture
+
+
+def thumbnail(raw: Any) -> bytes:
+    """A PNG, 128 pixels square, white where the picture does not reach. Raises ValueError for what is no picture."""
+    out = io.BytesIO()
+    PIL.Image.fromarray(decode(raw, SIDE, "pad")).save(out, "PNG")
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One row that was found; score is the cosine, at most 1."""
+
+    id: int
+    score: float
+    payload: Payload
+
+
+@dataclass
+class Answer(Sequence[Hit]):
+    """What was found for one query, best first."""
+
+    query: str
+    hits: list[Hit]
+    pictures: InitVar[Sequence[bytes]] = ()         # a PNG, or b"", for each hit; no part of what is printed or JSON
+    asked: InitVar[bytes] = b""                     # the picture that was asked with, as PNG
+
+    def __post_init__(self, pictures: Sequence[bytes], asked: bytes) -> None:
+        self.shown, self.shown_query = pictures, asked
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.hits[i]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __str__(self) -> str:
+        lines = [f"{h.score:6.3f}  {h.payload.name}  {'; '.join(h.payload.captions[:3])}" for h in self.hits]
+        return "\n".join(lines) or "nothing found"
+
+    def save(self, path: str | Path) -> None:
+        """Draw it: a contact sheet (.png), or a page that needs nothing beside it (.html)."""
+        from sensorium.tasks.sheet import save
+        save([self], path)

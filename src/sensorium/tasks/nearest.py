@@ -1,0 +1,249 @@
+"""Exact nearest rows by inner product: a look at bytes with a proven bound, then the few rows that may matter in full.
+
+    N rows   D width   B queries   G groups of rows   k answers
+
+Rows are kept as bytes too, eight to a group, with how far the group's bytes are from the truth at most (Cauchy-Schwarz
+on the rounding error, which is measured, not assumed). One integer product gives every group's best score within that
+distance; a group is read in full only if its upper bound reaches the k-th best lower bound. So no answer can be
+missed, and the scores are those of the float32 rows: summed in float64, rounded once, ties to the lower row.
+"""
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+GROUP = 8               # rows that share a scale and are read together
+BLOCK = 4096            # rows a product takes at once, so that its scores stay in cache
+QUERIES = 128           # queries at once
+PIECE = 1 << 15         # candidate rows copied at once
+LOSE = 16               # where more than one group in LOSE may matter, bytes are too coarse for that query
+
+
+Vectors = Float[np.ndarray, "N D"]
+Queries = Float[np.ndarray, "B D"]
+Scores = Float[np.ndarray, "B k"]
+Rows = Int[np.ndarray, " n"]
+Found = tuple[Scores, Int[np.ndarray, "B k"]]
+
+
+@runtime_checkable
+class Nearest(Protocol):
+    """What a search engine must do; a server's would do the same over a wire."""
+
+    def add(self, matrix: Vectors) -> None:
+        """Take in every row from the last call's N on. `matrix` is the whole of it and stays readable."""
+        ...
+
+    def remove(self, rows: Rows) -> None:
+        """Never answer with these rows again."""
+        ...
+
+    def search(self, queries: Queries, k: int) -> Found:
+        """Scores and rows, best first; where there are fewer than k, the rest is -inf and -1."""
+        ...
+
+
+class Exact:
+    """The default engine: results are those of brute force, in a quarter of the memory traffic."""
+
+    def __init__(self, bytes_first: bool | None = None) -> None:
+        """bytes_first: whether to look at bytes before floats; None measures which is quicker on this machine."""
+        self._matrix = np.zeros((0, 0), np.float32)
+        self._alive = np.zeros(0, bool)
+        self._blocks: list[_Block] = []
+        self._bytes_first = bytes_first
+
+    def add(self, matrix: Vectors) -> None:
+        start, n = len(self._alive), len(matrix)
+        self._matrix = np.asarray(matrix)       # without the overhead of a memmap's own class
+        self._alive = np.concatenate([self._alive, np.ones(n - start, bool)])
+        while len(self._blocks) * BLOCK < n:
+            self._blocks.append(_Block.empty(matrix.shape[1]))
+        self._summarise(np.arange(start // GROUP, -(-n // GROUP)))
+
+    def remove(self, rows: Rows) -> None:
+        self._alive[rows] = False
+        self._summarise(np.unique(np.asarray(rows, np.int64) // GROUP))
+
+    def search(self, queries: Queries, k: int) -> Found:
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        if self._alive.any():
+            for start in range(0, len(queries), QUERIES):
+                part = np.ascontiguousarray(queries[start:start + QUERIES], np.float32)
+                for i, groups in enumerate(self._candidates(torch.from_numpy(part), k)):
+                    found, where = self._best(part[i], groups, k)
+                    scores[start + i, :len(found)], rows[start + i, :len(found)] = found, where
+        return scores, rows
+
+    def _summarise(self, groups: Rows) -> None:
+        """Bring the bytes of these groups up to date with the rows and with who is alive."""
+        per = BLOCK // GROUP
+        for b in np.unique(groups // per):
+            part = groups[groups // per == b]
+            for piece in np.split(part, range(per // 8, len(part), per // 8)):
+                rows, alive = self._rows(piece)
+                x = torch.from_numpy(self._matrix[rows])
+                self._blocks[b].fill(torch.from_numpy(piece - b * per), x, torch.from_numpy(alive))
+
+    def _rows(self, groups: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers [n, GROUP], a living row standing in for each dead or absent one; and whether any is alive."""
+        rows = groups[:, None] * GROUP + np.arange(GROUP)
+        alive = rows < len(self._alive)
+        alive[alive] = self._alive[rows[alive]]
+        stand_in = np.take_along_axis(rows, alive.argmax(1)[:, None], 1)
+        return np.where(alive, rows, stand_in), np.any(alive, axis=1, keepdims=True)[:, 0]
+
+    def _candidates(self, queries: Float[Tensor, "B D"], k: int) -> list[np.ndarray]:
+        """For each query the groups that may hold one of its k best."""
+        if self._bytes_first is None:
+            self._bytes_first = bytes_are_quick(queries.shape[1])
+        if not self._bytes_first:
+            return self._reach(queries, k, exact=True)
+        found = self._reach(queries, k, exact=False)
+        most = max(4 * k, len(self._alive) // GROUP // LOSE)
+        wide = [i for i, groups in enumerate(found) if len(groups) > most]
+        if wide:
+            for i, groups in zip(wide, self._reach(queries[wide], k, exact=True), strict=True):
+                found[i] = groups
+        return found
+
+    def _reach(self, queries: Float[Tensor, "B D"], k: int, *, exact: bool) -> list[np.ndarray]:
+        look = _Query.of(queries)
+        bounds = [self._bounds(b, look, exact=exact) for b in range(len(self._blocks))]
+        low, high = (torch.cat(side) for side in zip(*bounds, strict=True))
+        least = low.topk(k, 0).values[-1] if k <= len(low) else low.new_full((low.shape[1],), -torch.inf)
+        query, group = ((high >= least) & (high > -torch.inf)).T.nonzero(as_tuple=True)
+        return np.split(group.numpy(), np.cumsum(np.bincount(query.numpy(), minlength=len(queries)))[:-1])
+
+    def _bounds(self, b: int, look: "_Query", *, exact: bool) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
+        """Between which numbers the best true score of each group of block b lies."""
+        block = self._blocks[b]
+        if not exact:
+            return block.bounds(look)
+        rows = slice(b * BLOCK, b * BLOCK + block.used * GROUP)
+        if rows.stop <= len(self._alive) and self._alive[rows].all():
+            x = self._matrix[rows]
+        else:
+            x = self._matrix[self._rows(b * BLOCK // GROUP + np.arange(block.used))[0].ravel()]
+        best = _best_of_group(torch.from_numpy(x) @ look.full.T) + block.gone[:block.used, None]
+        slack = block.norm[:block.used, None] * look.norm * _rounding(x.shape[1])
+        return best - slack, best + slack
+
+    def _best(self, query: Float[np.ndarray, " D"], groups: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best living rows of these groups: float32 first, float64 for those within its rounding of the k-th."""
+        rows = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
+        rows = rows[rows < len(self._alive)]
+        rows = rows[self._alive[rows]]
+        rough = np.concatenate([self._matrix[piece] @ query for piece in _pieces(rows)])
+        if len(rows) > k:
+            norm = max(float(self._blocks[b].norm.max()) for b in np.unique(rows // BLOCK))
+            slack = 2 * _rounding(len(query)) * norm * float(np.linalg.norm(query))
+            rows = rows[rough >= np.partition(rough, len(rows) - k)[len(rows) - k] - slack]
+        true = [np.einsum("nd,d->n", self._matrix[piece].astype(np.float64), query) for piece in _pieces(rows)]
+        scores = np.concatenate(true).astype(np.float32)
+        order = np.lexsort((rows, -scores))[:k]
+        return scores[order], rows[order]
+
+
+@dataclass(frozen=True)
+class _Query:
+    """Queries in full and in bytes, with the length of what the bytes leave out."""
+
+    full: Float[Tensor, "B D"]
+    bytes: Int[Tensor, "B D"]
+    scale: Float[Tensor, " B"]
+    norm: Float[Tensor, " B"]
+    error: Float[Tensor, " B"]
+
+    @classmethod
+    def of(cls, full: Float[Tensor, "B D"]) -> "_Query":
+        small, scale, error = _to_bytes(full[:, None])
+        return cls(full, small[:, 0], scale, full.norm(dim=1) * 1.001, error)
+
+
+@dataclass
+class _Block:
+    """BLOCK rows as bytes; a group's rows are `scale` times its bytes, give or take a vector of length `error`."""
+
+    rows: Int[Tensor, "BLOCK D"]
+    scale: Float[Tensor, " G"]
+    error: Float[Tensor, " G"]
+    norm: Float[Tensor, " G"]            # no row of the group is longer, in bytes or in full
+    gone: Float[Tensor, " G"]            # 0, or -inf where no row is alive
+    used: int = 0                       # groups that hold rows
+
+    @classmethod
+    def empty(cls, dim: int) -> "_Block":
+        scale, error, norm, gone = torch.zeros(4, BLOCK // GROUP)
+        return cls(torch.empty(BLOCK, dim, dtype=torch.int8), scale, error, norm, gone)
+
+    def fill(self, groups: Int[Tensor, " n"], x: Float[Tensor, "n GROUP D"], alive: Bool[Tensor, " n"]) -> None:
+        """Summarise these groups of rows."""
+        small, scale, error = _to_bytes(x)
+        self.rows.view(-1, GROUP, x.shape[-1])[groups] = small
+        self.scale[groups], self.error[groups] = scale, error
+        self.norm[groups] = x.norm(dim=-1).amax(1) * 1.001 + error
+        self.gone[groups] = torch.where(alive, 0.0, -torch.inf)
+        self.used = max(self.used, int(groups.max()) + 1)
+
+    def bounds(self, q: _Query) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
+        """Between which numbers the best score of each group lies."""
+        best = _best_of_group(_product(self.rows[:self.used * GROUP], q.bytes)).float()
+        scale, error, norm, gone = (part[:self.used, None] for part in (self.scale, self.error, self.norm, self.gone))
+        best = best.mul_(scale).mul_(q.scale).add_(gone)
+        away = ((error + norm * _rounding(self.rows.shape[1])) * q.norm).addcmul_(norm, q.error)
+        return best - away, best.add_(away)
+
+
+def _best_of_group(scores: Tensor) -> Tensor:
+    return scores.view(-1, GROUP, scores.shape[1]).amax(1)
+
+
+def _to_bytes(x: Float[Tensor, "n g D"]) -> tuple[Int[Tensor, "n g D"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Numbers as bytes times a scale for each n, and the length of the longest difference, rounded up."""
+    scale = (x.abs().amax((1, 2)) / 127).clamp_min(1e-30)
+    small = (x / scale[:, None, None]).round_().clamp_(-127, 127)
+    error = torch.addcmul(x, small, scale[:, None, None], value=-1).norm(dim=-1).amax(1)
+    return small.to(torch.int8), scale, error * 1.001 + scale * 1e-4
+
+
+def _rounding(dim: int) -> float:
+    """How far a float32 product of vectors of length 1 may be from the truth in any order of summing; twice that."""
+    return (dim + 8) * 2.0 ** -23
+
+
+def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[i:i + PIECE] for i in range(0, max(len(rows), 1), PIECE))
+
+
+def _product(rows: Int[Tensor, "n D"], queries: Int[Tensor, "B D"]) -> Int[Tensor, "n B"]:
+    return torch._int_mm(rows, queries.T)                   # pyright: ignore[reportPrivateImportUsage]
+
+
+@cache
+def bytes_are_quick(dim: int) -> bool:
+    """Whether this machine multiplies bytes exactly and faster than floats: tried once a width, in milliseconds.
+
+    Without VNNI sums of bytes may saturate, and torch 2.13 is wrong at width 1, so right comes before quick.
+    """
+    rows = torch.randint(-127, 128, (2048, dim), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    rows[:8], rows[8:16] = 127, -127
+    floats, truth = rows.float(), rows.double() @ rows[:16].double().T
+    right = all(bool((_product(rows, rows[:b]) == truth[:, :b]).all()) for b in (1, 16))
+    return right and _seconds(lambda: _product(rows, rows[:16])) < _seconds(lambda: floats @ floats[:16].T)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,133 @@
+"""The loop. Nothing here knows what a modality or a family is: a recipe says what to train, a data set on what."""
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from sensorium.card import card, farewell
+from sensorium.checkpoint import Model, load
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.kernels import settle_allocator
+from sensorium.progress import Log
+from sensorium.recipes.recipe import Make, split_keywords
+from sensorium.run import Run, Say, alone, begin, go_on, place
+from sensorium.step import NonFinite
+
+
+class Stopped(SensoriumError):
+    """The run was asked to stop (Ctrl-C, SIGTERM), has saved, and can go on. `code` is what a shell expects of it."""
+
+    def __init__(self, text: str, code: int):
+        super().__init__(text)
+        self.code = code
+
+
+def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resume: bool = False, quiet: bool = False,
+          **keywords: Any) -> Model:
+    """Train a recipe on a data set; the best model by the recipe's metric on the validation rows.
+
+    out: the run's folder; None: the next free of runs/RECIPE-0001, ... It must be new or empty unless resume is True:
+    then the run goes on from its last save exactly as if it had never stopped, and keeps its keywords.
+    keywords: the recipe's own and those of `Training` (epochs, batch_size, lr, ...).
+    Raises TypeError for an unknown keyword; Stopped on SIGINT or SIGTERM, after a save; SensoriumError where the data,
+    the folder, the disk or the numbers (a loss that is not finite) do not allow to go on.
+    """
+    split_keywords(recipe, keywords)                    # a slip of the pen is said before any work
+    say: Say = (lambda text: None) if quiet else print
+    folder, again = place(out, recipe.__name__, resume)
+    with alone(folder), torch.random.fork_rng():        # the caller's chance is left as it was
+        settle_allocator()
+        run = go_on(recipe, dataset, folder, keywords, say) if again else begin(recipe, dataset, folder, keywords)
+        with Log(folder, run.steps, run.reached.step, run.recipe.training.batch_size, quiet) as log:
+            log.say(f"{run.recipe.training.epochs:g} epochs of {len(run.rows):,} rows into {folder}")
+            with interruptions() as asked:
+                _loop(run, dataset, log, asked)
+        card(run, log.entries)
+        say(farewell(run))
+    return load(folder, recipe=recipe)
+
+
+def _loop(run: Run, dataset: Dataset, log: Log, asked: "Asked") -> None:
+    training, batches = run.recipe.training, iter(run.loader)
+    try:
+        while not run.over:
+            figures = run.step(next(batches), run.reached.step)
+            run.reached.step += 1
+            log.step(run.reached.step, figures)
+            if run.due(training.evaluate_every):
+                _evaluate(run, log)
+            if asked.signal or run.due(training.save_every):
+                log.sync()
+                run.save()
+            if asked.signal:
+                raise _stopped(run, asked.signal)
+    except NonFinite as fault:
+        raise _explained(fault, run, dataset) from fault
+    except OSError as e:
+        raise SensoriumError(f"could not go on after step {run.reached.step}: {e}. {run.folder} is as it was last saved; "
+                             "free space, then give the same command with --resume (resume=True)") from e
+
+
+def _evaluate(run: Run, log: Log) -> None:
+    """Figures, curve and sample pictures of the model as it would be kept, and the model itself if it is the best."""
+    recipe, step = run.recipe, run.reached.step
+    with run.step.average.worn() if run.step.average else nullcontext(), torch.random.fork_rng():
+        recipe.model.eval()
+        judged = recipe.validate is not None and len(run.validation) > 0
+        figures = recipe.validate(recipe.model, run.prepared, run.validation) if judged else {}
+        log.evaluation(step, figures, recipe.metric)
+        if recipe.samples and len(run.validation):
+            (folder := run.folder / "samples").mkdir(exist_ok=True)
+            recipe.samples(recipe.model, run.prepared, run.validation, folder / f"step-{step:06d}.png")
+        run.keep_best(figures[recipe.metric] if judged else None)
+
+
+def _stopped(run: Run, number: int) -> Stopped:
+    return Stopped(f"stopped after step {run.reached.step}; all is saved in {run.folder}. To go on, give the same command "
+                   f"with --out {run.folder} --resume (out={str(run.folder)!r}, resume=True)", 128 + number)
+
+
+def _explained(fault: NonFinite, run: Run, dataset: Dataset) -> NonFinite:
+    """The same fault with the step, the samples' names and what to do."""
+    names = ", ".join(f"{dataset.where(row)} (row {row})" for row in fault.rows[:4])
+    more = f" and {len(fault.rows) - 4} more" if len(fault.rows) > 4 else ""
+    return NonFinite(f"step {run.reached.step + 1}: {fault.what}", f"{fault.place}, samples {names}{more}. The weights "
+                     f"were not touched, and {run.folder} is as it was last saved. Lower lr, raise warmup, use "
+                     "precision=fp32, or take these samples out; then train into a new folder", fault.rows)
+
+
+class Asked:
+    """Which signal asked the run to stop; 0: none."""
+
+    signal: int = 0
+
+
+@contextmanager
+def interruptions() -> Iterator[Asked]:
+    """For a while SIGINT and SIGTERM ask instead of kill; a second one does what it did before. Main thread only."""
+    asked = Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.signal = number
+        give_back()
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        give_back()

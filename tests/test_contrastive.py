@@ -1,0 +1,152 @@
+"""The contrastive losses: identities, duplicates, missing rows, and accumulation that keeps its negatives."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sensorium.align import ALIGNS
+from sensorium.modalities.image import Patches
+from sensorium.modalities.text import Text, Words
+from sensorium.models import Aligned, Encoder, Tower, Towers, unit
+from sensorium.objectives.contrastive import Contrastive, complete, infonce, positives, sigmoid_loss, similarity
+from sensorium.tokens import Tokens, line
+from sensorium.transformer import transformer
+
+TEXT = Text(length=12, vocab_size=300)
+
+
+def towers(align: str = "linear", loss: str = "infonce", dropout: float = 0.0) -> Towers:
+    torch.manual_seed(0)
+    eye = Encoder(Patches(32, 16, 4), transformer(32, 2, 2, first=True, dropout=dropout))
+    voice = Encoder(Words(32, TEXT), transformer(32, 2, 2, dropout=dropout))
+    made = {name: Tower(e, ALIGNS[align](32, 16), 16) for name, e in (("image", eye), ("text", voice))}
+    return Towers(made, biased=loss == "siglip")
+
+
+def batch(n: int = 8) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {"image": torch.randn(n, 3, 16, 16, generator=rng), "text": TEXT.fake(n, rng), "row": torch.arange(n),
+            "group": torch.arange(n)}
+
+
+def gradients(model: Towers) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_infonce_is_cross_entropy_where_nothing_repeats() -> None:
+    logits = torch.randn(6, 6)
+    eye = torch.eye(6, dtype=torch.bool)
+    torch.testing.assert_close(infonce(logits, eye), F.cross_entropy(logits, torch.arange(6)))
+
+
+def test_sigmoid_divides_by_rows_not_pairs() -> None:
+    eye = torch.eye(5, dtype=torch.bool)
+    assert sigmoid_loss(torch.zeros(5, 5), eye).item() == pytest.approx(5 * math.log(2))
+
+
+def test_sigmoid_in_chunks_is_the_whole() -> None:
+    logits, eye = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)
+    halves = [sigmoid_loss(logits[i:i + 3], eye[i:i + 3]) for i in (0, 3)]
+    torch.testing.assert_close(sum(halves) / 2, sigmoid_loss(logits, eye))
+
+
+def test_the_sigmoid_bias_starts_at_the_odds() -> None:
+    """With all similarities 0 the chance of a match is 1 in N: the loss is the entropy of that."""
+    model, n = towers(loss="siglip"), 8
+    nothing = Aligned(torch.zeros(n, 16))
+    loss = Contrastive("image", "text", "siglip").of(model, nothing, nothing, torch.eye(n, dtype=torch.bool))
+    p = 1 / n
+    assert loss.item() == pytest.approx(n * -(p * math.log(p) + (1 - p) * math.log(1 - p)), rel=1e-4)
+
+
+def test_order_of_rows_is_irrelevant() -> None:
+    model, b = towers(), batch()
+    turned = {k: v.flip(0) for k, v in b.items()}
+    for loss in ("infonce", "siglip"):
+        model = towers(loss=loss)
+        objective = Contrastive("image", "text", loss)
+        torch.testing.assert_close(objective(model, b)["model"], objective(model, turned)["model"])
+
+
+def test_duplicates_are_no_negatives() -> None:
+    b = batch(4)
+    assert torch.equal(positives(b, "image", "text"), torch.eye(4, dtype=torch.bool))
+    b["text"][2] = b["text"][0]
+    assert positives(b, "image", "text")[0].tolist() == [True, False, True, False]
+    b["group"] = torch.tensor([0, 1, 2, 1])
+    assert positives(b, "image", "text")[1].tolist() == [False, True, False, True]
+
+
+def test_a_duplicated_pair_changes_nothing_to_learn() -> None:
+    """Two equal rows share their positives, so neither pushes the other away."""
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    logits = torch.tensor([[5.0, 5.0, 0.0], [5.0, 5.0, 0.0], [0.0, 0.0, 5.0]], requires_grad=True)
+    infonce(logits, same).backward()
+    grad = logits.grad
+    torch.testing.assert_close(grad[0, 0], grad[0, 1])
+
+
+def test_a_missing_partner_leaves_the_row_out() -> None:
+    model, b = towers(), batch()
+    gone = {**b, "text.valid": torch.tensor([True] * 5 + [False] * 3)}
+    kept = {k: v[:5] for k, v in b.items()}
+    objective = Contrastive("image", "text")
+    torch.testing.assert_close(objective(model, gone)["model"], objective(model, kept)["model"])
+    assert len(complete(gone, "image", "text")["row"]) == 5
+
+
+@pytest.mark.parametrize("align", ["linear", "multiscale"])
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_accumulation_keeps_its_negatives(align: str, loss: str, dropout: float) -> None:
+    model, b, objective = towers(align, loss, dropout), batch(), Contrastive("image", "text", loss)
+    parts = [{k: v[:3] for k, v in b.items()}, {k: v[3:] for k, v in b.items()}]
+    torch.manual_seed(1)
+    split = objective.accumulate(model, parts)["model"]
+    split_grads = gradients(model)
+    if dropout:                                     # chance falls differently for a whole batch: compare with itself
+        model.zero_grad()
+        torch.manual_seed(1)
+        assert torch.equal(objective.accumulate(model, parts)["model"], split)
+        assert all(torch.equal(g, split_grads[n]) for n, g in gradients(model).items())
+        return
+    model.zero_grad()
+    whole = objective(model, b)["model"]
+    whole.backward()
+    torch.testing.assert_close(split, whole.detach())
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(split_grads[name], grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_parts_find_their_best_match() -> None:
+    """Two pictures of two parts, two texts of two words (one padded): by hand."""
+    basis = torch.eye(4)
+    picture = torch.stack([basis[[0, 1]], basis[[2, 3]]])
+    words = torch.stack([basis[[0, 0]], basis[[2, 3]]])
+    valid = torch.tensor([[True, False], [True, True]])
+    zero = torch.zeros(2, 4)
+    a = Aligned(zero, Tokens(picture, line(picture)))
+    b = Aligned(zero, Tokens(words, line(words), None, valid))
+    forth, back = similarity(a, b)
+    torch.testing.assert_close(forth * 2, torch.tensor([[0.5, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(back * 2, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+
+def test_temperature_stays_in_bounds() -> None:
+    model = towers()
+    for value, kept in ((9.0, math.log(100)), (-1.0, 0.0)):
+        torch.nn.init.constant_(model.log_scale, value)
+        model.clamp()
+        assert model.log_scale.item() == pytest.approx(kept)
+
+
+def test_nonlinear_starts_as_linear() -> None:
+    torch.manual_seed(0)
+    align, x = ALIGNS["nonlinear"](8, 4), torch.randn(3, 8)
+    torch.testing.assert_close(align(x), align.straight(x))
+
+
+def test_vectors_have_length_one() -> None:
+    out = towers()["text"](TEXT.fake(5, torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(out.norm(dim=1), torch.ones(5))
+    assert unit(torch.zeros(1, 3)).isfinite().all()

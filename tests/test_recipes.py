@@ -1,0 +1,91 @@
+"""One test over everything shipped: whatever a recipe is made of, this must hold."""
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sensorium.data.schema import Column, Schema
+from sensorium.modalities.image import Image
+from sensorium.modalities.text import Text
+from sensorium.recipes import RECIPES
+from sensorium.recipes.recipe import Recipe, build
+
+SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", Text(length=12, vocab_size=300))})
+SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "out": 16}
+VARIANTS = {
+    "clip": [{}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"}, {"dropout": 0.1}, {"smoothing": 0.1}],
+}
+
+
+def cases() -> list[object]:
+    assert set(VARIANTS) == set(RECIPES), "every recipe shipped has its variants here"
+    return [pytest.param(name, {**SMALL, **more}, id=f"{name}-{'-'.join(map(str, more.values())) or 'plain'}")
+            for name, variants in VARIANTS.items() for more in variants]
+
+
+def made(name: str, keywords: Mapping[str, object]) -> Recipe:
+    torch.manual_seed(0)
+    return build(RECIPES[name], SCHEMA, keywords)[0]
+
+
+def fake(n: int = 8) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    columns = {c.name: c.modality.fake(n, rng) for c in SCHEMA.columns.values()}
+    return {**columns, "row": torch.arange(n), "group": torch.arange(n)}
+
+
+@pytest.mark.parametrize("name, keywords", cases())
+class TestRecipe:
+    def test_losses_are_finite_scalars(self, name: str, keywords: dict[str, object]) -> None:
+        recipe = made(name, keywords)
+        for player, loss in recipe.objective(recipe.model, fake()).items():
+            assert loss.shape == () and loss.isfinite(), player
+
+    def test_what_may_learn_gets_a_gradient_and_nothing_else(self, name: str, keywords: dict[str, object]) -> None:
+        recipe = made(name, keywords)
+        for loss in recipe.objective(recipe.model, fake()).values():
+            loss.backward(retain_graph=True)
+        for parameter_name, p in recipe.model.named_parameters():
+            assert (p.grad is not None) == p.requires_grad, parameter_name
+
+    def test_the_loss_falls_on_what_is_seen_again(self, name: str, keywords: dict[str, object]) -> None:
+        recipe, batch = made(name, keywords), fake()
+        optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
+        losses = []
+        for _ in range(60):
+            losses.append(loss := sum(recipe.objective(recipe.model, batch).values()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        floor = 0.75 if keywords.get("smoothing") else 0.5
+        assert losses[-1] < floor * losses[0]
+
+    def test_saved_weights_say_the_same(self, name: str, keywords: dict[str, object], tmp_path: Path) -> None:
+        recipe, other = made(name, keywords), build(RECIPES[name], SCHEMA, keywords)[0]
+        save_file(recipe.model.state_dict(), tmp_path / "model.safetensors")
+        other.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        recipe.model.eval(), other.model.eval()
+        a, b = (r.objective(r.model, fake()) for r in (recipe, other))
+        assert {p: v.item() for p, v in a.items()} == {p: v.item() for p, v in b.items()}
+
+    def test_verbs_are_answered(self, name: str, keywords: dict[str, object]) -> None:
+        recipe = made(name, keywords)
+        assert recipe.verbs and set(recipe.verbs) <= {"embed", "generate", "predict"}
+
+    def test_it_stands_on_the_meta_device(self, name: str, keywords: dict[str, object]) -> None:
+        with torch.device("meta"):
+            recipe, _ = build(RECIPES[name], SCHEMA, keywords)
+        assert all(p.is_meta for p in recipe.model.parameters())
+
+
+def test_a_typo_is_named_with_what_was_meant() -> None:
+    with pytest.raises(TypeError, match="did you mean 'depth'"):
+        build(RECIPES["clip"], SCHEMA, {"dpeth": 3})
+    with pytest.raises(TypeError, match="infonce, siglip"):
+        build(RECIPES["clip"], SCHEMA, {"loss": "infonse"})
+
+
+def test_every_keyword_is_recorded() -> None:
+    _, keywords = build(RECIPES["clip"], SCHEMA, {"dim": 32, "lr": 0.5})
+    assert (keywords["dim"], keywords["lr"], keywords["depth"], keywords["seed"]) == (32, 0.5, 6, 0)

@@ -1,0 +1,194 @@
+"""What columns are taken for and why, the schema of a run there and back, the settings of numbers and categories."""
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sensorium.data.dataset import Dataset
+from sensorium.data.infer import as_number, infer
+from sensorium.data.schema import Column, Role, Schema
+from sensorium.data.sources import Table
+from sensorium.errors import SensoriumError
+from sensorium.modalities.image import Image
+from sensorium.modalities.table import Category, Number
+from sensorium.modalities.text import Text
+
+
+def guessed(name: str, values: list[Any]) -> tuple[str, str]:
+    schema = infer(Table({name: values}, [str(i) for i in range(len(values))]), {})
+    found = schema.columns[name] if name in schema.columns else schema.roles[name]
+    return found.kind, found.why
+
+
+@pytest.mark.parametrize("name, values, kind, says", [
+    ("price", ["1.5", "2", "n/a", "-3e2"], "number", "4 of 4 values are numbers, -300 to 2"),
+    ("price", [1, 2.5, None], "number", "2 of 2 values"),
+    ("zip", ["01234", "04109", "10115"], "text", "3 different values"),
+    ("id", ["1", "2", "3"], "ignore", "only counts the rows"),
+    ("order_id", ["a1", "b2", "c3"], "ignore", "only names the rows"),
+    ("label", ["1", "2", "1"], "category", "2 different whole numbers"),
+    ("label", ["cat", "dog"], "category", "named 'label'"),
+    ("colour", ["red", "blue"] * 20, "category", "2 different values among 40"),
+    ("colour", ["red"] * 5, "ignore", "the same text in all of 5"),
+    ("flag", [True, False], "category", "true or false"),
+    ("words", ["a red bike", "a blue car"], "text", "3.0 words each"),
+    ("caption", ["bike"] * 30, "text", "named 'caption'"),
+    ("many", [["a", "b"], ["c"]], "text", "lists of texts, 1.5 a row"),
+    ("many", ['["a", "b"]', '["c"]'], "text", "lists of texts"),
+    ("vector", [[0.1, 0.2], [0.3, 0.4]], "ignore", "values of type list"),
+    ("nested", [{"a": 1}], "ignore", "values of type dict"),
+    ("empty", [None, None], "ignore", "no value in any row"),
+    ("split", ["train", "test"], "split", "holds test, train"),
+    ("split", ["banana", "cherry", "ice"], "text", "1.0 words"),
+    ("concept", ["a", "a", "b"], "group", "rows of one value are the same thing; 2 values"),
+    ("homepage", ["https://a.b/c"] * 3, "ignore", "web addresses, and nothing is fetched"),
+    ("photo", [np.zeros((8, 8, 3), np.uint8)] * 2, "image", "2 of 2 values are pictures"),
+    ("photo", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"], "image", "2 of 2 values are pictures"),
+    ("blob", [b"\0\1", b"\2"], "ignore", "values of type bytes"),
+    ("photo", ["a.JPG", "b.png"], "image", "2 of 2 values end in .jpg, .png and 0 exist"),
+])
+def test_what_a_column_is_taken_for(name: str, values: list[Any], kind: str, says: str) -> None:
+    found, why = guessed(name, values)
+    assert found == kind and says in why
+
+
+def test_numbers_as_people_write_them() -> None:
+    good = ("1", "-1.5", "+2", ".5", "1e3", " 7 ", 3, np.float32(2))
+    assert [as_number(v) for v in good] == [1, -1.5, 2, .5, 1000, 7, 3, 2]
+    assert [as_number(v) for v in ("1_000", "007", "1,5", "x", "0x10", True, None, [1], "--1", "٣")] == [None] * 10
+    assert all(np.isnan(as_number(v) or 0) for v in ("", "NA", "n/a", "-"))
+
+
+def test_what_the_user_says_goes_before_what_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,year,kind\nbike,1999,1\ncar,2001,2\n")
+    columns = {"year": "text", "name": "group", "kind": Category(("1", "2", "3"))}
+    data = Dataset.open(tmp_path / "a.csv", columns=columns)
+    assert data.raw("year", [0]) == ["1999"] and data.group == "name"
+    assert data.schema.columns["kind"] == Column("kind", Category(("1", "2", "3")), "as you said")
+
+
+def test_names_of_pictures_that_are_nowhere_are_passed_over_where_others_are() -> None:
+    pixels, names = np.zeros((3, 8, 8, 3), np.uint8), ["a.jpg", "b.jpg", "c.jpg"]
+    table = Table({"original": names, "url": [f"https://a.b/{n}" for n in names], "image": pixels}, names)
+    schema = infer(table, {})
+    assert list(schema.columns) == ["image"] and "0 exist" in schema.roles["original"].why
+    assert {r.kind for r in schema.roles.values()} == {"ignore"}
+
+
+def test_arrays_keep_their_size() -> None:
+    table = Table({"image": np.zeros((3, 24, 24, 3), np.uint8)}, ["a", "b", "c"])
+    assert infer(table, {}).columns["image"].modality == Image(size=24)
+
+
+def schema(**columns: Any) -> Schema:
+    return Schema({name: Column(name, modality, "because") for name, modality in columns.items()},
+                  {"price": Role("price", "ignore", "so you said")})
+
+
+def test_pick() -> None:
+    s = schema(photo=Image(), thumb=Image(), caption=Text(), caption_de=Text(), mood=Category())
+    assert s.pick("image") == "photo" and s.pick("text") == "caption" and s.pick("category") == "mood"
+    assert s.pick("text", "caption,caption_de") == "caption,caption_de"
+    for kind, name, says in [("image", "foto", "did you mean 'photo'"), ("image", "caption", "is text, not image"),
+                             ("number", None, "there is no number column. Columns: photo (image)"),
+                             ("text", "price", "there is no column 'price'")]:
+        with pytest.raises(SensoriumError, match=says.replace("(", r"\(").replace(")", r"\)")):
+            s.pick(kind, name)
+    with pytest.raises(SensoriumError, match="which text column"):
+        schema(front=Text(), back=Text()).pick("text")
+
+
+def fitted(tmp_path: Path) -> tuple[Dataset, Schema]:
+    rows = [{"caption": [f"a thing {i}", "again"], "other": f"words {i}", "price": i, "label": "ab"[i % 2]}
+            for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = Dataset.open(tmp_path / "a.jsonl")
+    return data, data.schema.fit(data, np.arange(20))
+
+
+def test_fit_learns_from_the_rows_it_is_given(tmp_path: Path) -> None:
+    data, s = fitted(tmp_path)
+    number, label, caption, other = (s.columns[n].modality for n in ("price", "label", "caption", "other"))
+    assert isinstance(number, Number) and number.mean == 9.5 and label == Category(("a", "b"))
+    assert isinstance(caption, Text) and isinstance(other, Text)
+    assert caption.tokenizer is not None and other.tokenizer is caption.tokenizer
+    assert caption.vocab_size == other.vocab_size == caption.tokenizer.get_vocab_size()
+    assert data.schema.columns["price"].modality == Number()        # the data set's own schema is untouched
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    data, s = fitted(tmp_path)
+    s.save(tmp_path)
+    back = Schema.load(tmp_path)
+    assert back == s
+    a, b = s.columns["other"].modality, back.columns["other"].modality
+    assert isinstance(a, Text) and isinstance(b, Text) and b.tokenizer is back.columns["caption"].modality.tokenizer  # type: ignore[attr-defined]
+    assert a.load("words unseen").tolist() == b.load("words unseen").tolist()
+    unfitted = schema(image=Image(size=32), caption=Text())
+    (tmp_path / "new").mkdir()
+    unfitted.save(tmp_path / "new")
+    assert Schema.load(tmp_path / "new") == unfitted and not (tmp_path / "new" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda d: d.update(version=2), "is of version 2; this Sensorium reads 1"),
+    (lambda d: d.update(extra=1), "schema has an unknown key 'extra'"),
+    (lambda d: d.pop("roles"), "schema has no key 'roles'"),
+    (lambda d: d["columns"]["price"].update(colour=1), "column 'price' has an unknown key 'colour'"),
+    (lambda d: d["columns"]["price"].update(kind="os.system"), "is no kind of column"),
+    (lambda d: d["columns"]["price"]["settings"].update(median=1), "unknown key 'median'"),
+    (lambda d: d["columns"]["price"].update(settings=[]), "should be a JSON object"),
+    (lambda d: d.update(columns=[]), "columns should be a JSON object"),
+])
+def test_a_schema_file_is_closed(tmp_path: Path, change: Any, says: str) -> None:
+    fitted(tmp_path)[1].save(tmp_path)
+    value = json.loads((tmp_path / "schema.json").read_text())
+    change(value)
+    (tmp_path / "schema.json").write_text(json.dumps(value))
+    with pytest.raises(SensoriumError, match=says):
+        Schema.load(tmp_path)
+
+
+def test_a_schema_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match=r"could not read .*schema\.json"):
+        Schema.load(tmp_path)
+    fitted(tmp_path)[1].save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(SensoriumError, match=r"could not read .*tokenizer\.json"):
+        Schema.load(tmp_path)
+
+
+def test_one_tokenizer_a_run(tmp_path: Path) -> None:
+    one, two = Text().fit(["a b c"]), Text().fit(["d e f"])
+    with pytest.raises(SensoriumError, match="different tokenizers"):
+        schema(a=one, b=two).save(tmp_path)
+    mixed = replace(schema(a=one, b=Text()))
+    both = mixed.fit(Dataset(Table({"a": ["x"], "b": ["y"]}, ["0"]), mixed), [0])
+    assert both.columns["b"].modality.tokenizer is one.tokenizer  # type: ignore[attr-defined]
+
+
+def test_numbers_are_standardised() -> None:
+    number = Number().fit([1.0, None, 3.0])
+    assert number == Number(2.0, 1.0) and Number().fit([]) == Number() and Number().fit([5, 5]).std == 1
+    batch = number.collate([number.load(v) for v in (1, 2.0, np.float32(3))])
+    assert batch.dtype == torch.float32 and batch.tolist() == [-1, 0, 1] and number.show(batch[0]) == 1
+    assert Number.from_json(json.loads(json.dumps(number.to_json()))) == number
+    for bad in ("1", None, True, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="number"):
+            number.load(bad)
+    stamps = Number().fit([1.7e9, 1.7e9 + 1])
+    assert stamps.collate([stamps.load(1.7e9), stamps.load(1.7e9 + 1)]).tolist() == [-1, 1]
+
+
+def test_categories_are_numbered() -> None:
+    category = Category().fit(["dog", None, "cat", "dog"])
+    assert category.classes == ("cat", "dog") and category.fit(["eel"]) == category
+    batch = category.collate([category.load(v) for v in ("dog", "cat")])
+    assert batch.dtype == torch.int64 and batch.tolist() == [1, 0] and category.show(batch[0]) == "dog"
+    assert Category.from_json(json.loads(json.dumps(category.to_json()))) == category
+    with pytest.raises(ValueError, match="'eel' is none of the 2 classes"):
+        category.load("eel")
