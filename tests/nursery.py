@@ -3,9 +3,9 @@
     python nursery.py FOLDER KILLS ours|naive
 
 Many lives are needed and importing torch takes seconds, so one process imports everything and forks each life. A life
-writes down a pipe what it is about to do; the last line tells where it was killed. Half of the kills come from within, at
-a numbered instant (also with half of a file written), half from without, at a random time. "naive" replaces the writer by
-one that writes in place: the control that must fail. Prints one JSON object a kill, then one for the whole.
+writes down a pipe what it is about to do; the last line tells where it was killed. Half of the kills come from within,
+at a numbered instant (also with half of a file written), half from without, at a random time. "naive" replaces the
+writer by one that writes in place: the control that must fail. Prints a JSON object for each kill and for each end.
 """
 import json
 import os
@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 
-import tiny
 from sensorium import checkpoint, durable, progress, run, snapshot, step
 from sensorium.errors import SensoriumError
 from sensorium.train import train
@@ -115,7 +115,7 @@ def make_naive() -> None:
 
 @contextmanager
 def forked(folder: Path, at: int, half: bool) -> Iterator[tuple[int, int]]:
-    """(process, reading end of its pipe) of a life that trains in `folder`, and ends itself at instant `at` if not 0."""
+    """(process, reading end of its pipe) of a life that trains in `folder`, and ends itself at instant `at` if any."""
     global fatal, torn, pipe
     reading, pipe = os.pipe()
     process = os.fork()
@@ -184,7 +184,7 @@ def chain(folder: Path, wanted: dict[str, str], plan: Iterator[dict[str, Any]], 
         yield {"by": "time" if "after" in how else "instant", "where": where, "what": what, "fault": faults(folder)}
     status, said, _ = live(folder)
     found = result(folder) if status == 0 else {}
-    other = [name for name in wanted if found.get(name) != wanted[name]]
+    other = [name for name in wanted if found.get(name) != wanted[name]] + [p.name for p in folder.glob(".*")]
     yield {"end": said[-1] if status else f"other {', '.join(other)}" if other else "same"}
 
 

@@ -238,7 +238,8 @@ def test_mirrored_and_wide_drawings(build, packages, tmp_path):
     ('<use href="&#47;etc"/>', "link out"), ('<path fill="url(http://x)"/>', "link out"),
     ('<path fill="url( x)"/>', "link out"), ("<script>1</script>", "<script>"),
     ("<style>@import 'x'</style>", "<style>"), ('<!DOCTYPE x [<!ENTITY a "b">]>', "<!DOCTYPE>"),
-    ("<feImage href='#a'/>", "<feImage>"), ("<text>a</text>", "<text>"), ("</svg><svg>", "<svg>"), ("<g/>" * 600_000, "characters")])
+    ("<feImage href='#a'/>", "<feImage>"), ("<text>a</text>", "<text>"),
+    ("</svg><svg>", "<svg>"), ("<g/>" * 600_000, "characters")])
 def test_unsafe_drawings_are_refused(svg, why):
     with pytest.raises(SensoriumError, match=f"noto.*{why}"):
         safe_drawing(svg, "noto: icon 'rocket'")

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from sensorium.errors import SensoriumError
 from sensorium.optim import OPTIMIZERS, Average, Lion, Options, make, memory, remember, share
-from torch import Tensor, nn
 
 OPTIONS = Options(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
 

@@ -14,7 +14,7 @@ from sensorium.recipes.recipe import Recipe, build
 SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", Text(length=12, vocab_size=300))})
 SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "out": 16}
 VARIANTS = {
-    "clip": [{}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"}, {"dropout": 0.1}, {"smoothing": 0.1}],
+    "clip": [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"}, {"dropout": 0.1}, {"smoothing": 0.1}],
 }
 
 
@@ -53,7 +53,7 @@ class TestRecipe:
         recipe, batch = made(name, keywords), fake()
         optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
         losses = []
-        for _ in range(60):
+        for _ in range(150):
             losses.append(loss := sum(recipe.objective(recipe.model, batch).values()))
             optimizer.zero_grad()
             loss.backward()

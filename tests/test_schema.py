@@ -1,6 +1,7 @@
 """What columns are taken for and why, the schema of a run there and back, the settings of numbers and categories."""
 import json
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def guessed(name: str, values: list[Any]) -> tuple[str, str]:
     ("homepage", ["https://a.b/c"] * 3, "ignore", "web addresses, and nothing is fetched"),
     ("photo", [np.zeros((8, 8, 3), np.uint8)] * 2, "image", "2 of 2 values are pictures"),
     ("photo", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"], "image", "2 of 2 values are pictures"),
+    ("made", ["2024-01-05", "2024-02-29T10:00:00Z"], "ignore", "dates"),
+    ("price", [Decimal("1.50"), Decimal("2")], "number", "1.5 to 2"),
     ("blob", [b"\0\1", b"\2"], "ignore", "values of type bytes"),
     ("photo", ["a.JPG", "b.png"], "image", "2 of 2 values end in .jpg, .png and 0 exist"),
 ])
@@ -69,6 +72,16 @@ def test_what_the_user_says_goes_before_what_is_guessed(tmp_path: Path) -> None:
     data = Dataset.open(tmp_path / "a.csv", columns=columns)
     assert data.raw("year", [0]) == ["1999"] and data.group == "name"
     assert data.schema.columns["kind"] == Column("kind", Category(("1", "2", "3")), "as you said")
+
+
+def test_a_kind_may_come_with_settings() -> None:
+    table = Table({"photo": ["a.png"], "words": ["x"]}, ["0"])
+    schema = infer(table, {"photo": "image:size=32:square=pad:mean=[0.1,0.2,0.3]", "words": "text:length=16"})
+    assert schema.columns["photo"].modality == Image(size=32, square="pad", mean=(0.1, 0.2, 0.3))
+    assert schema.columns["words"].modality == Text(length=16)
+    for wrong in ("image:size=big", "image:sise=3", "image:size", "image:mean=2", "image:square=round", "ignore:x=1"):
+        with pytest.raises(SensoriumError):
+            infer(table, {"photo": wrong})
 
 
 def test_names_of_pictures_that_are_nowhere_are_passed_over_where_others_are() -> None:

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
-from sensorium.models import Batch
 from sensorium.modalities.table import Number
+from sensorium.models import Batch
 from sensorium.recipes.recipe import Recipe, Training
-from torch import Tensor, nn
 
 COLUMNS = ("a", "b", "c", "y")
 

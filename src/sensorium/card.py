@@ -64,10 +64,9 @@ def farewell(run: Run) -> str:
     """Where the model is, how good it is, and three commands to try."""
     best, data = run.reached.best, run.config.data["name"]
     figure = "" if best is None else f"{run.recipe.metric} {best:.4g} at step {run.reached.best_step}, "
-    return (f"{figure}kept in {run.folder}\n"
-            f"  sensorium evaluate {run.folder} {data}\n"
-            f"  sensorium index {run.folder} {data}\n"
-            f'  sensorium search {run.folder} --text "..."')
+    tries = [f"evaluate {run.folder} {data}", f"index {run.folder} {data}", f'search {run.folder} "a red bicycle"']
+    tries = tries if "embed" in run.recipe.verbs else [f"show {run.folder}", f"evaluate {run.folder} {data}", "--help"]
+    return f"{figure}kept in {run.folder}. What to try next:\n" + "\n".join(f"  sensorium {one}" for one in tries)
 
 
 def _result(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:

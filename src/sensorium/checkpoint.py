@@ -131,7 +131,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Callable[[Path], None]:
     """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content.
 
-    The same values give the same bytes: what there is to say goes under one key, since the order of several is not kept.
+    The same values give the same bytes: what there is to say goes under one key, as the order of several is not kept.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
     told = {"sensorium": json.dumps({**(about or {}), "sha256": _content_hash(plain)})}
@@ -147,7 +147,7 @@ def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `tensors` wrote. Raises SensoriumError where it is missing or damaged."""
     if not path.is_file():
-        raise SensoriumError(f"{path} is missing: the run has not come to its first evaluation, or files were removed")
+        raise SensoriumError(f"{path} is missing: the run did not reach its first evaluation, or it was removed")
     try:
         with safe_open(path, "pt") as file:             # type: ignore[no-untyped-call]
             found = {name: file.get_tensor(name) for name in file.keys()}
@@ -155,7 +155,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         raise SensoriumError(f"{path} is damaged: {e}") from e
     if recorded != _content_hash(found):
-        raise SensoriumError(f"{path} is damaged: its content does not match the hash it was written with")
+        raise SensoriumError(f"{path} is damaged: its content is not what was written")
     return found
 
 

@@ -108,9 +108,11 @@ def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None,
 
     Every keyword of the recipe is an option.
     """
+    from sensorium.show import planned
     from sensorium.train import train
-    found = reading.open(data, split=split, test=test)
-    train(keywords.made(recipe), found, out=out, resume=resume, **given)
+    make, found = keywords.made(recipe), reading.open(data, split=split, test=test)
+    planned(make, found.schema, given)                  # what does not fit is said before any work
+    train(make, found, out=out, resume=resume, **given)
 
 
 def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: Annotated[tuple[str, ...], Flag] = (),
@@ -131,31 +133,36 @@ def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: An
     _print({"figures": report.figures, "about": report.about} if as_json else report.table(), as_json)
 
 
-def index(run: Run, data: Data, /, *, out: Path | None = None, reading: How = AS_GUESSED, recipe: Own = None) -> None:
+def index(run: Run, data: Data, /, *, split: str | None = None, out: Path | None = None, reading: How = AS_GUESSED,
+          recipe: Own = None) -> None:
     """Make the pictures of a data set searchable.
 
     Args:
+        split: only the pictures of this split
         out: folder of the index; by default `index` in the run
     """
     from sensorium.tasks.search import Index
     out = out or run / "index"
-    print(f"{len(Index.build(_model(run, recipe), reading.open(data), out)):,} pictures in {out}")
+    with Index.build(_model(run, recipe), reading.open(data), out, split=split) as index:
+        print(f"{len(index):,} rows in {out}. To search them: sensorium search {out} \"...\"")
 
 
 def search(index: Annotated[Path, Parameter(help="folder of an index, or of a run that holds one")],
            text: Annotated[str | None, Parameter(help="what to look for, in words")] = None, /, *,
            image: Path | None = None, k: Annotated[int, Parameter(name="-k")] = 10, out: Path | None = None,
-           run: Path | None = None, as_json: Json = False) -> None:
+           made_by: Annotated[str, Parameter(name="--run")] = "", as_json: Json = False) -> None:
     """Find what is nearest to words, to a picture, or to both together.
 
     Args:
         image: a picture to look for
         k: how many answers
         out: where to draw them: a .png or .html file
-        run: folder of the run that made the index, if it was moved
+        made_by: the run that made the index, if it was moved; with a recipe of your own RUN=./mine.py:recipe
     """
     from sensorium.tasks.search import Index
-    found = Index.open(index).search(text=text, image=image, k=k)
+    run, _, recipe = made_by.partition("=")
+    with Index.open(index, model=_model(Path(run), recipe or None) if run else None) as opened:
+        found = opened.search(text=text, image=image, k=k)
     if out:
         found.save(out)
     _print(found, as_json)
@@ -204,7 +211,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
     reader, shower = _app("data", default_command=data), _app("show", default_command=show_run)
     trainer = _app("train", help=train.__doc__)
     reader.command(build, help_epilogue=_examples("build"))
-    asked = list(argv[:2]) if argv[:1] in (["train"], ["show"]) else []
+    asked = argv[:2] if argv and argv[0] in ("train", "show") else ()
     own = [keywords.read(name) for name in asked[1:] if keywords.is_file(name)]
     for recipe in [*keywords.shipped().values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
@@ -221,12 +228,13 @@ def command_line(argv: Sequence[str] = ()) -> App:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 1 could not be done, 2 was not understood."""
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         command_line(argv)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
         return _failed(2, f"{e} See: {' '.join(['sensorium', *(e.command_chain or ())])} --help")
     except SensoriumError as e:
+        if os.environ.get("SENSORIUM_DEBUG"):
+            raise
         return _failed(getattr(e, "code", 1), str(e))
     except KeyboardInterrupt:
         return _failed(130, "stopped")
@@ -237,6 +245,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """What the command `sensorium` calls."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -268,9 +277,11 @@ def _print(found: object, as_json: bool) -> None:
     if as_json:
         plain = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
         print(json.dumps(plain, indent=2, ensure_ascii=False))
-    else:
+    elif hasattr(found, "__rich_console__"):
         from rich.console import Console
-        Console(soft_wrap=not sys.stdout.isatty()).print(found)
+        Console().print(found)
+    else:
+        print(found)
 
 
 def _say(text: str) -> None:

@@ -1,21 +1,131 @@
 """The two products that take nearly all the time, each by the fastest way that gives the same numbers.
 
-    B batch   H heads   T queries   S keys   K head width
+    B batch   H heads   T queries   S keys   K head width   D width in   E width out
+
+Which way is fastest depends on the processor, and is read from its make, not from a stopwatch: a way chosen by timing
+could differ from one run to the next, and with it the last bit of every weight. SENSORIUM_KERNELS=torch switches all of
+it off, SENSORIUM_KERNELS=onednn takes oneDNN for every product; `benchmarks/kernels.py` measures a new machine.
 """
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+SHORT = 256                        # up to here bf16 attention is faster as two products and a softmax (CPU)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the three products of a linear layer are done on a CPU: by torch's own choice, or by oneDNN directly.
+
+    oneDNN adds the bias while it writes the result, where torch fills the result with the bias first.
+    """
+
+    forward: bool = False          # x weightᵀ + bias: True is oneDNN
+    inward: bool = False           # the gradient of x
+    weight: bool = False           # the gradient of weight
+    widen: bool = False            # compute bf16 products in float32, where that is faster
+
+
+TORCH, ONEDNN = Ways(), Ways(True, True, True)
+
+
+@cache
+def ways(dtype: torch.dtype) -> Ways:
+    """The fastest ways on this machine for products of `dtype`; the same on every run."""
+    forced = os.environ.get("SENSORIUM_KERNELS", "")
+    if forced == "torch" or not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
+        return TORCH
+    can = torch.cpu.get_capabilities()
+    amd = "AMD" in can.get("cpu_name", "")
+    if forced == "onednn" or dtype == torch.float32 and amd:     # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
+        return ONEDNN
+    if dtype == torch.float32 and can.get("avx512_f"):           # Sapphire Rapids: 128, 138, 77 against 119, 120, 126
+        return Ways(forward=True, inward=True)
+    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # Intel without AMX: bf16 80, float32 130 GFLOP/s
+        return ONEDNN if amd or can.get("amx_bf16") else Ways(widen=True)
+    return TORCH
+
+
+def settle_allocator() -> bool:
+    """Keep freed memory for the next step instead of handing it back to the system; call it once, when a run starts.
+
+    True where it took effect (glibc). The process then stays at its peak memory.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    trim, pad, mmap = -1, -2, -3               # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    asked = ((mmap, 1 << 30), (trim, (1 << 31) - 1), (pad, 64 << 20))
+    return all([libc.mallopt(what, value) for what, value in asked])
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by `linear`."""
+
+    def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
+        return linear(input, self.weight, self.bias)
 
 
 def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],
            bias: Float[Tensor, "E"] | None = None) -> Float[Tensor, "*rows E"]:
-    """x weightᵀ + bias."""
+    """x weightᵀ + bias, with the product's three ways of this machine; under autocast in autocast's type."""
+    if not _eager(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    how = ways(x.dtype)
+    if how == TORCH or x.dtype != weight.dtype or not x.numel():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias, how)
+
+
+def _eager(*tensors: Tensor) -> bool:
+    """Whether these are plain CPU tensors and nobody traces, counts or transforms what is done to them."""
+    return (all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
+            and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
+            and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack())
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool, widen: bool) -> Tensor:
+    """x weightᵀ + bias for rows x."""
+    if onednn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if widen:
+        return _product(x.float(), weight.float(), None if bias is None else bias.float(), False, False).to(x.dtype)
     return F.linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
-    """nn.Linear; on a CPU where it measures faster, its three products go through oneDNN in true fp32."""
+class _Linear(torch.autograd.Function):
+    """F.linear by chosen ways. A second derivative is taken through torch's own products."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, how: Ways) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.biased = how, bias is not None                                # pyright: ignore
+        with torch.autocast("cpu", enabled=False):
+            return _product(x, weight, bias, how.forward, how.widen)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore
+        x, weight = ctx.saved_tensors                                              # pyright: ignore
+        how: Ways = TORCH if torch.is_grad_enabled() else ctx.how                  # pyright: ignore
+        rows, seen = grads[0].reshape(-1, grads[0].shape[-1]), x.reshape(-1, x.shape[-1])
+        inward = weigh = thresh = None
+        if ctx.needs_input_grad[0]:                                                # pyright: ignore
+            inward = _product(rows, weight.t(), None, how.inward, how.widen).view(x.shape)
+        if ctx.needs_input_grad[1]:                                                # pyright: ignore
+            weigh = _product(rows.t(), seen.t(), None, how.weight, how.widen)
+        if ctx.biased and ctx.needs_input_grad[2]:                                 # pyright: ignore
+            thresh = rows.sum(0)
+        return inward, weigh, thresh, None
 
 
 def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Tensor, "B H S K"], *,
@@ -23,6 +133,50 @@ def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Te
            dropout: float = 0.0) -> Float[Tensor, "B H T K"]:
     """softmax(q kᵀ · scale + mask) v. A boolean mask is True where a query may see a key, a float one is added.
 
-    A query that may see nothing comes out as exactly zero.
+    A query that may see nothing comes out as exactly zero (boolean masks).
     """
+    short = q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= SHORT and q.shape == v.shape[:2] + q.shape[2:]
+    plain = dropout == 0 and (mask is None or mask.dtype == torch.bool)
+    if short and plain and _eager(q, k, v) and ways(torch.bfloat16) != TORCH:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
+        seen = mask if seen is None else seen if mask is None else seen & mask
+        return _Attend.apply(q, k, v, seen, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+
+
+class _Attend(torch.autograd.Function):
+    """Attention with its probabilities kept: torch's own backward pass in bf16 takes 9 times as long at 65 tokens.
+
+    Differentiable once. A second derivative needs float32 or SENSORIUM_KERNELS=torch.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+        shape = q.shape
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))                 # (B H) T K, one copy each
+        with torch.autocast("cpu", enabled=False):
+            p = _scaled(q, k.transpose(1, 2), scale)
+            if seen is not None:
+                p.view(*shape[:2], *p.shape[1:]).masked_fill_(~seen, float("-inf"))
+            p = p.softmax(-1)
+            if seen is not None:                                                   # a row of -inf became nan
+                p.view(*shape[:2], *p.shape[1:]).masked_fill_(~seen, 0)
+            ctx.save_for_backward(q, k, v, p)
+            ctx.shape, ctx.scale = shape, scale                                    # pyright: ignore
+            return (p @ v).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore
+        q, k, v, p = ctx.saved_tensors                                             # pyright: ignore
+        said = grads[0].reshape(q.shape)
+        grad_v = p.transpose(1, 2) @ said
+        grad_s = torch.ops.aten._softmax_backward_data(said @ v.transpose(1, 2), p, -1, p.dtype)
+        scale, heads = ctx.scale, ctx.shape[:2]                                    # pyright: ignore
+        grad_q, grad_k = _scaled(grad_s, k, scale), _scaled(grad_s.transpose(1, 2), q, scale)
+        return *(g.view(*heads, *g.shape[1:]) for g in (grad_q, grad_k, grad_v)), None, None
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """a b · scale, batched, in one pass."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)

@@ -1,7 +1,7 @@
 """What a recipe takes, read from its file and never run: `train clip --help` and a slip of the pen cost no torch."""
 import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -49,10 +49,10 @@ def shipped() -> dict[str, Taken]:
 def read(where: str) -> Taken:
     """The recipe FILE:FUNCTION. Raises SensoriumError where there is none, or it is no recipe."""
     path, function = _place(where)
-    f = next((f for f in _parse(path).body if isinstance(f, ast.FunctionDef) and f.name == function), None)
-    if f is None:
-        there = ", ".join(f.name for f in _parse(path).body if isinstance(f, ast.FunctionDef))
-        raise SensoriumError(f"{path} has no function {function!r}; it has {there or 'none'}.")
+    there = {f.name: f for f in _parse(path).body if isinstance(f, ast.FunctionDef)}
+    if function not in there:
+        raise SensoriumError(f"{path} has no function {function!r}; it has {', '.join(there) or 'none'}.")
+    f = there[function]
     if not f.args.posonlyargs + f.args.args or len(f.args.posonlyargs + f.args.args) > 1 + len(f.args.defaults):
         raise SensoriumError(f"{path}: {function} is no recipe: its one positional parameter must be the schema, as in "
                              f"def {function}(schema: Schema, *, dim: int = 256) -> Recipe.")
@@ -93,7 +93,6 @@ def _run(path: Path) -> Any:
     return module
 
 
-@cache
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
@@ -118,15 +117,15 @@ def _taken(name: str, f: ast.FunctionDef) -> Taken:
     return Taken(name, doc.strip(), own, loop)
 
 
-def training() -> Iterator[Keyword]:
+@cache
+def training() -> tuple[Keyword, ...]:
     """The fields of Training, each documented by the comment behind it."""
     path = RECIPES / "recipe.py"
     lines = path.read_text(encoding="utf-8").splitlines()
     settings = next(c for c in _parse(path).body if isinstance(c, ast.ClassDef) and c.name == "Training")
-    for field in settings.body:
-        if isinstance(field, ast.AnnAssign):
-            yield Keyword(ast.unparse(field.target), _type(field.annotation), _value(field.value),
-                          lines[field.lineno - 1].partition("# ")[2])
+    fields = [f for f in settings.body if isinstance(f, ast.AnnAssign)]
+    return tuple(Keyword(ast.unparse(f.target), _type(f.annotation), _value(f.value), lines[f.lineno - 1].partition("# ")[2])
+                 for f in fields)
 
 
 def _documented(arguments: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
@@ -37,7 +37,7 @@ class Log:
         self._done = start
         self._start = start
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Log":
         self._bar.start()
         return self
 

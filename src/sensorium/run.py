@@ -122,7 +122,7 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     """A new run: fit the schema on the training rows, build, prepare; config.json, written last, makes it one."""
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
-        raise SensoriumError(f"{dataset.name} has no training rows: there are {', '.join(dataset.splits) or 'none'}")
+        raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
     schema = dataset.schema.fit(dataset, rows)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset), versions())
@@ -149,6 +149,8 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     schema = Schema.load(folder)
     recipe, _ = _built(make, schema, config.keywords)
     run = _assembled(config, recipe, dataset, schema, folder)
+    for litter in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):     # a killed durable's and safetensors' own
+        litter.unlink()
     run.restore(say)
     return run
 
@@ -156,8 +158,8 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
 def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
     """The run's folder, and whether a run that has begun lies in it.
 
-    A new one is `out` or else the next free of runs/NAME-0001, ...; it must be empty, but for what a run leaves that died
-    before its first config.json. Raises SensoriumError where there is nothing to resume, or where one cannot write.
+    A new one is `out` or else the next free of runs/NAME-0001, ...; it must be empty, but for what a run leaves that
+    died before its first config.json. Raises SensoriumError where nothing is there to resume, or one cannot write.
     """
     if resume and (out is None or not Path(out).is_dir()):
         raise SensoriumError("which run is to be resumed? Name its folder with out= (--out)" if out is None else
@@ -167,7 +169,7 @@ def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
         folder.mkdir(parents=True, exist_ok=True)
         begun = (folder / "config.json").exists()
         if begun and not resume:
-            raise SensoriumError(f"{folder} holds a run: go on with it by resume=True (--resume), or choose another folder")
+            raise SensoriumError(f"{folder} holds a run: go on with it by resume=True (--resume), or choose another")
         foreign = [p for p in sorted(os.listdir(folder)) if p not in BEFORE_CONFIG and not p.endswith(".tmp")]
         if foreign and not begun:
             raise SensoriumError(f"{folder} is not empty ({foreign[0]}, ...): choose a new folder for the run")
@@ -184,10 +186,11 @@ def alone(folder: Path) -> Iterator[None]:
     import fcntl
     fd = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise SensoriumError(f"another process is training into {folder}: wait for it, or stop it") from e
         yield
-    except BlockingIOError as e:
-        raise SensoriumError(f"another process is training into {folder}: wait for it, or stop it") from e
     finally:
         os.close(fd)
 

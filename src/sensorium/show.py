@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium.data.infer import infer
 from sensorium.data.sources import Table
+from sensorium.errors import SensoriumError
 from sensorium.recipes.recipe import Make, Recipe, build
 
 if TYPE_CHECKING:
@@ -49,15 +50,23 @@ class Summary:
         table.add_section()
         for name, n in self.bytes.items():
             table.add_row(name, f"{_short(n)}B")
-        table.add_row("memory", f"{_short(sum(self.bytes.values()))}B", f"about, for steps of {self.batch_size} rows in fp32")
+        total = _short(sum(self.bytes.values()))
+        table.add_row("memory", f"{total}B", f"about, for steps of {self.batch_size} rows in fp32")
         yield table
 
 
 def summary(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Summary:
     """What `make` would build for these columns and keywords."""
-    with torch.device("meta"):
-        recipe, _ = build(make, schema, keywords)
-    return _summary(make.__name__, recipe, schema)
+    return _summary(make.__name__, planned(make, schema, keywords), schema)
+
+
+def planned(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Recipe:
+    """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
+    try:
+        with torch.device("meta"):
+            return build(make, schema, keywords)[0]
+    except (TypeError, ValueError, AssertionError) as e:
+        raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
 
 
 def summary_of(model: Model) -> Summary:
@@ -96,7 +105,8 @@ def _summary(name: str, recipe: Recipe, schema: Schema) -> Summary:
 def _batch(recipe: Recipe, schema: Schema, rows: int) -> dict[str, Tensor]:
     """A batch without content, texts at full length."""
     rng = torch.Generator().manual_seed(0)
-    shapes = {column: schema[column].fake(64, rng) for column in recipe.columns}
+    modalities: dict[str, Any] = {column: schema[column] for column in recipe.columns}
+    shapes = {column: modality.fake(64, rng) for column, modality in modalities.items()}
     batch = {column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta") for column, x in shapes.items()}
     return batch | {name: torch.empty(rows, dtype=torch.long, device="meta") for name in ("row", "group")}
 

@@ -70,8 +70,8 @@ def _loop(run: Run, dataset: Dataset, log: Log, asked: "Asked") -> None:
     except NonFinite as fault:
         raise _explained(fault, run, dataset) from fault
     except OSError as e:
-        raise SensoriumError(f"could not go on after step {run.reached.step}: {e}. {run.folder} is as it was last saved; "
-                             "free space, then give the same command with --resume (resume=True)") from e
+        raise SensoriumError(f"stuck after step {run.reached.step}: {e}. {run.folder} is as it was last saved. "
+                             "Mend it, then give the same command with --resume (resume=True)") from e
 
 
 def _evaluate(run: Run, log: Log) -> None:
@@ -79,18 +79,18 @@ def _evaluate(run: Run, log: Log) -> None:
     recipe, step = run.recipe, run.reached.step
     with run.step.average.worn() if run.step.average else nullcontext(), torch.random.fork_rng():
         recipe.model.eval()
-        judged = recipe.validate is not None and len(run.validation) > 0
-        figures = recipe.validate(recipe.model, run.prepared, run.validation) if judged else {}
+        judge = recipe.validate if len(run.validation) else None
+        figures = judge(recipe.model, run.prepared, run.validation) if judge else {}
         log.evaluation(step, figures, recipe.metric)
         if recipe.samples and len(run.validation):
             (folder := run.folder / "samples").mkdir(exist_ok=True)
             recipe.samples(recipe.model, run.prepared, run.validation, folder / f"step-{step:06d}.png")
-        run.keep_best(figures[recipe.metric] if judged else None)
+        run.keep_best(figures[recipe.metric] if judge else None)
 
 
 def _stopped(run: Run, number: int) -> Stopped:
-    return Stopped(f"stopped after step {run.reached.step}; all is saved in {run.folder}. To go on, give the same command "
-                   f"with --out {run.folder} --resume (out={str(run.folder)!r}, resume=True)", 128 + number)
+    return Stopped(f"stopped after step {run.reached.step}; all is saved in {run.folder}. To go on, give the same "
+                   f"command with --out {run.folder} --resume (out={str(run.folder)!r}, resume=True)", 128 + number)
 
 
 def _explained(fault: NonFinite, run: Run, dataset: Dataset) -> NonFinite:

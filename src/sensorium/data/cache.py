@@ -80,9 +80,9 @@ class Prepared:
         """Rows of one number show the same thing."""
         return self.dataset.groups()
 
-    def complete(self, rows: Int[np.ndarray, " R"] | None = None) -> Int[np.ndarray, " K"]:
+    def complete(self, rows: Int[np.ndarray, " R"] | Sequence[int] | None = None) -> Int[np.ndarray, " K"]:
         """Those of `rows` (default: all) in which no column is missing or bad."""
-        rows = np.arange(len(self)) if rows is None else np.asarray(rows)
+        rows = np.asarray(range(len(self)) if rows is None else rows, np.int64)
         return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)] if self.columns else rows
 
     def batch(self, rows: Int[np.ndarray, " B"] | Sequence[int], rng: torch.Generator | None = None,
@@ -160,7 +160,7 @@ class Values:
         self.modality, self.values, self.valid, self.wrong = modality, values, valid, wrong
 
     def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
-        batch = self.modality.collate(list(self.values[rows]))
+        batch = self.modality.collate([*map(np.asarray, self.values[rows])])
         return self.modality.augment(batch, rng, **how) if rng is not None and how else batch
 
 
@@ -212,9 +212,9 @@ def _captions(dataset: Source, names: Sequence[str], text: Text) -> Captions:
         rows, texts = range(start, min(start + READ, len(dataset))), list[str]()
         for row, *values in zip(rows, *(dataset.raw(name, rows) for name in names), strict=True):
             found = [t for value in values for t in _texts(value)]
-            strange = next((t for t in found if not isinstance(t, str)), None)
-            if strange is not None:
-                wrong[row] = f"expected text, found {type(strange).__name__}"
+            strange = [t for t in found if not isinstance(t, str)]
+            if strange:
+                wrong[row] = f"expected text, found {type(strange[0]).__name__}"
                 continue
             texts += found
             counts[row] = len(found)

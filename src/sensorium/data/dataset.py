@@ -13,7 +13,7 @@ import numpy as np
 
 from sensorium.data.schema import Schema, unknown
 from sensorium.data.sources import Bad, Table
-from sensorium.data.splits import as_given, by_hash, in_order
+from sensorium.data.splits import SHARES, as_given, by_hash, in_order
 from sensorium.modalities.modality import Modality
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Dataset:
     """N rows. `schema` says what their columns are; `bad` lists, by name, what was left out when they were read."""
 
-    def __init__(self, table: Table, schema: Schema, name: str = "data", *,
+    def __init__(self, table: Table, schema: Schema, name: str = "data", *, max_bad: float = 0.01,
                  of: "tuple[Dataset, np.ndarray] | None" = None):
-        self.table, self.schema, self.name = table, schema, name
+        self.table, self.schema, self.name, self.max_bad = table, schema, name, max_bad
         self.group = schema.role("group")
         self.bad: list[Bad] = list(table.bad)
         self._of = of                           # the data set this is a part of, and which of its rows
@@ -45,10 +45,11 @@ class Dataset:
         options: `encoding` of text files; for an embedded set, its own.
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
-        from sensorium.data.reading import read     # not needed where a model is served
+        from sensorium.data.reading import read  # not needed where a model is served
 
         chosen = {**(columns or {}), **({group: "group"} if group else {})}
-        return cls(*read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options))
+        found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
+        return cls(*found, max_bad=max_bad)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -80,7 +81,7 @@ class Dataset:
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         table = replace(self.table.take(rows), bad=[])
-        return Dataset(table, self.schema, f"{self.name} (part)", of=(self, rows))
+        return Dataset(table, self.schema, f"{self.name} (part)", max_bad=self.max_bad, of=(self, rows))
 
     @cached_property
     def splits(self) -> dict[str, np.ndarray]:
@@ -100,7 +101,7 @@ class Dataset:
         column, told = self.schema.role("split"), f"by md5 of {self._told_by()}"
         given = as_given(self.table.columns[column]) if column is not None else {}
         if not given.keys() - {"train"}:
-            return by_hash(self._keys(), {"train": 0.8, "val": 0.1, "test": 0.1}), f"80 : 10 : 10 {told}"
+            return by_hash(self._keys(), SHARES), f"80 : 10 : 10 {told}"
         how = f"as the column {column!r} says"
         rest = np.setdiff1d(np.arange(len(self)), np.concatenate(list(given.values())))
         if "train" not in given and len(rest):
@@ -156,9 +157,9 @@ class Dataset:
             return chain.from_iterable(list(pool.map(part, range(0, len(rows), 256))))
 
     def prepare(self, schema: Schema, columns: Sequence[str], **how: Any) -> "Prepared":
-        """Every value of these columns decoded once and kept on disk: see `cache.Prepared`."""
+        """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
         from sensorium.data.cache import Prepared
-        return Prepared(self, schema, columns, **how)
+        return Prepared(self, schema, columns, **{"max_bad": self.max_bad, **how})
 
     def describe(self) -> "Description":
         """What `sensorium data PATH` prints: plain data, and a table when rich prints it."""

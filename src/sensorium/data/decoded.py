@@ -142,8 +142,10 @@ def _find(path: Path, rows: int, side: int, console: Console) -> Decoded | None:
         found = _opened(path, rows, side)
         os.utime(path)
         return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as e:
+        raise _refused(path, e) from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         console.print(f"the decoded pictures in {path} are damaged ({e}): decoding them again", highlight=False,
                       markup=False, soft_wrap=True)
@@ -160,11 +162,15 @@ def keep(path: Path, rows: int, side: int, parts: Iterable[Part]) -> Decoded:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise SensoriumError(f"cannot keep decoded pictures in {path.parent}: {e.strerror}. "
-                             "Set SENSORIUM_HOME to a folder that can be written to.") from e
+        raise _refused(path, e) from e
     durable.write(path, lambda temporary: _write(temporary, rows, side, parts))
     prune(path)
     return _opened(path, rows, side, check=False)
+
+
+def _refused(path: Path, error: OSError) -> SensoriumError:
+    return SensoriumError(f"cannot keep decoded pictures in {path.parent}: {error.strerror}. "
+                          "Set SENSORIUM_HOME to a folder that can be read and written.")
 
 
 def prune(newest: Path) -> None:

@@ -39,7 +39,7 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
                              "Open the one you mean.")
     if [f.name for f in folders] == ["data"] and not pictures:       # how the Hugging Face hub lays out Parquet shards
         return read_folder(folders[0], encoding, f"{name}data/")
-    return _pictures(folder, name)
+    return _pictures(folder, encoding, name)
 
 
 def _read(path: Path, encoding: str, name: str) -> Table:
@@ -63,8 +63,11 @@ def _part(path: Path) -> str:
     return split_name(word) if word.lower() in KNOWN else ""
 
 
-def _pictures(folder: Path, name: str) -> Table:
-    files = list(_walk(folder))
+def _pictures(folder: Path, encoding: str, name: str) -> Table:
+    try:
+        files = list(_walk(folder))
+    except OSError as e:
+        raise SensoriumError(f"could not read the folder {e.filename or folder}: {e.strerror or e}.") from e
     pictures = [f for f in files if f.lower().endswith(PICTURES)]
     if not pictures:
         seen = f"{len(files)} files, none of them" if files else "nothing, so no"
@@ -78,7 +81,7 @@ def _pictures(folder: Path, name: str) -> Table:
     _add_labels(table, pictures)
     alone = sidecars.keys() - {_stem(p) for p in pictures}
     if len(alone) < len(sidecars):
-        _add_captions(table, sidecars, name)
+        _add_captions(table, sidecars, encoding, name)
         for file in (f for stem in sorted(alone) for f in sidecars[stem]):
             if PurePosixPath(file).stem.lower() not in _NOT_CAPTIONS:
                 _add_bad(table, name + file, "there is no picture of this name beside it")
@@ -88,16 +91,22 @@ def _pictures(folder: Path, name: str) -> Table:
     return table
 
 
-def _walk(folder: Path, below: str = "") -> Iterator[str]:
-    """Every file as a path with '/' below the folder, in order of name; hidden ones and links to folders left out."""
+def _walk(folder: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Every file as a path with '/' below the folder, in order of name, without hidden ones.
+
+    Links are followed, except to a folder they lie in. One that leads nowhere is a file that will not decode.
+    """
+    here = os.path.realpath(folder / below)
+    if here in above:
+        return
     with os.scandir(folder / below) as found:
         entries = sorted(found, key=lambda e: e.name)
     for entry in entries:
         if entry.name.startswith((".", "__MACOSX")):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder, f"{below}{entry.name}/")
-        elif entry.is_file():
+        if entry.is_dir():
+            yield from _walk(folder, f"{below}{entry.name}/", above | {here})
+        elif entry.is_file() or entry.is_symlink():
             yield below + entry.name
 
 
@@ -105,7 +114,7 @@ def _stem(file: str) -> str:
     return file[:file.rindex(".")]
 
 
-def _add_captions(table: Table, sidecars: dict[str, list[str]], name: str) -> None:
+def _add_captions(table: Table, sidecars: dict[str, list[str]], encoding: str, name: str) -> None:
     """The columns that the files beside the pictures hold."""
     assert isinstance(table.root, Path)
     records: list[dict[str, Any]] = []
@@ -113,7 +122,7 @@ def _add_captions(table: Table, sidecars: dict[str, list[str]], name: str) -> No
         record: dict[str, Any] = {}
         for file in sidecars.get(_stem(picture), []):
             try:
-                record = _merged(record, _sidecar(table.root / file))
+                record = _merged(record, _sidecar(table.root / file, encoding))
             except (ValueError, OSError) as e:
                 table.bad.append(Bad(row, "caption", name + file, str(e)))
         records.append(record)
@@ -125,9 +134,9 @@ def _add_captions(table: Table, sidecars: dict[str, list[str]], name: str) -> No
         table.why["caption"] = f"{there} of {len(table)} pictures have a .txt or .json file of the same name"
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
+def _sidecar(path: Path, encoding: str) -> dict[str, Any]:
     """What a file beside a picture says, its captions as `caption`. Raises ValueError if it cannot be read."""
-    with open_text(path) as f:
+    with open_text(path, encoding) as f:
         text = f.read()
     if path.suffix.lower() == ".txt":
         return {"caption": _captions(text.splitlines())}

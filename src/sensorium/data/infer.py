@@ -1,7 +1,9 @@
 """What each column of a table is taken for, and the reason, in words that can be checked against the data."""
 import math
 import os
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 
 SAMPLE = 10_000             # rows looked at in each column; what is decided is then held against every row
-_LOOKED_FOR = 100           # picture files that are looked for before a column is decided on
+_LOOKED_FOR = 1000          # picture files that are looked for before a column is decided on
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-NUMBERS = (int, float, np.number)
+_WRITTEN = {tuple: list, float: (int, float)}    # how JSON writes the values of settings
+NUMBERS = (int, float, np.number, Decimal)
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
 _NAMES = {                  # names by which people call such columns
     "split": {"split", "subset", "fold"},
@@ -25,6 +28,7 @@ _NAMES = {                  # names by which people call such columns
     "text": {"caption", "captions", "text", "title", "description", "sentence", "keywords", "prompt"},
     "category": {"label", "class", "category", "target"},
     "key": {"id", "index", "key", "uid", "uuid", "hash", "md5", "sha256", "column 1"}}
+_DATE = re.compile(r"[12]\d{3}-[01]\d-[0-3]\d([ T]\d|$)")
 _ADDRESS, _LOST = "address", "lost"     # web addresses of pictures; names of pictures of which none was found
 
 Guess = tuple[str, str]     # kind, why
@@ -36,7 +40,7 @@ def infer(table: Table, chosen: dict[str, str | Modality], tolerance: float = 0.
     tolerance: the share of values that may fail to fit what a column is taken for.
     Raises SensoriumError for a column that is not there, a kind that is none, or pictures that are only addresses.
     """
-    _check(table, chosen)
+    chosen = {name: _said(table, name, kind) for name, kind in chosen.items()}
     taken = {kind: name for name, kind in chosen.items() if kind in ("split", "group")}
     columns: dict[str, Column] = {}
     roles: dict[str, Role] = {}
@@ -53,12 +57,27 @@ def infer(table: Table, chosen: dict[str, str | Modality], tolerance: float = 0.
     return _without_pictures(Schema(columns, roles))
 
 
-def _check(table: Table, chosen: dict[str, str | Modality]) -> None:
-    for name, kind in chosen.items():
-        if name not in table.columns:
-            raise unknown(name, table.columns, f"Columns: {', '.join(table.columns)}.")
-        if isinstance(kind, str) and kind not in (*MODALITIES, *ROLES):
-            raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose {', '.join((*MODALITIES, *ROLES))}.")
+def _said(table: Table, name: str, kind: str | Modality) -> str | Modality:
+    """What the user says a column is: a modality, a kind, or a kind with settings ("image:size=128:square=pad")."""
+    if name not in table.columns:
+        raise unknown(name, table.columns, f"Columns: {', '.join(table.columns)}.")
+    if not isinstance(kind, str):
+        return kind
+    kind, *pairs = kind.split(":")
+    if kind not in (*MODALITIES, *ROLES):
+        raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose {', '.join((*MODALITIES, *ROLES))}.")
+    if not pairs:
+        return kind
+    plain = MODALITIES[kind]() if kind in MODALITIES else None
+    given = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        usual = getattr(plain, key, None)
+        value = text if isinstance(usual, str) else parse_json(text)
+        if usual is None or not isinstance(value, _WRITTEN.get(type(usual), type(usual))):
+            raise SensoriumError(f"column {name!r}: {kind} cannot be set to {pair!r}; it is {plain}.")
+        given[key] = value
+    return MODALITIES[kind].from_json(given)
 
 
 def _settings(kind: str, values: Any) -> Modality:
@@ -78,7 +97,7 @@ def _without_pictures(schema: Schema) -> Schema:
             columns[role.name] = Column(role.name, Image(), roles.pop(role.name).why)
         elif not others and not any(r.kind == _LOST for r in doubtful):
             raise SensoriumError(f"column {role.name!r}: {role.why}. Download the pictures and give their paths, or go "
-                                 f"on without them: --columns {role.name}=ignore.")
+                                 f"on without them: --column {role.name}=ignore.")
     return Schema(columns, roles)
 
 
@@ -219,6 +238,8 @@ def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:
         return None
     different, longest = len(set(texts)), max(map(len, texts))
     words = sum(len(v.split()) for v in texts) / len(texts)
+    if all(map(_DATE.match, texts)):
+        return "ignore", f"{len(texts)} of {len(texts)} values are dates, which are not read yet"
     if name in _NAMES["category"] or name in _NAMES["text"]:
         kind = "category" if name in _NAMES["category"] else "text"
         return kind, f"named {name!r}; {different} different values, {words:.1f} words each"

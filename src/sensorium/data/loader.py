@@ -84,9 +84,10 @@ def generator(*place: int) -> torch.Generator:
 
 def order(rows: Int[np.ndarray, " R"], groups: Int[np.ndarray, " R"] | None, each: int, epoch: int,
           seed: int) -> Int[np.ndarray, " S"]:
-    """`rows` shuffled for this epoch; with `groups`, in shuffled pieces of `each` rows of one group.
+    """`rows` shuffled for this epoch; with `groups`, in pieces of `each` rows of one group.
 
-    A group's rows are shuffled and cut into pieces; the last is filled up from the group's first rows.
+    A group's rows are shuffled and cut into pieces, the last filled up from its first rows. Its pieces lie evenly over
+    the epoch from a random start, so that two meet in a batch only where the group is a large part of the data.
     """
     rng = generator(seed, epoch)
     shuffled = torch.randperm(len(rows), generator=rng).numpy()
@@ -98,5 +99,6 @@ def order(rows: Int[np.ndarray, " R"], groups: Int[np.ndarray, " R"] | None, eac
     group = np.repeat(np.arange(len(count)), pieces)
     number = np.arange(len(group)) - np.repeat(pieces.cumsum() - pieces, pieces)
     place = (number[:, None] * each + np.arange(each)) % count[group][:, None]
-    filled = rows[together[first[group][:, None] + place]]
-    return filled[torch.randperm(len(filled), generator=rng).numpy()].reshape(-1)
+    start = torch.rand(len(count), generator=rng, dtype=torch.float64).numpy()
+    when = (number + start[group]) / pieces[group]
+    return rows[together[first[group][:, None] + place]][when.argsort(kind="stable")].reshape(-1)

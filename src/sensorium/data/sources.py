@@ -17,7 +17,7 @@ from sensorium.errors import SensoriumError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_MOST_COLUMNS = 4096        # JSONL where every line has its own keys would grow with the square of its length
+_MOST_COLUMNS = 1024        # JSONL where every line has its own keys would grow with the square of its length
 
 
 @dataclass
@@ -82,7 +82,8 @@ def join(parts: Sequence[tuple[str | None, Table]]) -> Table:
         where=list(chain.from_iterable(t.where for t in tables)),
         split="split",
         group=next((t.group for t in tables if t.group), None),
-        kinds={k: v for t in tables for k, v in t.kinds.items()}, why={k: v for t in tables for k, v in t.why.items()},
+        kinds={k: v for t in tables for k, v in t.kinds.items()},
+        why={k: v for t in tables for k, v in t.why.items()} | {"split": "the part of the source that a row is from"},
         root=[t.base(i) for t in tables for i in range(len(t))],
         bad=[replace(b, row=b.row + int(start)) for t, start in zip(tables, starts, strict=False) for b in t.bad])
 
@@ -145,24 +146,24 @@ def _csv(path: Path, encoding: str, called: str) -> Table:
         form = _form(f.read(1 << 16))
         f.seek(0)
         rows = csv.reader(f, strict=True, skipinitialspace=True, **form)
-        names = _header(path, next(_rows(rows, called), ("", [], ""))[1])
+        names = _header(path, *next(_rows(rows, called), (1, 1, [], "")))
         columns: list[list[str | None]] = [[] for _ in names]
         numbers: list[int] = []
         bad: list[Bad] = []
-        for lines, row, reason in _rows(rows, called):
+        for first, last, row, reason in _rows(rows, called):
             if not reason and len(row) != len(names):
                 reason = f"{len(row)} cells where the header has {len(names)}"
             if reason:
-                bad.append(Bad(len(numbers), "", f"{called}:{lines}", reason))
+                bad.append(Bad(len(numbers), "", f"{called}:{first}" + (f"-{last}" if last > first else ""), reason))
                 row = [""] * len(names)
-            numbers.append(int(lines.split("-")[0]))
+            numbers.append(first)
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell or None)
     return Table(dict(zip(names, columns, strict=True)), Lines(called, np.array(numbers, np.int64)), bad=bad)
 
 
-def _rows(rows: Any, called: str) -> Iterator[tuple[str, list[str], str]]:
-    """(lines it takes up, cells, why it could not be read) for each row that is not blank."""
+def _rows(rows: Any, called: str) -> Iterator[tuple[int, int, list[str], str]]:
+    """(first line, last line, cells, why it could not be read) for each row that is not blank."""
     while True:
         first = rows.line_num + 1
         row, reason = [], ""
@@ -176,7 +177,7 @@ def _rows(rows: Any, called: str) -> Iterator[tuple[str, list[str], str]]:
                                      'double it ("") if it is part of the text.') from e
             reason = f"quotation marks: {e}"
         if reason or any(map(str.strip, row)):
-            yield str(first) if rows.line_num <= first else f"{first}-{rows.line_num}", row, reason
+            yield first, rows.line_num, row, reason
 
 
 def _form(head: str) -> dict[str, Any]:
@@ -189,7 +190,9 @@ def _form(head: str) -> dict[str, Any]:
     return {"delimiter": mark}
 
 
-def _header(path: Path, names: list[str]) -> list[str]:
+def _header(path: Path, first: int, last: int, names: list[str], reason: str) -> list[str]:
+    if reason:
+        raise SensoriumError(f"{path}:{first}: the header cannot be read: {reason}.")
     names = [name.strip() for name in names]
     if any(name.lower().endswith(PICTURES) for name in names):
         raise SensoriumError(f"{path} has no header: its first line is {', '.join(names)[:80]!r}. "
@@ -264,8 +267,10 @@ def _parquet(path: Path, called: str) -> Table:
             columns: dict[str, list[Any]] = {name: [] for name in f.schema_arrow.names}
             for batch in f.iter_batches(batch_size=4096):       # bounded: never two copies of the file in memory
                 for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                    if pa.types.is_temporal(values.type):       # not every time has a Python object
+                        values = values.cast(pa.string())
                     columns[name] += [_plain(v, classes.get(name)) for v in values.to_pylist()]
-    except pa.ArrowInvalid as e:
+    except (pa.ArrowException, ValueError, OverflowError) as e:
         raise SensoriumError(f"{path} is not a Parquet file that can be read: {e}") from e
     n = len(next(iter(columns.values()), []))
     kinds = {name: "category" for name in classes if name in columns}

@@ -16,6 +16,7 @@ from sensorium.data.sources import PICTURES, Table, open_text, parse_json
 from sensorium.errors import SensoriumError
 
 SALT = "sensorium"
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 _ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
 KNOWN = frozenset({"train", "val", "test", *_ALIASES})
 

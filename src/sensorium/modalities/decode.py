@@ -11,6 +11,7 @@ import re
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -32,12 +33,10 @@ BROKEN = (                              # what Pillow's readers raise on files c
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, PIL.Image.DecompressionBombError, Warning)
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-EXIF = re.compile(rb"\xff\xe1..Exif\0\0|^Exif\0\0|^(?=II\*\0|MM\0\*)", re.DOTALL)
 
 
-def decode(raw: str | Path | bytes | PIL.Image.Image | np.ndarray, side: int,
-           square: str = "crop") -> UInt8[np.ndarray, "H W 3"]:
-    """One picture, upright, side x side pixels. Raises ValueError with the reason it cannot be.
+def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 3"]:
+    """One picture (a path, bytes, a PIL image, a uint8 array), upright, side x side pixels. Raises ValueError with the reason it cannot be.
 
     square: "crop" (shorter side to fit, centre kept), "pad" (longer side to fit, white beside) or "stretch".
     """
@@ -45,7 +44,9 @@ def decode(raw: str | Path | bytes | PIL.Image.Image | np.ndarray, side: int,
         return squared(_from_array(raw), side, square)
     if isinstance(raw, PIL.Image.Image):
         return _finished(raw, side, square)
-    data = raw if isinstance(raw, bytes) else _read(Path(raw))
+    if not isinstance(raw, bytes | str | Path):
+        raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
+    data = raw if isinstance(raw, bytes) else _read(raw if isinstance(raw, Path) else Path(raw))
     if data.startswith(JPEG) and (found := _quick_jpeg(data, side, square)) is not None:
         pixels, extent = found
         return upright(squared(pixels, side, square, extent), orientation(data))
@@ -82,8 +83,8 @@ def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,
 
 def orientation(data: bytes) -> int:
     """The EXIF orientation (1 to 8) of a JPEG file or an EXIF block; 1 where none can be read."""
-    found = EXIF.search(data[:1 << 16])
-    block = data[found.end():found.end() + (1 << 16)] if found else b""
+    at = data.find(b"Exif\0\0", 0, 1 << 16) + 6 if not data.startswith((b"II*\0", b"MM\0*")) else 0
+    block = data[at:at + (1 << 16)] if at != 5 else b""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 8:
         return 1
@@ -97,7 +98,9 @@ def orientation(data: bytes) -> int:
 
 def upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
     """Turned as its orientation asks. Done last, where there is little to turn: cutting a square commutes with it."""
-    turns, mirror = UPRIGHT.get(orientation, (0, False))
+    if orientation not in UPRIGHT:
+        return pixels
+    turns, mirror = UPRIGHT[orientation]
     turned = np.rot90(pixels, turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,8 +70,11 @@ class Image:
         mean, std = pixels.mean((0, 1), dtype=np.float64), pixels.std((0, 1), dtype=np.float64)
         return replace(self, mean=tuple(mean.round(4).tolist()), std=tuple(std.clip(0.05).round(4).tolist()))
 
-    def load(self, raw: str | Path | bytes | PIL.Image.Image | np.ndarray) -> UInt8[np.ndarray, "H H 3"]:
-        """One picture, decoded, upright, square: side x side. Raises ValueError with the reason it cannot be."""
+    def load(self, raw: Any) -> UInt8[np.ndarray, "H H 3"]:
+        """One picture (a path, bytes, a PIL image, an array) decoded, upright, square: side x side.
+
+        Raises ValueError with the reason it cannot be.
+        """
         return decode(raw, self.side, self.square)
 
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:

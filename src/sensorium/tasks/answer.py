@@ -34,7 +34,8 @@ class Payload:
             found = json.loads(head)
         except ValueError:
             found = None
-        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != cls.__annotations__ | {"captions": list}:
+        types = {"name": str, "kind": str, "captions": list}
+        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != types:
             raise SensoriumError("a row of the index was not written by Sensorium. Build the index again.")
         return cls(**found), picture
 

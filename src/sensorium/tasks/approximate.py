@@ -15,7 +15,7 @@ FEW = 1000                                          # below this, scanning all r
 
 
 class Faiss:
-    """Cells (IVF) over the rows; it looks into the `probe` cells nearest to a query. Built anew where it has doubled."""
+    """Cells (IVF) of rows; it looks into the `probe` cells nearest to a query. Built anew once it has doubled."""
 
     def __init__(self, probe: int = 16) -> None:
         try:
@@ -23,7 +23,8 @@ class Faiss:
         except ImportError:
             raise SensoriumError('approximate search needs faiss: pip install "sensorium[search]"') from None
         self._faiss: Any = faiss
-        self._probe, self._index, self._trained, self._size = probe, None, 0, 0
+        self._index: Any = None
+        self._probe, self._trained, self._size = probe, 0, 0
         self._dead: set[int] = set()
         self.recall = 1.0                           # at 10, against exact search, when last built
 
@@ -51,7 +52,7 @@ class Faiss:
 
     def _build(self, matrix: Vectors) -> None:
         """Learn the cells from a part of the rows, add all, and measure what looking into few of them misses."""
-        dim, cells = matrix.shape[1], max(1, round(2 * len(matrix) ** 0.5))
+        dim, cells = matrix.shape[1], max(1, min(round(2 * len(matrix) ** 0.5), len(matrix) // TRAIN))
         flat = self._faiss.IndexFlatIP(dim)
         self._index, self._trained = flat, len(matrix)
         if len(matrix) >= FEW:

@@ -19,8 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 GROUP = 8               # rows that share a scale and are read together
-BLOCK = 4096            # rows a product takes at once, so that its scores stay in cache
-QUERIES = 128           # queries at once
+BLOCK = 1 << 16         # rows kept together
+SCORES = 1 << 18        # scores of rows that are worked on at once, so that they stay in cache
+QUERIES = 64            # queries at once
+STEP = 1 << 10          # groups turned to bytes at once
 PIECE = 1 << 15         # candidate rows copied at once
 LOSE = 16               # where more than one group in LOSE may matter, bytes are too coarse for that query
 
@@ -87,7 +89,7 @@ class Exact:
         per = BLOCK // GROUP
         for b in np.unique(groups // per):
             part = groups[groups // per == b]
-            for piece in np.split(part, range(per // 8, len(part), per // 8)):
+            for piece in np.split(part, range(STEP, len(part), STEP)):
                 rows, alive = self._rows(piece)
                 x = torch.from_numpy(self._matrix[rows])
                 self._blocks[b].fill(torch.from_numpy(piece - b * per), x, torch.from_numpy(alive))
@@ -115,25 +117,37 @@ class Exact:
         return found
 
     def _reach(self, queries: Float[Tensor, "B D"], k: int, *, exact: bool) -> list[np.ndarray]:
-        look = _Query.of(queries)
-        bounds = [self._bounds(b, look, exact=exact) for b in range(len(self._blocks))]
-        low, high = (torch.cat(side) for side in zip(*bounds, strict=True))
-        least = low.topk(k, 0).values[-1] if k <= len(low) else low.new_full((low.shape[1],), -torch.inf)
-        query, group = ((high >= least) & (high > -torch.inf)).T.nonzero(as_tuple=True)
-        return np.split(group.numpy(), np.cumsum(np.bincount(query.numpy(), minlength=len(queries)))[:-1])
+        """For each query the groups whose upper bound reaches the k-th best lower bound."""
+        look, best, at = _Query.of(queries), [], 0
+        high = queries.new_empty(-(-len(self._alive) // GROUP), len(queries))
+        for b, part in self._steps(len(queries)):
+            low, up = self._bounds(b, part, look) if exact else self._blocks[b].bounds(part, look)
+            best.append(low.topk(min(k, len(low)), 0).values)
+            high[at:at + len(up)] = up
+            at += len(up)
+        lows = torch.cat(best)
+        least = lows.topk(k, 0).values[-1] if k <= len(lows) else lows.new_full(lows.shape[1:], -torch.inf)
+        group, query = (high >= least.clamp_min_(torch.finfo(least.dtype).min)).nonzero().T.numpy()
+        ends = np.cumsum(np.bincount(query, minlength=len(queries)))
+        return np.split(group[np.argsort(query, kind="stable")], ends[:-1])
 
-    def _bounds(self, b: int, look: "_Query", *, exact: bool) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
-        """Between which numbers the best true score of each group of block b lies."""
-        block = self._blocks[b]
-        if not exact:
-            return block.bounds(look)
-        rows = slice(b * BLOCK, b * BLOCK + block.used * GROUP)
+    def _steps(self, queries: int) -> Iterator[tuple[int, slice]]:
+        """Every block in pieces of so many groups that the scores of a piece stay in cache."""
+        step = max(SCORES // queries, GROUP) // GROUP
+        for b, block in enumerate(self._blocks):
+            for start in range(0, block.used, step):
+                yield b, slice(start, min(start + step, block.used))
+
+    def _bounds(self, b: int, part: slice, look: "_Query") -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
+        """Between which numbers the best true score of each of these groups lies, from the rows in full."""
+        block, first = self._blocks[b], b * BLOCK // GROUP
+        rows = slice((first + part.start) * GROUP, (first + part.stop) * GROUP)
         if rows.stop <= len(self._alive) and self._alive[rows].all():
             x = self._matrix[rows]
         else:
-            x = self._matrix[self._rows(b * BLOCK // GROUP + np.arange(block.used))[0].ravel()]
-        best = _best_of_group(torch.from_numpy(x) @ look.full.T) + block.gone[:block.used, None]
-        slack = block.norm[:block.used, None] * look.norm * _rounding(x.shape[1])
+            x = self._matrix[self._rows(first + np.arange(part.start, part.stop))[0].ravel()]
+        best = _best_of_group(torch.from_numpy(x) @ look.full.T) + block.gone[part, None]
+        slack = block.norm[part, None] * look.norm * _rounding(x.shape[1])
         return best - slack, best + slack
 
     def _best(self, query: Float[np.ndarray, " D"], groups: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,12 +207,13 @@ class _Block:
         self.gone[groups] = torch.where(alive, 0.0, -torch.inf)
         self.used = max(self.used, int(groups.max()) + 1)
 
-    def bounds(self, q: _Query) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
-        """Between which numbers the best score of each group lies."""
-        best = _best_of_group(_product(self.rows[:self.used * GROUP], q.bytes)).float()
-        scale, error, norm, gone = (part[:self.used, None] for part in (self.scale, self.error, self.norm, self.gone))
-        best = best.mul_(scale).mul_(q.scale).add_(gone)
-        away = ((error + norm * _rounding(self.rows.shape[1])) * q.norm).addcmul_(norm, q.error)
+    def bounds(self, part: slice, q: _Query) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
+        """Between which numbers the best true score of each of these groups lies, from their bytes."""
+        rows = self.rows[part.start * GROUP:part.stop * GROUP]
+        scale, error, norm, gone = (x[part, None] for x in (self.scale, self.error, self.norm, self.gone))
+        best = _best_of_group(_product(rows, q.bytes)) * scale
+        best = best.mul_(q.scale).add_(gone)
+        away = ((error + norm * _rounding(rows.shape[1])) * q.norm).addcmul_(norm, q.error)
         return best - away, best.add_(away)
 
 

@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -34,7 +34,7 @@ class Index:
         self.bad: list[Bad] = []
         self._store, self._kind = store, engine
         self._engine: Nearest | None = None         # made by the first search
-        self._seen = 0                              # rows that the engine knows
+        self._seen = np.zeros(0, bool)              # for each row the engine knows, whether it thinks it alive
         self._model = self._fitting(model) if model is not None else None
 
     @classmethod
@@ -48,14 +48,15 @@ class Index:
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
         name = column or _picture(data) or data.schema.pick("text", None)
         rows, bad = _rows(data, split), []
-        store = Store.create(folder, Head(_width(model, data, name, rows), model.fingerprint, _run(model, folder)))
-        for start in range(0, len(rows), batch_size):
-            values, payloads = _batch(data, name, rows[start:start + batch_size], bad)
-            if values:
-                store.add(_embedded(model, data.schema.columns[name].kind, values), payloads)
-        check_share(bad, len(rows), MAX_BAD)
-        store.publish()
-        index = cls(store, model)
+        head = Head(_width(model, data, name, rows), model.fingerprint, _run(model, folder))
+        with Store.create(folder, head) as store:
+            for start in range(0, len(rows), batch_size):
+                values, payloads = _batch(data, name, rows[start:start + batch_size], bad)
+                if values:
+                    store.add(_embedded(model, data.schema.columns[name].kind, values), payloads)
+            check_share(bad, len(rows), MAX_BAD)
+            store.publish()
+        index = cls.open(folder, model=model)
         index.bad = bad
         if path is None:
             weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
@@ -77,7 +78,7 @@ class Index:
     def __len__(self) -> int:
         return len(self._store)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Index":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,9 +98,9 @@ class Index:
         given = {kind: value for kind, value in zip(KINDS, (text, image, vector), strict=True) if value is not None}
         lists, many = _lists(given)
         if k < 1 or (weights and set(weights) - set(given)):
-            raise SensoriumError(f"search takes k of 1 or more and weights for what is asked with; got k={k}, {weights}")
+            raise SensoriumError(f"search takes k of 1 or more, and weights of what is asked; got {k} and {weights}.")
         parts = [self._vectors(kind, values) * (weights or {}).get(kind, 1.0) for kind, values in lists.items()]
-        queries = _unit(np.sum(parts, 0, dtype=np.float32), "the query")
+        queries = _unit(sum(parts[1:], parts[0]), "the query")
         scores, rows = self._nearest().search(queries, k)
         answers = [self._answer({kind: values[i] for kind, values in lists.items()}, scores[i], rows[i])
                    for i in range(len(queries))]
@@ -125,29 +126,28 @@ class Index:
 
     def delete(self, ids: Sequence[int]) -> None:
         """Forget these rows, as durably. Raises SensoriumError, forgetting none, for an id that is not there."""
-        rows = self._store.delete(ids)
-        if self._engine:
-            self._engine.remove(rows[rows < self._seen])
+        self._store.delete(ids)
 
     def compact(self) -> None:
         """Give back the room of deleted rows; ids stay."""
-        self._store, self._engine, self._seen = self._store.compact(), None, 0
+        self._store, self._engine, self._seen = self._store.compact(), None, np.zeros(0, bool)
 
     def check(self) -> None:
         """Read everything once. Raises SensoriumError naming a damaged file."""
         self._store.check()
 
     def _nearest(self) -> Nearest:
-        """The engine, told of every row there is."""
+        """The engine, told of every row there is and every one that is no more."""
         if self._engine is None:
             from sensorium.tasks.approximate import Faiss
             self._engine = Faiss() if self._kind == "faiss" else Exact()
-        if self._seen < len(self._store.ids):
+        alive = np.frombuffer(self._store.alive, np.uint8) > 0
+        if len(self._seen) < len(alive):
             self._engine.add(self._store.vectors)
-            dead = np.flatnonzero(np.frombuffer(self._store.alive, np.uint8)[self._seen:] == 0) + self._seen
-            if len(dead):
-                self._engine.remove(dead)
-            self._seen = len(self._store.ids)
+        seen = np.concatenate([self._seen, np.ones(len(alive) - len(self._seen), bool)])
+        if (seen > alive).any():
+            self._engine.remove(np.flatnonzero(seen > alive))
+        self._seen = alive
         return self._engine
 
     def _vectors(self, kind: str, values: Sequence[Any]) -> Float[np.ndarray, "B D"]:
@@ -155,7 +155,7 @@ class Index:
             return _embedded(self._own(), kind, values)
         vectors = np.asarray(values, np.float32)
         if vectors.shape[1:] != (self._store.head.dim,):
-            raise SensoriumError(f"this index holds vectors of {self._store.head.dim} numbers; got {vectors.shape[1:]}.")
+            raise SensoriumError(f"this index takes {self._store.head.dim} numbers a vector, not {vectors.shape[1:]}.")
         return _unit(vectors, "a vector")
 
     def _own(self) -> Any:
@@ -177,8 +177,9 @@ class Index:
         return model
 
     def _answer(self, query: Mapping[str, Any], scores: np.ndarray, rows: np.ndarray) -> Answer:
-        found = [(Payload.unpack(self._store.payload(r)), r, s) for s, r in zip(scores, rows, strict=True) if r >= 0]
-        hits = [Hit(self._store.ids[r], float(s), payload) for (payload, _), r, s in found]
+        found = [(Payload.unpack(self._store.payload(r)), r, s)
+                 for s, r in zip(scores.tolist(), rows.tolist(), strict=True) if r >= 0]
+        hits = [Hit(self._store.ids[r], s, payload) for (payload, _), r, s in found]
         asked = _asked(query["image"]) if "image" in query else b""
         return Answer(" + ".join(_shown(v) for v in query.values()), hits, [png for (_, png), _, _ in found], asked)
 
@@ -260,8 +261,8 @@ def _lists(given: Mapping[str, Any]) -> tuple[dict[str, list[Any]], bool]:
             else isinstance(v, list | tuple) and (kind != "vector" or np.ndim(v[:1]) == 2) for kind, v in given.items()}
     lengths = {len(v) for kind, v in given.items() if many[kind]}
     if not given or len(lengths) > 1:
-        raise SensoriumError("search takes text, image or vector, and lists of one length; got "
-                             + (", ".join(f"{k} ({len(v) if many[k] else 1})" for k, v in given.items()) or "none") + ".")
+        found = ", ".join(f"{len(v) if many[kind] else 1} {kind}" for kind, v in given.items())
+        raise SensoriumError(f"search takes text, image or vector, and lists of one length; got {found or 'none'}.")
     n = lengths.pop() if lengths else 1
     return {kind: list(v) if many[kind] else [v] * n for kind, v in given.items()}, any(many.values())
 

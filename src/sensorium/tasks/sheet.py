@@ -81,10 +81,10 @@ def _section(answer: Answer) -> str:
 
 
 def _card(hit: Hit, png: bytes) -> str:
-    words = html.escape("; ".join(hit.payload.captions[:3]))
+    words = "; ".join(hit.payload.captions[:3])
     picture = _img(png, words) if png else '<div class="none">no picture</div>'
     bar = f'<i style="width:{max(0.0, min(hit.score, 1.0)) * 70:.0f}%"></i>'
-    return (f'<li>{picture}<div class="score">{bar}{hit.score:.3f}</div><p>{words}</p>'
+    return (f'<li>{picture}<div class="score">{bar}{hit.score:.3f}</div><p>{html.escape(words)}</p>'
             f'<p class="name">{html.escape(hit.payload.name)}</p></li>')
 
 

@@ -7,6 +7,7 @@ A folder holds `index.json` (which generation is current) and three files a gene
 they are on the disk, then writes its line, waits again, and only then is acknowledged.
 """
 import json
+import mmap
 import os
 import zlib
 from array import array
@@ -14,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -81,7 +82,7 @@ class Store:
         store._take_in()
         return store
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,7 +101,7 @@ class Store:
             self._lock = None
 
     def lock(self) -> None:
-        """Become the one that may change this index, and see what others changed. Raises SensoriumError if it is taken."""
+        """Become the one that may change this index, and see what others did. Raises SensoriumError if it is taken."""
         if self._lock:
             return
         lock = _locked(self.folder)
@@ -117,11 +118,13 @@ class Store:
         """Every row ever added, deleted ones too, mapped from the file."""
         if not len(self.ids):
             return np.zeros((0, self.head.dim), np.float32)
-        shape = (len(self.ids), self.head.dim)      # mode c: changes stay private, so torch takes it without a copy
-        return np.memmap(self._path(VECTORS), np.dtype("<f4"), "c", shape=shape)
+        size = len(self.ids) * self.head.dim * 4    # changes would stay private, so torch takes it as it is
+        mapped = mmap.mmap(self._files[VECTORS], size, access=mmap.ACCESS_COPY)
+        return np.frombuffer(mapped, "<f4").reshape(-1, self.head.dim)
 
     def add(self, vectors: Float[np.ndarray, "n D"], payloads: Sequence[bytes]) -> list[int]:
         """Append rows; when this returns, they outlive anything but the disk. Their ids, which are never used again."""
+        self.lock()                                 # which may tell of rows that others added
         ids = list(range(self._next, self._next + len(payloads)))
         self._add(vectors, payloads, ids)
         return ids
@@ -164,7 +167,7 @@ class Store:
         new._begin(lock)
         living, vectors = np.flatnonzero(np.frombuffer(self.alive, bool)), self.vectors
         for start in range(0, len(living), COMPACT):
-            rows = living[start:start + COMPACT]
+            rows = living[start:start + COMPACT].tolist()
             new._add(vectors[rows], [self.payload(row) for row in rows], [self.ids[row] for row in rows])
         new.publish()
         self.close()
@@ -201,7 +204,6 @@ class Store:
         return self.folder / PARTS[part].format(self.head.generation)
 
     def _add(self, vectors: np.ndarray, payloads: Sequence[bytes], ids: list[int]) -> None:
-        self.lock()
         if vectors.shape != (len(payloads), self.head.dim):
             raise SensoriumError(f"{self.folder} takes {self.head.dim} numbers a row, and a payload each; it was given "
                                  f"vectors of shape {vectors.shape} and {len(payloads)} payloads.")
@@ -225,8 +227,8 @@ class Store:
         self._apply(change)
 
     def _refused(self, part: int, e: OSError) -> SensoriumError:
-        return SensoriumError(f"could not write {self._path(part)}: {e.strerror}. Everything acknowledged before is safe; "
-                              "make room, then do this again.")
+        return SensoriumError(f"could not write {self._path(part)}: {e.strerror}. What was acknowledged before "
+                              "is safe; make room, then do this again.")
 
     def _take_in(self) -> None:
         """Apply what the log has gained, and check that the vectors it speaks of are there as they were written."""
@@ -258,7 +260,7 @@ class Store:
 
 
 def read_head(folder: Path) -> Head:
-    """What index.json says, every key checked. Raises SensoriumError where there is no index, or not one we can read."""
+    """What index.json says, every key checked. Raises SensoriumError where there is no index that can be read."""
     path = folder / HEAD
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -270,7 +272,7 @@ def read_head(folder: Path) -> Head:
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != types:
         raise damaged(path, f"it must have exactly {', '.join(types)}")
     if found["format"] != FORMAT:
-        raise SensoriumError(f"{path} is of format {found['format']}; this version reads {FORMAT}. Build the index again.")
+        raise SensoriumError(f"{path} is of format {found['format']}; this version reads {FORMAT}. Build it again.")
     return Head(**found)
 
 

@@ -1,0 +1,121 @@
+"""What all benchmarks share: a peer beside us in alternating rounds, ratios of neighbours, and the machine on record.
+
+Peers live in an environment of their own, without CUDA (see requirements.txt). Each result is one JSON line.
+"""
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+RESULTS = Path(__file__).parent / "results"
+_OPS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+        "int sampling_ratio, bool aligned) -> Tensor",
+        "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+        "int sampling_ratio, bool aligned) -> Tensor")
+_kept: list[torch.library.Library] = []
+
+
+def allow_torchvision() -> None:
+    """Declare the compiled operators torchvision wants, so that it imports beside a CPU build of torch."""
+    if not _kept:
+        _kept.append(torch.library.Library("torchvision", "DEF"))
+        for op in _OPS:
+            _kept[0].define(op)
+
+
+def clock() -> float:
+    """Wall clock; with one thread the process's own time, so that waiting for a busy machine is not counted."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+class Apart:
+    """A function in a process of its own, with its own memory allocator; calling it gives the seconds it took there.
+
+    build(*given) makes the function in that process and is found by name, so it stands at the top of a module.
+    """
+
+    def __init__(self, build: Callable[..., Callable[[], object]], *given: object):
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, torch.get_num_threads(), build, given), daemon=True)
+        self._process.start()
+        self.value: object = None                                   # what the function said last
+
+    def __call__(self) -> float:
+        self._here.send(True)
+        seconds, self.value = self._here.recv()
+        return seconds
+
+
+def _serve(pipe: Connection, threads: int, build: Callable[..., Callable[[], object]], given: tuple[object, ...]) -> None:
+    torch.set_num_threads(threads)
+    function = build(*given)
+    while pipe.recv():
+        pipe.send(timed(function))
+
+
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    """Seconds a call took, and what it said."""
+    gc.collect()
+    start = clock()
+    said = function()
+    return clock() - start, said
+
+
+def paired(calls: Mapping[str, Callable[[], float]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, A B C, C B A, A B C, ...: what disturbs the machine disturbs neighbours alike."""
+    for _ in range(warm):
+        for call in calls.values():
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        for name in list(calls)[::1 if i % 2 == 0 else -1]:
+            seconds[name].append(calls[name]())
+    return seconds
+
+
+def faster(seconds: Mapping[str, list[float]], than: str, name: str) -> float:
+    """How many times `name` is faster than `than`: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(seconds[than], seconds[name], strict=True))
+
+
+def compare(test: str, seconds: Mapping[str, list[float]], baselines: tuple[str, ...]) -> None:
+    """One line of figures for each function."""
+    for name, times in seconds.items():
+        record(test, name=name, ms=1e3 * statistics.median(times), least=1e3 * min(times), most=1e3 * max(times),
+               rounds=len(times), **{f"times_{b}": faster(seconds, b, name) for b in baselines})
+
+
+def record(test: str, **figures: object) -> None:
+    """Print one result, and add it to results/<test>.jsonl."""
+    rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
+    line = json.dumps({"test": test, **rounded})
+    print(line, flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / f"{test}.jsonl", "a") as file:
+        file.write(line + "\n")
+
+
+def machine() -> dict[str, object]:
+    """What the figures of a run hang on."""
+    can = torch.cpu.get_capabilities()
+    return {"cpu": can.get("cpu_name"), "cores": os.cpu_count(), "amx": can.get("amx_bf16"),
+            "avx512_bf16": can.get("avx512_bf16"), "load": round(os.getloadavg()[0], 1),
+            "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def peak_mb() -> float:
+    """The most memory this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

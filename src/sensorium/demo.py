@@ -1,0 +1,157 @@
+"""The main job from end to end, on the emoji that come with Sensorium: train, judge, index, search, and a page."""
+import base64
+import html
+import json
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sensorium import durable
+from sensorium.checkpoint import Model, load
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.evaluate import Report, evaluate
+from sensorium.recipes import clip
+from sensorium.tasks.answer import Answer
+from sensorium.tasks.search import Index
+from sensorium.tasks.sheet import STYLE, save
+from sensorium.tasks.sheet import _section as section
+from sensorium.train import train
+
+# A few minutes on two cores; a larger model, trained longer, finds more.
+SETTINGS: dict[str, Any] = {"dim": 128, "depth": 4, "text_depth": 2, "patch": 8, "epochs": 12, "batch_size": 256,
+                            "lr": 2e-3, "evaluate_every": 2}
+SEARCHED = "test_artist"                        # what is searched: drawings by an artist the model has never seen
+WORDS = ("a red apple", "birthday cake", "sailing boat", "angry face", "rain and clouds", "musical instrument")
+BOTH = ("grinning face", "cat")                 # a drawing of the one, with the other as words
+SPLITS = {
+    "val": "held out to choose the best weights",
+    "val_concept": "things held out to choose the best weights",
+    "test_artist": "known things, by an artist never seen",
+    "test_concept": "things never seen, by known artists",
+    "test_both": "things never seen, by an artist never seen"}
+FIGURES = {
+    "text to image recall@1": "words find the picture first", "text to image recall@10": "… in the first ten",
+    "image to text recall@10": "pictures find the words in the first ten", "chance recall@10": "ten by chance",
+    "pixel neighbour recall@10": "ten by likeness of pixels"}
+MORE = """
+table{border-collapse:collapse;width:100%;background:var(--card);border-radius:14px;overflow:hidden}
+th,td{padding:10px 14px;text-align:right;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
+th:first-child,td:first-child{text-align:left}th{font-weight:500;color:var(--pale);font-size:13px}td b{font-size:17px}
+.curve{max-width:100%;height:auto;border-radius:14px;aspect-ratio:auto}
+pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px;overflow:auto}
+header p{font-size:17px;max-width:46em}small{color:var(--pale)}
+"""
+
+
+def demo(out: Path = Path("demo")) -> Path:
+    """Do it, or what is left of it, in the folder `out`; the page that shows it.
+
+    Raises SensoriumError where folder or disk do not allow it; Stopped on Ctrl-C, after which the same call goes on.
+    """
+    start = time.monotonic()
+    data = Dataset.open("emoji")
+    model = _stage(1, "training a model of pictures and words", lambda: _trained(data, out / "run"))
+    report = _stage(2, "judging it on what it has not seen", lambda: _judged(model, data))
+    index = _stage(3, "making pictures searchable", lambda: _indexed(model, data, out / "run" / "index"))
+    answers = _stage(4, "searching", lambda: _answers(index, data))
+    for name in ("results.png", "results.html"):
+        save(answers, out / name)
+    durable.write(out / "index.html", page(model, report, answers).encode())
+    print(f"[5/5] done in {(time.monotonic() - start) / 60:.1f} minutes. To look at:\n  {out / 'index.html'}\n"
+          f"  {out / 'results.png'}\nTo do next:", *_next(out / "run"), sep="\n  ")
+    return out / "index.html"
+
+
+def _stage(number: int, what: str, work: Callable[[], Any]) -> Any:
+    print(f"[{number}/5] {what}", flush=True)
+    return work()
+
+
+def _trained(data: Dataset, run: Path) -> Model:
+    """The finished run, or one begun or gone on with now. Its model card is what a run writes last."""
+    if (run / "README.md").exists():
+        print(f"      is done: {run}")
+        return load(run)
+    return train(clip, data, out=run, resume=(run / "config.json").exists(), **SETTINGS)
+
+
+def _judged(model: Model, data: Dataset) -> Report:
+    path = model.folder / "evaluation.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["about"].get("fingerprint") == model.fingerprint:
+            return Report(found["figures"], found["about"])
+    report = evaluate(model, data)
+    report.save(model.folder)
+    return report
+
+
+def _indexed(model: Model, data: Dataset, path: Path) -> Index:
+    try:
+        index = Index.open(path, model=model)
+        index.check()
+    except SensoriumError:                      # there is none yet, it was never finished, or the model is another
+        index = Index.build(model, data, path, split=SEARCHED)
+    print(f"      {len(index):,} drawings by an artist whom the model has never seen")
+    return index
+
+
+def _answers(index: Index, data: Dataset) -> list[Answer]:
+    """By words, by a picture, by both."""
+    strange = data.raw("image", data.splits["test_concept"][:1])[0]
+    known = data.raw("image", [_row(data, BOTH[0])])[0]
+    found = [index.search(text=words, k=6) for words in WORDS]
+    found += [index.search(image=strange, k=6), index.search(image=known, text=BOTH[1], k=6)]
+    print("\n".join(f"      {a.query}: {', '.join(hit.payload.captions[0] for hit in a.hits[:3])}" for a in found))
+    return found
+
+
+def _row(data: Dataset, name: str) -> int:
+    """The first training row of that name."""
+    rows = data.splits["train"]
+    return next(int(row) for row, captions in zip(rows, data.raw("caption", rows), strict=True) if name in captions)
+
+
+def page(model: Model, report: Report, answers: list[Answer]) -> str:
+    """One page of HTML that needs nothing beside it."""
+    curve = base64.b64encode((model.folder / "curve.png").read_bytes()).decode()
+    size = sum(p.numel() for p in model.module.parameters())
+    commands = html.escape("\n".join(_next(model.folder)))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sensorium</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}{MORE}</style></head><body><main>
+<header><h1>Sensorium</h1><p>A model of {size / 1e6:.1f} million parameters has looked at emoji by several artists and
+read their names. It was trained on this machine, in minutes; here it searches drawings by an artist it has never seen.
+</p></header>
+{"".join(section(answer) for answer in answers)}
+<section><h2>How good is it?</h2>{_table(report)}<p><small>Shares of queries with a right answer. Pictures and words
+compete within one split; what chance and the likeness of pixels would find stands beside it.</small></p></section>
+<section><h2>How it learned</h2><img class="curve" alt="loss and metric by step" src="data:image/png;base64,{curve}">
+</section><section><h2>What next?</h2><pre>{commands}</pre></section></main></body></html>
+"""
+
+
+def _table(report: Report) -> str:
+    head = "".join(f"<th>{html.escape(what)}</th>" for what in FIGURES.values())
+    rows = "".join(
+        f"<tr><td>{html.escape(SPLITS.get(split, split))}<br><small>{figures['rows']:.0f} pictures</small></td>"
+        + "".join(f"<td>{_share(figures.get(name), name)}</td>" for name in FIGURES) + "</tr>"
+        for split, figures in report.figures.items())
+    return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+def _share(value: float | None, name: str) -> str:
+    if value is None:
+        return "<small>cannot answer</small>"
+    return f"{value:.1%}" if name.startswith(("chance", "pixel")) else f"<b>{value:.1%}</b>"
+
+
+def _next(run: Path) -> list[str]:
+    folder = shlex.quote(str(run))
+    return [f'sensorium search {folder} "a happy cat"',
+            f"sensorium search {folder} --image any-picture.png --out found.html",
+            "sensorium data your-pictures/", "sensorium train clip your-pictures/ --out runs/yours"]

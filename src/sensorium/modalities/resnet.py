@@ -1,0 +1,56 @@
+"""A residual convolutional network that reads small pictures quickly: He et al. 2015, with one width a stage.
+
+    B batch   C channels   H height   W width   T tokens   D width of a token
+"""
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn, channels_last
+
+from sensorium.tokens import Tokens, grid
+
+
+def _convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(outside))
+
+
+class Residual(nn.Module):
+    """relu(x + two convolutions of x). The second norm starts at zero: a new block changes nothing but the scale."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.first, self.second = _convolution(inside, outside, 3, stride), _convolution(outside, outside, 3)
+        nn.init.zeros_(self.second[1].weight)
+        plain = inside == outside and stride == 1
+        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride), _convolution(inside, outside, 1))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
+        return F.relu(self.skip(x) + self.second(F.relu(self.first(x))))
+
+
+class ResNet(nn.Module):
+    """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole.
+
+    A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it again.
+    """
+
+    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0):
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"a residual network doubles its width twice: its last width must be a multiple of 4, not {dim}")
+        widths = (dim // 4, dim // 2, dim)
+        self.stem = nn.Sequential(_convolution(3, widths[0], 4, 2), nn.ReLU())
+        inside, layers = widths[0], []
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                layers.append(Residual(inside, width, 2 if stage and not block else 1))
+                inside = width
+        self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
+
+    def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
+        return None
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
+        cells = self.stages(self.stem(image.contiguous(memory_format=channels_last)))
+        x = self.drop(rearrange(cells, "b d h w -> b (h w) d"))
+        return Tokens(x, grid(x, cells.shape[-1]))

@@ -1,0 +1,120 @@
+"""Words to ids and back: whatever the string, a text begins, ends, and fits."""
+import numpy as np
+import pytest
+import torch
+
+from sensorium.errors import SensoriumError
+from sensorium.modalities.text import END, PAD, START, Text, Words
+
+CORPUS = ["a red bicycle", "the blue house by the sea", "two cats on a mat", "a house, a cat and a bicycle"] * 20
+ODD = ["", " ", "\n\t", "é", "e\u0301", "ﬁne", "你好，世界", "שלום", "🚲👩‍👩‍👧", "a\0b", "\u202egnirts", "x" * 10_000,
+       "😀" * 500, "\ufeffbom", "<start> <end> <pad>", "\ud7ff\ue000", "a  b", "ﷺ" * 40]
+
+
+@pytest.fixture(scope="module")
+def text() -> Text:
+    return Text(length=12, vocab_size=500).fit(CORPUS)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_words_come_back(text: Text) -> None:
+    roomy = Text(length=64, tokenizer=text.tokenizer)
+    for words in ("a red bicycle", "two cats", "zebra", "naïve café", "你好"):
+        assert text.show(torch.from_numpy(roomy.load(words))) == words
+
+
+def test_case_and_compatible_forms_are_one(text: Text) -> None:
+    assert np.array_equal(text.load("A Red BICYCLE"), text.load("a red bicycle"))
+    assert np.array_equal(text.load("ﬁne"), text.load("fine"))
+    assert np.array_equal(text.load("e\u0301"), text.load("é"))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_any_string_becomes_a_text(odd: str, text: Text) -> None:
+    ids = text.load(odd)
+    assert ids.dtype == np.int32 and 2 <= len(ids) <= text.length
+    assert ids[0] == START and ids[-1] == END
+    assert ((ids[1:-1] > END) & (ids[1:-1] < text.vocab_size)).all(), "a text cannot spell start, end, pad"
+
+
+def test_a_cut_text_keeps_its_end(text: Text) -> None:
+    ids = text.load("a red bicycle " * 50)
+    assert len(ids) == text.length and ids[-1] == END
+
+
+def test_one_by_one_is_as_many_at_once(text: Text) -> None:
+    texts = ODD + CORPUS[:4]
+    for one, many in zip(map(text.load, texts), text.encode(texts), strict=True):
+        assert np.array_equal(one, many)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["a", "b"]])
+def test_only_a_string_is_text(wrong: object, text: Text) -> None:
+    with pytest.raises(ValueError, match="expected text"):
+        text.load(wrong)                                                # type: ignore[arg-type]
+
+
+def test_a_text_column_must_be_fitted_first() -> None:
+    with pytest.raises(ValueError, match="fit"):
+        Text().load("words")
+
+
+def test_fit_takes_gaps_and_lists_and_happens_once(text: Text) -> None:
+    fitted = Text(vocab_size=400).fit(["a cat", None, ["two cats", "three cats"]])
+    assert fitted.vocab_size == fitted.tokenizer.get_vocab_size() <= 400
+    assert fitted.fit(["other words"]) is fitted
+    assert text.fit([]) is text
+
+
+def test_collate_pads_to_the_longest(text: Text) -> None:
+    values = text.encode(["a cat", "", "the blue house by the sea"])
+    batch = text.collate(values)
+    assert batch.dtype == torch.int64 and batch.shape == (3, max(map(len, values)))
+    for row, ids in zip(batch, values, strict=True):
+        assert row[:len(ids)].tolist() == ids.tolist() and (row[len(ids):] == PAD).all()
+
+
+def words_of(row: torch.Tensor) -> list[int]:
+    return [i for i in row.tolist() if i > END]
+
+
+def test_dropped_words_leave_order_start_and_end(text: Text) -> None:
+    batch = text.collate(text.encode(CORPUS[:4] + ["", "a"]))
+    kept = 0
+    for seed in range(20):
+        dropped = text.augment(batch, generator(seed), drop=0.5)
+        assert torch.equal(dropped, text.augment(batch, generator(seed), drop=0.5))
+        for before, after in zip(batch, dropped, strict=True):
+            left, ids = iter(words_of(before)), after.tolist()
+            assert all(word in left for word in words_of(after)), "words must keep their order"
+            assert bool(words_of(after)) == bool(words_of(before)), "a text must not lose every word"
+            end = ids.index(END)
+            assert ids[0] == START and all(i == PAD for i in ids[end + 1:]) and PAD not in ids[:end]
+            kept += len(words_of(after))
+    share = kept / (20 * sum(len(words_of(row)) for row in batch))
+    assert 0.45 < share < 0.65
+
+
+def test_no_word_is_dropped_unless_asked(text: Text) -> None:
+    batch = text.collate(text.encode(CORPUS[:4]))
+    assert torch.equal(text.augment(batch, generator()), batch)
+    with pytest.raises(TypeError):
+        text.augment(batch, generator(), dorp=0.5)                      # type: ignore[call-arg]
+
+
+def test_settings_go_to_json_and_back(text: Text) -> None:
+    again = Text.from_json(text.to_json())
+    assert again == text and again.tokenizer is None
+    with pytest.raises(SensoriumError, match="lenght"):
+        Text.from_json({"lenght": 3})
+
+
+def test_fake_texts_look_like_texts(text: Text) -> None:
+    ids = text.fake(50, generator())
+    ends = Words(8, text).summary(ids)
+    assert ids.shape[0] == 50 and (ids[:, 0] == START).all()
+    for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
+        assert row[end] == END and all(i > END for i in row[1:end]) and all(i == PAD for i in row[end + 1:])

@@ -1,0 +1,286 @@
+"""The loop does what it says, stops where it must and says why, and leaves a run that tells its story."""
+import json
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from test_resume import CLIP, pairs
+from torch import Tensor, nn
+
+from sensorium import run as runs
+from sensorium.errors import SensoriumError
+from sensorium.progress import Log, clock, curve, read_metrics
+from sensorium.recipes import RECIPES
+from sensorium.recipes.recipe import Recipe
+from sensorium.step import NonFinite, Step, measured_precision, split
+from sensorium.train import train
+
+
+def lines(folder: Path, key: str) -> list[Any]:
+    return [e[key] for e in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if key in e]
+
+
+def reached(folder: Path) -> dict[str, Any]:
+    return json.loads((max((folder / "state").glob("step-*")) / "state.json").read_text())["reached"]
+
+
+def with_objective(objective: Callable[..., Any], **more: Any) -> Callable[..., Recipe]:
+    """tiny.guess with parts of it replaced."""
+    def guess(schema: Any, *, dim: int = 8, dropout: float = 0.0) -> Recipe:
+        return replace(tiny.guess(schema, dim=dim, dropout=dropout), objective=objective, **more)
+    return guess
+
+
+def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    model = train(tiny.guess, tiny.rows(), out=out, epochs=20, dropout=0.0, evaluate_every=5, save_every=10)
+    losses, rates = lines(out, "loss"), lines(out, "lr")
+    assert np.mean(losses[-7:]) < 0.5 * np.mean(losses[:7]) and len(losses) == 140
+    assert max(rates) == pytest.approx(1e-2) and rates[0] == pytest.approx(1e-2 / 7) and rates[-1] < 1e-5
+    found = lines(out, "evaluation")
+    x = [[1.0, 0.5, 0.2]]
+    assert len(found) == 4 and model.predict(x=x).shape == (1,)
+    said = capsys.readouterr()
+    assert "step 1/140" in said.err and "samples/s" in said.err and "left" in said.err
+    assert f"fit {max(f['fit'] for f in found):.4g} at step" in said.out and said.out.count("\n  sensorium ") == 3
+    picture = PIL.Image.open(out / "curve.png")
+    assert picture.size == (960, 420) and len(picture.getcolors(100_000) or []) > 3
+    card = (out / "README.md").read_text()
+    for told in ("| train | 56 |", "| dim | 8 |", "Licence", "sn.load", model.fingerprint, "torch 2", "| fit |"):
+        assert told in card
+    assert {p.name for p in out.iterdir()} == {
+        "README.md", "config.json", "curve.png", "metrics.jsonl", "model.safetensors", "schema.json", "state"}
+
+
+def test_clip_leaves_pictures_of_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
+    model = train(RECIPES["clip"], pairs(), out=tmp_path / "run", epochs=2, quiet=True, **CLIP)
+    assert len(list((tmp_path / "run" / "samples").glob("step-*.png"))) == 2
+    vectors = model.embed(text=["a red square", "a blue square"])
+    assert vectors.shape[0] == 2 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (tmp_path / "run" / "tokenizer.json").exists() and model.config.recipe == "clip"
+
+
+def test_keywords_are_checked_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'; did you mean 'epochs'"):
+        train(tiny.guess, tiny.rows(), out=tmp_path / "run", epoch=3)
+    assert not (tmp_path / "run").exists()
+    for keyword, message in (({"lr": -1.0}, "lr is -1.0; it must be at least 0"), ({"ema": 1.5}, "ema is 1.5.*most 1"),
+                             ({"precision": "fp8"}, "precision 'fp8' is not one of auto, fp32, bf16"),
+                             ({"optimizer": "adamm"}, "called 'adamm'"), ({"accumulate": 0}, "accumulate")):
+        with pytest.raises(SensoriumError, match=message):
+            train(tiny.guess, tiny.rows(), out=tmp_path / "run", quiet=True, **keyword)
+    train(tiny.guess, tiny.rows(), out=tmp_path / "run", epochs=0.1, quiet=True)    # none of them has made it a run
+
+
+def test_where_it_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert train(tiny.guess, tiny.rows(), epochs=0.1, quiet=True).folder == Path(f"runs/guess-000{number}")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(SensoriumError, match=r"full is not empty \(thesis.txt, ...\)"):
+        train(tiny.guess, tiny.rows(), out="full", quiet=True)
+    with pytest.raises(SensoriumError, match="cannot write to full/thesis.txt/run: Not a directory.*--out"):
+        train(tiny.guess, tiny.rows(), out="full/thesis.txt/run", quiet=True)
+
+
+def test_without_training_rows_it_says_so(tmp_path: Path) -> None:
+    data = tiny.rows()
+    data.splits["train"] = data.splits["train"][:0]
+    with pytest.raises(SensoriumError, match="tiny has no rows to train on: its splits are train, val"):
+        train(tiny.guess, data, out=tmp_path / "run", quiet=True)
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
+    data = tiny.rows()
+    del data.splits["val"]
+    train(tiny.guess, data, out=tmp_path / "run", epochs=2, quiet=True)
+    assert "no validation rows" in (tmp_path / "run" / "README.md").read_text()
+    assert reached(tmp_path / "run")["best_step"] == 14
+
+
+def test_the_callers_chance_is_left_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    train(tiny.guess, tiny.rows(), out=tmp_path / "run", epochs=1, quiet=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_seed_is_all_that_chance_depends_on(tmp_path: Path) -> None:
+    prints = [train(tiny.guess, tiny.rows(), out=tmp_path / str(i), epochs=1, quiet=True, seed=seed).fingerprint
+              for i, seed in enumerate((0, 0, 1))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_it_runs_beside_the_main_thread(tmp_path: Path) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(
+        train(tiny.guess, tiny.rows(), out=tmp_path / "run", epochs=1, quiet=True)))
+    thread.start()
+    thread.join()
+    assert found[0].predict(x=[[0.0, 0.0, 0.0]]).shape == (1,)
+
+
+def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
+    figures = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+    make = with_objective(tiny.objective, validate=lambda model, prepared, rows: {"fit": next(figures)})
+    train(make, tiny.rows(), out=tmp_path / "run", epochs=9, patience=3, quiet=True)
+    assert len(lines(tmp_path / "run", "evaluation")) == 5 and len(lines(tmp_path / "run", "loss")) == 35
+    losses = iter([0.4, 0.2, 0.3, 0.1])
+    make = with_objective(tiny.objective, metric="val_loss",
+                          validate=lambda model, prepared, rows: {"val_loss": next(losses)})
+    train(make, tiny.rows(), out=tmp_path / "loss", epochs=4, quiet=True)
+    assert reached(tmp_path / "loss")["best"] == 0.1
+
+
+class Cracked(nn.Module):
+    """A layer that fails for one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where((x[:, :1] > 2.2), x.new_tensor(math.inf), x)
+
+
+def cracked(schema: Any, *, dim: int = 8) -> Recipe:
+    recipe = tiny.guess(schema, dim=dim, dropout=0.0)
+    model = nn.Sequential(nn.Identity(), Cracked(), recipe.model)
+    return replace(recipe, model=model)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> None:
+    data, out = tiny.rows(), tmp_path / "run"
+    row = 11
+    data.table.columns["a"][row] = 30.0
+    with pytest.raises(NonFinite) as fault:
+        train(cracked, data, out=out, batch_size=4, save_every=1 / 14, evaluate_every=0, quiet=True)
+    step = len(lines(out, "loss")) + 1
+    assert str(fault.value).startswith(
+        f"step {step}: the loss of model is nan; it begins in module 1, samples tiny.csv:{row + 2} (row {row}). "
+        "The weights were not touched")
+    saved = sorted(p.name for p in (out / "state").iterdir())
+    assert saved[-1:] == ([f"step-{step - 1:06d}"] if step > 1 else [])
+
+
+def once(change: Callable[[nn.Module, Tensor], Tensor]) -> Step:
+    """A step whose loss is changed."""
+    recipe = tiny.guess(tiny.rows().schema, dropout=0.0)
+    return Step(replace(recipe, objective=lambda model, batch: {
+        "model": change(model, tiny.objective(model, batch)["model"])}), 10, "fp32")
+
+
+def batch(n: int = 6) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {**{name: torch.randn(n, generator=rng) for name in tiny.COLUMNS}, "row": torch.arange(100, 100 + n)}
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_update() -> None:
+    step = once(lambda model, loss: loss + (0 * model.last.weight).abs().sqrt().sum())
+    before = [p.detach().clone() for p in step.model.parameters()]
+    with pytest.raises(NonFinite, match=r"the gradient of model is nan; it begins in the gradient of last.weight"):
+        step(batch(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
+
+
+def test_a_batch_that_is_no_number_is_named() -> None:
+    given = batch()
+    given["b"][2] = math.nan
+    with pytest.raises(NonFinite, match="column b of the batch is not finite") as fault:
+        once(lambda model, loss: loss)(given, 0)
+    assert fault.value.rows == [102]
+
+
+def test_parts_of_a_batch_add_up() -> None:
+    """Without batch norm, whose figures are those of a part."""
+    net = nn.Linear(3, 1)
+    recipe = replace(tiny.guess(tiny.rows().schema), model=net, objective=lambda m, b: {
+        "model": (m(tiny.inputs(b)).squeeze(1) - b["y"]).square().mean()})
+    whole, parts = (Step(replace(recipe, training=replace(recipe.training, accumulate=n)), 10, "fp32") for n in (1, 4))
+    a = whole._gradients(batch(6))
+    wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    b = parts._gradients(batch(6))
+    assert a["model"] == pytest.approx(b["model"], rel=1e-6)
+    for x, y in zip(wanted, net.parameters(), strict=True):
+        torch.testing.assert_close(x, y.grad)
+    assert [len(p["row"]) for p in split(batch(6), 4)] == [2, 2, 1, 1] and len(split(batch(2), 5)) == 2
+
+
+def test_an_objective_may_see_all_parts_at_once() -> None:
+    seen: list[int] = []
+
+    class Together:
+        def __call__(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+            raise AssertionError("the parts belong together")
+
+        def accumulate(self, model: nn.Module, batches: Any) -> dict[str, Tensor]:
+            seen.extend(len(b["row"]) for b in batches)
+            loss = torch.stack([tiny.objective(model, b)["model"] for b in batches]).mean()
+            loss.backward()
+            return {"model": loss.detach()}
+    recipe = tiny.guess(tiny.rows().schema)
+    step = Step(replace(recipe, objective=Together(), training=replace(recipe.training, accumulate=3)), 10, "fp32")
+    assert step(batch(6), 0)["loss"] > 0 and seen == [2, 2, 2]
+
+
+def test_two_players_each_learn_from_their_own_loss() -> None:
+    """As in an adversarial pair: one forward, two losses, and neither moves the other's weights."""
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker, self.judge = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    class Duel:
+        players = ("maker", "judge")
+
+        def __call__(self, model: Any, batch: Any) -> dict[str, Tensor]:
+            score = model.judge(model.maker(tiny.inputs(batch))).mean()
+            return {"maker": -score, "judge": score}
+    recipe = replace(tiny.guess(tiny.rows().schema), model=Pair(), objective=Duel())
+    step = Step(replace(recipe, training=replace(recipe.training, clip_norm=0.0, weight_decay=0.0)), 10, "fp32")
+    wanted = torch.autograd.grad(-Duel()(step.model, batch())["judge"], list(step.model.maker.parameters()))
+    figures = step(batch(), 0)
+    for p, g in zip(step.model.maker.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, g)
+    assert figures["loss_maker"] == pytest.approx(-figures["loss_judge"]) and "grad_norm_judge" in figures
+
+
+def test_gradients_are_cut_to_length() -> None:
+    step = once(lambda model, loss: 1000 * loss)
+    figures = step(batch(), 0)
+    norm = torch.cat([p.grad.flatten() for p in step.model.parameters() if p.grad is not None]).norm()
+    assert figures["grad_norm"] > 100 and norm.item() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_the_measured_choice_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    """Whatever is chosen, the run is the one that asks for it by name: measuring disturbs nothing."""
+    def measured(*given: Any) -> str:
+        assert measured_precision(*given) in ("fp32", "bf16")
+        return faster
+    monkeypatch.setattr(runs, "measured_precision", measured)
+    monkeypatch.setattr(runs, "WORTH_MEASURING", 1)
+    auto = train(tiny.guess, tiny.rows(), out=tmp_path / "auto", epochs=1, quiet=True)
+    named = train(tiny.guess, tiny.rows(), out=tmp_path / "named", epochs=1, quiet=True, precision=faster)
+    assert auto.fingerprint == named.fingerprint and auto.config.precision == faster
+    assert auto.config.keywords["precision"] == "auto"
+
+
+def test_a_log_is_cut_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
+    assert [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    with Log(tmp_path, 9, 1, 4, quiet=True) as log:
+        log.step(2, {"loss": 1.25, "lr": 0.1})
+    assert lines(tmp_path, "loss") == [2.0, 1.25]
+
+
+def test_a_curve_can_be_drawn_of_anything() -> None:
+    for entries in ([], [{"step": 1, "loss": math.nan}], [{"step": i, "loss": 1.0} for i in range(5000)],
+                    [{"step": 3, "evaluation": {"fit": 0.2}}]):
+        assert curve(entries, "fit").startswith(b"\x89PNG")
+    assert clock(59) == "0:59" and clock(3723) == "1:02:03"
