@@ -80,7 +80,8 @@ def counterpart(name: str) -> tuple[str, bool]:
         return fixed[rest], False
     rest = rest.removeprefix("trunk.")
     for new, old in (("first.", "ln_pre."), ("last.", "ln_post." if eye else "ln_final."),
-                     ("blocks.", "transformer.resblocks."), (".norm.", ".ln_1."), (".mlp_norm.", ".ln_2."), (".attention.qkv.", ".attn.in_proj_"),
+                     ("blocks.", "transformer.resblocks."), (".norm.", ".ln_1."), (".mlp_norm.", ".ln_2."),
+                     (".attention.qkv.", ".attn.in_proj_"),
                      (".attention.out.", ".attn.out_proj."), (".mlp.0.", ".mlp.c_fc."), (".mlp.2.", ".mlp.c_proj.")):
         rest = rest.replace(new, old)
     return ("visual." if eye else "") + rest, False
@@ -128,7 +129,7 @@ def time_steps(names: list[str], size: int, rounds: int, settle: bool) -> None:
     """Milliseconds of a step, each contestant in a process of its own, taking turns."""
     calls = {name: peers.Apart(contestant, name, size, settle) for name in names}
     for name, call in calls.items():
-        call()
+        call.seconds()
         peers.record("clip_train", name=name, first_loss=call.value)
     seconds = peers.paired(calls, rounds)
     peers.compare("clip_train", seconds, tuple(n for n in names if n.startswith("open_clip")))
@@ -151,7 +152,7 @@ def memory(names: list[str], size: int) -> None:
     for name in names:
         for settle in (False, True):
             call = peers.Apart(_peak_of, name, size, settle)
-            call()
+            call.seconds()
             peers.record("clip_rss", name=name, batch=size, settled=settle, peak_mb=call.value)
 
 
@@ -178,7 +179,7 @@ def main() -> None:
     parse.add_argument("--names", default=",".join(NAMES))
     for option, default in (("--threads", 2), ("--rounds", 7), ("--batch", 128), ("--curve", 0)):
         parse.add_argument(option, type=int, default=default)
-    parse.add_argument("--settle", action="store_true", help="let all contestants keep freed memory, as a run of ours does")
+    parse.add_argument("--settle", action="store_true", help="all contestants keep freed memory, as ours does")
     parse.add_argument("--rss", action="store_true")
     parse.add_argument("--profile")
     a = parse.parse_args()

@@ -1,11 +1,12 @@
 """A folder of JPEG files to training batches, beside webdataset and Hugging Face datasets: samples per CPU second.
 
-    PYTHONPATH=src python benchmarks/data.py [--n 8192] [--rounds 5] [--keep FOLDER]
+    PYTHONPATH=src python benchmarks/data.py [--n 8192] [--rounds 5]
 
 Pictures of 72 pixels; batches of 256: a random crop of 64, a flip half of the time, float32, normalised, with a label. No
 workers: on two cores they take time from training. Peers read a tar (webdataset) and an Arrow file, decode with Pillow and
-change pictures with torchvision's v2 transforms, one by one, as their documentation shows. Ours: `first epoch` opens the
-folder, decodes it into an empty cache and draws every batch; `later epochs` draws every batch from the cache.
+change pictures with torchvision's v2 transforms, one by one, as their documentation shows. Ours: `uncached` decodes the
+files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it into an empty cache and draws every
+batch from there; `later epochs` draw every batch from the cache.
 """
 import argparse
 import io
@@ -14,6 +15,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
 from sensorium.modalities.image import Image
+from sensorium.modalities.table import Category
 
 STORED, SIZE, BATCH = 72, 64, 256
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+IMAGE = Image(SIZE, margin=STORED - SIZE, mean=MEAN, std=STD)
 CHANGES = {"image": {"shift": (STORED - SIZE) / 2 / SIZE, "flip": 0.5}}     # exactly the crops that RandomCrop draws
 
 
@@ -87,16 +91,25 @@ def huggingface(folder: Path) -> Iterator[Any]:
 
 def prepared(folder: Path) -> Prepared:
     """The folder as sensorium reads it, decoded if it has not been yet."""
-    image = Image(SIZE, margin=STORED - SIZE, mean=MEAN, std=STD)
-    data = Dataset.open(folder / "jpeg", columns={"image": image})
-    fitted = data.schema.fit(data, [i for i in range(0, len(data), 100)]) if "label" in data.schema.columns else data.schema
-    return data.prepare(fitted, ["image", "label"], quiet=True)
+    classes = Category(tuple(f"class{i}" for i in range(10)))
+    data = Dataset.open(folder / "jpeg", columns={"image": IMAGE, "label": classes})
+    return data.prepare(data.schema, ["image", "label"], quiet=True)
 
 
 def epoch(data: Prepared, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     loader = Loader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
     for _, batch in zip(range(loader.steps_per_epoch), loader, strict=False):
         yield batch
+
+
+def uncached(folder: Path) -> Iterator[Any]:
+    """The same batches without Prepared: files to pixels to tensors."""
+    files = sorted((folder / "jpeg").rglob("*.jpg"))
+    rng = torch.Generator().manual_seed(0)
+    for rows in torch.randperm(len(files), generator=rng)[:len(files) // BATCH * BATCH].split(BATCH):
+        pixels = np.stack([IMAGE.load(files[i]) for i in rows.tolist()]).transpose(0, 3, 1, 2)
+        labels = torch.tensor([int(files[i].parent.name[-1]) for i in rows.tolist()])
+        yield IMAGE.finish(torch.from_numpy(np.ascontiguousarray(pixels)), rng, **CHANGES["image"]), labels
 
 
 def first(folder: Path) -> Iterator[Any]:
@@ -122,17 +135,13 @@ def main() -> None:
         make(folder, given.n)
         data, steps = prepared(folder), given.n // BATCH
         runs = {"webdataset": lambda: webdataset(folder), "datasets": lambda: huggingface(folder),
-                "sensorium, first epoch": lambda: first(folder), "sensorium, later epochs": lambda: epoch(data, 1)}
-        seconds = peers.paired({name: lambda run=run: drained(run(), steps) for name, run in runs.items()}, given.rounds, warm=1)
-        peers.record("data", machine=peers.machine(), samples=given.n, batch=BATCH, simplejpeg=has_simplejpeg())
-        peers.compare("data", seconds, ("webdataset", "datasets"))
-        for name, times in seconds.items():
-            peers.record("data", name=name, samples_per_cpu_second=steps * BATCH / float(np.median(times)))
-
-
-def has_simplejpeg() -> bool:
-    from importlib.util import find_spec
-    return find_spec("simplejpeg") is not None
+                "sensorium, uncached": lambda: uncached(folder), "sensorium, first epoch": lambda: first(folder),
+                "sensorium, later epochs": lambda: epoch(data, 1)}
+        drains = {name: lambda run=run: drained(run(), steps) for name, run in runs.items()}
+        peers.record("data", machine=peers.machine(), samples=given.n, batch=BATCH, simplejpeg=bool(find_spec("simplejpeg")))
+        for name, times in (seconds := peers.paired(drains, given.rounds, warm=1)).items():
+            peers.record("data", name=name, samples_per_cpu_second=steps * BATCH / float(np.median(times)),
+                         **{f"times_{base}": peers.faster(seconds, base, name) for base in ("webdataset", "datasets")})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+Function = Callable[[], object]
 RESULTS = Path(__file__).parent / "results"
 _OPS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -41,32 +42,37 @@ def clock() -> float:
 
 
 class Apart:
-    """A function in a process of its own, with its own memory allocator; calling it gives the seconds it took there.
+    """A function in a process of its own, with its own memory allocator; `seconds` runs it there.
 
     build(*given) makes the function in that process and is found by name, so it stands at the top of a module.
     """
 
-    def __init__(self, build: Callable[..., Callable[[], object]], *given: object):
+    def __init__(self, build: Callable[..., Function], *given: object):
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, torch.get_num_threads(), build, given), daemon=True)
         self._process.start()
         self.value: object = None                                   # what the function said last
 
-    def __call__(self) -> float:
+    def seconds(self) -> float:
+        """What one call took; `value` is what it said."""
         self._here.send(True)
         seconds, self.value = self._here.recv()
         return seconds
 
 
-def _serve(pipe: Connection, threads: int, build: Callable[..., Callable[[], object]], given: tuple[object, ...]) -> None:
+def _serve(pipe: Connection, threads: int, build: Callable[..., Function], given: tuple[object, ...]) -> None:
     torch.set_num_threads(threads)
     function = build(*given)
-    while pipe.recv():
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:                                            # whoever asked is gone
+            return
         pipe.send(timed(function))
 
 
-def timed(function: Callable[[], object]) -> tuple[float, object]:
+def timed(function: Function) -> tuple[float, object]:
     """Seconds a call took, and what it said."""
     gc.collect()
     start = clock()
@@ -74,16 +80,20 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
     return clock() - start, said
 
 
-def paired(calls: Mapping[str, Callable[[], float]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+def paired(calls: Mapping[str, Function | Apart], rounds: int, warm: int = 2) -> dict[str, list[float]]:
     """Seconds of each call, A B C, C B A, A B C, ...: what disturbs the machine disturbs neighbours alike."""
     for _ in range(warm):
         for call in calls.values():
-            call()
+            _seconds(call)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds):
         for name in list(calls)[::1 if i % 2 == 0 else -1]:
-            seconds[name].append(calls[name]())
+            seconds[name].append(_seconds(calls[name]))
     return seconds
+
+
+def _seconds(call: Function | Apart) -> float:
+    return call.seconds() if isinstance(call, Apart) else timed(call)[0]
 
 
 def faster(seconds: Mapping[str, list[float]], than: str, name: str) -> float:

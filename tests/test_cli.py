@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from sensorium import cli, keywords
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Training
 
-TINY = ["--dim", "64", "--depth", "1", "--text-depth", "1", "--epochs", "1", "--batch-size", "4", "--column", "image=image"]
+TINY = "--dim 64 --depth 1 --text-depth 1 --epochs 1 --batch-size 4".split()
 MINE = '''
 from sensorium.data.schema import Schema
 from sensorium.recipes import clip
@@ -84,7 +85,8 @@ def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
 
 def test_help_answers_at_once(tmp_path: Path) -> None:
     """CPU seconds, because the tests share the machine; with byte code, as any installation has it."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPYCACHEPREFIX"] = str(tmp_path)
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -158,7 +160,7 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said(capsys, "train", "./mine.py:mine", "photos", "--width", "64", "--epochs", "1", "--batch-size", "8", "--out", "own")
+    said(capsys, *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split())
     assert "how wide, all in all" in " ".join(said(capsys, "train", "./mine.py:mine", "--help").split())
     assert "Did you mean --width?" in said(capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2)
     assert "--recipe" in said(capsys, "evaluate", "own", "photos", status=1)

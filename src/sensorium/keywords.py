@@ -124,8 +124,9 @@ def training() -> tuple[Keyword, ...]:
     lines = path.read_text(encoding="utf-8").splitlines()
     settings = next(c for c in _parse(path).body if isinstance(c, ast.ClassDef) and c.name == "Training")
     fields = [f for f in settings.body if isinstance(f, ast.AnnAssign)]
-    return tuple(Keyword(ast.unparse(f.target), _type(f.annotation), _value(f.value), lines[f.lineno - 1].partition("# ")[2])
-                 for f in fields)
+    docs = [lines[f.lineno - 1].partition("# ")[2] for f in fields]
+    return tuple(Keyword(ast.unparse(f.target), _type(f.annotation), _value(f.value), doc)
+                 for f, doc in zip(fields, docs, strict=True))
 
 
 def _documented(arguments: str) -> dict[str, str]:

@@ -2,12 +2,13 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sensorium.errors import SensoriumError
 
@@ -63,6 +64,40 @@ class Lion(Optimizer):
                 slow.lerp_(p.grad, 1 - b2)
 
 
+class Muon(Optimizer):
+    """Momentum whose step is made orthogonal: every direction of a weight matrix moves alike (Jordan et al. 2024).
+
+    For weights of two or more axes; a convolution counts as [out, everything else]. The step is scaled to the size of
+    one of AdamW's (Liu et al. 2025), so rates and decay carry over.
+    """
+
+    def __init__(self, params: Groups, lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; there is no closure to call twice."""
+        for group in self.param_groups:
+            lr, keep = group["lr"], group["momentum"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                slow = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                slow.lerp_(p.grad, 1 - keep)
+                way = orthogonal(p.grad.lerp(slow, keep).flatten(1))
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(way.view(p.shape), alpha=-lr * 0.2 * max(way.shape) ** 0.5)
+
+
+def orthogonal(x: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
+    """Nearly the orthogonal matrix closest to x: singular values brought near 1 by an odd polynomial (Newton-Schulz)."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x.T if tall else x
+
+
 def _sgd(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
     return [SGD(decayed(params, o.weight_decay), lr=o.lr, momentum=o.betas[0])]
 
@@ -80,14 +115,13 @@ def _lion(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer
 
 
 def _muon(module: nn.Module, params: list[Tensor], o: Options) -> list[Optimizer]:
-    """Muon for the matrices that map one width to another, AdamW for the rest, at one learning rate for both."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}   # rows of a table are not a map
-    maps = [p for p in params if p.ndim == 2 and id(p) not in tables]
-    rest = [p for p in params if p.ndim != 2 or id(p) in tables]
+    """Muon for the weights of linear layers and convolutions, AdamW at a third of the rate for everything else."""
+    maps = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    mapping, rest = [p for p in params if id(p) in maps], [p for p in params if id(p) not in maps]
     both: list[Optimizer] = []
-    if maps:
-        both.append(Muon(maps, lr=o.lr, weight_decay=o.weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return both + _adamw(module, rest, o) if rest else both
+    if mapping:
+        both.append(Muon([{"params": mapping, "weight_decay": o.weight_decay}], lr=o.lr))
+    return both + _adamw(module, rest, replace(o, lr=o.lr / 3)) if rest else both
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, list[Tensor], Options], list[Optimizer]]] = {

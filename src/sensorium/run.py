@@ -226,7 +226,7 @@ def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema,
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no training row that can be read: see {folder / 'quarantine.jsonl'}")
     loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.per_group,
-                    augment=recipe.augment if training.augment else None)
+                    augment=recipe.augment.get(training.augment))
     steps = max(1, round(training.epochs * loader.steps_per_epoch))
     return Run(folder, config, recipe, prepared, rows, splits.get("val", rows[:0]), loader, steps,
                Step(recipe, steps, config.precision))

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Int, Int32
 from rich.console import Console
 from torch import Tensor
 
+from sensorium.data.bad import check_share
 from sensorium.data.decoded import Decoded, decoded
-from sensorium.data.quarantine import check_share
 from sensorium.data.schema import Schema
 from sensorium.data.sources import Bad
 from sensorium.errors import SensoriumError

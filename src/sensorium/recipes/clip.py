@@ -12,6 +12,10 @@ from sensorium.recipes.retrieval import samples, validate
 from sensorium.transformer import transformer
 
 HEAD = 64                                   # width of one attention head
+AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {      # of pictures, of words
+    "light": ({"crop": 0.7, "flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}, {}),
+    "strong": ({"flip": 0.5, "rotate": 15, "scale": 0.25, "shift": 0.1, "outline": 0.5, "brightness": 0.2, "contrast": 0.3,
+                "tint": 0.3, "grey": 0.2, "shuffle": 0.3}, {"drop": 0.1})}
 
 
 def clip(schema: Schema, *, image: str | None = None, text: str | None = None, tower: str = "vit", dim: int = 192,
@@ -43,7 +47,7 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
     return Recipe(
         model=model, objective=Contrastive(picture, words, loss, smoothing), columns=(picture, words), training=Training(),
         verbs={"embed": Embedder(model, {"image": (picture, seen), "text": (words, read)})},
-        augment={picture: {}, words: {}},
+        augment={name: {picture: how, words: word} for name, (how, word) in AUGMENT.items()},
         metric="recall@1", validate=validate((picture, words)), samples=samples((picture, words)), after_step=Towers.clamp)
 
 

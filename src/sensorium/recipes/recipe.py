@@ -19,6 +19,7 @@ from sensorium.models import Batch
 
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 Make = Callable[..., "Recipe"]
+Augment = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Training:
     batch_size: int = 128                   # rows in a step
     accumulate: int = 1                     # split a step's rows into this many parts to save memory
     per_group: int = 0                      # rows of the same thing side by side in a batch; 0: as they come
-    augment: bool = True                    # change training samples at random, as the recipe says
+    augment: str = "light"                  # how far training samples are changed at random: none, light, strong
     lr: float = 1e-3                        # the highest learning rate
     optimizer: str = "adamw"                # adamw, adam, sgd, lion, muon
     weight_decay: float = 0.1               # on weight matrices alone
@@ -53,7 +54,7 @@ class Recipe:
     columns: tuple[str, ...]                                        # what it reads; "a,b" is the union of two
     verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
     training: Training = field(default_factory=Training)
-    augment: Mapping[str, Mapping[str, float]] = field(default_factory=dict)     # column -> how, while training
+    augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss
     validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
     samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
@@ -82,6 +83,7 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     bound.apply_defaults()
     recipe = make(schema, **own)
     recipe = replace(recipe, training=replace(recipe.training, **loop))
+    one_of("augment", recipe.training.augment, ["none", *recipe.augment])
     keywords = {k: v for k, v in bound.kwargs.items()}
     return recipe, {**keywords, **asdict(recipe.training)}
 
