@@ -8,17 +8,24 @@ rounds of (faiss time / our time), by the wall clock and by the process's own CP
 and writes a line to benchmarks/results/search.jsonl. Run it on a machine that does nothing else: with two threads,
 each waits for the other at every step, so other work makes wall times many times longer.
 
-Why faiss flat has been reported at 1.4, 3.9 and 13.6 ms a query (`--study` measures it): it has two ways to do it.
-From faiss 1.14 on a search takes the plain way while queries x width < `distance_compute_blas_threshold` (128,000:
-fewer than 500 queries of width 256): every query runs through the whole array by itself, its threads sharing
-out the queries, not the rows. 100 queries then read 100 x 205 MB, and a lone query uses one thread whatever
-`omp_set_num_threads` says. With 500 queries and more it multiplies matrices by its own OpenBLAS, several
-times faster a query. So: 1.4 ms is a batch of 1,000 through OpenBLAS on one thread; 3.9 is a batch of 100 by the plain
-way on two quiet threads; 13.6 the same on threads that others were using too. (The threshold was 20 queries up to 1.13, which is
-why older reports show no such step.) All three are right; what they are divided by must be of the same kind. This
-benchmark therefore also gives the ratio to faiss with the threshold at 1, its best setting for batches.
+Why faiss flat has been reported at 1.4, 3.9 and 13.6 ms a query (`--study` measures each cause by itself):
+
+1. It has two ways. faiss 1.15.1 goes the plain way while queries x width < `distance_compute_blas_threshold` (128,000,
+   so up to 499 queries of width 256; earlier releases: 19 queries of any width). There every query runs through the
+   whole array by itself: 100 queries read 100 x 205 MB, at memory speed, and threads share out queries, so a lone
+   query has one thread whatever `omp_set_num_threads` says. 13.6 ms is this way on one thread (a lone query took
+   13.2 in the same run). From 500 queries on it multiplies matrices: 1.4 ms is 1,000 queries on one thread.
+2. Its wheel carries OpenBLAS 0.3.15 of 2021, which takes a newer Intel CPU for a "Prescott" of 2004 and uses SSE:
+   16-26 GFLOP/s on one core here, where OPENBLAS_CORETYPE=SkylakeX gives 84 and Haswell 56. Zen is known to it.
+3. Threads and load: 3.9 ms is the plain way again, 100 queries on two threads of a quiet machine (likely helped by one
+   thread finding in the shared cache what the other has just read: inferred, not measured); under load it is longer.
+
+So what "faster than faiss flat" means depends on the batch. This benchmark gives the ratio to faiss as installed and to
+faiss with the threshold at 1 (`faiss_blas`, its best for batches), and records the core OpenBLAS believes to be on
+(`blas_core`); run it again with OPENBLAS_CORETYPE=SkylakeX for faiss at its very best.
 """
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -80,9 +87,19 @@ def emit(**line: object) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def blas_core() -> str:
+    """The CPU that faiss's OpenBLAS takes this one for."""
+    maps = Path("/proc/self/maps").read_text().split() if Path("/proc/self/maps").exists() else []
+    for name in {part for part in maps if "faiss" in part and "openblas" in part}:
+        core = ctypes.CDLL(name).openblas_get_corename
+        core.restype = ctypes.c_char_p
+        return core().decode()
+    return "unknown"
+
+
 def about(threads: int) -> dict[str, object]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "faiss": faiss.__version__,
-            "numpy": np.__version__, "threads": threads, "load": round(os.getloadavg()[0], 1)}
+    return {"blas_core": blas_core(), "python": platform.python_version(), "torch": torch.__version__,
+            "faiss": faiss.__version__, "numpy": np.__version__, "threads": threads, "load": round(os.getloadavg()[0], 1)}
 
 
 def memory(args: argparse.Namespace, folder: Path) -> Exact:

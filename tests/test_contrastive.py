@@ -8,7 +8,7 @@ from sensorium.align import ALIGNS
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import Text, Words
 from sensorium.models import Aligned, Encoder, Tower, Towers, unit
-from sensorium.objectives.contrastive import Contrastive, complete, infonce, positives, sigmoid_loss, similarity
+from sensorium.objectives.contrastive import Contrastive, aligned, complete, infonce, positives, sigmoid_loss, similarity
 from sensorium.tokens import Tokens, line
 from sensorium.transformer import transformer
 
@@ -84,6 +84,17 @@ def test_a_duplicated_pair_changes_nothing_to_learn() -> None:
     infonce(logits, same).backward()
     grad = logits.grad
     torch.testing.assert_close(grad[0, 0], grad[0, 1])
+
+
+@pytest.mark.parametrize("align", ["linear", "multiscale"])
+def test_a_repeated_text_is_read_once_and_said_twice(align: str) -> None:
+    model, b = towers(align), batch(4)
+    b["text"][2] = b["text"][0]
+    twice, once = model["text"].aligned(b["text"]), aligned(model["text"], b["text"])
+    torch.testing.assert_close(once.vector, twice.vector)
+    assert torch.equal(once.vector[0], once.vector[2])
+    if once.tokens is not None and twice.tokens is not None:
+        torch.testing.assert_close(once.tokens.x[once.tokens.valid], twice.tokens.x[twice.tokens.valid])
 
 
 def test_a_missing_partner_leaves_the_row_out() -> None:

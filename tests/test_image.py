@@ -356,8 +356,16 @@ def test_colours_that_must_hold() -> None:
 def test_outlines_are_dark_and_only_at_edges() -> None:
     stored = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
     stored[..., 10:] = 60
-    seen = shown(IMAGE.finish(stored, generator(), outline=1.0))[0, 0]
-    assert seen[8].min() == 0 and (seen[:, :6] == 255).all() and (seen[:, 10:] == 60).all()
+    for seed in range(10):                                              # column 7 is the last light one, 8 the first dark
+        seen = shown(IMAGE.finish(stored, generator(seed), outline=1.0))[0, 0]
+        assert seen[:, 7].max() <= 115 and (seen[:, :7] == 255).all() and (seen[:, 9:] == 60).all()
+
+
+def test_tint_leaves_paper_white() -> None:
+    paper = torch.full((8, 3, 20, 20), 255, dtype=torch.uint8)
+    paper[..., 5:9] = 90
+    seen = shown(IMAGE.finish(paper, generator(), tint=0.5)).int()
+    assert (seen[..., 8:] == 255).all() and (seen[..., 4] - 90).abs().max() > 20
 
 
 def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:

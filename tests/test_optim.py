@@ -107,6 +107,12 @@ def test_what_is_remembered_goes_on_exactly(name: str) -> None:
         assert torch.equal(a, b)
 
 
+def test_each_part_keeps_its_own_rate() -> None:
+    """Muon's other half goes slower; a schedule scales both."""
+    muon, adamw = make("muon", model(), OPTIONS)
+    assert muon.param_groups[0]["top"] == OPTIONS.lr and adamw.param_groups[0]["top"] == pytest.approx(OPTIONS.lr / 3)
+
+
 def test_memory_is_laid_out_as_its_parameter() -> None:
     """The fused kernels walk both in memory order: one laid out otherwise would be read wrongly."""
     net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)

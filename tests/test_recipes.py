@@ -12,7 +12,7 @@ from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
 
 SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", Text(length=12, vocab_size=300))})
-SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "out": 16}
+SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16}
 VARIANTS = {
     "clip": [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"}, {"dropout": 0.1}, {"smoothing": 0.1}],
 }

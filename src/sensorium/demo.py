@@ -18,13 +18,12 @@ from sensorium.tasks.answer import Answer
 from sensorium.tasks.search import Index
 from sensorium.tasks.sheet import STYLE, save
 from sensorium.tasks.sheet import _section as section
-from sensorium.train import train
+from sensorium.train import Stopped, train
 
 # A few minutes on two cores; a larger model, trained longer, finds more.
-SETTINGS: dict[str, Any] = {"dim": 128, "depth": 4, "text_depth": 2, "patch": 8, "epochs": 12, "batch_size": 256,
-                            "lr": 2e-3, "evaluate_every": 2}
-SEARCHED = "test_artist"                        # what is searched: drawings by an artist the model has never seen
-WORDS = ("a red apple", "birthday cake", "sailing boat", "angry face", "rain and clouds", "musical instrument")
+SETTINGS: dict[str, Any] = {"tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "epochs": 12, "batch_size": 256,
+                            "lr": 2e-3, "augment": "light", "evaluate_every": 3}
+WORDS = ("red apple", "birthday cake", "boat on the sea", "angry face", "rain", "musical instrument", "ghost")
 BOTH = ("grinning face", "cat")                 # a drawing of the one, with the other as words
 SPLITS = {
     "val": "held out to choose the best weights",
@@ -75,7 +74,10 @@ def _trained(data: Dataset, run: Path) -> Model:
     if (run / "README.md").exists():
         print(f"      is done: {run}")
         return load(run)
-    return train(clip, data, out=run, resume=(run / "config.json").exists(), **SETTINGS)
+    try:
+        return train(clip, data, out=run, resume=(run / "config.json").exists(), **SETTINGS)
+    except Stopped as stopped:
+        raise Stopped("stopped, and all is saved: the same command goes on from here", stopped.code) from None
 
 
 def _judged(model: Model, data: Dataset) -> Report:
@@ -94,8 +96,8 @@ def _indexed(model: Model, data: Dataset, path: Path) -> Index:
         index = Index.open(path, model=model)
         index.check()
     except SensoriumError:                      # there is none yet, it was never finished, or the model is another
-        index = Index.build(model, data, path, split=SEARCHED)
-    print(f"      {len(index):,} drawings by an artist whom the model has never seen")
+        index = Index.build(model, data, path)
+    print(f"      {len(index):,} drawings")
     return index
 
 
@@ -125,8 +127,8 @@ def page(model: Model, report: Report, answers: list[Answer]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}{MORE}</style></head><body><main>
 <header><h1>Sensorium</h1><p>A model of {size / 1e6:.1f} million parameters has looked at emoji by several artists and
-read their names. It was trained on this machine, in minutes; here it searches drawings by an artist it has never seen.
-</p></header>
+read their names. It was trained on this machine, in minutes. Here it searches all of them, also the things and the
+artists it was never shown; how well it does on those alone stands below.</p></header>
 {"".join(section(answer) for answer in answers)}
 <section><h2>How good is it?</h2>{_table(report)}<p><small>Shares of queries with a right answer. Pictures and words
 compete within one split; what chance and the likeness of pixels would find stands beside it.</small></p></section>

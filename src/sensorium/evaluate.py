@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
 from sensorium import durable
 from sensorium.errors import SensoriumError
-from sensorium.metrics import accuracy, chance, ranks, recall, retrieval
+from sensorium.metrics import accuracy, ranks, recall
 from sensorium.models import unit
-from sensorium.objectives.contrastive import positives
-from sensorium.recipes.retrieval import embed_rows
+from sensorium.recipes.retrieval import embed_rows, retrieve
 
 if TYPE_CHECKING:
     from sensorium.checkpoint import Model
@@ -29,15 +28,18 @@ if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
 TEMPLATES = ("{}", "a picture of {}", "an icon of {}", "{}, drawn")
-SHOWN = ("image to text recall@1", "image to text recall@10", "text to image recall@1", "text to image recall@10", "median_rank",
-         "chance recall@10", "pixel neighbour recall@1", "pixel neighbour recall@10", "zero-shot accuracy")
+SHOWN = ("rows", "captions", "image to text recall@1", "image to text recall@10", "text to image recall@1",
+         "text to image recall@10", "median_rank", "chance recall@10", "pixel neighbour recall@1",
+         "pixel neighbour recall@10", "zero-shot accuracy", "most common class")
 DEFINITIONS = """\
-recall@k: share of queries with a right answer among the k most similar candidates of the same split. Right is the row's own partner, any
-row of the same group, and any with the very same text: duplicates count as correct. Ties count against the model.
-median rank: of the first right answer, from 1, both ways averaged. chance: recall of a random order.
-pixel neighbour: training pictures sorted by the cosine of their inverted pixels; recall is over the groups they show. It cannot name a
-group it has not seen.
-zero-shot accuracy: the class whose name, in several templates averaged, is nearest to the picture; beside it the most common class."""
+recall@k: share of queries with a right answer among the k most similar candidates of the same split. A caption that
+several rows share is one candidate and one query. Right is a row's own partner and that of any row of its group:
+duplicates count as correct, and no copy of a wrong answer takes a second place. Ties count against the model.
+median rank: of the first right answer, from 1, both ways averaged. chance: recall of a random order, likewise.
+pixel neighbour: training pictures sorted by the cosine of their inverted pixels; recall is over the groups they show.
+It cannot name a group it has not seen.
+zero-shot accuracy: the class whose name, in several templates averaged, is nearest to the picture; beside it the share
+of the most common class."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Report:
     about: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """The figures that matter most, a row for each split."""
-        shown = [name for name in SHOWN if any(name in f for f in self.figures.values())]
-        table = Table("split", "rows", *shown, title="retrieval" + (f", {self.about['text']}" if self.about.get("text") else ""))
-        for split, figures in self.figures.items():
-            table.add_row(split, str(int(figures["rows"])), *(_cell(figures.get(name)) for name in shown))
+        """The figures that matter most, a column for each split."""
+        table = Table("retrieval", *self.figures, caption=self.about.get("text"))
+        for name in SHOWN:
+            if any(name in f for f in self.figures.values()):
+                table.add_row(name, *(_cell(f.get(name)) for f in self.figures.values()))
         return table
 
     def markdown(self) -> str:
@@ -64,7 +66,8 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """evaluation.json and evaluation.md."""
-        durable.write(folder / "evaluation.json", json.dumps({"figures": self.figures, "about": self.about}, indent=1).encode())
+        found = {"figures": self.figures, "about": self.about}
+        durable.write(folder / "evaluation.json", json.dumps(found, indent=1).encode())
         durable.write(folder / "evaluation.md", self.markdown().encode())
 
 
@@ -74,63 +77,50 @@ def _cell(value: float | None) -> str:
 
 def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = None, text: str | None = None,
              classes: str | None = None, templates: Sequence[str] = TEMPLATES) -> Report:
-    """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where there are classes.
+    """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
 
     splits: by default all but train and spare. text: another caption column than the one trained on (another language).
     classes: a category column for zero-shot classification; by default the only one.
     Raises SensoriumError for a split or column that is not there, or a model that does not embed pictures and words.
     """
     if "embed" not in model.recipe.verbs or len(model.recipe.columns) != 2:
-        raise SensoriumError(f"a model of recipe {model.config.recipe} does not embed: retrieval cannot be measured on it")
+        raise SensoriumError(f"a model of recipe {model.config.recipe} does not embed: no retrieval to measure")
     picture, trained = model.recipe.columns
     words = dataset.schema.pick("text", text or trained)
     known = [s for s in dataset.splits if s not in ("train", "spare")] or list(dataset.splits)
     for split in splits or ():
         if split not in dataset.splits:
-            raise SensoriumError(f"there is no split {split!r} in {dataset.name}; there are {', '.join(dataset.splits)}")
+            raise SensoriumError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
     prepared = dataset.prepare(model.schema, (picture, words))
     labels = Labels.of(dataset, classes)
-    usable = set(prepared.rows.tolist())
-    train = _usable(dataset.splits.get("train", np.array([], dtype=np.int64)), usable)
+    train = prepared.complete(dataset.splits.get("train", np.array([], dtype=np.int64)))
     figures = {}
     for split in splits or known:
-        rows = _usable(dataset.splits[split], usable)
+        rows = prepared.complete(dataset.splits[split])
         if len(rows):
-            figures[split] = _of_split(model, prepared, rows, (picture, trained, words)) | _pixels(prepared, picture, train, rows) \
+            figures[split] = retrieve(model.module, prepared, rows, (picture, words), towers=(picture, trained)) \
+                | _pixels(prepared, picture, train, rows) \
                 | (labels.zero_shot(model, prepared, rows, templates) if labels else {})
     about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name, "text": words}
     return Report(figures, about)
 
 
-def _usable(rows: np.ndarray, usable: set[int]) -> np.ndarray:
-    return np.array([r for r in rows.tolist() if r in usable], dtype=np.int64)
-
-
-def _of_split(model: Model, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str, str]) -> dict[str, float]:
-    picture, trained, words = columns
-    (a, b), which = embed_rows(model.module, prepared, rows, (picture, words), towers=(picture, trained))
-    same = positives(which, "row", "row") | _same_caption(prepared, words, which["row"].tolist())
-    figures = retrieval(a, b, same, ("image", "text"))
-    return {"rows": float(len(a)), **figures, **{f"chance recall@{k}": chance(same, k) for k in (1, 10)}}
-
-
-def _same_caption(prepared: Prepared, words: str, rows: list[int]) -> Bool[Tensor, "N N"]:
-    captions = [prepared.caption(words, row) for row in rows]
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[c] for c in captions])
-    return ids[:, None] == ids
-
-
 def _pixels(prepared: Prepared, picture: str, train: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     """What the nearest training pictures, by pixels alone, say a picture shows."""
-    known, asked = prepared.groups(train), prepared.groups(rows)
+    known, asked = prepared.groups[train], prepared.groups[rows]
     if not len(train) or not np.isin(asked, known).any():
         return {}
-    vectors = [unit(255 - torch.from_numpy(prepared.pixels(picture, r)).flatten(1).float()) for r in (rows, train)]
+    inked, trained = (_ink(prepared, picture, r) for r in (rows, train))
     groups = torch.from_numpy(known).unique()
-    best = _best_of_group(vectors[0] @ vectors[1].T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups))
+    best = _best_of_group(inked @ trained.T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups))
     rank = ranks(best, torch.eye(len(groups)), torch.from_numpy(asked)[:, None] == groups)
     return {f"pixel neighbour recall@{k}": recall(rank, k) for k in (1, 10)}
+
+
+def _ink(prepared: Prepared, picture: str, rows: np.ndarray) -> Float[Tensor, "N P"]:
+    """Pixels as vectors of length one in which white paper is zero."""
+    pixels = np.stack([np.asarray(prepared.picture(picture, row)) for row in rows.tolist()])
+    return unit(255 - torch.from_numpy(pixels).flatten(1).float())
 
 
 def _best_of_group(scores: Float[Tensor, "N T"], group: Int[Tensor, "T"], groups: int) -> Float[Tensor, "N G"]:
@@ -157,8 +147,9 @@ class Labels:
         number = {n: i for i, n in enumerate(names)}
         return cls(names, np.array([-1 if v is None else number[str(v)] for v in values])) if len(names) > 1 else None
 
-    def zero_shot(self, model: Model, prepared: Prepared, rows: np.ndarray, templates: Sequence[str]) -> dict[str, float]:
-        """Classes by their names: each in every template, normalised, averaged, normalised again (Radford et al. 2021)."""
+    def zero_shot(self, model: Model, prepared: Prepared, rows: np.ndarray,
+                  templates: Sequence[str]) -> dict[str, float]:
+        """Classes by name: each in every template, normalised, averaged, normalised again (Radford et al. 2021)."""
         rows = rows[self.of_row[rows] >= 0]
         if not len(rows):
             return {}
@@ -168,4 +159,5 @@ class Labels:
         (vectors, _), which = embed_rows(model.module, prepared, rows, (picture, picture))
         label = torch.from_numpy(self.of_row[which["row"].numpy()])
         common = np.bincount(self.of_row[rows]).max() / len(rows)
-        return {"zero-shot accuracy": accuracy(vectors @ unit(texts.mean(1)).T, label), "most common class": float(common)}
+        scores = vectors @ unit(texts.mean(1)).T
+        return {"zero-shot accuracy": accuracy(scores, label), "most common class": float(common)}

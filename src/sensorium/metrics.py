@@ -8,7 +8,8 @@ from torch import Tensor
 RECALLS = (1, 5, 10)
 
 
-def ranks(queries: Float[Tensor, "Q E"], candidates: Float[Tensor, "C E"], right: Bool[Tensor, "Q C"]) -> Int[Tensor, "Q"]:
+def ranks(queries: Float[Tensor, "Q E"], candidates: Float[Tensor, "C E"],
+          right: Bool[Tensor, "Q C"]) -> Int[Tensor, "Q"]:
     """Rank, from 1, of each query's best right candidate. A wrong one that scores the same counts as ahead of it.
 
     Where several candidates are right (the same caption twice, the same thing drawn twice), any of them will do.
@@ -37,11 +38,11 @@ def chance(right: Bool[Tensor, "Q C"], k: int) -> float:
     return (1 - miss).mean().item()
 
 
-def retrieval(a: Float[Tensor, "N E"], b: Float[Tensor, "N E"], same: Bool[Tensor, "N N"], names: tuple[str, str]) -> dict[str, float]:
-    """Both ways between paired unit vectors: {"image to text recall@1": ..., ..., "recall@1": the mean of both ways}."""
-    there, back = recalls(ranks(a, b, same)), recalls(ranks(b, a, same.T))
-    figures = {f"{x} to {y} {k}": v for (x, y), way in (((names[0], names[1]), there), ((names[1], names[0]), back))
-               for k, v in way.items()}
+def retrieval(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"], right: Bool[Tensor, "N M"],
+              names: tuple[str, str]) -> dict[str, float]:
+    """Both ways between unit vectors: {"image to text recall@1": ..., ..., "recall@1": the mean of both ways}."""
+    there, back = recalls(ranks(a, b, right)), recalls(ranks(b, a, right.T))
+    figures = {f"{x} to {y} {k}": v for (x, y), way in ((names, there), (names[::-1], back)) for k, v in way.items()}
     return figures | {k: (there[k] + back[k]) / 2 for k in there}
 
 

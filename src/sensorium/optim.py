@@ -34,7 +34,10 @@ def make(name: str, module: nn.Module, options: Options) -> list[Optimizer]:
     params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise SensoriumError(f"{type(module).__name__} has nothing to train: every parameter is frozen")
-    return OPTIMIZERS[name](module, params, options)
+    several = OPTIMIZERS[name](module, params, options)
+    for group in (group for optimizer in several for group in optimizer.param_groups):
+        group["top"] = group["lr"]                      # of which a schedule gives each step its share
+    return several
 
 
 def decayed(params: list[Tensor], weight_decay: float) -> Groups:
@@ -88,7 +91,7 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """Nearly the orthogonal matrix closest to x: singular values brought near 1 by an odd polynomial (Newton-Schulz)."""
+    """Nearly the orthogonal matrix closest to x: singular values near 1 by an odd polynomial (Newton-Schulz)."""
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

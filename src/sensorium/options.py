@@ -63,9 +63,9 @@ def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None) 
     def of_recipe(*given: Any, **named: Any) -> None:
         command(recipe.name, *given, **named)
     kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "given")]
-    if clash := ({p.name for p in kept} & {k.name for k in recipe.own}) - {"out"}:
+    if clash := {p.name for p in kept} & {k.name for k in recipe.own}:
         raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
-    options = [_option(k, "Recipe") for k in recipe.own if k.name != "out"]
+    options = [_option(k, "Recipe") for k in recipe.own]
     options += [_option(k, "Training") for k in recipe.loop]
     of_recipe.__doc__ = doc
     vars(of_recipe)["__signature__"] = inspect.Signature([*kept, *options])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Rotary(nn.Module):
-    """Turn each pair (i, i + K/2) of a head by an angle that grows with time (RoFormer, Su et al. 2021; Llama's layout).
+    """Turn each pair (i, i + K/2) of a head by an angle that grows with time (Su et al. 2021; Llama's layout).
 
     What a query and a key have to do with each other then depends on the distance between them alone.
     """
@@ -31,7 +31,7 @@ class Rotary(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """One learned number a head for each distance, near ones apart, far ones in ever wider buckets (T5, Raffel et al. 2020).
+    """One learned number a head for each distance, far ones in ever wider buckets (T5, Raffel et al. 2020).
 
     Hand the same object to every layer: T5 shares it.
     """
@@ -44,9 +44,11 @@ class RelativeBias(nn.Module):
         """Half of the buckets for keys ahead of the query, half for those behind; in each, half for exact distances."""
         half = self.bias.num_embeddings // 2
         exact, far = half // 2, distance.abs()
-        wide = exact + (torch.log(far.float().clamp(min=1) / exact) / math.log(self.farthest / exact) * (half - exact)).long()
+        reach = torch.log(far.float().clamp(min=1) / exact) / math.log(self.farthest / exact)
+        wide = exact + (reach * (half - exact)).long()
         return torch.where(far < exact, far, wide.clamp(max=half - 1)) + half * (distance > 0)
 
-    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
+    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor,
+                k_pos: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
         distance = (k_pos[:, None, :, 0] - q_pos[:, :, None, 0]).long()
         return q, k, self.bias(self.bucket(distance)).permute(0, 3, 1, 2)

@@ -220,6 +220,9 @@ def _built(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> tuple[Rec
 
 def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema, folder: Path) -> Run:
     training, prepared = recipe.training, dataset.prepare(schema, recipe.columns)
+    if prepared.bad:
+        lines = [json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in prepared.bad]
+        durable.write(folder / "quarantine.jsonl", "".join(lines).encode())
     bad = np.array([b.row for b in prepared.bad], dtype=np.int64)
     splits = {name: np.setdiff1d(rows, bad) for name, rows in dataset.splits.items()}
     rows = splits["train"]

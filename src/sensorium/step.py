@@ -61,9 +61,9 @@ class Step:
             raise self._fault(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
         if bad := [name for name in norms if not math.isfinite(norms[name])]:
             raise self._fault(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
-        rate = self.training.lr * optim.share(k, self.steps, self.training.warmup)
-        self._move(rate, k)
-        return {**_named("loss", losses), **_named("grad_norm", norms), "lr": rate}
+        part = optim.share(k, self.steps, self.training.warmup)
+        self._move(part, k)
+        return {**_named("loss", losses), **_named("grad_norm", norms), "lr": self.training.lr * part}
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         for optimizer in (o for several in self.optimizers.values() for o in several):
@@ -88,10 +88,10 @@ class Step:
             clip_grads_with_norm_(params, self.training.clip_norm, norm)
         return norm.item()
 
-    def _move(self, rate: float, k: int) -> None:
+    def _move(self, part: float, k: int) -> None:
         for optimizer in (o for several in self.optimizers.values() for o in several):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["top"] * part
             optimizer.step()
         if self.recipe.after_step:
             self.recipe.after_step(self.model)

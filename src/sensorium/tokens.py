@@ -75,7 +75,8 @@ def join(*parts: Tokens) -> Tokens:
 
 def last(t: Tokens, n: int) -> Tokens:
     """The last n tokens of each sequence."""
-    cut = {name: part[:, -n:] for name in ("x", "pos", "order", "valid") if isinstance(part := getattr(t, name), Tensor)}
+    fields = ("x", "pos", "order", "valid")
+    cut = {name: part[:, -n:] for name in fields if isinstance(part := getattr(t, name), Tensor)}
     if t.order is CAUSAL:
         cut["order"] = turns(t)[:, -n:]
     return replace(t, **cut)

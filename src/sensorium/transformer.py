@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = heads, kv_heads or heads
         self.width = width or dim
         if self.width % heads or heads % self.kv_heads:
-            raise ValueError(f"a width of {self.width} with {self.kv_heads} key heads does not split into {heads} heads")
+            raise ValueError(f"a width of {self.width} with {kv_heads} key heads does not split into {heads} heads")
         shared = self.width // heads * self.kv_heads
         self.qkv, self.out = Linear(dim, self.width + 2 * shared, bias=bias), Linear(self.width, dim, bias=bias)
         self.position, self.scale = position, scale
@@ -152,7 +152,8 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: nn.Module | None = None, *, bias: bool = False):
         super().__init__()
-        self.up, self.act, self.down = Linear(dim, 2 * hidden, bias=bias), act or nn.SiLU(), Linear(hidden, dim, bias=bias)
+        self.up, self.down = Linear(dim, 2 * hidden, bias=bias), Linear(hidden, dim, bias=bias)
+        self.act = act or nn.SiLU()
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         gate, value = self.up(x).chunk(2, -1)
@@ -249,9 +250,8 @@ def transformer(dim: int, depth: int, heads: int, *, dropout: float = 0.0, first
 
     `cross(i)` gives block i its way to look at a context, or None.
     """
-    blocks = [Block(Attention(dim, heads), FeedForward(dim, 4 * dim), (nn.LayerNorm(dim), nn.LayerNorm(dim)), cross=cross(i),
-                    dropout=dropout)
-              for i in range(depth)]
+    blocks = [Block(Attention(dim, heads), FeedForward(dim, 4 * dim), (nn.LayerNorm(dim), nn.LayerNorm(dim)),
+                    cross=cross(i), dropout=dropout) for i in range(depth)]
     for block in blocks:
         _start(block, dim, depth)
     return Transformer(blocks, first=nn.LayerNorm(dim) if first else None, last=nn.LayerNorm(dim))

@@ -86,22 +86,28 @@ class Prepared:
         return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)] if self.columns else rows
 
     def batch(self, rows: Int[np.ndarray, " B"] | Sequence[int], rng: torch.Generator | None = None,
-              augment: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Tensor]:
+              augment: Mapping[str, Mapping[str, float]] | None = None, *, alike: bool = False) -> dict[str, Tensor]:
         """{column: values, column.valid: Bool [B] where the column has gaps, "row": [B], "group": [B]}.
 
         Without `rng`: each row's first caption, nothing changed. With it: a caption drawn for each row, and the changes
-        that `augment` asks for, {column: {change: how far}}. The same rng gives the same batch.
+        that `augment` asks for, {column: {change: how far}}. The same rng gives the same batch. With `alike`, rows of
+        one group share the caption drawn, where they have the same ones.
         """
         rows, augment = np.asarray(rows, np.int64), augment or {}
+        group = self.groups[rows]
         for name in augment:
             if name not in self.columns:
                 raise SensoriumError(f"augment names the column {name!r}; this run reads {', '.join(self.columns)}.")
         out: dict[str, Tensor] = {}
         for name, column in self.columns.items():
-            out[name] = column.batch(rows, rng, augment.get(name, {}))
+            how = augment.get(name, {})
+            if alike and isinstance(column, Captions):
+                out[name] = column.batch(rows, rng, how, group)
+            else:
+                out[name] = column.batch(rows, rng, how)
             if not column.valid.all():
                 out[f"{name}.valid"] = torch.from_numpy(column.valid[rows])
-        return out | {"row": torch.from_numpy(rows), "group": torch.from_numpy(self.groups[rows])}
+        return out | {"row": torch.from_numpy(rows), "group": torch.from_numpy(group)}
 
     def picture(self, column: str, row: int) -> PIL.Image.Image:
         """What is stored of one row's picture, to look at."""
@@ -140,10 +146,14 @@ class Captions:
         self.first = counts.cumsum() - counts
         self.valid = counts > 0
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float],
+              alike: Int[np.ndarray, " B"] | None = None) -> Tensor:
+        """`alike`: rows of one number get the caption at the same place of their lists."""
         which, counts = self.first[rows], self.counts[rows]
         if rng is not None:
-            which = which + (torch.rand(len(rows), generator=rng).double().numpy() * counts).astype(np.int64)
+            drawn = torch.rand(len(rows), generator=rng).double().numpy()
+            drawn = drawn if alike is None else drawn[np.unique(alike, return_inverse=True)[1]]
+            which = which + (drawn * counts).astype(np.int64)
         lengths = self.lengths[which] * (counts > 0)
         place = np.arange(max(1, lengths.max(initial=0)))
         there = place < lengths[:, None]

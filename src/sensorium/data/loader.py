@@ -57,7 +57,7 @@ class Loader:
             groups = self.prepared.groups[self.rows] if self.per_group else None
             self._order = epoch, order(self.rows, groups, self.per_group, epoch, self.seed)
         rows = self._order[1][position * self.batch_size:(position + 1) * self.batch_size]
-        return self.prepared.batch(rows, generator(self.seed, epoch, position), self.augment)
+        return self.prepared.batch(rows, generator(self.seed, epoch, position), self.augment, alike=self.per_group > 1)
 
     def state(self) -> dict[str, Any]:
         """Where it stands, as plain values, and what it draws from."""

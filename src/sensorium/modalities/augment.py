@@ -23,19 +23,20 @@ ASPECT = 4 / 3                          # a random crop is stretched at most thi
 
 @dataclass(frozen=True)
 class Change:
-    """How far a batch may be changed. Place is drawn first, then lines, then colour, then holes."""
+    """How far a batch may be changed. Place is drawn first, then blur, colour, lines, holes."""
 
     crop: float = 0.0           # random resized crop: the smallest share of the area that is kept
     flip: float = 0.0           # chance of left and right changing places
     rotate: float = 0.0         # degrees, either way
     shift: float = 0.0          # share of the side, either way, in both directions
     scale: float = 0.0          # 0.25: between 1/1.25 and 1.25 times as large
+    aspect: float = 0.0         # the same of width against height
     blur: float = 0.0           # chance of a softened picture
-    outline: float = 0.0        # chance of dark lines drawn along every edge
+    outline: float = 0.0        # chance of dark lines drawn along the edges
     brightness: float = 0.0     # 0.4: between 0.6 and 1.4 times as bright
     contrast: float = 0.0       # the same of the distance from the mean
     saturation: float = 0.0     # the same of the distance from grey
-    tint: float = 0.0           # the same of each of red, green and blue on its own
+    tint: float = 0.0           # the same of each channel's distance from white: paper stays white, inks change
     grey: float = 0.0           # chance of no colour
     shuffle: float = 0.0        # chance of red, green and blue changing places
     erase: float = 0.0          # chance of a rectangle, up to a third of each side, in the picture's mean colour
@@ -48,7 +49,7 @@ class Change:
     @property
     def bends(self) -> bool:
         """True where pixels land between pixels."""
-        return bool(self.crop or self.rotate or self.scale)
+        return bool(self.crop or self.rotate or self.scale or self.aspect)
 
     @property
     def colours(self) -> bool:
@@ -110,15 +111,16 @@ def affine(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 2 3"]:
     """Where each place of the new picture is taken from; a picture reaches from -1 to 1 both ways."""
     ones = torch.ones(n)
     area = 1 - torch.rand(n, generator=rng) * (1 - min(how.crop, 1)) if how.crop else ones
-    aspect = torch.exp(spread(n, math.log(ASPECT), rng)) if how.crop else ones
+    aspect = torch.exp(spread(n, math.log(ASPECT), rng)) if how.crop else ones          # of the crop
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     place = torch.stack([(1 - wide) * spread(n, 1, rng), (1 - high) * spread(n, 1, rng)], 1)
     place = place + 2 * torch.stack([spread(n, how.shift, rng), spread(n, how.shift, rng)], 1)
     zoom = torch.exp(spread(n, math.log1p(how.scale), rng))
     angle = spread(n, math.radians(how.rotate), rng)
+    wider = torch.exp(spread(n, math.log1p(how.aspect) / 2, rng))                       # of what is shown
     left = torch.where(chosen(n, how.flip, rng), -1.0, 1.0)
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    size = torch.stack([wide * zoom * left, high * zoom], 1)
+    size = torch.stack([wide * zoom * wider * left, high * zoom / wider], 1)
     return torch.cat([turn * size[:, None, :], place[:, :, None]], 2)
 
 
@@ -138,31 +140,42 @@ def softened(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     return x
 
 
-def outlined(x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """Dark lines where any colour jumps: the largest less the smallest of 2 x 2 pixels; black from half the range on."""
-    x1 = F.pad(x, (0, 1, 0, 1), "replicate")                # max_pool2d takes 20 times as long as shifted comparisons
-    high, low = torch.maximum(x1[..., 1:], x1[..., :-1]), torch.minimum(x1[..., 1:], x1[..., :-1])
-    jump = torch.maximum(high[..., 1:, :], high[..., :-1, :]) - torch.minimum(low[..., 1:, :], low[..., :-1, :])
-    return x * (1 - jump.amax(1, keepdim=True) / 127.5).clamp(min=0)
+def strokes(x: Float[Tensor, "B 3 S S"], rng: torch.Generator) -> Float[Tensor, "B 1 S S"]:
+    """How dark a pen draws along the edges of each picture, 0..255: where any colour jumps within 2 x 2 pixels.
+
+    From picture to picture the pen is thin or thick, and takes note of fainter jumps or of strong ones only.
+    """
+    def window(x: Tensor, most: Callable[[Tensor, Tensor], Tensor], pad: list[int]) -> Tensor:
+        x = F.pad(x, pad, "replicate")                      # max_pool2d takes 20 times as long as shifted comparisons
+        x = most(x[..., 1:], x[..., :-1])
+        return most(x[..., 1:, :], x[..., :-1, :])
+
+    after, before = [0, 1, 0, 1], [1, 0, 1, 0]
+    jump = (window(x, torch.maximum, after) - window(x, torch.minimum, after)).amax(1, keepdim=True)
+    thick = chosen(len(x), 0.3, rng)[:, None, None, None]
+    jump = torch.where(thick, window(jump, torch.maximum, before), jump)
+    faintest, gain, dark = torch.rand(3, len(x), 1, 1, 1, generator=rng)
+    return ((jump - 255 * (0.05 + 0.25 * faintest)) * (2 + 6 * gain)).clamp(0, 255) * (0.6 + 0.4 * dark)
 
 
-def mixing(n: int, how: Change, rng: torch.Generator) -> Float[Tensor, "n 3 3"]:
-    """The matrix that each colour goes through: shuffle, then saturation and grey, then tint, brightness, contrast."""
+def mixing(n: int, how: Change, rng: torch.Generator) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3 1"]]:
+    """What each colour is multiplied by and what is added: shuffle, then saturation and grey, tint, brightness."""
     luma = torch.tensor(LUMA).expand(3, 3)
     orders = torch.rand(n, 3, generator=rng).argsort(1)
     orders = torch.where(chosen(n, how.shuffle, rng)[:, None], orders, torch.arange(3))
     vivid = (1 + spread(n, how.saturation, rng)).masked_fill(chosen(n, how.grey, rng), 0)[:, None, None]
-    gain = (1 + spread(3 * n, how.tint, rng).view(n, 3)) * (1 + spread(n, how.brightness, rng))[:, None]
-    matrix = vivid * torch.eye(3) + (1 - vivid) * luma
-    return (gain[:, :, None] * matrix) @ torch.eye(3)[orders]
+    ink = 1 + spread(3 * n, how.tint, rng).view(n, 3, 1)
+    bright = (1 + spread(n, how.brightness, rng))[:, None, None]
+    matrix = bright * ink * (vivid * torch.eye(3) + (1 - vivid) * luma)
+    return matrix @ torch.eye(3)[orders], bright * (1 - ink) * 255
 
 
 def coloured(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
     """Every change of colour at once: one matrix and one offset a picture. Values stay in 0..255."""
-    flat, matrix = x.flatten(2), mixing(len(x), how, rng)
+    flat, (matrix, offset) = x.flatten(2), mixing(len(x), how, rng)
     keep = (1 + spread(len(x), how.contrast, rng))[:, None, None]
-    middle = (matrix @ flat.mean(2, keepdim=True)).mean(1, keepdim=True)
-    return torch.baddbmm((1 - keep) * middle, keep * matrix, flat).clamp_(0, 255).view(x.shape)
+    middle = (matrix @ flat.mean(2, keepdim=True) + offset).mean(1, keepdim=True)
+    return torch.baddbmm(keep * offset + (1 - keep) * middle, keep * matrix, flat).clamp_(0, 255).view(x.shape)
 
 
 def holed(x: Float[Tensor, "B 3 S S"], rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
@@ -176,13 +189,15 @@ def holed(x: Float[Tensor, "B 3 S S"], rng: torch.Generator) -> Float[Tensor, "B
 
 
 def painted(x: Float[Tensor, "B 3 S S"], how: Change, rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Blur, outlines, colour and holes, on values of 0..255; x itself may change."""
+    """Blur, colour, outlines on top, holes, on values of 0..255; x itself may change."""
     if how.blur:
         some(x, how.blur, rng, softened)
-    if how.outline:
-        some(x, how.outline, rng, outlined)
+    lined = chosen(len(x), how.outline, rng)
+    lines = strokes(x[lined], rng) if how.outline else None                 # seen before colours change, drawn after
     if how.colours:
         x = coloured(x, how, rng)
+    if lines is not None:
+        x.numpy()[lined.numpy()] = torch.minimum(x[lined], 255 - lines).numpy()
     if how.erase:
         some(x, how.erase, rng, partial(holed, rng=rng))
     return x

@@ -7,6 +7,7 @@ A picture is uint8 with three channels. What is transparent, or padded, is white
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import struct
@@ -46,7 +47,7 @@ def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 
         return _finished(raw, side, square)
     if not isinstance(raw, bytes | str | Path):
         raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
-    data = raw if isinstance(raw, bytes) else _read(raw if isinstance(raw, Path) else Path(raw))
+    data = raw if isinstance(raw, bytes) else _read(raw)
     if data.startswith(JPEG) and (found := _quick_jpeg(data, side, square)) is not None:
         pixels, extent = found
         return upright(squared(pixels, side, square, extent), orientation(data))
@@ -112,14 +113,15 @@ def _within_budget(wide: int, high: int) -> None:
         raise ValueError(f"{wide} x {high} pixels, more than the {PIXELS:,} that are decoded")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str | Path) -> bytes:
     try:
-        about = path.stat()
+        about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("not a file")
         if about.st_size > BYTES:
             raise ValueError(f"a file of {about.st_size:,} bytes, more than the {BYTES:,} that are read")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as e:
         raise ValueError((e.strerror or type(e).__name__).lower()) from e
 

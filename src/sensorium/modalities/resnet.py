@@ -5,13 +5,14 @@
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn, channels_last
+from torch import Tensor, channels_last, nn
 
 from sensorium.tokens import Tokens, grid
 
 
 def _convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(outside))
+    convolution = nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outside))
 
 
 class Residual(nn.Module):
@@ -31,13 +32,13 @@ class Residual(nn.Module):
 class ResNet(nn.Module):
     """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole.
 
-    A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it again.
+    A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it.
     """
 
     def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0):
         super().__init__()
         if dim % 4:
-            raise ValueError(f"a residual network doubles its width twice: its last width must be a multiple of 4, not {dim}")
+            raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
         widths = (dim // 4, dim // 2, dim)
         self.stem = nn.Sequential(_convolution(3, widths[0], 4, 2), nn.ReLU())
         inside, layers = widths[0], []

@@ -74,13 +74,14 @@ class Text:
             row[:len(ids)] = ids
         return torch.from_numpy(batch)
 
-    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, *, drop: float = 0.0) -> Int[Tensor, "B T"]:
+    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, *,
+                drop: float = 0.0) -> Int[Tensor, "B S"]:
         """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
         if drop <= 0:
             return batch
         inner = (batch != self.pad) & (batch != self.start) & (batch != self.end)
         gone = inner & (torch.rand(batch.shape, generator=rng) < drop)
-        gone &= ((inner & ~gone).sum(1) > 0)[:, None]                       # a text that would lose every word keeps all
+        gone &= ((inner & ~gone).sum(1) > 0)[:, None]                   # never every word
         kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)        # closes the gaps, order kept
         closed = batch.masked_fill(gone, self.pad).gather(1, kept_first)
         return closed[:, :int((~gone & (batch != self.pad)).sum(1).max())]

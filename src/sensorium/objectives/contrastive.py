@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sensorium.models import Aligned, Batch, Towers
+from sensorium.models import Aligned, Batch, Tower, Towers
 from sensorium.tokens import Tokens, present
 
 LOSSES = ("infonce", "siglip")
@@ -35,7 +35,7 @@ class Contrastive:
 
     def __call__(self, model: Towers, batch: Batch) -> dict[str, Tensor]:
         batch = complete(batch, self.a, self.b)
-        sides = model[self.a].aligned(batch[self.a]), model[self.b].aligned(batch[self.b])
+        sides = (aligned(model[c], batch[c]) for c in (self.a, self.b))
         return {"model": self.of(model, *sides, positives(batch, self.a, self.b))}
 
     def of(self, model: Towers, a: Aligned, b: Aligned, same: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
@@ -60,7 +60,7 @@ class Contrastive:
         with torch.no_grad():
             for batch in batches:
                 chances.append(torch.get_rng_state())
-                said.append([model[c].aligned(batch[c]) for c in (self.a, self.b)])
+                said.append([aligned(model[c], batch[c]) for c in (self.a, self.b)])
         after = torch.get_rng_state()
         sides = [_leaf(side) for side in zip(*said, strict=True)]
         loss = self.of(model, *sides, positives(_joined(batches), self.a, self.b))
@@ -69,11 +69,25 @@ class Contrastive:
         for batch, chance in zip(batches, chances, strict=True):
             torch.set_rng_state(chance)
             rows = slice(start, start := start + len(batch[self.a]))
-            again = [model[c].aligned(batch[c]) for c in (self.a, self.b)]
+            again = [aligned(model[c], batch[c]) for c in (self.a, self.b)]
             pairs = [pair for side, now in zip(sides, again, strict=True) for pair in _shares(side, now, rows)]
             torch.autograd.backward([now for now, _ in pairs], [share for _, share in pairs])
         torch.set_rng_state(after)
         return {"model": loss.detach()}
+
+
+def aligned(tower: Tower, values: Tensor) -> Aligned:
+    """What a tower says of each row; a text that stands in several rows is read once."""
+    if values.is_floating_point():
+        return tower.aligned(values)
+    distinct, where = torch.unique(values, dim=0, return_inverse=True)
+    if len(distinct) == len(values):
+        return tower.aligned(values)
+    said = tower.aligned(distinct)
+    if said.tokens is None:
+        return Aligned(said.vector[where])
+    t = said.tokens
+    return Aligned(said.vector[where], Tokens(t.x[where], t.pos[where], None, present(t)[where]))
 
 
 def _leaf(parts: Sequence[Aligned]) -> Aligned:

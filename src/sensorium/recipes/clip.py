@@ -3,7 +3,7 @@ from sensorium.align import ALIGNS
 from sensorium.data.schema import Schema
 from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.resnet import ResNet
-from sensorium.modalities.text import Text, Words
+from sensorium.modalities.text import Words
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import LOSSES, Contrastive
 from sensorium.recipes.embed import Embedder
@@ -14,12 +14,12 @@ from sensorium.transformer import transformer
 HEAD = 64                                   # width of one attention head
 AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {      # of pictures, of words
     "light": ({"crop": 0.7, "flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}, {}),
-    "strong": ({"flip": 0.5, "rotate": 15, "scale": 0.25, "shift": 0.1, "outline": 0.5, "brightness": 0.2, "contrast": 0.3,
-                "tint": 0.3, "grey": 0.2, "shuffle": 0.3}, {"drop": 0.1})}
+    "strong": ({"flip": 0.5, "rotate": 15, "scale": 0.25, "shift": 0.1, "outline": 0.5, "brightness": 0.2,
+                "contrast": 0.3, "tint": 0.3, "grey": 0.2, "shuffle": 0.3}, {})}
 
 
 def clip(schema: Schema, *, image: str | None = None, text: str | None = None, tower: str = "vit", dim: int = 192,
-         depth: int = 6, text_depth: int = 4, out: int = 256, patch: int = 0, align: str = "linear",
+         depth: int = 6, text_depth: int = 4, embed_dim: int = 256, patch: int = 0, align: str = "linear",
          loss: str = "infonce", dropout: float = 0.0, smoothing: float = 0.0) -> Recipe:
     """Pictures and words in one space: retrieval both ways, search, zero-shot classification.
 
@@ -30,7 +30,7 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
         dim: width of both towers.
         depth: blocks of the picture tower (a resnet has three stages: use a multiple of 3).
         text_depth: blocks of the text tower.
-        out: width of the shared space.
+        embed_dim: width of the shared space.
         patch: side of a patch in pixels; 0: an eighth of the picture.
         align: the way into the shared space: linear, nonlinear, or multiscale (parts are compared too).
         loss: infonce (CLIP) or siglip.
@@ -42,13 +42,16 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
     seen, read = schema[picture], schema[words]
     eye = EYES[one_of("tower", tower, list(EYES))](seen, dim, depth, patch, dropout)
     voice = Encoder(Words(dim, read), transformer(dim, text_depth, max(1, dim // HEAD), dropout=dropout))
-    towers = {picture: Tower(eye, ALIGNS[align](dim, out), out), words: Tower(voice, ALIGNS[align](dim, out), out)}
-    model = Towers(towers, temperature=0.1, biased=True) if loss == "siglip" else Towers(towers, temperature=0.07)
+    towers = {name: Tower(encoder, ALIGNS[align](dim, embed_dim), embed_dim)
+              for name, encoder in ((picture, eye), (words, voice))}
+    sigmoid = loss == "siglip"
+    model = Towers(towers, temperature=0.1 if sigmoid else 0.07, biased=sigmoid)
+    pair = (picture, words)
     return Recipe(
-        model=model, objective=Contrastive(picture, words, loss, smoothing), columns=(picture, words), training=Training(),
+        model=model, objective=Contrastive(*pair, loss, smoothing), columns=pair, training=Training(),
         verbs={"embed": Embedder(model, {"image": (picture, seen), "text": (words, read)})},
-        augment={name: {picture: how, words: word} for name, (how, word) in AUGMENT.items()},
-        metric="recall@1", validate=validate((picture, words)), samples=samples((picture, words)), after_step=Towers.clamp)
+        augment={strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()},
+        metric="recall@1", validate=validate(pair), samples=samples(pair), after_step=Towers.clamp)
 
 
 def _vit(image: Image, dim: int, depth: int, patch: int, dropout: float) -> Encoder:

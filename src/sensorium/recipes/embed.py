@@ -22,7 +22,8 @@ class Embedder:
         Raises SensoriumError naming the first value that cannot be read.
         """
         if len(given) != 1:
-            raise SensoriumError(f"embed takes one kind of value at a time ({' or '.join(self.senses)}), got {', '.join(given) or 'none'}")
+            raise SensoriumError(f"embed takes one kind of value at a time ({' or '.join(self.senses)}), "
+                                 f"got {', '.join(given) or 'none'}")
         (kind, values), = given.items()
         if kind not in self.senses:
             raise SensoriumError(f"this model embeds {' and '.join(self.senses)}, not {kind}")

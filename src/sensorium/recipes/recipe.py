@@ -71,8 +71,8 @@ def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any]
     for name in given:
         if name not in own | loop:
             near = difflib.get_close_matches(name, sorted(own | loop), 1)
-            raise TypeError(f"{make.__name__}() got an unexpected keyword argument {name!r}"
-                            + (f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(sorted(own | loop))}"))
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(own | loop))}"
+            raise TypeError(f"{make.__name__}() got an unexpected keyword argument {name!r}; {hint}")
     return ({k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own})
 
 

@@ -9,10 +9,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sensorium.data.cache import Prepared
-from sensorium.metrics import retrieval
+from sensorium.metrics import chance, retrieval
 from sensorium.models import Batch, Towers
-from sensorium.objectives.contrastive import complete, positives
+from sensorium.objectives.contrastive import complete
 
+LEFT, CELL = 260, 72                        # of the picture of samples: room for a caption, side of a picture
 Vectors = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 
 
@@ -35,30 +36,49 @@ def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tup
     return (a, b), {"row": row, "group": group}
 
 
-def validate(columns: tuple[str, str], names: tuple[str, str] = ("image", "text")) -> Callable[[Towers, Prepared, np.ndarray], dict[str, float]]:
-    """Recall both ways over the rows given; rows of one group are the same thing."""
-    def figures(model: Towers, prepared: Prepared, rows: np.ndarray) -> dict[str, float]:
-        (a, b), which = embed_rows(model, prepared, rows, columns)
-        return retrieval(a, b, positives(which, "row", "row"), names)
-    return figures
+def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], *,
+             towers: tuple[str, str] | None = None) -> dict[str, float]:
+    """Recall both ways between the pictures of `rows` and their distinct captions, beside chance.
+
+    A caption that several rows share is one candidate and one question. Right is a row's own caption and that of any
+    row of its group, and the other way round.
+    """
+    (pictures, texts), which = embed_rows(model, prepared, rows, columns, towers=towers)
+    captions = [prepared.caption(columns[1], row) for row in which["row"].tolist()]
+    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    ids = torch.tensor([number[c] for c in captions])
+    first = torch.tensor([captions.index(c) for c in number])
+    same = (ids[:, None] == ids) | (which["group"][:, None] == which["group"])
+    right = torch.zeros(len(ids), len(first), dtype=torch.bool)
+    for i in range(len(first)):                                         # a caption is right for whom any of its rows is
+        right[:, i] = same[:, ids == i].any(1)
+    by_chance = {f"chance recall@{k}": (chance(right, k) + chance(right.T, k)) / 2 for k in (1, 10)}
+    about = {"rows": float(len(ids)), "captions": float(len(first))}
+    return about | retrieval(pictures, texts[first], right, ("image", "text")) | by_chance
 
 
-def samples(columns: tuple[str, str], queries: int = 8, shown: int = 8) -> Callable[[Towers, Prepared, np.ndarray, Path], None]:
+def validate(columns: tuple[str, str]) -> Callable[[Towers, Prepared, np.ndarray], dict[str, float]]:
+    """`retrieve`, for a recipe of these two columns."""
+    return lambda model, prepared, rows: retrieve(model, prepared, rows, columns)
+
+
+def samples(columns: tuple[str, str], queries: int = 8,
+            shown: int = 8) -> Callable[[Towers, Prepared, np.ndarray, Path], None]:
     """A picture: for a few captions of the rows given, the pictures found first; a right one in a green frame."""
     def draw(model: Towers, prepared: Prepared, rows: np.ndarray, path: Path) -> None:
         (pictures, texts), which = embed_rows(model, prepared, rows[:512], columns)
         asked = torch.linspace(0, len(texts) - 1, min(queries, len(texts))).long()
         found = (texts[asked] @ pictures.T).topk(min(shown, len(pictures))).indices
-        cell, left = 72, 260
-        sheet = Image.new("RGB", (left + cell * found.shape[1], cell * len(asked)), "white")
+        sheet = Image.new("RGB", (LEFT + CELL * found.shape[1], CELL * len(asked)), "white")
         pen = ImageDraw.Draw(sheet)
         for y, (query, hits) in enumerate(zip(asked.tolist(), found.tolist(), strict=True)):
-            pen.text((8, y * cell + cell // 2 - 6), prepared.caption(columns[1], int(which["row"][query]))[:40], fill="black")
+            caption = prepared.caption(columns[1], int(which["row"][query]))
+            pen.text((8, y * CELL + CELL // 2 - 6), caption[:40], fill="black")
             for x, hit in enumerate(hits):
-                right = bool(which["group"][hit] == which["group"][query])
-                corner = (left + x * cell + 4, y * cell + 4)
-                sheet.paste(prepared.picture(columns[0], int(which["row"][hit])).resize((cell - 8, cell - 8)), corner)
-                if right:
-                    pen.rectangle((corner[0] - 3, corner[1] - 3, corner[0] + cell - 6, corner[1] + cell - 6), outline="green", width=3)
+                left, top = LEFT + x * CELL + 4, y * CELL + 4
+                picture = prepared.picture(columns[0], int(which["row"][hit]))
+                sheet.paste(picture.resize((CELL - 8, CELL - 8)), (left, top))
+                if which["group"][hit] == which["group"][query]:
+                    pen.rectangle((left - 3, top - 3, left + CELL - 6, top + CELL - 6), outline="green", width=3)
         sheet.save(path)
     return draw

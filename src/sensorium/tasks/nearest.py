@@ -23,7 +23,6 @@ BLOCK = 1 << 16         # rows kept together
 SCORES = 1 << 19        # scores of rows that are worked on at once, so that they stay in cache
 QUERIES = 128           # queries at once
 STEP = 1 << 10          # groups turned to bytes at once
-FOLD = 8                # bounds looked at together in search of the k highest
 PIECE = 1 << 15         # candidate rows copied at once
 LOSE = 16               # where more than one group in LOSE may matter, bytes are too coarse for that query
 
@@ -123,7 +122,7 @@ class Exact:
         high = queries.new_empty(-(-len(self._alive) // GROUP), len(queries))
         for b, part in self._steps(len(queries)):
             low, up = self._bounds(b, part, look) if exact else self._blocks[b].bounds(part, look)
-            best.append(_top(low, k))
+            best.append(low.topk(min(k, len(low)), 0).values)
             high[at:at + len(up)] = up
             at += len(up)
         lows = torch.cat(best)
@@ -216,13 +215,6 @@ class _Block:
         best = best.mul_(q.scale).add_(gone)
         away = ((error + norm * _rounding(rows.shape[1])) * q.norm).addcmul_(norm, q.error)
         return best - away, best.add_(away)
-
-
-def _top(low: Float[Tensor, "G B"], k: int) -> Float[Tensor, "n B"]:
-    """The k highest bounds of each query, or k nearly as high: those of the best of every eight groups, taken far apart."""
-    if len(low) % FOLD == 0 and len(low) >= 4 * FOLD * k:
-        low = low.view(FOLD, -1, low.shape[1]).amax(0)
-    return low.topk(min(k, len(low)), 0).values
 
 
 def _best_of_group(scores: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from sensorium.data.bad import Bad
 from sensorium.data.dataset import Dataset
 from sensorium.data.quarantine import check_share
-from sensorium.data.bad import Bad
 from sensorium.errors import SensoriumError
 from sensorium.tasks.answer import Answer, Hit, Payload, thumbnail
 from sensorium.tasks.nearest import Exact, Nearest
