@@ -1,7 +1,7 @@
 # Two commands: `make demo` runs the main job, `make test` the tests. Both set up what they need, once, in .venv.
 PYTHON ?= python3
 BIN    := .venv/bin
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint types clean
 

@@ -2,11 +2,11 @@
 
     PYTHONPATH=src python benchmarks/data.py [--n 8192] [--rounds 5]
 
-Pictures of 72 pixels; batches of 256: a random crop of 64, a flip half of the time, float32, normalised, with a label. No
-workers: on two cores they take time from training. Peers read a tar (webdataset) and an Arrow file, decode with Pillow and
-change pictures with torchvision's v2 transforms, one by one, as their documentation shows. Ours: `uncached` decodes the
-files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it into an empty cache and draws every
-batch from there; `later epochs` draw every batch from the cache.
+Pictures of 72 pixels; batches of 256: a random crop of 64, a flip half of the time, float32, normalised, with a label.
+No workers: on two cores they take time from training. Peers read a tar (webdataset) and an Arrow file, decode with
+Pillow and change pictures with torchvision's v2 transforms, one by one, as their documentation shows. Ours: `uncached`
+decodes the files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it into an empty cache
+and draws every batch from there; `later epochs` draw every batch from the cache.
 """
 import argparse
 import io
@@ -59,8 +59,8 @@ def make(folder: Path, n: int) -> None:
 
 def transforms() -> Any:
     from torchvision.transforms import v2
-    return v2.Compose([v2.RandomCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-                       v2.Normalize(MEAN, STD)])
+    return v2.Compose([v2.RandomCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(),
+                       v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def webdataset(folder: Path) -> Iterator[Any]:
@@ -104,12 +104,12 @@ def epoch(data: Prepared, seed: int) -> Iterator[dict[str, torch.Tensor]]:
 
 def uncached(folder: Path) -> Iterator[Any]:
     """The same batches without Prepared: files to pixels to tensors."""
-    files = sorted((folder / "jpeg").rglob("*.jpg"))
+    files = [(entry.path, label) for label in range(10) for entry in os.scandir(folder / "jpeg" / f"class{label}")]
     rng = torch.Generator().manual_seed(0)
     for rows in torch.randperm(len(files), generator=rng)[:len(files) // BATCH * BATCH].split(BATCH):
-        pixels = np.stack([IMAGE.load(files[i]) for i in rows.tolist()]).transpose(0, 3, 1, 2)
-        labels = torch.tensor([int(files[i].parent.name[-1]) for i in rows.tolist()])
-        yield IMAGE.finish(torch.from_numpy(np.ascontiguousarray(pixels)), rng, **CHANGES["image"]), labels
+        paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
+        pixels = torch.from_numpy(np.stack([IMAGE.load(path) for path in paths])).permute(0, 3, 1, 2).contiguous()
+        yield IMAGE.finish(pixels, rng, **CHANGES["image"]), torch.tensor(labels)
 
 
 def first(folder: Path) -> Iterator[Any]:
@@ -138,7 +138,8 @@ def main() -> None:
                 "sensorium, uncached": lambda: uncached(folder), "sensorium, first epoch": lambda: first(folder),
                 "sensorium, later epochs": lambda: epoch(data, 1)}
         drains = {name: lambda run=run: drained(run(), steps) for name, run in runs.items()}
-        peers.record("data", machine=peers.machine(), samples=given.n, batch=BATCH, simplejpeg=bool(find_spec("simplejpeg")))
+        peers.record("data", machine=peers.machine(), samples=given.n, batch=BATCH,
+                     simplejpeg=find_spec("simplejpeg") is not None)
         for name, times in (seconds := peers.paired(drains, given.rounds, warm=1)).items():
             peers.record("data", name=name, samples_per_cpu_second=steps * BATCH / float(np.median(times)),
                          **{f"times_{base}": peers.faster(seconds, base, name) for base in ("webdataset", "datasets")})

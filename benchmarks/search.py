@@ -99,7 +99,8 @@ def blas_core() -> str:
 
 def about(threads: int) -> dict[str, object]:
     return {"blas_core": blas_core(), "python": platform.python_version(), "torch": torch.__version__,
-            "faiss": faiss.__version__, "numpy": np.__version__, "threads": threads, "load": round(os.getloadavg()[0], 1)}
+            "faiss": faiss.__version__, "numpy": np.__version__, "threads": threads,
+            "load": round(os.getloadavg()[0], 1)}
 
 
 def memory(args: argparse.Namespace, folder: Path) -> Exact:
@@ -108,6 +109,7 @@ def memory(args: argparse.Namespace, folder: Path) -> Exact:
     before = resident()
     store, engine = Store.open(folder), Exact()
     engine.add(store.vectors)
+    store.rest()
     engine.search(unit(np.random.default_rng(9).standard_normal((1000, args.dim)).astype(np.float32)), K)
     grown, raw = resident() - before, args.rows * args.dim * 4e-6
     over = round(grown / raw - 1, 3)

@@ -102,6 +102,7 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
     (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
     (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
     (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
+    (["train", "clip", "x", "--align", "multiscales"], 'Did you mean "multiscale"?'),
     (["train", "clip"], "DATA requires an argument"),
     (["data", "build", "emojis", "--out", "x"], '"emoji"'),
     (["search"], "INDEX requires an argument")])
@@ -117,7 +118,7 @@ def test_what_is_not_understood_ends_with_2(
     (["data", "photos", "--column", "captoin=text"], "caption"),
     (["train", "clip", "photos", "--out", "run"], "--resume"),
     (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
-    (["train", "clip", "photos", "--align", "sideways", "--out", "new2"], "linear"),
+    (["train", "clip", "photos", "--column", "image=image:size=30", "--patch", "7", "--out", "new2"], "patches of 7"),
     (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
     (["train", "./mine.py:lacks", "photos"], "must be the schema"),
     (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),

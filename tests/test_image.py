@@ -356,7 +356,7 @@ def test_colours_that_must_hold() -> None:
 def test_outlines_are_dark_and_only_at_edges() -> None:
     stored = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
     stored[..., 10:] = 60
-    for seed in range(10):                                              # column 7 is the last light one, 8 the first dark
+    for seed in range(10):                                              # column 7 is the last light one
         seen = shown(IMAGE.finish(stored, generator(seed), outline=1.0))[0, 0]
         assert seen[:, 7].max() <= 115 and (seen[:, :7] == 255).all() and (seen[:, 9:] == 60).all()
 

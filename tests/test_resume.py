@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,10 @@ def pairs(n: int = 40) -> Dataset:
 
 CLIP: dict[str, Any] = {
     "dim": 32, "depth": 2, "text_depth": 1, "patch": 8, "batch_size": 8, "dropout": 0.1, "ema": 0.9}
-KINDS: list[tuple[Callable[..., Any], Callable[[], Dataset], dict[str, Any]]] = [
+KINDS: list[Any] = [
     (tiny.guess, tiny.rows, {}), (tiny.guess, tiny.rows, {"ema": 0.0, "accumulate": 2, "optimizer": "muon"}),
     (tiny.guess, tiny.rows, {"optimizer": "lion", "precision": "bf16"}), (tiny.guess, tiny.rows, {"optimizer": "sgd"}),
-    (RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "save_every": 0.5, "evaluate_every": 1}),
+    pytest.param(RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "save_every": 0.5, "evaluate_every": 1}, id="threads"),
     (RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "accumulate": 2, "loss": "siglip"})]
 
 
@@ -111,6 +111,15 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[], object]
 
 def ask(number: int = signal.SIGTERM) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that a busy machine does not make threads wait for each other; one case keeps them all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if "threads" in request.node.name else 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("make, data, keywords", KINDS)

@@ -3,7 +3,9 @@
 Nothing is loaded here but names: each is fetched from its room when it is first used, so that `import sensorium`
 costs nothing and touches neither torch nor the disk.
 """
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,3 +40,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _Front(ModuleType):
+    """A room that bears the name of its main function (train, evaluate) does not hide it once it is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front

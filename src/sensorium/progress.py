@@ -60,9 +60,10 @@ class Log:
             self._last, self._done = now, step
 
     def evaluation(self, step: int, figures: Mapping[str, float], metric: str) -> None:
-        """Record what validation found, say it, and draw the curve anew."""
+        """Record all that validation found, say the metric, and draw the curve anew."""
         self._add({"step": step, "evaluation": dict(figures)})
-        self.say(f"step {step}/{self.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        told = f"{metric} {figures[metric]:.4g} on the validation rows" if figures else "no validation rows"
+        self.say(f"step {step}/{self.steps}  {told}")
         durable.write(self.path.with_name("curve.png"), curve(self.entries, metric))
 
     def say(self, text: str) -> None:

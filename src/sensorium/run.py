@@ -125,7 +125,7 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
     schema = dataset.schema.fit(dataset, rows)
     recipe, keywords = _built(make, schema, keywords)
-    config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset), versions())
+    config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
     if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
         run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
@@ -143,7 +143,7 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         if name in config.keywords and config.keywords[name] != json.loads(json.dumps(value)):
             raise SensoriumError(f"{folder} was begun with {name}={config.keywords[name]!r}, not {value!r}. A resumed "
                                  f"run keeps its settings: leave {name} out, or train into a new folder.")
-    if config.data != _fingerprint(dataset):
+    if {**config.data, "source": {}} != _fingerprint(dataset) | {"source": {}}:      # wherever they lie now
         raise SensoriumError(f"the data are not those {folder} was begun with: then {config.data}, now "
                              f"{_fingerprint(dataset)}. Give the same data, or train into a new folder.")
     schema = Schema.load(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium.data.infer import infer
@@ -86,7 +87,7 @@ def _summary(name: str, recipe: Recipe, schema: Schema) -> Summary:
     training, model = recipe.training, recipe.model
     batch = _batch(recipe, schema, max(1, training.batch_size // training.accumulate))
     held = _Held(model)
-    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+    with torch.device("meta"), _AllDistinct(), FlopCounterMode(display=False) as counted:
         with saved_tensors_hooks(held.add, lambda x: x):
             loss = torch.stack(list(recipe.objective(model, batch).values())).sum()
         forward = counted.get_total_flops()
@@ -109,6 +110,16 @@ def _batch(recipe: Recipe, schema: Schema, rows: int) -> dict[str, Tensor]:
     shapes = {column: modality.fake(64, rng) for column, modality in modalities.items()}
     batch = {column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta") for column, x in shapes.items()}
     return batch | {name: torch.empty(rows, dtype=torch.long, device="meta") for name in ("row", "group")}
+
+
+class _AllDistinct(TorchDispatchMode):
+    """What depends on content, which a batch on the meta device has not, goes as if no two rows were equal."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.unique_dim.default:
+            place = torch.empty(args[0].shape[args[1]], dtype=torch.long, device="meta")
+            return args[0].clone(), place, place.clone()
+        return func(*args, **(kwargs or {}))
 
 
 class _Held:

@@ -45,7 +45,8 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
         settle_allocator()
         run = go_on(recipe, dataset, folder, keywords, say) if again else begin(recipe, dataset, folder, keywords)
         with Log(folder, run.steps, run.reached.step, run.recipe.training.batch_size, quiet) as log:
-            log.say(f"{run.recipe.training.epochs:g} epochs of {len(run.rows):,} rows into {folder}")
+            log.say(f"{run.recipe.training.epochs:g} epochs of {len(run.rows):,} rows into {folder}"
+                    + (f", from step {run.reached.step} on" if again else ""))
             with interruptions() as asked:
                 _loop(run, dataset, log, asked)
         card(run, log.entries)

@@ -29,6 +29,7 @@ class Dataset:
         self.table, self.schema, self.name, self.max_bad = table, schema, name, max_bad
         self.group = schema.role("group")
         self.bad: list[Bad] = list(table.bad)
+        self.source: dict[str, Any] = {}        # what `open` was asked for, so that it can be asked again
         self._of = of                           # the data set this is a part of, and which of its rows
 
     @classmethod
@@ -49,7 +50,13 @@ class Dataset:
 
         chosen = {**(columns or {}), **({group: "group"} if group else {})}
         found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
-        return cls(*found, max_bad=max_bad)
+        opened = cls(*found, max_bad=max_bad)
+        at = Path(source)
+        asked = {"split": split, "group": group, "test": test, **options,
+                 "columns": {name: taken for name, taken in (columns or {}).items() if isinstance(taken, str)}}
+        opened.source = {"path": str(at.resolve() if at.exists() else at), "max_bad": max_bad,
+                         **{k: v if isinstance(v, dict | list | tuple) else str(v) for k, v in asked.items() if v}}
+        return opened
 
     def __len__(self) -> int:
         return len(self.table)

@@ -28,7 +28,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -42,7 +42,7 @@ FORMAT, VERSION = "sensorium-sheets", 1
 MAX_SIZE, MAX_CONCEPTS = 192, 8192
 
 T = TypeVar("T", "Sheet", "Header")
-Captions = Literal["joined", "each", "label"]
+Captions = Literal["varied", "joined", "each", "label"]
 
 _SPLITS = {("train", "train"): "train", ("train", "val"): "val", ("val", "train"): "val_concept",
            ("train", "test"): "test_artist", ("test", "train"): "test_concept", ("test", "test"): "test_both"}
@@ -91,12 +91,13 @@ def open_emoji(**options: Any) -> Table:
 
 
 def open_sheets(path: str | Path, *, languages: Sequence[str] | None = None, styles: Sequence[str] | None = None,
-                captions: Captions = "joined", test_artist: str | None = None, val_artist: str | None = None) -> Table:
+                captions: Captions = "varied", test_artist: str | None = None, val_artist: str | None = None) -> Table:
     """A set of contact sheets as a table: one row per drawing, one caption column per language (English: "caption").
 
     languages, styles: the ones to take; None: all.
-    captions: what a caption column lists. "joined": the name, then all keywords in one line; "each": the name, then
-    every keyword alone; "label": the name only.
+    captions: what a caption column lists. "varied": the name twice, and twice each the name with a few keywords and a
+    few keywords alone, so that a caption drawn is mostly short; "joined": the name, then all keywords in one line;
+    "each": the name, then every keyword alone; "label": the name only.
     test_artist, val_artist: whom to hold out instead of the set's own choice; "": nobody.
     Raises SensoriumError on a damaged set, or on a language, style or artist it does not have.
     """
@@ -191,15 +192,24 @@ def _read_concepts(folder: Path, header: Header) -> Iterator[dict[str, Any]]:
 
 def _captions(concepts: list[dict[str, Any]], language: str, how: Captions) -> dict[str, list[str] | None]:
     """Code of a concept -> its captions in one language; None where it has no name there."""
-    if how not in ("joined", "each", "label"):
-        raise SensoriumError(f"captions={how!r} is not known; choose joined, each or label.")
+    if how not in get_args(Captions):
+        raise SensoriumError(f"captions={how!r} is not known; choose {', '.join(get_args(Captions))}.")
     lists = {}
     for concept in concepts:
         label, words = concept["label"].get(language), concept["keywords"].get(language)
         if words and how == "joined":
             words = [", ".join(words)]
+        if words and how == "varied":
+            words = _varied(label, words, concept["code"] + language)
         lists[concept["code"]] = None if label is None else [label, *words] if words and how != "label" else [label]
     return lists
+
+
+def _varied(label: str, words: list[str], seed: str) -> list[str]:
+    """What stands beside the name in "varied" captions; the same for the same seed."""
+    rng = np.random.default_rng(list(hashlib.md5(seed.encode()).digest()))
+    few = [", ".join(rng.permutation(words)[:rng.integers(1, 5)]) for _ in range(4)]
+    return [label, f"{label}, {few[0]}", f"{label}, {few[1]}", few[2], few[3]]
 
 
 def _row_split(concept: str, artist: str, test: str, val: str) -> str:

@@ -24,12 +24,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-PIXELS = 100_000_000                    # no larger picture is decoded
+PIXELS = 89_000_000                     # no larger picture is decoded; from a little more on Pillow itself warns
 BYTES = 1 << 30                         # and no larger file is read
 JPEG = b"\xff\xd8\xff"
 FORMATS = {                             # how a file begins -> the one reader that may open it
     rb"\xff\xd8\xff": JpegImageFile, rb"\x89PNG\r\n\x1a\n": PngImageFile, rb"RIFF....WEBP": WebPImageFile,
     rb"GIF8[79]a": GifImageFile, rb"BM": BmpImageFile, rb"II\*\0|MM\0\*": TiffImageFile}
+BORDER = 24                             # levels by which a pixel must differ from a plain border to be none of it
 BROKEN = (                              # what Pillow's readers raise on files changed at random
     OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, PIL.Image.DecompressionBombError, Warning)
@@ -37,9 +38,10 @@ UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False
 
 
 def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 3"]:
-    """One picture (a path, bytes, a PIL image, a uint8 array), upright, side x side pixels. Raises ValueError with the reason it cannot be.
+    """One picture (a path, bytes, a PIL image, a uint8 array), upright, side x side pixels.
 
-    square: "crop" (shorter side to fit, centre kept), "pad" (longer side to fit, white beside) or "stretch".
+    Raises ValueError with the reason it cannot be. square: "crop" (shorter side to fit, centre kept), "pad" (longer
+    side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch".
     """
     if isinstance(raw, np.ndarray):
         return squared(_from_array(raw), side, square)
@@ -62,6 +64,8 @@ def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 
 
 def reduction(wide: int, high: int, side: int, square: str) -> int:
     """By how much (1, 2, 4, 8) a JPEG may be reduced while it is decoded, with twice what is kept still there."""
+    if square == "trim":
+        return 1                            # how much is border is not known yet
     edge = min(max(wide, high), 2 * side * min(wide, high)) if square == "pad" else min(wide, high)
     return next(scale for scale in (8, 4, 2, 1) if scale == 1 or edge >= 2 * side * scale)
 
@@ -70,9 +74,12 @@ def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,
             extent: tuple[float, float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Resized, with antialiasing, to side x side. extent: width and height, where the last pixels are there in part."""
     if isinstance(picture, np.ndarray):
-        if picture.shape == (side, side, 3):
+        if picture.shape == (side, side, 3) and square != "trim":
             return np.array(picture)
         picture = PIL.Image.fromarray(picture)
+    if square == "trim":
+        picture = trimmed(picture)
+        return _padded(picture, side, *picture.size)
     wide, high = extent or picture.size
     if square == "pad":
         return _padded(picture, side, wide, high)
@@ -80,6 +87,19 @@ def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,
     box = (0, 0, wide, high) if square == "stretch" else (
         (wide - edge) / 2, (high - edge) / 2, (wide + edge) / 2, (high + edge) / 2)
     return np.array(picture.resize((side, side), PIL.Image.Resampling.BICUBIC, box, reducing_gap=3.0))
+
+
+def trimmed(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Without the border that is all of the top left pixel's colour, but for a thirtieth of what is left."""
+    pixels = np.asarray(picture).astype(np.int16)
+    there = np.abs(pixels - pixels[0, 0]).max(-1) > BORDER
+    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+    if not len(rows):
+        return picture
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    keep = max(1, round(max(bottom - top, right - left) / 30))
+    return picture.crop((max(0, left - keep), max(0, top - keep),
+                         min(picture.width, right + keep), min(picture.height, bottom + keep)))
 
 
 def orientation(data: bytes) -> int:

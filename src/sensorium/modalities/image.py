@@ -30,8 +30,8 @@ class Image:
     """Settings of a picture column.
 
     size: side of what a model sees. square: how a picture becomes square, "crop" (shorter side to fit, centre kept),
-    "pad" (longer side to fit, white beside) or "stretch". margin: pixels stored beyond `size`, which shifts and turns
-    bring in before they repeat the border. mean, std: of each channel, on a scale of 0..1.
+    "pad" (longer side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". margin: pixels
+    stored beyond `size`, which shifts and turns bring in before they repeat the border. mean, std: of each channel, on a scale of 0..1.
     """
 
     kind: ClassVar[str] = "image"
@@ -42,8 +42,8 @@ class Image:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if self.square not in ("crop", "pad", "stretch"):
-            raise SensoriumError(f'image square={self.square!r}: choose "crop", "pad" or "stretch".')
+        if self.square not in ("crop", "pad", "trim", "stretch"):
+            raise SensoriumError(f'image square={self.square!r}: choose "crop", "pad", "trim" or "stretch".')
         if self.size < 1 or self.margin < 0 or self.side ** 2 > PIXELS:
             raise SensoriumError(f"image size={self.size}, margin={self.margin}: expected a size of 1 pixel or more, "
                                  f"a margin of 0 or more, and at most {PIXELS:,} pixels.")

@@ -1,4 +1,6 @@
 """CLIP (Radford et al. 2021): two towers learn which caption belongs to which picture."""
+from typing import Literal
+
 from sensorium.align import ALIGNS
 from sensorium.data.schema import Schema
 from sensorium.modalities.image import Image, Patches
@@ -18,9 +20,10 @@ AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {      # of pict
                 "contrast": 0.3, "tint": 0.3, "grey": 0.2, "shuffle": 0.3}, {})}
 
 
-def clip(schema: Schema, *, image: str | None = None, text: str | None = None, tower: str = "vit", dim: int = 192,
-         depth: int = 6, text_depth: int = 4, embed_dim: int = 256, patch: int = 0, align: str = "linear",
-         loss: str = "infonce", dropout: float = 0.0, smoothing: float = 0.0) -> Recipe:
+def clip(schema: Schema, *, image: str | None = None, text: str | None = None, tower: Literal["vit", "resnet"] = "vit",
+         dim: int = 192, depth: int = 6, text_depth: int = 4, embed_dim: int = 256, patch: int = 0,
+         align: Literal["linear", "nonlinear", "multiscale"] = "linear", loss: Literal["infonce", "siglip"] = "infonce",
+         dropout: float = 0.0, smoothing: float = 0.0) -> Recipe:
     """Pictures and words in one space: retrieval both ways, search, zero-shot classification.
 
     Args:

@@ -15,7 +15,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from sensorium.data.schema import Schema
+from sensorium.errors import SensoriumError
 from sensorium.models import Batch
+
+
+class BadKeyword(SensoriumError, TypeError):
+    """A keyword that is not known, or has a value it cannot take."""
+
 
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 Make = Callable[..., "Recipe"]
@@ -42,7 +48,7 @@ class Training:
     patience: int = 0                       # evaluations without improvement before stopping; 0: never
     evaluate_every: float = 1.0             # epochs
     save_every: float = 1.0                 # epochs
-    seed: int = 0
+    seed: int = 0                           # of first weights, order and chance: the same seed, the same run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class Recipe:
 def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`given` as (the recipe's own keywords, fields of Training).
 
-    Raises TypeError, naming the nearest known keyword, for one that is neither.
+    Raises BadKeyword, naming the nearest known keyword, for one that is neither.
     """
     own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     loop = {f.name for f in fields(Training)}
@@ -72,8 +78,8 @@ def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any]
         if name not in own | loop:
             near = difflib.get_close_matches(name, sorted(own | loop), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(own | loop))}"
-            raise TypeError(f"{make.__name__}() got an unexpected keyword argument {name!r}; {hint}")
-    return ({k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own})
+            raise BadKeyword(f"{make.__name__}() got an unexpected keyword argument {name!r}; {hint}")
+    return {k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own}
 
 
 def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
@@ -89,7 +95,7 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
 
 
 def one_of(option: str, given: str, known: Sequence[str]) -> str:
-    """`given`, if it is among the `known` choices of an option; TypeError naming them otherwise."""
+    """`given`, if it is among the `known` choices of an option; BadKeyword naming them otherwise."""
     if given not in known:
-        raise TypeError(f"{option}={given!r} is not one of {', '.join(known)}")
+        raise BadKeyword(f"{option}={given!r} is not one of {', '.join(known)}")
     return given

@@ -144,6 +144,7 @@ class Index:
         alive = np.frombuffer(self._store.alive, np.uint8) > 0
         if len(self._seen) < len(alive):
             self._engine.add(self._store.vectors)
+            self._store.rest()                      # the engine has what it needs of all rows
         seen = np.concatenate([self._seen, np.ones(len(alive) - len(self._seen), bool)])
         if (seen > alive).any():
             self._engine.remove(np.flatnonzero(seen > alive))

@@ -56,6 +56,7 @@ class Store:
         self._next = head.first_id
         self._lock: IO[bytes] | None = None
         self._files: list[int] = []
+        self._mapped: mmap.mmap | None = None
         self._log = Log(self._path(LOG))
 
     @classmethod
@@ -119,8 +120,13 @@ class Store:
         if not len(self.ids):
             return np.zeros((0, self.head.dim), np.float32)
         size = len(self.ids) * self.head.dim * 4    # changes would stay private, so torch takes it as it is
-        mapped = mmap.mmap(self._files[VECTORS], size, access=mmap.ACCESS_COPY)
-        return np.frombuffer(mapped, "<f4").reshape(-1, self.head.dim)
+        self._mapped = mmap.mmap(self._files[VECTORS], size, access=mmap.ACCESS_COPY)
+        return np.frombuffer(self._mapped, "<f4").reshape(-1, self.head.dim)
+
+    def rest(self) -> None:
+        """Let the system have back the memory of vectors read so far; they are read again where they are needed."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def add(self, vectors: Float[np.ndarray, "n D"], payloads: Sequence[bytes]) -> list[int]:
         """Append rows; when this returns, they outlive anything but the disk. Their ids, which are never used again."""

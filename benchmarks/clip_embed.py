@@ -1,0 +1,81 @@
+"""Embedding with a CLIP of ViT-B/32's size beside open_clip's: same weights, same inputs, outputs compared.
+
+    PYTHONPATH=src python benchmarks/clip_embed.py [--threads 2] [--rounds 5] [--batch 16]
+
+Pictures of 224 pixels; texts of 8 to 22 tokens, which open_clip's tokenizer pads to 77 whatever their length.
+"""
+import argparse
+from collections.abc import Callable
+
+import peers
+import torch
+from clip_train import END, START, VOCAB, copied
+from torch import Tensor, nn
+
+from sensorium.align import LinearAlign
+from sensorium.kernels import settle_allocator
+from sensorium.modalities.image import Patches
+from sensorium.modalities.text import Text, Words
+from sensorium.models import Encoder, Tower, Towers
+from sensorium.transformer import transformer
+
+SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
+
+
+def inputs(size: int) -> tuple[Tensor, Tensor]:
+    """Noise for pictures, and texts of 8 to 22 tokens."""
+    rng = torch.Generator().manual_seed(0)
+    texts, ends = torch.randint(1, VOCAB - 408, (size, LENGTH), generator=rng), 7 + torch.arange(size) % 15
+    texts[:, 0] = START
+    texts[torch.arange(size), ends] = END
+    return torch.randn(size, 3, SIZE, SIZE, generator=rng), texts * (torch.arange(LENGTH) <= ends[:, None])
+
+
+def theirs() -> nn.Module:
+    peers.allow_torchvision()
+    import open_clip
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-B-32", pretrained=None).eval()
+
+
+def ours(source: nn.Module) -> Towers:
+    eye = Encoder(Patches(768, SIZE, PATCH), transformer(768, 12, 12, first=True))
+    text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
+    voice = Encoder(Words(512, text), transformer(512, 12, 8))
+    towers = {"image": Tower(eye, LinearAlign(768, OUT), OUT), "text": Tower(voice, LinearAlign(512, OUT), OUT)}
+    return copied(source, Towers(towers)).eval()
+
+
+def contestants(kind: str, size: int) -> dict[str, Callable[[], Tensor]]:
+    """Unit vectors of pictures or of texts, by each."""
+    given = inputs(size)[0 if kind == "image" else 1]
+    source = theirs()
+    model = ours(source)
+    encode = source.encode_image if kind == "image" else source.encode_text
+
+    def bf16() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model[kind](given)
+    return {"open_clip": lambda: encode(given, normalize=True), "sensorium": lambda: model[kind](given),
+            "sensorium bf16": bf16}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, default in (("--threads", 2), ("--rounds", 5), ("--batch", 16)):
+        parse.add_argument(option, type=int, default=default)
+    a = parse.parse_args()
+    torch.set_num_threads(a.threads)
+    settle_allocator()                                              # for both, as they share a process
+    peers.record("clip_embed", **peers.machine(), batch=a.batch)
+    for kind in ("image", "text"):
+        calls = contestants(kind, a.batch)
+        expected = calls["open_clip"]()
+        for name in list(calls)[1:]:
+            peers.record("clip_embed", kind=kind, name=name, apart=(calls[name]() - expected).abs().max().item())
+        peers.compare(f"clip_embed_{kind}", peers.paired(calls, a.rounds, warm=1), ("open_clip",))
+
+
+if __name__ == "__main__":
+    main()
