@@ -3,11 +3,13 @@
     PYTHONPATH=src python benchmarks/clip_train.py [--threads 2] [--rounds 7] [--batch 128]
     ... --curve 200    the loss over 200 steps, ours against open_clip's
     ... --rss          peak memory of each, in processes of their own
+    ... --ways         sensorium by each way of kernels.py
     ... --profile NAME where the time of one of them goes
 
 14.1 M parameters: pictures of 64 pixels in patches of 8, 192 wide, 6 blocks; captions of 6 to 20 tokens, 4 blocks.
 """
 import argparse
+import os
 from collections.abc import Callable
 
 import peers
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.data.schema import Column, Schema
-from sensorium.kernels import settle_allocator
+from sensorium.kernels import WAYS, settle_allocator
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models import Towers
@@ -118,7 +120,13 @@ def build(name: str) -> Step:
 
 
 def contestant(name: str, size: int, settle: bool) -> Callable[[], float]:
-    """A step on one batch. Only ours keeps freed memory, as a run of ours does, unless `settle` grants it to all."""
+    """A step on one batch. Only ours keeps freed memory, as a run of ours does, unless `settle` grants it to all.
+
+    "sensorium bf16 by widen" has its way of computing products decided by hand.
+    """
+    name, _, way = name.partition(" by ")
+    if way:
+        os.environ["SENSORIUM_KERNELS"] = way
     if settle or name.startswith("sensorium"):
         settle_allocator()
     step, given = build(name), batch(size, torch.Generator().manual_seed(0))
@@ -132,7 +140,7 @@ def time_steps(names: list[str], size: int, rounds: int, settle: bool) -> None:
         call.seconds()
         peers.record("clip_train", name=name, first_loss=call.value)
     seconds = peers.paired(calls, rounds)
-    peers.compare("clip_train", seconds, tuple(n for n in names if n.startswith("open_clip")))
+    peers.compare("clip_train", seconds, tuple(n for n in names if n.startswith("open_clip")) or tuple(names[:1]))
 
 
 def curve(names: list[str], size: int, steps: int) -> None:
@@ -181,6 +189,7 @@ def main() -> None:
         parse.add_argument(option, type=int, default=default)
     parse.add_argument("--settle", action="store_true", help="all contestants keep freed memory, as ours does")
     parse.add_argument("--rss", action="store_true")
+    parse.add_argument("--ways", action="store_true")
     parse.add_argument("--profile")
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
@@ -190,6 +199,8 @@ def main() -> None:
         profile(a.profile, a.batch)
     elif a.curve:
         curve([n for n in names if "fp32" in n], a.batch, a.curve)
+    elif a.ways:
+        time_steps([f"sensorium {p} by {way}" for p in ("fp32", "bf16") for way in WAYS], a.batch, a.rounds, True)
     elif a.rss:
         memory(names, a.batch)
     else:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
-FLOORS = ["errors", "tokens kernels durable", "transformer positions", "modalities", "align models objectives data metrics", "recipes",
-          "optim snapshot progress", "step checkpoint", "run", "card evaluate", "train", "tasks", "show doctor demo keywords options", "cli", "__main__"]
+FLOORS = ["errors", "tokens kernels durable", "transformer positions", "modalities align metrics", "models data", "objectives", "recipes",
+          "optim snapshot progress", "step checkpoint", "run", "card evaluate", "train", "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
 FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
 CORE = ("tokens", "transformer", "align", "models")

@@ -6,16 +6,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium import kernels
-from sensorium.kernels import ONEDNN, TORCH, Linear, Ways, attend, linear
+from sensorium.errors import SensoriumError
+from sensorium.kernels import WAYS, Linear, attend, linear
 
 onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-WIDE = Ways(widen=True)
 
 
 @pytest.fixture
 def take(monkeypatch):
-    """Have all products done in given ways."""
-    return lambda how: monkeypatch.setattr(kernels, "ways", lambda dtype: how)
+    """Have all products done in a given way."""
+    return lambda how: monkeypatch.setattr(kernels, "way", lambda dtype: how)
 
 
 def _grads(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
@@ -39,7 +39,7 @@ def _layer(dtype=torch.float32, shape=(3, 7, 24), bias=True):
 @onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 7, 24), (5, 24), (24,)])
-@pytest.mark.parametrize("how", [ONEDNN, Ways(forward=True, inward=True), WIDE])
+@pytest.mark.parametrize("how", WAYS)
 def test_linear_equals_torch(take, how, shape, bias):
     take(how)
     given = _layer(shape=shape, bias=bias)
@@ -47,7 +47,7 @@ def test_linear_equals_torch(take, how, shape, bias):
 
 
 @onednn
-@pytest.mark.parametrize("how", [ONEDNN, WIDE])
+@pytest.mark.parametrize("how", ["onednn", "widen"])
 def test_linear_in_bf16_is_within_its_rounding(take, how):
     take(how)
     given = _layer(torch.bfloat16)
@@ -58,7 +58,7 @@ def test_linear_in_bf16_is_within_its_rounding(take, how):
 
 @onednn
 def test_linear_takes_slices_and_strides(take):
-    take(ONEDNN)
+    take("onednn")
     x, weight, bias = _layer()
     given = [x, weight, bias]
     ours = linear(x[:, ::2], weight[8:24], bias[8:24])
@@ -67,7 +67,7 @@ def test_linear_takes_slices_and_strides(take):
 
 @onednn
 def test_linear_has_a_second_derivative(take):
-    take(ONEDNN)
+    take("onednn")
 
     def penalty(product):
         x, weight, bias = _layer()
@@ -86,7 +86,7 @@ def test_linear_under_autocast_is_bf16_with_float32_gradients():
 
 @onednn
 def test_onlookers_see_torch_s_own_operators(take):
-    take(ONEDNN)
+    take("onednn")
     layer, x = Linear(24, 40), torch.randn(5, 24)
     with FlopCounterMode(display=False) as counter:
         layer(x)
@@ -98,15 +98,19 @@ def test_onlookers_see_torch_s_own_operators(take):
     torch.testing.assert_close(exported(x), layer(x))
 
 
+@onednn
 def test_the_choice_is_fixed_and_can_be_overridden(monkeypatch):
-    for forced, expected in (("torch", TORCH), ("onednn", ONEDNN if torch.backends.mkldnn.is_available() else TORCH)):
+    for forced in WAYS:
         monkeypatch.setenv("SENSORIUM_KERNELS", forced)
-        kernels.ways.cache_clear()
-        assert kernels.ways(torch.float32) == kernels.ways(torch.bfloat16) == expected
-    kernels.ways.cache_clear()
+        kernels.way.cache_clear()
+        assert kernels.way(torch.float32) == kernels.way(torch.bfloat16) == forced
+    monkeypatch.setenv("SENSORIUM_KERNELS", "fastest")
+    kernels.way.cache_clear()
+    with pytest.raises(SensoriumError, match="fastest"):
+        kernels.way(torch.float32)
     monkeypatch.delenv("SENSORIUM_KERNELS")
-    assert isinstance(kernels.ways(torch.float32), Ways)
-    kernels.ways.cache_clear()
+    assert kernels.way(torch.float32) in WAYS
+    kernels.way.cache_clear()
 
 
 def _heads(dtype, t=5, s=5):
@@ -121,8 +125,7 @@ MASKS = {"none": lambda: None, "keys": lambda: torch.tensor([1, 1, 1, 0, 0]).boo
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 def test_short_attention_equals_the_formula(take, mask, causal):
-    """Both masks at once, too, which torch's operator refuses."""
-    take(ONEDNN)
+    take("onednn")
     seen = MASKS[mask]()
     if causal and seen is not None:
         pytest.skip("torch allows one of the two")
@@ -143,7 +146,7 @@ def test_short_attention_has_the_right_gradient(causal):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_may_see_nothing_says_nothing(take, dtype):
-    take(ONEDNN)
+    take("onednn")
     q, k, v = _heads(dtype)
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[0, :, 2] = False
@@ -153,7 +156,7 @@ def test_who_may_see_nothing_says_nothing(take, dtype):
 
 
 def test_cross_attention_scale_and_strides(take):
-    take(ONEDNN)
+    take("onednn")
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in _heads(torch.bfloat16, t=1, s=9))
     theirs = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=0.2)
     _close([attend(q, k, v, scale=0.2).float()], [theirs], 2e-2)

@@ -213,7 +213,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
     reader.command(build, help_epilogue=_examples("build"))
     asked = argv[:2] if argv and argv[0] in ("train", "show") else ()
     own = [keywords.read(name) for name in asked[1:] if keywords.is_file(name)]
-    for recipe in [*keywords.shipped().values(), *own] if asked else []:
+    for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
     order = [reader, trainer, evaluate, index, search, shower, demo, doctor, completion]

@@ -3,54 +3,47 @@
     B batch   H heads   T queries   S keys   K head width   D width in   E width out
 
 Which way is fastest depends on the processor, and is read from its make, not from a stopwatch: a way chosen by timing
-could differ from one run to the next, and with it the last bit of every weight. SENSORIUM_KERNELS=torch switches all of
-it off, SENSORIUM_KERNELS=onednn takes oneDNN for every product; `benchmarks/kernels.py` measures a new machine.
+could differ from one run to the next, and with it the last bit of every weight. SENSORIUM_KERNELS=torch, onednn or
+widen decides it by hand; `benchmarks/clip_train.py --ways` measures a machine that is not in the table of `way`.
 """
 import ctypes
 import os
-from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
+from sensorium.errors import SensoriumError
+
+WAYS = ("torch", "onednn", "widen")
 SHORT = 256                        # up to here bf16 attention is faster as two products and a softmax (CPU)
 
 
-@dataclass(frozen=True)
-class Ways:
-    """How the three products of a linear layer are done on a CPU: by torch's own choice, or by oneDNN directly.
-
-    oneDNN adds the bias while it writes the result, where torch fills the result with the bias first.
-    """
-
-    forward: bool = False          # x weightᵀ + bias: True is oneDNN
-    inward: bool = False           # the gradient of x
-    weight: bool = False           # the gradient of weight
-    widen: bool = False            # compute bf16 products in float32, where that is faster
-
-
-TORCH, ONEDNN = Ways(), Ways(True, True, True)
-
-
 @cache
-def ways(dtype: torch.dtype) -> Ways:
-    """The fastest ways on this machine for products of `dtype`; the same on every run."""
-    forced = os.environ.get("SENSORIUM_KERNELS", "")
-    if forced == "torch" or not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
-        return TORCH
+def way(dtype: torch.dtype) -> str:
+    """How the products of a linear layer are done in `dtype` on this machine; the same on every run.
+
+    torch: as torch chooses. onednn: by oneDNN directly, which adds the bias while it writes the result. widen: bf16
+    products in float32.
+    """
+    forced = os.environ.get("SENSORIUM_KERNELS")
+    if forced and forced not in WAYS:
+        raise SensoriumError(f"SENSORIUM_KERNELS={forced!r}: choose one of {', '.join(WAYS)}, or leave it unset.")
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
+        return "torch"
+    if forced:
+        return forced
     can = torch.cpu.get_capabilities()
     amd = "AMD" in can.get("cpu_name", "")
-    if forced == "onednn" or dtype == torch.float32 and amd:     # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
-        return ONEDNN
-    if dtype == torch.float32 and can.get("avx512_f"):           # Sapphire Rapids: 128, 138, 77 against 119, 120, 126
-        return Ways(forward=True, inward=True)
-    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # Intel without AMX: bf16 80, float32 130 GFLOP/s
-        return ONEDNN if amd or can.get("amx_bf16") else Ways(widen=True)
-    return TORCH
+    if dtype == torch.float32 and amd:                           # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
+        return "onednn"
+    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # Xeon without AMX: bf16 80, float32 130 GFLOP/s a core
+        return "onednn" if amd or can.get("amx_bf16") else "widen"
+    return "torch"                                               # Xeon, float32: a step with oneDNN takes 1.19 times as long
 
 
 def settle_allocator() -> bool:
@@ -75,14 +68,14 @@ class Linear(nn.Linear):
 
 def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],
            bias: Float[Tensor, "E"] | None = None) -> Float[Tensor, "*rows E"]:
-    """x weightᵀ + bias, with the product's three ways of this machine; under autocast in autocast's type."""
+    """x weightᵀ + bias, by this machine's way; under autocast in autocast's type."""
     if not _eager(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    how = ways(x.dtype)
-    if how == TORCH or x.dtype != weight.dtype or not x.numel():
+    how = way(x.dtype)
+    if how == "torch" or x.dtype != weight.dtype or not x.numel():
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias, how)
 
@@ -94,38 +87,34 @@ def _eager(*tensors: Tensor) -> bool:
             and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack())
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, onednn: bool, widen: bool) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> Tensor:
     """x weightᵀ + bias for rows x."""
-    if onednn:
+    if how == "onednn":
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if widen:
-        return _product(x.float(), weight.float(), None if bias is None else bias.float(), False, False).to(x.dtype)
+    if how == "widen":
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear by chosen ways. A second derivative is taken through torch's own products."""
+    """F.linear by a chosen way. A second derivative is taken through torch's own products."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, how: Ways) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: str) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how, ctx.biased = how, bias is not None                                # pyright: ignore
+        ctx.how = how
         with torch.autocast("cpu", enabled=False):
-            return _product(x, weight, bias, how.forward, how.widen)
+            return _product(x, weight, bias, how)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore
-        x, weight = ctx.saved_tensors                                              # pyright: ignore
-        how: Ways = TORCH if torch.is_grad_enabled() else ctx.how                  # pyright: ignore
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        how = "torch" if torch.is_grad_enabled() else ctx.how
         rows, seen = grads[0].reshape(-1, grads[0].shape[-1]), x.reshape(-1, x.shape[-1])
-        inward = weigh = thresh = None
-        if ctx.needs_input_grad[0]:                                                # pyright: ignore
-            inward = _product(rows, weight.t(), None, how.inward, how.widen).view(x.shape)
-        if ctx.needs_input_grad[1]:                                                # pyright: ignore
-            weigh = _product(rows.t(), seen.t(), None, how.weight, how.widen)
-        if ctx.biased and ctx.needs_input_grad[2]:                                 # pyright: ignore
-            thresh = rows.sum(0)
-        return inward, weigh, thresh, None
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        return (_product(rows, weight.t(), None, how).view(x.shape) if needs_x else None,
+                _product(rows.t(), seen.t(), None, how) if needs_weight else None,
+                rows.sum(0) if needs_bias else None, None)
 
 
 def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Tensor, "B H S K"], *,
@@ -137,7 +126,7 @@ def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Te
     """
     short = q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= SHORT and q.shape == v.shape[:2] + q.shape[2:]
     plain = dropout == 0 and (mask is None or mask.dtype == torch.bool)
-    if short and plain and _eager(q, k, v) and ways(torch.bfloat16) != TORCH:
+    if short and plain and _eager(q, k, v) and way(torch.bfloat16) != "torch":
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
         seen = mask if seen is None else seen if mask is None else seen & mask
         return _Attend.apply(q, k, v, seen, q.shape[-1] ** -0.5 if scale is None else scale)
@@ -151,7 +140,7 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
         shape = q.shape
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))                 # (B H) T K, one copy each
         with torch.autocast("cpu", enabled=False):
@@ -162,17 +151,17 @@ class _Attend(torch.autograd.Function):
             if seen is not None:                                                   # a row of -inf became nan
                 p.view(*shape[:2], *p.shape[1:]).masked_fill_(~seen, 0)
             ctx.save_for_backward(q, k, v, p)
-            ctx.shape, ctx.scale = shape, scale                                    # pyright: ignore
+            ctx.shape, ctx.scale = shape, scale
             return (p @ v).view(shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore
-        q, k, v, p = ctx.saved_tensors                                             # pyright: ignore
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
         said = grads[0].reshape(q.shape)
         grad_v = p.transpose(1, 2) @ said
         grad_s = torch.ops.aten._softmax_backward_data(said @ v.transpose(1, 2), p, -1, p.dtype)
-        scale, heads = ctx.scale, ctx.shape[:2]                                    # pyright: ignore
+        scale, heads = ctx.scale, ctx.shape[:2]
         grad_q, grad_k = _scaled(grad_s, k, scale), _scaled(grad_s.transpose(1, 2), q, scale)
         return *(g.view(*heads, *g.shape[1:]) for g in (grad_q, grad_k, grad_v)), None, None
 

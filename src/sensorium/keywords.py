@@ -40,9 +40,13 @@ class Taken:
         return self.doc.split("\n", 1)[0]
 
 
-def shipped() -> dict[str, Taken]:
-    """Sensorium's own recipes: functions `(schema: Schema, ...) -> Recipe` in the files of recipes/."""
-    found = (f for path in sorted(RECIPES.glob("*.py")) for f in _parse(path).body if isinstance(f, ast.FunctionDef))
+def shipped(asked: str = "*") -> dict[str, Taken]:
+    """Sensorium's own recipes: functions `(schema: Schema, ...) -> Recipe`, each in a file of recipes/ of its name.
+
+    asked: only that one is read, if it is there.
+    """
+    paths = [path for path in sorted(RECIPES.glob("*.py")) if path.stem == asked] or sorted(RECIPES.glob("*.py"))
+    found = (f for path in paths for f in _parse(path).body if isinstance(f, ast.FunctionDef))
     return {f.name: _taken(f.name, f) for f in found if _annotations(f) == ("Schema", "Recipe")}
 
 

@@ -123,7 +123,9 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
-    schema = dataset.schema.fit(dataset, rows)
+    with torch.device("meta"):
+        columns = build(make, dataset.schema, keywords)[0].columns          # before there is anything to learn from
+    schema = dataset.schema.fit(dataset, rows, columns)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)

@@ -98,8 +98,13 @@ class Schema:
         """The column that has this role."""
         return next((r.name for r in self.roles.values() if r.kind == kind), None)
 
-    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray) -> Schema:
-        """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer."""
+    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray, read: Iterable[str] | None = None) -> Schema:
+        """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer.
+
+        read: the columns that a model reads (default: all). The others teach nothing.
+        """
+        known = set(self.columns) if read is None else {part for name in read for part in name.split(",")}
+
         def values(name: str) -> Iterator[Any]:
             return (v for v in dataset.raw(name, rows) if v is not None)
 
@@ -107,12 +112,12 @@ class Schema:
         fitted: dict[str, Modality] = {}
         if texts:
             first = next((t for t in texts.values() if t.tokenizer), next(iter(texts.values())))
-            shared = first.fit(v for name in texts for v in values(name))
+            shared = first.fit(v for name in texts if name in known for v in values(name))
             fitted |= {name: replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
                        for name, text in texts.items()}
         for name, c in self.columns.items():
             if name not in texts:
-                fitted[name] = c.modality.fit(values(name))
+                fitted[name] = c.modality.fit(values(name)) if name in known else c.modality
         return replace(self, columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()})
 
     def save(self, folder: str | Path) -> None:

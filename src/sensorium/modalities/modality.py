@@ -52,6 +52,7 @@ def checked(cls: type, given: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     for key in given:
         if key not in known:
-            raise SensoriumError(f"{cls.__name__} settings have no {key!r}; they have {', '.join(sorted(known))}."
+            raise SensoriumError(f"{cls.__name__} settings hold the unknown key {key!r}; they may hold "
+                                 f"{', '.join(sorted(known))}."
                                  " The file was written by another version or changed by hand.")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}

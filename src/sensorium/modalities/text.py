@@ -45,6 +45,10 @@ class Text:
     pad: int = PAD
     tokenizer: Tokenizer | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.encode_special_tokens = True         # "<end>" in a text is five letters, not its end
+
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
         """Train the tokenizer on `values` (several captions a row are fine) unless it is there already."""
         if self.tokenizer is not None:
@@ -60,7 +64,7 @@ class Text:
         rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.start, *row.ids[:self.length - 2], self.end], dtype=np.int32) for row in rows]
 
-    def load(self, raw: str) -> np.ndarray:
+    def load(self, raw: Any) -> np.ndarray:
         """One text as int32 ids [n <= length]. Raises ValueError for anything but a string."""
         if not isinstance(raw, str):
             raise ValueError(f"expected text, found {type(raw).__name__}")

@@ -89,7 +89,8 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     bound.apply_defaults()
     recipe = make(schema, **own)
     recipe = replace(recipe, training=replace(recipe.training, **loop))
-    one_of("augment", recipe.training.augment, ["none", *recipe.augment])
+    if recipe.augment:
+        one_of("augment", recipe.training.augment, ["none", *recipe.augment])
     keywords = {k: v for k, v in bound.kwargs.items()}
     return recipe, {**keywords, **asdict(recipe.training)}
 
