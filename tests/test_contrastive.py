@@ -1,14 +1,23 @@
-"""The contrastive losses: identities, duplicates, missing rows, and accumulation that keeps its negatives."""
+"""The contrastive losses: identities, duplicates, missing rows, accumulation that keeps its negatives."""
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+
 from sensorium.align import ALIGNS
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import Text, Words
 from sensorium.models import Aligned, Encoder, Tower, Towers, unit
-from sensorium.objectives.contrastive import Contrastive, aligned, complete, infonce, positives, sigmoid_loss, similarity
+from sensorium.objectives.contrastive import (
+    Contrastive,
+    aligned,
+    complete,
+    infonce,
+    positives,
+    sigmoid_loss,
+    similarity,
+)
 from sensorium.tokens import Tokens, line
 from sensorium.transformer import transformer
 

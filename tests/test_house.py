@@ -1,4 +1,4 @@
-"""The house rules of docs/architecture.md, kept by a test instead of by memory. Changing a number here is a design decision."""
+"""The house rules of docs/architecture.md, kept by a test. Changing a number here is a design decision."""
 import ast
 import statistics
 import subprocess
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
-FLOORS = ["errors", "tokens kernels durable", "transformer positions", "modalities align metrics", "models data", "objectives", "recipes",
-          "optim snapshot progress", "step checkpoint", "run", "card evaluate", "train", "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
+FLOORS = ["errors", "tokens kernels durable", "transformer positions", "modalities align metrics", "models data",
+          "objectives", "recipes", "optim snapshot progress", "step checkpoint", "run", "card evaluate", "train",
+          "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
 FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
 CORE = ("tokens", "transformer", "align", "models")
@@ -18,7 +19,8 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 FORBIDDEN_NAMES = {"eval", "exec", "__import__"}
 FORBIDDEN_CALLS = {"torch.load", "torch.save", "yaml.load", "pickle.load", "pickle.loads", "os.system"}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "joblib", "yaml", "shelve", "marshal"}
-CORE_IMPORTS = {"torch", "numpy", "PIL", "safetensors", "tokenizers", "einops", "jaxtyping", "cyclopts", "rich", "sensorium"}
+CORE_IMPORTS = {"torch", "numpy", "PIL", "safetensors", "tokenizers", "einops", "jaxtyping", "cyclopts", "rich",
+                "sensorium"}
 
 
 def files() -> Iterator[tuple[Path, str, ast.Module]]:
@@ -63,10 +65,11 @@ def test_rooms_stay_small() -> None:
         assert path.stem not in NAMELESS, f"{path}: a room with no name"
         assert len((HOUSE / path).read_text().splitlines()) <= 300, path
         for f in functions(tree):
-            beside = ("self", "cls", "schema") if room == "recipes" else ("self", "cls")         # a recipe: twelve keywords
+            beside = ("self", "cls", "schema") if room == "recipes" else ("self", "cls")     # a recipe: 12 keywords
             arguments = [a for a in f.args.args + f.args.kwonlyargs if a.arg not in beside]
             assert lines(f) <= 40, f"{path}:{f.name} is {lines(f)} lines"
-            assert len(arguments) <= (12 if room == "recipes" else 7), f"{path}:{f.name} takes {len(arguments)} arguments"
+            most = 12 if room == "recipes" else 7
+            assert len(arguments) <= most, f"{path}:{f.name} takes {len(arguments)} arguments"
 
 
 def test_functions_are_short() -> None:
@@ -82,7 +85,8 @@ def test_public_functions_are_typed() -> None:
     for path, _, tree in files():
         for f in functions(tree):
             if not f.name.startswith("_"):
-                bare = [a.arg for a in f.args.args + f.args.kwonlyargs if a.annotation is None and a.arg not in ("self", "cls")]
+                arguments = f.args.args + f.args.kwonlyargs
+                bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
                 assert f.returns is not None and not bare, f"{path}:{f.name} lacks types: {bare or 'its result'}"
 
 
@@ -101,7 +105,8 @@ def test_nothing_unsafe() -> None:
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
                 reraises = isinstance(node.body[-1], ast.Raise)
-                assert (caught not in ("", "Exception", "BaseException")) or reraises, f"{path}:{node.lineno} swallows everything"
+                narrow = caught not in ("", "Exception", "BaseException")
+                assert narrow or reraises, f"{path}:{node.lineno} swallows everything"
 
 
 def test_extras_are_imported_where_they_are_used() -> None:
@@ -115,8 +120,10 @@ def test_extras_are_imported_where_they_are_used() -> None:
 
 @pytest.mark.parametrize("statement", ["import sensorium", "import sensorium; dir(sensorium)"])
 def test_import_does_nothing(statement: str) -> None:
-    code = f"import sys; {statement}; print([m for m in ('torch', 'numpy', 'PIL', 'rich', 'cyclopts') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = ("torch", "numpy", "PIL", "rich", "cyclopts")
+    code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_training_run_pulls_in_few_files() -> None:

@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+
 from sensorium.kernels import attend
-from sensorium.models import mean
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import Text, Words
+from sensorium.models import mean
 from sensorium.positions import RelativeBias, Rotary
 from sensorium.tokens import CAUSAL, Tokens, causal, join, last, line, may_see, turns
 from sensorium.transformer import (
@@ -20,7 +22,6 @@ from sensorium.transformer import (
     Transformer,
     transformer,
 )
-from torch import nn
 
 DIM, HEADS = 32, 2
 
@@ -41,8 +42,9 @@ def llama_like(position: nn.Module) -> Transformer:
 
 
 def bert_like() -> Transformer:
-    return Transformer([PostNormBlock(Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM)))
-                        for _ in range(2)])
+    blocks = [PostNormBlock(Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM)))
+              for _ in range(2)]
+    return Transformer(blocks)
 
 
 def t5_like() -> Transformer:
@@ -133,7 +135,7 @@ def test_attention_is_a_softmax() -> None:
     turn = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     same(attend(q, k, v), attend(q, k[:, :, turn], v[:, :, turn]))
     same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))              # rows sum to one
-    same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))    # with one key the query is irrelevant
+    same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))    # one key: the query is irrelevant
 
 
 def test_a_shut_gate_is_invisible() -> None:
@@ -213,7 +215,8 @@ def test_patches_read_row_by_row() -> None:
 
 def test_a_wrong_shape_is_caught() -> None:
     with pytest.raises(Exception, match="type|shape"):
-        may_see(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool))
+        may_see(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long),
+                torch.ones(2, 5, dtype=torch.bool))
 
 
 def test_a_model_stands_on_the_meta_device() -> None:

@@ -1,6 +1,7 @@
 """Retrieval figures, by hand and by identity."""
 import pytest
 import torch
+
 from sensorium.metrics import accuracy, chance, ranks, recall, recalls, retrieval
 from sensorium.models import unit
 
@@ -37,7 +38,8 @@ def test_chance_is_what_a_random_order_gets() -> None:
     assert chance(right, 2) == pytest.approx(1 - 7 / 10 * 6 / 9)
     assert chance(right, 8) == pytest.approx(1.0)
     rng = torch.Generator().manual_seed(0)
-    drawn = [recall(ranks(torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right), 2) for _ in range(4000)]
+    drawn = [recall(ranks(torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right), 2)
+             for _ in range(4000)]
     assert sum(drawn) / 4000 == pytest.approx(chance(right, 2), abs=0.03)
 
 

@@ -5,16 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from sensorium.data.schema import Column, Schema
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
 
-SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", Text(length=12, vocab_size=300))})
+SCHEMA = Schema({"image": Column("image", Image(size=16)),
+                 "caption": Column("caption", Text(length=12, vocab_size=300))})
 SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16}
 VARIANTS = {
-    "clip": [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"}, {"dropout": 0.1}, {"smoothing": 0.1}],
+    "clip": [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
+             {"dropout": 0.1}, {"smoothing": 0.1}],
 }
 
 

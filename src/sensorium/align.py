@@ -24,8 +24,9 @@ class NonlinearAlign(nn.Module):
     def __init__(self, dim: int, out: int):
         super().__init__()
         self.straight = LinearAlign(dim, out)
-        self.bend = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), Linear(2 * dim, out, bias=False))
-        nn.init.zeros_(self.bend[2].weight)
+        last = Linear(2 * dim, out, bias=False)
+        nn.init.zeros_(last.weight)
+        self.bend = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), last)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
         return self.straight(x) + self.bend(x)

@@ -19,7 +19,7 @@ from torch import Tensor
 from sensorium import durable
 from sensorium.errors import SensoriumError
 from sensorium.metrics import accuracy, ranks, recall
-from sensorium.models import unit
+from sensorium.models import Towers, unit
 from sensorium.recipes.retrieval import embed_rows, retrieve
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = N
     """
     if "embed" not in model.recipe.verbs or len(model.recipe.columns) != 2:
         raise SensoriumError(f"a model of recipe {model.config.recipe} does not embed: no retrieval to measure")
+    assert isinstance(towers := model.module, Towers)
     picture, trained = model.recipe.columns
     words = dataset.schema.pick("text", text or trained)
     known = [s for s in dataset.splits if s not in ("train", "spare")] or list(dataset.splits)
@@ -98,7 +99,7 @@ def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = N
     for split in splits or known:
         rows = prepared.complete(dataset.splits[split])
         if len(rows):
-            figures[split] = retrieve(model.module, prepared, rows, (picture, words), towers=(picture, trained)) \
+            figures[split] = retrieve(towers, prepared, rows, (picture, words), towers=(picture, trained)) \
                 | _pixels(prepared, picture, train, rows) \
                 | (labels.zero_shot(model, prepared, rows, templates) if labels else {})
     about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name, "text": words}
@@ -156,7 +157,8 @@ class Labels:
         picture = model.recipe.columns[0]
         asked = [t.format(n) for n in self.names for t in templates]
         texts = torch.from_numpy(model.embed(text=asked)).view(len(self.names), len(templates), -1)
-        (vectors, _), which = embed_rows(model.module, prepared, rows, (picture, picture))
+        assert isinstance(towers := model.module, Towers)
+        (vectors, _), which = embed_rows(towers, prepared, rows, (picture, picture))
         label = torch.from_numpy(self.of_row[which["row"].numpy()])
         common = np.bincount(self.of_row[rows]).max() / len(rows)
         scores = vectors @ unit(texts.mean(1)).T

@@ -43,7 +43,7 @@ def way(dtype: torch.dtype) -> str:
         return "onednn"
     if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # Xeon without AMX: bf16 80, float32 130 GFLOP/s a core
         return "onednn" if amd or can.get("amx_bf16") else "widen"
-    return "torch"                                               # Xeon, float32: a step with oneDNN takes 1.19 times as long
+    return "torch"         # Xeon, float32: a step by oneDNN takes 1.19 times as long
 
 
 def settle_allocator() -> bool:
@@ -156,7 +156,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
         said = grads[0].reshape(q.shape)
         grad_v = p.transpose(1, 2) @ said

@@ -22,9 +22,9 @@ Batch = Mapping[str, Tensor]
 class Embed(Protocol):
     """Raw values → Tokens."""
 
-    def __call__(self, raw: Tensor) -> Tokens: ...
+    def __call__(self, raw: Tensor, /) -> Tokens: ...
 
-    def summary(self, raw: Tensor) -> Int[Tensor, "B"] | None:
+    def summary(self, raw: Tensor, /) -> Int[Tensor, "B"] | None:
         """The place of the token that speaks for the whole, for each sequence; None: the mean of all speaks."""
         ...
 
@@ -102,6 +102,11 @@ class Towers(nn.ModuleDict):
         super().__init__(towers)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.bias = nn.Parameter(torch.zeros(())) if biased else None
+
+    def __getitem__(self, key: str) -> Tower:
+        tower = super().__getitem__(key)
+        assert isinstance(tower, Tower)
+        return tower
 
     @torch.no_grad()
     def clamp(self) -> None:

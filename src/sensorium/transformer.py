@@ -140,11 +140,16 @@ class CrossAttention(nn.Module):
         return self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(nn.Module):
     """Each token for itself: wider, through `act`, and back."""
 
     def __init__(self, dim: int, hidden: int, act: nn.Module | None = None, *, bias: bool = True):
-        super().__init__(Linear(dim, hidden, bias=bias), act or nn.GELU(), Linear(hidden, dim, bias=bias))
+        super().__init__()
+        self.up, self.down = Linear(dim, hidden, bias=bias), Linear(hidden, dim, bias=bias)
+        self.act = act or nn.GELU()
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        return self.down(self.act(self.up(x)))
 
 
 class GatedFeedForward(nn.Module):
@@ -219,7 +224,7 @@ class Transformer(nn.Module):
 
     def forward(self, t: Tokens, context: Tokens | None = None, *, only: Int[Tensor, "B"] | None = None) -> Tokens:
         """All tokens; with `only`, one a sequence: the last block then leaves the others out (same numbers)."""
-        blocks = list(self.blocks)
+        blocks = self._blocks()
         if context is not None:
             return self._with_context(t, context)
         last = blocks.pop() if only is not None and blocks else None
@@ -236,9 +241,12 @@ class Transformer(nn.Module):
         x = x[rows, only] if last is None else last.only(x, only, seen)
         return Tokens(self.last(x)[:, None], t.pos[rows, only][:, None])
 
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def _with_context(self, t: Tokens, context: Tokens) -> Tokens:
         t, seen = replace(t, x=self.first(t.x)), view(t)
-        for block in self.blocks:
+        for block in self._blocks():
             t = t if block.cross is None else block.cross(t, context)
             t = replace(t, x=block(t.x, seen))
         return replace(t, x=self.last(t.x))
@@ -253,18 +261,18 @@ def transformer(dim: int, depth: int, heads: int, *, dropout: float = 0.0, first
     blocks = [Block(Attention(dim, heads), FeedForward(dim, 4 * dim), (nn.LayerNorm(dim), nn.LayerNorm(dim)),
                     cross=cross(i), dropout=dropout) for i in range(depth)]
     for block in blocks:
-        _start(block, dim, depth)
+        _start(block.attention, block.mlp, dim, depth)
     return Transformer(blocks, first=nn.LayerNorm(dim) if first else None, last=nn.LayerNorm(dim))
 
 
-def _start(block: Block, dim: int, depth: int) -> None:
+def _start(attention: Attention, mlp: nn.Module, dim: int, depth: int) -> None:
     """CLIP's initial weights: what enters the residual stream is smaller the more blocks there are."""
+    assert isinstance(mlp, FeedForward)
     into = dim ** -0.5 * (2 * depth) ** -0.5
-    for weight, std in ((block.attention.qkv.weight, dim ** -0.5), (block.attention.out.weight, into),
-                        (block.mlp[0].weight, (2 * dim) ** -0.5), (block.mlp[2].weight, into)):
-        nn.init.normal_(weight, std=std)
-    for bias in (block.attention.qkv.bias, block.attention.out.bias, block.mlp[0].bias, block.mlp[2].bias):
-        nn.init.zeros_(bias)
+    stds = {attention.qkv: dim ** -0.5, attention.out: into, mlp.up: (2 * dim) ** -0.5, mlp.down: into}
+    for layer, std in stds.items():
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
 
 
 class Resampler(nn.Module):

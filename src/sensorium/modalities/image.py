@@ -31,7 +31,8 @@ class Image:
 
     size: side of what a model sees. square: how a picture becomes square, "crop" (shorter side to fit, centre kept),
     "pad" (longer side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". margin: pixels
-    stored beyond `size`, which shifts and turns bring in before they repeat the border. mean, std: of each channel, on a scale of 0..1.
+    stored beyond `size`, which shifts and turns bring in before they repeat the border. mean, std: of each channel, on
+    a scale of 0..1.
     """
 
     kind: ClassVar[str] = "image"

@@ -21,7 +21,7 @@ class Residual(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
         self.first, self.second = _convolution(inside, outside, 3, stride), _convolution(outside, outside, 3)
-        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(self.second.get_parameter("1.weight"))
         plain = inside == outside and stride == 1
         self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride), _convolution(inside, outside, 1))
 

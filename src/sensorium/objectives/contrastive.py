@@ -35,8 +35,8 @@ class Contrastive:
 
     def __call__(self, model: Towers, batch: Batch) -> dict[str, Tensor]:
         batch = complete(batch, self.a, self.b)
-        sides = (aligned(model[c], batch[c]) for c in (self.a, self.b))
-        return {"model": self.of(model, *sides, positives(batch, self.a, self.b))}
+        a, b = (aligned(model[c], batch[c]) for c in (self.a, self.b))
+        return {"model": self.of(model, a, b, positives(batch, self.a, self.b))}
 
     def of(self, model: Towers, a: Aligned, b: Aligned, same: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
         """The loss of aligned sides."""
@@ -62,8 +62,8 @@ class Contrastive:
                 chances.append(torch.get_rng_state())
                 said.append([aligned(model[c], batch[c]) for c in (self.a, self.b)])
         after = torch.get_rng_state()
-        sides = [_leaf(side) for side in zip(*said, strict=True)]
-        loss = self.of(model, *sides, positives(_joined(batches), self.a, self.b))
+        a, b = sides = [_leaf(side) for side in zip(*said, strict=True)]
+        loss = self.of(model, a, b, positives(_joined(batches), self.a, self.b))
         loss.backward()
         start = 0
         for batch, chance in zip(batches, chances, strict=True):

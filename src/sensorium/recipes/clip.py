@@ -5,7 +5,7 @@ from sensorium.align import ALIGNS
 from sensorium.data.schema import Schema
 from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.resnet import ResNet
-from sensorium.modalities.text import Words
+from sensorium.modalities.text import Text, Words
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import LOSSES, Contrastive
 from sensorium.recipes.embed import Embedder
@@ -40,9 +40,11 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
         dropout: share of activations dropped in each block.
         smoothing: label smoothing of infonce.
     """
-    one_of("align", align, list(ALIGNS)), one_of("loss", loss, LOSSES)
+    one_of("align", align, list(ALIGNS))
+    one_of("loss", loss, LOSSES)
     picture, words = schema.pick("image", image), schema.pick("text", text)
     seen, read = schema[picture], schema[words]
+    assert isinstance(seen, Image) and isinstance(read, Text)               # pick has seen to it
     eye = EYES[one_of("tower", tower, list(EYES))](seen, dim, depth, patch, dropout)
     voice = Encoder(Words(dim, read), transformer(dim, text_depth, max(1, dim // HEAD), dropout=dropout))
     towers = {name: Tower(encoder, ALIGNS[align](dim, embed_dim), embed_dim)

@@ -23,7 +23,7 @@ class BadKeyword(SensoriumError, TypeError):
     """A keyword that is not known, or has a value it cannot take."""
 
 
-Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
+Objective = Callable[[Any, Batch], dict[str, Tensor]]
 Make = Callable[..., "Recipe"]
 Augment = Mapping[str, Mapping[str, float]]
 
