@@ -84,7 +84,8 @@ def counterpart(name: str) -> tuple[str, bool]:
     for new, old in (("first.", "ln_pre."), ("last.", "ln_post." if eye else "ln_final."),
                      ("blocks.", "transformer.resblocks."), (".norm.", ".ln_1."), (".mlp_norm.", ".ln_2."),
                      (".attention.qkv.", ".attn.in_proj_"),
-                     (".attention.out.", ".attn.out_proj."), (".mlp.up.", ".mlp.c_fc."), (".mlp.down.", ".mlp.c_proj.")):
+                     (".attention.out.", ".attn.out_proj."), (".mlp.up.", ".mlp.c_fc."),
+                     (".mlp.down.", ".mlp.c_proj.")):
         rest = rest.replace(new, old)
     return ("visual." if eye else "") + rest, False
 

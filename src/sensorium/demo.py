@@ -16,13 +16,13 @@ from sensorium.evaluate import Report, evaluate
 from sensorium.recipes import clip
 from sensorium.tasks.answer import Answer
 from sensorium.tasks.search import Index
-from sensorium.tasks.sheet import STYLE, save
-from sensorium.tasks.sheet import _section as section
+from sensorium.tasks.sheet import STYLE, save, section
 from sensorium.train import Stopped, train
 
 # A few minutes on two cores; a larger model, trained longer, finds more.
-SETTINGS: dict[str, Any] = {"tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "epochs": 12, "batch_size": 256,
-                            "lr": 2e-3, "augment": "light", "evaluate_every": 3}
+SETTINGS: dict[str, Any] = {
+    "tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "embed_dim": 192, "optimizer": "muon", "lr": 0.012,
+    "augment": "strong", "per_group": 2, "epochs": 12, "evaluate_every": 3}
 WORDS = ("red apple", "birthday cake", "boat on the sea", "angry face", "rain", "musical instrument", "ghost")
 BOTH = ("grinning face", "cat")                 # a drawing of the one, with the other as words
 SPLITS = {
@@ -51,7 +51,7 @@ def demo(out: Path = Path("demo")) -> Path:
     Raises SensoriumError where folder or disk do not allow it; Stopped on Ctrl-C, after which the same call goes on.
     """
     start = time.monotonic()
-    data = Dataset.open("emoji")
+    data = Dataset.open("emoji", columns={"image": "image:size=32:square=trim"})
     model = _stage(1, "training a model of pictures and words", lambda: _trained(data, out / "run"))
     report = _stage(2, "judging it on what it has not seen", lambda: _judged(model, data))
     index = _stage(3, "making pictures searchable", lambda: _indexed(model, data, out / "run" / "index"))

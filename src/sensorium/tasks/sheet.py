@@ -46,7 +46,7 @@ def save(answers: Sequence[Answer], path: str | Path) -> None:
 
 def page(answers: Sequence[Answer]) -> str:
     """One page of HTML, pictures inside it; whatever comes from data is escaped."""
-    sections = "".join(_section(answer) for answer in answers)
+    sections = "".join(section(answer) for answer in answers)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Search</title>'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -74,7 +74,7 @@ def sheet(answers: Sequence[Answer]) -> bytes:
     return out.getvalue()
 
 
-def _section(answer: Answer) -> str:
+def section(answer: Answer) -> str:
     asked = _img(answer.shown_query, "the picture asked with") if answer.shown_query else ""
     cards = "".join(_card(hit, png) for hit, png in zip(answer.hits, answer.shown, strict=True))
     return f"<section><h2>{asked}{html.escape(answer.query)}</h2><ol>{cards or '<li>nothing found</li>'}</ol></section>"
