@@ -5,7 +5,6 @@ import io
 import json
 import sys
 import tarfile
-import time
 from collections import Counter
 
 import numpy as np

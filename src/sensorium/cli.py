@@ -264,12 +264,12 @@ def _model(run: Path, recipe: str | None) -> "Model":
 
 
 def _data(model: "Model", given: str | None, reading: Reading) -> "Dataset":
-    """The data named, or else those the model was trained on."""
-    from sensorium.data.examples import EXAMPLES as embedded
-    name = model.config.data["name"]
-    if given is None and name not in embedded:
-        raise SensoriumError(f"on which data? Name them, as in sensorium evaluate {model.folder} path/to/{name}")
-    return reading.open(given or name)
+    """The data named, or else those the model was trained on, read as they were then."""
+    from sensorium.data.dataset import Dataset
+    source = dict(model.config.data["source"])
+    if given is None and not source:
+        raise SensoriumError(f"on which data? Name them, as in sensorium evaluate {model.folder} path/to/data")
+    return reading.open(given) if given is not None else Dataset.open(source.pop("path"), **source)
 
 
 def _print(found: object, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ class Report:
 
     def table(self) -> Table:
         """The figures that matter most, a column for each split."""
-        table = Table("retrieval", *self.figures, caption=self.about.get("text"))
+        asked = f"{self.about.get('text')}, captions: {self.about.get('captions')}"
+        table = Table("retrieval", *self.figures, caption=asked)
         for name in SHOWN:
             if any(name in f for f in self.figures.values()):
                 table.add_row(name, *(_cell(f.get(name)) for f in self.figures.values()))
@@ -76,11 +78,12 @@ def _cell(value: float | None) -> str:
 
 
 def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = None, text: str | None = None,
-             classes: str | None = None, templates: Sequence[str] = TEMPLATES) -> Report:
+             every: bool = False, classes: str | None = None, templates: Sequence[str] = TEMPLATES) -> Report:
     """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
 
     splits: by default all but train and spare. text: another caption column than the one trained on (another language).
-    classes: a category column for zero-shot classification; by default the only one.
+    every: a row's text is the mean of all its captions, not the first alone. classes: a category column for zero-shot
+    classification; by default the only one.
     Raises SensoriumError for a split or column that is not there, or a model that does not embed pictures and words.
     """
     if "embed" not in model.recipe.verbs or len(model.recipe.columns) != 2:
@@ -99,11 +102,22 @@ def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = N
     for split in splits or known:
         rows = prepared.complete(dataset.splits[split])
         if len(rows):
-            figures[split] = retrieve(towers, prepared, rows, (picture, words), towers=(picture, trained)) \
+            figures[split] = retrieve(towers, prepared, rows, (picture, words), towers=(picture, trained),
+                                      say=partial(_said, model, dataset, words) if every else None) \
                 | _pixels(prepared, picture, train, rows) \
                 | (labels.zero_shot(model, prepared, rows, templates) if labels else {})
-    about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name, "text": words}
+    about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name, "text": words,
+             "captions": "all, averaged" if every else "the first"}
     return Report(figures, about)
+
+
+def _said(model: Model, dataset: Dataset, words: str, rows: list[int]) -> Float[Tensor, "N E"]:
+    """The mean of what the model says of every caption of a row, as a vector of length one."""
+    lists = [[list(dict.fromkeys([c] if isinstance(c, str) else c or ())) for c in dataset.raw(name, rows)]
+             for name in words.split(",")]
+    each = [[text for captions in row for text in captions] for row in zip(*lists, strict=True)]
+    vectors = torch.from_numpy(model.embed(text=[text for row in each for text in row]))
+    return unit(torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])]))
 
 
 def _pixels(prepared: Prepared, picture: str, train: np.ndarray, rows: np.ndarray) -> dict[str, float]:

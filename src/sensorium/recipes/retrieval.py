@@ -37,13 +37,17 @@ def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tup
 
 
 def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], *,
-             towers: tuple[str, str] | None = None) -> dict[str, float]:
+             towers: tuple[str, str] | None = None,
+             say: Callable[[list[int]], Float[Tensor, "N E"]] | None = None) -> dict[str, float]:
     """Recall both ways between the pictures of `rows` and their distinct captions, beside chance.
+
+    `say`: the text vectors of rows, where their first captions alone will not do.
 
     A caption that several rows share is one candidate and one question. Right is a row's own caption and that of any
     row of its group, and the other way round.
     """
     (pictures, texts), which = embed_rows(model, prepared, rows, columns, towers=towers)
+    texts = texts if say is None else say(which["row"].tolist())
     captions = [prepared.caption(columns[1], row) for row in which["row"].tolist()]
     number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     ids = torch.tensor([number[c] for c in captions])
