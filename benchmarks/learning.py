@@ -29,7 +29,7 @@ from sensorium.recipes.retrieval import retrieve
 from sensorium.train import train
 
 OURS = {"tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "embed_dim": 192, "optimizer": "muon", "lr": 0.012,
-        "clip_norm": 0.0, "dropout": 0.1, "augment": "strong", "per_group": 2, "batch_size": 128, "precision": "fp32"}
+        "clip_norm": 0.0, "augment": "strong", "per_group": 2, "batch_size": 128, "precision": "fp32"}
 CELLS = ("test_artist", "test_concept", "test_both", "val")
 FIGURES = ("image to text recall@1", "image to text recall@10", "text to image recall@1", "text to image recall@10")
 

@@ -169,9 +169,11 @@ class Dataset:
         return Prepared(self, schema, columns, **{"max_bad": self.max_bad, **how})
 
     def describe(self) -> "Description":
-        """What `sensorium data PATH` prints: plain data, and a table when rich prints it."""
+        """What `sensorium data PATH` prints: plain data, and a table when rich prints it. Every picture is decoded."""
         from sensorium.data.describe import describe
-        return describe(self)
+        pictures = [c.name for c in self.schema.columns.values() if c.kind == "image"]
+        found = self.prepare(self.schema, pictures, max_bad=1.0, quiet=True).bad if pictures and len(self) else self.bad
+        return replace(describe(self), bad=found)
 
 
 def digest(raw: Any, where: str) -> str:
