@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import peers
 import torch
-from clip_train import END, START, VOCAB, copied
+from clip_train import END, START, VOCAB, copied, ways
 from torch import Tensor, nn
 
 from sensorium.align import LinearAlign
@@ -68,7 +68,7 @@ def main() -> None:
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
     settle_allocator()                                              # for both, as they share a process
-    peers.record("clip_embed", **peers.machine(), batch=a.batch)
+    peers.record("clip_embed", **peers.machine(), **ways(), batch=a.batch)
     for kind in ("image", "text"):
         calls = contestants(kind, a.batch)
         expected = calls["open_clip"]()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.data.schema import Column, Schema
-from sensorium.kernels import WAYS, settle_allocator
+from sensorium.kernels import WAYS, settle_allocator, way
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models import Towers
@@ -27,6 +27,11 @@ VOCAB, START, END, LENGTH, SIZE = 49408, 49406, 49407, 32, 64
 BASE = "open_clip fp32"
 NAMES = (BASE, "open_clip bf16", "sensorium fp32", "sensorium bf16")
 Step = Callable[[Tensor, Tensor], float]
+
+
+def ways() -> dict[str, str]:
+    """How sensorium computes products here, for the record."""
+    return {"fp32_way": way(torch.float32), "bf16_way": way(torch.bfloat16)}
 
 
 def batch(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -125,9 +130,9 @@ def contestant(name: str, size: int, settle: bool) -> Callable[[], float]:
 
     "sensorium bf16 by widen" has its way of computing products decided by hand.
     """
-    name, _, way = name.partition(" by ")
-    if way:
-        os.environ["SENSORIUM_KERNELS"] = way
+    name, _, forced = name.partition(" by ")
+    if forced:
+        os.environ["SENSORIUM_KERNELS"] = forced
     if settle or name.startswith("sensorium"):
         settle_allocator()
     step, given = build(name), batch(size, torch.Generator().manual_seed(0))
@@ -200,13 +205,13 @@ def main() -> None:
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
     names = a.names.split(",")
-    peers.record("machine", **peers.machine(), settle=a.settle)
+    peers.record("clip_train", **peers.machine(), **ways(), settle=a.settle)
     if a.profile:
         profile(a.profile, a.batch)
     elif a.curve:
         curve([n for n in names if "fp32" in n], a.batch, a.curve)
     elif a.ways:
-        time_steps([f"sensorium {p} by {way}" for p in ("fp32", "bf16") for way in WAYS], a.batch, a.rounds, True)
+        time_steps([f"sensorium {p} by {w}" for p in ("fp32", "bf16") for w in WAYS], a.batch, a.rounds, True)
     elif a.rss:
         memory(names, a.batch)
     else:

@@ -124,13 +124,19 @@ def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Te
 
     A query that may see nothing comes out as exactly zero (boolean masks).
     """
-    short = q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= SHORT and q.shape == v.shape[:2] + q.shape[2:]
-    plain = dropout == 0 and (mask is None or mask.dtype == torch.bool)
+    if causal and mask is not None and mask.dtype == torch.bool:
+        causal, mask = False, mask & _past(q, k)
+    short = q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= SHORT and q.shape[:2] == v.shape[:2]
+    plain = dropout == 0 and (mask is None or mask.dtype == torch.bool) and q.shape[3] == v.shape[3]
     if short and plain and _eager(q, k, v) and way(torch.bfloat16) != "torch":
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
-        seen = mask if seen is None else seen if mask is None else seen & mask
+        seen = _past(q, k) if causal else mask
         return _Attend.apply(q, k, v, seen, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+
+
+def _past(q: Tensor, k: Tensor) -> Tensor:
+    """Query i may see keys 0 to i."""
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
 
 
 class _Attend(torch.autograd.Function):
