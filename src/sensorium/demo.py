@@ -23,7 +23,7 @@ from sensorium.train import Stopped, train
 SETTINGS: dict[str, Any] = {
     "tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "embed_dim": 192, "optimizer": "muon", "lr": 0.012,
     "augment": "strong", "per_group": 2, "epochs": 20, "evaluate_every": 5}
-WORDS = ("red apple", "birthday cake", "boat on the sea", "angry face", "rain", "musical instrument", "ghost")
+WORDS = ("red apple", "birthday cake", "fire engine", "train", "fish in the sea", "heart", "ghost")
 BOTH = ("grinning face", "cat")                 # a drawing of the one, with the other as words
 SPLITS = {
     "val": "held out to choose the best weights",

@@ -228,7 +228,7 @@ def _batch(data: Dataset, column: str, rows: np.ndarray, bad: list[Bad]) -> tupl
         except ValueError as e:
             bad.append(Bad(row, picture or column, data.where(row), str(e)))
             continue
-        captions = [text for name in texts for text in _texts(words[name][i])]
+        captions = list(dict.fromkeys(text for name in texts for text in _texts(words[name][i])))
         values.append(_texts(raws[i]) if kind == "text" else raws[i])
         payloads.append(Payload(data.where(row), kind, captions).pack(png))
     return values, payloads
