@@ -13,6 +13,7 @@ from sensorium.metrics import chance, retrieval
 from sensorium.models import Batch, Towers
 from sensorium.objectives.contrastive import complete
 
+MOST = 5_000                                # rows judged while training; `evaluate` judges all
 LEFT, CELL = 260, 72                        # of the picture of samples: room for a caption, side of a picture
 Vectors = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 
@@ -49,21 +50,22 @@ def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple
     (pictures, texts), which = embed_rows(model, prepared, rows, columns, towers=towers)
     texts = texts if say is None else say(which["row"].tolist())
     captions = [prepared.caption(columns[1], row) for row in which["row"].tolist()]
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[c] for c in captions])
-    first = torch.tensor([captions.index(c) for c in number])
-    same = (ids[:, None] == ids) | (which["group"][:, None] == which["group"])
-    right = torch.zeros(len(ids), len(first), dtype=torch.bool)
-    for i in range(len(first)):                                         # a caption is right for whom any of its rows is
-        right[:, i] = same[:, ids == i].any(1)
+    number: dict[str, int] = {}
+    ids = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
+    at = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    first = torch.tensor([at[caption] for caption in number])
+    groups = which["group"].unique(return_inverse=True)[1]
+    shows = torch.zeros(int(groups.max()) + 1, len(first), dtype=torch.bool)
+    shows[groups, ids] = True                               # a caption is right for all of a group that any of it has
+    right = shows[groups]
     by_chance = {f"chance recall@{k}": (chance(right, k) + chance(right.T, k)) / 2 for k in (1, 10)}
     about = {"rows": float(len(ids)), "captions": float(len(first))}
     return about | retrieval(pictures, texts[first], right, ("image", "text")) | by_chance
 
 
 def validate(columns: tuple[str, str]) -> Callable[[Towers, Prepared, np.ndarray], dict[str, float]]:
-    """`retrieve`, for a recipe of these two columns."""
-    return lambda model, prepared, rows: retrieve(model, prepared, rows, columns)
+    """`retrieve`, for a recipe of these two columns, on at most MOST rows, evenly spaced: it compares all with all."""
+    return lambda model, prepared, rows: retrieve(model, prepared, rows[::max(1, -(-len(rows) // MOST))], columns)
 
 
 def samples(columns: tuple[str, str], queries: int = 8,
