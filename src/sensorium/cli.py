@@ -245,6 +245,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """What the command `sensorium` calls."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")          # torch reads it once: large tensors on huge pages
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
 
