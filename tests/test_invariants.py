@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sensorium.attention import Attention
 from sensorium.kernels import attend
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import Text, Words
@@ -12,7 +13,6 @@ from sensorium.models import mean
 from sensorium.positions import RelativeBias, Rotary
 from sensorium.tokens import CAUSAL, Tokens, causal, join, last, line, may_see, turns
 from sensorium.transformer import (
-    Attention,
     Block,
     FeedForward,
     GatedCrossAttention,

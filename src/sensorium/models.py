@@ -1,10 +1,11 @@
 """The few shapes a multimodal model takes. No family has a name in here.
 
-    B batch   T tokens   D width of a tower   E width of the shared space
+    B batch   T tokens   D width of a tower   E width of the shared space   V vocabulary
 """
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.align import MultiscaleAlign
-from sensorium.tokens import Tokens, present
+from sensorium.attention import Cache
+from sensorium.tokens import CAUSAL, Tokens, join, present, turns
 from sensorium.transformer import Transformer
 
 Batch = Mapping[str, Tensor]
@@ -112,6 +114,77 @@ class Towers(nn.ModuleDict):
     def clamp(self) -> None:
         """Keep the scale within [1, 100], after each step (CLIP)."""
         self.log_scale.clamp_(0, math.log(100))
+
+
+@runtime_checkable
+class Said(Protocol):
+    """A part that can be generated: raw ids → Tokens, the first of which is a start token."""
+
+    def __call__(self, ids: Int[Tensor, "B T"], /) -> Tokens: ...
+
+    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"], /) -> Tokens:
+        """Ids that stand at these places of their part, each seeing what came before."""
+        ...
+
+
+class Decoder(nn.Module):
+    """Parts read one after the other as one line; what comes next in a part is said by the part's head.
+
+    A part with a head is read causally and begins with a start token, so its token i + 1 is said at its token i. Parts
+    without one come first, a prefix: its tokens see each other, and everything after sees them. A part that a batch
+    does not have, or that a row lacks ("PART.valid"), is not there: nobody sees it.
+    """
+
+    def __init__(self, parts: dict[str, nn.Module], heads: dict[str, nn.Module], trunk: Transformer):
+        super().__init__()
+        if list(parts)[len(parts) - len(heads):] != list(heads):
+            raise ValueError(f"the parts with a head must stand last: parts {list(parts)}, heads {list(heads)}")
+        self.parts, self.heads, self.trunk = nn.ModuleDict(parts), nn.ModuleDict(heads), trunk
+
+    def forward(self, given: Batch) -> dict[str, Tokens]:
+        """What the trunk makes of each part that has a head: `heads[part]` of it are logits for the token after."""
+        read = self.read(given)
+        said = self.trunk(in_line(read))
+        starts = dict(zip(read, accumulate((t.x.shape[1] for t in read.values()), initial=0), strict=False))
+        return {name: replace(t, x=said.x[:, starts[name]:starts[name] + t.x.shape[1]], order=None)
+                for name, t in read.items() if name in self.heads}
+
+    def begin(self, given: Batch, part: str, cache: Cache) -> Float[Tensor, "B V"]:
+        """Read all that is given, up to and including what there is of `part`: logits for its next token."""
+        read = self.read({name: given[name] for name in given if name.partition(".")[0] in self._until(part)})
+        at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + present(read[part]).sum(1) - 1
+        return self.heads[part](self.trunk(in_line(read), only=at, cache=cache).x[:, 0])
+
+    def go_on(self, part: str, ids: Int[Tensor, "B"], places: Int[Tensor, "B"], cache: Cache) -> Float[Tensor, "B V"]:
+        """Read one more token of `part`, which stands at these places of it: logits for the one after."""
+        said = self.parts[part]
+        assert isinstance(said, Said)
+        return self.heads[part](self.trunk(said.at(ids[:, None], places[:, None]), cache=cache).x[:, 0])
+
+    def _until(self, part: str) -> list[str]:
+        names = list(self.parts)
+        return names[:names.index(part) + 1]
+
+    def read(self, given: Batch) -> dict[str, Tokens]:
+        """Tokens of the parts that are there; a prefix has turn 0."""
+        read = {name: embed(given[name]) for name, embed in self.parts.items() if name in given}
+        for name, t in read.items():
+            if f"{name}.valid" in given:
+                t = replace(t, valid=present(t) & given[f"{name}.valid"][:, None])
+            read[name] = t if name in self.heads else replace(t, order=None)
+        return read
+
+
+def in_line(parts: Mapping[str, Tokens]) -> Tokens:
+    """Parts end to end: those of no order first come first seen, the others each after all that stands before it."""
+    several, start = [], 0
+    for t in parts.values():
+        several.append(t if t.order is None else replace(t, order=turns(t) + start))
+        start += 0 if t.order is None else t.x.shape[1]
+    padded = [t.valid is not None for t in parts.values()]
+    joined = join(*several)
+    plain = all(t.order is CAUSAL for t in parts.values()) and not any(padded[:-1])
+    return replace(joined, order=CAUSAL) if plain else joined
 
 
 def unit(x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:

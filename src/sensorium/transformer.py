@@ -1,143 +1,19 @@
 """The one transformer: Tokens in, Tokens out. Norm, activation and position are objects, so published layouts fit in.
 
-    B batch   T tokens   S context tokens   D width   H heads   K head width   N real tokens of a batch
+    B batch   T tokens   D width
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend, linear
-from sensorium.tokens import CAUSAL, Tokens, join, may_see, present, turns
-
-
-@runtime_checkable
-class Position(Protocol):
-    """How attention learns where tokens are: turn queries and keys (Rotary), add a bias (RelativeBias), or both."""
-
-    def __call__(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Real tokens only, as rows; padding exists just where attention needs the grid."""
-
-    index: Int[Tensor, "N"]                 # where each row stands in the flattened grid
-    shape: tuple[int, int]                  # B, T
-
-    def spread(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "B T D"]:
-        flat = rows.new_zeros(self.shape[0] * self.shape[1], rows.shape[-1]).index_copy(0, self.index, rows)
-        return flat.view(*self.shape, -1)
-
-    def gather(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
-        return x.flatten(0, 1).index_select(0, self.index)
-
-
-@dataclass(frozen=True)
-class View:
-    """Who may see whom and where they are: worked out once a pass, shared by all blocks."""
-
-    pos: Float[Tensor, "B T 3"]
-    causal: bool = False
-    mask: Bool[Tensor, "B 1 #T T"] | None = None
-    packing: Packing | None = None
-
-
-def view(t: Tokens) -> View:
-    """No mask where none is needed: a causal order promises that padding comes last, so no real token can see it."""
-    if t.order is CAUSAL:
-        return View(t.pos, causal=True)
-    if t.order is None:
-        return View(t.pos, mask=None if t.valid is None else t.valid[:, None, None, :])
-    order = turns(t)
-    return View(t.pos, mask=may_see(order, order, t.valid))
-
-
-def packing(t: Tokens) -> Packing | None:
-    """Leave padding out of every linear layer, where it is more than a tenth of the batch (on a CPU; exact)."""
-    if t.valid is None or t.x.device.type != "cpu":
-        return None
-    index = t.valid.flatten().nonzero().squeeze(1)
-    return Packing(index, (t.x.shape[0], t.x.shape[1])) if len(index) < 0.9 * t.valid.numel() else None
-
-
-class Attention(nn.Module):
-    """softmax(q kᵀ / √K) v over the sequence itself, `heads` at a time (Vaswani et al. 2017).
-
-    `width` is what all heads have together (default `dim`). Fewer `kv_heads` than heads share keys and values (GQA).
-    """
-
-    def __init__(self, dim: int, heads: int, *, width: int | None = None, kv_heads: int | None = None,
-                 bias: bool = True, position: Position | None = None, scale: float | None = None):
-        super().__init__()
-        self.heads, self.kv_heads = heads, kv_heads or heads
-        self.width = width or dim
-        if self.width % heads or heads % self.kv_heads:
-            raise ValueError(f"a width of {self.width} with {kv_heads} key heads does not split into {heads} heads")
-        shared = self.width // heads * self.kv_heads
-        self.qkv, self.out = Linear(dim, self.width + 2 * shared, bias=bias), Linear(self.width, dim, bias=bias)
-        self.position, self.scale = position, scale
-
-    def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
-        qkv = self.qkv(x)
-        qkv = qkv if seen.packing is None else seen.packing.spread(qkv)
-        shared = (qkv.shape[-1] - self.width) // 2
-        q, k, v = qkv.split([self.width, shared, shared], -1)
-        said = self._attend(q, k, v, seen.pos, seen)
-        return self.out(said if seen.packing is None else seen.packing.gather(said))
-
-    def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
-        """What forward would say at place `at` of each sequence, without the rest."""
-        rows, weight, bias = torch.arange(len(x), device=x.device), self.qkv.weight, self.qkv.bias
-        q = linear(x[rows, at][:, None], weight[:self.width], None if bias is None else bias[:self.width])
-        k, v = linear(x, weight[self.width:], None if bias is None else bias[self.width:]).chunk(2, -1)
-        mask = None if seen.mask is None else seen.mask if seen.mask.shape[2] == 1 else seen.mask[rows, :, at][:, None]
-        if seen.causal:
-            mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
-        pos = seen.pos[rows, at][:, None]
-        return self.out(self._attend(q, k, v, pos, replace(seen, causal=False, mask=mask))[:, 0])
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, seen: View) -> Float[Tensor, "B T D"]:
-        q = rearrange(q, "b t (h k) -> b h t k", h=self.heads)
-        k, v = (rearrange(x, "b s (h k) -> b h s k", h=self.kv_heads) for x in (k, v))
-        mask: Tensor | None = seen.mask
-        causal = seen.causal
-        if self.position is not None:
-            q, k, bias = self.position(q, k, q_pos, seen.pos)
-            if bias is not None:
-                mask, causal = _with_bias(bias, mask, causal), False
-        if self.kv_heads != self.heads:
-            k, v = (repeat(x, "b g s k -> b (g n) s k", n=self.heads // self.kv_heads) for x in (k, v))
-        said = attend(q, k, v, causal=causal, mask=mask, scale=self.scale)
-        return rearrange(said, "b h t k -> b t (h k)")
-
-
-def _with_bias(bias: Float[Tensor, "B H T S"], mask: Tensor | None, causal: bool) -> Float[Tensor, "B H T S"]:
-    if causal:
-        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
-    return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-
-
-class CrossAttention(nn.Module):
-    """Attention of one sequence over another. No bias on the way out: who may see nothing hears exactly nothing."""
-
-    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
-        super().__init__()
-        self.heads = heads
-        self.q, self.kv = Linear(dim, dim, bias=False), Linear(context_dim or dim, 2 * dim, bias=False)
-        self.out = Linear(dim, dim, bias=False)
-
-    def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"],
-                mask: Bool[Tensor, "B 1 #T S"] | None = None) -> Float[Tensor, "B T D"]:
-        q = rearrange(self.q(x), "b t (h k) -> b h t k", h=self.heads)
-        k, v = rearrange(self.kv(context), "b s (n h k) -> n b h s k", n=2, h=self.heads)
-        return self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
+from sensorium.attention import Attention, Cache, CrossAttention, View, packing, view
+from sensorium.kernels import Linear
+from sensorium.tokens import Tokens, join, may_see, present, turns
 
 
 class FeedForward(nn.Module):
@@ -222,13 +98,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.first, self.last = first or nn.Identity(), last or nn.Identity()
 
-    def forward(self, t: Tokens, context: Tokens | None = None, *, only: Int[Tensor, "B"] | None = None) -> Tokens:
-        """All tokens; with `only`, one a sequence: the last block then leaves the others out (same numbers)."""
-        blocks = self._blocks()
+    def forward(self, t: Tokens, context: Tokens | None = None, *, only: Int[Tensor, "B"] | None = None,
+                cache: Cache | None = None) -> Tokens:
+        """All tokens; with `only`, one a sequence: the last block then leaves the others out (same numbers).
+
+        With a `cache` these tokens go on from those it has read, and are kept in it.
+        """
+        blocks, seen = self._blocks(), view(t) if cache is None else cache.extend(t)
         if context is not None:
-            return self._with_context(t, context)
+            return self._with_context(t, context, seen)
         last = blocks.pop() if only is not None and blocks else None
-        seen, packed = view(t), packing(t) if blocks else None
+        packed = packing(t) if blocks else None
         x = self.first(t.x if packed is None else packed.gather(t.x))
         inner = replace(seen, packing=packed)
         for block in blocks:
@@ -244,8 +124,8 @@ class Transformer(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _with_context(self, t: Tokens, context: Tokens) -> Tokens:
-        t, seen = replace(t, x=self.first(t.x)), view(t)
+    def _with_context(self, t: Tokens, context: Tokens, seen: View) -> Tokens:
+        t = replace(t, x=self.first(t.x))
         for block in self._blocks():
             t = t if block.cross is None else block.cross(t, context)
             t = replace(t, x=block(t.x, seen))

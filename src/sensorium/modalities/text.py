@@ -116,21 +116,21 @@ class Text:
 class Words(nn.Module):
     """Ids → Tokens: a learned vector for each id plus one for each place (learned positions, as CLIP and GPT-2).
 
-    A text is real up to and including its first `end`; what follows is padding. With `causal`, a word sees only the
-    past, and the token to read a text from is its end.
+    A text is real up to and including its first `end`, or its last id that is not `pad`; what follows is padding. With
+    `causal`, a word sees only the past, and the token to read a text from is its last.
     """
 
     def __init__(self, dim: int, text: Text, *, causal: bool = True):
         super().__init__()
         self.ids, self.places = nn.Embedding(text.vocab_size, dim), nn.Parameter(torch.empty(text.length, dim))
-        self.end, self.causal = text.end, causal
+        self.end, self.pad, self.causal = text.end, text.pad, causal
         nn.init.normal_(self.ids.weight, std=0.02)
         nn.init.normal_(self.places, std=0.01)
 
     def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
-        """Where each text ends. A text without an end token counts in full."""
-        found = ids == self.end
-        return torch.where(found.any(1), found.int().argmax(1), ids.shape[1] - 1)
+        """The place of the last real token of each text."""
+        found, place = ids == self.end, torch.arange(ids.shape[1], device=ids.device)
+        return torch.where(found.any(1), found.int().argmax(1), ((ids != self.pad) * place).amax(1))
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         ends = self.summary(ids)
@@ -139,5 +139,12 @@ class Words(nn.Module):
         x = self.ids(ids) + self.places[:ids.shape[1]]
         valid = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
         return Tokens(x, line(x), CAUSAL if self.causal else None, valid)
+
+    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
+        """Ids that stand at these places of their texts: how a text is gone on with, token by token."""
+        x = self.ids(ids) + self.places[places]
+        pos = x.new_zeros(*ids.shape, 3, dtype=torch.float32)
+        pos[..., 0] = places
+        return Tokens(x, pos, CAUSAL)
 
 

@@ -1,0 +1,204 @@
+"""Who looks at whom, and what they hear: attention over a sequence, over another one, and over what was read before.
+
+    B batch   T tokens   S keys   D width   H heads   K head width   N real tokens of a batch   C width of a context
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sensorium.kernels import Linear, attend, linear
+from sensorium.tokens import CAUSAL, Tokens, may_see, present, turns
+
+
+@runtime_checkable
+class Position(Protocol):
+    """How attention learns where tokens are: turn queries and keys (Rotary), add a bias (RelativeBias), or both."""
+
+    def __call__(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Real tokens only, as rows; padding exists just where attention needs the grid."""
+
+    index: Int[Tensor, "N"]                 # where each row stands in the flattened grid
+    shape: tuple[int, int]                  # B, T
+
+    def spread(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "B T D"]:
+        flat = rows.new_zeros(self.shape[0] * self.shape[1], rows.shape[-1]).index_copy(0, self.index, rows)
+        return flat.view(*self.shape, -1)
+
+    def gather(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
+        return x.flatten(0, 1).index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class View:
+    """Who may see whom and where they are: worked out once a pass, shared by all blocks."""
+
+    pos: Float[Tensor, "B T 3"]
+    causal: bool = False
+    mask: Bool[Tensor, "#B 1 #T S"] | None = None
+    packing: Packing | None = None
+    cache: Cache | None = None
+
+
+def view(t: Tokens) -> View:
+    """No mask where none is needed: a causal order promises that padding comes last, so no real token can see it."""
+    if t.order is CAUSAL:
+        return View(t.pos, causal=True)
+    if t.order is None:
+        return View(t.pos, mask=None if t.valid is None else t.valid[:, None, None, :])
+    order = turns(t)
+    if t.valid is None and order.stride(0) == 0:                # one order for all: one mask for all
+        order = order[:1]
+    return View(t.pos, mask=may_see(order, order, t.valid))
+
+
+class Cache:
+    """What a transformer has read already: keys and values of every attention layer, with room for `more` tokens after
+    the first reading.
+
+    Tokens that are read later may look back at these; what they could see had all been read at once, they see. Where
+    the order of later tokens is CAUSAL, their turns go on from the number of tokens read.
+    """
+
+    def __init__(self, more: int):
+        self.size, self.length = more, 0
+        self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._order: Int[Tensor, "B S"] | None = None
+        self._valid: Bool[Tensor, "B S"] | None = None          # None: all that was read is real
+
+    def extend(self, t: Tokens) -> View:
+        """Take up tokens about to be read, and say whom they may see. Raises ValueError where there is no room left."""
+        start, end = self.length, self.length + t.x.shape[1]
+        self.size += 0 if start else end
+        if end > self.size:
+            raise ValueError(f"a cache of {self.size} tokens holds {start}, and cannot take {t.x.shape[1]} more")
+        order = turns(t) + (start if t.order is CAUSAL else 0)
+        whole = self._valid is None and (t.valid is None or bool(t.valid.all()))
+        before = None if self._order is None else (self._order, self._reality(self._order))
+        self._valid = None if whole else _appended(before and before[1], present(t))
+        self._order, self.length = _appended(before and before[0], order), end
+        if t.order is CAUSAL and start == 0:
+            return View(t.pos, causal=True, cache=self)
+        if t.order is CAUSAL and end == start + 1:              # the latest of all sees everything that is real
+            return View(t.pos, mask=None if whole else self._reality(self._order)[:, None, None], cache=self)
+        return View(t.pos, mask=may_see(order, self._order, self._valid), cache=self)
+
+    def put(self, layer: nn.Module, k: Float[Tensor, "B H T K"],
+            v: Float[Tensor, "B H T K"]) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]:
+        """Keep the keys and values of the tokens being read; all those of the layer so far."""
+        if layer not in self._layers:
+            room = (*k.shape[:2], self.size)
+            self._layers[layer] = (k.new_empty(*room, k.shape[3]), v.new_empty(*room, v.shape[3]))
+        kept = self._layers[layer]
+        for room, new in zip(kept, (k, v), strict=True):
+            room[:, :, self.length - new.shape[2]:self.length] = new
+        return kept[0][:, :, :self.length], kept[1][:, :, :self.length]
+
+    def pick(self, rows: Int[Tensor, "C"]) -> None:
+        """Go on with these rows of the batch, some perhaps twice (beam search)."""
+        self._layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._layers.items()}
+        self._order = None if self._order is None else self._order[rows]
+        self._valid = None if self._valid is None else self._valid[rows]
+
+    def _reality(self, order: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+        return torch.ones_like(order, dtype=torch.bool) if self._valid is None else self._valid
+
+
+def _appended(before: Tensor | None, new: Tensor) -> Tensor:
+    return new if before is None else torch.cat([before, new], 1)
+
+
+def packing(t: Tokens) -> Packing | None:
+    """Leave padding out of every linear layer, where it is more than a tenth of the batch (on a CPU; exact)."""
+    if t.valid is None or t.x.device.type != "cpu":
+        return None
+    index = t.valid.flatten().nonzero().squeeze(1)
+    return Packing(index, (t.x.shape[0], t.x.shape[1])) if len(index) < 0.9 * t.valid.numel() else None
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / √K) v over the sequence itself, `heads` at a time (Vaswani et al. 2017).
+
+    `width` is what all heads have together (default `dim`). Fewer `kv_heads` than heads share keys and values (GQA).
+    """
+
+    def __init__(self, dim: int, heads: int, *, width: int | None = None, kv_heads: int | None = None,
+                 bias: bool = True, position: Position | None = None, scale: float | None = None):
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.width = width or dim
+        if self.width % heads or heads % self.kv_heads:
+            raise ValueError(f"a width of {self.width} with {kv_heads} key heads does not split into {heads} heads")
+        shared = self.width // heads * self.kv_heads
+        self.qkv, self.out = Linear(dim, self.width + 2 * shared, bias=bias), Linear(self.width, dim, bias=bias)
+        self.position, self.scale = position, scale
+
+    def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
+        qkv = self.qkv(x)
+        qkv = qkv if seen.packing is None else seen.packing.spread(qkv)
+        shared = (qkv.shape[-1] - self.width) // 2
+        q, k, v = qkv.split([self.width, shared, shared], -1)
+        said = self._attend(q, k, v, seen.pos, seen)
+        return self.out(said if seen.packing is None else seen.packing.gather(said))
+
+    def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
+        """What forward would say at place `at` of each sequence, without the rest."""
+        rows, weight, bias = torch.arange(len(x), device=x.device), self.qkv.weight, self.qkv.bias
+        q = linear(x[rows, at][:, None], weight[:self.width], None if bias is None else bias[:self.width])
+        k, v = linear(x, weight[self.width:], None if bias is None else bias[self.width:]).chunk(2, -1)
+        mask = seen.mask
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask.expand(len(x), -1, -1, -1)[rows, :, at][:, None]
+        if seen.causal:
+            mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
+        pos = seen.pos[rows, at][:, None]
+        return self.out(self._attend(q, k, v, pos, replace(seen, causal=False, mask=mask))[:, 0])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, seen: View) -> Float[Tensor, "B T D"]:
+        q = rearrange(q, "b t (h k) -> b h t k", h=self.heads)
+        k, v = (rearrange(x, "b s (h k) -> b h s k", h=self.kv_heads) for x in (k, v))
+        mask: Tensor | None = seen.mask
+        causal = seen.causal
+        if self.position is not None:
+            q, k, bias = self.position(q, k, q_pos, seen.pos)
+            if bias is not None:
+                if seen.cache is not None:
+                    raise ValueError(f"{type(self.position).__name__} adds a bias, and what was read before has none")
+                mask, causal = _with_bias(bias, mask, causal), False
+        if seen.cache is not None:
+            k, v = seen.cache.put(self, k, v)
+        if self.kv_heads != self.heads:
+            k, v = (repeat(x, "b g s k -> b (g n) s k", n=self.heads // self.kv_heads) for x in (k, v))
+        said = attend(q, k, v, causal=causal, mask=mask, scale=self.scale)
+        return rearrange(said, "b h t k -> b t (h k)")
+
+
+def _with_bias(bias: Float[Tensor, "B H T S"], mask: Tensor | None, causal: bool) -> Float[Tensor, "B H T S"]:
+    if causal:
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+
+
+class CrossAttention(nn.Module):
+    """Attention of one sequence over another. No bias on the way out: who may see nothing hears exactly nothing."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = Linear(dim, dim, bias=False), Linear(context_dim or dim, 2 * dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"],
+                mask: Bool[Tensor, "B 1 #T S"] | None = None) -> Float[Tensor, "B T D"]:
+        q = rearrange(self.q(x), "b t (h k) -> b h t k", h=self.heads)
+        k, v = rearrange(self.kv(context), "b s (n h k) -> n b h s k", n=2, h=self.heads)
+        return self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))

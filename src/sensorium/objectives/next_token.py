@@ -1,0 +1,169 @@
+"""Say what comes next, token by token; below the loss its sampler.
+
+    B batch   T tokens   V vocabulary   N real targets of a batch   K beams
+"""
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sensorium.attention import Cache
+from sensorium.data.loader import generator
+from sensorium.models import Batch, Decoder
+from sensorium.tokens import Tokens, present
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of every real token after the first of a part, given all before it.
+
+    columns: part of the Decoder → column of the batch. shares: part with a head → its share of the loss, as in
+    {"text": 1, "image": 7} (DALL-E, Ramesh et al. 2021). drop: part → how often a row does without it while training,
+    so that a sampler can be guided (classifier-free guidance, Ho & Salimans 2022); a part dropped is a part missing.
+    """
+
+    columns: Mapping[str, str]
+    shares: Mapping[str, float]
+    drop: Mapping[str, float] = field(default_factory=dict)
+    smoothing: float = 0.0
+
+    def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
+        given = self.given(batch)
+        if model.training:
+            given = given | {f"{part}.valid": _held(given, part) & (torch.rand(_size(given)) >= often)
+                             for part, often in self.drop.items() if often}
+        said = model(given)
+        losses = {part: self._of(model, part, said[part], given[part]) for part in self.shares}
+        whole = sum(self.shares.values())
+        return {"model": torch.stack([losses[part] * share / whole for part, share in self.shares.items()]).sum()}
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch of columns as parts."""
+        return {part + end: batch[column + end] for part, column in self.columns.items() for end in ("", ".valid")
+                if column + end in batch}
+
+    def _of(self, model: Decoder, part: str, said: Tokens, ids: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        ahead = present(said)[:, 1:]
+        if not ahead.any():
+            return said.x.sum() * 0.0                                   # no row has this part
+        logits = model.heads[part](said.x[:, :-1][ahead])
+        return F.cross_entropy(logits.float(), ids[:, 1:said.x.shape[1]][ahead], label_smoothing=self.smoothing)
+
+
+def _held(given: Batch, part: str) -> Bool[Tensor, "B"]:
+    return given.get(f"{part}.valid", torch.ones(_size(given), dtype=torch.bool))
+
+
+def _size(given: Batch) -> int:
+    return len(next(iter(given.values())))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The same seed draws the same, row by row, whatever the size of the batch."""
+
+    temperature: float = 1.0                # 0: always the likeliest
+    top_k: int = 0                          # only among so many of the likeliest; 0: all
+    top_p: float = 1.0                      # only among the likeliest that together have this probability
+    guidance: float = 1.0                   # how far from what would be said without `guide`; 1: not at all
+    guide: tuple[str, ...] = ()             # parts that guide
+    seed: int = 0
+
+
+@torch.inference_mode()
+def generate(model: Decoder, given: Batch, part: str, length: int, how: Sampling, *, end: int | None = None,
+             banned: Sequence[int] = ()) -> Iterator[Int[Tensor, "B"]]:
+    """The next tokens of `part` for each row, step by step, at most `length`; a row that has ended says `end` again.
+
+    given: the parts before it, and `part` itself with at least its start token; rows may be of unequal length. The
+    model is used as it is: call eval() first. Tokens read are kept in a cache, so each step reads one.
+    """
+    rows, guided = _size(given), how.guidance != 1 and bool(how.guide)
+    given = _twice(given, how.guide) if guided else dict(given)
+    cache, places = Cache(length), _lengths(model, given, part)
+    chance = torch.stack([torch.rand(length, generator=generator(how.seed, row)) for row in range(rows)])
+    ended = torch.zeros(rows, dtype=torch.bool)
+    logits = model.begin(given, part, cache)
+    for step in range(length):
+        logits = _guided(logits, how.guidance) if guided else logits
+        logits[:, list(banned)] = -torch.inf
+        ids = choose(logits, chance[:, step], how)
+        ids = ids if end is None else torch.where(ended, end, ids)
+        yield ids
+        ended = ended if end is None else ended | (ids == end)
+        if ended.all() or step + 1 == length:
+            return
+        logits = model.go_on(part, ids.repeat(2) if guided else ids, places + step, cache)
+
+
+def choose(logits: Float[Tensor, "B V"], chance: Float[Tensor, "B"], how: Sampling) -> Int[Tensor, "B"]:
+    """One token a row. `chance` in [0, 1) decides: the token in whose stretch of the summed probabilities it falls."""
+    if how.temperature == 0:
+        return logits.argmax(1)
+    best, ids = (logits.float() / how.temperature).sort(stable=True, dim=1, descending=True)
+    if how.top_k:
+        best[:, how.top_k:] = -torch.inf
+    p = best.softmax(1)
+    p = p * (p.cumsum(1) - p < how.top_p)                               # the first always stays
+    upto = p.cumsum(1)
+    at = (upto <= chance[:, None] * upto[:, -1:]).sum(1).clamp(max=p.shape[1] - 1)
+    return ids.gather(1, at[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How the likeliest is looked for: so many continuations are followed at once, scored by log p / length^penalty."""
+
+    width: int = 4
+    penalty: float = 1.0
+
+
+@torch.inference_mode()
+def search(model: Decoder, given: Batch, part: str, length: int, how: Beams, *, end: int,
+           banned: Sequence[int] = ()) -> Int[Tensor, "B T"]:
+    """The likeliest continuation of each row that beam search finds; one that has ended is followed by `end`."""
+    rows, beams = _size(given), how.width
+    cache, places = Cache(length), _lengths(model, given, part).repeat_interleave(beams)
+    logits = model.begin(given, part, cache)
+    cache.pick(torch.arange(rows).repeat_interleave(beams))
+    logits = logits.repeat_interleave(beams, 0)
+    score = torch.full((rows, beams), -torch.inf)
+    score[:, 0] = 0.0                                                   # all beams are one at first
+    said, sizes = torch.zeros(rows, beams, 0, dtype=torch.long), torch.zeros(rows, beams)
+    ended = torch.zeros(rows, beams, dtype=torch.bool)
+    for step in range(length):
+        logits[:, list(banned)] = -torch.inf
+        each = logits.float().log_softmax(1).view(rows, beams, -1)
+        each[ended] = -torch.inf
+        each[..., end].masked_fill_(ended, 0.0)                         # an ended one goes on with `end`, for nothing
+        sums, grown = score[..., None] + each, (sizes + ~ended)[..., None].clamp(min=1)
+        best = (sums / grown ** how.penalty).flatten(1).topk(beams).indices
+        beam, ids = best // each.shape[2], best % each.shape[2]
+        score, sizes = sums.flatten(1).gather(1, best), grown[..., 0].gather(1, beam)
+        said = torch.cat([said.gather(1, beam[..., None].expand(-1, -1, step)), ids[..., None]], 2)
+        ended = ended.gather(1, beam) | (ids == end)
+        if ended.all() or step + 1 == length:
+            break
+        cache.pick((beam + torch.arange(rows)[:, None] * beams).flatten())
+        logits = model.go_on(part, ids.flatten(), places + step, cache)
+    return said[:, 0]
+
+
+def _lengths(model: Decoder, given: Batch, part: str) -> Int[Tensor, "B"]:
+    """The place in `part` of the next token of each row."""
+    return present(model.read({part: given[part]})[part]).sum(1)
+
+
+def _twice(given: Batch, guide: Sequence[str]) -> dict[str, Tensor]:
+    """Each row as it is, then each row without the parts that guide."""
+    rows = _size(given)
+    held = {f"{part}.valid": torch.cat([_held(given, part), torch.zeros(rows, dtype=torch.bool)]) for part in guide}
+    return {name: torch.cat([values, values]) for name, values in given.items()} | held
+
+
+def _guided(logits: Float[Tensor, "B2 V"], scale: float) -> Float[Tensor, "B V"]:
+    with_it, without = logits.chunk(2)
+    return without + scale * (with_it - without)
