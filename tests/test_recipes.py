@@ -1,5 +1,6 @@
 """One test over everything shipped: whatever a recipe is made of, this must hold."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,27 +15,39 @@ from sensorium.recipes.recipe import Recipe, build
 
 SCHEMA = Schema({"image": Column("image", Image(size=16)),
                  "caption": Column("caption", Text(length=12, vocab_size=300))})
-SMALL = {"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16}
-VARIANTS = {
-    "clip": [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
-             {"dropout": 0.1}, {"smoothing": 0.1}],
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """How one recipe is tried: keywords that keep it small, variants of them, and what it is shown."""
+
+    small: Mapping[str, object]
+    variants: Sequence[Mapping[str, object]] = ({},)
+    schema: Schema = SCHEMA
+
+
+SHIPPED = {
+    "clip": Shipped({"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16},
+                    [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
+                     {"dropout": 0.1}, {"smoothing": 0.1}]),
 }
 
 
 def cases() -> list[object]:
-    assert set(VARIANTS) == set(RECIPES), "every recipe shipped has its variants here"
-    return [pytest.param(name, {**SMALL, **more}, id=f"{name}-{'-'.join(map(str, more.values())) or 'plain'}")
-            for name, variants in VARIANTS.items() for more in variants]
+    assert set(SHIPPED) == set(RECIPES), "every recipe shipped is tried here"
+    return [pytest.param(name, {**how.small, **more}, id=f"{name}-{'-'.join(map(str, more.values())) or 'plain'}")
+            for name, how in SHIPPED.items() for more in how.variants]
 
 
 def made(name: str, keywords: Mapping[str, object]) -> Recipe:
     torch.manual_seed(0)
-    return build(RECIPES[name], SCHEMA, keywords)[0]
+    return build(RECIPES[name], SHIPPED[name].schema, keywords)[0]
 
 
-def fake(n: int = 8) -> dict[str, torch.Tensor]:
+def fake(name: str, n: int = 8) -> dict[str, torch.Tensor]:
+    """n rows of every column that the recipe may read."""
     rng = torch.Generator().manual_seed(0)
-    columns = {c.name: c.modality.fake(n, rng) for c in SCHEMA.columns.values()}
+    columns = {c.name: c.modality.fake(n, rng) for c in SHIPPED[name].schema.columns.values()}
     return {**columns, "row": torch.arange(n), "group": torch.arange(n)}
 
 
@@ -42,18 +55,18 @@ def fake(n: int = 8) -> dict[str, torch.Tensor]:
 class TestRecipe:
     def test_losses_are_finite_scalars(self, name: str, keywords: dict[str, object]) -> None:
         recipe = made(name, keywords)
-        for player, loss in recipe.objective(recipe.model, fake()).items():
+        for player, loss in recipe.objective(recipe.model, fake(name)).items():
             assert loss.shape == () and loss.isfinite(), player
 
     def test_what_may_learn_gets_a_gradient_and_nothing_else(self, name: str, keywords: dict[str, object]) -> None:
         recipe = made(name, keywords)
-        for loss in recipe.objective(recipe.model, fake()).values():
+        for loss in recipe.objective(recipe.model, fake(name)).values():
             loss.backward(retain_graph=True)
         for parameter_name, p in recipe.model.named_parameters():
             assert (p.grad is not None) == p.requires_grad, parameter_name
 
     def test_the_loss_falls_on_what_is_seen_again(self, name: str, keywords: dict[str, object]) -> None:
-        recipe, batch = made(name, keywords), fake()
+        recipe, batch = made(name, keywords), fake(name)
         optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
         losses = []
         for _ in range(150):
@@ -61,15 +74,17 @@ class TestRecipe:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if recipe.after_step:
+                recipe.after_step(recipe.model)
         floor = 0.75 if keywords.get("smoothing") else 0.5
         assert losses[-1] < floor * losses[0]
 
     def test_saved_weights_say_the_same(self, name: str, keywords: dict[str, object], tmp_path: Path) -> None:
-        recipe, other = made(name, keywords), build(RECIPES[name], SCHEMA, keywords)[0]
+        recipe, other = made(name, keywords), build(RECIPES[name], SHIPPED[name].schema, keywords)[0]
         save_file(recipe.model.state_dict(), tmp_path / "model.safetensors")
         other.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
         recipe.model.eval(), other.model.eval()
-        a, b = (r.objective(r.model, fake()) for r in (recipe, other))
+        a, b = (r.objective(r.model, fake(name)) for r in (recipe, other))
         assert {p: v.item() for p, v in a.items()} == {p: v.item() for p, v in b.items()}
 
     def test_verbs_are_answered(self, name: str, keywords: dict[str, object]) -> None:
@@ -78,7 +93,7 @@ class TestRecipe:
 
     def test_it_stands_on_the_meta_device(self, name: str, keywords: dict[str, object]) -> None:
         with torch.device("meta"):
-            recipe, _ = build(RECIPES[name], SCHEMA, keywords)
+            recipe, _ = build(RECIPES[name], SHIPPED[name].schema, keywords)
         assert all(p.is_meta for p in recipe.model.parameters())
 
 
