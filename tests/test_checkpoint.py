@@ -11,11 +11,13 @@ import tiny
 import torch
 from torch import nn
 
-from sensorium import checkpoint, durable, snapshot
-from sensorium.checkpoint import Absent, Config, Model, load, read_tensors, read_weights, tensors, weights
+from sensorium import durable, snapshot, stored
+from sensorium.checkpoint import Config, Model, load, read_weights
 from sensorium.errors import SensoriumError
 from sensorium.snapshot import Snapshots, damage
+from sensorium.stored import digest, read_tensors, tensors, weights
 from sensorium.train import train
+from sensorium.verbs.verb import Absent
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_it_answers_as_it_was_kept(folder: Path) -> None:
     model, again = opened(folder), opened(folder)
     x = [[0.1, 0.2, 0.3], [1.0, -1.0, 0.5]]
     assert (model.predict(x=x) == again.predict(x=x)).all()
-    assert model.fingerprint == snapshot.digest(folder / "model.safetensors") == again.fingerprint
+    assert model.fingerprint == digest(folder / "model.safetensors") == again.fingerprint
     assert not model.module.training and model.config.keywords["epochs"] == 1 and set(model.schema.columns) == {*"abcy"}
 
 
@@ -193,8 +195,8 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
 
 def test_a_full_disk_is_said_for_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(checkpoint, "save_file", full)
+        raise stored.SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(stored, "save_file", full)
     with pytest.raises(SensoriumError, match="could not write .*No space left on device"):
         durable.write(tmp_path / "w", tensors({"a": torch.ones(1)}))
     assert not list(tmp_path.iterdir())

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
-FLOORS = ["errors", "tokens kernels durable", "attention positions", "transformer", "modalities align metrics",
-          "models data", "objectives", "recipes", "optim snapshot progress", "step checkpoint", "run", "card evaluate",
-          "train", "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
+FLOORS = ["errors", "tokens kernels durable stored", "attention positions", "transformer", "modalities align metrics",
+          "models data", "objectives verbs", "published", "recipes", "optim snapshot progress", "step checkpoint",
+          "run load", "card evaluate", "train", "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
 FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
 CORE = ("tokens", "attention", "transformer", "align", "models")
@@ -54,10 +54,10 @@ def test_imports_only_go_down() -> None:
                 assert room == other or FLOOR[other] < FLOOR[room], f"{path}: {room} may not import {other}"
 
 
-def test_families_are_named_only_in_recipes() -> None:
+def test_families_are_named_only_in_recipes_and_published() -> None:
     for path, room, tree in files():
         names = {n.name.lower() for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.FunctionDef)}
-        assert room == "recipes" or not names & FAMILIES, f"{path}: {names & FAMILIES}"
+        assert room in ("recipes", "published") or not names & FAMILIES, f"{path}: {names & FAMILIES}"
 
 
 def test_rooms_stay_small() -> None:
@@ -140,4 +140,4 @@ def pulled_in(module: str, seen: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((HOUSE / "recipes").glob("*.py")) if p.stem != "__init__"])
 def test_a_training_run_pulls_in_few_files(recipe: str) -> None:
-    assert len(pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))) <= 38
+    assert len(pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))) <= 40

@@ -24,7 +24,7 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.progress import Log
 from sensorium.recipes import RECIPES
-from sensorium.snapshot import digest
+from sensorium.stored import digest
 from sensorium.train import Stopped, train
 
 HERE = Path(__file__).parent

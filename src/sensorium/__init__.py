@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sensorium import recipes as recipes
-    from sensorium.checkpoint import load as load
     from sensorium.data.dataset import Dataset as Dataset
     from sensorium.errors import SensoriumError as SensoriumError
     from sensorium.evaluate import evaluate as evaluate
+    from sensorium.load import load as load
     from sensorium.tasks.search import Index as Index
     from sensorium.train import train as train
 
@@ -24,7 +24,7 @@ _HOME = {
     "Index": "sensorium.tasks.search",
     "SensoriumError": "sensorium.errors",
     "evaluate": "sensorium.evaluate",
-    "load": "sensorium.checkpoint",
+    "load": "sensorium.load",
     "train": "sensorium.train",
 }
 __all__ = [*_HOME, "recipes"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from sensorium import durable
 from sensorium.run import Run
-from sensorium.snapshot import digest
+from sensorium.stored import digest
 
 _CARD = """# {title}
 

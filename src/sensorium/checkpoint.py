@@ -5,34 +5,26 @@
     model.safetensors    the best weights (averaged, where the run averages)
     state/               what `train(resume=True)` continues from
 """
-import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sensorium import __version__, durable
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.recipes.recipe import Make, Recipe, build
-from sensorium.snapshot import digest
+from sensorium.stored import digest, read_tensors, weights
+from sensorium.verbs.verb import Answers
 
 FORMAT = 1                                              # of a run folder; a reader of 1 refuses any other
-VERBS = ("embed", "generate", "predict")
 WEIGHTS = "model.safetensors"
-
-
-class Absent(SensoriumError, AttributeError):
-    """A verb that a model does not have."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +55,14 @@ class Config:
         return cls(**found)
 
 
-class Model:
+class Model(Answers):
     """A trained recipe. It has the verbs of its recipe (`embed`, `generate`, `predict`) and no others."""
 
     def __init__(self, recipe: Recipe, schema: Schema, config: Config, fingerprint: str, folder: Path):
+        super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
         self.recipe, self.schema, self.config = recipe, schema, config
         self.fingerprint, self.folder = fingerprint, folder     # SHA-256 of the weights' file, and the run it lies in
         self.module = recipe.model.eval()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        recipe = self.__dict__.get("recipe")
-        if recipe is not None and name in recipe.verbs:
-            return recipe.verbs[name]
-        if recipe is not None and name in VERBS:
-            raise Absent(f"a model of recipe {self.config.recipe} cannot {name}; it can {', '.join(recipe.verbs)}")
-        raise AttributeError(f"Model has no attribute {name!r}")
-
-    def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self.recipe.verbs]
 
     def __repr__(self) -> str:
         return f"Model({self.config.recipe} from {self.folder}, verbs: {', '.join(self.recipe.verbs)})"
@@ -120,45 +102,6 @@ def recipe_name(make: Make) -> str:
     return f"{source.resolve() if source.is_file() else make.__module__}:{name}"
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and lasting buffers by name; one that has several names (tied weights) by the first."""
-    seen: dict[int, tuple[str, Tensor]] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        seen.setdefault(id(value), (name, value))
-    return {name: value.detach() for name, value in seen.values()}
-
-
-def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Callable[[Path], None]:
-    """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content.
-
-    The same values give the same bytes: what there is to say goes under one key, as the order of several is not kept.
-    """
-    plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
-    told = {"sensorium": json.dumps({**(about or {}), "sha256": _content_hash(plain)})}
-
-    def put(path: Path) -> None:
-        try:
-            save_file(plain, path, told)
-        except SafetensorError as e:                    # what it raises for a full disk too
-            raise OSError(str(e)) from e
-    return put
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `tensors` wrote. Raises SensoriumError where it is missing or damaged."""
-    if not path.is_file():
-        raise SensoriumError(f"{path} is missing: the run did not reach its first evaluation, or it was removed")
-    try:
-        with safe_open(path, "pt") as file:             # type: ignore[no-untyped-call]
-            found = {name: file.get_tensor(name) for name in file.keys()}
-            recorded = json.loads(file.metadata()["sensorium"])["sha256"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-        raise SensoriumError(f"{path} is damaged: {e}") from e
-    if recorded != _content_hash(found):
-        raise SensoriumError(f"{path} is damaged: its content is not what was written")
-    return found
-
-
 def read_weights(module: nn.Module, path: Path) -> None:
     """Copy a file's tensors into a module that has exactly those names and shapes."""
     found, wanted = read_tensors(path), weights(module)
@@ -175,14 +118,6 @@ def versions() -> dict[str, str]:
     """What a run was made with."""
     return {"sensorium": __version__, "torch": torch.__version__, "numpy": np.__version__,
             "python": platform.python_version()}
-
-
-def _content_hash(values: Mapping[str, Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name in sorted(values):
-        whole.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
-        whole.update(values[name].reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

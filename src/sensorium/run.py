@@ -18,12 +18,9 @@ from sensorium.checkpoint import (
     FORMAT,
     WEIGHTS,
     Config,
-    read_tensors,
     read_weights,
     recipe_name,
-    tensors,
     versions,
-    weights,
 )
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
@@ -33,6 +30,7 @@ from sensorium.errors import SensoriumError
 from sensorium.recipes.recipe import Make, Recipe, build, split_keywords
 from sensorium.snapshot import Snapshots
 from sensorium.step import Step, check, measured_precision, split
+from sensorium.stored import read_tensors, tensors, weights
 
 WORTH_MEASURING = 100                                   # steps from which on it pays to measure bf16
 BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl")   # all that a run killed at its beginning leaves

@@ -1,5 +1,4 @@
 """Sets of files that belong together: each becomes current by one rename, and its hashes say that it is whole."""
-import hashlib
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from sensorium import durable
 from sensorium.errors import SensoriumError
+from sensorium.stored import digest
 
 MANIFEST = "manifest.json"
 Content = bytes | Callable[[Path], object]              # what `durable.write` takes
@@ -92,12 +92,6 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as e:
         return f"{MANIFEST} cannot be read: {e}"
     return None
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(path: Path) -> dict[str, str | int]:

@@ -8,10 +8,10 @@ from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text, Words
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import LOSSES, Contrastive
-from sensorium.recipes.embed import Embedder
 from sensorium.recipes.recipe import Recipe, Training, one_of
 from sensorium.recipes.retrieval import samples, validate
 from sensorium.transformer import transformer
+from sensorium.verbs.embed import Embedder
 
 HEAD = 64                                   # width of one attention head
 AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {      # of pictures, of words

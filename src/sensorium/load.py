@@ -1,0 +1,29 @@
+"""The one front door to anything trained: a run of ours, or what somebody else published."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensorium import checkpoint
+from sensorium.recipes.recipe import Make
+
+if TYPE_CHECKING:
+    from sensorium.published.load import Pretrained
+
+
+def load(source: str | Path, *, recipe: Make | None = None) -> checkpoint.Model | Pretrained:
+    """A trained model, ready to answer.
+
+    source: the folder of a run; a folder or file of published weights; or a hub id ("openai/clip-vit-base-patch32").
+    recipe: the function a run was trained with, where that is not one of sensorium's own.
+    Raises SensoriumError where it is none of these, incomplete, damaged or of another version.
+    """
+    if recipe is not None or is_run(source):
+        return checkpoint.load(source, recipe=recipe)
+    from sensorium.published.load import load as load_published
+    return load_published(source)
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a folder is a run of sensorium: published folders have no schema.json."""
+    return (Path(source) / "schema.json").is_file()

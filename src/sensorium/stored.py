@@ -1,0 +1,65 @@
+"""Tensors in files: safetensors that carry a hash of their own content, and the names that a module's weights go by."""
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sensorium.errors import SensoriumError
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and lasting buffers by name; one that has several names (tied weights) by the first."""
+    seen: dict[int, tuple[str, Tensor]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        seen.setdefault(id(value), (name, value))
+    return {name: value.detach() for name, value in seen.values()}
+
+
+def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Callable[[Path], None]:
+    """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content.
+
+    The same values give the same bytes: what there is to say goes under one key, as the order of several is not kept.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+    told = {"sensorium": json.dumps({**(about or {}), "sha256": _content_hash(plain)})}
+
+    def put(path: Path) -> None:
+        try:
+            save_file(plain, path, told)
+        except SafetensorError as e:                    # what it raises for a full disk too
+            raise OSError(str(e)) from e
+    return put
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `tensors` wrote. Raises SensoriumError where it is missing or damaged."""
+    if not path.is_file():
+        raise SensoriumError(f"{path} is missing: the run did not reach its first evaluation, or it was removed")
+    try:
+        with safe_open(path, "pt") as file:             # type: ignore[no-untyped-call]
+            found = {name: file.get_tensor(name) for name in file.keys()}
+            recorded = json.loads(file.metadata()["sensorium"])["sha256"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        raise SensoriumError(f"{path} is damaged: {e}") from e
+    if recorded != _content_hash(found):
+        raise SensoriumError(f"{path} is damaged: its content is not what was written")
+    return found
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_hash(values: Mapping[str, Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(values):
+        whole.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
+        whole.update(values[name].reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()

@@ -1,0 +1,1 @@
+"""What a model may be asked, on raw values."""
