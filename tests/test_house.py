@@ -9,9 +9,27 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
-FLOORS = ["errors", "tokens kernels durable stored", "attention positions", "transformer", "modalities align metrics",
-          "models data", "objectives verbs", "published", "recipes", "optim snapshot progress", "step checkpoint",
-          "run load", "card evaluate", "train", "tasks", "show doctor keywords", "options demo", "cli", "__main__"]
+FLOORS = [                                      # imports go up in this list, never down
+    "errors",
+    "tokens kernels durable stored",
+    "attention positions",
+    "transformer",
+    "adapt modalities align metrics",
+    "models data",
+    "objectives verbs",
+    "published",
+    "recipes",
+    "optim snapshot progress",
+    "step checkpoint",
+    "run load",
+    "card evaluate",
+    "train",
+    "tasks",
+    "show doctor keywords",
+    "options demo",
+    "cli",
+    "__main__",
+]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()} | {"__init__": 0}
 FAMILIES = {"clip", "dalle", "dalle2", "imagen", "flamingo", "bert", "gpt", "mae", "gan", "siglip"}
 CORE = ("tokens", "attention", "transformer", "align", "models")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from sensorium.adapt import depths
 from sensorium.errors import SensoriumError
 
 Groups = list[dict[str, Any]]
@@ -22,6 +23,7 @@ class Options:
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0                            # of a block's rate, for the block below it
 
 
 def make(name: str, module: nn.Module, options: Options) -> list[Optimizer]:
@@ -35,6 +37,9 @@ def make(name: str, module: nn.Module, options: Options) -> list[Optimizer]:
     if not params:
         raise SensoriumError(f"{type(module).__name__} has nothing to train: every parameter is frozen")
     several = OPTIMIZERS[name](module, params, options)
+    if options.layer_decay != 1:
+        for optimizer in several:
+            optimizer.param_groups[:] = slowed(optimizer.param_groups, depths(module), options.layer_decay)
     for group in (group for optimizer in several for group in optimizer.param_groups):
         group["top"] = group["lr"]                      # of which a schedule gives each step its share
     return several
@@ -45,6 +50,13 @@ def decayed(params: list[Tensor], weight_decay: float) -> Groups:
     wide = {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay}
     thin = {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}
     return [g for g in (wide, thin) if g["params"]]
+
+
+def slowed(groups: Groups, depth: Mapping[Tensor, int], layer_decay: float) -> Groups:
+    """The groups split so that what lies n blocks deep learns at layer_decay^n of its group's rate."""
+    return [{**group, "lr": group["lr"] * layer_decay ** n, "params": same} for group in groups
+            for n in sorted({depth.get(p, 0) for p in group["params"]})
+            if (same := [p for p in group["params"] if depth.get(p, 0) == n])]
 
 
 class Lion(Optimizer):

@@ -46,7 +46,8 @@ class Step:
         self.model = recipe.model
         players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
         modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
-        options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2))
+        options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),
+                                self.training.layer_decay)
         self.optimizers = {name: optim.make(self.training.optimizer, m, options) for name, m in modules.items()}
         self.params = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
         self.average = optim.Average(self.model, self.training.ema) if self.training.ema else None
@@ -164,10 +165,11 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 def check(training: Training) -> None:
     """Raises SensoriumError for settings that cannot train."""
     for name, least in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("ema", 0),
-                        ("warmup", 0), ("clip_norm", 0), ("patience", 0), ("evaluate_every", 0), ("save_every", 0)):
+                        ("warmup", 0), ("clip_norm", 0), ("patience", 0), ("evaluate_every", 0), ("save_every", 0),
+                        ("layer_decay", 0)):
         if not getattr(training, name) >= least:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at least {least}")
-    for name in ("ema", "warmup", "beta2"):
+    for name in ("ema", "warmup", "beta2", "layer_decay"):
         if getattr(training, name) > 1:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at most 1")
     if training.precision not in ("auto", "fp32", "bf16"):

@@ -1,0 +1,99 @@
+"""Fine-tuning: how much of a trained model learns again, and how fast.
+
+    D width in   E width out   R rank
+"""
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sensorium.kernels import Linear
+from sensorium.transformer import Transformer
+
+RANK = 8
+
+
+class LowRank(nn.Module):
+    """A weight and a correction of low rank, W + (alpha / R) B A (LoRA, Hu et al. 2021).
+
+    B starts at zero, so at first nothing has changed. alpha / R is 2, whatever the rank.
+    """
+
+    def __init__(self, weight: Float[Tensor, "E D"], rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5)
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, weight: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
+        return weight + 2.0 * (self.up @ self.down)
+
+
+def low_rank(module: nn.Module, rank: int = RANK) -> nn.Module:
+    """Freeze a module but for corrections of its blocks' linear layers; `folded` makes them part of the weights."""
+    module.requires_grad_(False)
+    for layer in _linears(module):
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    return module
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """The same module with its corrections added to the weights: as quick, and as large, as one never corrected."""
+    for layer in list(module.modules()):
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return module
+
+
+def tuned(module: nn.Module, how: str) -> nn.Module:
+    """A trained module made ready to learn: all of it, "lora" (corrections alone), or "none" (frozen, in eval mode)."""
+    if how == "lora":
+        return low_rank(module)
+    return module if how == "all" else Frozen(module)
+
+
+TUNES = ("none", "lora", "all")
+
+
+class Frozen(nn.Module):
+    """A module that learns nothing, whose statistics and dropout stand still while the rest is trained."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stays as it is."""
+        return self
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.module(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the module can do (whole, parts, at, ...)."""
+        return super().__getattr__(name) if name == "module" else getattr(self.module, name)
+
+
+def _linears(module: nn.Module) -> Iterator[Linear]:
+    """The linear layers of every block of every transformer within."""
+    for trunk in module.modules():
+        if isinstance(trunk, Transformer):
+            yield from (layer for layer in trunk.blocks.modules() if isinstance(layer, Linear))
+
+
+def depths(module: nn.Module) -> dict[Tensor, int]:
+    """How many blocks of its encoder stand above each parameter: 0 for the last block and whatever is after it.
+
+    What an encoder's values enter by stands below all of its blocks.
+    """
+    found: dict[Tensor, int] = {}
+    for encoder in module.modules():
+        trunk = getattr(encoder, "trunk", None)
+        if isinstance(trunk, Transformer):
+            below = [p for name, part in encoder.named_children() if name != "trunk" for p in part.parameters()]
+            found |= dict.fromkeys(below, len(trunk.blocks))
+            for i, block in enumerate(trunk.blocks):
+                found |= dict.fromkeys(block.parameters(), len(trunk.blocks) - 1 - i)
+    return found
