@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test parity lint types clean
 
 demo: .venv/ready
 	$(BIN)/sensorium demo --out demo
 
 test: lint types
 	$(BIN)/pytest
+
+parity: .parity/ready
+	.parity/bin/python -m pytest tests/parity
 
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
@@ -18,7 +21,7 @@ types: .venv/ready-to-test
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .parity demo
 
 .venv/bin/pip:
 	@echo "Making .venv with $$($(PYTHON) --version)"
@@ -33,4 +36,12 @@ clean:
 .venv/ready-to-test: .venv/ready
 	@echo "Installing what the tests need"
 	$(PIP) -e ".[dev]"
+	touch $@
+
+.parity/ready: benchmarks/requirements.txt
+	@echo "Installing open_clip, timm and torchvision into .parity, without CUDA"
+	$(PYTHON) -m venv .parity
+	.parity/bin/pip install --disable-pip-version-check -r benchmarks/requirements.txt pytest beartype
+	.parity/bin/pip install --disable-pip-version-check --no-deps open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0
+	.parity/bin/pip install --disable-pip-version-check --no-deps -e .
 	touch $@

@@ -32,11 +32,11 @@ class Embed(Protocol):
 
 
 class Encoder(nn.Module):
-    """embed → transformer: raw values in, tokens out."""
+    """embed → transformer: raw values in, tokens out. `pool` makes one token of all, if none speaks for the whole."""
 
-    def __init__(self, embed: Embed, trunk: Transformer | None = None):
+    def __init__(self, embed: Embed, trunk: Transformer | None = None, pool: nn.Module | None = None):
         super().__init__()
-        self.embed, self.trunk = embed, trunk
+        self.embed, self.trunk, self.pool = embed, trunk, pool
 
     def forward(self, raw: Tensor) -> Tokens:
         t = self.embed(raw)
@@ -46,14 +46,17 @@ class Encoder(nn.Module):
         """One vector for each raw value; where a token speaks for the whole, only it passes the last block."""
         at = self.embed.summary(raw)
         if at is None:
-            return mean(self(raw))
+            return self._pooled(self(raw))
         t = self.embed(raw)
         return (at_place(t, at) if self.trunk is None else self.trunk(t, only=at)).x[:, 0]
 
     def parts(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
         """The vector of the whole, and all tokens."""
         at, t = self.embed.summary(raw), self(raw)
-        return (mean(t) if at is None else at_place(t, at).x[:, 0]), t
+        return (self._pooled(t) if at is None else at_place(t, at).x[:, 0]), t
+
+    def _pooled(self, t: Tokens) -> Float[Tensor, "B D"]:
+        return mean(t) if self.pool is None else self.pool(t).x[:, 0]
 
 
 def at_place(t: Tokens, at: Int[Tensor, "B"]) -> Tokens:

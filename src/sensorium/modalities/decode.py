@@ -62,6 +62,35 @@ def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 
     return _finished(picture, side, square, extent)
 
 
+def whole(raw: Any) -> PIL.Image.Image:
+    """All of one picture (as `decode` takes it), RGB and upright, by Pillow and with no shortcut.
+
+    Raises ValueError with the reason it cannot be.
+    """
+    if isinstance(raw, np.ndarray):
+        return PIL.Image.fromarray(_from_array(raw))
+    if not isinstance(raw, bytes | str | Path | PIL.Image.Image):
+        raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
+    picture = raw if isinstance(raw, PIL.Image.Image) else _opened(raw if isinstance(raw, bytes) else _read(raw))
+    pixels = np.array(_decoded(picture))
+    return PIL.Image.fromarray(upright(pixels, orientation(picture.info.get("exif", b""))))
+
+
+def resized(picture: PIL.Image.Image, side: int, edge: int, resample: str) -> UInt8[np.ndarray, "H W 3"]:
+    """side x side pixels as Hugging Face's processors make them, to the last bit.
+
+    edge: the shorter side is brought to so many pixels and the middle cut out, in whole pixels; 0: stretched. resample:
+    the name of one of Pillow's filters.
+    """
+    how = PIL.Image.Resampling[resample.upper()]
+    if not edge:
+        return np.array(picture.resize((side, side), how))
+    short = min(picture.size)
+    wide, high = (edge if length == short else int(edge * length / short) for length in picture.size)
+    left, top = (wide - side) // 2, (high - side) // 2
+    return np.array(picture.resize((wide, high), how).crop((left, top, left + side, top + side)))
+
+
 def reduction(wide: int, high: int, side: int, square: str) -> int:
     """By how much (1, 2, 4, 8) a JPEG may be reduced while it is decoded, with twice what is kept still there."""
     if square == "trim":
@@ -165,14 +194,18 @@ def _opened(data: bytes) -> PIL.Image.Image:
 
 def _finished(picture: PIL.Image.Image, side: int, square: str,
               extent: tuple[float, float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    plain = _decoded(picture)
+    return upright(squared(plain, side, square, extent), orientation(picture.info.get("exif", b"")))
+
+
+def _decoded(picture: PIL.Image.Image) -> PIL.Image.Image:
     _within_budget(*picture.size)
     try:
         picture.load()
         _within_budget(*picture.size)
-        plain = _plain(picture)
+        return _plain(picture)
     except BROKEN as e:
         raise ValueError(f"it cannot be decoded ({e or type(e).__name__})") from e
-    return upright(squared(plain, side, square, extent), orientation(picture.info.get("exif", b"")))
 
 
 def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:

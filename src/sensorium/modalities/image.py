@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
 from sensorium.modalities.augment import Change, bent, moved, painted
-from sensorium.modalities.decode import PIXELS, decode
+from sensorium.modalities.decode import PIXELS, decode, resized, whole
 from sensorium.modalities.modality import checked, settings
 from sensorium.tokens import Tokens, grid
 
+FILTERS = tuple(kind.name.lower() for kind in PIL.Image.Resampling)
 SAMPLE = 512                            # pictures looked at to learn mean and spread
 
 
@@ -32,7 +33,8 @@ class Image:
     size: side of what a model sees. square: how a picture becomes square, "crop" (shorter side to fit, centre kept),
     "pad" (longer side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". margin: pixels
     stored beyond `size`, which shifts and turns bring in before they repeat the border. mean, std: of each channel, on
-    a scale of 0..1.
+    a scale of 0..1. resample, edge: for a published model, which wants its own pixels: by this filter (bicubic,
+    bilinear, ...) without any shortcut, and before "crop" the shorter side at so many pixels (0: at `size`).
     """
 
     kind: ClassVar[str] = "image"
@@ -41,6 +43,8 @@ class Image:
     margin: int = 0
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: str = ""
+    edge: int = 0
 
     def __post_init__(self) -> None:
         if self.square not in ("crop", "pad", "trim", "stretch"):
@@ -48,6 +52,9 @@ class Image:
         if self.size < 1 or self.margin < 0 or self.side ** 2 > PIXELS:
             raise SensoriumError(f"image size={self.size}, margin={self.margin}: expected a size of 1 pixel or more, "
                                  f"a margin of 0 or more, and at most {PIXELS:,} pixels.")
+        if self.resample and (self.square not in ("crop", "stretch") or self.resample not in FILTERS):
+            raise SensoriumError(f"image resample={self.resample!r}: choose one of {', '.join(FILTERS)}, with "
+                                 'square="crop" or "stretch".')
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise SensoriumError("image mean and std need three numbers each, one a channel, every std above 0.")
 
@@ -76,6 +83,9 @@ class Image:
 
         Raises ValueError with the reason it cannot be.
         """
+        if self.resample:
+            edge = max(self.edge, self.side) if self.square == "crop" else 0
+            return resized(whole(raw), self.side, edge, self.resample)
         return decode(raw, self.side, self.square)
 
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:
@@ -142,12 +152,12 @@ class Patches(nn.Module):
     The first token is learned, stands for no patch, and is where the whole picture is read from.
     """
 
-    def __init__(self, dim: int, size: int, patch: int):
+    def __init__(self, dim: int, size: int, patch: int, *, bias: bool = False):
         super().__init__()
         if size % patch:
             raise ValueError(f"pictures of {size} pixels cannot be cut into patches of {patch}")
         self.patch, self.columns = patch, size // patch
-        self.linear = Linear(3 * patch * patch, dim, bias=False)
+        self.linear = Linear(3 * patch * patch, dim, bias=bias)
         self.whole = nn.Parameter(torch.randn(dim) * dim ** -0.5)
         self.places = nn.Parameter(torch.randn(1 + self.columns ** 2, dim) * dim ** -0.5)
 

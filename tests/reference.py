@@ -1,0 +1,82 @@
+"""A reference and ours with the same random weights: same outputs, same gradients, there and back through files."""
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sensorium.published.files import open_weights
+from sensorium.published.published import Config, Published, drain, fill
+from sensorium.stored import weights
+
+Save = Callable[[nn.Module, Path], None]
+
+
+def stirred(module: Any) -> Any:
+    """The module in evaluation mode, with every number at random: no norm is plain, no bias zero, no variance one."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.2 * torch.randn(value.shape, generator=draw).abs())
+                value.sub_(0.1 * torch.rand(value.shape, generator=draw))
+    return module.eval()
+
+
+def save_pretrained(module: Any, folder: Path) -> None:
+    """As transformers saves."""
+    module.save_pretrained(folder)
+
+
+def hosted(family: Published, folder: Path) -> tuple[nn.Module, Config]:
+    """A published folder in our modules."""
+    opened = open_weights(folder)
+    config = family.recognise(opened)
+    assert config is not None
+    module = family.build(config)
+    fill(module, opened.tensors, family.names(config), unused=family.unused)
+    return module.eval(), config
+
+
+def there_and_back(family: Published, module: nn.Module, config: Config, source: Path, folder: Path) -> Path:
+    """A folder of our weights under their names beside their config; nothing is lost but what nobody learned."""
+    given, ours = open_weights(source).tensors, drain(module, family.names(config))
+    for name, value in ours.items():
+        assert torch.equal(value, given[name]), name
+    folder.mkdir()
+    for file in source.glob("*.json"):
+        (folder / file.name).write_text(file.read_text())
+    save_file(ours, folder / next(source.glob("*.safetensors")).name, {"format": "pt"})
+    return folder
+
+
+def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> None:
+    """No number further from theirs than `most` of the largest, if that is above 1; theirs are not all near zero."""
+    assert ours.shape == theirs.shape
+    largest = theirs.abs().max()
+    assert largest > 100 * most
+    assert (ours - theirs).abs().max() <= most * largest.clamp(min=1)
+
+
+def same_gradients(family: Published, module: nn.Module, reference: Any, config: Config, folder: Path,
+                   save: Save = save_pretrained) -> None:
+    """After both went backward: every gradient of ours is theirs to 1e-4 of its length.
+
+    Theirs come through a file that holds gradients in place of weights, since names and layouts are linear.
+    """
+    slopes = copy.deepcopy(reference)
+    for value, slope in zip(slopes.parameters(), reference.parameters(), strict=True):
+        value.data = torch.zeros_like(slope) if slope.grad is None else slope.grad
+    save(slopes, folder)
+    theirs = family.build(config)
+    fill(theirs, open_weights(folder).tensors, family.names(config), unused=family.unused)
+    expected = weights(theirs)
+    for name, value in module.named_parameters():
+        if value.grad is None:
+            assert not expected[name].any(), name
+        else:
+            off = (value.grad - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+            assert off <= 1e-4, f"{name}: {off:.2g}"
