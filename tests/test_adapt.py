@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sensorium.adapt import Frozen, LowRank, depths, folded, low_rank, tuned
+from sensorium.adapt import LowRank, Still, depths, folded, low_rank, tuned
 from sensorium.modalities.image import Patches
 from sensorium.models import Encoder
 from sensorium.optim import Options, make, slowed
@@ -51,10 +51,11 @@ def test_a_correction_has_its_rank_and_folds_into_the_weight() -> None:
 
 
 def test_what_is_frozen_stands_still_while_the_rest_is_trained() -> None:
-    whole = nn.Sequential(tuned(encoder(dropout=0.5), "none")).train()
-    assert isinstance(whole[0], Frozen) and not trained(whole)
-    a, b = (whole[0].whole(pictures()) for _ in range(2))
-    assert a.equal(b) and not whole[0].module.training
+    still = tuned(encoder(dropout=0.5), "none")
+    whole = nn.Sequential(still).train()
+    assert isinstance(still, Still) and not trained(whole) and whole.training
+    assert still.whole(pictures()).equal(still.whole(pictures())) and not still.trunk.training
+    assert set(still.state_dict()) == set(encoder().state_dict())
 
 
 def test_lower_blocks_learn_more_slowly() -> None:

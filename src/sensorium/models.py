@@ -113,6 +113,12 @@ class Towers(nn.ModuleDict):
         assert isinstance(tower, Tower)
         return tower
 
+    def called(self, names: Mapping[str, str]) -> "Towers":
+        """The same towers, those named as keys, under other names."""
+        others = Towers({new: self[old] for old, new in names.items()}, biased=self.bias is not None)
+        others.log_scale, others.bias = self.log_scale, self.bias
+        return others
+
     @torch.no_grad()
     def clamp(self) -> None:
         """Keep the scale within [1, 100], after each step (CLIP)."""

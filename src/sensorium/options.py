@@ -23,6 +23,8 @@ Split = Annotated[str | None, Parameter(group="Data", help="column, or file, tha
 Test = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
 
 Out = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]
+Reference = Annotated[str | None, Parameter(group="Data", help="data of what published weights could do before, with "
+                                            "the same columns; by default likeness to what they said before")]
 Resume = Annotated[bool, Flag, Parameter(group="Run", help="go on with the run in --out")]
 
 

@@ -16,6 +16,7 @@ import torch
 from sensorium import durable, optim
 from sensorium.checkpoint import (
     FORMAT,
+    START,
     WEIGHTS,
     Config,
     read_weights,
@@ -33,7 +34,7 @@ from sensorium.step import Step, check, measured_precision, split
 from sensorium.stored import read_tensors, tensors, weights
 
 WORTH_MEASURING = 100                                   # steps from which on it pays to measure bf16
-BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl")   # all that a run killed at its beginning leaves
+BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl", START)   # all that a run killed so early leaves
 Say = Callable[[str], object]
 
 
@@ -122,14 +123,16 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
     with torch.device("meta"):
-        columns = build(make, dataset.schema, keywords)[0].columns          # before there is anything to learn from
-    schema = dataset.schema.fit(dataset, rows, columns)
+        planned = build(make, dataset.schema, keywords)[0]                  # before there is anything to learn from
+    schema = dataset.schema.fit(dataset, rows, planned.columns, planned.settings)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
     if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
         run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
     schema.save(folder)
+    if recipe.keeps_start:
+        durable.write(folder / START, tensors(weights(recipe.model)))
     run.config.save(folder)
     return run
 
@@ -140,8 +143,10 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     if config.recipe != recipe_name(make):
         raise SensoriumError(f"{folder} was begun with recipe {config.recipe}, not {recipe_name(make)}")
     for name, value in keywords.items():
-        if name in config.keywords and config.keywords[name] != json.loads(json.dumps(value)):
-            raise SensoriumError(f"{folder} was begun with {name}={config.keywords[name]!r}, not {value!r}. A resumed "
+        kept = config.keywords.get(name)
+        kept = kept.get("source") if isinstance(kept, dict) else kept       # of published weights, where they lay
+        if name in config.keywords and kept != json.loads(json.dumps(value)):
+            raise SensoriumError(f"{folder} was begun with {name}={kept!r}, not {value!r}. A resumed "
                                  f"run keeps its settings: leave {name} out, or train into a new folder.")
     if {**config.data, "source": {}} != _fingerprint(dataset) | {"source": {}}:      # wherever they lie now
         raise SensoriumError(f"the data are not those {folder} was begun with: then {config.data}, now "

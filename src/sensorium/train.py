@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sensorium.blend import curve
 from sensorium.card import card, farewell
 from sensorium.checkpoint import Model, load
 from sensorium.data.dataset import Dataset
@@ -29,11 +30,12 @@ class Stopped(SensoriumError):
 
 
 def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resume: bool = False, quiet: bool = False,
-          **keywords: Any) -> Model:
+          reference: Dataset | None = None, **keywords: Any) -> Model:
     """Train a recipe on a data set; the best model by the recipe's metric on the validation rows.
 
     out: the run's folder; None: the next free of runs/RECIPE-0001, ... It must be new or empty unless resume is True:
     then the run goes on from its last save exactly as if it had never stopped, and keeps its keywords.
+    reference: where a run begins with trained weights, data of what they could do before; both are judged at the end.
     keywords: the recipe's own and those of `Training` (epochs, batch_size, lr, ...).
     Raises TypeError for an unknown keyword; Stopped on SIGINT or SIGTERM, after a save; SensoriumError where the data,
     the folder, the disk or the numbers (a loss that is not finite) do not allow to go on.
@@ -51,7 +53,20 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
                 _loop(run, dataset, log, asked)
         card(run, log.entries)
         say(farewell(run))
-    return load(folder, recipe=recipe)
+    model = load(folder, recipe=recipe)
+    if run.recipe.keeps_start and len(run.validation):
+        _guard(model, dataset, reference, say)
+    return model
+
+
+def _guard(model: Model, dataset: Dataset, reference: Dataset | None, say: Say) -> None:
+    """Say what the weights it began with could do, and whether that is still there."""
+    ends = curve(model, dataset, reference, (0.0, 1.0))
+    say(f"before and after: {ends.metric} on these data {ends.new[0]:.3f}, {ends.new[1]:.3f}; "
+        f"{ends.reference} {ends.old[0]:.3f}, {ends.old[1]:.3f}")
+    if ends.collapsed:
+        say(f"WARNING: much of what it could do before is gone. The weights in between may keep both: sensorium blend "
+            f"{model.folder}")
 
 
 def _loop(run: Run, dataset: Dataset, log: Log, asked: "Asked") -> None:

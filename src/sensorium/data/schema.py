@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -98,11 +98,15 @@ class Schema:
         """The column that has this role."""
         return next((r.name for r in self.roles.values() if r.kind == kind), None)
 
-    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray, read: Iterable[str] | None = None) -> Schema:
+    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray, read: Iterable[str] | None = None,
+            given: Mapping[str, Modality] | None = None) -> Schema:
         """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer.
 
-        read: the columns that a model reads (default: all). The others teach nothing.
+        read: the columns that a model reads (default: all). The others teach nothing. given: settings of columns that
+        are not learned but taken as they are, because the weights that read them were trained with these.
         """
+        if given:
+            return self.taking(given).fit(dataset, rows, read).taking(given)
         known = set(self.columns) if read is None else {part for name in read for part in name.split(",")}
 
         def values(name: str) -> Iterator[Any]:
@@ -119,6 +123,12 @@ class Schema:
             if name not in texts:
                 fitted[name] = c.modality.fit(values(name)) if name in known else c.modality
         return replace(self, columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()})
+
+    def taking(self, given: Mapping[str, Modality]) -> Schema:
+        """A copy in which these columns have these settings."""
+        parts = {part: settings for name, settings in given.items() for part in name.split(",")}
+        return replace(self, columns={name: replace(c, modality=parts.get(name, c.modality))
+                                      for name, c in self.columns.items()})
 
     def save(self, folder: str | Path) -> None:
         """Write schema.json, and tokenizer.json where there is a tokenizer, durably."""

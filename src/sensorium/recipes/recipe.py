@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
+from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
 
 
@@ -59,6 +60,9 @@ class Recipe:
     model: nn.Module
     objective: Objective                                            # (model, batch) -> {player: loss}
     columns: tuple[str, ...]                                        # what it reads; "a,b" is the union of two
+    settings: Mapping[str, Modality] = field(default_factory=dict)  # of columns, where they are given and not learned
+    told: Mapping[str, Any] = field(default_factory=dict)           # keywords as a run keeps them, where that differs
+    keeps_start: bool = False                                       # begun with trained weights that are worth keeping
     verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
     training: Training = field(default_factory=Training)
     augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training
@@ -92,8 +96,7 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     recipe = replace(recipe, training=replace(recipe.training, **loop))
     if recipe.augment:
         one_of("augment", recipe.training.augment, ["none", *recipe.augment])
-    keywords = {k: v for k, v in bound.kwargs.items()}
-    return recipe, {**keywords, **asdict(recipe.training)}
+    return recipe, {**bound.kwargs, **recipe.told, **asdict(recipe.training)}
 
 
 def one_of(option: str, given: str, known: Sequence[str]) -> str:

@@ -1,0 +1,133 @@
+"""Fine-tuning guarded: what a model could do before and can do after, and the weights in between (WiSE-FT, Wortsman et
+al. 2022)."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from torch import Tensor
+
+from sensorium import durable
+from sensorium.checkpoint import START, WEIGHTS, Model
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.models import Towers
+from sensorium.recipes.retrieval import embed_rows
+from sensorium.stored import read_tensors, tensors, weights
+
+COLLAPSE = 0.8                                  # of what it could do before; below that a warning is due
+ALPHAS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What each blend can do. alpha 0 is the start, 1 what was trained."""
+
+    alphas: tuple[float, ...]
+    new: tuple[float, ...]                      # the run's metric on its own held-out rows
+    old: tuple[float, ...]                      # the same metric on the reference, or likeness to the start
+    metric: str
+    reference: str
+
+    @property
+    def best(self) -> float:
+        """The blend with the highest mean of both, each as a share of its own best."""
+        shares = [a / max(max(self.new), 1e-9) + b / max(max(self.old), 1e-9)
+                  for a, b in zip(self.new, self.old, strict=True)]
+        return self.alphas[int(np.argmax(shares))]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = Table("alpha", f"{self.metric}, own data", self.reference, caption=f"best of both: alpha {self.best:g}")
+        for row in zip(self.alphas, self.new, self.old, strict=True):
+            table.add_row(*(f"{value:.3g}" for value in row))
+        yield table
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the trained end can do much less of the old than the start."""
+        return self.old[-1] < COLLAPSE * self.old[0]
+
+
+def curve(model: Model, data: Dataset, reference: Dataset | None = None,
+          alphas: Sequence[float] = ALPHAS) -> Curve:
+    """Measure the blends between what a run started from and what it became; the model is left as it was.
+
+    data: the run's own. reference: data of the old task, with the same columns; without them the old task is likeness
+    to the start: the mean cosine between what both say of the run's own held-out rows.
+    Raises SensoriumError for a run that has no start, or one whose recipe has no metric.
+    """
+    if model.recipe.validate is None:
+        raise SensoriumError(f"a run of {model.config.recipe} has no metric to blend by")
+    ends = begun(model), {name: value.clone() for name, value in weights(model.module).items()}
+    new, old, first = [], [], None
+    try:
+        for alpha in alphas:
+            put(model, between(*ends, alpha))
+            new.append(figure(model, data))
+            said = None if reference is not None else _said(model, data)
+            first = said if first is None else first
+            old.append(figure(model, reference) if reference is not None else _likeness(first, said))
+    finally:
+        put(model, ends[1])
+    told = f"{model.recipe.metric}, {reference.name}" if reference is not None else "likeness to the start"
+    return Curve(tuple(alphas), tuple(new), tuple(old), model.recipe.metric, told)
+
+
+def between(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Weights alpha of the way from start to tuned. A correction of low rank is made smaller by its outer factor."""
+    inner = {name for name in tuned if name.endswith("parametrizations.weight.0.down")}
+    return {name: value if name in inner or not value.is_floating_point() else start[name].lerp(value, alpha)
+            for name, value in tuned.items()}
+
+
+def begun(model: Model) -> dict[str, Tensor]:
+    """The weights a run started from. Raises SensoriumError where it kept none."""
+    if not (path := model.folder / START).is_file():
+        raise SensoriumError(f"{model.folder} did not start from published weights, so there is nothing to blend with: "
+                             "train with a recipe that takes --from")
+    return read_tensors(path)
+
+
+def put(model: Model, values: Mapping[str, Tensor]) -> None:
+    """Give a model these weights."""
+    with torch.no_grad():
+        for name, held in weights(model.module).items():
+            held.copy_(values[name])
+
+
+def figure(model: Model, data: Dataset) -> float:
+    """The model's own metric on held-out rows: of the split val, else test, else all."""
+    rows = data.splits.get("val", data.splits.get("test", np.arange(len(data))))
+    prepared = data.prepare(model.schema, model.recipe.columns)
+    assert model.recipe.validate is not None
+    return model.recipe.validate(model.module, prepared, prepared.complete(rows))[model.recipe.metric]
+
+
+def save(model: Model, alpha: float, out: str | Path) -> Path:
+    """Write the blend as a run of its own, which loads as every run does."""
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise SensoriumError(f"{out} is not empty: choose a new folder for the blend")
+    out.mkdir(parents=True, exist_ok=True)
+    now = {name: value.clone() for name, value in weights(model.module).items()}
+    durable.write(out / WEIGHTS, tensors(between(begun(model), now, alpha), {"alpha": str(alpha)}))
+    model.schema.save(out)
+    replace(model.config, data={**model.config.data, "blend": alpha}).save(out)
+    return out
+
+
+def _said(model: Model, data: Dataset) -> Tensor:
+    rows = data.splits.get("val", np.arange(len(data)))[:512]
+    pair = model.recipe.columns[0], model.recipe.columns[1]
+    assert isinstance(towers := model.module, Towers)
+    return torch.cat(embed_rows(towers, data.prepare(model.schema, pair), rows, pair)[0])
+
+
+def _likeness(a: Tensor | None, b: Tensor | None) -> float:
+    assert a is not None and b is not None
+    return (a * b).sum(1).mean().item()

@@ -1,0 +1,58 @@
+"""What a recipe begins with: published weights, named by where they lie while a run begins, and by their layout ever
+after, so that the run needs nothing but itself."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sensorium.errors import SensoriumError
+from sensorium.published import PUBLISHED
+from sensorium.published.files import Opened, open_weights
+from sensorium.published.load import recognised
+from sensorium.published.published import Config, Published, Senses, fill, undrawn
+
+
+@dataclass(frozen=True)
+class Start:
+    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights."""
+
+    source: str
+    family: Published
+    config: Config
+    opened: Opened | None = None
+
+    @classmethod
+    def of(cls, given: str | Mapping[str, Any]) -> Start:
+        """A folder, file or hub id; or what `told` said of one. Raises SensoriumError where it is neither."""
+        if isinstance(given, str):
+            if not given:
+                raise SensoriumError("which published model is to be the start? Name a folder, a file or a hub id")
+            opened = open_weights(given)
+            family, config = recognised(opened)
+            return cls(given, family, config, opened)
+        if set(given) != {"source", "family", "config"} or given["family"] not in PUBLISHED:
+            raise SensoriumError(f"a start is {{source, family, config}} of a known family; found {str(given)[:80]}")
+        return cls(given["source"], PUBLISHED[given["family"]], given["config"])
+
+    def module(self) -> nn.Module:
+        """Our module of that layout; with its weights, where they are at hand and not on the meta device."""
+        if self.opened is None:
+            return self.family.build(self.config)
+        with torch.random.fork_rng(), undrawn():
+            module = self.family.build(self.config)
+        if not next(module.parameters()).is_meta:
+            fill(module, self.opened.tensors, self.family.names(self.config), unused=self.family.unused,
+                 place=self.source)
+        return module
+
+    def senses(self) -> Senses:
+        """What it reads and how; {} where only the layout is known: the run's schema says it."""
+        return {} if self.opened is None else self.family.senses(self.config, self.opened)
+
+    def told(self) -> dict[str, Any]:
+        """All that a run must keep to build the same layout again, as plain values."""
+        return {"source": self.source, "family": self.family.name, "config": dict(self.config)}

@@ -1,0 +1,133 @@
+"""A published model trained further: it begins as it was, its run needs nothing else, what it could do is guarded."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
+
+import sensorium as sn
+from sensorium import durable
+from sensorium.blend import begun, between, curve, figure, save
+from sensorium.checkpoint import Model
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.modalities.text import train_tokenizer
+from sensorium.published import PUBLISHED
+from sensorium.published.published import drain
+from sensorium.recipes import finetune
+from sensorium.stored import weights
+
+CONFIG = {"model_type": "clip", "projection_dim": 16,
+          "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                            "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
+          "text_config": {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+                          "vocab_size": 300, "max_position_embeddings": 12, "eos_token_id": 2}}
+COLOURS = {"red": (230, 20, 20), "green": (20, 200, 30), "blue": (20, 30, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Hugging Face would hold it, with weights nobody trained."""
+    folder = tmp_path_factory.mktemp("theirs")
+    torch.manual_seed(0)
+    module = PUBLISHED["clip"].build(CONFIG)
+    save_file(drain(module, PUBLISHED["clip"].names(CONFIG)), folder / "model.safetensors")
+    durable.write_json(folder / "config.json", CONFIG)
+    tokenizer = train_tokenizer([f"a {colour} square" for colour in COLOURS], 300)
+    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", pair=None,
+                                                  special_tokens=[("<start>", 1), ("<end>", 2)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    durable.write_json(folder / "tokenizer_config.json", {"pad_token": "<pad>"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Squares of four colours in 48 shades, and what they are called."""
+    folder, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for i in range(48):
+        name, colour = list(COLOURS.items())[i % 4]
+        shade = np.clip(np.array(colour) + rng.integers(-20, 20, 3), 0, 255).astype(np.uint8)
+        Picture.fromarray(np.broadcast_to(shade, (16, 16, 3)).copy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {name} square")
+    return Dataset.open(folder)
+
+
+@pytest.fixture(scope="module", params=["all", "lora"])
+def model(request: pytest.FixtureRequest, published: Path, data: Dataset,
+          tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return sn.train(finetune, data, out=tmp_path_factory.mktemp("run") / "run", quiet=True, from_=str(published),
+                    tune=request.param, epochs=3, batch_size=8, lr=3e-3, augment="none", precision="fp32")
+
+
+def test_it_begins_as_the_published_model(model: Model, published: Path) -> None:
+    theirs = sn.load(published)
+    after = {name: value.clone() for name, value in weights(model.module).items()}
+    start = begun(model)
+    with torch.no_grad():
+        for name, value in weights(model.module).items():
+            value.copy_(start[name])
+    try:
+        for given in ({"text": ["a red square", "white"]}, {"image": [np.full((20, 16, 3), 99, np.uint8)]}):
+            np.testing.assert_allclose(model.embed(**given), theirs.embed(**given), atol=1e-6)
+    finally:
+        with torch.no_grad():
+            for name, value in weights(model.module).items():
+                value.copy_(after[name])
+    changed = [name for name in after if not after[name].equal(start[name])]
+    assert changed and (model.config.keywords["tune"] == "all" or not any(n.endswith("original") for n in changed))
+
+
+def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None:
+    hidden = published.rename(published.with_name("elsewhere"))
+    try:
+        again = sn.load(model.folder)
+        np.testing.assert_array_equal(again.embed(text=["a red square"]), model.embed(text=["a red square"]))
+    finally:
+        hidden.rename(published)
+    assert model.config.keywords["from_"]["source"] == str(published)
+    assert model.schema["image"].size == 16 and model.schema["caption"].vocab_size == 300
+
+
+def test_it_goes_on_with_the_same_command(model: Model, published: Path, data: Dataset) -> None:
+    again = sn.train(finetune, data, out=model.folder, resume=True, quiet=True, from_=str(published))
+    np.testing.assert_array_equal(again.embed(text=["blue"]), model.embed(text=["blue"]))
+    with pytest.raises(SensoriumError, match="begun with from_"):
+        sn.train(finetune, data, out=model.folder, resume=True, quiet=True, from_="another/model")
+
+
+def test_the_ends_of_the_curve_are_the_start_and_the_run(model: Model, data: Dataset) -> None:
+    before = model.embed(text=["green"])
+    found = curve(model, data, alphas=(0.0, 0.5, 1.0))
+    assert found.old[0] == pytest.approx(1.0, abs=1e-5) and found.old[-1] < found.old[1] < found.old[0]
+    assert found.new[-1] == pytest.approx(figure(model, data)) and found.best in found.alphas
+    np.testing.assert_array_equal(model.embed(text=["green"]), before)
+    on_reference = curve(model, data, data.take(np.arange(12)), alphas=(0.0, 1.0))
+    assert "recall@1" in on_reference.reference
+
+
+def test_a_blend_is_a_run(model: Model, tmp_path: Path) -> None:
+    half = sn.load(save(model, 0.5, tmp_path / "half"))
+    whole = sn.load(save(model, 1.0, tmp_path / "whole"))
+    np.testing.assert_allclose(whole.embed(text=["green"]), model.embed(text=["green"]), atol=1e-6)
+    assert np.abs(half.embed(text=["green"]) - model.embed(text=["green"])).max() > 1e-5
+    with pytest.raises(SensoriumError, match="not empty"):
+        save(model, 0.5, tmp_path / "half")
+
+
+def test_the_middle_of_a_low_rank_correction_is_half_of_it() -> None:
+    up, down = "x.parametrizations.weight.0.up", "x.parametrizations.weight.0.down"
+    start = {up: torch.zeros(4, 2), down: torch.randn(2, 3)}
+    trained = {up: torch.randn(4, 2), down: torch.randn(2, 3)}
+    middle = between(start, trained, 0.5)
+    torch.testing.assert_close(middle[up] @ middle[down], 0.5 * trained[up] @ trained[down])
+
+
+@pytest.mark.parametrize("given, said", [
+    ("", "which published model"), ("nowhere/at/all", "neither a folder nor"), ({"family": "clip"}, "a start is")])
+def test_a_start_that_is_none(given: object, said: str, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match=said):
+        sn.train(finetune, data, out=tmp_path / "run", quiet=True, from_=given)
