@@ -10,7 +10,8 @@ from torch import Tensor, channels_last, nn
 from sensorium.tokens import Tokens, grid
 
 
-def _convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """A convolution and the norm of its batch."""
     convolution = nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outside))
 
@@ -20,10 +21,10 @@ class Residual(nn.Module):
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
-        self.first, self.second = _convolution(inside, outside, 3, stride), _convolution(outside, outside, 3)
+        self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
         nn.init.zeros_(self.second.get_parameter("1.weight"))
         plain = inside == outside and stride == 1
-        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride), _convolution(inside, outside, 1))
+        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride), convolution(inside, outside, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         return F.relu(self.skip(x) + self.second(F.relu(self.first(x))))
@@ -40,7 +41,7 @@ class ResNet(nn.Module):
         if dim % 4:
             raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
         widths = (dim // 4, dim // 2, dim)
-        self.stem = nn.Sequential(_convolution(3, widths[0], 4, 2), nn.ReLU())
+        self.stem = nn.Sequential(convolution(3, widths[0], 4, 2), nn.ReLU())
         inside, layers = widths[0], []
         for stage, width in enumerate(widths):
             for block in range(blocks):

@@ -35,12 +35,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Text:
-    """Settings of a text column. `length` counts the start and end tokens; a longer text is cut, its end token kept."""
+    """Settings of a text column. `length` counts the end token and the start, if there is one; longer texts are cut."""
 
     kind: ClassVar[str] = "text"
     length: int = 32
     vocab_size: int = 8192
-    start: int = START
+    start: int | None = START
     end: int = END
     pad: int = PAD
     tokenizer: Tokenizer | None = field(default=None, compare=False, repr=False)
@@ -62,7 +62,9 @@ class Text:
         if self.tokenizer is None:
             raise ValueError("this text column has no tokenizer yet: fit it on training text first")
         rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([self.start, *row.ids[:self.length - 2], self.end], dtype=np.int32) for row in rows]
+        before = [] if self.start is None else [self.start]
+        room = self.length - len(before) - 1
+        return [np.array([*before, *row.ids[:room], self.end], dtype=np.int32) for row in rows]
 
     def load(self, raw: Any) -> np.ndarray:
         """One text as int32 ids [n <= length]. Raises ValueError for anything but a string."""
@@ -83,7 +85,8 @@ class Text:
         """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
         if drop <= 0:
             return batch
-        inner = (batch != self.pad) & (batch != self.start) & (batch != self.end)
+        inner = (batch != self.pad) & (batch != self.end)
+        inner &= batch != (self.end if self.start is None else self.start)
         gone = inner & (torch.rand(batch.shape, generator=rng) < drop)
         gone &= ((inner & ~gone).sum(1) > 0)[:, None]                   # never every word
         kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)        # closes the gaps, order kept
@@ -95,7 +98,8 @@ class Text:
         sizes = torch.randint(3, self.length + 1, (n,), generator=rng)
         texts = torch.randint(len(SPECIAL), self.vocab_size, (n, int(sizes.max())), generator=rng)
         place = torch.arange(texts.shape[1])
-        texts[:, 0] = self.start
+        if self.start is not None:
+            texts[:, 0] = self.start
         texts[place == sizes[:, None] - 1] = self.end
         return texts.masked_fill(place >= sizes[:, None], self.pad)
 

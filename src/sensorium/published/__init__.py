@@ -1,6 +1,13 @@
 """Other people's trained weights: files, names, tokenizers; one file a family."""
+from sensorium.published.bert import BERT
 from sensorium.published.clip import CLIP
+from sensorium.published.efficientnet import EFFICIENTNET
 from sensorium.published.open_clip import OPEN_CLIP
 from sensorium.published.published import Published
+from sensorium.published.resnet import RESNET
+from sensorium.published.siglip import SIGLIP
+from sensorium.published.t5 import T5
+from sensorium.published.vit import TIMM_VIT, VIT
 
-PUBLISHED: dict[str, Published] = {family.name: family for family in (CLIP, OPEN_CLIP)}
+PUBLISHED: dict[str, Published] = {
+    family.name: family for family in (CLIP, OPEN_CLIP, SIGLIP, BERT, T5, VIT, TIMM_VIT, RESNET, EFFICIENTNET)}

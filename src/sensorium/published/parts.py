@@ -22,6 +22,13 @@ def affine(ours: str, theirs: str) -> Names:
     return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
 
 
+def normed(ours: str, convolution: str, norm: str, counted: bool = True) -> Names:
+    """A convolution and the norm of its batch, with its running figures. counted: theirs holds how many batches."""
+    figures = [same(f"{ours}.1.{part}", f"{norm}.{part}") for part in ("running_mean", "running_var")]
+    batches = same(f"{ours}.1.num_batches_tracked", f"{norm}.num_batches_tracked", optional=not counted)
+    return [same(f"{ours}.0.weight", f"{convolution}.weight"), *affine(f"{ours}.1", norm), *figures, batches]
+
+
 def kernel(ours: str, theirs: str, patch: int) -> Name:
     """Their convolution that steps from patch to patch is our matrix over flat patches."""
     return Name(ours, (theirs,), lambda x: x.flatten(1), lambda x: (x.reshape(len(x), 3, patch, patch),))

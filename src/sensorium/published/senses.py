@@ -10,7 +10,6 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.text import Text
-from sensorium.models import Towers
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
 from sensorium.verbs.embed import Embedder
@@ -53,7 +52,7 @@ def _side(given: Any) -> int:
 def words(opened: Opened, length: int, vocab_size: int) -> Text | None:
     """Texts as the folder's tokenizer.json cuts them; None where there is none.
 
-    Raises SensoriumError where it does not put one token before a text and one after.
+    Raises SensoriumError where it does not end a text with a token of its own.
     """
     if "tokenizer.json" not in opened.files:
         return None
@@ -61,18 +60,18 @@ def words(opened: Opened, length: int, vocab_size: int) -> Text | None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     around = tokenizer.encode("").ids
-    if len(around) != 2:
-        raise SensoriumError(f"{opened.files['tokenizer.json']} puts {len(around)} tokens around a text, not a start "
-                             "and an end")
+    if len(around) not in (1, 2):
+        raise SensoriumError(f"{opened.files['tokenizer.json']} puts {len(around)} tokens around a text, not an end "
+                             "and perhaps a start")
     pad = opened.json("tokenizer_config.json").get("pad_token")
     number = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else str(pad))
-    return Text(length=length, vocab_size=vocab_size, start=around[0], end=around[1],
+    return Text(length=length, vocab_size=vocab_size, start=around[0] if around[1:] else None, end=around[-1],
                 pad=0 if number is None else number, tokenizer=tokenizer)
 
 
 def embedding(module: nn.Module, senses: Senses) -> Verbs:
     """The verb `embed`, for whatever senses there are; each has a tower of its name."""
-    assert isinstance(module, Towers)
+    assert isinstance(module, nn.ModuleDict)
     return {"embed": Embedder(module, {kind: (kind, settings) for kind, settings in senses.items()})}
 
 

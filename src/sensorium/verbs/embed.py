@@ -4,16 +4,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
-from sensorium.models import Towers
+from sensorium.models import Tower
 
 
 class Embedder:
     """embed(image=[...]) or embed(text=[...]) → float32 [N, E], rows of length one."""
 
-    def __init__(self, model: Towers, senses: Mapping[str, tuple[str, Modality]]):
+    def __init__(self, model: nn.ModuleDict, senses: Mapping[str, tuple[str, Modality]]):
         self.model, self.senses = model, senses        # kind -> (tower's name, settings of its column)
 
     def __call__(self, *, batch_size: int = 256, **given: Sequence[Any]) -> np.ndarray:
@@ -28,23 +29,22 @@ class Embedder:
         if kind not in self.senses:
             raise SensoriumError(f"this model embeds {' and '.join(self.senses)}, not {kind}")
         name, modality = self.senses[kind]
-        loaded = [self._load(modality, value) for value in values]
-        vectors = np.zeros((len(loaded), self.width(name)), dtype=np.float32)
+        loaded = [self.read(modality, value) for value in values]
+        tower = self.model[name]
+        assert isinstance(tower, Tower)
+        vectors = np.zeros((len(loaded), tower.width), dtype=np.float32)
         by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))         # so that little is padding
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
             for rows in (by_length[i:i + batch_size] for i in range(0, len(by_length), batch_size)):
-                vectors[rows] = self.model[name](modality.collate([loaded[i] for i in rows])).numpy()
+                vectors[rows] = tower(modality.collate([loaded[i] for i in rows])).numpy()
         self.model.train(was_training)
         return vectors
 
-    def width(self, name: str) -> int:
-        """E of the shared space."""
-        return self.model[name].width
-
     @staticmethod
-    def _load(modality: Modality, value: Any) -> np.ndarray:
+    def read(modality: Modality, value: Any) -> np.ndarray:
+        """One raw value, loaded. Raises SensoriumError naming it where it cannot be."""
         try:
             return modality.load(value)
         except ValueError as error:

@@ -1,0 +1,37 @@
+"""Real trained weights doing their real job. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
+
+The folder holds minilm/ and efficientnet-lite0/ (converted to safetensors), and photos/ with coffee.png, chelsea.png and
+motorcycle_left.png of scikit-image.
+"""
+import os
+from pathlib import Path
+
+import pytest
+
+import sensorium as sn
+
+pytestmark = [pytest.mark.weights,
+              pytest.mark.skipif("SENSORIUM_WEIGHTS" not in os.environ, reason="SENSORIUM_WEIGHTS names no folder")]
+
+
+def place(name: str) -> Path:
+    return Path(os.environ["SENSORIUM_WEIGHTS"]) / name
+
+
+def test_minilm_knows_what_is_alike() -> None:
+    model = sn.load(place("minilm"))
+    food, bread, baby = model.embed(text=["A man is eating food.", "A man is eating a piece of bread.",
+                                          "The girl is carrying a baby."])
+    assert food @ bread == pytest.approx(0.76, abs=0.01)
+    assert food @ baby < 0
+
+
+def test_efficientnet_names_photos() -> None:
+    model = sn.load(place("efficientnet-lite0"))
+    photos = [place("photos") / f"{name}.png" for name in ("coffee", "chelsea", "motorcycle_left")]
+    coffee, cat, motorcycle = ({guess.number: guess.probability for guess in found}
+                               for found in model.predict(image=photos, k=1000))
+    assert max(coffee, key=coffee.__getitem__) == 967 and coffee[967] == pytest.approx(0.93, abs=0.03)
+    assert sum(cat[kind] for kind in (281, 282, 285)) == pytest.approx(0.91, abs=0.03)
+    assert max(motorcycle, key=motorcycle.__getitem__) == 665 and motorcycle[665] == pytest.approx(0.44, abs=0.05)
+    assert model.embed(image=photos).shape == (3, 1280)
