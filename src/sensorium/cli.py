@@ -24,6 +24,7 @@ EXAMPLES = {
         sensorium data photos/
         sensorium data products.csv --column price=ignore --group product_id
         sensorium data emoji --json
+        sensorium data scenes --option n=5000 --option size=64
         sensorium data build emoji --full --out emoji-full""",
     "build": """
         sensorium data build emoji --out emoji-64

@@ -1,6 +1,7 @@
 """Options that several commands share, and those that a recipe brings along."""
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from sensorium.keywords import Keyword, Taken
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
-DATA = Parameter(help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji")
+DATA = Parameter(help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji, scenes")
 Data = Annotated[str, DATA]
 Run = Annotated[Path, Parameter(help="folder of a run")]
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")]
@@ -39,18 +40,35 @@ class Reading:
     """column whose equal values are the same thing, to be kept on one side of a split"""
     max_bad: float = 0.01
     """share of rows that may be unusable"""
+    option: Annotated[tuple[str, ...], Flag] = ()
+    """how a set that comes along is made, or a file read: n=5000, hold=pairs, encoding=latin-1 (once for each)"""
 
     def open(self, path: str, **more: Any) -> "Dataset":
         """The data set. more: other keywords of Dataset.open."""
         from sensorium.data.dataset import Dataset
-        return Dataset.open(path, group=self.group, columns=self.columns(), max_bad=self.max_bad, **more)
+        options = {name: _plain(text) for name, text in _pairs("option", self.option, "NAME=VALUE, as in n=5000")}
+        known = {"group": self.group, "columns": self.columns(), "max_bad": self.max_bad}
+        return Dataset.open(path, **{**known, **more, **options})
 
     def columns(self) -> dict[str, str]:
         """{column: what it is taken for}."""
-        pairs = [given.partition("=") for given in self.column]
-        if wrong := next((given for given, p in zip(self.column, pairs, strict=True) if not all(p)), None):
-            raise SensoriumError(f"--column {wrong}: expected NAME=KIND, as in caption=text.")
-        return {name: kind for name, _, kind in pairs}
+        return dict(_pairs("column", self.column, "NAME=KIND, as in caption=text"))
+
+
+def _pairs(option: str, given: Sequence[str], form: str) -> list[tuple[str, str]]:
+    """(before, after) the first "=" of each."""
+    pairs = [one.partition("=") for one in given]
+    if wrong := next((one for one, (name, mark, _) in zip(given, pairs, strict=True) if not (name and mark)), None):
+        raise SensoriumError(f"--{option} {wrong}: expected {form}.")
+    return [(name, value) for name, _, value in pairs]
+
+
+def _plain(text: str) -> Any:
+    """5000 -> 5000, ["en", "de"] -> a list; what is no JSON is a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 How = Annotated[Reading, Parameter(group="Data")]

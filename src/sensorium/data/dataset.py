@@ -36,14 +36,14 @@ class Dataset:
     def open(cls, source: str | os.PathLike[str], *, split: str | None = None, group: str | None = None,
              columns: Mapping[str, str | Modality] | None = None, test: str | os.PathLike[str] | None = None,
              max_bad: float = 0.01, **options: Any) -> "Dataset":
-        """Read a folder, a file (CSV, TSV, JSONL, Parquet) or an embedded set ("emoji"); infer what its columns are.
+        """Read a folder, a file (CSV, TSV, JSONL, Parquet) or a set that comes along ("emoji", "scenes"); infer columns.
 
         split: the column that says which split a row is in, or a file that does (see `splits.read_splits`).
         group: the column whose equal values are the same thing, which must not be on both sides of a split.
         columns: what columns are taken for, e.g. {"price": "ignore", "caption": "text", "photo": Image(size=128)}.
         test: another source, whose rows become the split "test".
         max_bad: the share of rows that may be unusable.
-        options: `encoding` of text files; for an embedded set, its own.
+        options: `encoding` of text files; for a set that comes along, its own (see `data.emoji`, `data.scenes`).
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
         from sensorium.data.reading import read  # not needed where a model is served
@@ -55,7 +55,8 @@ class Dataset:
         asked = {"split": split, "group": group, "test": test, **options,
                  "columns": {name: taken for name, taken in (columns or {}).items() if isinstance(taken, str)}}
         opened.source = {"path": str(at.resolve() if at.exists() else at), "max_bad": max_bad,
-                         **{k: v if isinstance(v, dict | list | tuple) else str(v) for k, v in asked.items() if v}}
+                         **{k: v if isinstance(v, dict | list | tuple | int | float) else str(v)
+                            for k, v in asked.items() if v not in (None, {})}}
         return opened
 
     def __len__(self) -> int:

@@ -36,7 +36,7 @@ from PIL import Image, UnidentifiedImageError
 from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
 
-EMBEDDED = Path(__file__).parent / "embedded" / "emoji"
+EMBEDDED = Path(__file__).parent / "embedded" / "emoji"   # 1,644 concepts at 32 pixels, as their licences allow
 HEADER, CONCEPTS = "sheets.json", "concepts.jsonl"
 FORMAT, VERSION = "sensorium-sheets", 1
 MAX_SIZE, MAX_CONCEPTS = 192, 8192
@@ -83,11 +83,6 @@ class Header:
 def is_sheets(path: str | Path) -> bool:
     """Whether `path` is a folder that `build_emoji` wrote."""
     return (Path(path) / HEADER).is_file()
-
-
-def open_emoji(**options: Any) -> Table:
-    """The embedded set: 1,644 concepts at 32 pixels by artists whose licences allow it; see `open_sheets`."""
-    return open_sheets(EMBEDDED, **options)
 
 
 def open_sheets(path: str | Path, *, languages: Sequence[str] | None = None, styles: Sequence[str] | None = None,

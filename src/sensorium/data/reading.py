@@ -34,7 +34,7 @@ def _table(source: Path, options: dict[str, Any]) -> tuple[Table, str]:
     if not path.exists():
         if str(source) not in EXAMPLES:
             raise SensoriumError(f"there is no file or folder {str(source)!r}, and no embedded set of that name "
-                                 f"(there is: {', '.join(EXAMPLES)}).")
+                                 f"(there are: {', '.join(EXAMPLES)}).")
         return _call(EXAMPLES[str(source)], (), options), str(source)
     name = path.resolve().name
     if path.is_dir() and is_sheets(path):
@@ -44,7 +44,7 @@ def _table(source: Path, options: dict[str, Any]) -> tuple[Table, str]:
 
 def _call(read: Callable[..., Table], arguments: tuple[Any, ...], options: dict[str, Any]) -> Table:
     """Call a reader; an option it does not have is the user's mistake, not the program's."""
-    names = signature(open_sheets if read in EXAMPLES.values() else read).parameters
+    names = signature(read).parameters
     known = [n for n in names if n not in ("path", "folder", "name")]
     for name in options:
         if name not in known:
