@@ -112,7 +112,7 @@ def test_what_is_not_understood_ends_with_2(
     (["evaluate", "photos", "photos"], "not a run"),
     (["evaluate", "run", "photos", "--split", "tset"], "test"),
     (["search", "photos", "red"], "index"),
-    (["show", "clop"], "neither a run nor a recipe; recipes are clip")])
+    (["show", "clop"], "neither a run nor a recipe; recipes are ")])
 def test_what_cannot_be_done_ends_with_1(
         argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in said(capsys, *argv, status=1)

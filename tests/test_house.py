@@ -17,7 +17,8 @@ FLOORS = [                                      # imports go up in this list, ne
     "modalities align metrics",
     "models data",
     "adapt",
-    "objectives verbs",
+    "objectives",
+    "verbs",
     "published",
     "recipes",
     "optim snapshot progress",
@@ -88,7 +89,7 @@ def test_rooms_stay_small() -> None:
             beside = ("self", "cls", "schema") if room == "recipes" else ("self", "cls")     # a recipe: 12 keywords
             arguments = [a for a in f.args.args + f.args.kwonlyargs if a.arg not in beside]
             assert lines(f) <= 40, f"{path}:{f.name} is {lines(f)} lines"
-            most = 12 if room == "recipes" else 7
+            most = 12 if room in ("recipes", "verbs") else 7
             assert len(arguments) <= most, f"{path}:{f.name} takes {len(arguments)} arguments"
 
 
@@ -161,4 +162,4 @@ def pulled_in(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((HOUSE / "recipes").glob("*.py")) if p.stem != "__init__"])
 def test_a_training_run_pulls_in_few_files(recipe: str) -> None:
     found = pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))
-    assert len([name for name in found if not name.startswith("sensorium.published.")]) <= 46   # other people's layouts
+    assert len([name for name in found if not name.startswith("sensorium.published.")]) <= 48   # other people's layouts

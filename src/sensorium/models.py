@@ -127,7 +127,11 @@ class Towers(nn.ModuleDict):
 
 @runtime_checkable
 class Said(Protocol):
-    """A part that can be generated: raw ids → Tokens, the first of which is a start token."""
+    """A part that can be generated: ids → Tokens, the first of which is a start token."""
+
+    def spelt(self, raw: Tensor, /) -> Int[Tensor, "B T"]:
+        """Raw values of a batch as ids, the start token first."""
+        ...
 
     def __call__(self, ids: Int[Tensor, "B T"], /) -> Tokens: ...
 
@@ -166,9 +170,14 @@ class Decoder(nn.Module):
 
     def go_on(self, part: str, ids: Int[Tensor, "B"], places: Int[Tensor, "B"], cache: Cache) -> Float[Tensor, "B V"]:
         """Read one more token of `part`, which stands at these places of it: logits for the one after."""
+        t = self.said(part).at(ids[:, None], places[:, None])
+        return self.heads[part](self.trunk(t, cache=cache).x[:, 0])
+
+    def said(self, part: str) -> Said:
+        """A part that has a head."""
         said = self.parts[part]
         assert isinstance(said, Said)
-        return self.heads[part](self.trunk(said.at(ids[:, None], places[:, None]), cache=cache).x[:, 0])
+        return said
 
     def _until(self, part: str) -> list[str]:
         names = list(self.parts)

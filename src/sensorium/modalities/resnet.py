@@ -2,6 +2,7 @@
 
     B batch   C channels   H height   W width   T tokens   D width of a token
 """
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -34,9 +35,10 @@ class ResNet(nn.Module):
     """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole.
 
     A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it.
+    With the `size` of pictures, each cell is given a learned vector for its place.
     """
 
-    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0):
+    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0):
         super().__init__()
         if dim % 4:
             raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
@@ -48,6 +50,7 @@ class ResNet(nn.Module):
                 layers.append(Residual(inside, width, 2 if stage and not block else 1))
                 inside = width
         self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
+        self.places = nn.Parameter(torch.randn((size // 8) ** 2, dim) * 0.02) if size else None
 
     def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None
@@ -55,4 +58,5 @@ class ResNet(nn.Module):
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         cells = self.stages(self.stem(image.contiguous(memory_format=channels_last)))
         x = self.drop(rearrange(cells, "b d h w -> b (h w) d"))
+        x = x if self.places is None else x + self.places.to(x.dtype)
         return Tokens(x, grid(x, cells.shape[-1]))

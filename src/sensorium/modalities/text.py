@@ -1,6 +1,6 @@
 """Words: a byte-pair tokenizer learned from the user's own text, and the embedding that turns ids into Tokens.
 
-    B batch   T tokens   D width
+    B batch   T tokens   L full length   D width
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -133,8 +133,7 @@ class Words(nn.Module):
 
     def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
         """The place of the last real token of each text."""
-        found, place = ids == self.end, torch.arange(ids.shape[1], device=ids.device)
-        return torch.where(found.any(1), found.int().argmax(1), ((ids != self.pad) * place).amax(1))
+        return last_place(ids, self.end, self.pad)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         ends = self.summary(ids)
@@ -147,8 +146,48 @@ class Words(nn.Module):
     def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
         """Ids that stand at these places of their texts: how a text is gone on with, token by token."""
         x = self.ids(ids) + self.places[places]
-        pos = x.new_zeros(*ids.shape, 3, dtype=torch.float32)
-        pos[..., 0] = places
-        return Tokens(x, pos, CAUSAL)
+        return Tokens(x, _along(places), CAUSAL)
+
+    def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """Texts of a batch as this part reads them: as they are."""
+        return ids
 
 
+class PaddedWords(nn.Module):
+    """Ids → Tokens of one length: what a text leaves free is filled, at each place with an id of that place's own, so
+    that whatever follows always begins at the same place (DALL-E, Ramesh et al. 2021).
+    """
+
+    def __init__(self, dim: int, text: Text):
+        super().__init__()
+        self.vocab, self.length = text.vocab_size + text.length, text.length
+        self.ids, self.places = nn.Embedding(self.vocab, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.end, self.pad = text.end, text.pad
+        nn.init.normal_(self.ids.weight, std=0.02)
+        nn.init.normal_(self.places, std=0.01)
+
+    def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B L"]:
+        """Texts of a batch, each filled to the full length."""
+        place = torch.arange(self.length, device=ids.device)
+        fill = (self.vocab - self.length + place).expand(len(ids), -1)
+        wide = nn.functional.pad(ids, (0, self.length - ids.shape[1]))
+        return torch.where(place <= last_place(ids, self.end, self.pad)[:, None], wide, fill)
+
+    def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        x = self.ids(ids) + self.places[:ids.shape[1]]
+        return Tokens(x, line(x), CAUSAL)
+
+    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
+        return Tokens(self.ids(ids) + self.places[places], _along(places), CAUSAL)
+
+
+def last_place(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
+    """Where each text ends: at its first `end`, or else at its last id that is not `pad`."""
+    found, place = ids == end, torch.arange(ids.shape[1], device=ids.device)
+    return torch.where(found.any(1), found.int().argmax(1), ((ids != pad) * place).amax(1))
+
+
+def _along(places: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
+    """Positions along time."""
+    time = places.float()
+    return torch.stack([time, torch.zeros_like(time), torch.zeros_like(time)], -1)

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from sensorium.attention import Cache
 from sensorium.data.loader import generator
+from sensorium.errors import SensoriumError
 from sensorium.models import Batch, Decoder
 from sensorium.tokens import Tokens, present
+
+NOTHING = -100                              # a target that does not count
+Length = int | Int[Tensor, "B"]             # for all rows, or for each (where rows can end)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class NextToken:
 
     def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
         given = self.given(batch)
+        given |= {part: model.said(part).spelt(given[part]) for part in self.shares}
         if model.training:
             given = given | {f"{part}.valid": _held(given, part) & (torch.rand(_size(given)) >= often)
                              for part, often in self.drop.items() if often}
@@ -46,11 +51,15 @@ class NextToken:
                 if column + end in batch}
 
     def _of(self, model: Decoder, part: str, said: Tokens, ids: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-        ahead = present(said)[:, 1:]
-        if not ahead.any():
-            return said.x.sum() * 0.0                                   # no row has this part
-        logits = model.heads[part](said.x[:, :-1][ahead])
-        return F.cross_entropy(logits.float(), ids[:, 1:said.x.shape[1]][ahead], label_smoothing=self.smoothing)
+        x, ids, ahead = said.x[:, :-1], ids[:, 1:said.x.shape[1]], present(said)[:, 1:]
+        if x.device.type == "cpu":
+            x, ids = x[ahead], ids[ahead]                               # nothing is said about padding
+        else:
+            ids = ids.masked_fill(~ahead, NOTHING)
+        logits = model.heads[part](x).float().flatten(0, -2)
+        loss = F.cross_entropy(logits, ids.flatten(), ignore_index=NOTHING, reduction="sum",
+                               label_smoothing=self.smoothing)
+        return loss / ahead.sum().clamp(min=1)
 
 
 def _held(given: Batch, part: str) -> Bool[Tensor, "B"]:
@@ -71,10 +80,16 @@ class Sampling:
     guidance: float = 1.0                   # how far from what would be said without `guide`; 1: not at all
     guide: tuple[str, ...] = ()             # parts that guide
     seed: int = 0
+    rows: tuple[int, ...] = ()              # the number of each row, by which it draws; (): 0, 1, 2, ...
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise SensoriumError(f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: expected a "
+                                 "temperature and a top_k of 0 or more, and a top_p above 0 and at most 1")
 
 
 @torch.inference_mode()
-def generate(model: Decoder, given: Batch, part: str, length: int, how: Sampling, *, end: int | None = None,
+def generate(model: Decoder, given: Batch, part: str, length: Length, how: Sampling, *, end: int | None = None,
              banned: Sequence[int] = ()) -> Iterator[Int[Tensor, "B"]]:
     """The next tokens of `part` for each row, step by step, at most `length`; a row that has ended says `end` again.
 
@@ -83,20 +98,22 @@ def generate(model: Decoder, given: Batch, part: str, length: int, how: Sampling
     """
     rows, guided = _size(given), how.guidance != 1 and bool(how.guide)
     given = _twice(given, how.guide) if guided else dict(given)
-    cache, places = Cache(length), _lengths(model, given, part)
-    chance = torch.stack([torch.rand(length, generator=generator(how.seed, row)) for row in range(rows)])
-    ended = torch.zeros(rows, dtype=torch.bool)
+    most, limit = _limits(length, rows)
+    cache, places, ended = Cache(most), _lengths(model, given, part), limit < 1
+    numbers = how.rows or range(rows)
+    chance = torch.stack([torch.rand(most, generator=generator(how.seed, number)) for number in numbers])
     logits = model.begin(given, part, cache)
-    for step in range(length):
+    for step in range(most):
         logits = _guided(logits, how.guidance) if guided else logits
         logits[:, list(banned)] = -torch.inf
         ids = choose(logits, chance[:, step], how)
         ids = ids if end is None else torch.where(ended, end, ids)
         yield ids
-        ended = ended if end is None else ended | (ids == end)
-        if ended.all() or step + 1 == length:
+        ended = ended if end is None else ended | (ids == end) | (limit <= step + 1)
+        if ended.all() or step + 1 == most:
             return
-        logits = model.go_on(part, ids.repeat(2) if guided else ids, places + step, cache)
+        at = places + limit.clamp(max=step + 1).repeat(len(places) // rows) - 1
+        logits = model.go_on(part, ids.repeat(2) if guided else ids, at, cache)
 
 
 def choose(logits: Float[Tensor, "B V"], chance: Float[Tensor, "B"], how: Sampling) -> Int[Tensor, "B"]:
@@ -122,11 +139,12 @@ class Beams:
 
 
 @torch.inference_mode()
-def search(model: Decoder, given: Batch, part: str, length: int, how: Beams, *, end: int,
+def search(model: Decoder, given: Batch, part: str, length: Length, how: Beams, *, end: int,
            banned: Sequence[int] = ()) -> Int[Tensor, "B T"]:
     """The likeliest continuation of each row that beam search finds; one that has ended is followed by `end`."""
     rows, beams = _size(given), how.width
-    cache, places = Cache(length), _lengths(model, given, part).repeat_interleave(beams)
+    most, limit = _limits(length, rows)
+    cache, places = Cache(most), _lengths(model, given, part)
     logits = model.begin(given, part, cache)
     cache.pick(torch.arange(rows).repeat_interleave(beams))
     logits = logits.repeat_interleave(beams, 0)
@@ -134,7 +152,7 @@ def search(model: Decoder, given: Batch, part: str, length: int, how: Beams, *, 
     score[:, 0] = 0.0                                                   # all beams are one at first
     said, sizes = torch.zeros(rows, beams, 0, dtype=torch.long), torch.zeros(rows, beams)
     ended = torch.zeros(rows, beams, dtype=torch.bool)
-    for step in range(length):
+    for step in range(most):
         logits[:, list(banned)] = -torch.inf
         each = logits.float().log_softmax(1).view(rows, beams, -1)
         each[ended] = -torch.inf
@@ -144,12 +162,19 @@ def search(model: Decoder, given: Batch, part: str, length: int, how: Beams, *, 
         beam, ids = best // each.shape[2], best % each.shape[2]
         score, sizes = sums.flatten(1).gather(1, best), grown[..., 0].gather(1, beam)
         said = torch.cat([said.gather(1, beam[..., None].expand(-1, -1, step)), ids[..., None]], 2)
-        ended = ended.gather(1, beam) | (ids == end)
-        if ended.all() or step + 1 == length:
+        ended = ended.gather(1, beam) | (ids == end) | (limit <= step + 1)[:, None]
+        if ended.all() or step + 1 == most:
             break
         cache.pick((beam + torch.arange(rows)[:, None] * beams).flatten())
-        logits = model.go_on(part, ids.flatten(), places + step, cache)
+        at = (places + limit.clamp(max=step + 1) - 1).repeat_interleave(beams)
+        logits = model.go_on(part, ids.flatten(), at, cache)
     return said[:, 0]
+
+
+def _limits(length: Length, rows: int) -> tuple[int, Int[Tensor, "B"]]:
+    """The most steps, and how many each row may take."""
+    limit = torch.as_tensor(length).expand(rows)
+    return int(limit.max()), limit
 
 
 def _lengths(model: Decoder, given: Batch, part: str) -> Int[Tensor, "B"]:

@@ -15,7 +15,7 @@ from sensorium.modalities.image import Image
 from sensorium.models import Encoder, Tower
 from sensorium.published.published import Config, Senses, Verbs
 from sensorium.published.senses import RESAMPLE
-from sensorium.verbs.embed import Embedder
+from sensorium.verbs.verb import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)           # of ImageNet's pictures
 
@@ -54,7 +54,7 @@ class Namer:
     @torch.inference_mode()
     def __call__(self, *, image: Sequence[Any], k: int = 5, batch_size: int = 64) -> list[list[Guess]]:
         """Raises SensoriumError naming the first picture that cannot be read."""
-        loaded = [Embedder.read(self.image, one) for one in image]
+        loaded = [load(self.image, one) for one in image]
         found: list[list[Guess]] = []
         for start in range(0, len(loaded), batch_size):
             likely = self.model(self.image.collate(loaded[start:start + batch_size])).float().softmax(-1)

@@ -1,8 +1,12 @@
 """One file a family: a function of a schema and keywords that names its parts."""
+from sensorium.recipes.captioner import captioner as captioner
 from sensorium.recipes.clip import clip as clip
 from sensorium.recipes.finetune import finetune as finetune
+from sensorium.recipes.gpt import gpt as gpt
 
 RECIPES = {make.__name__: make for make in (
+    captioner,
     clip,
     finetune,
+    gpt,
 )}

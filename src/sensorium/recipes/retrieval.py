@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.metrics import chance, retrieval
 from sensorium.models import Batch, Towers
 from sensorium.objectives.contrastive import complete
+from sensorium.recipes.drawing import framed, sheet
 
 MOST = 5_000                                # rows judged while training; `evaluate` judges all
-LEFT, CELL = 260, 72                        # of the picture of samples: room for a caption, side of a picture
 Vectors = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 
 
@@ -75,16 +74,11 @@ def samples(columns: tuple[str, str], queries: int = 8,
         (pictures, texts), which = embed_rows(model, prepared, rows[:512], columns)
         asked = torch.linspace(0, len(texts) - 1, min(queries, len(texts))).long()
         found = (texts[asked] @ pictures.T).topk(min(shown, len(pictures))).indices
-        sheet = Image.new("RGB", (LEFT + CELL * found.shape[1], CELL * len(asked)), "white")
-        pen = ImageDraw.Draw(sheet)
-        for y, (query, hits) in enumerate(zip(asked.tolist(), found.tolist(), strict=True)):
-            caption = prepared.caption(columns[1], int(which["row"][query]))
-            pen.text((8, y * CELL + CELL // 2 - 6), caption[:40], fill="black")
-            for x, hit in enumerate(hits):
-                left, top = LEFT + x * CELL + 4, y * CELL + 4
-                picture = prepared.picture(columns[0], int(which["row"][hit]))
-                sheet.paste(picture.resize((CELL - 8, CELL - 8)), (left, top))
-                if which["group"][hit] == which["group"][query]:
-                    pen.rectangle((left - 3, top - 3, left + CELL - 6, top + CELL - 6), outline="green", width=3)
-        sheet.save(path)
+        lines = []
+        for query, hits in zip(asked.tolist(), found.tolist(), strict=True):
+            shown_hits = [prepared.picture(columns[0], int(which["row"][hit])) for hit in hits]
+            right = [bool(which["group"][hit] == which["group"][query]) for hit in hits]
+            lines.append((prepared.caption(columns[1], int(which["row"][query])),
+                          [framed(p) if r else p for p, r in zip(shown_hits, right, strict=True)]))
+        sheet(lines).save(path)
     return draw

@@ -9,6 +9,7 @@ from torch import nn
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 from sensorium.models import Tower
+from sensorium.verbs.verb import at_rest, load
 
 
 class Embedder:
@@ -29,24 +30,12 @@ class Embedder:
         if kind not in self.senses:
             raise SensoriumError(f"this model embeds {' and '.join(self.senses)}, not {kind}")
         name, modality = self.senses[kind]
-        loaded = [self.read(modality, value) for value in values]
+        loaded = [load(modality, value) for value in values]
         tower = self.model[name]
         assert isinstance(tower, Tower)
         vectors = np.zeros((len(loaded), tower.width), dtype=np.float32)
         by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))         # so that little is padding
-        was_training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
+        with at_rest(self.model), torch.inference_mode():
             for rows in (by_length[i:i + batch_size] for i in range(0, len(by_length), batch_size)):
                 vectors[rows] = tower(modality.collate([loaded[i] for i in rows])).numpy()
-        self.model.train(was_training)
         return vectors
-
-    @staticmethod
-    def read(modality: Modality, value: Any) -> np.ndarray:
-        """One raw value, loaded. Raises SensoriumError naming it where it cannot be."""
-        try:
-            return modality.load(value)
-        except ValueError as error:
-            shown = value if isinstance(value, str) or hasattr(value, "__fspath__") else f"a {type(value).__name__}"
-            raise SensoriumError(f"cannot read {shown}: {error}") from error

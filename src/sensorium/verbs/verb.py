@@ -1,8 +1,13 @@
 """The three verbs. A model has those it can answer, as methods; asking for another is one clear error."""
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from torch import nn
+
 from sensorium.errors import SensoriumError
+from sensorium.modalities.modality import Modality
 
 VERBS = ("embed", "generate", "predict")
 
@@ -27,3 +32,23 @@ class Answers:
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self.verbs]
+
+
+def load(modality: Modality, value: Any) -> np.ndarray:
+    """One raw value that a model is asked about. Raises SensoriumError naming it where it cannot be read."""
+    try:
+        return modality.load(value)
+    except ValueError as error:
+        shown = value if isinstance(value, str) or hasattr(value, "__fspath__") else f"a {type(value).__name__}"
+        raise SensoriumError(f"cannot read {shown}: {error}") from error
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """For a while the model does not train; then it is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,18 @@
+"""Words after words (GPT, Radford et al. 2018): a captioner with nothing to look at."""
+from sensorium.data.schema import Schema
+from sensorium.recipes.captioner import captioner
+from sensorium.recipes.recipe import Recipe
+
+
+def gpt(schema: Schema, *, text: str | None = None, dim: int = 256, depth: int = 6, dropout: float = 0.1,
+        smoothing: float = 0.0) -> Recipe:
+    """Words that go on from words.
+
+    Args:
+        text: column of words, or several joined by commas; by default the only one.
+        dim: width.
+        depth: blocks.
+        dropout: share of activations dropped in each block.
+        smoothing: label smoothing.
+    """
+    return captioner(schema, image="", text=text, dim=dim, depth=depth, dropout=dropout, smoothing=smoothing)

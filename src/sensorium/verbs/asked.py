@@ -1,0 +1,57 @@
+"""What the verb `generate` is asked with: raw values by name, as the batch that a model reads."""
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from sensorium.errors import SensoriumError
+from sensorium.modalities.modality import Modality
+from sensorium.verbs.verb import load
+
+Given = Mapping[str, Sequence[Any]]
+
+
+def lists(given: Mapping[str, Any], known: Sequence[str], makes: str) -> dict[str, list[Any]]:
+    """Each keyword as a list, all of one length; a single value is a list of one, and None is a value that is missing.
+
+    Raises SensoriumError for a keyword that is not `known`, and for lists of several lengths.
+    """
+    if unknown := set(given) - set(known):
+        raise SensoriumError(f"this model makes {makes} and is given {', '.join(known)}, not {min(unknown)}")
+    single = str | bytes | Path | PIL.Image.Image | np.ndarray
+    found = {name: [values] if isinstance(values, single) else list(values) for name, values in given.items()}
+    sizes = {name: len(values) for name, values in found.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{size} of {name}" for name, size in sizes.items())
+        raise SensoriumError(f"{told}: give as many of each, with None where one is missing")
+    return found
+
+
+def makes(what: str | None, this: str) -> None:
+    """Raises SensoriumError where `what` is asked of a model that makes `this`."""
+    if what not in (None, this):
+        raise SensoriumError(f"this model makes {this}, not {what}")
+
+
+def batched(given: Given, rows: int, n: int, size: int) -> Iterator[tuple[dict[str, list[Any]], tuple[int, ...]]]:
+    """`size` rows at a time, each row `n` times over; and the number of each among those of its row."""
+    every = [(row, number) for row in range(rows) for number in range(n)]
+    for start in range(0, len(every), size):
+        some = every[start:start + size]
+        yield ({name: [values[row] for row, _ in some] for name, values in given.items()},
+               tuple(number for _, number in some))
+
+
+def collated(part: str, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+    """Raw values of one part as a batch; {} where all are missing."""
+    there = [load(modality, value) for value in values if value is not None]
+    if not there:
+        return {}
+    found, nothing = iter(there), np.zeros_like(there[0])
+    batch = {part: modality.collate([nothing if value is None else next(found) for value in values])}
+    return batch if len(there) == len(values) else batch | {
+        f"{part}.valid": torch.tensor([value is not None for value in values])}
