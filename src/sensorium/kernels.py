@@ -46,6 +46,12 @@ def way(dtype: torch.dtype) -> str:
     return "torch"         # Xeon, float32: a step by oneDNN takes 1.19 times as long
 
 
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this processor has a unit for bf16 products (AMX), which are then several times as fast as float32."""
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def settle_allocator() -> bool:
     """Keep freed memory for the next step instead of handing it back to the system; call it once, when a run starts.
 

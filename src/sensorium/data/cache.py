@@ -147,20 +147,31 @@ class Captions:
         self.valid = counts > 0
 
     def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float],
-              alike: Int[np.ndarray, " B"] | None = None) -> Tensor:
-        """`alike`: rows of one number get the caption at the same place of their lists."""
-        which, counts = self.first[rows], self.counts[rows]
+              alike: Int[np.ndarray, " B"] | None = None) -> Int[Tensor, "B *K T"]:
+        """One caption a row, or `how["captions"]`, spread evenly over the row's list from a random start.
+
+        `alike`: rows of one number get the captions at the same places of their lists.
+        """
+        rest = {name: value for name, value in how.items() if name != "captions"}
+        each = int(how.get("captions", 1)) if rng is not None else 1
+        first, counts = self.first[rows, None], self.counts[rows, None]
+        which = first
         if rng is not None:
-            drawn = torch.rand(len(rows), generator=rng).double().numpy()
+            drawn = torch.rand(len(rows), generator=rng).double().numpy()[:, None]
             drawn = drawn if alike is None else drawn[np.unique(alike, return_inverse=True)[1]]
-            which = which + (drawn * counts).astype(np.int64)
-        lengths = self.lengths[which] * (counts > 0)
+            which = first + ((drawn + np.arange(each)) / each * counts).astype(np.int64)
+        ids = self._ids(which.reshape(-1), (counts > 0).repeat(each, 1).reshape(-1))
+        ids = self.text.augment(ids, rng, **rest) if rng is not None and rest else ids
+        return ids.unflatten(0, (len(rows), each)) if each > 1 else ids
+
+    def _ids(self, which: Int[np.ndarray, " C"], real: Bool[np.ndarray, " C"]) -> Int[Tensor, "C T"]:
+        """These captions, padded to the longest; nothing but padding where one is not real."""
+        lengths = self.lengths[which] * real
         place = np.arange(max(1, lengths.max(initial=0)))
         there = place < lengths[:, None]
         ids = np.full(there.shape, self.text.pad, np.int64)
         ids[there] = self.ids[(self.starts[which][:, None] + place)[there]]
-        batch = torch.from_numpy(ids)
-        return self.text.augment(batch, rng, **how) if rng is not None and how else batch
+        return torch.from_numpy(ids)
 
 
 class Values:

@@ -1,6 +1,6 @@
 """Pull pairs together, push the rest of the batch apart: InfoNCE (CLIP) or one sigmoid a pair (SigLIP).
 
-    B batch   E width of the shared space   T tokens of the first column   S tokens of the second
+    B batch   C captions of a batch   E width of the shared space   T tokens of the first column   S of the second
 
 With several scales, half of the similarity comes from parts: each token's best match among the tokens of the
 other side, averaged over real tokens (FILIP, Yao et al. 2021).
@@ -25,7 +25,7 @@ class Contrastive:
     """Columns `a` and `b` of a batch belong together row by row.
 
     Rows of one group, and rows whose text is the same, are no negatives: they count as positives too. Rows in which
-    one of the two is missing are left out.
+    one of the two is missing are left out. `b` may hold several texts a row, [B K T]: each is a positive of its row.
     """
 
     a: str
@@ -38,15 +38,15 @@ class Contrastive:
         a, b = (aligned(model[c], batch[c]) for c in (self.a, self.b))
         return {"model": self.of(model, a, b, positives(batch, self.a, self.b))}
 
-    def of(self, model: Towers, a: Aligned, b: Aligned, same: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+    def of(self, model: Towers, a: Aligned, b: Aligned, same: Bool[Tensor, "B C"]) -> Float[Tensor, ""]:
         """The loss of aligned sides."""
         forth, back = similarity(a, b)
         scale = model.log_scale.exp()
         if self.loss == "siglip":
             assert model.bias is not None
             bias = model.bias - math.log(max(1, len(same) - 1))         # one pair in N is right: the odds to start from
-            return (sigmoid_loss(scale * forth + bias, same) + sigmoid_loss(scale * back + bias, same)) / 2
-        return (infonce(scale * forth, same, self.smoothing) + infonce(scale * back, same, self.smoothing)) / 2
+            return (sigmoid_loss(scale * forth + bias, same) + sigmoid_loss(scale * back + bias, same.T)) / 2
+        return (infonce(scale * forth, same, self.smoothing) + infonce(scale * back, same.T, self.smoothing)) / 2
 
     def accumulate(self, model: Towers, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The loss of all `batches` as one, every pair of them a negative, with memory for one at a time.
@@ -65,21 +65,22 @@ class Contrastive:
         a, b = sides = [_leaf(side) for side in zip(*said, strict=True)]
         loss = self.of(model, a, b, positives(_joined(batches), self.a, self.b))
         loss.backward()
-        start = 0
+        starts = [0, 0]
         for batch, chance in zip(batches, chances, strict=True):
             torch.set_rng_state(chance)
-            rows = slice(start, start := start + len(batch[self.a]))
             again = [aligned(model[c], batch[c]) for c in (self.a, self.b)]
-            pairs = [pair for side, now in zip(sides, again, strict=True) for pair in _shares(side, now, rows)]
+            pairs = [pair for side, now, at in zip(sides, again, starts, strict=True) for pair in _shares(side, now, at)]
+            starts = [at + len(now.vector) for at, now in zip(starts, again, strict=True)]
             torch.autograd.backward([now for now, _ in pairs], [share for _, share in pairs])
         torch.set_rng_state(after)
         return {"model": loss.detach()}
 
 
 def aligned(tower: Tower, values: Tensor) -> Aligned:
-    """What a tower says of each row; a text that stands in several rows is read once."""
+    """What a tower says of each row, or of each text where a row has several; equal texts are read once."""
     if values.is_floating_point():
         return tower.aligned(values)
+    values = values.flatten(0, -2)
     distinct, where = torch.unique(values, dim=0, return_inverse=True)
     if len(distinct) == len(values):
         return tower.aligned(values)
@@ -102,8 +103,9 @@ def _leaf(parts: Sequence[Aligned]) -> Aligned:
     return Aligned(vector, Tokens(x, x.new_zeros(*x.shape[:2], 3), None, valid))
 
 
-def _shares(side: Aligned, now: Aligned, rows: slice) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor of `now` with the gradient that the whole loss has for it."""
+def _shares(side: Aligned, now: Aligned, at: int) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor of `now`, whose rows begin at `at`, with the gradient that the whole loss has for it."""
+    rows = slice(at, at + len(now.vector))
     pairs = [(now.vector, side.vector.grad)]
     if now.tokens is not None and side.tokens is not None:
         pairs.append((now.tokens.x, side.tokens.x.grad))
@@ -121,24 +123,28 @@ def complete(batch: Batch, *columns: str) -> Batch:
 
 def _joined(batches: Sequence[Batch]) -> Batch:
     """Several batches as one, short rows padded with zeros."""
-    longest = {k: max(b[k].shape[1] for b in batches) for k in batches[0] if batches[0][k].ndim == 2}
-    return {k: torch.cat([F.pad(b[k], (0, longest[k] - b[k].shape[1])) if k in longest else b[k] for b in batches])
+    longest = {k: max(b[k].shape[-1] for b in batches) for k in batches[0] if batches[0][k].ndim in (2, 3)}
+    return {k: torch.cat([F.pad(b[k], (0, longest[k] - b[k].shape[-1])) if k in longest else b[k] for b in batches])
             for k in batches[0]}
 
 
-def positives(batch: Batch, a: str, b: str) -> Bool[Tensor, "B B"]:
-    """Which rows are the same thing: those of one group, and those with the same ids in either column."""
-    first = batch[a]
+def positives(batch: Batch, a: str, b: str) -> Bool[Tensor, "B C"]:
+    """Which row of `a` goes with which text (or row) of `b`: those of one group, and those that share ids in a column.
+    """
+    first, second = batch[a], batch[b]
     same = torch.eye(len(first), dtype=torch.bool, device=first.device)
     if "group" in batch:
         same = same | (batch["group"][:, None] == batch["group"])
-    for ids in (batch[a], batch[b]):
-        if ids.ndim == 2 and not ids.is_floating_point():
-            same = same | (ids[:, None] == ids).all(-1)
-    return same
+    if first.ndim == 2 and not first.is_floating_point():
+        same = same | (first[:, None] == first).all(-1)
+    if second.ndim not in (2, 3) or second.is_floating_point():
+        return same
+    number = torch.unique(second.flatten(0, -2), dim=0, return_inverse=True)[1].view(len(second), -1)
+    said = (number[:, :, None] == number.flatten()).any(1)
+    return said | same.repeat_interleave(number.shape[1], 1)
 
 
-def similarity(a: Aligned, b: Aligned) -> tuple[Float[Tensor, "B B"], Float[Tensor, "B B"]]:
+def similarity(a: Aligned, b: Aligned) -> tuple[Float[Tensor, "B C"], Float[Tensor, "C B"]]:
     """Cosines of all a with all b, and of all b with all a (transposes of each other unless parts are compared)."""
     forth = a.vector @ b.vector.T
     if a.tokens is None or b.tokens is None:
