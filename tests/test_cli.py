@@ -132,6 +132,8 @@ def test_evaluate_writes_and_prints(place: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--json"))
     assert set(found["figures"]) == {"train"}
     assert json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
+    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--every", "--json"))
+    assert found["about"]["captions"] == "all, averaged"
 
 
 def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,29 @@ def test_a_repeated_text_is_read_once_and_said_twice(align: str) -> None:
         torch.testing.assert_close(once.tokens.x[once.tokens.valid], twice.tokens.x[twice.tokens.valid])
 
 
+def test_several_texts_of_a_row_are_all_right() -> None:
+    b = batch(3)
+    b["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)          # the second of each is another's first
+    b["text"][1, 1] = b["text"][1, 0]
+    assert positives(b, "image", "text").int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("align", ["linear", "multiscale"])
+def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
+    """Each of two equal texts is half as likely, so the loss is log(2) / 2 higher, and its gradient the same."""
+    model, once, objective = towers(align), batch(), Contrastive("image", "text")
+    twice = {**once, "text": once["text"][:, None].repeat(1, 2, 1)}
+    plain = objective(model, once)["model"]
+    plain.backward()
+    grads = gradients(model)
+    model.zero_grad()
+    doubled = objective(model, twice)["model"]
+    doubled.backward()
+    torch.testing.assert_close(doubled, plain + math.log(2) / 2)
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grads[name], grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_a_missing_partner_leaves_the_row_out() -> None:
     model, b = towers(), batch()
     gone = {**b, "text.valid": torch.tensor([True] * 5 + [False] * 3)}
@@ -118,8 +141,11 @@ def test_a_missing_partner_leaves_the_row_out() -> None:
 @pytest.mark.parametrize("align", ["linear", "multiscale"])
 @pytest.mark.parametrize("loss", ["infonce", "siglip"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_accumulation_keeps_its_negatives(align: str, loss: str, dropout: float) -> None:
+@pytest.mark.parametrize("captions", [1, 2])
+def test_accumulation_keeps_its_negatives(align: str, loss: str, dropout: float, captions: int) -> None:
     model, b, objective = towers(align, loss, dropout), batch(), Contrastive("image", "text", loss)
+    if captions > 1:
+        b["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)
     parts = [{k: v[:3] for k, v in b.items()}, {k: v[3:] for k, v in b.items()}]
     torch.manual_seed(1)
     split = objective.accumulate(model, parts)["model"]

@@ -277,6 +277,19 @@ def test_captions_are_drawn_evenly_and_again_alike() -> None:
     assert len(counts) == 4 and counts.min() > 850
 
 
+def test_several_captions_lie_evenly_over_the_list() -> None:
+    """As many as there are columns of equal length: one of each, whatever the start."""
+    prepared = of_words(caption=[["a cat", "a dog"]] * 9 + [None], german=[["un chat", "un chien"]] * 9 + [None])
+    how = {"caption,german": {"captions": 2.0}}
+    drawn = prepared.batch(range(10), torch.Generator().manual_seed(0), how)["caption,german"]
+    assert drawn.shape[:2] == (10, 2) and (drawn[9] == TEXT.pad).all()
+    said = {tuple(TEXT.show(ids) for ids in row) for row in drawn[:9]}
+    assert said == {("a cat", "un chat"), ("a dog", "un chien")}
+    assert prepared.batch(range(10), None, how)["caption,german"].ndim == 2
+    fewer = prepared.batch(range(9), torch.Generator(), {"caption,german": {"captions": 2.0, "drop": 0.5}})
+    assert fewer["caption,german"].shape[:2] == (9, 2)
+
+
 def test_words_are_dropped_when_asked() -> None:
     prepared = of_words(caption=["two cats and a dog"] * 50)
     plain = prepared.batch(range(50), torch.Generator())["caption"]

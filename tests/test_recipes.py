@@ -40,6 +40,7 @@ SHIPPED = {
     "clip": Shipped({"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16},
                     [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
                      {"dropout": 0.1}, {"smoothing": 0.1}]),
+    "clip_small": Shipped({"dim": 32, "text_depth": 1, "embed_dim": 16}),
     "finetune": Shipped({"from_": PUBLISHED_CLIP}, [{}, {"tune": "lora"}, {"tune": "none"}]),
     "gpt": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}),
 }

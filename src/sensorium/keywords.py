@@ -41,9 +41,9 @@ class Taken:
 
 
 def shipped(asked: str = "*") -> dict[str, Taken]:
-    """Sensorium's own recipes: functions `(schema: Schema, ...) -> Recipe`, each in a file of recipes/ of its name.
+    """Sensorium's own recipes: functions `(schema: Schema, ...) -> Recipe` in the files of recipes/, one a family.
 
-    asked: only that one is read, if it is there.
+    asked: only the file of that name is read, if it is there.
     """
     paths = [path for path in sorted(RECIPES.glob("*.py")) if path.stem == asked] or sorted(RECIPES.glob("*.py"))
     found = (f for path in paths for f in _parse(path).body if isinstance(f, ast.FunctionDef))

@@ -1,12 +1,14 @@
 """One file a family: a function of a schema and keywords that names its parts."""
 from sensorium.recipes.captioner import captioner as captioner
 from sensorium.recipes.clip import clip as clip
+from sensorium.recipes.clip import clip_small as clip_small
 from sensorium.recipes.finetune import finetune as finetune
 from sensorium.recipes.gpt import gpt as gpt
 
 RECIPES = {make.__name__: make for make in (
     captioner,
     clip,
+    clip_small,
     finetune,
     gpt,
 )}

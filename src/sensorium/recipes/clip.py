@@ -1,4 +1,5 @@
 """CLIP (Radford et al. 2021): two towers learn which caption belongs to which picture."""
+from dataclasses import replace
 from typing import Literal
 
 from sensorium.align import ALIGNS
@@ -57,6 +58,33 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
         verbs={"embed": Embedder(model, {"image": (picture, seen), "text": (words, read)})},
         augment={strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()},
         metric="recall@1", validate=validate(pair), samples=samples(pair), after_step=Towers.clamp)
+
+
+def clip_small(schema: Schema, *, image: str | None = None, text: str | None = None, dim: int = 128, depth: int = 3,
+               text_depth: int = 2, embed_dim: int = 192, captions: int = 0, dropout: float = 0.0,
+               smoothing: float = 0.0) -> Recipe:
+    """CLIP with a residual network, Muon, strong augmentation and several captions of a thing in each step.
+
+    Pictures of the same thing stand side by side in a batch: it wants several of each, or a group column.
+
+    Args:
+        image: picture column; by default the only one.
+        text: caption column, or several joined by commas (languages, for one); by default the only one.
+        dim: width of both towers.
+        depth: blocks of the residual network: a multiple of 3.
+        text_depth: blocks of the text tower.
+        embed_dim: width of the shared space.
+        captions: captions of a thing in each step; 0: three, or one of each text column where there are more.
+        dropout: share of activations dropped in each block.
+        smoothing: label smoothing of the loss.
+    """
+    made = clip(schema, image=image, text=text, tower="resnet", dim=dim, depth=depth, text_depth=text_depth,
+                embed_dim=embed_dim, dropout=dropout, smoothing=smoothing)
+    picture, words = made.columns
+    each = captions or max(3, len(words.split(",")))
+    strong = {picture: made.augment["strong"][picture], words: {"captions": float(each)}}
+    return replace(made, augment={**made.augment, "strong": strong}, training=Training(
+        batch_size=256, per_group=2, augment="strong", optimizer="muon", lr=0.012, clip_norm=0.0, epochs=40))
 
 
 def _vit(image: Image, dim: int, depth: int, patch: int, dropout: float) -> Encoder:
