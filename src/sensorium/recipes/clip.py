@@ -84,7 +84,7 @@ def clip_small(schema: Schema, *, image: str | None = None, text: str | None = N
     each = captions or max(3, len(words.split(",")))
     strong = {picture: made.augment["strong"][picture], words: {"captions": float(each)}}
     return replace(made, augment={**made.augment, "strong": strong}, training=Training(
-        batch_size=256, per_group=2, augment="strong", optimizer="muon", lr=0.012, clip_norm=0.0, epochs=40))
+        per_group=2, augment="strong", optimizer="muon", lr=0.012, clip_norm=0.0))
 
 
 def _vit(image: Image, dim: int, depth: int, patch: int, dropout: float) -> Encoder:
