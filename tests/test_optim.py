@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
-from sensorium.optim import OPTIMIZERS, Average, Lion, Options, make, memory, remember, share
+from sensorium.optim import (
+    OPTIMIZERS,
+    WIDE,
+    Average,
+    Lion,
+    Options,
+    make,
+    memory,
+    orthogonal,
+    remember,
+    share,
+)
 
 OPTIONS = Options(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
 
@@ -73,6 +84,19 @@ def test_muon_takes_the_maps_and_adamw_the_rest() -> None:
     step = before * (1 - OPTIONS.lr * OPTIONS.weight_decay) - net[1].weight.detach()
     values = torch.linalg.svdvals(step / (OPTIONS.lr * 0.2 * math.sqrt(6)))   # an orthogonal step, as large as AdamW's
     assert 0.6 < values.min() and values.max() < 1.3
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("shape", [(160, 288), (288, 160), (32, 48)])
+def test_a_step_is_orthogonal_in_either_precision(shape: tuple[int, int], bf16: bool,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sensorium.optim.multiplies_bf16", lambda: bf16)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    way = orthogonal(x)
+    assert (way.dtype == torch.bfloat16) == (bf16 and min(shape) >= WIDE)
+    values = torch.linalg.svdvals(way.float())
+    assert 0.6 < values.min() and values.max() < 1.3
+    torch.testing.assert_close((way.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0)    # along x
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -13,16 +13,12 @@ from sensorium.checkpoint import Model, load
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.evaluate import Report, evaluate
-from sensorium.recipes import clip
+from sensorium.recipes import clip_small
 from sensorium.tasks.answer import Answer
 from sensorium.tasks.search import Index
 from sensorium.tasks.sheet import STYLE, save, section
 from sensorium.train import Stopped, train
 
-# A few minutes on two cores; a larger model, trained longer, finds more.
-SETTINGS: dict[str, Any] = {
-    "tower": "resnet", "dim": 128, "depth": 3, "text_depth": 2, "embed_dim": 192, "optimizer": "muon", "lr": 0.012,
-    "augment": "strong", "per_group": 2, "epochs": 20, "evaluate_every": 5}
 WORDS = ("red apple", "birthday cake", "fire engine", "train", "fish in the sea", "heart", "ghost")
 BOTH = ("grinning face", "cat")                 # a drawing of the one, with the other as words
 SPLITS = {
@@ -75,7 +71,7 @@ def _trained(data: Dataset, run: Path) -> Model:
         print(f"      is done: {run}")
         return load(run)
     try:
-        return train(clip, data, out=run, resume=(run / "config.json").exists(), **SETTINGS)
+        return train(clip_small, data, out=run, resume=(run / "config.json").exists(), epochs=20, evaluate_every=5)
     except Stopped as stopped:
         raise Stopped("stopped, and all is saved: the same command goes on from here", stopped.code) from None
 
@@ -156,4 +152,4 @@ def _next(run: Path) -> list[str]:
     folder = shlex.quote(str(run))
     return [f'sensorium search {folder} "a happy cat"',
             f"sensorium search {folder} --image any-picture.png --out found.html",
-            "sensorium data your-pictures/", "sensorium train clip your-pictures/ --out runs/yours"]
+            "sensorium data your-pictures/", "sensorium train clip_small your-pictures/ --out runs/yours"]

@@ -69,7 +69,7 @@ class Contrastive:
         for batch, chance in zip(batches, chances, strict=True):
             torch.set_rng_state(chance)
             again = [aligned(model[c], batch[c]) for c in (self.a, self.b)]
-            pairs = [pair for side, now, at in zip(sides, again, starts, strict=True) for pair in _shares(side, now, at)]
+            pairs = [pair for of in zip(sides, again, starts, strict=True) for pair in _shares(*of)]
             starts = [at + len(now.vector) for at, now in zip(starts, again, strict=True)]
             torch.autograd.backward([now for now, _ in pairs], [share for _, share in pairs])
         torch.set_rng_state(after)
