@@ -1,7 +1,7 @@
 """Real trained weights doing their real job. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
 
-The folder holds minilm/ and efficientnet-lite0/ (converted to safetensors), and photos/ with coffee.png, chelsea.png and
-motorcycle_left.png of scikit-image.
+The folder holds minilm/ and efficientnet-lite0/ (converted to safetensors), and photos/ with coffee.png, chelsea.png
+and motorcycle_left.png of scikit-image.
 """
 import os
 from pathlib import Path

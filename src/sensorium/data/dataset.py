@@ -36,7 +36,7 @@ class Dataset:
     def open(cls, source: str | os.PathLike[str], *, split: str | None = None, group: str | None = None,
              columns: Mapping[str, str | Modality] | None = None, test: str | os.PathLike[str] | None = None,
              max_bad: float = 0.01, **options: Any) -> "Dataset":
-        """Read a folder, a file (CSV, TSV, JSONL, Parquet) or a set that comes along ("emoji", "scenes"); infer columns.
+        """Read a folder, a file (CSV, TSV, JSONL, Parquet) or a set that comes along ("emoji", "scenes").
 
         split: the column that says which split a row is in, or a file that does (see `splits.read_splits`).
         group: the column whose equal values are the same thing, which must not be on both sides of a split.

@@ -15,6 +15,7 @@ from sensorium.modalities.image import Image
 from sensorium.models import Encoder, Tower
 from sensorium.published.published import Config, Senses, Verbs
 from sensorium.published.senses import RESAMPLE
+from sensorium.verbs.embed import Embedder
 from sensorium.verbs.verb import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)           # of ImageNet's pictures
