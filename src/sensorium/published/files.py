@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
          "sentence_bert_config.json")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
+ORDER = (*WEIGHTS, "*.safetensors", "*.gguf", "model.bin", "model.bin.part*")       # the first that a folder has
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code")        # keys by which a config asks for code to be run
 MOST_JSON = 64 << 20                                                # bytes
@@ -98,7 +99,7 @@ def open_weights(source: str | Path) -> Opened:
     if path.is_dir():
         return _folder(path)
     if path.is_file():
-        return _file(path)
+        return _beside(path.parent, _file(path), path)
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", source) and ".." not in source:
         from sensorium.published.hub import fetch
         return _folder(fetch(source))
@@ -106,25 +107,29 @@ def open_weights(source: str | Path) -> Opened:
 
 
 def _folder(folder: Path) -> Opened:
-    config, layout = _config(folder)
-    files = {name: inside(folder, name) for name in TEXTS if (folder / name).is_file()}
     if (folder / INDEX).is_file():
-        tensors = _shards(folder)
-    else:
-        tensors = _one_of(folder, files)
-    return Opened(folder, tensors, config, files, layout)
+        return _beside(folder, Opened(folder, _shards(folder)), folder)
+    found = next((found for found in (_named(folder, pattern) for pattern in ORDER) if found), None)
+    if found is None:
+        raise _without_weights(folder)
+    return _beside(folder, _file(found[0], found if len(found) > 1 else ()), folder)
 
 
-def _one_of(folder: Path, files: Mapping[str, Path]) -> Tensors:
-    """The tensors of a folder whose weights are one file: by its usual name, or the only one there."""
-    usual = [name for name in WEIGHTS if (folder / name).is_file()]
-    found = usual or sorted(p.name for p in folder.glob("*.safetensors"))
-    if len(found[:1]) == 1 and (usual or len(found) == 1):
-        return safetensors(inside(folder, found[0]))
-    if found:
-        raise SensoriumError(f"{folder} holds several files of weights ({', '.join(found[:4])}) and no {INDEX} that "
-                             "says how they belong together: name one of them")
-    raise _without_weights(folder)
+def _beside(folder: Path, opened: Opened, place: Path) -> Opened:
+    """The same with the config and the tokenizer that lie in the folder."""
+    config, layout = _config(folder)
+    return replace(opened, place=place, config=config | opened.config,
+                   files={name: inside(folder, name) for name in TEXTS if (folder / name).is_file()},
+                   layout=layout if opened.layout == "safetensors" else opened.layout)
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """The one file of a folder that a pattern fits, or the parts of one that was cut."""
+    found = sorted(inside(folder, p.name) for p in folder.glob(pattern))
+    if len(found) > 1 and "part" not in pattern:
+        raise SensoriumError(f"{folder} holds several files of weights ({', '.join(p.name for p in found[:4])}) and no "
+                             f"{INDEX} that says how they belong together: name one of them")
+    return found
 
 
 def _without_weights(folder: Path) -> SensoriumError:
@@ -135,10 +140,19 @@ def _without_weights(folder: Path) -> SensoriumError:
                           "model.bin of CTranslate2")
 
 
-def _file(path: Path) -> Opened:
+def _file(path: Path, parts: Sequence[Path] = ()) -> Opened:
+    """The tensors of a single file, by what it begins with, not by its name."""
+    with open(path, "rb") as file:
+        head = file.read(6)
+    if head[:4] == b"GGUF":
+        from sensorium.published import gguf
+        return Opened(path, *gguf.read(path), layout="gguf")
     if path.suffix == ".safetensors":
-        config, layout = _config(path.parent) if path.name in WEIGHTS else ({}, "safetensors")
-        return Opened(path, safetensors(path), config, {}, layout)
+        return Opened(path, safetensors(path))
+    if len(head) == 6 and int.from_bytes(head[:4], "little") in range(1, 100):
+        from sensorium.published import ctranslate2
+        tensors, about = ctranslate2.read(path, parts)
+        return Opened(path, tensors, {"ctranslate2": about}, layout="ctranslate2")
     if path.suffix in PICKLES:
         raise refused(path)
     raise SensoriumError(f"{path} is no file of weights that sensorium reads: .safetensors, .gguf, or model.bin of "
@@ -199,16 +213,16 @@ def _shards(folder: Path) -> Tensors:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder/name with links followed. Raises SensoriumError where they lead out of the folder.
+    """folder/name. Raises SensoriumError where it is a link that leads out of the folder.
 
     A snapshot of the hub's cache is links into the model's own folder of blobs, which is as far as they may lead.
     """
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
         root = root.parents[1]
-    path = (folder / name).resolve()
-    if not path.is_relative_to(root):
-        raise SensoriumError(f"{folder / name} is a link that leads out of its folder, to {path}")
+    path = folder / name
+    if not path.resolve().is_relative_to(root):
+        raise SensoriumError(f"{path} is a link that leads out of its folder, to {path.resolve()}")
     return path
 
 
