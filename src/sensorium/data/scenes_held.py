@@ -13,7 +13,7 @@ from jaxtyping import Bool, Integer
 from sensorium.data.scenes_draw import CELLS, CODES, COLOURS, GRID, SHAPES, SIZES, Thing, code
 
 RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+OPPOSITE: dict[str, str] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
 PAIRS = frozenset((colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 
 
@@ -46,7 +46,7 @@ def held_statement(a: Thing, b: Thing) -> str | None:
 
 def shows_pair(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
     """Which scenes show a held-out pair."""
-    return _HELD_CODE[cells].any(1)
+    return np.any(_HELD_CODE[cells], 1)
 
 
 def shows_arrangement(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:

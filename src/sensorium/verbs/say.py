@@ -76,7 +76,7 @@ class Speaker:
 
     def start(self, rows: int) -> Int[Tensor, "B 1"]:
         """The beginning of words of which nothing is given."""
-        return torch.full((rows, 1), self.text.start)
+        return torch.full((rows, 1), self._first)
 
     def _steps(self, batch: Batch, how: Sampling, length: int) -> Iterator[Int[Tensor, "B"]]:
         return generate(self.model, batch, "text", self._room(batch, length), how, end=self.text.end,
@@ -87,8 +87,13 @@ class Speaker:
         room = self.text.length - 1 - last_place(batch["text"], self.text.end, self.text.pad)
         return room.clamp(max=length) if length else room
 
+    @property
+    def _first(self) -> int:
+        """What words begin with; where nothing of its own does, the end of other words."""
+        return self.text.end if self.text.start is None else self.text.start
+
     def _never(self) -> tuple[int, ...]:
-        return tuple({self.text.pad, self.text.start} - {self.text.end})
+        return tuple({self.text.pad, self._first} - {self.text.end})
 
     def _asked(self, given: Mapping[str, Any]) -> tuple[dict[str, list[Any]], int]:
         asked = lists(given, [*self.given, "text"], "text")
@@ -96,7 +101,7 @@ class Speaker:
         return {"text": [None] * rows, **asked}, rows
 
     def _batch(self, asked: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-        begun = [np.array([self.text.start]) if words is None else load(self.text, words)[:-1]
+        begun = [np.array([self._first]) if words is None else load(self.text, words)[:-1]
                  for words in asked["text"]]
         for words, ids in zip(asked["text"], begun, strict=True):
             if len(ids) > self.text.length - 2:
