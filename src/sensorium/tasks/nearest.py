@@ -23,7 +23,7 @@ BLOCK = 1 << 16         # rows kept together
 SCORES = 1 << 19        # scores of rows that are worked on at once, so that they stay in cache
 QUERIES = 128           # queries at once
 STEP = 1 << 8           # groups turned to bytes at once
-FOLD = 16               # bounds of which only the best takes part in the search for the k highest
+FOLD = 16               # lower bounds of which only the best takes part in the search for the k highest
 PIECE = 1 << 15         # candidate rows copied at once
 LOSE = 16               # where more than one group in LOSE may matter, bytes are too coarse for that query
 
@@ -78,10 +78,11 @@ class Exact:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         if self._alive.any():
+            longest = max(float(block.norm.max()) for block in self._blocks)
             for start in range(0, len(queries), QUERIES):
                 part = np.ascontiguousarray(queries[start:start + QUERIES], np.float32)
                 for i, groups in enumerate(self._candidates(torch.from_numpy(part), k)):
-                    found, where = self._best(part[i], groups, k)
+                    found, where = self._best(part[i], groups, k, longest)
                     scores[start + i, :len(found)], rows[start + i, :len(found)] = found, where
         return scores, rows
 
@@ -122,12 +123,11 @@ class Exact:
         look, best, at = _Query.of(queries), [], 0
         high = queries.new_empty(-(-len(self._alive) // GROUP), len(queries))
         for b, part in self._steps(len(queries)):
-            low, up = self._bounds(b, part, look) if exact else self._blocks[b].bounds(part, look)
-            best.append(_top(low, k))
-            high[at:at + len(up)] = up
-            at += len(up)
-        lows = torch.cat(best)
-        least = lows.topk(k, 0).values[-1] if k <= len(lows) else lows.new_full(lows.shape[1:], -torch.inf)
+            up = high[at:(at := at + part.stop - part.start)]
+            low = self._bounds(b, part, look, up) if exact else self._blocks[b].bounds(part, look, up)
+            best.append(_folded(low, k))
+        lows = torch.cat(best).T.contiguous()
+        least = lows.topk(k).values[:, -1] if k <= lows.shape[1] else lows.new_full(lows.shape[:1], -torch.inf)
         group, query = (high >= least.clamp_min_(torch.finfo(least.dtype).min)).nonzero().T.numpy()
         ends = np.cumsum(np.bincount(query, minlength=len(queries)))
         return np.split(group[np.argsort(query, kind="stable")], ends[:-1])
@@ -139,8 +139,8 @@ class Exact:
             for start in range(0, block.used, step):
                 yield b, slice(start, min(start + step, block.used))
 
-    def _bounds(self, b: int, part: slice, look: "_Query") -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
-        """Between which numbers the best true score of each of these groups lies, from the rows in full."""
+    def _bounds(self, b: int, part: slice, look: "_Query", up: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
+        """What the best true score of each of these groups is at least, from the rows in full; at most: into `up`."""
         block, first = self._blocks[b], b * BLOCK // GROUP
         rows = slice((first + part.start) * GROUP, (first + part.stop) * GROUP)
         if rows.stop <= len(self._alive) and self._alive[rows].all():
@@ -149,17 +149,21 @@ class Exact:
             x = self._matrix[self._rows(first + np.arange(part.start, part.stop))[0].ravel()]
         best = _best_of_group(torch.from_numpy(x) @ look.full.T) + block.gone[part, None]
         slack = block.norm[part, None] * look.norm * _rounding(x.shape[1])
-        return best - slack, best + slack
+        torch.add(best, slack, out=up)
+        return best.sub_(slack)
 
-    def _best(self, query: Float[np.ndarray, " D"], groups: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best living rows of these groups: float32 first, float64 for those within its rounding of the k-th."""
+    def _best(self, query: Float[np.ndarray, " D"], groups: Rows, k: int,
+              longest: float) -> tuple[np.ndarray, np.ndarray]:
+        """The k best living rows of these groups: float32 first, float64 for those within its rounding of the k-th.
+
+        longest: no row is longer.
+        """
         rows = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
         rows = rows[rows < len(self._alive)]
         rows = rows[self._alive[rows]]
         rough = np.concatenate([self._matrix[piece] @ query for piece in _pieces(rows)])
         if len(rows) > k:
-            norm = max(float(self._blocks[b].norm.max()) for b in np.unique(rows // BLOCK))
-            slack = 2 * _rounding(len(query)) * norm * float(np.linalg.norm(query))
+            slack = 2 * _rounding(len(query)) * longest * float(np.linalg.norm(query))
             rows = rows[rough >= np.partition(rough, len(rows) - k)[len(rows) - k] - slack]
         true = [np.einsum("nd,d->n", self._matrix[piece].astype(np.float64), query) for piece in _pieces(rows)]
         scores = np.concatenate(true).astype(np.float32)
@@ -208,21 +212,24 @@ class _Block:
         self.gone[groups] = torch.where(alive, 0.0, -torch.inf)
         self.used = max(self.used, int(groups.max()) + 1)
 
-    def bounds(self, part: slice, q: _Query) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B"]]:
-        """Between which numbers the best true score of each of these groups lies, from their bytes."""
+    def bounds(self, part: slice, q: _Query, up: Float[Tensor, "G B"]) -> Float[Tensor, "G B"]:
+        """What the best true score of each of these groups is at least, from their bytes; at most: into `up`.
+
+        Both divided by the query's scale: they are compared with those of the same query only.
+        """
         rows = self.rows[part.start * GROUP:part.stop * GROUP]
-        scale, error, norm, gone = (x[part, None] for x in (self.scale, self.error, self.norm, self.gone))
-        best = _best_of_group(_product(rows, q.bytes)) * scale
-        best = best.mul_(q.scale).add_(gone)
-        away = ((error + norm * _rounding(rows.shape[1])) * q.norm).addcmul_(norm, q.error)
-        return best - away, best.add_(away)
+        scale, error, norm, gone = (x[part] for x in (self.scale, self.error, self.norm, self.gone))
+        best = (_best_of_group(_product(rows, q.bytes)) * scale[:, None]).add_(gone[:, None])
+        error = error + norm * _rounding(rows.shape[1])
+        away = torch.addcmul(error[:, None] * (q.norm / q.scale), norm[:, None], q.error / q.scale)
+        torch.add(best, away, out=up)
+        return best.sub_(away)
 
 
-def _top(low: Float[Tensor, "G B"], k: int) -> Float[Tensor, "n B"]:
-    """The k highest bounds, or k nearly as high, of groups that lie far apart (like rows often lie side by side)."""
-    if len(low) % FOLD == 0 and len(low) >= 3 * FOLD * k:
-        low = low.view(FOLD, -1, low.shape[1]).amax(0)
-    return low.topk(min(k, len(low)), 0).values
+def _folded(low: Float[Tensor, "G B"], k: int) -> Float[Tensor, "n B"]:
+    """Lower bounds; where there are plenty, only the best of each FOLD far apart (like rows are often neighbours)."""
+    plenty = len(low) % FOLD == 0 and len(low) >= 3 * FOLD * k
+    return low.view(FOLD, -1, low.shape[1]).amax(0) if plenty else low
 
 
 def _best_of_group(scores: Tensor) -> Tensor:
