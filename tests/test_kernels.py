@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium import kernels
 from sensorium.errors import SensoriumError
-from sensorium.kernels import WAYS, Linear, attend, linear
+from sensorium.kernels import WAYS, Linear, attend, linear, self_attend
 
 onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -144,6 +144,24 @@ def test_short_attention_has_the_right_gradient(causal):
     seen = torch.ones(5, 5, dtype=torch.bool).tril() if causal else None
     given = _heads(torch.float64)
     assert torch.autograd.gradcheck(lambda q, k, v: kernels._Attend.apply(q, k, v, seen, 0.3), given)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+def test_side_by_side_attention_equals_attention_of_three(take, mask, causal):
+    """Values and gradients, in float32, where the short way is taken for training only."""
+    take("onednn")
+    seen = MASKS[mask]()
+    qkv = torch.randn(2, 5, 3 * 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def of_three(x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in x.chunk(3, -1))
+        past = torch.ones(5, 5, dtype=torch.bool).tril() if causal else torch.ones(5, 5, dtype=torch.bool)
+        said = F.scaled_dot_product_attention(q, k, v, attn_mask=past if seen is None else past & seen)
+        return said.transpose(1, 2).flatten(2)
+    ours = self_attend(qkv, 3, causal=causal, mask=seen)
+    _close(_grads(ours, [qkv]), _grads(of_three(qkv), [qkv]), 1e-5)
+    torch.testing.assert_close(self_attend(qkv.detach(), 3, causal=causal, mask=seen), ours.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

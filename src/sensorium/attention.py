@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend, linear
+from sensorium.kernels import Linear, attend, linear, self_attend
 from sensorium.tokens import CAUSAL, Tokens, may_see, present, turns
 
 
@@ -145,9 +145,12 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
         qkv = self.qkv(x)
         qkv = qkv if seen.packing is None else seen.packing.spread(qkv)
-        shared = (qkv.shape[-1] - self.width) // 2
-        q, k, v = qkv.split([self.width, shared, shared], -1)
-        said = self._attend(q, k, v, seen.pos, seen)
+        if self.position is None and seen.cache is None and self.kv_heads == self.heads:
+            said = self_attend(qkv, self.heads, causal=seen.causal, mask=seen.mask, scale=self.scale)
+        else:
+            shared = (qkv.shape[-1] - self.width) // 2
+            q, k, v = qkv.split([self.width, shared, shared], -1)
+            said = self._attend(q, k, v, seen.pos, seen)
         return self.out(said if seen.packing is None else seen.packing.gather(said))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:

@@ -8,12 +8,14 @@ widen decides it by hand; `benchmarks/clip_train.py --ways` measures a machine t
 """
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -38,12 +40,17 @@ def way(dtype: torch.dtype) -> str:
     if forced:
         return forced
     can = torch.cpu.get_capabilities()
-    amd = "AMD" in can.get("cpu_name", "")
-    if dtype == torch.float32 and amd:                           # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
-        return "onednn"
-    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # Xeon without AMX: bf16 80, float32 130 GFLOP/s a core
-        return "onednn" if amd or can.get("amx_bf16") else "widen"
-    return "torch"         # Xeon, float32: a step by oneDNN takes 1.19 times as long
+    amx = can.get("amx_bf16")
+    if dtype == torch.float32 and (_amd() or amx):               # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
+        return "onednn"                                          # AMX: the same speed, but the bias costs nothing
+    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # GFLOP/s a core: Xeon with AMX 1,600, without 80
+        return "onednn" if _amd() or amx else "widen"
+    return "torch"         # Xeon without AMX, float32: a step by oneDNN takes 1.19 times as long
+
+
+@cache
+def _amd() -> bool:
+    return hasattr(torch.cpu, "get_capabilities") and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
 @cache
@@ -55,10 +62,11 @@ def multiplies_bf16() -> bool:
 def settle_allocator() -> bool:
     """Keep freed memory for the next step instead of handing it back to the system; call it once, when a run starts.
 
-    True where it took effect (glibc). The process then stays at its peak memory. Large tensors lie on huge pages from
-    then on, if torch has made no tensor before (Linux; a training step takes an eighth less time).
+    True where it took effect (glibc). The process then stays at its peak memory. On AMD large tensors lie on huge pages
+    from then on, if torch has made no tensor before (Linux; a training step takes an eighth less time; on Intel it
+    takes no less, and a sixth more memory).
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if _amd() else "0")
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         return False
@@ -126,10 +134,14 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_gradient(rows: Tensor, seen: Tensor, how: str) -> Tensor:
-    """rowsᵀ seen. oneDNN's operator would first copy what is transposed; torch's product need not (wide side first)."""
+    """rowsᵀ seen. oneDNN's operator would first copy what is transposed; torch's product need not.
+
+    Which side comes first matters: the wide one on AMD, the narrow one on Intel (a tenth to a quarter less time).
+    """
     if how == "widen":
         return _product(rows.t(), seen.t(), None, how)
-    return rows.t() @ seen if rows.shape[1] >= seen.shape[1] else (seen.t() @ rows).t()
+    wide = rows.shape[1] >= seen.shape[1]
+    return rows.t() @ seen if wide == _amd() else (seen.t() @ rows).t()
 
 
 def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Tensor, "B H S K"], *,
@@ -141,12 +153,28 @@ def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Te
     """
     if causal and mask is not None and mask.dtype == torch.bool:
         causal, mask = False, mask & _past(q, k)
-    short = q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= SHORT and q.shape[:2] == v.shape[:2]
-    plain = dropout == 0 and (mask is None or mask.dtype == torch.bool) and q.shape[3] == v.shape[3]
-    if short and plain and _eager(q, k, v) and way(torch.bfloat16) != "torch":
+    if dropout == 0 and _short(q, k, v, mask):
         seen = _past(q, k) if causal else mask
         return _Attend.apply(q, k, v, seen, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+
+
+def self_attend(qkv: Float[Tensor, "B T D"], heads: int, *, causal: bool = False, mask: Tensor | None = None,
+                scale: float | None = None) -> Float[Tensor, "B T E"]:
+    """attend of a sequence over itself; `qkv` holds queries, keys and values side by side, D = 3 E."""
+    q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, h=heads)
+    if not _short(q, k, v, mask) or (causal and mask is not None):
+        return rearrange(attend(q, k, v, causal=causal, mask=mask, scale=scale), "b h t k -> b t (h k)")
+    seen = _past(q, k) if causal else mask
+    return _SelfAttend.apply(qkv, heads, seen, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether two products and a softmax are quicker than torch's operator: its backward pass is slow, most in bf16."""
+    few = max(q.shape[2], k.shape[2]) <= SHORT and q.shape[:2] == v.shape[:2] and q.shape[3] == v.shape[3]
+    worth = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled())
+    return (few and worth and (mask is None or mask.dtype == torch.bool) and _eager(q, k, v)
+            and way(torch.bfloat16) != "torch")
 
 
 def _past(q: Tensor, k: Tensor) -> Tensor:
@@ -157,36 +185,72 @@ def _past(q: Tensor, k: Tensor) -> Tensor:
 class _Attend(torch.autograd.Function):
     """Attention with its probabilities kept: torch's own backward pass in bf16 takes 9 times as long at 65 tokens.
 
-    Differentiable once. A second derivative needs float32 or SENSORIUM_KERNELS=torch.
+    Differentiable once, as torch's is.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-        shape = q.shape
+        ctx.shape, ctx.scale = q.shape, scale
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))                 # (B H) T K, one copy each
-        with torch.autocast("cpu", enabled=False):
-            p = _scaled(q, k.transpose(1, 2), scale)
-            if seen is not None:
-                p.view(*shape[:2], *p.shape[1:]).masked_fill_(~seen, float("-inf"))
-            p = p.softmax(-1)
-            if seen is not None:                                                   # a row of -inf became nan
-                p.view(*shape[:2], *p.shape[1:]).masked_fill_(~seen, 0)
-            ctx.save_for_backward(q, k, v, p)
-            ctx.shape, ctx.scale = shape, scale
-            return (p @ v).view(shape)
+        p = _probabilities(q, k, seen, ctx.shape[0], scale)
+        ctx.save_for_backward(q, k, v, p)
+        return _mixed(p, v).view(ctx.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
-        said = grads[0].reshape(q.shape)
-        grad_v = p.transpose(1, 2) @ said
-        grad_s = torch.ops.aten._softmax_backward_data(said @ v.transpose(1, 2), p, -1, p.dtype)
-        scale, heads = ctx.scale, ctx.shape[:2]
-        grad_q, grad_k = _scaled(grad_s, k, scale), _scaled(grad_s.transpose(1, 2), q, scale)
-        return *(g.view(*heads, *g.shape[1:]) for g in (grad_q, grad_k, grad_v)), None, None
+        into = [torch.empty_like(x) for x in (q, k, v)]
+        _gradients((q, k, v), p, grads[0].reshape(q.shape), ctx.scale, into)
+        return *(g.view(*ctx.shape[:2], *g.shape[1:]) for g in into), None, None
 
 
-def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """a b · scale, batched, in one pass."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+class _SelfAttend(torch.autograd.Function):
+    """_Attend for queries, keys and values that lie side by side, and so can their gradients: one copy of each."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, seen: Tensor | None, scale: float) -> Tensor:
+        ctx.batch, ctx.scale = len(qkv), scale
+        parts = rearrange(qkv, "b t (n h k) -> n (b h) t k", n=3, h=heads).contiguous()
+        p = _probabilities(parts[0], parts[1], seen, ctx.batch, scale)
+        ctx.save_for_backward(parts, p)
+        return rearrange(_mixed(p, parts[2]), "(b h) t k -> b t (h k)", b=ctx.batch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:   # pyright: ignore[reportIncompatibleMethodOverride]
+        parts, p = ctx.saved_tensors
+        into = torch.empty_like(parts)
+        said = rearrange(grads[0], "b t (h k) -> (b h) t k", k=parts.shape[-1])
+        _gradients(parts, p, said, ctx.scale, into)
+        return rearrange(into, "n (b h) t k -> b t (n h k)", b=ctx.batch), None, None, None
+
+
+def _probabilities(q: Float[Tensor, "N T K"], k: Float[Tensor, "N S K"], seen: Bool[Tensor, "*b #T #S"] | None,
+                   batch: int, scale: float) -> Float[Tensor, "N T S"]:
+    """softmax(q kᵀ · scale) over what is seen; a query that sees nothing has a row of zeros."""
+    with torch.autocast("cpu", enabled=False):
+        p = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
+        if seen is not None:
+            p.view(batch, -1, *p.shape[1:]).masked_fill_(~seen, float("-inf"))
+        p = p.softmax(-1)
+        if seen is not None and not seen.any(-1).all():                            # a row of -inf became nan
+            p.view(batch, -1, *p.shape[1:]).masked_fill_(~seen, 0)
+        return p
+
+
+def _gradients(qkv: Sequence[Tensor] | Tensor, p: Float[Tensor, "N T S"], said: Float[Tensor, "N T K"], scale: float,
+               into: Sequence[Tensor] | Tensor) -> None:
+    """The gradients of q, k and v from that of what attention said."""
+    q, k, v = qkv
+    none = p.new_empty(1, 1, 1)
+    torch.bmm(p.transpose(1, 2), said, out=into[2])
+    scores = torch.ops.aten._softmax_backward_data(said @ v.transpose(1, 2), p, -1, p.dtype)
+    torch.baddbmm(none, scores, k, beta=0, alpha=scale, out=into[0])
+    torch.baddbmm(none, scores.transpose(1, 2), q, beta=0, alpha=scale, out=into[1])
+
+
+def _mixed(p: Float[Tensor, "N T S"], v: Float[Tensor, "N S K"]) -> Float[Tensor, "N T K"]:
+    """Values, each as much as it is attended to."""
+    with torch.autocast("cpu", enabled=False):
+        return p @ v
