@@ -100,7 +100,8 @@ def blas_core() -> str:
 def about(threads: int) -> dict[str, object]:
     can = torch.cpu.get_capabilities()
     return {"cpu": can.get("cpu_name"), "amx": can.get("amx_int8"), "blas_core": blas_core(),
-            "python": platform.python_version(), "torch": torch.__version__, "faiss": faiss.__version__, "numpy": np.__version__, "threads": threads,
+            "python": platform.python_version(), "torch": torch.__version__, "faiss": faiss.__version__,
+            "numpy": np.__version__, "threads": threads,
             "load": round(os.getloadavg()[0], 1)}
 
 

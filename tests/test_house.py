@@ -10,7 +10,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
 FLOORS = [                                      # imports go up in this list, never down
-    "errors",
+    "errors machine",
     "tokens kernels durable stored",
     "attention positions",
     "transformer",

@@ -58,10 +58,9 @@ def test_killed_at_any_instant_it_ends_the_same(tmp_path: Path) -> None:
 
 
 def test_a_writer_in_place_is_caught(tmp_path: Path) -> None:
-    """The control: were the writer not atomic, the test above would see it."""
-    kills, ends = nursery(tmp_path, 16, "naive")
-    assert [e for e in kills if e["fault"]] or set(ends) != {"same"}
-    assert set(ends) != {"same"}
+    """The control: were the writer not atomic, the test above would see it, in every folder."""
+    kills, ends = nursery(tmp_path, 8, "naive")
+    assert {e["where"] for e in kills} >= {"save"} and "same" not in ends
 
 
 def pairs(n: int = 40) -> Dataset:

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 from sensorium import __version__, keywords
 from sensorium.commands import blend, build, data, demo, doctor, evaluate, index, say, search, show, show_run, train
 from sensorium.errors import SensoriumError
+from sensorium.machine import prefer_huge_pages
 from sensorium.options import with_keywords
 
 ABOUT = "One model over pictures, words and everything else about the same things."
@@ -108,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """What the command `sensorium` calls."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")          # torch reads it once: large tensors on huge pages
+    prefer_huge_pages()
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sensorium.errors import SensoriumError
+from sensorium.machine import amd, prefer_huge_pages
 
 WAYS = ("torch", "onednn", "widen")
 SHORT = 256                        # up to here bf16 attention is faster as two products and a softmax (CPU)
@@ -39,18 +40,12 @@ def way(dtype: torch.dtype) -> str:
         return "torch"
     if forced:
         return forced
-    can = torch.cpu.get_capabilities()
-    amx = can.get("amx_bf16")
-    if dtype == torch.float32 and (_amd() or amx):               # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
-        return "onednn"                                          # AMX: the same speed, but the bias costs nothing
-    if dtype == torch.bfloat16 and can.get("avx512_bf16"):       # GFLOP/s a core: Xeon with AMX 1,600, without 80
-        return "onednn" if _amd() or amx else "widen"
+    direct = amd() or multiplies_bf16()
+    if dtype == torch.float32 and direct:                        # Zen 4: oneDNN 83-104, MKL 46-75 GFLOP/s a core
+        return "onednn"                                          # AMX: 170 both, but the bias costs nothing
+    if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("avx512_bf16"):
+        return "onednn" if direct else "widen"                   # bf16 on AMX 1,600, on an older Xeon 80
     return "torch"         # Xeon without AMX, float32: a step by oneDNN takes 1.19 times as long
-
-
-@cache
-def _amd() -> bool:
-    return hasattr(torch.cpu, "get_capabilities") and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
 @cache
@@ -62,11 +57,9 @@ def multiplies_bf16() -> bool:
 def settle_allocator() -> bool:
     """Keep freed memory for the next step instead of handing it back to the system; call it once, when a run starts.
 
-    True where it took effect (glibc). The process then stays at its peak memory. On AMD large tensors lie on huge pages
-    from then on, if torch has made no tensor before (Linux; a training step takes an eighth less time; on Intel it
-    takes no less, and a sixth more memory).
+    True where it took effect (glibc). The process then stays at its peak memory.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if _amd() else "0")
+    prefer_huge_pages()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         return False
@@ -141,7 +134,7 @@ def _weight_gradient(rows: Tensor, seen: Tensor, how: str) -> Tensor:
     if how == "widen":
         return _product(rows.t(), seen.t(), None, how)
     wide = rows.shape[1] >= seen.shape[1]
-    return rows.t() @ seen if wide == _amd() else (seen.t() @ rows).t()
+    return rows.t() @ seen if wide == amd() else (seen.t() @ rows).t()
 
 
 def attend(q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H S K"], v: Float[Tensor, "B H S K"], *,
