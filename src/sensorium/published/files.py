@@ -21,8 +21,8 @@ from sensorium.errors import SensoriumError
 CONFIGS = ("config.json", "open_clip_config.json")
 TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
          "spiece.model", "tokenizer.model", "vocabulary.json", "vocabulary.txt", "preprocessor_config.json",
-         "generation_config.json", "modules.json", "1_Pooling/config.json",
-         "sentence_bert_config.json")
+         "generation_config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+         "chat_template.jinja")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 ORDER = (*WEIGHTS, "*.safetensors", "*.gguf", "model.bin", "model.bin.part*")       # the first that a folder has

@@ -3,15 +3,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenizers import Tokenizer
 from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.text import Text
-from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
+from sensorium.published.tokens import words as words
 from sensorium.verbs.embed import Embedder
 
 SEEN = Image(size=224, resample="bicubic", mean=(0.48145466, 0.4578275, 0.40821073),
@@ -47,26 +45,6 @@ def _side(given: Any) -> int:
     if len(sides) != 1 or not set(given) <= {"height", "width", "shortest_edge"}:
         raise SensoriumError(f"preprocessor_config.json asks for the size {given}, which is no square")
     return int(sides.pop())
-
-
-def words(opened: Opened, length: int, vocab_size: int) -> Text | None:
-    """Texts as the folder's tokenizer.json cuts them; None where there is none.
-
-    Raises SensoriumError where it does not end a text with a token of its own.
-    """
-    if "tokenizer.json" not in opened.files:
-        return None
-    tokenizer = Tokenizer.from_file(str(opened.files["tokenizer.json"]))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    around = tokenizer.encode("").ids
-    if len(around) not in (1, 2):
-        raise SensoriumError(f"{opened.files['tokenizer.json']} puts {len(around)} tokens around a text, not an end "
-                             "and perhaps a start")
-    pad = opened.json("tokenizer_config.json").get("pad_token")
-    number = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else str(pad))
-    return Text(length=length, vocab_size=vocab_size, start=around[0] if around[1:] else None, end=around[-1],
-                pad=0 if number is None else number, tokenizer=tokenizer)
 
 
 def embedding(module: nn.Module, senses: Senses) -> Verbs:
