@@ -2,6 +2,8 @@
 from sensorium.published.bert import BERT
 from sensorium.published.clip import CLIP
 from sensorium.published.efficientnet import EFFICIENTNET
+from sensorium.published.gpt2 import GPT2
+from sensorium.published.llama import LLAMA
 from sensorium.published.open_clip import OPEN_CLIP
 from sensorium.published.published import Published
 from sensorium.published.resnet import RESNET
@@ -10,4 +12,5 @@ from sensorium.published.t5 import T5
 from sensorium.published.vit import TIMM_VIT, VIT
 
 PUBLISHED: dict[str, Published] = {
-    family.name: family for family in (CLIP, OPEN_CLIP, SIGLIP, BERT, T5, VIT, TIMM_VIT, RESNET, EFFICIENTNET)}
+    family.name: family for family in (CLIP, OPEN_CLIP, SIGLIP, BERT, T5, VIT, TIMM_VIT, RESNET, EFFICIENTNET, GPT2,
+                                       LLAMA)}
