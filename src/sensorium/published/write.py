@@ -1,5 +1,5 @@
 """The verb `generate` of published decoders of text: beginnings or questions in, words out."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.modality import Modality
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.chat import Beginning, chat
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
+from sensorium.verbs.asked import batched, lists, makes
+from sensorium.verbs.verb import at_rest, load
 
 USUAL = 256                                 # tokens said where nobody says how many
 
@@ -26,46 +27,38 @@ class Writer:
         assert isinstance(text, Beginning)
         self.model, self.senses, self.text = model, senses, text
 
-    def __call__(self, what: str = "text", /, *, length: int = USUAL, temperature: float = 0.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int = 0, batch_size: int = 16, **given: Sequence[Any]) -> list[str]:
+    def __call__(self, what: str | None = None, /, *, n: int = 1, temperature: float = 0.0, top_k: int = 0,
+                 top_p: float = 1.0, seed: int = 0, length: int = USUAL, batch_size: int = 16,
+                 **given: Any) -> list[str]:
         """What is said after each of `text`, or in answer to each of `prompt`: words, or a conversation as a list of
-        {"role": "user", "content": words}.
+        {"role": "user", "content": words}; n times over, side by side.
 
-        length: the most tokens. temperature: 0 for the likeliest each time. The same seed says the same, row by row,
-        whatever the batch. Raises SensoriumError where it cannot be asked so, or its texts have no room for `length`.
+        temperature: 0 for the likeliest token each time. length: the most tokens. The same seed says the same, row by
+        row, whatever the batch. Raises SensoriumError where it cannot be asked so, or there is no room for `length`.
         """
-        rows, how = self.read(what, length, given), Sampling(temperature, top_k, top_p, seed=seed)
-        self.model.eval()
+        makes(what, "text")
+        rows = self.read(given, length)
         said = list[str]()
-        for some in (rows[i:i + batch_size] for i in range(0, len(rows), batch_size)):
-            batch = {"text": self.text.collate(some)}
-            steps = list(generate(self.model, batch, "text", length, how, end=self.text.ends[0]))
+        for some, numbers in batched({"text": rows}, len(rows), n, batch_size):
+            how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
+            with at_rest(self.model):
+                steps = list(generate(self.model, {"text": self.text.collate(some["text"])}, "text", length, how,
+                                      end=self.text.ends[0]))
             said += [self.text.show(row) for row in torch.stack(steps, 1)]
         return said
 
-    def read(self, what: str, length: int, given: dict[str, Sequence[Any]]) -> list[np.ndarray]:
+    def read(self, given: Mapping[str, Any], length: int) -> list[np.ndarray]:
         """Beginnings, or questions as they are put to the model, as ids that leave room for `length` more."""
-        if what != "text" or len(given) != 1 or not set(given) <= set(self.senses):
-            raise SensoriumError(f"this model makes text and is given one of {' or '.join(self.senses)}: "
-                                 f"generate(\"text\", text=[...]); got {what}, {', '.join(given) or 'nothing'}")
-        (kind, values), = given.items()
-        rows = loaded(self.senses[kind], [values] if isinstance(values, str) else values)
-        longest, room = max(map(len, rows), default=0), self.text.length - length
-        if longest > room:
+        asked = lists(given, list(self.senses), "text")
+        if len(asked) != 1:
+            raise SensoriumError(f"give one of {', '.join(self.senses)}: this model makes text from it")
+        (kind, values), = asked.items()
+        rows = [load(self.senses[kind], value) for value in values]
+        longest = max(map(len, rows), default=0)
+        if longest > self.text.length - length:
             raise SensoriumError(f"{longest} tokens are given and {length} asked for: this model reads and says "
                                  f"{self.text.length} in all; ask for fewer with length=")
         return rows
-
-
-def loaded(modality: Modality, values: Sequence[Any]) -> list[np.ndarray]:
-    """Raw values loaded. Raises SensoriumError naming the first that cannot be."""
-    found = []
-    for value in values:
-        try:
-            found.append(modality.load(value))
-        except ValueError as error:
-            raise SensoriumError(f"cannot read {str(value)[:40]!r}: {error}") from error
-    return found
 
 
 def senses(opened: Opened, length: int, ends: Any) -> Senses:
