@@ -51,7 +51,7 @@ def tuned(encoder: Encoder, how: str) -> Encoder:
     """A trained encoder made ready to learn: all of it, "lora" (corrections of low rank alone), or "none"."""
     if how == "lora":
         low_rank(encoder)
-    return Still(encoder.embed, encoder.trunk) if how == "none" else encoder
+    return Still(encoder.embed, encoder.trunk, encoder.pool) if how == "none" else encoder
 
 
 TUNES = ("none", "lora", "all")
@@ -60,8 +60,8 @@ TUNES = ("none", "lora", "all")
 class Still(Encoder):
     """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
 
-    def __init__(self, embed: Embed, trunk: Transformer | None = None):
-        super().__init__(embed, trunk)
+    def __init__(self, embed: Embed, trunk: Transformer | None = None, pool: nn.Module | None = None):
+        super().__init__(embed, trunk, pool)
         self.requires_grad_(False)
         self.train(False)
 

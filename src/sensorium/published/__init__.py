@@ -1,4 +1,5 @@
 """Other people's trained weights: files, names, tokenizers; one file a family."""
+from sensorium.published.backbone import BACKBONE
 from sensorium.published.bert import BERT
 from sensorium.published.clip import CLIP
 from sensorium.published.efficientnet import EFFICIENTNET
@@ -11,6 +12,17 @@ from sensorium.published.siglip import SIGLIP
 from sensorium.published.t5 import T5
 from sensorium.published.vit import TIMM_VIT, VIT
 
-PUBLISHED: dict[str, Published] = {
-    family.name: family for family in (CLIP, OPEN_CLIP, SIGLIP, BERT, T5, VIT, TIMM_VIT, RESNET, EFFICIENTNET, GPT2,
-                                       LLAMA)}
+PUBLISHED: dict[str, Published] = {family.name: family for family in (
+    CLIP,
+    OPEN_CLIP,
+    SIGLIP,
+    BERT,
+    T5,
+    VIT,
+    TIMM_VIT,
+    RESNET,
+    EFFICIENTNET,
+    GPT2,
+    LLAMA,
+    BACKBONE,                                           # whatever else transformers knows: last
+)}

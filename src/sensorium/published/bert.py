@@ -101,10 +101,10 @@ def _recognise(opened: Opened) -> Config | None:
     if opened.config.get("position_embedding_type", "absolute") != "absolute":
         raise SensoriumError(f"{opened.place} is a BERT with relative positions, which is not hosted")
     prefix = "bert." if any(name.startswith("bert.") for name in opened.tensors) else ""
-    return {**opened.config, "prefix": prefix, "first": _pools_first(opened)}
+    return {**opened.config, "prefix": prefix, "first": pools_first(opened)}
 
 
-def _pools_first(opened: Opened) -> bool:
+def pools_first(opened: Opened) -> bool:
     """What the pooling config says: the first token, or the mean of all. Raises SensoriumError for anything else."""
     if odd := [kind for kind in _parts(opened) if kind not in PARTS]:
         raise SensoriumError(f"{opened.place}/modules.json adds a {odd[0]} to the encoder; hosted are "

@@ -10,7 +10,7 @@ from torch import nn
 from sensorium.errors import SensoriumError
 from sensorium.published import PUBLISHED
 from sensorium.published.files import Opened, open_weights
-from sensorium.published.published import Config, Published, Senses, fill, undrawn
+from sensorium.published.published import Config, Published, Senses, weighted
 from sensorium.verbs.verb import Answers
 
 
@@ -35,9 +35,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32,
     """
     opened = open_weights(source)
     family, config = recognised(opened, families)
-    with torch.random.fork_rng(), undrawn():
-        module = family.build(config).to(dtype)
-    fill(module, opened.tensors, family.names(config), unused=family.unused, place=str(opened.place))
+    module = weighted(family, config, opened, dtype)
     return Pretrained(family, config, module, family.senses(config, opened), opened)
 
 

@@ -95,6 +95,18 @@ class Published:
     senses: Callable[[Config, Opened], Senses]
     verbs: Callable[[nn.Module, Senses], Verbs]
     unused: tuple[str, ...] = ()                        # patterns of their tensors that hold nothing learned
+    carry: Callable[[nn.Module, Config, Opened], None] | None = None    # how weights come in, where names cannot say it
+
+
+def weighted(family: Published, config: Config, opened: Opened, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The family's module with the weights that were found. Raises SensoriumError as `fill` does."""
+    with torch.random.fork_rng(), undrawn():
+        module = family.build(config).to(dtype)
+    if family.carry is not None:
+        family.carry(module, config, opened)
+    else:
+        fill(module, opened.tensors, family.names(config), unused=family.unused, place=str(opened.place))
+    return module
 
 
 def fill(module: nn.Module, theirs: Mapping[str, Tensor], names: Iterable[Name], *, unused: Sequence[str] = (),

@@ -13,7 +13,7 @@ from sensorium.errors import SensoriumError
 from sensorium.published import PUBLISHED
 from sensorium.published.files import Opened, open_weights
 from sensorium.published.load import recognised
-from sensorium.published.published import Config, Published, Senses, fill, undrawn
+from sensorium.published.published import Config, Published, Senses, weighted
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,9 @@ class Start:
 
     def module(self) -> nn.Module:
         """Our module of that layout; with its weights, where they are at hand and not on the meta device."""
-        if self.opened is None:
-            return self.family.build(self.config)
-        with torch.random.fork_rng(), undrawn():
-            module = self.family.build(self.config)
-        if not next(module.parameters()).is_meta:
-            fill(module, self.opened.tensors, self.family.names(self.config), unused=self.family.unused,
-                 place=self.source)
-        return module
+        meta = torch.empty(0).is_meta
+        return self.family.build(self.config) if self.opened is None or meta else \
+            weighted(self.family, self.config, self.opened)
 
     def senses(self) -> Senses:
         """What it reads and how; {} where only the layout is known: the run's schema says it."""
