@@ -29,7 +29,8 @@ def test_frechet_of_two_gaussians() -> None:
     x, y = whitened(100, 4, 0), whitened(80, 4, 1)
     s, t = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([1.0, 1.0, 2.0, 0.1]).double()
     move = torch.tensor([3.0, 0.0, -1.0, 0.5]).double()
-    assert frechet(x * s, y * t + move) == pytest.approx((move.square().sum() + (s - t).square().sum()).item(), rel=1e-9)
+    closed = move.square().sum() + (s - t).square().sum()
+    assert frechet(x * s, y * t + move) == pytest.approx(closed.item(), rel=1e-9)
 
 
 def test_frechet_does_not_see_a_turn_of_both() -> None:
