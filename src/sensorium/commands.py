@@ -11,7 +11,9 @@ from sensorium import keywords
 from sensorium.errors import SensoriumError
 from sensorium.options import (
     AS_GUESSED,
+    AS_USUAL,
     DATA,
+    Asked,
     Data,
     Flag,
     How,
@@ -69,21 +71,18 @@ def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None,
 
 
 def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: Annotated[tuple[str, ...], Flag] = (),
-             text: str | None = None, every: Annotated[bool, Flag] = False, reading: How = AS_GUESSED,
-             recipe: Own = None, as_json: Json = False) -> None:
-    """Judge a model on each split.
+             asked: Asked = AS_USUAL, reading: How = AS_GUESSED, recipe: Own = None, as_json: Json = False) -> None:
+    """Judge a model on each split, beside chance and trivial answers.
 
-    Retrieval both ways beside chance and the pixel nearest neighbour, and naming of classes where there are any.
-    Written into the run as evaluation.json and evaluation.md too.
+    Retrieval, captions, answers or pictures, as the model's recipe says. Written into the run as evaluation.json and
+    evaluation.md too.
 
     Args:
         split: a split to judge by (once for each); by default all but train
-        text: another caption column than the model was trained on, such as another language
-        every: a row's text is the mean of all its captions, not the first alone
     """
     from sensorium.evaluate import evaluate
     model = _model(run, recipe)
-    report = evaluate(model, _data(model, data, reading), splits=split or None, text=text, every=every)
+    report = evaluate(model, _data(model, data, reading), splits=split or None, **asked.given(_model))
     report.save(run)
     shown({"figures": report.figures, "about": report.about} if as_json else report.table(), as_json)
 

@@ -12,8 +12,9 @@ from sensorium import durable
 from sensorium.checkpoint import Model, load
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.evaluate import Report, evaluate
+from sensorium.evaluate import evaluate
 from sensorium.recipes import clip_small
+from sensorium.report import Report
 from sensorium.tasks.answer import Answer
 from sensorium.tasks.search import Index
 from sensorium.tasks.sheet import STYLE, save, section

@@ -71,6 +71,32 @@ def _plain(text: str) -> Any:
         return text
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What a judge is asked besides; each kind of model takes some of it."""
+
+    text: str | None = None
+    """retrieval: another caption column than the model was trained on, such as another language"""
+    every: Annotated[bool, Flag] = False
+    """retrieval: a row's text is the mean of all its captions, not the first alone"""
+    most: int | None = None
+    """words, pictures: how many rows of a split are judged"""
+    by: Path | None = None
+    """pictures: run of a model that embeds pictures and words, to compare them by"""
+    blind: Path | None = None
+    """answers: run of a model trained on the same questions without pictures"""
+
+    def given(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
+        """Those that were set, as keywords of `evaluate`."""
+        runs = {"by": self.by, "blind": self.blind}
+        plain = {"text": self.text, "every": self.every or None, "most": self.most}
+        return {name: value for name, value in plain.items() if value is not None} | {
+            name: load(run, None) for name, run in runs.items() if run is not None}
+
+
+Asked = Annotated[Judging, Parameter(group="Judge")]
+AS_USUAL = Judging()
 How = Annotated[Reading, Parameter(group="Data")]
 AS_GUESSED = Reading()
 

@@ -62,7 +62,8 @@ def diversity(x: Float[Tensor, "N E"]) -> float:
 
 def nearest(x: Float[Tensor, "N E"], others: Float[Tensor, "M E"]) -> tuple[Tensor, Tensor]:
     """(distance to, number of) the nearest of the others, for each row: how near is a picture to one trained on?"""
-    found = [torch.cdist(part.double(), others.double()).min(1) for part in x.split(_BLOCK)]
+    others = others.double()
+    found = [torch.cdist(part.double(), others).min(1) for part in x.split(_BLOCK)]
     return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
 
 

@@ -12,6 +12,7 @@ from sensorium.modalities.text import Text, Words
 from sensorium.models import Decoder, Encoder
 from sensorium.objectives.next_token import NextToken
 from sensorium.recipes.generation import said_to, validate
+from sensorium.recipes.judge_words import Judge, answers, captions
 from sensorium.recipes.recipe import Recipe, one_of
 from sensorium.transformer import transformer
 from sensorium.verbs.say import Speaker
@@ -53,7 +54,8 @@ def captioner(schema: Schema, *, image: str | None = None, text: str | None = No
     changes = {strength: {columns["image"]: how} for strength, how in AUGMENT.items()} if "image" in columns else {}
     return Recipe(
         model=model, objective=objective, columns=tuple(dict.fromkeys(columns.values())), verbs={"generate": speaker},
-        augment=changes, metric="val_loss", validate=validate(objective), samples=said_to(speaker, objective))
+        augment=changes, metric="val_loss", validate=validate(objective), samples=said_to(speaker, objective),
+        judge=_judge(columns))
 
 
 def _columns(schema: Schema, image: str | None, question: str | None, text: str | None) -> dict[str, str]:
@@ -61,6 +63,15 @@ def _columns(schema: Schema, image: str | None, question: str | None, text: str 
     columns = {} if image == "" else {"image": schema.pick("image", image)}
     columns |= {"question": schema.pick("text", question)} if question else {}
     return {**columns, "text": schema.pick("text", text)}
+
+
+def _judge(columns: dict[str, str]) -> Judge | None:
+    match columns:
+        case {"image": picture, "question": question, "text": words}:
+            return answers(picture, question, words)
+        case {"image": picture, "text": words}:
+            return captions(picture, words)
+    return None
 
 
 def _resnet(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:

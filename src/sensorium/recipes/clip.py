@@ -9,6 +9,7 @@ from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text, Words
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import LOSSES, Contrastive
+from sensorium.recipes.judge_retrieval import retrieval
 from sensorium.recipes.recipe import Recipe, Training, one_of
 from sensorium.recipes.retrieval import samples, validate
 from sensorium.transformer import transformer
@@ -57,7 +58,8 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
         model=model, objective=Contrastive(*pair, loss, smoothing), columns=pair, training=Training(),
         verbs={"embed": Embedder(model, {"image": (picture, seen), "text": (words, read)})},
         augment={strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()},
-        metric="recall@1", validate=validate(pair), samples=samples(pair), after_step=Towers.clamp)
+        metric="recall@1", validate=validate(pair), samples=samples(pair), judge=retrieval,
+        after_step=Towers.clamp)
 
 
 def clip_small(schema: Schema, *, image: str | None = None, text: str | None = None, dim: int = 128, depth: int = 3,

@@ -8,6 +8,7 @@ from sensorium.models import Towers
 from sensorium.objectives.contrastive import Contrastive
 from sensorium.published.start import Start
 from sensorium.recipes.clip import AUGMENT
+from sensorium.recipes.judge_retrieval import retrieval
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.recipes.retrieval import samples, validate
 from sensorium.verbs.embed import Embedder
@@ -48,4 +49,5 @@ def finetune(schema: Schema, *, from_: str | Mapping[str, Any] = "", image: str 
         training=Training(epochs=5, lr=RATES[tune], layer_decay=0.75, weight_decay=0.05, beta2=0.98, warmup=0.1),
         verbs={"embed": Embedder(model, {kind: (name, fitted[name]) for kind, name in kinds.items()})},
         augment={strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()},
-        metric="recall@1", validate=validate(pair), samples=samples(pair), after_step=Towers.clamp)
+        metric="recall@1", validate=validate(pair), samples=samples(pair), judge=retrieval,
+        after_step=Towers.clamp)

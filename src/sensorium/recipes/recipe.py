@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
+from sensorium.report import Report
 
 
 class BadKeyword(SensoriumError, TypeError):
@@ -69,7 +70,19 @@ class Recipe:
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss
     validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
     samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
+    judge: Callable[..., Report] | None = None      # (Trained, data set, names of splits, ...) -> how good it is
     after_step: Callable[[Any], None] | None = None                 # what must hold after each update
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What a judge is given: a recipe with its trained weights, and its verbs as methods."""
+
+    recipe: Recipe
+    schema: Schema
+    module: nn.Module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
 
 def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""How well a model of two towers retrieves: both ways on each split, beside chance and what pixels alone can do.
+
+    N rows of a split   C classes   E width of the shared space
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sensorium.data.cache import Prepared
+from sensorium.data.dataset import Dataset
+from sensorium.metrics import accuracy, ranks, recall
+from sensorium.models import Towers, unit
+from sensorium.recipes.judging import ink, training_rows
+from sensorium.recipes.recipe import Trained
+from sensorium.recipes.retrieval import embed_rows, retrieve
+from sensorium.report import Report
+
+TEMPLATES = ("{}", "a picture of {}", "an icon of {}", "{}, drawn")
+SHOWN = ("rows", "captions", "image to text recall@1", "image to text recall@10", "text to image recall@1",
+         "text to image recall@10", "median_rank", "chance recall@10", "pixel neighbour recall@1",
+         "pixel neighbour recall@10", "zero-shot accuracy", "most common class")
+DEFINITIONS = """\
+recall@k: share of queries with a right answer among the k most similar candidates of the same split. A caption that
+several rows share is one candidate and one query. Right is a row's own partner and that of any row of its group:
+duplicates count as correct, and no copy of a wrong answer takes a second place. Ties count against the model.
+median rank: of the first right answer, from 1, both ways averaged. chance: recall of a random order, likewise.
+pixel neighbour: training pictures sorted by the cosine of their inverted pixels; recall is over the groups they show.
+It cannot name a group it has not seen.
+zero-shot accuracy: the class whose name, in several templates averaged, is nearest to the picture; beside it the share
+of the most common class."""
+
+
+def retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *, text: str | None = None, every: bool = False,
+              classes: str | None = None, templates: Sequence[str] = TEMPLATES) -> Report:
+    """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
+
+    text: another caption column than the one trained on (another language). every: a row's text is the mean of all its
+    captions, not the first alone. classes: a category column for zero-shot classification; by default the only one.
+    Raises SensoriumError for a column that is not there.
+    """
+    assert isinstance(towers := model.module, Towers)
+    picture, trained = model.recipe.columns
+    words = dataset.schema.pick("text", text or trained)
+    prepared = dataset.prepare(model.schema, (picture, words))
+    labels = Labels.of(dataset, classes)
+    train = training_rows(dataset, prepared)
+    figures = {}
+    for split in splits:
+        rows = prepared.complete(dataset.splits[split])
+        if len(rows):
+            figures[split] = retrieve(towers, prepared, rows, (picture, words), towers=(picture, trained),
+                                      say=partial(_said, model, dataset, words) if every else None) \
+                | _pixels(prepared, picture, train, rows) \
+                | (labels.zero_shot(model, prepared, rows, templates) if labels else {})
+    about = {"text": words, "captions": "all, averaged" if every else "the first"}
+    return Report(figures, about, "retrieval", SHOWN, DEFINITIONS)
+
+
+def _said(model: Trained, dataset: Dataset, words: str, rows: list[int]) -> Float[Tensor, "N E"]:
+    """The mean of what the model says of every caption of a row, as a vector of length one."""
+    lists = [[list(dict.fromkeys([c] if isinstance(c, str) else c or ())) for c in dataset.raw(name, rows)]
+             for name in words.split(",")]
+    each = [[text for captions in row for text in captions] for row in zip(*lists, strict=True)]
+    vectors = torch.from_numpy(model.embed(text=[text for row in each for text in row]))
+    return unit(torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])]))
+
+
+def _pixels(prepared: Prepared, picture: str, train: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """What the nearest training pictures, by pixels alone, say a picture shows."""
+    known, asked = prepared.groups[train], prepared.groups[rows]
+    if not len(train) or not np.isin(asked, known).any():
+        return {}
+    inked, trained = (ink(prepared, picture, r) for r in (rows, train))
+    groups = torch.from_numpy(known).unique()
+    best = _best_of_group(inked @ trained.T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups))
+    rank = ranks(best, torch.eye(len(groups)), torch.from_numpy(asked)[:, None] == groups)
+    return {f"pixel neighbour recall@{k}": recall(rank, k) for k in (1, 10)}
+
+
+def _best_of_group(scores: Float[Tensor, "N T"], group: Int[Tensor, "T"], groups: int) -> Float[Tensor, "N G"]:
+    best = scores.new_full((len(scores), groups), -2.0)
+    return best.scatter_reduce(1, group.expand_as(scores), scores, "amax")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A category column as classes to be told apart by their names."""
+
+    names: list[str]
+    of_row: np.ndarray                                  # int64 [rows of the data set]; -1: none
+
+    @classmethod
+    def of(cls, dataset: Dataset, column: str | None) -> Labels | None:
+        """The column asked for, or the only category column; None where there is none."""
+        found = [c.name for c in dataset.schema.columns.values() if c.kind == "category"]
+        if column is None and len(found) != 1:
+            return None
+        name = dataset.schema.pick("category", column or found[0])
+        values = dataset.raw(name, range(len(dataset)))
+        names = sorted({str(v) for v in values if v is not None})
+        number = {n: i for i, n in enumerate(names)}
+        return cls(names, np.array([-1 if v is None else number[str(v)] for v in values])) if len(names) > 1 else None
+
+    def zero_shot(self, model: Trained, prepared: Prepared, rows: np.ndarray,
+                  templates: Sequence[str]) -> dict[str, float]:
+        """Classes by name: each in every template, normalised, averaged, normalised again (Radford et al. 2021)."""
+        rows = rows[self.of_row[rows] >= 0]
+        if not len(rows):
+            return {}
+        picture = model.recipe.columns[0]
+        asked = [t.format(n) for n in self.names for t in templates]
+        texts = torch.from_numpy(model.embed(text=asked)).view(len(self.names), len(templates), -1)
+        assert isinstance(towers := model.module, Towers)
+        (vectors, _), which = embed_rows(towers, prepared, rows, (picture, picture))
+        label = torch.from_numpy(self.of_row[which["row"].numpy()])
+        common = np.bincount(self.of_row[rows]).max() / len(rows)
+        scores = vectors @ unit(texts.mean(1)).T
+        return {"zero-shot accuracy": accuracy(scores, label), "most common class": float(common)}

@@ -1,0 +1,157 @@
+"""How good are words for pictures? Captions beside those of the nearest training picture; answers beside guesses.
+
+A judged model says `model.generate("text", image=[...])`, or `model.generate("text", image=[...], question=[...])`, and
+gives a text for each row; None stands for a picture that is not there.
+"""
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from sensorium.data.cache import Prepared
+from sensorium.data.dataset import Dataset
+from sensorium.data.scenes_draw import Thing
+from sensorium.data.scenes_words import Verdict, claim, verdict
+from sensorium.metrics.words import chrf, cider_d, exact, plain
+from sensorium.recipes.judging import alike, distinct, ink, references, share, spaced, things_of, training_rows
+from sensorium.recipes.recipe import Trained
+from sensorium.report import Report
+
+Judge = Callable[..., Report]
+CAPTIONS = """\
+chrF (0 to 100) and CIDEr-D (0 to 10) hold what is said against all captions of a row, lower case, without punctuation;
+exact is the share that is one of them. CIDEr-D weighs words by how rare they are in the split: compare it within one.
+neighbour: the first caption of the training picture whose inverted pixels are most similar. most common: the first
+caption that most training rows share.
+Of the data set scenes: true is the share of captions that name all there is and nothing else, all of it right; things
+and relations are the shares of what is claimed that is so (a text that is no caption claims nothing that is so)."""
+ANSWERS = """\
+accuracy: share of answers that are the right one, case, punctuation and articles aside. Beside it, on the same rows:
+majority, the most common training answer; question's majority, the most common training answer to the same words, or
+else the majority; without picture, the same model given no picture (it was not trained for that) or, with `blind`, a
+model trained without; other picture, the same model given the picture of another row with another content. A model that
+looks is far above all four. accuracy of K: of the questions of kind K."""
+
+
+def captions(picture: str, words: str) -> Judge:
+    """A judge of captions for the columns of a recipe."""
+    def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 1000) -> Report:
+        """most: pictures of a split that are judged, evenly spaced."""
+        prepared = dataset.prepare(model.schema, (picture, words))
+        train = training_rows(dataset, prepared)
+        figures = {}
+        for split in splits:
+            rows = spaced(distinct(prepared, picture, prepared.complete(dataset.splits[split])), most)
+            if len(rows):
+                said = model.generate("text", image=dataset.raw(picture, rows))
+                figures[split] = {"pictures": float(len(rows)), **_compared(dataset, words, rows, said)}
+                for name, texts in _cheap(prepared, (picture, words), train, rows).items():
+                    figures[split] |= {f"{name} {k}": v for k, v in _compared(dataset, words, rows, texts).items()}
+        return Report(figures, {"text": words}, "captions", (), CAPTIONS)
+    return judge
+
+
+def _compared(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"], said: Sequence[str]) -> dict[str, float]:
+    said, others = [plain(t) for t in said], [[plain(t) for t in texts] for texts in references(dataset, words, rows)]
+    found = {"chrF": chrf(said, others), "CIDEr-D": cider_d(said, others), "exact": exact(said, others)}
+    things = things_of(dataset, rows)
+    return found if things is None else found | truth([_checked(t, seen) for t, seen in zip(said, things, strict=True)])
+
+
+def _checked(text: str, things: Sequence[Thing]) -> Verdict:
+    claimed = claim(text)
+    return Verdict(False, 0.0, 0.0) if claimed is None else verdict(claimed, things)
+
+
+def truth(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Shares of what is so."""
+    return {"true": share([v.exact for v in verdicts]), "things": share([v.things for v in verdicts]),
+            "relations": share([v.relations for v in verdicts])}
+
+
+def _cheap(prepared: Prepared, columns: tuple[str, str], train: Int[np.ndarray, "T"],
+           rows: Int[np.ndarray, "N"]) -> dict[str, list[str]]:
+    """Captions that cost nothing: that of the nearest training picture, and the most common one."""
+    picture, words = columns
+    known = distinct(prepared, picture, train)
+    if not len(known):
+        return {}
+    near = alike(ink(prepared, picture, rows), ink(prepared, picture, known))
+    common = Counter(prepared.caption(words, row) for row in known.tolist()).most_common(1)[0][0]
+    return {"neighbour": [prepared.caption(words, int(known[i])) for i in near.tolist()],
+            "most common": [common] * len(rows)}
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """Answers without looking: the most common one, and the most common one to the same words."""
+
+    every: Counter[str]
+    of: dict[str, Counter[str]]
+
+    @classmethod
+    def learned(cls, dataset: Dataset, question: str, words: str, train: Int[np.ndarray, "T"]) -> "_Guess":
+        every, of = Counter[str](), defaultdict[str, Counter[str]](Counter)
+        for asked, said in zip(*(references(dataset, name, train) for name in (question, words)), strict=True):
+            every[said[0]] += 1
+            of[asked[0]][said[0]] += 1
+        return cls(every, dict(of))
+
+    def figures(self, asked: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
+        if not self.every:
+            return {}
+        (common, _), = self.every.most_common(1)
+        guessed = [self.of[text].most_common(1)[0][0] if text in self.of else common for text in asked]
+        return {"majority": exact([common] * len(asked), right), "question's majority": exact(guessed, right)}
+
+
+def answers(picture: str, question: str, words: str) -> Judge:
+    """A judge of answers to questions about pictures, for the columns of a recipe."""
+    def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 2000,
+              blind: Trained | None = None) -> Report:
+        """most: rows of a split that are judged, evenly spaced. blind: a model of the same trained without pictures."""
+        prepared = dataset.prepare(model.schema, (picture, question, words))
+        guess = _Guess.learned(dataset, question, words, training_rows(dataset, prepared))
+        figures = {}
+        for split in splits:
+            rows = spaced(prepared.complete(dataset.splits[split]), most)
+            if len(rows):
+                figures[split] = _answered(model, blind, dataset, (picture, question, words), rows, guess)
+        return Report(figures, {"question": question, "answer": words}, "answers", (), ANSWERS)
+    return judge
+
+
+def _answered(model: Trained, blind: Trained | None, dataset: Dataset, columns: tuple[str, str, str],
+              rows: Int[np.ndarray, "N"], guess: _Guess) -> dict[str, float]:
+    picture, question, words = columns
+    seen, asked = dataset.raw(picture, rows), [texts[0] for texts in references(dataset, question, rows)]
+    right = references(dataset, words, rows)
+    said = model.generate("text", image=seen, question=asked)
+    if blind is None:
+        unseen = model.generate("text", image=[None] * len(rows), question=asked)
+    else:
+        unseen = blind.generate("text", question=asked)
+    other = model.generate("text", image=[seen[i] for i in _elsewhere(dataset.groups()[rows])], question=asked)
+    found = {"rows": float(len(rows)), "accuracy": exact(said, right), "without picture": exact(unseen, right),
+             "other picture": exact(other, right)}
+    return found | guess.figures(asked, right) | _by_kind(dataset, rows, said, right)
+
+
+def _elsewhere(groups: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """For each row another, of another group where there is one: half way round, and on from there."""
+    n = len(groups)
+    steps = (next((s for s in range(n // 2, n // 2 + n) if groups[(i + s) % n] != groups[i]), 0) for i in range(n))
+    return np.array([(i + step) % n for i, step in enumerate(steps)], np.int64)
+
+
+def _by_kind(dataset: Dataset, rows: Int[np.ndarray, "N"], said: Sequence[str],
+             right: Sequence[Sequence[str]]) -> dict[str, float]:
+    if "kind" not in dataset.table.columns:
+        return {}
+    of: dict[str, list[int]] = defaultdict(list)
+    for i, kind in enumerate(dataset.raw("kind", rows)):
+        of[str(kind)].append(i)
+    return {f"accuracy of {kind}": exact([said[i] for i in at], [right[i] for i in at])
+            for kind, at in sorted(of.items())}

@@ -1,0 +1,73 @@
+"""What judges share: which rows they look at, what they compare with.
+
+    N rows of a split   P numbers in a picture
+"""
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sensorium.data.cache import Prepared
+from sensorium.data.dataset import Dataset
+from sensorium.data.scenes_draw import Thing
+from sensorium.models import unit
+
+_BLOCK = 1024                               # pictures compared with all others at a time
+
+
+def training_rows(dataset: Dataset, prepared: Prepared) -> Int[np.ndarray, "T"]:
+    """The rows a model may have been trained on."""
+    return prepared.complete(dataset.splits.get("train", np.array([], dtype=np.int64)))
+
+
+def spaced(rows: Int[np.ndarray, "N"], most: int) -> Int[np.ndarray, "M"]:
+    """At most so many, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+
+
+def distinct(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Int[np.ndarray, "M"]:
+    """The first row of each picture that is there: a data set may ask several things of one."""
+    first: dict[bytes, int] = {}
+    for row in rows.tolist():
+        first.setdefault(np.asarray(prepared.picture(picture, row)).tobytes(), row)
+    return np.array(list(first.values()), np.int64)
+
+
+def references(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"]) -> list[list[str]]:
+    """Everything that the columns `words` ("a,b") say of each row, each text once."""
+    columns = [dataset.raw(name, rows) for name in words.split(",")]
+    said = [[t for cell in cells for t in ([cell] if isinstance(cell, str) else cell or ())]
+            for cells in zip(*columns, strict=True)]
+    return [list(dict.fromkeys(texts)) for texts in said]
+
+
+def pixels(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Float[Tensor, "N P"]:
+    """Pictures as they are stored, 0 to 1."""
+    found = np.stack([np.asarray(prepared.picture(picture, row)) for row in rows.tolist()])
+    return torch.from_numpy(found).flatten(1).float() / 255
+
+
+def ink(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Float[Tensor, "N P"]:
+    """Pixels as vectors of length one in which white paper is zero."""
+    return unit(1 - pixels(prepared, picture, rows))
+
+
+def alike(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> Int[Tensor, "N"]:
+    """The most similar of `b` for each of `a`, by their product."""
+    return torch.cat([(part @ b.T).argmax(1) for part in a.split(_BLOCK)])
+
+
+def things_of(dataset: Dataset, rows: Int[np.ndarray, "N"]) -> list[list[Thing]] | None:
+    """What is in the pictures, where the data are the set `scenes` and so tell; None for others."""
+    if not {"program", "scene"} <= set(dataset.table.columns):
+        return None
+    return [[Thing(*thing) for thing in json.loads(told)["things"]] for told in dataset.raw("program", rows)]
+
+
+def share(values: Sequence[float | bool | None]) -> float:
+    """The mean of those that are there; 0 where none is."""
+    there = [float(value) for value in values if value is not None]
+    return sum(there) / len(there) if there else 0.0
