@@ -1,4 +1,4 @@
-"""Judges of words and pictures, on models whose worth is known: one that is right, one that copies, one that guesses."""
+"""Judges of words and pictures, on models whose worth is known: one is right, one copies, one guesses."""
 from collections.abc import Callable
 from typing import Any
 

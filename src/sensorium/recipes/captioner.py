@@ -1,5 +1,6 @@
 """Words for pictures: a picture, and perhaps a question, is read at once; then words are said one by one."""
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,7 +13,6 @@ from sensorium.modalities.text import Text, Words
 from sensorium.models import Decoder, Encoder
 from sensorium.objectives.next_token import NextToken
 from sensorium.recipes.generation import said_to, validate
-from sensorium.recipes.judge_words import Judge, answers, captions
 from sensorium.recipes.recipe import Recipe, one_of
 from sensorium.transformer import transformer
 from sensorium.verbs.say import Speaker
@@ -65,7 +65,8 @@ def _columns(schema: Schema, image: str | None, question: str | None, text: str 
     return {**columns, "text": schema.pick("text", text)}
 
 
-def _judge(columns: dict[str, str]) -> Judge | None:
+def _judge(columns: dict[str, str]) -> Callable[..., Any] | None:
+    from sensorium.recipes.judge_words import answers, captions  # not needed while training
     match columns:
         case {"image": picture, "question": question, "text": words}:
             return answers(picture, question, words)

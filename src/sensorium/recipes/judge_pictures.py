@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,13 @@ from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
-from sensorium.data.scenes_check import read_images
-from sensorium.data.scenes_draw import things
-from sensorium.data.scenes_words import claim, verdict
 from sensorium.metrics.pictures import clip_score, diversity, frechet, kernel_distance, nearest
 from sensorium.metrics.words import plain
 from sensorium.modalities.decode import squared
 from sensorium.modalities.image import Image
 from sensorium.models import unit
-from sensorium.recipes.judge_words import Judge, truth
-from sensorium.recipes.judging import alike, distinct, pixels, spaced, things_of, training_rows
+from sensorium.recipes.judge_words import Judge
+from sensorium.recipes.judging import alike, distinct, made_of_things, pixels, spaced, training_rows
 from sensorium.recipes.recipe import Trained
 from sensorium.report import Report
 
@@ -95,8 +91,9 @@ class _Compared:
             if self.by is not None:
                 figures["CLIP"] = clip_score(features, torch.from_numpy(self.by.embed(text=captions)))
             figures |= self._copied(shown)
-            if things_of(dataset, rows[:1]) is not None:
-                figures |= _true(shown, captions, self.side)
+            if made_of_things(dataset):
+                from sensorium.recipes.judge_scenes import true_pictures  # not needed for other data
+                figures |= true_pictures(shown, captions, self.side)
             found |= {f"{name} {figure}": value for figure, value in figures.items()}
         return found
 
@@ -141,14 +138,3 @@ def _most_alike(captions: Sequence[str], known: Sequence[str]) -> Int[Tensor, "N
             row[[number[word] for word in words if word in number]] = 1
         return unit(table * rare)
     return alike(weighed([set(plain(text).split()) for text in captions]), weighed(there))
-
-
-def _true(shown: Sequence[Picture], captions: Sequence[str], side: int) -> dict[str, float]:
-    """What a program finds in the pictures, held against what the captions claim. Nothing unclear is right."""
-    found = []
-    for cells, caption in zip(read_images(shown, side), captions, strict=True):
-        claimed = claim(caption)
-        if claimed is not None:
-            found.append(verdict(claimed, things(cells)) if cells.min() >= 0 else
-                         replace(verdict(claimed, things(cells)), exact=False))
-    return truth(found)

@@ -12,10 +12,8 @@ from jaxtyping import Int
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
-from sensorium.data.scenes_draw import Thing
-from sensorium.data.scenes_words import Verdict, claim, verdict
 from sensorium.metrics.words import chrf, cider_d, exact, plain
-from sensorium.recipes.judging import alike, distinct, ink, references, share, spaced, things_of, training_rows
+from sensorium.recipes.judging import alike, distinct, ink, made_of_things, references, spaced, training_rows
 from sensorium.recipes.recipe import Trained
 from sensorium.report import Report
 
@@ -54,21 +52,12 @@ def captions(picture: str, words: str) -> Judge:
 
 
 def _compared(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"], said: Sequence[str]) -> dict[str, float]:
-    said, others = [plain(t) for t in said], [[plain(t) for t in texts] for texts in references(dataset, words, rows)]
-    found = {"chrF": chrf(said, others), "CIDEr-D": cider_d(said, others), "exact": exact(said, others)}
-    things = things_of(dataset, rows)
-    return found if things is None else found | truth([_checked(t, seen) for t, seen in zip(said, things, strict=True)])
-
-
-def _checked(text: str, things: Sequence[Thing]) -> Verdict:
-    claimed = claim(text)
-    return Verdict(False, 0.0, 0.0) if claimed is None else verdict(claimed, things)
-
-
-def truth(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Shares of what is so."""
-    return {"true": share([v.exact for v in verdicts]), "things": share([v.things for v in verdicts]),
-            "relations": share([v.relations for v in verdicts])}
+    bare, others = [plain(t) for t in said], [[plain(t) for t in texts] for texts in references(dataset, words, rows)]
+    found = {"chrF": chrf(bare, others), "CIDEr-D": cider_d(bare, others), "exact": exact(bare, others)}
+    if not made_of_things(dataset):
+        return found
+    from sensorium.recipes.judge_scenes import true_captions  # not needed for other data
+    return found | true_captions(dataset, rows.tolist(), said)
 
 
 def _cheap(prepared: Prepared, columns: tuple[str, str], train: Int[np.ndarray, "T"],

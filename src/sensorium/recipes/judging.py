@@ -2,9 +2,6 @@
 
     N rows of a split   P numbers in a picture
 """
-import json
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +9,6 @@ from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
-from sensorium.data.scenes_draw import Thing
 from sensorium.models import unit
 
 _BLOCK = 1024                               # pictures compared with all others at a time
@@ -60,14 +56,6 @@ def alike(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> Int[Tensor, "N"]:
     return torch.cat([(part @ b.T).argmax(1) for part in a.split(_BLOCK)])
 
 
-def things_of(dataset: Dataset, rows: Int[np.ndarray, "N"]) -> list[list[Thing]] | None:
-    """What is in the pictures, where the data are the set `scenes` and so tell; None for others."""
-    if not {"program", "scene"} <= set(dataset.table.columns):
-        return None
-    return [[Thing(*thing) for thing in json.loads(told)["things"]] for told in dataset.raw("program", rows)]
-
-
-def share(values: Sequence[float | bool | None]) -> float:
-    """The mean of those that are there; 0 where none is."""
-    there = [float(value) for value in values if value is not None]
-    return sum(there) / len(there) if there else 0.0
+def made_of_things(dataset: Dataset) -> bool:
+    """Whether the data are the set `scenes`, where a program can tell what is true (`judge_scenes`)."""
+    return {"program", "scene"} <= set(dataset.table.columns)

@@ -18,7 +18,6 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
-from sensorium.report import Report
 
 
 class BadKeyword(SensoriumError, TypeError):
@@ -70,7 +69,7 @@ class Recipe:
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss
     validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
     samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
-    judge: Callable[..., Report] | None = None      # (Trained, data set, names of splits, ...) -> how good it is
+    judge: Callable[..., Any] | None = None         # (Trained, data set, names of splits, ...) -> Report
     after_step: Callable[[Any], None] | None = None                 # what must hold after each update
 
 
