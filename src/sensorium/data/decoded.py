@@ -73,7 +73,8 @@ def folder() -> Path:
 
 def key(image: Image, values: Iterable[Any]) -> str:
     """The name of the file that holds these values decoded with these settings."""
-    found = hashlib.sha256(json.dumps([VERSION, image.side, image.square]).encode())
+    own = [image.resample, image.edge] if image.resample else []
+    found = hashlib.sha256(json.dumps([VERSION, image.side, image.square, *own]).encode())
     for value in values:
         found.update(_identity(value))
     return found.hexdigest()[:32]
