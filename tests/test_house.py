@@ -26,7 +26,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "run load",
     "card evaluate blend",
     "train",
-    "tasks",
+    "tasks interop",
     "show doctor keywords",
     "options demo",
     "commands",

@@ -119,7 +119,7 @@ def _appended(before: Tensor | None, new: Tensor) -> Tensor:
 
 def packing(t: Tokens) -> Packing | None:
     """Leave padding out of every linear layer, where it is more than a tenth of the batch (on a CPU; exact)."""
-    if t.valid is None or t.x.device.type != "cpu":
+    if t.valid is None or t.x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     index = t.valid.flatten().nonzero().squeeze(1)
     return Packing(index, (t.x.shape[0], t.x.shape[1])) if len(index) < 0.9 * t.valid.numel() else None
@@ -155,12 +155,12 @@ class Attention(nn.Module):
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """What forward would say at place `at` of each sequence, without the rest."""
-        rows, weight, bias = torch.arange(len(x), device=x.device), self.qkv.weight, self.qkv.bias
+        rows, weight, bias = torch.arange(x.shape[0], device=x.device), self.qkv.weight, self.qkv.bias
         q = linear(x[rows, at][:, None], weight[:self.width], None if bias is None else bias[:self.width])
         k, v = linear(x, weight[self.width:], None if bias is None else bias[self.width:]).chunk(2, -1)
         mask = seen.mask
         if mask is not None and mask.shape[2] > 1:
-            mask = mask.expand(len(x), -1, -1, -1)[rows, :, at][:, None]
+            mask = mask.expand(x.shape[0], -1, -1, -1)[rows, :, at][:, None]
         if seen.causal:
             mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
         pos = seen.pos[rows, at][:, None]

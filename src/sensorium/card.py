@@ -7,7 +7,12 @@ from sensorium import durable
 from sensorium.run import Run
 from sensorium.stored import digest
 
-_CARD = """# {title}
+_CARD = """---
+library_name: sensorium
+tags:
+- {recipe}
+---
+# {title}
 
 A `{recipe}` model with {parameters:,} parameters, trained by Sensorium {sensorium} on `{data}`. It can {verbs}.
 

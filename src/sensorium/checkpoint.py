@@ -39,6 +39,7 @@ class Config:
     data: dict[str, Any]                                # name, rows, splits, and a hash of which row is where
     versions: dict[str, str] = field(default_factory=lambda: versions())
     format: int = FORMAT
+    library_name: str = "sensorium"                     # what a hub of models asks
 
     def save(self, folder: Path) -> None:
         """Write config.json."""
@@ -51,7 +52,7 @@ class Config:
         if found.get("format") != FORMAT:
             raise SensoriumError(f"{folder} is a run of format {found.get('format')!r}; sensorium {__version__} reads "
                                  f"{FORMAT}. Use the one that wrote it ({found.get('versions')}) or train again.")
-        if wrong := {f.name for f in fields(cls)} ^ set(found):
+        if wrong := {f.name for f in fields(cls)} ^ {"library_name", *found}:
             raise SensoriumError(f"{folder / 'config.json'} has missing or unknown keys: {', '.join(sorted(wrong))}. "
                                  "It was changed by hand or damaged.")
         return cls(**found)

@@ -8,7 +8,21 @@ from typing import Any, Literal, NoReturn
 from cyclopts import App, CycloptsError
 
 from sensorium import __version__, keywords
-from sensorium.commands import blend, build, data, demo, doctor, evaluate, index, say, search, show, show_run, train
+from sensorium.commands import (
+    blend,
+    build,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    index,
+    say,
+    search,
+    show,
+    show_run,
+    train,
+)
 from sensorium.errors import SensoriumError
 from sensorium.machine import prefer_huge_pages
 from sensorium.options import with_keywords
@@ -42,6 +56,10 @@ EXAMPLES = {
     "evaluate": """
         sensorium evaluate runs/photos photos/
         sensorium evaluate runs/emoji emoji --split test_both --text caption_de""",
+    "export": """
+        sensorium export runs/photos --to hf --out photos-clip
+        sensorium export runs/photos --to open_clip --out photos-open-clip
+        sensorium export runs/photos --to onnx --out photos-onnx""",
     "index": """
         sensorium index runs/photos photos/
         sensorium index runs/photos new-photos/ --out new.index""",
@@ -80,7 +98,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
     for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
-    order = [reader, trainer, evaluate, blend, index, search, shower, demo, doctor, completion]
+    order = [reader, trainer, evaluate, blend, index, search, export, shower, demo, doctor, completion]
     for place, command in enumerate(order):
         if isinstance(command, App):
             command.sort_key = place

@@ -143,6 +143,20 @@ def search(index: Annotated[Path, Parameter(help="folder of an index, or of a ru
     shown(found, as_json)
 
 
+def export(run: Run, /, *, to: Literal["hf", "open_clip", "onnx", "torch"], out: Path, recipe: Own = None,
+           as_json: Json = False) -> None:
+    """Write a model as others load it, and say how far each part is from the run's own vectors.
+
+    Args:
+        to: hf (a CLIPModel of transformers), open_clip, or a graph of each tower: onnx, torch (torch.export)
+        out: a new folder
+    """
+    from sensorium.interop.export import export
+    off = export(_model(run, recipe), to, out)
+    told = "\n".join(f"{part}: at most {far:.1e} from the run" for part, far in off.items())
+    shown(off if as_json else told, as_json)
+
+
 def show(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the columns of these data")] = None,
          reading: How = AS_GUESSED, as_json: Json = False, **given: Any) -> None:
     """Say how large a model would be: parameters, work and memory of a training step. Nothing is trained."""

@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
 def at_place(t: Tokens, at: Int[Tensor, "B"]) -> Tokens:
     """The token at place `at` of each sequence, alone."""
-    rows = torch.arange(len(t.x), device=t.x.device)
+    rows = torch.arange(t.x.shape[0], device=t.x.device)
     return Tokens(t.x[rows, at][:, None], t.pos[rows, at][:, None])
 
 

@@ -33,14 +33,14 @@ def line(x: Float[Tensor, "B T D"], start: int = 0) -> Float[Tensor, "B T 3"]:
     """Positions along time: start, start + 1, ...; row and column are 0."""
     pos = x.new_zeros(x.shape[1], 3, dtype=torch.float32)
     pos[:, 0] = torch.arange(start, start + x.shape[1], device=x.device)
-    return pos.expand(len(x), -1, -1)
+    return pos.expand(x.shape[0], -1, -1)
 
 
 def grid(x: Float[Tensor, "B T D"], columns: int) -> Float[Tensor, "B T 3"]:
     """Positions in a picture read row by row, `columns` to a row; time is 0."""
     i = torch.arange(x.shape[1], device=x.device)
     pos = torch.stack([torch.zeros_like(i), i // columns, i % columns], -1).float()
-    return pos.expand(len(x), -1, -1)
+    return pos.expand(x.shape[0], -1, -1)
 
 
 def turns(t: Tokens) -> Int[Tensor, "B T"]:

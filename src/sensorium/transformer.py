@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """forward, at place `at` of each sequence alone."""
-        picked = x[torch.arange(len(x), device=x.device), at]
+        picked = x[torch.arange(x.shape[0], device=x.device), at]
         picked = picked + self.drop(self.attention.only(self.norm(x), at, seen))
         return picked + self.drop(self.mlp(self.mlp_norm(picked)))
 
@@ -85,7 +85,7 @@ class PostNormBlock(Block):
         return self.mlp_norm(x + self.drop(self.mlp(x)))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
-        picked = x[torch.arange(len(x), device=x.device), at]
+        picked = x[torch.arange(x.shape[0], device=x.device), at]
         picked = self.norm(picked + self.drop(self.attention.only(x, at, seen)))
         return self.mlp_norm(picked + self.drop(self.mlp(picked)))
 
@@ -117,7 +117,7 @@ class Transformer(nn.Module):
             x = self.last(x)
             return replace(t, x=x if packed is None else packed.spread(x))
         x = x if packed is None else packed.spread(x)
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         x = x[rows, only] if last is None else last.only(x, only, seen)
         return Tokens(self.last(x)[:, None], t.pos[rows, only][:, None])
 
@@ -170,7 +170,7 @@ class Resampler(nn.Module):
         self.last = nn.LayerNorm(dim)
 
     def forward(self, t: Tokens) -> Tokens:
-        asked = Tokens(self.queries.expand(len(t.x), -1, -1), t.pos.new_zeros(len(t.x), len(self.queries), 3))
+        asked = Tokens(self.queries.expand(t.x.shape[0], -1, -1), t.pos.new_zeros(t.x.shape[0], len(self.queries), 3))
         for norm, own_norm, attention, mlp_norm, mlp in self.layers:       # pyright: ignore[reportGeneralTypeIssues]
             own = own_norm(asked.x)
             read = join(replace(t, x=norm(t.x), order=None), replace(asked, x=own))

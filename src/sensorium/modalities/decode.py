@@ -76,18 +76,18 @@ def whole(raw: Any) -> PIL.Image.Image:
     return PIL.Image.fromarray(upright(pixels, orientation(picture.info.get("exif", b""))))
 
 
-def resized(picture: PIL.Image.Image, side: int, edge: int, resample: str) -> UInt8[np.ndarray, "H W 3"]:
-    """side x side pixels as Hugging Face's processors make them, to the last bit.
+def resized(picture: PIL.Image.Image, side: int, square: str, edge: int, resample: str) -> UInt8[np.ndarray, "H W 3"]:
+    """side x side pixels as published models were shown them, to the last bit; `resample` names a filter of Pillow.
 
-    edge: the shorter side is brought to so many pixels and the middle cut out, in whole pixels; 0: stretched. resample:
-    the name of one of Pillow's filters.
+    square: "stretch"; or the shorter side is brought to `edge` pixels and the middle cut out, in whole pixels: where it
+    lies between two, "crop" takes the first (Hugging Face), "centre" the even one (torchvision).
     """
     how = PIL.Image.Resampling[resample.upper()]
-    if not edge:
+    if square == "stretch":
         return np.array(picture.resize((side, side), how))
     short = min(picture.size)
     wide, high = (edge if length == short else int(edge * length / short) for length in picture.size)
-    left, top = (wide - side) // 2, (high - side) // 2
+    left, top = (round((n - side) / 2) if square == "centre" else (n - side) // 2 for n in (wide, high))
     return np.array(picture.resize((wide, high), how).crop((left, top, left + side, top + side)))
 
 

@@ -23,6 +23,7 @@ from sensorium.modalities.modality import checked, settings
 from sensorium.tokens import Tokens, grid
 
 FILTERS = tuple(kind.name.lower() for kind in PIL.Image.Resampling)
+SQUARES, EXACT = ("crop", "pad", "trim", "stretch"), ("crop", "centre", "stretch")
 SAMPLE = 512                            # pictures looked at to learn mean and spread
 
 
@@ -34,7 +35,8 @@ class Image:
     "pad" (longer side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". margin: pixels
     stored beyond `size`, which shifts and turns bring in before they repeat the border. mean, std: of each channel, on
     a scale of 0..1. resample, edge: for a published model, which wants its own pixels: by this filter (bicubic,
-    bilinear, ...) without any shortcut, and before "crop" the shorter side at so many pixels (0: at `size`).
+    bilinear, ...) without any shortcut, and before "crop" the shorter side at so many pixels (0: at `size`). There is
+    "centre" then too, "crop" as torchvision rounds it.
     """
 
     kind: ClassVar[str] = "image"
@@ -47,14 +49,14 @@ class Image:
     edge: int = 0
 
     def __post_init__(self) -> None:
-        if self.square not in ("crop", "pad", "trim", "stretch"):
-            raise SensoriumError(f'image square={self.square!r}: choose "crop", "pad", "trim" or "stretch".')
+        if self.square not in (EXACT if self.resample else SQUARES):
+            raise SensoriumError(f"image square={self.square!r}: choose one of {', '.join(SQUARES)}; with a resample, "
+                                 f"one of {', '.join(EXACT)}.")
         if self.size < 1 or self.margin < 0 or self.side ** 2 > PIXELS:
             raise SensoriumError(f"image size={self.size}, margin={self.margin}: expected a size of 1 pixel or more, "
                                  f"a margin of 0 or more, and at most {PIXELS:,} pixels.")
-        if self.resample and (self.square not in ("crop", "stretch") or self.resample not in FILTERS):
-            raise SensoriumError(f"image resample={self.resample!r}: choose one of {', '.join(FILTERS)}, with "
-                                 'square="crop" or "stretch".')
+        if self.resample not in ("", *FILTERS):
+            raise SensoriumError(f"image resample={self.resample!r}: choose one of {', '.join(FILTERS)}.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise SensoriumError("image mean and std need three numbers each, one a channel, every std above 0.")
 
@@ -84,8 +86,7 @@ class Image:
         Raises ValueError with the reason it cannot be.
         """
         if self.resample:
-            edge = max(self.edge, self.side) if self.square == "crop" else 0
-            return resized(whole(raw), self.side, edge, self.resample)
+            return resized(whole(raw), self.side, self.square, max(self.edge, self.side), self.resample)
         return decode(raw, self.side, self.square)
 
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:
@@ -164,9 +165,9 @@ class Patches(nn.Module):
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         x = self.linear(flat)
-        x = torch.cat([self.whole.to(x.dtype).expand(len(x), 1, -1), x], 1) + self.places.to(x.dtype)
+        x = torch.cat([self.whole.to(x.dtype).expand(x.shape[0], 1, -1), x], 1) + self.places.to(x.dtype)
         pos = grid(x[:, 1:], self.columns)
-        return Tokens(x, torch.cat([pos.new_zeros(len(x), 1, 3), pos], 1))
+        return Tokens(x, torch.cat([pos.new_zeros(x.shape[0], 1, 3), pos], 1))
 
     def summary(self, image: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B"]:
-        return torch.zeros(len(image), dtype=torch.long, device=image.device)
+        return torch.zeros(image.shape[0], dtype=torch.long, device=image.device)

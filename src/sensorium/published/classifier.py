@@ -83,7 +83,7 @@ def timm_picture(given: Mapping[str, Any], size: int, edge: int, resample: str) 
         raise SensoriumError(f"config.json asks for pictures by {given.get('crop_mode')} and "
                              f"{given.get('interpolation')}, which is not known here")
     edge = int(size / given["crop_pct"]) if "crop_pct" in given else edge
-    return Image(size=size, edge=edge, resample=given.get("interpolation", resample),
+    return Image(size=size, square="centre", edge=edge, resample=given.get("interpolation", resample),
                  mean=tuple(given.get("mean", MEAN)), std=tuple(given.get("std", STD)))
 
 

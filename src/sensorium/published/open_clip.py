@@ -80,7 +80,7 @@ def senses(config: Config, opened: Opened) -> Senses:
     filters, squash = given.get("interpolation", "bicubic"), given.get("resize_mode", "shortest") == "squash"
     if filters not in RESAMPLE.values() or given.get("resize_mode", "shortest") == "longest":
         raise SensoriumError(f"open_clip_config.json asks for pictures by {given}, which is not known here")
-    image = replace(SEEN, size=vision["image_size"], resample=filters, square="stretch" if squash else "crop",
+    image = replace(SEEN, size=vision["image_size"], resample=filters, square="stretch" if squash else "centre",
                     mean=tuple(given.get("mean", SEEN.mean)), std=tuple(given.get("std", SEEN.std)))
     return present(image=image, text=words(opened, text["context_length"], text["vocab_size"]))
 

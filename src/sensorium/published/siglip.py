@@ -52,7 +52,7 @@ class FullWords(nn.Module):
         self.ids, self.places, self.pad = nn.Embedding(vocab_size, dim), nn.Parameter(torch.randn(length, dim)), pad
 
     def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
-        return torch.full((len(ids),), len(self.places) - 1, device=ids.device)
+        return torch.full((ids.shape[0],), len(self.places) - 1, device=ids.device)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         x = self.ids(F.pad(ids, (0, len(self.places) - ids.shape[1]), value=self.pad)) + self.places
@@ -70,7 +70,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, t: Tokens) -> Tokens:
         dim, weight, bias = t.x.shape[-1], self.qkv.weight, self.qkv.bias
-        q = linear(self.probe, weight[:dim], bias[:dim]).expand(len(t.x), 1, -1)
+        q = linear(self.probe, weight[:dim], bias[:dim]).expand(t.x.shape[0], 1, -1)
         k, v = linear(t.x, weight[dim:], bias[dim:]).chunk(2, -1)
         q, k, v = (rearrange(x, "b t (h k) -> b h t k", h=self.heads) for x in (q, k, v))
         mask = None if t.valid is None else t.valid[:, None, None, :]

@@ -1,0 +1,1 @@
+"""The way out: what was trained here, as others load it."""

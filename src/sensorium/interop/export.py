@@ -1,0 +1,73 @@
+"""A run → a folder that others load, with a card that says what it is and how far it is from the run."""
+from pathlib import Path
+from typing import Literal
+
+from sensorium import durable
+from sensorium.checkpoint import Model
+from sensorium.errors import SensoriumError
+from sensorium.interop.graph import as_onnx, as_torch, parts
+from sensorium.interop.pair import Pair, hugging_face, open_clip, pair
+from sensorium.modalities.image import Image
+
+Form = Literal["hf", "open_clip", "onnx", "torch"]
+USE = {
+    "hf": """from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+model = CLIPModel.from_pretrained("{folder}")
+tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), CLIPImageProcessor.from_pretrained("{folder}")""",
+    "open_clip": """import open_clip
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""}
+CARD = """---
+library_name: {library}
+pipeline_tag: zero-shot-image-classification
+tags:
+- clip
+- sensorium
+---
+# {title}
+
+The run `{run}` of Sensorium in another form; its vectors are {off:.1e} from the run's, at most.
+
+```python
+{use}
+```
+
+{pictures}
+What it was trained on, and what is known of its licence, says the README.md of the run.
+"""
+LIBRARY = {"hf": "transformers", "open_clip": "open_clip"}
+
+
+def export(model: Model, to: Form, out: Path) -> dict[str, float]:
+    """Write a run in another form into the new folder `out`; how far each part is from the run's own vectors, at most.
+
+    to: hf (CLIPModel of transformers), open_clip, onnx (a file a tower) or torch (torch.export, a file a tower).
+    Raises SensoriumError where `out` holds something, or the form has no place for what the model is.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SensoriumError(f"{out} is there already: name a new folder")
+    if to in LIBRARY:
+        made = pair(model)
+        out.mkdir(parents=True, exist_ok=True)
+        (hugging_face if to == "hf" else open_clip)(made, out)
+        durable.write(out / "README.md", _card(model, made, to, out).encode())
+        return {"vectors": made.off}
+    towers, write = parts(model), as_onnx if to == "onnx" else as_torch
+    out.mkdir(parents=True, exist_ok=True)
+    return {name: write(*part, out / name) for name, part in towers.items()}
+
+
+def _card(model: Model, made: Pair, to: str, out: Path) -> str:
+    return CARD.format(library=LIBRARY[to], title=out.name, run=model.folder.name, off=made.off,
+                       use=USE[to].format(folder=out.name), pictures=_pictures(made.image, to))
+
+
+def _pictures(image: Image, to: str) -> str:
+    """How pictures should be handed over, where this is not quite what they were in training."""
+    if image.resample and image.square in ("stretch", "crop" if to == "hf" else "centre"):
+        return ""
+    if image.square not in ("pad", "trim"):
+        return ("Pictures: in training their middle was not cut out quite as this library does it, which moves them by "
+                "a pixel at most.\n")
+    return (f"Pictures: it was trained on squares made by `{image.square}`, which this library does not know. "
+            "Make them so before you hand them over.\n")
