@@ -19,7 +19,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "adapt",
     "objectives",
     "verbs",
-    "published",
+    "published convert",
     "recipes",
     "optim snapshot progress",
     "step checkpoint",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sensorium as sn
 from sensorium.errors import SensoriumError
+from sensorium.published.describe import describe
 from sensorium.published.files import Opened, open_weights
 from sensorium.published.load import load
 from sensorium.published.published import Name, Published, drain, fill, same, shaped, stacked, turned
@@ -140,6 +141,13 @@ def test_numbers_are_read_when_they_are_asked_for(folder: Path) -> None:
     assert opened.tensors.shape("conv.weight") == (DIM, 3, 2, 2) and opened.tensors.shape("none") is None
     assert set(opened.tensors) == set(theirs()) and opened.config["dim"] == DIM and opened.layout == "safetensors"
     assert torch.equal(open_weights(folder / "model.safetensors").tensors["out.bias"], theirs()["out.bias"])
+
+
+def test_a_folder_is_described_before_its_numbers_are_read(folder: Path) -> None:
+    said = describe(folder, families=FAMILIES)
+    assert said.family == "toy" and said.layout == "safetensors" and said.verbs == ["predict"]
+    assert said.parameters == sum(v.numel() for v in theirs().values()) == sum(said.stored.values())
+    assert said.parts == {"qkv": 40, "patch": 48, "out": 25} and set(said.stored) == {"F32"}
 
 
 def test_two_models_have_two_fingerprints(folder: Path) -> None:

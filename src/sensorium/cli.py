@@ -11,6 +11,7 @@ from sensorium import __version__, keywords
 from sensorium.commands import (
     blend,
     build,
+    convert,
     data,
     demo,
     doctor,
@@ -70,7 +71,11 @@ EXAMPLES = {
     "show": """
         sensorium show clip --dim 1024 --depth 24
         sensorium show clip --data photos/ --batch-size 512
-        sensorium show runs/photos""",
+        sensorium show runs/photos
+        sensorium show openai/clip-vit-base-patch32""",
+    "convert": """
+        sensorium convert pytorch_model.bin
+        sensorium convert last.ckpt --key ema_state_dict --out model.safetensors""",
     "demo": """
         sensorium demo
         sensorium demo --out somewhere""",
@@ -98,7 +103,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
     for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
-    order = [reader, trainer, evaluate, blend, index, search, export, shower, demo, doctor, completion]
+    order = [reader, trainer, evaluate, blend, index, search, export, shower, convert, demo, doctor, completion]
     for place, command in enumerate(order):
         if isinstance(command, App):
             command.sort_key = place

@@ -166,11 +166,35 @@ def show(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the
 
 
 def show_run(run: Run, /, *, recipe: Own = None, as_json: Json = False) -> None:
-    """Say how large a model is: parameters, work and memory of a training step."""
-    from sensorium.show import summary_of
-    if not run.is_dir():
-        raise SensoriumError(f"{run} is neither a run nor a recipe; recipes are {', '.join(keywords.shipped())}.")
-    shown(summary_of(_model(run, recipe)), as_json)
+    """Say how large a model is: a run's parameters, work and memory of a training step; what published weights hold.
+
+    Published weights are a folder, a file, or a hub id such as openai/clip-vit-base-patch32.
+    """
+    from sensorium.load import is_run
+    if not run.exists() and len(run.parts) != 2:
+        raise SensoriumError(f"{run} is neither a run nor a recipe; recipes are "
+                             f"{', '.join(keywords.shipped())}.")
+    if recipe or is_run(run):
+        from sensorium.show import summary_of
+        shown(summary_of(_model(run, recipe)), as_json)
+    else:
+        from sensorium.published.describe import describe
+        shown(describe(str(run)), as_json)
+
+
+def convert(source: Annotated[Path, Parameter(help="a checkpoint of torch: .pt, .pth, .bin, .ckpt")], /, *,
+            out: Path | None = None, key: str | None = None, as_json: Json = False) -> None:
+    """Make a safetensors file of a pickle, in a process of its own that executes nothing of it.
+
+    Weights come over, number for number. What else the file holds (step, optimizer_state) is left out, and listed. One
+    that asks for anything but tensors and plain values is refused.
+
+    Args:
+        out: the file to write; by default the same name with .safetensors
+        key: which part holds the weights, where it is not one of the usual (state_dict, model, ...)
+    """
+    from sensorium.convert.convert import convert
+    shown(convert(source, out, key=key), as_json)
 
 
 def demo(*, out: Path = Path("demo")) -> None:
@@ -207,7 +231,7 @@ def shown(found: object, as_json: bool) -> None:
     """A result to stdout: a table for people, or JSON."""
     if as_json:
         plain = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
     elif hasattr(found, "__rich_console__"):
         from rich.console import Console
         Console().print(found)

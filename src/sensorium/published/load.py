@@ -13,6 +13,8 @@ from sensorium.published.files import Opened, open_weights
 from sensorium.published.published import Config, Published, Senses, weighted
 from sensorium.verbs.verb import Answers
 
+KINDS = ("model_type", "architectures", "general.architecture")        # where a config says what it is
+
 
 class Pretrained(Answers):
     """A published model in our modules. It has the verbs of its family and no others."""
@@ -45,6 +47,6 @@ def recognised(opened: Opened, families: Mapping[str, Published] = PUBLISHED) ->
         config = family.recognise(opened)
         if config is not None:
             return family, config
-    said = opened.config.get("model_type") or opened.config.get("architectures") or "no model_type"
+    said = next((opened.config[key] for key in KINDS if key in opened.config), "no model_type")
     raise SensoriumError(f"{opened.place} holds no model that sensorium hosts (its config says {said!r}, its first "
                          f"tensor is {next(iter(opened.tensors), 'none')}); families are {', '.join(families)}")

@@ -1,0 +1,73 @@
+"""A pickle of weights → a safetensors file beside it. The pickle is read in a process that may do nothing else."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sensorium import durable
+from sensorium.convert.fence import SECONDS
+from sensorium.errors import SensoriumError
+
+CHILD = """import sys
+root, source, out, key, size = sys.argv[1:]
+sys.path.insert(0, root)
+from sensorium.convert.fence import fence
+enforced = fence(int(size))
+from sensorium.convert.child import main
+sys.exit(main(source, out, key, enforced))"""
+ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was made of a pickle."""
+
+    out: Path
+    tensors: int
+    bytes: int
+    dropped: list[str]                                  # what it held beside the weights: step, optimizer_state, ...
+    enforced: list[str]                                 # how the process was held back
+
+    def __str__(self) -> str:
+        left = f"; left out: {', '.join(self.dropped)}" if self.dropped else ""
+        made = f"{self.out}: {self.tensors:,} tensors, {self.bytes:,} bytes{left}"
+        return f"{made}\nread with: {'; '.join(self.enforced)}"
+
+
+def convert(source: str | Path, out: str | Path | None = None, *, key: str | None = None) -> Converted:
+    """The weights in a checkpoint of torch (.pt, .pth, .bin, .ckpt) as safetensors; nothing in it is executed.
+
+    out: the file to write, which must not be there; by default the same name with .safetensors. key: which part holds
+    the weights, where it is not one of the usual. Raises SensoriumError where the file asks for anything but tensors
+    and plain values, is damaged, or would take more memory or time than a file of its size may.
+    """
+    source = Path(source)
+    out = Path(out) if out is not None else source.with_suffix(".safetensors")
+    if not source.is_file():
+        raise SensoriumError(f"{source} is no file")
+    if out.exists():
+        raise SensoriumError(f"{out} is there already: remove it, or name another with --out")
+    reports: list[dict[str, object]] = []
+    durable.write(out, lambda place: reports.append(_read_apart(source, place, key or "")))
+    return Converted(out, **reports[0])                 # type: ignore[arg-type]
+
+
+def _read_apart(source: Path, place: Path, key: str) -> dict[str, object]:
+    root, size = str(Path(__file__).parents[2]), str(source.stat().st_size)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", CHILD, root, str(source.resolve()), str(place.resolve()), key, size],
+            env=ALONE, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * SECONDS)
+    except subprocess.TimeoutExpired as e:
+        raise SensoriumError(f"{source} was not converted: it took more than {2 * SECONDS} seconds") from e
+    try:
+        report: dict[str, object] = json.loads(done.stdout)
+    except ValueError:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        report = {"error": f"the process that read it was stopped ({last[0]})"}
+    if "error" in report:
+        raise SensoriumError(f"{source} was not converted: {report['error']}")
+    return report
