@@ -53,6 +53,8 @@ class Archive:
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) != len(archive.infolist()) or len(entries) > MOST_ENTRIES:
             raise Refused(f"its archive holds a name twice, or more than {MOST_ENTRIES:,} files")
+        if any(name.endswith("/constants.pkl") for name in entries):
+            raise Refused("it is TorchScript, which is a program and not weights")
         for info in entries.values():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
                 raise Refused(f"{info.filename} is compressed or encrypted, which torch never does")
@@ -61,8 +63,6 @@ class Archive:
         roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
         if len(roots) != 1 or entries[f"{roots[0]}/data.pkl"].file_size > MOST_PICKLE:
             raise Refused("its archive holds no data.pkl, several, or a huge one: it is no checkpoint of torch")
-        if f"{roots[0]}/constants.pkl" in entries:
-            raise Refused("it is TorchScript, which is a program and not weights")
         if (order := f"{roots[0]}/byteorder") in entries and archive.read(order) != b"little":
             raise Refused("its numbers are big-endian")
         value = Machine().run(io.BytesIO(archive.read(f"{roots[0]}/data.pkl")))
