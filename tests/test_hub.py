@@ -17,7 +17,8 @@ from sensorium.published.files import open_weights
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "owner/toy": {"config.json": b'{"model_type": "toy"}', "vocab.txt": b"[UNK]\n", "README.md": b"# Toy",
-                  "code.py": b"1/0", "pytorch_model.bin": b"pickle", "model.safetensors": save({"w": torch.arange(3.0)})},
+                  "code.py": b"1/0", "pytorch_model.bin": b"pickle",
+                  "model.safetensors": save({"w": torch.arange(3.0)})},
     "owner/shards": {"config.json": b"{}", "other.safetensors": b"not asked for",
                      "model.safetensors.index.json": json.dumps({"weight_map": {"a": "m-1.safetensors",
                                                                                 "b": "m-2.safetensors"}}).encode(),
