@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, there_and_back
+from reference import close, hosted, lively, same_gradients, there_and_back
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -32,16 +32,6 @@ MODELS = {
     "qwen2": (LLAMA, "Qwen2", SMALL | dict(rope_parameters=dict(rope_type="default", rope_theta=200.0))),
 }
 TEXTS = [[3, 7, 11, 2, 9, 30, 44], [5, 60, 1], [17, 17, 8, 29, 50]]
-
-
-def lively(module: Any) -> Any:
-    """The module in evaluation mode, its numbers drawn so that it matters which tokens stand where."""
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in module.state_dict().values():
-            noise = torch.randn(value.shape, generator=draw)
-            value.copy_(0.3 * noise if value.ndim > 1 else value + 0.1 * noise)
-    return module.eval()
 
 
 def padded(texts: list[list[int]]) -> Tensor:

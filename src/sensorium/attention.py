@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sensorium.kernels import Linear, attend, linear, self_attend
-from sensorium.tokens import CAUSAL, Tokens, may_see, present, turns
+from sensorium.tokens import CAUSAL, Tokens, chosen, may_see, present, turns
 
 
 @runtime_checkable
@@ -47,6 +48,8 @@ class View:
     mask: Bool[Tensor, "#B 1 #T S"] | None = None
     packing: Packing | None = None
     cache: Cache | None = None
+    context: Tokens | None = None           # what is looked at beside the line itself
+    glance: Bool[Tensor, "B 1 #T S"] | None = None          # who may see what of it; None: all sees all
 
 
 def view(t: Tokens) -> View:
@@ -71,6 +74,7 @@ class Cache:
 
     def __init__(self, more: int):
         self.size, self.length = more, 0
+        self.context: Tokens | None = None                      # what every token read may look at beside them
         self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._order: Int[Tensor, "B S"] | None = None
         self._valid: Bool[Tensor, "B S"] | None = None          # None: all that was read is real
@@ -103,11 +107,22 @@ class Cache:
             room[:, :, self.length - new.shape[2]:self.length] = new
         return kept[0][:, :, :self.length], kept[1][:, :, :self.length]
 
+    def turns(self, t: Tokens) -> Tokens:
+        """The tokens read last, with the turns they have among all."""
+        return t if self._order is None else replace(t, order=self._order[:, -t.x.shape[1]:])
+
+    def once(self, layer: nn.Module, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The keys and values that a layer has of the context, worked out when it first looks."""
+        if layer not in self._layers:
+            self._layers[layer] = make()
+        return self._layers[layer]
+
     def pick(self, rows: Int[Tensor, "C"]) -> None:
         """Go on with these rows of the batch, some perhaps twice (beam search)."""
         self._layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._layers.items()}
         self._order = None if self._order is None else self._order[rows]
         self._valid = None if self._valid is None else self._valid[rows]
+        self.context = None if self.context is None else chosen(self.context, rows)
 
     def _reality(self, order: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
         return torch.ones_like(order, dtype=torch.bool) if self._valid is None else self._valid
@@ -192,16 +207,20 @@ def _with_bias(bias: Float[Tensor, "B H T S"], mask: Tensor | None, causal: bool
 
 
 class CrossAttention(nn.Module):
-    """Attention of one sequence over another. No bias on the way out: who may see nothing hears exactly nothing."""
+    """Attention of one sequence over another. Without a `bias` on the way out, who may see nothing hears nothing."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.q, self.kv = Linear(dim, dim, bias=False), Linear(context_dim or dim, 2 * dim, bias=False)
-        self.out = Linear(dim, dim, bias=False)
+        self.q, self.kv = Linear(dim, dim, bias=bias), Linear(context_dim or dim, 2 * dim, bias=bias)
+        self.out = Linear(dim, dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"],
-                mask: Bool[Tensor, "B 1 #T S"] | None = None) -> Float[Tensor, "B T D"]:
+                mask: Bool[Tensor, "B 1 #T S"] | None = None, cache: Cache | None = None) -> Float[Tensor, "B T D"]:
         q = rearrange(self.q(x), "b t (h k) -> b h t k", h=self.heads)
-        k, v = rearrange(self.kv(context), "b s (n h k) -> n b h s k", n=2, h=self.heads)
+        k, v = self._heard(context) if cache is None else cache.once(self, lambda: self._heard(context))
         return self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
+
+    def _heard(self, context: Float[Tensor, "B S C"]) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]:
+        k, v = rearrange(self.kv(context), "b s (n h k) -> n b h s k", n=2, h=self.heads)
+        return k, v

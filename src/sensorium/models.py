@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sensorium.align import MultiscaleAlign
 from sensorium.attention import Cache
-from sensorium.tokens import CAUSAL, Tokens, join, present, turns
+from sensorium.tokens import CAUSAL, Tokens, at_place, join, present, turns
 from sensorium.transformer import Transformer
 
 Batch = Mapping[str, Tensor]
@@ -57,12 +57,6 @@ class Encoder(nn.Module):
 
     def _pooled(self, t: Tokens) -> Float[Tensor, "B D"]:
         return mean(t) if self.pool is None else self.pool(t).x[:, 0]
-
-
-def at_place(t: Tokens, at: Int[Tensor, "B"]) -> Tokens:
-    """The token at place `at` of each sequence, alone."""
-    rows = torch.arange(t.x.shape[0], device=t.x.device)
-    return Tokens(t.x[rows, at][:, None], t.pos[rows, at][:, None])
 
 
 def mean(t: Tokens) -> Float[Tensor, "B D"]:
@@ -145,19 +139,22 @@ class Decoder(nn.Module):
 
     A part with a head is read causally and begins with a start token, so its token i + 1 is said at its token i. Parts
     without one come first, a prefix: its tokens see each other, and everything after sees them. A part that a batch
-    does not have, or that a row lacks ("PART.valid"), is not there: nobody sees it.
+    does not have, or that a row lacks ("PART.valid"), is not there: nobody sees it. `beside`: encoders of parts that
+    are not in line; blocks that look at a context look at what they make of them.
     """
 
-    def __init__(self, parts: dict[str, nn.Module], heads: dict[str, nn.Module], trunk: Transformer):
+    def __init__(self, parts: dict[str, nn.Module], heads: dict[str, nn.Module], trunk: Transformer,
+                 beside: dict[str, nn.Module] | None = None):
         super().__init__()
         if list(parts)[len(parts) - len(heads):] != list(heads):
             raise ValueError(f"the parts with a head must stand last: parts {list(parts)}, heads {list(heads)}")
         self.parts, self.heads, self.trunk = nn.ModuleDict(parts), nn.ModuleDict(heads), trunk
+        self.beside = nn.ModuleDict(beside or {})
 
     def forward(self, given: Batch) -> dict[str, Tokens]:
         """What the trunk makes of each part that has a head: `heads[part]` of it are logits for the token after."""
         read = self.read(given)
-        said = self.trunk(in_line(read))
+        said = self.trunk(in_line(read), self.context(given))
         starts = dict(zip(read, accumulate((t.x.shape[1] for t in read.values()), initial=0), strict=False))
         return {name: replace(t, x=said.x[:, starts[name]:starts[name] + t.x.shape[1]], order=None)
                 for name, t in read.items() if name in self.heads}
@@ -166,12 +163,17 @@ class Decoder(nn.Module):
         """Read all that is given, up to and including what there is of `part`: logits for its next token."""
         read = self.read({name: given[name] for name in given if name.partition(".")[0] in self._until(part)})
         at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + present(read[part]).sum(1) - 1
-        return self.heads[part](self.trunk(in_line(read), only=at, cache=cache).x[:, 0])
+        return self.heads[part](self.trunk(in_line(read), self.context(given), only=at, cache=cache).x[:, 0])
 
     def go_on(self, part: str, ids: Int[Tensor, "B"], places: Int[Tensor, "B"], cache: Cache) -> Float[Tensor, "B V"]:
         """Read one more token of `part`, which stands at these places of it: logits for the one after."""
         t = self.said(part).at(ids[:, None], places[:, None])
         return self.heads[part](self.trunk(t, cache=cache).x[:, 0])
+
+    def context(self, given: Batch) -> Tokens | None:
+        """What stands beside the line, end to end; None where nothing does."""
+        there = [encode(given[name]) for name, encode in self.beside.items() if name in given]
+        return join(*there) if there else None
 
     def said(self, part: str) -> Said:
         """A part that has a head."""

@@ -82,6 +82,18 @@ def last(t: Tokens, n: int) -> Tokens:
     return replace(t, **cut)
 
 
+def chosen(t: Tokens, rows: Int[Tensor, "C"]) -> Tokens:
+    """These sequences of the batch, some perhaps twice."""
+    fields = ("x", "pos", "order", "valid")
+    return replace(t, **{name: part[rows] for name in fields if isinstance(part := getattr(t, name), Tensor)})
+
+
+def at_place(t: Tokens, at: Int[Tensor, "B"]) -> Tokens:
+    """The token at place `at` of each sequence, alone."""
+    rows = torch.arange(t.x.shape[0], device=t.x.device)
+    return Tokens(t.x[rows, at][:, None], t.pos[rows, at][:, None])
+
+
 def present(t: Tokens) -> Bool[Tensor, "B T"]:
     """`valid`, written out."""
     return torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device) if t.valid is None else t.valid
@@ -91,3 +103,10 @@ def may_see(q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B
     """The only mask in the house: True where query i may see key j."""
     see = k[:, None, :] <= q[:, :, None]
     return (see if valid is None else see & valid[:, None, :])[:, None]
+
+
+def glance(t: Tokens, context: Tokens) -> Bool[Tensor, "B 1 #T S"] | None:
+    """Who may see what of a context; None where all of it is seen by all."""
+    if context.order is None:                                           # turn 0: before everybody's
+        return None if context.valid is None else context.valid[:, None, None]
+    return may_see(turns(t), turns(context), context.valid)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sensorium.attention import Attention, Cache, CrossAttention, View, packing, view
 from sensorium.kernels import Linear
-from sensorium.tokens import Tokens, join, may_see, present, turns
+from sensorium.tokens import Tokens, at_place, glance, join, present
 
 
 class FeedForward(nn.Module):
@@ -50,10 +50,10 @@ class GatedCrossAttention(nn.Module):
         self.mlp_norm, self.mlp = nn.LayerNorm(dim), FeedForward(dim, 4 * dim, bias=False)
         self.gate, self.mlp_gate = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
-    def forward(self, t: Tokens, context: Tokens) -> Tokens:
-        mask = may_see(turns(t), turns(context), context.valid)
-        x = t.x + self.gate.tanh() * self.attention(self.norm(t.x), context.x, mask)
-        return replace(t, x=x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x)))
+    def forward(self, x: Float[Tensor, "B T D"], seen: View) -> Float[Tensor, "B T D"]:
+        assert seen.context is not None
+        x = x + self.gate.tanh() * self.attention(self.norm(x), seen.context.x, seen.glance, seen.cache)
+        return x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
 
 
 class Block(nn.Module):
@@ -90,6 +90,22 @@ class PostNormBlock(Block):
         return self.mlp_norm(picked + self.drop(self.mlp(picked)))
 
 
+class LookingBlock(Block):
+    """A block that looks at a context between looking around and thinking (the decoder of Vaswani et al. 2017)."""
+
+    def __init__(self, attention: Attention, look: CrossAttention, mlp: nn.Module,
+                 norms: tuple[nn.Module, nn.Module, nn.Module], *, dropout: float = 0.0):
+        super().__init__(attention, mlp, (norms[0], norms[2]), dropout=dropout)
+        self.look, self.look_norm = look, norms[1]
+
+    def forward(self, x: Float[Tensor, "B T D"], seen: View) -> Float[Tensor, "B T D"]:
+        if seen.context is None:
+            raise ValueError("a block that looks at a context was given none")
+        x = x + self.drop(self.attention(self.norm(x), seen))
+        x = x + self.drop(self.look(self.look_norm(x), seen.context.x, seen.glance, seen.cache))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))
+
+
 class Transformer(nn.Module):
     """Blocks in a row, with a norm before the first and after the last where the layout has one."""
 
@@ -102,11 +118,15 @@ class Transformer(nn.Module):
                 cache: Cache | None = None) -> Tokens:
         """All tokens; with `only`, one a sequence: the last block then leaves the others out (same numbers).
 
-        With a `cache` these tokens go on from those it has read, and are kept in it.
+        With a `cache` these tokens go on from those it has read, and are kept in it; so is the context.
         """
         blocks, seen = self._blocks(), view(t) if cache is None else cache.extend(t)
+        if cache is not None:
+            cache.context = context = context or cache.context
         if context is not None:
-            return self._with_context(t, context, seen)
+            looks = glance(t if cache is None else cache.turns(t), context)
+            said = self._beside(t, replace(seen, context=context, glance=looks))
+            return said if only is None else at_place(said, only)
         last = blocks.pop() if only is not None and blocks else None
         packed = packing(t) if blocks else None
         x = self.first(t.x if packed is None else packed.gather(t.x))
@@ -124,12 +144,12 @@ class Transformer(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _with_context(self, t: Tokens, context: Tokens, seen: View) -> Tokens:
-        t = replace(t, x=self.first(t.x))
+    def _beside(self, t: Tokens, seen: View) -> Tokens:
+        """All tokens, looking at a context too."""
+        x = self.first(t.x)
         for block in self._blocks():
-            t = t if block.cross is None else block.cross(t, context)
-            t = replace(t, x=block(t.x, seen))
-        return replace(t, x=self.last(t.x))
+            x = block(x if block.cross is None else block.cross(x, seen), seen)
+        return replace(t, x=self.last(x))
 
 
 def transformer(dim: int, depth: int, heads: int, *, dropout: float = 0.0, first: bool = False,

@@ -11,6 +11,7 @@ from sensorium.published.resnet import RESNET
 from sensorium.published.siglip import SIGLIP
 from sensorium.published.t5 import T5
 from sensorium.published.vit import TIMM_VIT, VIT
+from sensorium.published.whisper import WHISPER
 
 PUBLISHED: dict[str, Published] = {family.name: family for family in (
     CLIP,
@@ -24,5 +25,6 @@ PUBLISHED: dict[str, Published] = {family.name: family for family in (
     EFFICIENTNET,
     GPT2,
     LLAMA,
+    WHISPER,
     BACKBONE,                                           # whatever else transformers knows: last
 )}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sensorium.modalities.modality import settings
 from sensorium.published.decoder import PAD
+from sensorium.published.files import Opened
 
 ROLES = ("system", "user", "assistant")
 START, END = "<|im_start|>", "<|im_end|>"
@@ -38,6 +39,8 @@ class Beginning:
     length: int                             # tokens that the model reads and says in all
     ends: tuple[int, ...]                   # ids by which it says that it has done
     tokenizer: Tokenizer = field(compare=False, repr=False)
+    never: tuple[int, ...] = ()             # ids that are not said
+    never_first: tuple[int, ...] = ()       # nor these, at first
 
     def __post_init__(self) -> None:
         self.tokenizer.no_padding()
@@ -131,6 +134,17 @@ class Chat:
         if number is None:
             raise ValueError(f"its tokenizer has no {name}, by which it should be asked")
         return np.array([number], dtype=np.int32)
+
+
+def beginning(opened: Opened, length: int, ends: int | Sequence[int] | None, **more: Any) -> Beginning | None:
+    """The settings that the tokenizer beside the weights asks for; None where there is none.
+
+    ends: the id, or the ids, by which the model says that it has done.
+    """
+    if "tokenizer.json" not in opened.files:
+        return None
+    stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    return Beginning(length, stops, Tokenizer.from_file(str(opened.files["tokenizer.json"])), **more)
 
 
 def chat(text: Beginning, template: Any) -> Chat:

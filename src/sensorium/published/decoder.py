@@ -31,6 +31,12 @@ class Ids(nn.Module):
         x = x if self.places is None else x + self.places[:ids.shape[1]]
         return Tokens(x, line(x), CAUSAL, None if real.all() else real)
 
+    def head(self) -> Linear:
+        """What says the next id by the ids' own vectors (tied weights)."""
+        tied = head(self)
+        tied.weight = self.ids.weight
+        return tied
+
     def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         return ids
 
@@ -44,7 +50,9 @@ class Ids(nn.Module):
 
 def writer(ids: Ids, trunk: Transformer, *, tied: bool = True) -> Decoder:
     """A decoder of text alone; `tied`: the head's weights are the ids' vectors."""
-    head = Linear(ids.ids.embedding_dim, ids.ids.num_embeddings, bias=False)
-    if tied:
-        head.weight = ids.ids.weight
-    return Decoder({"text": ids}, {"text": head}, trunk)
+    return Decoder({"text": ids}, {"text": ids.head() if tied else head(ids)}, trunk)
+
+
+def head(ids: Ids) -> Linear:
+    """What says the next id, with weights of its own."""
+    return Linear(ids.ids.embedding_dim, ids.ids.num_embeddings, bias=False)

@@ -1,16 +1,15 @@
 """The verb `generate` of published decoders of text: beginnings or questions in, words out."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.chat import Beginning, chat
+from sensorium.published.chat import Beginning, beginning, chat
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
 from sensorium.verbs.asked import batched, lists, makes
@@ -43,7 +42,7 @@ class Writer:
             how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
             with at_rest(self.model):
                 steps = list(generate(self.model, {"text": self.text.collate(some["text"])}, "text", length, how,
-                                      end=self.text.ends[0]))
+                                      end=next(iter(self.text.ends), None), banned=self.text.never))
             said += [self.text.show(row) for row in torch.stack(steps, 1)]
         return said
 
@@ -62,14 +61,10 @@ class Writer:
 
 
 def senses(opened: Opened, length: int, ends: Any) -> Senses:
-    """What the tokenizer beside the weights reads: `text`, and `prompt` where there is a chat template; {} without one.
-
-    ends: the id, or the ids, by which the model says that it has done.
-    """
-    if "tokenizer.json" not in opened.files:
+    """What its tokenizer reads: `text`, and `prompt` where there is a chat template; {} where there is none."""
+    text = beginning(opened, length, ends)
+    if text is None:
         return {}
-    stops = tuple(ends) if isinstance(ends, Sequence) else (ends,)
-    text = Beginning(length, stops, Tokenizer.from_file(str(opened.files["tokenizer.json"])))
     template = opened.json("tokenizer_config.json").get("chat_template")
     if "chat_template.jinja" in opened.files:
         template = opened.files["chat_template.jinja"].read_text(encoding="utf-8")

@@ -1,0 +1,221 @@
+"""Sound: files in, log-mel pictures of 10 ms steps, Tokens by two convolutions, as Whisper hears (Radford et al. 2022).
+
+    B batch   N samples   F frames of 10 ms   M mel bands   T tokens of 20 ms   D width
+"""
+from __future__ import annotations
+
+import math
+import wave
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor, nn
+
+from sensorium.modalities.modality import checked, settings
+from sensorium.tokens import Tokens, line
+
+WINDOW, STEP = 0.025, 0.010                 # seconds that a frame looks at, and from one to the next
+NOTHING = -math.inf                         # what follows a shorter sound in a batch: the logarithm of no sound at all
+LEAST_RATE, MOST_RATE = 1_000, 768_000
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Settings of a column of sounds: one channel at `rate`, heard in `mels` bands up to half of it."""
+
+    kind: ClassVar[str] = "audio"
+    rate: int = 16_000                      # samples a second
+    mels: int = 80
+    most: float = 3600.0                    # seconds; a longer sound is refused before it is read
+    seconds: float = 0.0                    # what all are brought to; 0: as long as the longest of a batch
+
+    def fit(self, values: Iterable[Any]) -> Audio:
+        """These settings: nothing is left to be learned."""
+        return self
+
+    def load(self, raw: Any) -> np.ndarray:
+        """A file's path, (samples, rate), or samples at `rate`, as float32 [N] in -1..1 at `rate`.
+
+        Raises ValueError where it cannot be read, is empty, or longer than `most`.
+        """
+        if isinstance(raw, str | Path):
+            samples, rate = read(Path(raw), self.most)
+        else:
+            samples, rate = raw if isinstance(raw, tuple) else (raw, self.rate)
+        samples = np.asarray(samples, dtype=np.float32)
+        if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+            raise ValueError(f"expected numbers of one channel, found {samples.shape}")
+        if len(samples) > self.most * rate:
+            raise ValueError(f"it lasts {len(samples) / rate:.0f} s; {self.most:.0f} are the most")
+        return resampled(torch.from_numpy(samples), rate, self.rate).numpy()
+
+    def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B M F"]:
+        """Log-mel pictures; after a shorter sound NOTHING, unless all are brought to one length by silence."""
+        if self.seconds:
+            size = round(self.seconds * self.rate)
+            values = [np.pad(v[:size], (0, max(0, size - len(v)))) for v in values]
+        heard = [log_mel(torch.from_numpy(v)[None], self.rate, self.mels)[0] for v in values]
+        longest = max(x.shape[1] for x in heard)
+        return torch.stack([F.pad(x, (0, longest - x.shape[1]), value=NOTHING) for x in heard])
+
+    def augment(self, batch: Float[Tensor, "B M F"], rng: torch.Generator, **how: float) -> Float[Tensor, "B M F"]:
+        """The batch as it is."""
+        return batch
+
+    def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n M F"]:
+        """n made-up sounds of 0.2 to 2 s, for tests and dry runs."""
+        sizes = torch.randint(20, 200, (n,), generator=rng)
+        heard = torch.rand(n, self.mels, int(sizes.max()), generator=rng)
+        return heard.masked_fill(torch.arange(heard.shape[2]) >= sizes[:, None, None], NOTHING)
+
+    def show(self, heard: Float[Tensor, "M F"]) -> Image.Image:
+        """A picture of it: time to the right, pitch upward, louder is brighter."""
+        real = heard[:, heard[0] > NOTHING]
+        grey = (real - real.min()) / (real.max() - real.min()).clamp(min=1e-6) * 255
+        return Image.fromarray(grey.flip(0).byte().numpy())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain settings."""
+        return settings(self)
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> Audio:
+        return cls(**checked(cls, given))
+
+
+def read(path: Path, most: float) -> tuple[np.ndarray, int]:
+    """The mean of a file's channels as float32 [N] in -1..1, and its rate. WAV by Python itself, others by soundfile.
+
+    Raises ValueError where it is damaged, of a kind that is not read, or lasts longer than `most` seconds: that is
+    known from its header, before anything is read.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            return _plain(file, most), file.getframerate()
+    except (wave.Error, EOFError):
+        return _other(path, most)
+    except OSError as e:
+        raise ValueError(f"it cannot be opened: {e.strerror}") from e
+
+
+def _plain(file: wave.Wave_read, most: float) -> np.ndarray:
+    frames, width, channels = file.getnframes(), file.getsampwidth(), file.getnchannels()
+    _bounded(frames, file.getframerate(), most)
+    raw = np.frombuffer(file.readframes(frames), dtype=np.uint8)
+    raw = raw[:len(raw) // (width * channels) * width * channels].reshape(-1, width)
+    if width == 1:
+        numbers = raw[:, 0].astype(np.float32) / 128 - 1                    # 8 bits are unsigned
+    else:
+        wide = np.zeros((len(raw), 4), dtype=np.uint8)
+        wide[:, 4 - width:] = raw
+        numbers = wide.view("<i4")[:, 0].astype(np.float32) / 2 ** 31
+    return numbers.reshape(-1, channels).mean(1)
+
+
+def _other(path: Path, most: float) -> tuple[np.ndarray, int]:
+    try:
+        import soundfile
+    except ImportError as e:
+        raise ValueError('it is no plain WAV; for FLAC, OGG and MP3: pip install "sensorium[audio]"') from e
+    try:
+        with soundfile.SoundFile(path) as file:
+            _bounded(file.frames, file.samplerate, most)
+            return file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
+    except soundfile.SoundFileError as e:
+        raise ValueError(f"it is damaged, or no sound: {e}") from e
+
+
+def _bounded(frames: int, rate: int, most: float) -> None:
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise ValueError(f"it has {rate} samples a second")
+    if frames > most * rate:
+        raise ValueError(f"it lasts {frames / rate:.0f} s; {most:.0f} are the most")
+
+
+def resampled(samples: Float[Tensor, "N"], rate: int, wanted: int, *, zeros: int = 24) -> Float[Tensor, "M"]:
+    """The same sound at another rate: a sinc under a Hann window that crosses zero `zeros` times on each side."""
+    common = math.gcd(rate, wanted)
+    old, new = rate // common, wanted // common
+    if old == new:
+        return samples
+    filters, reach = _sinc(old, new, zeros)
+    padded = F.pad(samples[None, None], (reach, reach + old))
+    made = F.conv1d(padded, filters, stride=old)[0].T.flatten()             # `new` samples for every `old`
+    return made[:math.ceil(len(samples) * new / old)]
+
+
+@cache
+def _sinc(old: int, new: int, zeros: int) -> tuple[Float[Tensor, "new 1 width"], int]:
+    """A filter for each of the `new` samples that stand for `old`, and how far it reaches back."""
+    cutoff = min(old, new) * 0.95 / old                                     # of half the old rate
+    reach = math.ceil(zeros / cutoff)
+    places = torch.arange(-reach, reach + old, dtype=torch.float64) - torch.arange(new)[:, None] * old / new
+    window = torch.cos((places * cutoff / zeros).clamp(-1, 1) * math.pi / 2) ** 2
+    return (torch.sinc(places * cutoff) * window * cutoff).float()[:, None], reach
+
+
+def log_mel(samples: Float[Tensor, "B N"], rate: int, mels: int) -> Float[Tensor, "B M F"]:
+    """Loudness of each band in each frame, log10, at most 8 below a sound's loudest, to about -1..1 (Whisper)."""
+    width, step = round(rate * WINDOW), round(rate * STEP)
+    samples = F.pad(samples, (0, max(0, width - samples.shape[1])))
+    power = torch.stft(samples, width, step, window=torch.hann_window(width), return_complex=True)[..., :-1].abs() ** 2
+    heard = (mel_filters(rate, width, mels) @ power).clamp(min=1e-10).log10()
+    heard = heard.maximum(heard.amax((1, 2), keepdim=True) - 8)
+    return (heard + 4) / 4
+
+
+@cache
+def mel_filters(rate: int, width: int, mels: int) -> Float[Tensor, "M bins"]:
+    """Triangles of equal area, evenly spaced on Slaney's scale of pitch: linear up to 1 kHz, then logarithmic."""
+    top = 15 + 27 * math.log(rate / 2 / 1000) / math.log(6.4)
+    mel = torch.linspace(0, top if rate > 2000 else rate * 3 / 400, mels + 2, dtype=torch.float64)
+    hertz = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp(math.log(6.4) / 27 * (mel - 15)))
+    bins = torch.linspace(0, rate / 2, width // 2 + 1, dtype=torch.float64)
+    rising = (bins - hertz[:-2, None]) / (hertz[1:-1] - hertz[:-2])[:, None]
+    falling = (hertz[2:, None] - bins) / (hertz[2:] - hertz[1:-1])[:, None]
+    return (rising.minimum(falling).clamp(min=0) * (2 / (hertz[2:] - hertz[:-2]))[:, None]).float()
+
+
+class Sound(nn.Module):
+    """Log-mel → Tokens, one for every 20 ms: two convolutions, and sines for where in time they are.
+
+    What is NOTHING is padding: a sound is heard alike alone and beside longer ones.
+    """
+
+    def __init__(self, dim: int, mels: int, length: int):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(mels, dim, 3, padding=1), nn.Conv1d(dim, dim, 3, stride=2, padding=1)
+        self.register_buffer("places", sines(length, dim))
+        self.places: Tensor
+
+    def summary(self, heard: Float[Tensor, "B M F"]) -> None:
+        return None
+
+    def forward(self, heard: Float[Tensor, "B M F"]) -> Tokens:
+        real = heard[:, 0] > NOTHING
+        whole = bool(real.all())
+        x = F.gelu(self.first(_only(heard, real, whole)))
+        x = F.gelu(self.second(_only(x, real, whole))).transpose(1, 2)
+        if x.shape[1] > len(self.places):
+            raise ValueError(f"{heard.shape[2]} frames: there are places for {2 * len(self.places)}")
+        return Tokens(x + self.places[:x.shape[1]], line(x), None, None if whole else real[:, ::2])
+
+
+def _only(x: Float[Tensor, "B D F"], real: Bool[Tensor, "B F"], whole: bool) -> Float[Tensor, "B D F"]:
+    """Zero where there is nothing."""
+    return x if whole else x.masked_fill(~real[:, None], 0)
+
+
+def sines(length: int, dim: int) -> Float[Tensor, "T D"]:
+    """Sines, then cosines, of time at rates from 1 to 1/10,000 (Vaswani et al. 2017)."""
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)

@@ -1,0 +1,108 @@
+"""Whisper through our core: the same sound, numbers, gradients and words as transformers; alone, together, step by step."""
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import close, hosted, lively, same_gradients, there_and_back
+from torch import Tensor
+
+from sensorium.attention import Cache
+from sensorium.modalities.audio import NOTHING, Audio, log_mel
+from sensorium.models import Decoder
+from sensorium.objectives.next_token import Sampling, generate
+from sensorium.published.transcribe import windows
+from sensorium.published.whisper import WHISPER
+
+transformers = pytest.importorskip("transformers")
+SIZES = dict(d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=2,
+             encoder_ffn_dim=48, decoder_ffn_dim=40, vocab_size=61, num_mel_bins=8, max_source_positions=16,
+             max_target_positions=24, bos_token_id=0, eos_token_id=0, pad_token_id=0, decoder_start_token_id=1,
+             suppress_tokens=None, begin_suppress_tokens=None)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Any, Decoder, Any, Path]:
+    """Their model, ours, its config and the folder that both were read from."""
+    theirs = lively(transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**SIZES)))
+    with torch.no_grad():
+        theirs.model.decoder.embed_tokens.weight[0] = 0.3           # transformers leaves its padding out of gradients
+    theirs.model.decoder.embed_tokens.padding_idx = None
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, config = hosted(WHISPER, tmp_path / "theirs")
+    assert isinstance(ours, Decoder)
+    return theirs, ours, config, tmp_path / "theirs"
+
+
+def sounds(n: int = 3, frames: int = 32) -> Tensor:
+    return torch.randn(n, 8, frames, generator=torch.Generator().manual_seed(1))
+
+
+def words(n: int = 3, length: int = 7) -> Tensor:
+    return torch.randint(61, (n, length), generator=torch.Generator().manual_seed(2))
+
+
+def logits(model: Decoder, heard: Tensor, ids: Tensor) -> Tensor:
+    return model.heads["text"](model({"audio": heard, "text": ids})["text"].x)
+
+
+def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_path: Path) -> None:
+    theirs, ours, config, folder = pair
+    heard, ids = sounds(), words()
+    said, expected = logits(ours, heard, ids), theirs(input_features=heard, decoder_input_ids=ids).logits
+    close(said, expected)
+    target = torch.randn(said.shape)
+    (said * target).sum().backward()
+    (expected * target).sum().backward()
+    same_gradients(WHISPER, ours, theirs, config, tmp_path / "slopes")
+    back = there_and_back(WHISPER, ours, config, folder, tmp_path / "back")
+    again = type(theirs).from_pretrained(back).eval()
+    assert torch.equal(again(input_features=heard, decoder_input_ids=ids).logits, expected)
+
+
+def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
+    theirs, ours = pair[0], pair[1]
+    heard, ids = sounds(), words(length=2)
+    said = torch.stack(list(generate(ours, {"audio": heard, "text": ids}, "text", 12, Sampling(temperature=0))), 1)
+    expected = transformers.GenerationMixin.generate(
+        theirs, heard, decoder_input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False,
+        eos_token_id=None)
+    assert said.tolist() == expected[:, 2:].tolist()
+
+
+@torch.no_grad()
+def test_alone_and_beside_longer_ones_and_step_by_step(pair: tuple[Any, Decoder, Any, Path]) -> None:
+    ours, ids = pair[1], words()
+    heard, sizes = sounds(), (32, 21, 10)
+    for row, size in enumerate(sizes):
+        heard[row, :, size:] = NOTHING
+    together, cache = logits(ours, heard, ids), Cache(5)
+    steps = [ours.begin({"audio": heard, "text": ids[:, :2]}, "text", cache)]
+    steps += [ours.go_on("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)]
+    close(torch.stack(steps, 1), together[:, 1:])
+    for row, size in enumerate(sizes):
+        close(logits(ours, heard[row:row + 1, :, :size], ids[row:row + 1]), together[row:row + 1])
+    cache = Cache(5)
+    ours.begin({"audio": heard, "text": ids[:, :2]}, "text", cache)
+    cache.pick(torch.tensor([2, 0]))                                    # a search goes on with some rows
+    close(ours.go_on("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2])
+
+
+def test_same_log_mel() -> None:
+    heard = transformers.WhisperFeatureExtractor()
+    sound = np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32) * np.linspace(0, 1, 48_000) ** 4
+    expected = heard(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    ours = Audio(seconds=30).collate([sound.astype(np.float32)])
+    assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1e-4
+    assert log_mel(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
+
+
+def test_a_long_sound_is_cut_at_its_pauses() -> None:
+    sound = np.random.default_rng(0).normal(size=8_000 * 70).astype(np.float32)
+    pauses = [round(8_000 * seconds) for seconds in (26.0, 49.5)]
+    for at in pauses:
+        sound[at - 1_000:at + 1_000] *= 0.01
+    pieces = list(windows(sound, 8_000))
+    assert np.array_equal(np.concatenate(pieces), sound) and all(len(piece) <= 30 * 8_000 for piece in pieces)
+    assert np.abs(np.cumsum([len(piece) for piece in pieces])[:2] - pauses).max() < 800
