@@ -1,4 +1,5 @@
-"""Whisper through our core: the same sound, numbers, gradients and words as transformers; alone, together, step by step."""
+"""Whisper through our core: the same sound, numbers, gradients and words as transformers."""
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from reference import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor
 
 from sensorium.attention import Cache
-from sensorium.modalities.audio import NOTHING, Audio, log_mel
+from sensorium.modalities.audio import NOTHING, Audio, log_mel, resampled
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.transcribe import windows
@@ -96,6 +97,50 @@ def test_same_log_mel() -> None:
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
     assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1e-4
     assert log_mel(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_a_plain_wav_is_read_as_it_is(width: int, tmp_path: Path) -> None:
+    left = np.sin(np.arange(800) * 0.1).astype(np.float32) / 2
+    whole = np.round((left + (1 if width == 1 else 0)) * (2 ** (8 * width - 1) - 1)).astype("<i8")
+    numbers = np.stack([whole, whole], 1).reshape(-1, 1).view(np.uint8)[:, :width]
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((2, width, 16_000, 0, "NONE", ""))
+        file.writeframes(numbers.tobytes())
+    read = Audio().load(tmp_path / "a.wav")
+    assert read.shape == (800,) and np.abs(read - left).max() < 2.0 ** (2 - 8 * width) + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
+def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    tone = np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000).astype(np.float32) / 2
+    soundfile.write(tmp_path / f"a.{kind}", tone, 16_000)
+    read = Audio().load(tmp_path / f"a.{kind}")
+    assert abs(len(read) - 16_000) < 2_500 and abs(read[4_000:12_000].std() - 0.5 / 2 ** 0.5) < 0.02
+
+
+@pytest.mark.parametrize("rates", [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000)])
+def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
+    def tone(rate: int) -> Tensor:
+        return torch.sin(2 * torch.pi * 1_000 * torch.arange(rate // 4) / rate + 0.3)
+    made = resampled(tone(rates[0]), *rates)
+    expected = tone(rates[1])
+    assert made.shape == expected.shape and (made - expected)[400:-400].abs().max() < 1e-3
+    above = torch.sin(2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000)           # would fold down to 6.5 kHz
+    assert resampled(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("raw", "said"), [
+    ("gone.wav", "cannot be opened"), ("text.wav", "no sound|no plain WAV"), (np.zeros(0), "one channel"),
+    (np.full(9, np.nan), "one channel"), ((np.zeros(4_000), 1_000), "4 s; 2 are the most"), ("long.wav", "9 s; 2 are")])
+def test_what_cannot_be_heard_is_said(raw: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound at all")
+    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
+        file.setparams((1, 2, 8_000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 72_000))
+    with pytest.raises(ValueError, match=said):
+        Audio(most=2).load(tmp_path / raw if isinstance(raw, str) else raw)
 
 
 def test_a_long_sound_is_cut_at_its_pauses() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sensorium.modalities.modality import settings
 from sensorium.published.decoder import PAD
 from sensorium.published.files import Opened
+from sensorium.published.tokens import tokenizer
 
 ROLES = ("system", "user", "assistant")
 START, END = "<|im_start|>", "<|im_end|>"
@@ -43,8 +44,6 @@ class Beginning:
     never_first: tuple[int, ...] = ()       # nor these, at first
 
     def __post_init__(self) -> None:
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True         # the name of a special token in a text is just letters
 
     def fit(self, values: Iterable[Any]) -> Beginning:
@@ -141,10 +140,11 @@ def beginning(opened: Opened, length: int, ends: int | Sequence[int] | None, **m
 
     ends: the id, or the ids, by which the model says that it has done.
     """
-    if "tokenizer.json" not in opened.files:
+    made = tokenizer(opened)
+    if made is None:
         return None
     stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-    return Beginning(length, stops, Tokenizer.from_file(str(opened.files["tokenizer.json"])), **more)
+    return Beginning(length, stops, made, **more)
 
 
 def chat(text: Beginning, template: Any) -> Chat:

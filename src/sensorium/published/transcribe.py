@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sensorium.attention import Cache
 from sensorium.errors import SensoriumError
+from sensorium.kernels import Linear
 from sensorium.modalities.audio import Audio
 from sensorium.models import Decoder
 from sensorium.published.chat import Beginning, beginning
@@ -35,16 +36,17 @@ class Transcriber:
         assert isinstance(audio, Audio) and isinstance(text, Beginning)
         self.model, self.audio, self.text = model, audio, text
         self.start, self.plain = self._id("startoftranscript"), self._id("notimestamps")
-        spoken = range(self.start + 1, self._id("translate")) if text.tokenizer.get_vocab_size() > ENGLISH else ()
+        spoken = range(self.start + 1, self._id("translate")) if self._vocab() > ENGLISH else ()
         self.languages = {str(text.tokenizer.id_to_token(i)).strip("<|>"): i for i in spoken}
 
     def __call__(self, what: str | None = None, /, *, language: str | None = None, task: str = "transcribe",
-                 padded: bool = False, length: int = 0, batch_size: int = 8, **given: Any) -> list[str]:
+                 padded: bool = True, length: int = 0, batch_size: int = 8, **given: Any) -> list[str]:
         """Words for each of `audio`: paths, (samples, rate), or samples at 16 kHz; of any length.
 
         language: spoken in all of them ("it"), or None to listen for it in each. task: "translate" into English.
-        padded: bring each window to 30 s with silence, as the published models were trained; slower. length: the most
-        tokens a window. A long sound is cut at pauses. Raises SensoriumError naming what cannot be read or done.
+        padded: bring each window to 30 s with silence, as published models were trained: without it they are quick, and
+        write a short sound down again and again. length: the most tokens a window. A long sound is cut at pauses.
+        Raises SensoriumError naming what cannot be read or done.
         """
         makes(what, "text")
         told = self._told(language, task)
@@ -98,6 +100,11 @@ class Transcriber:
         if language is not None and language not in self.languages:
             raise SensoriumError(f"language={language!r}: this model knows {', '.join(sorted(self.languages))}")
         return [None if language is None else self.languages[language], self._id(task), self.plain]
+
+    def _vocab(self) -> int:
+        head = self.model.heads["text"]
+        assert isinstance(head, Linear)
+        return head.out_features
 
     def _id(self, name: str) -> int:
         number = self.text.tokenizer.token_to_id(f"<|{name}|>")

@@ -65,7 +65,7 @@ def senses(opened: Opened, length: int, ends: Any) -> Senses:
     text = beginning(opened, length, ends)
     if text is None:
         return {}
-    template = opened.json("tokenizer_config.json").get("chat_template")
+    template = opened.json("tokenizer_config.json").get("chat_template") or opened.config.get("tokenizer.chat_template")
     if "chat_template.jinja" in opened.files:
         template = opened.files["chat_template.jinja"].read_text(encoding="utf-8")
     return {"text": text} if template is None else {"text": text, "prompt": chat(text, template)}
