@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from sensorium.metrics import accuracy, chance, ranks, recall, recalls, retrieval
+from sensorium.metrics.speech import word_error_rate
 from sensorium.models import unit
 
 EYE = torch.eye(4, dtype=torch.bool)
@@ -53,3 +54,11 @@ def test_accuracy() -> None:
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
     assert accuracy(scores, torch.tensor([1, 1])) == 0.5
     assert accuracy(scores, torch.tensor([1, 1]), k=5) == 1.0
+
+
+def test_words_are_counted_as_they_are_said() -> None:
+    assert word_error_rate(["It's  RED, and\u00a0big!", "Yes."], ["it's red and big", "yes"]) == 0
+    assert word_error_rate(["a b c d"], ["b c x d e"]) == 3 / 5                     # a put in, x left out, e left out
+    assert word_error_rate(["", "one two"], ["three", "two one"]) == 1
+    with pytest.raises(ValueError, match="no word"):
+        word_error_rate(["a"], ["..."])

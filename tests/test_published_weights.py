@@ -1,14 +1,17 @@
 """Real trained weights doing their real job. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
 
 The folder holds minilm/ and efficientnet-lite0/ (converted to safetensors), and photos/ with coffee.png, chelsea.png
-and motorcycle_left.png of scikit-image.
+and motorcycle_left.png of scikit-image; smollm2/, whisper-tiny.en/,
+and asterisk/: the packages asterisk-core-sounds-en and -en-wav of Debian, unpacked.
 """
+import gzip
 import os
 from pathlib import Path
 
 import pytest
 
 import sensorium as sn
+from sensorium.metrics.speech import word_error_rate
 
 pytestmark = [pytest.mark.weights,
               pytest.mark.skipif("SENSORIUM_WEIGHTS" not in os.environ, reason="SENSORIUM_WEIGHTS names no folder")]
@@ -35,3 +38,21 @@ def test_efficientnet_names_photos() -> None:
     assert sum(cat[kind] for kind in (281, 282, 285)) == pytest.approx(0.91, abs=0.03)
     assert max(motorcycle, key=motorcycle.__getitem__) == 665 and motorcycle[665] == pytest.approx(0.44, abs=0.05)
     assert model.embed(image=photos).shape == (3, 1280)
+
+
+def test_smollm2_answers() -> None:
+    model = sn.load(place("smollm2"))
+    assert "Paris" in model.generate("text", prompt="What is the capital of France?", length=20)[0]
+    assert "red" in model.generate("text", prompt="Describe a red apple in one sentence.", length=40)[0]
+
+
+def test_whisper_writes_down_what_is_said() -> None:
+    listed = next(place("asterisk").rglob("core-sounds-en.txt.gz"))
+    lines = gzip.open(listed, "rt", encoding="utf-8").read().splitlines()
+    texts = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith(";"))
+    voice = next(place("asterisk").rglob("en_US_f_Allison"))
+    rows = [key for key, text in sorted(texts.items())
+            if len(text.split()) >= 5 and "[" not in text and (voice / f"{key}.wav").is_file()]
+    rows = rows[::len(rows) // 20][:20]
+    said = sn.load(place("whisper-tiny.en")).generate("text", audio=[voice / f"{key}.wav" for key in rows])
+    assert word_error_rate(said, [texts[key] for key in rows]) < 0.12
