@@ -3,10 +3,9 @@
     python nursery.py FOLDER KILLS ours|naive
 
 Many lives are needed and importing torch takes seconds, so one process imports everything and forks each life. A life
-writes down a pipe what it is about to do; the last line tells where it was killed. The first life in a folder ends
-within a save, with half of a file written. Of the later kills half come from within, at a numbered instant (also with
-half of a file written), half from without, at a random time. "naive" replaces the writer by one that writes in place:
-the control that must fail. Prints a JSON object for each kill and for each end.
+writes down a pipe what it is about to do; the last line tells where it was killed. Half of the kills come from within,
+at a numbered instant (also with half of a file written), half from without, at a random time. "naive" replaces the
+writer by one that writes in place: the control that must fail. Prints a JSON object for each kill and for each end.
 """
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 import tiny
 import torch
 
-from sensorium import checkpoint, durable, progress, run, snapshot, step, stored
+from sensorium import config, durable, progress, run, snapshot, step, stored
 from sensorium.errors import SensoriumError
 from sensorium.train import train
 
@@ -158,7 +157,7 @@ def result(folder: Path) -> dict[str, str]:
     last = snapshot.Snapshots(folder / "state").latest()
     files = [folder / name for name in ("metrics.jsonl", "model.safetensors", "config.json", "schema.json")]
     files += sorted(p for p in last.iterdir() if p.name != "manifest.json") if last else []
-    return {path.name if path.parent == folder else f"state/{path.name}": stored.digest(path) for path in files}
+    return {path.name if path.parent == folder else f"state/{path.name}": snapshot.digest(path) for path in files}
 
 
 def faults(folder: Path) -> str:
@@ -166,9 +165,9 @@ def faults(folder: Path) -> str:
     try:
         snapshot.Snapshots(folder / "state").latest(lambda text: None)
         if (folder / "config.json").exists():
-            checkpoint.Config.load(folder)
-        if (folder / checkpoint.WEIGHTS).exists():
-            stored.read_tensors(folder / checkpoint.WEIGHTS)
+            config.Config.load(folder)
+        if (folder / config.WEIGHTS).exists():
+            stored.read_tensors(folder / config.WEIGHTS)
     except SensoriumError as e:
         return str(e)
     return ""
@@ -198,18 +197,16 @@ def main(folder: Path, kills: int, mode: str) -> None:
     status, said, seconds = live(folder / "whole")
     assert status == 0, said[-1]
     wanted, rng = result(folder / "whole"), random.Random(0)
-    in_saves = [i for i, line in enumerate(said, 1) if line.startswith(("save", "best"))]
-    in_files = [i for i, line in enumerate(said, 1) if line.startswith(("save\tbefore write", "save\tbefore tensors"))]
+    in_saves = [i + 1 for i, line in enumerate(said) if line.startswith(("save", "best"))]
 
     def plan() -> Iterator[dict[str, Any]]:
-        yield {"at": rng.choice(in_files), "half": True}
         while True:
-            yield {"after": rng.uniform(0.02, 0.7) * seconds}
             yield {"at": rng.choice(in_saves[:len(in_saves) // 2]), "half": rng.random() < 0.5}
+            yield {"after": rng.uniform(0.02, 0.7) * seconds}
 
-    found: list[dict[str, Any]] = []
+    plans, found = plan(), []
     for number in range(kills):
-        for entry in chain(folder / f"chain-{number}", wanted, plan(), 6):
+        for entry in chain(folder / f"chain-{number}", wanted, plans, 6):
             found.append({"chain": number, **entry})
             print(json.dumps(found[-1]), flush=True)
         if found[-1]["end"] == "same":

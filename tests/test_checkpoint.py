@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from sensorium import durable, snapshot, stored
-from sensorium.checkpoint import Config, Model, load, read_weights
+from sensorium.checkpoint import Model, load
+from sensorium.config import Config
 from sensorium.errors import SensoriumError
 from sensorium.snapshot import Snapshots, damage
-from sensorium.stored import digest, read_tensors, tensors, weights
+from sensorium.stored import digest, read_tensors, read_weights, tensors, weights
 from sensorium.train import train
 from sensorium.verbs.verb import Absent
 

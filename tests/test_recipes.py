@@ -43,6 +43,9 @@ SHIPPED = {
     "clip_small": Shipped({"dim": 32, "text_depth": 1, "embed_dim": 16}),
     "finetune": Shipped({"from_": PUBLISHED_CLIP}, [{}, {"tune": "lora"}, {"tune": "none"}]),
     "gpt": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}),
+    "codes": Shipped({"dim": 32, "depth": 1, "width": 8},
+                     [{}, {"quantizer": "vq"}, {"quantizer": "dvae", "pixel": "laplace"}, {"pixel": "l1"},
+                      {"quantizer": "vq", "restart": False}]),
 }
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sensorium import durable
-from sensorium.checkpoint import START, WEIGHTS, Model
+from sensorium.checkpoint import Model
+from sensorium.config import START, WEIGHTS
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.models import Towers

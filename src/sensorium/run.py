@@ -14,15 +14,8 @@ import numpy as np
 import torch
 
 from sensorium import durable, optim
-from sensorium.checkpoint import (
-    FORMAT,
-    START,
-    WEIGHTS,
-    Config,
-    read_weights,
-    recipe_name,
-    versions,
-)
+from sensorium.checkpoint import recipe_name
+from sensorium.config import FORMAT, START, WEIGHTS, Config, versions
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
@@ -31,7 +24,7 @@ from sensorium.errors import SensoriumError
 from sensorium.recipes.recipe import Make, Recipe, build, split_keywords
 from sensorium.snapshot import Snapshots
 from sensorium.step import Step, check, measured_precision, split
-from sensorium.stored import read_tensors, tensors, weights
+from sensorium.stored import read_tensors, read_weights, tensors, weights
 
 WORTH_MEASURING = 100                                   # steps from which on it pays to measure bf16
 BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl", START)   # all that a run killed so early leaves
@@ -224,7 +217,8 @@ def _built(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> tuple[Rec
 
 
 def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema, folder: Path) -> Run:
-    training, prepared = recipe.training, dataset.prepare(schema, recipe.columns)
+    training, derived = recipe.training, recipe.derived(dataset) if recipe.derived else {}
+    prepared = dataset.prepare(schema, recipe.columns, derived=derived)
     if prepared.bad:
         lines = [json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in prepared.bad]
         durable.write(folder / "quarantine.jsonl", "".join(lines).encode())

@@ -51,6 +51,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def read_weights(module: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into a module that has exactly those names and shapes."""
+    found, wanted = read_tensors(path), weights(module)
+    wrong = sorted(set(found) ^ set(wanted)) + [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
+    if wrong:
+        raise SensoriumError(f"{path} does not fit the recipe: {len(wrong)} tensors are missing, unknown or of another "
+                             f"shape, the first is {wrong[0]}. The recipe has changed since the run.")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(found[name])
+
+
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:

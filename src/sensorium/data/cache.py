@@ -55,14 +55,16 @@ class Prepared:
 
     columns: names; "caption,caption_de" reads several text columns as one whose captions are all of theirs.
     max_bad: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
+    derived: further columns, ready already.
     bad: what could not be read, by name.
     """
 
     def __init__(self, dataset: Source, schema: Schema, columns: Sequence[str], *, max_bad: float = 0.01,
-                 quiet: bool = False):
+                 derived: Mapping[str, Stored] | None = None, quiet: bool = False):
         self.dataset, self.schema = dataset, schema
         console = Console(stderr=True, quiet=quiet)
         self.columns: dict[str, Stored] = {name: _stored(dataset, schema, name, console) for name in columns}
+        self.columns |= derived or {}
         found = [Bad(row, name, dataset.where(row), why)
                  for name, column in self.columns.items() for row, why in sorted(column.wrong.items())]
         self.bad = [*dataset.bad, *found]
@@ -124,7 +126,7 @@ class Pictures:
     """Decoded pictures, mapped from disk."""
 
     def __init__(self, image: Image, found: Decoded):
-        self.image, self.pixels = image, found.pixels
+        self.image, self.pixels, self.name = image, found.pixels, found.name
         self.valid = np.ones(len(found.pixels), bool)
         self.valid[list(found.wrong)] = False
         self.wrong = {row: why for row, why in found.wrong.items() if why}

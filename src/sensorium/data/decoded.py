@@ -44,10 +44,14 @@ Part = tuple[UInt8[np.ndarray, "n 3 H H"], dict[int, str]]      # some pictures,
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pictures as they are stored. wrong: row -> why it could not be read; "" where there was nothing to read."""
+    """Pictures as they are stored. wrong: row -> why it could not be read; "" where there was nothing to read.
+
+    name: a hash of what they are and how they were read.
+    """
 
     pixels: UInt8[np.ndarray, "N 3 H H"]
     wrong: dict[int, str]
+    name: str
 
 
 def decoded(image: Image, raw: Callable[[range], Sequence[Any]], rows: int, name: str, console: Console) -> Decoded:
@@ -146,7 +150,7 @@ def _find(path: Path, rows: int, side: int, console: Console) -> Decoded | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as e:
-        raise _refused(path, e) from e
+        raise refused(path, e) from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         console.print(f"the decoded pictures in {path} are damaged ({e}): decoding them again", highlight=False,
                       markup=False, soft_wrap=True)
@@ -163,13 +167,13 @@ def keep(path: Path, rows: int, side: int, parts: Iterable[Part]) -> Decoded:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise _refused(path, e) from e
+        raise refused(path, e) from e
     durable.write(path, lambda temporary: _write(temporary, rows, side, parts))
     prune(path)
     return _opened(path, rows, side, check=False)
 
 
-def _refused(path: Path, error: OSError) -> SensoriumError:
+def refused(path: Path, error: OSError) -> SensoriumError:
     return SensoriumError(f"cannot keep decoded pictures in {path.parent}: {error.strerror}. "
                           "Set SENSORIUM_HOME to a folder that can be read and written.")
 
@@ -249,7 +253,8 @@ def _opened(path: Path, rows: int, side: int, check: bool = True) -> Decoded:
     pixels = np.memmap(path, np.uint8, "r", shape=shape) if size else np.zeros(shape, np.uint8)
     if check:
         _verify(pixels, notes["sums"])
-    return Decoded(np.asarray(pixels), {int(row): str(why) for row, why in notes["wrong"].items()})
+    return Decoded(np.asarray(pixels), {int(row): str(why) for row, why in notes["wrong"].items()},
+                   path.name)
 
 
 def _verify(pixels: UInt8[np.ndarray, "N 3 H H"], sums: list[int]) -> None:

@@ -2,6 +2,8 @@
 
     Q queries   C candidates   E width of the shared space
 """
+import math
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -49,3 +51,14 @@ def retrieval(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"], right: Bool[Tens
 def accuracy(scores: Float[Tensor, "Q C"], label: Int[Tensor, "Q"], k: int = 1) -> float:
     """Share of rows whose label is among the k highest scores."""
     return (scores.topk(min(k, scores.shape[1])).indices == label[:, None]).any(1).double().mean().item()
+
+
+def psnr(mse: float) -> float:
+    """Peak signal to noise ratio in dB, of a mean squared error on a scale of 0..1."""
+    return -10 * math.log10(mse) if mse else math.inf
+
+
+def perplexity(counts: Float[Tensor, "K"]) -> float:
+    """How many codes, used equally, would be as varied as these counts: e to the entropy."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    return (-(share * share.clamp(min=1e-300).log()).sum()).exp().item()

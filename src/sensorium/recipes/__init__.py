@@ -2,6 +2,7 @@
 from sensorium.recipes.captioner import captioner as captioner
 from sensorium.recipes.clip import clip as clip
 from sensorium.recipes.clip import clip_small as clip_small
+from sensorium.recipes.codes import codes as codes
 from sensorium.recipes.finetune import finetune as finetune
 from sensorium.recipes.gpt import gpt as gpt
 
@@ -9,6 +10,7 @@ RECIPES = {make.__name__: make for make in (
     captioner,
     clip,
     clip_small,
+    codes,
     finetune,
     gpt,
 )}

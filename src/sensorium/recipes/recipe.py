@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
+from sensorium.data.cache import Source, Stored
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
@@ -64,6 +65,7 @@ class Recipe:
     told: Mapping[str, Any] = field(default_factory=dict)           # keywords as a run keeps them, where that differs
     keeps_start: bool = False                                       # begun with trained weights that are worth keeping
     verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
+    derived: Callable[[Source], Mapping[str, Stored]] | None = None # further columns, computed once from the data
     training: Training = field(default_factory=Training)
     augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss

@@ -1,0 +1,132 @@
+"""Pictures as codes, computed once by a trained autoencoder and mapped from disk: what a later stage learns from.
+
+    N rows   C copies, each changed at random in its own way   B batch   h, w sides of the grid
+
+    coder = sensorium.recipes.codes.frozen("runs/codes")        # in the later stage's recipe:
+    Recipe(..., columns=("caption",), derived=lambda data: {"image.codes": coded(coder, data, "image")})
+    batch["image.codes"]                                        # in its objective: Int [B h w], each below coder.vocab
+    coder.pictures(ids)                                         # in its sampler: pictures to look at
+
+A file's name is a hash of the pictures, of how they are read and changed, and of the autoencoder's weights.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Int, Int32
+from rich.console import Console
+from torch import Tensor
+
+from sensorium import durable
+from sensorium.data import decoded
+from sensorium.data.cache import Pictures, Prepared, Source
+from sensorium.data.loader import generator
+from sensorium.data.schema import Column, Schema
+from sensorium.errors import SensoriumError
+from sensorium.modalities.codes import PictureCodes
+from sensorium.modalities.image import Image
+from sensorium.stored import read_tensors, tensors
+
+VERSION = 1                             # of what coding gives: another version codes anew
+PIECE = 256                             # pictures coded at a time
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A trained autoencoder that learns no more, how its pictures are read, and the fingerprint of its weights."""
+
+    model: PictureCodes
+    image: Image
+    fingerprint: str
+
+    @property
+    def vocab(self) -> int:
+        """K: every code is below it."""
+        return self.model.vocab
+
+    @property
+    def side(self) -> int:
+        """h = w: rows and columns of codes."""
+        return self.model.side
+
+    @torch.inference_mode()
+    def pictures(self, ids: Int[Tensor, "B h w"]) -> list[PIL.Image.Image]:
+        """What codes show."""
+        return [self.image.show(picture) for picture in self.model.eval().decode(ids)]
+
+
+class Coded:
+    """The codes of a picture column. With an rng, a batch takes each row's codes from one of the copies."""
+
+    def __init__(self, ids: Int32[Tensor, "C N h w"], pictures: Pictures):
+        self.ids, self.valid, self.wrong = ids, pictures.valid, pictures.wrong
+
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+        which = torch.randint(len(self.ids), (len(rows),), generator=rng) if rng is not None else 0
+        return self.ids[which, torch.from_numpy(rows)].long()
+
+
+def coded(coder: Coder, dataset: Source, column: str, *, copies: int = 1,
+          change: Mapping[str, float] | None = None, quiet: bool = False) -> Coded:
+    """The codes of every picture of a column, from disk if these pictures have met this coder before.
+
+    copies: how many times each picture is coded; the first is unchanged, the others as `change` says (fields of
+    `augment.Change`, as {"flip": 0.5}), the same each time. Raises SensoriumError as `Prepared` does.
+    """
+    schema = Schema({column: Column(column, coder.image)})
+    pictures = Prepared(dataset, schema, (column,), max_bad=1.0, quiet=quiet).columns[column]
+    assert isinstance(pictures, Pictures)
+    asked = [VERSION, coder.fingerprint, pictures.name, coder.image.to_json(), copies, dict(change or {})]
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+    path, console = decoded.folder().with_name("codes") / f"{name}.safetensors", Console(stderr=True, quiet=quiet)
+    ids = _found(path, console)
+    if ids is None:
+        with console.status(f"coding {column}"):
+            ids = _computed(coder, pictures, copies, change or {})
+        _keep(path, ids)
+    return Coded(ids, pictures)
+
+
+def _found(path: Path, console: Console) -> Int32[Tensor, "C N h w"] | None:
+    """The codes stored at `path`; None where there are none, or (said, and removed) where they are damaged."""
+    if not path.exists():
+        return None
+    try:
+        ids = read_tensors(path)["ids"]
+        os.utime(path)
+        return ids
+    except SensoriumError as e:
+        console.print(f"{e}: coding the pictures again", highlight=False, markup=False, soft_wrap=True)
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _keep(path: Path, ids: Int32[Tensor, "C N h w"]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise decoded.refused(path, e) from e
+    durable.write(path, tensors({"ids": ids}))
+    decoded.prune(path)
+
+
+@torch.inference_mode()
+def _computed(coder: Coder, pictures: Pictures, copies: int, change: Mapping[str, float]) -> Int32[Tensor, "C N h w"]:
+    """Copy by copy, PIECE rows at a time."""
+    coder.model.eval()
+    rows, side = len(pictures.pixels), coder.side
+    ids = torch.zeros(copies, rows, side, side, dtype=torch.int32)
+    for copy in range(copies):
+        for start in range(0, rows, PIECE):
+            part = np.arange(start, min(start + PIECE, rows))
+            rng, how = (generator(copy, start), change) if copy else (None, {})
+            ids[copy, part] = coder.model.encode(pictures.batch(part, rng, how)).int()
+    return ids
