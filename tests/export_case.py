@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sensorium.checkpoint import Config, Model
+from sensorium.checkpoint import Model
+from sensorium.config import Config
 from sensorium.data.schema import Column, Schema
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
