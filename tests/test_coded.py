@@ -104,7 +104,7 @@ def test_damaged_codes_are_coded_again(first: Path, encoded: list[int], home: Pa
     path.write_bytes(content)
     again = coded(coder, data, "image")
     assert torch.equal(once.ids, again.ids) and sum(encoded) == 2 * len(data)
-    assert "coding the pictures again" in capsys.readouterr().err
+    assert "working it out again" in capsys.readouterr().err
 
 
 def test_a_picture_that_is_missing_is_not_valid(first: Path) -> None:

@@ -159,7 +159,7 @@ def test_wide_search_finds_the_likeliest_of_all() -> None:
     legal = [i for i in range(VOCAB) if i not in (PAD, START)]
 
     def score(ids: tuple[int, ...]) -> float:
-        logits = model.heads["text"](model({"text": torch.tensor([[START, *ids]])})["text"].x)[0]
+        logits = model.heads["text"](model({"text": torch.tensor([[START, *ids]])})["text"].x)[0].detach().clone()
         logits[:, [PAD, START]] = -torch.inf
         return sum(logits[i].log_softmax(0)[token].item() for i, token in enumerate(ids)) / len(ids)
 

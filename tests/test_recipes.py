@@ -42,6 +42,8 @@ SHIPPED = {
                      {"dropout": 0.1}, {"smoothing": 0.1}]),
     "clip_small": Shipped({"dim": 32, "text_depth": 1, "embed_dim": 16}),
     "finetune": Shipped({"from_": PUBLISHED_CLIP}, [{}, {"tune": "lora"}, {"tune": "none"}]),
+    "lit": Shipped({"image_from": PUBLISHED_CLIP, "text_from": PUBLISHED_CLIP, "embed_dim": 16},
+                   [{}, {"image_tune": "lora", "text_tune": "all"}, {"align": "linear"}]),
     "gpt": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}),
     "codes": Shipped({"dim": 32, "depth": 1, "width": 8},
                      [{}, {"quantizer": "vq"}, {"quantizer": "dvae", "pixel": "laplace"}, {"pixel": "l1"},

@@ -65,6 +65,10 @@ class Still(Encoder):
         self.requires_grad_(False)
         self.train(False)
 
+    def whole(self, raw: Tensor) -> Float[Tensor, "B D"]:
+        """Of a value its vector; of a vector, worked out before, itself."""
+        return raw if raw.ndim == 2 and raw.is_floating_point() else super().whole(raw)
+
     def train(self, mode: bool = True) -> "Still":
         """Never."""
         super().train(False)

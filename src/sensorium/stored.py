@@ -26,7 +26,7 @@ def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None
     The same values give the same bytes: what there is to say goes under one key, as the order of several is not kept.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
-    told = {"sensorium": json.dumps({**(about or {}), "sha256": _content_hash(plain)})}
+    told = {"sensorium": json.dumps({**(about or {}), "sha256": content_hash(plain)})}
 
     def put(path: Path) -> None:
         try:
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             recorded = json.loads(file.metadata()["sensorium"])["sha256"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         raise SensoriumError(f"{path} is damaged: {e}") from e
-    if recorded != _content_hash(found):
+    if recorded != content_hash(found):
         raise SensoriumError(f"{path} is damaged: its content is not what was written")
     return found
 
@@ -69,7 +69,8 @@ def digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _content_hash(values: Mapping[str, Tensor]) -> str:
+def content_hash(values: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and numbers, in hex."""
     whole = hashlib.sha256()
     for name in sorted(values):
         whole.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())

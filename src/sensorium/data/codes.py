@@ -11,12 +11,8 @@ A file's name is a hash of the pictures, of how they are read and changed, and o
 """
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -25,15 +21,12 @@ from jaxtyping import Int, Int32
 from rich.console import Console
 from torch import Tensor
 
-from sensorium import durable
-from sensorium.data import decoded
 from sensorium.data.cache import Pictures, Prepared, Source
 from sensorium.data.loader import generator
+from sensorium.data.once import once
 from sensorium.data.schema import Column, Schema
-from sensorium.errors import SensoriumError
 from sensorium.modalities.codes import PictureCodes
 from sensorium.modalities.image import Image
-from sensorium.stored import read_tensors, tensors
 
 VERSION = 1                             # of what coding gives: another version codes anew
 PIECE = 256                             # pictures coded at a time
@@ -85,37 +78,9 @@ def coded(coder: Coder, dataset: Source, column: str, *, copies: int = 1,
     pictures = Prepared(dataset, schema, (column,), max_bad=1.0, quiet=quiet).columns[column]
     assert isinstance(pictures, Pictures)
     asked = [VERSION, coder.fingerprint, pictures.name, coder.image.to_json(), copies, dict(change or {})]
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-    path, console = decoded.folder().with_name("codes") / f"{name}.safetensors", Console(stderr=True, quiet=quiet)
-    ids = _found(path, console)
-    if ids is None:
-        with console.status(f"coding {column}"):
-            ids = _computed(coder, pictures, copies, change or {})
-        _keep(path, ids)
+    ids = once("codes", asked, lambda: _computed(coder, pictures, copies, change or {}), f"coding {column}",
+               Console(stderr=True, quiet=quiet))
     return Coded(ids, pictures)
-
-
-def _found(path: Path, console: Console) -> Int32[Tensor, "C N h w"] | None:
-    """The codes stored at `path`; None where there are none, or (said, and removed) where they are damaged."""
-    if not path.exists():
-        return None
-    try:
-        ids = read_tensors(path)["ids"]
-        os.utime(path)
-        return ids
-    except SensoriumError as e:
-        console.print(f"{e}: coding the pictures again", highlight=False, markup=False, soft_wrap=True)
-        path.unlink(missing_ok=True)
-        return None
-
-
-def _keep(path: Path, ids: Int32[Tensor, "C N h w"]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise decoded.refused(path, e) from e
-    durable.write(path, tensors({"ids": ids}))
-    decoded.prune(path)
 
 
 @torch.inference_mode()

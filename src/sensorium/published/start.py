@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sensorium.errors import SensoriumError
+from sensorium.models import Encoder, Tower
 from sensorium.published import PUBLISHED
 from sensorium.published.files import Opened, open_weights
 from sensorium.published.load import recognised
@@ -43,6 +44,15 @@ class Start:
         meta = torch.empty(0).is_meta
         return self.family.build(self.config) if self.opened is None or meta else \
             weighted(self.family, self.config, self.opened)
+
+    def encoder(self, kind: str) -> tuple[Encoder, int]:
+        """The encoder that reads `kind` ("image", "text"), and its width. Raises SensoriumError where it has none."""
+        module = self.module()
+        tower = module[kind] if isinstance(module, nn.ModuleDict) and kind in module else None
+        if not isinstance(tower, Tower):
+            raise SensoriumError(f"{self.source} is a {self.family.name}, which has no encoder for {kind}")
+        width = tower.align.in_features if isinstance(tower.align, nn.Linear) else tower.width
+        return tower.encode, width
 
     def senses(self) -> Senses:
         """What it reads and how; {} where only the layout is known: the run's schema says it."""

@@ -5,6 +5,7 @@ from sensorium.recipes.clip import clip_small as clip_small
 from sensorium.recipes.codes import codes as codes
 from sensorium.recipes.finetune import finetune as finetune
 from sensorium.recipes.gpt import gpt as gpt
+from sensorium.recipes.lit import lit as lit
 
 RECIPES = {make.__name__: make for make in (
     captioner,
@@ -13,4 +14,5 @@ RECIPES = {make.__name__: make for make in (
     codes,
     finetune,
     gpt,
+    lit,
 )}

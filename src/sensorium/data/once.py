@@ -1,0 +1,41 @@
+"""A tensor that is costly to work out and always the same: worked out once, read from disk ever after."""
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from sensorium import durable
+from sensorium.data import decoded
+from sensorium.errors import SensoriumError
+from sensorium.stored import read_tensors, tensors
+
+
+def once(kind: str, asked: list[Any], make: Callable[[], Tensor], doing: str, console: Console) -> Tensor:
+    """What `make` gives, or gave before for the same `asked` (plain values, all that it depends on).
+
+    kind: the folder it is kept in, beside the decoded pictures. doing: what is shown meanwhile. A file that is damaged
+    is said, removed and made anew. Raises SensoriumError where the cache cannot be written.
+    """
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+    path = decoded.folder().with_name(kind) / f"{name}.safetensors"
+    if path.exists():
+        try:
+            found = read_tensors(path)["made"]
+            os.utime(path)
+            return found
+        except SensoriumError as e:
+            console.print(f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True)
+            path.unlink(missing_ok=True)
+    with console.status(doing):
+        made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise decoded.refused(path, e) from e
+    durable.write(path, tensors({"made": made}))
+    decoded.prune(path)
+    return made

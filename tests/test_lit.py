@@ -1,0 +1,57 @@
+"""Published encoders that stay as they are, and learn to meet: what the eye says is worked out once, and is right."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from squares import data as data
+from squares import published as published
+
+import sensorium as sn
+from sensorium.adapt import Still
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.recipes import lit
+from sensorium.recipes.recipe import build
+from sensorium.stored import weights
+
+SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet": True}
+
+
+def test_what_the_eye_says_is_worked_out_once(published: Path, data: Dataset, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    recipe, _ = build(lit, data.schema, {"image_from": str(published), "text_from": str(published)})
+    schema = data.schema.fit(data, np.arange(len(data)), recipe.columns, recipe.settings)
+    assert recipe.derived is not None
+    prepared = data.prepare(schema, recipe.columns, derived=recipe.derived(data))
+    batch = prepared.batch(np.arange(8))
+    eye = recipe.model["image"].encode
+    assert isinstance(eye, Still)
+    torch.testing.assert_close(batch["image.vector"], eye.whole(batch["image"]), atol=1e-5, rtol=1e-5)
+    anew = {name: values for name, values in batch.items() if "vector" not in name}
+    torch.testing.assert_close(recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew))
+    with monkeypatch.context() as blind:
+        blind.setattr(Still, "forward", lambda *_: pytest.fail("it looked again"))
+        again = recipe.derived(data)["image.vector"].batch(np.arange(8), None, {})
+    assert again.equal(batch["image.vector"])
+
+
+def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(published: Path, data: Dataset,
+                                                                     tmp_path: Path) -> None:
+    model = sn.train(lit, data, out=tmp_path / "run", image_from=str(published), text_from=str(published), **SHORT)
+    first = weights(build(lit, data.schema, {"image_from": str(published), "text_from": str(published)})[0].model)
+    for name, value in weights(model.module).items():
+        if ".encode." in name:
+            assert value.equal(first[name]), name
+    vectors = model.embed(text=["a red square", "a blue square"])
+    hidden = published.rename(published.with_name("hidden"))
+    try:
+        np.testing.assert_array_equal(sn.load(tmp_path / "run").embed(text=["a red square", "a blue square"]), vectors)
+    finally:
+        hidden.rename(published)
+
+
+def test_a_start_without_that_sense(published: Path, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match="which published model"):
+        sn.train(lit, data, out=tmp_path / "run", image_from=str(published), quiet=True)
