@@ -41,6 +41,7 @@ SHIPPED = {
                     [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
                      {"dropout": 0.1}, {"smoothing": 0.1}]),
     "clip_small": Shipped({"dim": 32, "text_depth": 1, "embed_dim": 16}),
+    "dalle": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}, [{}, {"dropout": 0.1}, {"drop": 0.0}]),
     "finetune": Shipped({"from_": PUBLISHED_CLIP}, [{}, {"tune": "lora"}, {"tune": "none"}]),
     "lit": Shipped({"image_from": PUBLISHED_CLIP, "text_from": PUBLISHED_CLIP, "embed_dim": 16},
                    [{}, {"image_tune": "lora", "text_tune": "all"}, {"align": "linear"}]),

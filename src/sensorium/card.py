@@ -71,6 +71,10 @@ def farewell(run: Run) -> str:
     figure = "" if best is None else f"{run.recipe.metric} {best:.4g} at step {run.reached.best_step}, "
     tries = [f"evaluate {run.folder} {data}", f"index {run.folder} {data}", f'search {run.folder} "a red bicycle"']
     tries = tries if "embed" in run.recipe.verbs else [f"show {run.folder}", f"evaluate {run.folder} {data}", "--help"]
+    if made := getattr(run.recipe.verbs.get("generate"), "makes", None):
+        how = '"a red apple" -n 4 -o apples.png' if made == "image" else \
+            "--image picture.png" if len(run.recipe.columns) > 1 else '"once" --temperature 0.8'
+        tries = [f"generate {run.folder} {how}", f"show {run.folder}"]
     return f"{figure}kept in {run.folder}. What to try next:\n" + "\n".join(f"  sensorium {one}" for one in tries)
 
 

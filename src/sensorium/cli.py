@@ -17,6 +17,7 @@ from sensorium.commands import (
     doctor,
     evaluate,
     export,
+    generate,
     index,
     say,
     search,
@@ -68,6 +69,12 @@ EXAMPLES = {
         sensorium search runs/photos "a red bicycle"
         sensorium search runs/photos --image a.jpg -k 20 --out results.html
         sensorium search runs/photos "at night" --image a.jpg --json""",
+    "generate": """
+        sensorium generate runs/dalle "a red apple" -o apple.png
+        sensorium generate runs/dalle "a red apple" "a blue fish" -n 6 --guidance 3 --rerank runs/clip -o grid.png
+        sensorium generate runs/captioner --image apple.png
+        sensorium generate runs/vqa --image scene.png --question "what colour is the circle?"
+        sensorium generate runs/gpt "once upon a time" --temperature 0.8 --seed 1""",
     "show": """
         sensorium show clip --dim 1024 --depth 24
         sensorium show clip --data photos/ --batch-size 512
@@ -103,7 +110,8 @@ def command_line(argv: Sequence[str] = ()) -> App:
     for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
-    order = [reader, trainer, evaluate, blend, index, search, export, shower, convert, demo, doctor, completion]
+    order = [reader, trainer, evaluate, blend, index, search, generate, export, shower, convert, demo, doctor,
+             completion]
     for place, command in enumerate(order):
         if isinstance(command, App):
             command.sort_key = place

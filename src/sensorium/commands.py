@@ -2,6 +2,7 @@
 import json
 import sys
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,9 @@ from sensorium.options import (
     AS_GUESSED,
     AS_USUAL,
     DATA,
+    UNSAID,
     Asked,
+    Choice,
     Data,
     Flag,
     How,
@@ -26,6 +29,7 @@ from sensorium.options import (
     Run,
     Split,
     Test,
+    Words,
 )
 
 if TYPE_CHECKING:
@@ -155,6 +159,27 @@ def export(run: Run, /, *, to: Literal["hf", "open_clip", "onnx", "torch"], out:
     off = export(_model(run, recipe), to, out)
     told = "\n".join(f"{part}: at most {far:.1e} from the run" for part, far in off.items())
     shown(off if as_json else told, as_json)
+
+
+def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
+             out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("generated.png"), recipe: Own = None,
+             as_json: Json = False) -> None:
+    """Make pictures from words, or words from pictures, whichever the model has learned.
+
+    Args:
+        out: file for pictures; several stand in a grid, a line for each caption
+    """
+    from sensorium.tasks.generation import makes, painted, told
+    model, asked = _model(run, recipe), choice.given(text)
+    if "rerank" in asked:
+        asked["rerank"] = _model(asked["rerank"], None)
+    if makes(model) == "image":
+        found = painted(model, out, asked)
+        shown(found if as_json else f"{found['pictures']} in {found['file']}", as_json)
+    else:
+        words = told(model, asked, (lambda piece: None) if as_json else partial(print, end="", flush=True))
+        if as_json:
+            shown({"text": words}, as_json)
 
 
 def show(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the columns of these data")] = None,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DATA = Parameter(help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji, scenes")
 Data = Annotated[str, DATA]
 Run = Annotated[Path, Parameter(help="folder of a run")]
+Words = Annotated[tuple[str, ...], Parameter(help="words: what to paint, or how to begin", show_default=False)]
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")]
 Own = Annotated[str | None, Parameter(name="--recipe", help="the recipe, where it is your own: ./mine.py:recipe")]
 Flag = Parameter(negative="", show_default=False)
@@ -97,6 +98,47 @@ class Judging:
 
 Asked = Annotated[Judging, Parameter(group="Judge")]
 AS_USUAL = Judging()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """What a model is given, and how it chooses; what is left out is as the model does it by itself."""
+
+    image: Annotated[tuple[Path, ...], Flag] = ()
+    """a picture to say something about, or to go on from (once for each)"""
+    question: Annotated[tuple[str, ...], Flag] = ()
+    """a question about a picture (once for each)"""
+    n: Annotated[int | None, Parameter(name="-n")] = None
+    """how many for each"""
+    seed: int | None = None
+    """of chance: the same seed, the same answer"""
+    temperature: float | None = None
+    """0: always the likeliest; 1: as often as it is likely"""
+    top_k: int | None = None
+    """choose among so many of the likeliest"""
+    top_p: float | None = None
+    """choose among the likeliest that together have this probability"""
+    beams: int | None = None
+    """follow so many continuations of words at once, and say the likeliest"""
+    length: int | None = None
+    """the most tokens of words"""
+    guidance: float | None = None
+    """how far pictures go from what would be painted without words; 1: not at all"""
+    keep: int | None = None
+    """how many codes of --image stay as they are"""
+    rerank: Path | None = None
+    """run of a model that embeds, which chooses the best pictures of many"""
+
+    def given(self, text: Sequence[str]) -> dict[str, Any]:
+        """Keywords of the verb, without those that were left out."""
+        found: dict[str, Any] = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        lists = {name: list(found[name]) for name in ("image", "question") if name in found}
+        return {**found, **lists, **({"text": list(text)} if text else {})}
+
+
+Choice = Annotated[Choosing, Parameter(group="Choice")]
+UNSAID = Choosing()
 How = Annotated[Reading, Parameter(group="Data")]
 AS_GUESSED = Reading()
 

@@ -138,6 +138,8 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     for name, value in keywords.items():
         kept = config.keywords.get(name)
         kept = kept.get("source") if isinstance(kept, dict) else kept       # of published weights, where they lay
+        if isinstance(value, Mapping) and isinstance(kept, str):
+            continue                                                        # settings of a stage that is trained
         if name in config.keywords and kept != json.loads(json.dumps(value)):
             raise SensoriumError(f"{folder} was begun with {name}={kept!r}, not {value!r}. A resumed "
                                  f"run keeps its settings: leave {name} out, or train into a new folder.")
@@ -168,7 +170,8 @@ def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
         begun = (folder / "config.json").exists()
         if begun and not resume:
             raise SensoriumError(f"{folder} holds a run: go on with it by resume=True (--resume), or choose another")
-        foreign = [p for p in sorted(os.listdir(folder)) if p not in BEFORE_CONFIG and not p.endswith(".tmp")]
+        foreign = [p for p in sorted(os.listdir(folder)) if p not in BEFORE_CONFIG and not p.endswith(".tmp")
+                   and not (resume and (folder / p).is_dir())]              # a stage that was trained first
         if foreign and not begun:
             raise SensoriumError(f"{folder} is not empty ({foreign[0]}, ...): choose a new folder for the run")
         with tempfile.TemporaryFile(dir=folder):

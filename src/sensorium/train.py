@@ -16,7 +16,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.kernels import settle_allocator
 from sensorium.progress import Log
-from sensorium.recipes.recipe import Make, split_keywords
+from sensorium.recipes.recipe import Make, build, split_keywords
 from sensorium.run import Run, Say, alone, begin, go_on, place
 from sensorium.step import NonFinite
 
@@ -45,6 +45,7 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
     folder, again = place(out, recipe.__name__, resume)
     with alone(folder), torch.random.fork_rng():        # the caller's chance is left as it was
         settle_allocator()
+        keywords |= {} if again else _stages(recipe, dataset, folder, keywords, say)
         run = go_on(recipe, dataset, folder, keywords, say) if again else begin(recipe, dataset, folder, keywords)
         with Log(folder, run.steps, run.reached.step, run.recipe.training.batch_size, quiet) as log:
             log.say(f"{run.recipe.training.epochs:g} epochs of {len(run.rows):,} rows into {folder}"
@@ -57,6 +58,23 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
     if run.recipe.keeps_start and len(run.validation):
         _guard(model, dataset, reference, say)
     return model
+
+
+def _stages(recipe: Make, dataset: Dataset, folder: Path, keywords: dict[str, Any], say: Say) -> dict[str, str]:
+    """Train first what a recipe builds on where no run of it is named: in folder/KEYWORD, from where it was stopped."""
+    with torch.device("meta"):
+        stages = build(recipe, dataset.schema, keywords)[0].stages
+    for keyword, (first, settings) in stages.items():
+        at = folder / keyword
+        if not (at / "README.md").exists():             # what a run writes last
+            say(f"first {first.__name__}, in {at}; to take a finished run instead, name it with {keyword}=")
+            begun = (at / "config.json").exists()
+            try:
+                train(first, dataset, out=at, resume=begun, quiet=say is not print, **settings)
+            except Stopped as stopped:
+                raise Stopped(f"stopped in its first stage, and all is saved in {folder}. To go on, give the same "
+                              f"command with --out {folder} --resume", stopped.code) from None
+    return {keyword: str(folder / keyword) for keyword in stages}
 
 
 def _guard(model: Model, dataset: Dataset, reference: Dataset | None, say: Say) -> None:

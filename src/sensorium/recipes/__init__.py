@@ -3,6 +3,7 @@ from sensorium.recipes.captioner import captioner as captioner
 from sensorium.recipes.clip import clip as clip
 from sensorium.recipes.clip import clip_small as clip_small
 from sensorium.recipes.codes import codes as codes
+from sensorium.recipes.dalle import dalle as dalle
 from sensorium.recipes.finetune import finetune as finetune
 from sensorium.recipes.gpt import gpt as gpt
 from sensorium.recipes.lit import lit as lit
@@ -12,6 +13,7 @@ RECIPES = {make.__name__: make for make in (
     clip,
     clip_small,
     codes,
+    dalle,
     finetune,
     gpt,
     lit,

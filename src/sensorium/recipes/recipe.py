@@ -65,6 +65,7 @@ class Recipe:
     told: Mapping[str, Any] = field(default_factory=dict)           # keywords as a run keeps them, where that differs
     keeps_start: bool = False                                       # begun with trained weights that are worth keeping
     verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
+    stages: Mapping[str, tuple[Make, Mapping[str, Any]]] = field(default_factory=dict)  # keyword -> what to train first
     derived: Callable[[Source], Mapping[str, Stored]] | None = None # further columns, computed once from the data
     training: Training = field(default_factory=Training)
     augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training

@@ -31,7 +31,7 @@ def lists(given: Mapping[str, Any], known: Sequence[str], makes: str) -> dict[st
     return found
 
 
-def makes(what: str | None, this: str) -> None:
+def only(what: str | None, this: str) -> None:
     """Raises SensoriumError where `what` is asked of a model that makes `this`."""
     if what not in (None, this):
         raise SensoriumError(f"this model makes {this}, not {what}")

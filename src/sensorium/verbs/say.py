@@ -12,7 +12,7 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.text import Text, last_place
 from sensorium.models import Batch, Decoder
 from sensorium.objectives.next_token import Beams, Sampling, generate, search
-from sensorium.verbs.asked import batched, collated, lists, makes
+from sensorium.verbs.asked import batched, collated, lists, only
 from sensorium.verbs.verb import at_rest, load
 
 PIECE = "\ufffd"                             # how the first bytes of a letter are shown while others are to come
@@ -23,6 +23,8 @@ class Speaker:
 
     given: what a model reads before it speaks, part → settings. `text` is how its words begin.
     """
+
+    makes = "text"
 
     def __init__(self, model: Decoder, given: Mapping[str, Modality], text: Text):
         self.model, self.given, self.text = model, dict(given), text
@@ -38,7 +40,7 @@ class Speaker:
         the model can say. The same seed gives the same words whatever else is asked beside.
         Raises SensoriumError naming what cannot be read or done.
         """
-        makes(what, "text")
+        only(what, "text")
         asked, rows = self._asked(given)
         if n > 1 and (beams or not temperature):
             raise SensoriumError(f"n={n}: the likeliest words are always the same; give a temperature, and no beams")
@@ -52,7 +54,7 @@ class Speaker:
     def stream(self, what: str | None = None, /, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
                seed: int = 0, length: int = 0, **given: Any) -> Iterator[list[str]]:
         """The same as it is said: for each step, what came to each row. Joined, they are the words of a call."""
-        makes(what, "text")
+        only(what, "text")
         asked, rows = self._asked(given)
         how = Sampling(temperature, top_k, top_p, seed=seed, rows=(0,) * rows)
         batch = self._batch(asked)

@@ -1,0 +1,233 @@
+"""Pictures said code by code: one line of words and codes, guided, gone on with, chosen among, and whole by itself."""
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+from torch import Tensor
+
+import sensorium as sn
+from sensorium.data.schema import Column, Schema
+from sensorium.errors import SensoriumError
+from sensorium.modalities.cells import Cells
+from sensorium.modalities.image import Image
+from sensorium.modalities.text import PaddedWords, Text
+from sensorium.models import Decoder
+from sensorium.objectives.next_token import NextToken, Sampling, generate
+from sensorium.recipes import dalle
+from sensorium.recipes.recipe import Recipe, build
+from sensorium.train import Stopped
+from sensorium.verbs.paint import Painter
+
+WORDS = ["a red apple", "the green cat", "a blue dog runs", "grey"]
+TEXT = Text(length=8, vocab_size=280).fit(WORDS * 3)
+SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", TEXT)})
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    torch.manual_seed(0)
+    made = build(dalle, SCHEMA, {"dim": 32, "depth": 2, "dropout": 0.0, "drop": 0.5})[0]
+    made.model.eval()
+    with torch.no_grad():
+        for p in made.model.parameters():
+            p.mul_(3)                                               # far from uniform, so that choices are clear
+    return made
+
+
+@pytest.fixture(scope="module")
+def painter(recipe: Recipe) -> Painter:
+    said = recipe.verbs["generate"]
+    assert isinstance(said, Painter)
+    return said
+
+
+def pixels(pictures: list[Picture.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def photos(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8))
+
+
+def batch(n: int = 3) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return {"caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
+            "image": torch.randint(0, 512, (n, 4, 4), generator=rng)}
+
+
+def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
+    words = PaddedWords(16, TEXT)
+    ids = words.spelt(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
+    assert ids.shape == (2, TEXT.length) and words.vocab == TEXT.vocab_size + TEXT.length
+    for row, text in zip(ids.tolist(), ("a red apple", "grey"), strict=True):
+        n = len(TEXT.load(text))
+        assert row[:n] == TEXT.load(text).tolist()
+        assert row[n:] == [TEXT.vocab_size + place for place in range(n, TEXT.length)]
+    t = words(ids)
+    assert t.valid is None and words.at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
+
+
+def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Recipe) -> None:
+    """DALL-E's one head over words and codes, logits of the wrong kind at minus infinity, gives the same loss."""
+    model, objective = recipe.model, recipe.objective
+    assert isinstance(model, Decoder) and isinstance(objective, NextToken)
+    given = {part: model.said(part).spelt(raw) for part, raw in objective.given(batch()).items()}
+    said = model(given)
+    both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
+    vocab, offset = model.heads["text"].weight.shape[0], {"text": 0, "image": model.heads["text"].weight.shape[0]}
+    for part in ("text", "image"):
+        logits = said[part].x[:, :-1] @ both.T
+        legal = (torch.arange(len(both)) < vocab) == (part == "text")
+        logits = logits.masked_fill(~legal, -torch.inf)
+        target = given[part][:, 1:] + offset[part]
+        lost[part] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+    torch.testing.assert_close(objective(model, batch())["model"], (lost["text"] + 7 * lost["image"]) / 8)
+
+
+def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> None:
+    model = recipe.model
+    assert isinstance(model, Decoder)
+    given = {"text": model.said("text").spelt(batch()["caption"]), "image": model.said("image").spelt(batch()["image"])}
+    other = {**given, "image": given["image"].flip(0)}
+    before, after = model(given), model(other)
+    torch.testing.assert_close(before["text"].x, after["text"].x)
+    swapped = model({**given, "text": given["text"].flip(0)})
+    assert (swapped["image"].x - before["image"].x).abs().amax() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, guidance: float) -> None:
+    model = recipe.model
+    assert isinstance(model, Decoder)
+    given = {"text": model.said("text").spelt(batch()["caption"]), "image": torch.full((3, 1), 512)}
+    before = {name: values.clone() for name, values in given.items()}
+    how = Sampling(temperature=0, guidance=guidance, guide=("text",))
+    said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
+    whole = torch.cat([given["image"], said], 1)
+    with_it = model.heads["image"](model({**given, "image": whole})["image"].x)
+    without = model.heads["image"](model({"image": whole})["image"].x)
+    guided = without + guidance * (with_it - without)
+    best = guided[:, :-1].topk(2).values
+    assert (best[..., 0] - best[..., 1]).min() > 1e-4               # no tie that rounding could decide
+    assert guided[:, :-1].argmax(-1).equal(said)
+    assert set(given) == set(before) and all(given[name].equal(before[name]) for name in given)
+    assert guidance == 1 or not said.equal(torch.stack(list(generate(
+        model, given, "image", 16, Sampling(temperature=0))), 1))
+
+
+def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> None:
+    model, given = recipe.model, batch()
+    before = {name: values.clone() for name, values in given.items()}
+    model.train()
+    losses = {recipe.objective(model, given)["model"].item() for _ in range(8)}
+    model.eval()
+    assert len(losses) > 1                                          # another caption dropped each time
+    assert set(given) == set(before) and all(given[name].equal(before[name]) for name in given)
+
+
+def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: Painter) -> None:
+    for how in ({"seed": 3}, {"top_k": 20, "temperature": 0.8}, {"top_p": 0.7, "guidance": 2.0}):
+        together = painter(text=WORDS, n=2, **how)
+        assert len(together) == 8
+        assert pixels(together) == pixels(painter(text=WORDS, n=2, batch_size=3, **how))
+        assert pixels(together[2:4]) == pixels(painter(text=WORDS[1], n=2, **how))
+    assert len(set(pixels(painter(text="a red apple", n=4)))) == 4
+    assert pixels(painter(text="grey", seed=1)) != pixels(painter(text="grey", seed=2))
+
+
+def test_without_words_it_paints_what_a_missing_caption_paints(painter: Painter) -> None:
+    assert pixels(painter()) == pixels(painter(text=[None])) == pixels(painter(text=["grey", None]))[1:]
+
+
+def test_what_is_kept_of_a_picture_stays(painter: Painter) -> None:
+    given = photos(2)
+    raw = painter.image.collate([painter.image.load(photo) for photo in given])
+    cells = painter.cells.spelt(raw)
+    for keep in (1, 7, 15):
+        kept = painter._batch({"image": given, "text": WORDS[:2]}, keep, 2)
+        said = painter.paint(kept, Sampling(seed=5))
+        assert said.shape == (2, 16) and said[:, :keep].equal(cells[:, 1:1 + keep])
+        assert not said[:, keep:].equal(cells[:, 1 + keep:])
+    assert pixels(painter(image=given, keep=16)) == pixels(painter.shown(cells[:, 1:]))
+
+
+def test_the_best_of_many_are_chosen(painter: Painter) -> None:
+    class Bright:
+        """Whose words are all 'bright'."""
+
+        def embed(self, **given: list[object]) -> np.ndarray:
+            if "text" in given:
+                return np.ones((len(given["text"]), 1), np.float32)
+            return np.array([[np.asarray(picture).mean()] for picture in given["image"]], np.float32)
+
+    best = painter(text=WORDS[:2], n=2, rerank=Bright(), candidates=6, seed=1)
+    for row, words in enumerate(WORDS[:2]):
+        light = sorted(painter(text=words, n=6, seed=1), key=lambda p: -np.asarray(p).mean())
+        assert pixels(best[2 * row:2 * row + 2]) == pixels(light[:2])
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"region": (0, 0, 8, 8), "text": "x"}, "A masked model can do it"),
+    ({"keep": 4}, "keep=4"), ({"image": photos(1)}, "keep=0"), ({"image": photos(1), "keep": 17}, "1 to 16"),
+    ({"guidance": 2.0}, "words to be guided by"), ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
+    ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"), ({"words": "x"}, "text, image, not words")])
+def test_what_cannot_be_painted_is_said(painter: Painter, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(SensoriumError, match=message):
+        painter(**asked)
+
+
+def data(folder: Path, n: int = 12) -> sn.Dataset:
+    folder.mkdir()
+    for i, photo in enumerate(photos(n)):
+        Picture.fromarray(photo).save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text(f"picture {i}\n")
+    return sn.Dataset.open(folder, columns={"image": "image:size=16"})
+
+
+SMALL = {"dim": 32, "depth": 1, "epochs": 1, "batch_size": 4, "copies": 2, "precision": "fp32"}
+FIRST = {"dim": 32, "depth": 1, "epochs": 2, "precision": "fp32"}
+
+
+def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
+    found, out = data(tmp_path / "photos"), tmp_path / "run"
+    model = sn.train(dalle, found, out=out, codes=FIRST, quiet=True, **SMALL)
+    first = sn.load(out / "codes")
+    cells = model.module.parts["image"]
+    assert isinstance(cells, Cells) and not any(p.requires_grad for p in cells.codes.parameters())
+    for name, value in first.module.state_dict().items():
+        assert cells.codes.state_dict()[name].equal(value), name
+    painted = pixels(model.generate(text="picture 3", n=2))
+    named = sn.train(dalle, found, out=tmp_path / "named", codes=str(out / "codes"), quiet=True, **SMALL)
+    assert pixels(named.generate(text="picture 3", n=2)) == painted
+    shutil.rmtree(out / "codes")
+    assert pixels(sn.load(out).generate(text="picture 3", n=2)) == painted
+    with pytest.raises(SensoriumError, match="put it back"):
+        sn.train(dalle, found, out=out, resume=True, quiet=True)
+
+
+def test_a_run_stopped_in_its_first_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
+    found = data(tmp_path / "photos")
+    whole = sn.train(dalle, found, out=tmp_path / "whole", codes=FIRST, quiet=True, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["sensorium.train"], "interruptions", _at_once)
+        with pytest.raises(Stopped, match=f"--out {tmp_path / 'run'} --resume"):
+            sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, quiet=True, **SMALL)
+    again = sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, resume=True, quiet=True, **SMALL)
+    assert pixels(again.generate(text="picture 3")) == pixels(whole.generate(text="picture 3"))
+
+
+class _at_once:
+    """A signal that asks to stop at the first step."""
+
+    signal = 2
+
+    def __enter__(self) -> "_at_once":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
