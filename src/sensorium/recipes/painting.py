@@ -19,8 +19,7 @@ def painted_for(painter: Painter, objective: NextToken, captions: int = 8,
         rows = rows[np.linspace(0, len(rows) - 1, min(captions, len(rows))).astype(int)]
         given = objective.given(prepared.batch(rows))
         text = model.said("text").spelt(given["text"]).repeat_interleave(each, 0)
-        how = Sampling(top_p=0.95, rows=tuple(range(each)) * len(rows))
-        painted = painter.shown(painter.paint({"text": text, "image": painter.start(len(text))}, how))
+        painted = painter.shown(painter.paint({"text": text, "image": painter.start(len(text))}, Sampling(top_p=0.95)))
         true = painter.shown(model.said("image").spelt(given["image"])[:, 1:])
         lines = [(prepared.caption(objective.columns["text"], row), [true[i], *painted[i * each:(i + 1) * each]])
                  for i, row in enumerate(rows.tolist())]

@@ -1,4 +1,5 @@
 """What the verb `generate` is asked with: raw values by name, as the batch that a model reads."""
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,19 @@ def only(what: str | None, this: str) -> None:
 
 
 def batched(given: Given, rows: int, n: int, size: int) -> Iterator[tuple[dict[str, list[Any]], tuple[int, ...]]]:
-    """`size` rows at a time, each row `n` times over; and the number of each among those of its row."""
-    every = [(row, number) for row in range(rows) for number in range(n)]
+    """`size` rows at a time, each row `n` times over; and a number for each to draw by: see `number`."""
+    every = [(row, which) for row in range(rows) for which in range(n)]
     for start in range(0, len(every), size):
         some = every[start:start + size]
         yield ({name: [values[row] for row, _ in some] for name, values in given.items()},
-               tuple(number for _, number in some))
+               tuple(number({name: values[row] for name, values in given.items()}, which) for row, which in some))
+
+
+def number(given: Mapping[str, Any], which: int) -> int:
+    """What the answer `which` to these values is drawn by: other words, other chances, whatever stands beside them."""
+    words = [f"{name}={value}" for name, value in sorted(given.items()) if isinstance(value, str)]
+    digest = hashlib.sha256("\0".join([str(which), *words]).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def collated(part: str, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:

@@ -37,7 +37,8 @@ class Speaker:
         Each keyword of `given` is a list of raw values (image: paths, PIL images, arrays; question; text: beginnings),
         or one value; None where one is missing. temperature: 0 for the likeliest word each time. beams: how many
         continuations are followed at once in search of the likeliest; 0: none. length: the most tokens; 0: all that
-        the model can say. The same seed gives the same words whatever else is asked beside.
+        the model can say. The same seed gives the same words to the same row whatever else is asked
+        beside.
         Raises SensoriumError naming what cannot be read or done.
         """
         only(what, "text")
@@ -56,7 +57,8 @@ class Speaker:
         """The same as it is said: for each step, what came to each row. Joined, they are the words of a call."""
         only(what, "text")
         asked, rows = self._asked(given)
-        how = Sampling(temperature, top_k, top_p, seed=seed, rows=(0,) * rows)
+        (_, numbers), = batched(asked, rows, 1, rows)
+        how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
         batch = self._batch(asked)
         said, shown = batch["text"][:, :0], [""] * rows
         with at_rest(self.model):
