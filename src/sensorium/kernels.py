@@ -24,6 +24,7 @@ from sensorium.machine import amd, prefer_huge_pages
 
 WAYS = ("torch", "onednn", "widen")
 SHORT = 256                        # up to here bf16 attention is faster as two products and a softmax (CPU)
+FEW = 8                            # rows up to which a product without a gradient is left to torch (CPU)
 
 
 @cache
@@ -78,7 +79,8 @@ class Linear(nn.Linear):
 def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],
            bias: Float[Tensor, "E"] | None = None) -> Float[Tensor, "*rows E"]:
     """x weightᵀ + bias, by this machine's way; under autocast in autocast's type."""
-    if not _eager(x, weight):
+    few = x.shape[:-1].numel() <= FEW and not torch.is_grad_enabled()       # oneDNN takes longer to set up than to run
+    if few or not _eager(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")

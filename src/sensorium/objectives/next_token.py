@@ -105,7 +105,8 @@ def generate(model: Decoder, given: Batch, part: str, length: Length, how: Sampl
     logits = model.begin(given, part, cache)
     for step in range(most):
         logits = _guided(logits, how.guidance) if guided else logits
-        logits[:, list(banned)] = -torch.inf
+        if banned:
+            logits[:, list(banned)] = -torch.inf
         ids = choose(logits, chance[:, step], how)
         ids = ids if end is None else torch.where(ended, end, ids)
         yield ids

@@ -12,7 +12,7 @@ from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.chat import Beginning, beginning, chat
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
-from sensorium.verbs.asked import batched, lists, makes
+from sensorium.verbs.asked import batched, lists, only
 from sensorium.verbs.verb import at_rest, load
 
 USUAL = 256                                 # tokens said where nobody says how many
@@ -35,7 +35,7 @@ class Writer:
         temperature: 0 for the likeliest token each time. length: the most tokens. The same seed says the same, row by
         row, whatever the batch. Raises SensoriumError where it cannot be asked so, or there is no room for `length`.
         """
-        makes(what, "text")
+        only(what, "text")
         rows = self.read(given, length)
         said = list[str]()
         for some, numbers in batched({"text": rows}, len(rows), n, batch_size):
