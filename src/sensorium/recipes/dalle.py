@@ -1,5 +1,5 @@
 """DALL-E (Ramesh et al. 2021): a caption and the codes of its picture as one line, said from left to right."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -52,7 +52,7 @@ def dalle(schema: Schema, *, codes: str | Mapping[str, Any] = "", image: str | N
         told={"codes": told(codes, spoken)}, stages=_first(codes),
         derived=lambda data: {picture: coded(ready(spoken, codes), data, picture, copies=copies, change=MOVED)},
         training=Training(batch_size=64), verbs={"generate": painter}, metric="val_loss", validate=validate(objective),
-        samples=painted_for(painter, objective))
+        samples=painted_for(painter, objective), judge=_judge(picture, caption))
 
 
 def _first(codes: str | Mapping[str, Any]) -> dict[str, tuple[Make, Mapping[str, Any]]]:
@@ -60,6 +60,11 @@ def _first(codes: str | Mapping[str, Any]) -> dict[str, tuple[Make, Mapping[str,
     if isinstance(codes, str):
         return {} if codes else {"codes": (first_stage, {})}
     return {} if "source" in codes else {"codes": (first_stage, codes)}
+
+
+def _judge(picture: str, caption: str) -> Callable[..., Any]:
+    from sensorium.recipes.judge_pictures import pictures  # not needed while training
+    return pictures(picture, caption)
 
 
 def _head(dim: int, vocab: int) -> Linear:
