@@ -20,7 +20,8 @@ from sensorium.verbs.say import Speaker
 HEAD = 64                                   # width of one attention head
 AUGMENT = {                                 # no mirror images: what is said of left and right stays true
     "light": {"shift": 0.05, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
-    "strong": {"rotate": 10, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.3}}
+    "strong": {"rotate": 15, "scale": 0.25, "shift": 0.1, "outline": 0.5, "brightness": 0.2, "contrast": 0.3,
+               "tint": 0.2, "grey": 0.1}}
 
 
 def captioner(schema: Schema, *, image: str | None = None, text: str | None = None, question: str | None = None,

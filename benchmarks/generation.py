@@ -1,0 +1,122 @@
+"""Words and pictures made from emoji and from scenes, each model trained here and judged on what it has not seen.
+
+    sensorium data build emoji --full --out emoji-full          # for the judge alone: artists the painter never saw
+    PYTHONPATH=src python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions ...]
+
+Stages: `captions` (emoji, held-out artist and things), `judge` (a CLIP of the artists OpenMoji and EmojiOne 1, whom the
+painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
+painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
+and `blind` (questions about scenes, with pictures and without). A stage that is done is not done again, and one that was
+stopped goes on. Figures go to results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png.
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+
+import sensorium as sn
+from sensorium.checkpoint import Model, load
+from sensorium.recipes.drawing import sheet
+
+SIZE = "image:size=32:square=trim"
+OTHERS = ("openmoji", "emojione-1")                         # artists in none of the painter's pictures
+MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
+SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "sailboat", "Christmas tree")
+
+
+def emoji() -> sn.Dataset:
+    """The emoji that come along."""
+    return sn.Dataset.open("emoji", columns={"image": SIZE, "caption": "text:length=16"})
+
+
+def scenes(questions: bool) -> sn.Dataset:
+    """Shapes with a caption, or with questions and answers."""
+    texts = {"question": "text:length=24", "answer": "text:length=4"} if questions else {"caption": "text:length=32"}
+    return sn.Dataset.open("scenes", n=6000, size=32, columns={"image": "image:size=32", **texts})
+
+
+def others(full: Path) -> sn.Dataset:
+    """Drawings by artists whom the painter has not seen, all of them to train on."""
+    whole = sn.Dataset.open(full, columns={"image": SIZE})
+    artists = whole.raw("artist", range(len(whole)))
+    return whole.take(np.array([artist in OTHERS for artist in artists]))
+
+
+class Stages:
+    """Runs in a folder, each trained once."""
+
+    def __init__(self, folder: Path, full: Path):
+        self.folder, self.full = folder, full
+
+    def run(self, name: str, make: Callable[..., Any], data: Callable[[], sn.Dataset], **keywords: Any) -> Model:
+        """The finished run of that name, trained now or gone on with if need be."""
+        at, start = self.folder / name, time.process_time()
+        if not (at / "README.md").exists():
+            model = sn.train(make, data(), out=at, resume=(at / "config.json").exists(), **keywords)
+            peers.record("generation", stage=name, cpu_seconds=time.process_time() - start, settings=keywords,
+                         parameters=sum(p.numel() for p in model.module.parameters()))
+        return load(at)
+
+    def captions(self) -> None:
+        """Captions on held-out artists and things."""
+        self._judged("captions", self.run("captions", sn.recipes.captioner, emoji, epochs=24, augment="strong",
+                                          dropout=0.2, evaluate_every=6, **MUON), emoji())
+
+    def judge(self) -> Model:
+        """A CLIP by which painted emoji are judged."""
+        return self.run("judge", sn.recipes.clip_small, lambda: others(self.full), epochs=20, evaluate_every=20)
+
+    def codes(self) -> Model:
+        """What the painter says pictures in."""
+        return self.run("codes", sn.recipes.codes, emoji, epochs=8, precision="bf16", evaluate_every=4)
+
+    def painted(self) -> None:
+        """Emoji for captions."""
+        self.codes()
+        model = self.run("painted", sn.recipes.dalle, emoji, codes=str(self.folder / "codes"), dim=192, depth=5,
+                         epochs=12, copies=3, evaluate_every=3, **MUON)
+        judge = self.judge()
+        self._judged("painted", model, emoji(), most=200, by=judge)
+        texts = list(SHOWN)
+        pictures = model.generate(text=texts, n=6, guidance=2.0, top_p=0.95, rerank=judge, candidates=16)
+        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(texts)]).save(
+            Path(__file__).parents[1] / "docs" / "painted.png")
+
+    def scenes(self) -> None:
+        """Scenes for captions, also for combinations never seen."""
+        def data() -> sn.Dataset:
+            return scenes(False)
+        self.run("scene-codes", sn.recipes.codes, data, epochs=2, precision="bf16", evaluate_every=1)
+        model = self.run("scenes", sn.recipes.dalle, data, codes=str(self.folder / "scene-codes"), dim=192, depth=5,
+                         epochs=4, copies=1, evaluate_every=1, **MUON)
+        self._judged("scenes", model, data(), most=200)
+
+    def answers(self) -> None:
+        """Questions about scenes, beside a model that never saw one."""
+        def data() -> sn.Dataset:
+            return scenes(True)
+        how = {"question": "question", "text": "answer", "epochs": 4, "evaluate_every": 1, **MUON}
+        blind = self.run("blind", sn.recipes.captioner, data, image="", **how)
+        self._judged("answers", self.run("answers", sn.recipes.captioner, data, **how), data(), blind=blind)
+
+    def _judged(self, name: str, model: Model, data: sn.Dataset, **how: Any) -> None:
+        report = sn.evaluate(model, data, **how)
+        report.save(model.folder)
+        for split, figures in report.figures.items():
+            peers.record("generation", stage=name, split=split, **figures)
+
+
+if __name__ == "__main__":
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("full", type=Path)
+    asked.add_argument("--runs", type=Path, default=Path("runs/generation"))
+    asked.add_argument("--only", nargs="*", default=["captions", "painted", "scenes", "answers"])
+    given = asked.parse_args()
+    torch.set_num_threads(1)
+    given.runs.mkdir(parents=True, exist_ok=True)
+    for stage in given.only:
+        getattr(Stages(given.runs, given.full), stage)()
