@@ -5,9 +5,9 @@
 
 Stages: `captions` (emoji, held-out artist and things), `judge` (a CLIP of the artists OpenMoji and EmojiOne 1, whom the
 painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
-painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
-and `blind` (questions about scenes, with pictures and without). A stage that is done is not done again, and one that was
+and `blind` (questions on scenes, with pictures and without). A stage that is done is not done again, and one that was
 stopped goes on. Figures go to results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png.
+"""
 import argparse
 import time
 from collections.abc import Callable
