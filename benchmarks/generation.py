@@ -40,8 +40,8 @@ def scenes(questions: bool) -> sn.Dataset:
 
 
 def others(full: Path) -> sn.Dataset:
-    """Drawings by artists whom the painter has not seen, all of them to train on."""
-    whole = sn.Dataset.open(full, columns={"image": SIZE})
+    """Drawings by artists whom the painter has not seen, of all things."""
+    whole = sn.Dataset.open(full, columns={"image": SIZE, "split": "ignore"})
     artists = whole.raw("artist", range(len(whole)))
     return whole.take(np.array([artist in OTHERS for artist in artists]))
 
