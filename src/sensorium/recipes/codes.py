@@ -20,7 +20,7 @@ from sensorium.models import frozen as freeze
 from sensorium.objectives.reconstruct import PIXELS, Reconstruct
 from sensorium.recipes.recipe import Recipe, Training, one_of
 from sensorium.recipes.stage import restored
-from sensorium.verbs.asked import makes
+from sensorium.verbs.asked import only
 from sensorium.verbs.verb import at_rest, load
 
 LEVELS = {512: (8, 8, 8), 1000: (8, 5, 5, 5), 4096: (8, 8, 8, 8), 16384: (8, 8, 8, 8, 4), 64: (8, 8)}
@@ -83,7 +83,7 @@ def _levels(vocab: int) -> tuple[int, ...]:
 def again(model: PictureCodes, seen: Image) -> Callable[..., list[PIL.Image.Image]]:
     """The verb: generate(image=[...]) → the pictures as their codes tell them."""
     def generate(what: str | None = None, /, *, image: Sequence[Any], batch_size: int = 256) -> list[PIL.Image.Image]:
-        makes(what, "image")
+        only(what, "image")
         loaded = [load(seen, value) for value in image]
         with at_rest(model), torch.inference_mode():
             parts = [model.decode(model.encode(seen.collate(loaded[i:i + batch_size])))
