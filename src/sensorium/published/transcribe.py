@@ -19,7 +19,7 @@ from sensorium.models import Decoder
 from sensorium.published.chat import Beginning, beginning
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses
-from sensorium.verbs.asked import lists, makes
+from sensorium.verbs.asked import lists, only
 from sensorium.verbs.verb import at_rest, load
 
 TASKS = ("transcribe", "translate")
@@ -48,7 +48,7 @@ class Transcriber:
         write a short sound down again and again. length: the most tokens a window. A long sound is cut at pauses.
         Raises SensoriumError naming what cannot be read or done.
         """
-        makes(what, "text")
+        only(what, "text")
         told = self._told(language, task)
         sounds = [load(self.audio, value) for value in lists(given, ["audio"], "text").get("audio", [])]
         pieces = [(row, piece) for row, sound in enumerate(sounds) for piece in windows(sound, self.audio.rate)]
