@@ -158,6 +158,7 @@ def test_wide_search_finds_the_likeliest_of_all() -> None:
     model, start = decoder(seed=2), texts([START])
     legal = [i for i in range(VOCAB) if i not in (PAD, START)]
 
+    @torch.no_grad()
     def score(ids: tuple[int, ...]) -> float:
         logits = model.heads["text"](model({"text": torch.tensor([[START, *ids]])})["text"].x)[0].detach().clone()
         logits[:, [PAD, START]] = -torch.inf
