@@ -11,6 +11,7 @@ stopped goes on. Figures go to results/generation.jsonl with CPU seconds of one 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from sensorium.recipes.drawing import sheet
 SIZE = "image:size=32:square=trim"
 OTHERS = ("openmoji", "emojione-1")                         # artists in none of the painter's pictures
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
-SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "sailboat", "Christmas tree")
+SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "Christmas tree", "green apple",
+         "flag", "black cat")
 
 
 def emoji() -> sn.Dataset:
@@ -72,18 +74,18 @@ class Stages:
 
     def codes(self) -> Model:
         """What the painter says pictures in."""
-        return self.run("codes", sn.recipes.codes, emoji, epochs=8, precision="bf16", evaluate_every=4)
+        return self.run("codes", sn.recipes.codes, emoji, epochs=4, precision="bf16", evaluate_every=2)
 
     def painted(self) -> None:
         """Emoji for captions."""
         self.codes()
         model = self.run("painted", sn.recipes.dalle, emoji, codes=str(self.folder / "codes"), dim=192, depth=5,
-                         epochs=12, copies=3, evaluate_every=3, **MUON)
-        judge = self.judge()
-        self._judged("painted", model, emoji(), most=200, by=judge)
-        texts = list(SHOWN)
-        pictures = model.generate(text=texts, n=6, guidance=2.0, top_p=0.95, rerank=judge, candidates=16)
-        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(texts)]).save(
+                         epochs=10, copies=3, evaluate_every=2.5, **MUON)
+        judge, paint = self.judge(), model.generate
+        model.verbs = {"generate": partial(paint, guidance=2.0, top_p=0.95)}
+        self._judged("painted", model, emoji(), most=150, by=judge)
+        pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
+        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(
             Path(__file__).parents[1] / "docs" / "painted.png")
 
     def scenes(self) -> None:
