@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import close, stirred
+from reference import close, lively
 from safetensors.torch import save_file
 
 from sensorium.errors import SensoriumError
@@ -25,7 +25,7 @@ def ids() -> torch.Tensor:
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "with another task's head"])
 def test_words(masked: bool, tmp_path: Path) -> None:
     config = transformers.RobertaConfig(**SMALL, vocab_size=60, max_position_embeddings=20, pad_token_id=1)
-    whole = stirred((transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config))
+    whole = lively((transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config))
     theirs = whole.roberta if masked else whole
     whole.save_pretrained(tmp_path / "theirs")
     assert recognised(open_weights(tmp_path / "theirs"))[0] is BACKBONE
@@ -38,7 +38,7 @@ def test_words(masked: bool, tmp_path: Path) -> None:
 def test_pictures(tmp_path: Path) -> None:
     config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16,
                                        patch_size=4)
-    theirs = stirred(transformers.Dinov2Model(config))
+    theirs = lively(transformers.Dinov2Model(config))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load(tmp_path / "theirs").module
     pictures = torch.randn(2, 3, 16, 16)

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from reference import close, hosted, same_gradients, lively, there_and_back
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def config(**changed: object) -> dict:
 @pytest.mark.parametrize("changed", [{}, {"eos_token_id": 2}, {"hidden_act": "gelu"}], ids=["end", "legacy", "gelu"])
 def test_same_numbers_and_gradients(changed: dict, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = stirred(transformers.CLIPModel(transformers.CLIPConfig(**config(**changed))))
+    theirs = lively(transformers.CLIPModel(transformers.CLIPConfig(**config(**changed))))
     theirs.save_pretrained(tmp_path / "theirs")
     ours, found = hosted(CLIP, tmp_path / "theirs")
     pictures, ids = torch.randn(BATCH, 3, 16, 16), words()
@@ -72,7 +72,7 @@ def test_pixels_are_those_of_its_processor(extent: tuple[int, int], settings: di
 def test_a_folder_embeds_pictures_and_words(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = words_of_ours()
-    theirs = stirred(transformers.CLIPModel(transformers.CLIPConfig(**config(
+    theirs = lively(transformers.CLIPModel(transformers.CLIPConfig(**config(
         vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id))))
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
     for part in (theirs, tokenizer, processor):

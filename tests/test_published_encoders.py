@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from reference import close, hosted, same_gradients, lively, there_and_back
 from torch import Tensor, nn
 
 from sensorium.models import Tower, unit
@@ -98,7 +98,7 @@ CASES = {
 def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
     transformers, case = pytest.importorskip("transformers"), CASES[name]
     kind = getattr(transformers, case.model)
-    theirs = stirred(kind(kind.config_class(**case.config), **case.load))
+    theirs = lively(kind(kind.config_class(**case.config), **case.load))
     theirs.save_pretrained(tmp_path / "theirs")
     ours, config = hosted(case.family, tmp_path / "theirs")
     given = case.given()
