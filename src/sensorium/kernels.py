@@ -79,8 +79,9 @@ class Linear(nn.Linear):
 def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],
            bias: Float[Tensor, "E"] | None = None) -> Float[Tensor, "*rows E"]:
     """x weightᵀ + bias, by this machine's way; under autocast in autocast's type."""
-    few = x.shape[:-1].numel() <= FEW and not torch.is_grad_enabled()       # oneDNN takes longer to set up than to run
-    if few or not _eager(x, weight):
+    if not _eager(x, weight):
+        return F.linear(x, weight, bias)
+    if x.shape[:-1].numel() <= FEW and not torch.is_grad_enabled():        # oneDNN takes longer to set up than to run
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
