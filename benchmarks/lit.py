@@ -4,8 +4,8 @@
     python benchmarks/fetch_weights.py weights
     OMP_NUM_THREADS=1 python benchmarks/lit.py emoji-full weights/efficientnet-lite0 weights/minilm --seed 0
 
-Stands beside `learning.py`, which trains CLIP from nothing on the same rows and judges it by the same figures. CPU seconds
-of one thread; looking at every picture once is part of them.
+Stands beside `learning.py`, which trains CLIP from nothing on the same rows and judges it by the same figures. CPU
+seconds of one thread; looking at every picture once is part of them.
 """
 import argparse
 import tempfile

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from reference import close, hosted, same_gradients, lively, there_and_back
+from reference import close, hosted, lively, same_gradients, there_and_back
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 

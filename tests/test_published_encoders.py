@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, lively, there_and_back
+from reference import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor, nn
 
 from sensorium.models import Tower, unit
