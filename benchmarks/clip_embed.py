@@ -5,6 +5,7 @@
 Pictures of 224 pixels; texts of 8 to 22 tokens, which open_clip's tokenizer pads to 77 whatever their length.
 """
 import argparse
+import copy
 from collections.abc import Callable
 
 import peers
@@ -17,6 +18,7 @@ from sensorium.kernels import settle_allocator
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import Text, Words
 from sensorium.models import Encoder, Tower, Towers
+from sensorium.quantize import quantized
 from sensorium.transformer import transformer
 
 SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
@@ -56,8 +58,9 @@ def contestants(kind: str, size: int) -> dict[str, Callable[[], Tensor]]:
     def bf16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return model[kind](given)
+    small = quantized(copy.deepcopy(model[kind]))
     return {"open_clip": lambda: encode(given, normalize=True), "sensorium": lambda: model[kind](given),
-            "sensorium bf16": bf16}
+            "sensorium bf16": bf16, "sensorium int8": lambda: small(given)}
 
 
 @torch.inference_mode()
@@ -73,7 +76,9 @@ def main() -> None:
         calls = contestants(kind, a.batch)
         expected = calls["open_clip"]()
         for name in list(calls)[1:]:
-            peers.record("clip_embed", kind=kind, name=name, apart=(calls[name]() - expected).abs().max().item())
+            said = calls[name]()
+            peers.record("clip_embed", kind=kind, name=name, apart=(said - expected).abs().max().item(),
+                         cosine=(said * expected).sum(1).min().item())
         peers.compare(f"clip_embed_{kind}", peers.paired(calls, a.rounds, warm=1), ("open_clip",))
 
 

@@ -16,7 +16,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "transformer",
     "modalities align metrics",
     "models data",
-    "adapt",
+    "adapt quantize",
     "objectives",
     "verbs",
     "published convert",

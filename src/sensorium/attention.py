@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend, linear, self_attend
+from sensorium.kernels import Linear, attend, self_attend
 from sensorium.tokens import CAUSAL, Tokens, chosen, may_see, present, turns
 
 
@@ -170,9 +170,9 @@ class Attention(nn.Module):
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """What forward would say at place `at` of each sequence, without the rest."""
-        rows, weight, bias = torch.arange(x.shape[0], device=x.device), self.qkv.weight, self.qkv.bias
-        q = linear(x[rows, at][:, None], weight[:self.width], None if bias is None else bias[:self.width])
-        k, v = linear(x, weight[self.width:], None if bias is None else bias[self.width:]).chunk(2, -1)
+        rows = torch.arange(x.shape[0], device=x.device)
+        q = self.qkv.part(x[rows, at][:, None], 0, self.width)
+        k, v = self.qkv.part(x, self.width, None).chunk(2, -1)
         mask = seen.mask
         if mask is not None and mask.shape[2] > 1:
             mask = mask.expand(x.shape[0], -1, -1, -1)[rows, :, at][:, None]

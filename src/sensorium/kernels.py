@@ -1,6 +1,6 @@
 """The two products that take nearly all the time, each by the fastest way that gives the same numbers.
 
-    B batch   H heads   T queries   S keys   K head width   D width in   E width out
+    B batch   H heads   T queries   S keys   K head width   D width in   E width out   P part of it
 
 Which way is fastest depends on the processor, and is read from its make, not from a stopwatch: a way chosen by timing
 could differ from one run to the next, and with it the last bit of every weight. SENSORIUM_KERNELS=torch, onednn or
@@ -74,6 +74,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
         return linear(input, self.weight, self.bias)
+
+    def part(self, x: Float[Tensor, "*rows D"], start: int, stop: int | None) -> Float[Tensor, "*rows P"]:
+        """Outputs `start` to `stop` of forward, without the others."""
+        return linear(x, self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
 
 def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],

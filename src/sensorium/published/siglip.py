@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend, linear
+from sensorium.kernels import Linear, attend
 from sensorium.modalities.image import Image
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.published.clip import shape, trunk
@@ -69,9 +69,9 @@ class AttentionPool(nn.Module):
         self.norm, self.mlp = shape.norm(), shape.mlp()
 
     def forward(self, t: Tokens) -> Tokens:
-        dim, weight, bias = t.x.shape[-1], self.qkv.weight, self.qkv.bias
-        q = linear(self.probe, weight[:dim], bias[:dim]).expand(t.x.shape[0], 1, -1)
-        k, v = linear(t.x, weight[dim:], bias[dim:]).chunk(2, -1)
+        dim = t.x.shape[-1]
+        q = self.qkv.part(self.probe, 0, dim).expand(t.x.shape[0], 1, -1)
+        k, v = self.qkv.part(t.x, dim, None).chunk(2, -1)
         q, k, v = (rearrange(x, "b t (h k) -> b h t k", h=self.heads) for x in (q, k, v))
         mask = None if t.valid is None else t.valid[:, None, None, :]
         x = self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
