@@ -1,168 +1,229 @@
-"""Weights as bytes: nearly the same answers, a quarter of the memory, and no surprise where it cannot be had."""
-import copy
-import json
-from pathlib import Path
+"""Quantizers by their identities: round trips, gradients, what moves and what does not."""
+import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import sensorium as sn
-from sensorium.adapt import low_rank
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear
-from sensorium.modalities.image import Patches
-from sensorium.models import Decoder, Encoder, Tower
-from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.decoder import Ids, writer
-from sensorium.published.gpt2 import GPT2
-from sensorium.published.parts import Shape
-from sensorium.published.published import drain
-from sensorium.published.siglip import AttentionPool
-from sensorium.quantize import Int8Embedding, Int8Linear, quantized
-from sensorium.transformer import transformer
+from sensorium.modalities.quantize import FSQ, VQ, Gumbel, Quantizer, kl_to_uniform, strength, temperature
 
-VOCAB, DIM = 61, 64
+ROWS = (5, 4, 3)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
+def features(quantizer: Quantizer, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(*ROWS, quantizer.inside, generator=torch.Generator().manual_seed(seed))
+
+
+def every() -> list[Quantizer]:
     torch.manual_seed(0)
+    return [FSQ((8, 5, 2)), VQ(16, 6), VQ(16, 6, restart=False), Gumbel(16, 6, anneal=10)]
 
 
-def decoder(tied: bool = True) -> Decoder:
-    return writer(Ids(VOCAB, DIM, 40), transformer(DIM, 3, 4), tied=tied).eval()
+@pytest.mark.parametrize("quantizer", every(), ids=lambda q: type(q).__name__)
+class TestEvery:
+    def test_it_keeps_the_contract(self, quantizer: Quantizer) -> None:
+        assert isinstance(quantizer, Quantizer)
+        found = quantizer(features(quantizer))
+        assert found.ids.shape == ROWS and found.x.shape == (*ROWS, quantizer.outside) and found.loss.shape == ()
+        assert 0 <= found.ids.min() and found.ids.max() < quantizer.vocab
+
+    def test_afterwards_a_code_is_worth_its_vector(self, quantizer: Quantizer) -> None:
+        z = features(quantizer)
+        quantizer.eval()
+        found = quantizer(z)
+        assert torch.equal(found.ids, quantizer.ids(z)) and torch.equal(found.x, quantizer.vectors(found.ids))
+
+    def test_the_callers_tensors_stay_as_they_are(self, quantizer: Quantizer) -> None:
+        z = features(quantizer)
+        before, ids = z.clone(), quantizer.ids(z)
+        kept = ids.clone()
+        quantizer(z), quantizer.vectors(ids), quantizer.after_step()
+        assert torch.equal(z, before) and torch.equal(ids, kept)
+
+    def test_rows_are_coded_each_by_itself(self, quantizer: Quantizer) -> None:
+        z = features(quantizer)
+        assert torch.equal(quantizer.ids(z)[2:3], quantizer.ids(z[2:3]))
+
+    def test_the_gradient_reaches_the_features(self, quantizer: Quantizer) -> None:
+        z = features(quantizer.train()).requires_grad_()
+        quantizer(z).x.square().sum().backward()
+        assert z.grad is not None and z.grad.isfinite().all() and z.grad.abs().sum() > 0
+
+    def test_nothing_lasting_moves_before_the_step_is_done(self, quantizer: nn.Module) -> None:
+        before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+        quantizer.train()(features(quantizer))
+        assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+    def test_bf16_around_it_changes_no_code(self, quantizer: Quantizer) -> None:
+        z = features(quantizer)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(quantizer(z).ids, quantizer.eval().ids(z))
 
 
-def likeness(a: Tensor, b: Tensor) -> float:
-    """The least cosine of two rows that belong together."""
-    return F.cosine_similarity(a, b, -1).min().item()
+@pytest.mark.parametrize("levels", [(8, 8, 8), (7, 5, 3), (8, 6, 5), (2, 2), (4,), (16, 3)])
+def test_every_fsq_code_comes_back(levels: tuple[int, ...]) -> None:
+    fsq, ids = FSQ(levels), torch.arange(math.prod(levels))
+    vectors = fsq.vectors(ids)
+    assert len(vectors.unique(dim=0)) == len(ids) and vectors.abs().max() <= 1
+    bounded = vectors * fsq.middle                          # the features that are bounded to exactly these levels
+    span = (fsq.radix - 1) * 1.001 / 2
+    z = ((bounded + fsq.shift) / span).atanh() - (fsq.shift / span).atanh()
+    assert torch.equal(fsq.ids(z), ids)
+    torch.testing.assert_close(fsq(z).x, vectors, rtol=0, atol=0)
 
 
-def logits(model: Decoder, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"text": ids})["text"].x)
+@pytest.mark.parametrize("n", range(2, 18))
+def test_an_fsq_channel_meets_all_its_levels_and_no_other(n: int) -> None:
+    fsq = FSQ((n,))
+    ids = fsq.ids(torch.linspace(-20, 20, 4001)[:, None])
+    assert ids.unique().tolist() == list(range(n)) and (ids.diff() >= 0).all()
+    assert fsq.vectors(fsq.ids(torch.zeros(1, 1))).item() == 0
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_is_the_product_of_what_was_rounded(bias: bool) -> None:
-    """The nearest steps of rows and weights, multiplied exactly; a row of zeros has steps too."""
-    plain, x = Linear(48, 32, bias=bias), torch.randn(5, 48)
-    x[2] = 0
+def test_fsq_rounds_before_it_numbers() -> None:
+    fsq = FSQ((8, 8))
+    level = torch.tensor([[2.9999998, -1.0000001], [3.0000002, -0.9999999]])
+    assert fsq._number(level.round()).tolist() == [7 + 8 * 3] * 2
+    z = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fsq.vectors(fsq.ids(z)), fsq(z).x)
 
-    def stepped(rows: Tensor) -> Tensor:
-        step = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-        return (rows / step).round() * step
+
+def test_the_first_fsq_channel_is_the_lowest_digit() -> None:
+    vectors = FSQ((8, 5, 3)).vectors(torch.tensor([0, 1, 8, 40]))
+    torch.testing.assert_close(vectors, torch.tensor([[-1, -1, -1], [-0.75, -1, -1], [-1, -0.5, -1], [-1, -1, 0.0]]))
+
+
+def test_the_fsq_gradient_is_that_of_the_bound() -> None:
+    fsq, z = FSQ((8, 5)), torch.randn(9, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    there, = torch.autograd.grad(fsq(z).x.sum(), z)
+    smooth, = torch.autograd.grad((fsq._bounded(z) / fsq.middle).sum(), z)
+    torch.testing.assert_close(there, smooth)
+    assert fsq(z).loss.item() == 0
+
+
+def test_fsq_needs_two_levels() -> None:
+    with pytest.raises(SensoriumError, match="at least 2"):
+        FSQ((8, 1))
+
+
+def test_vq_takes_the_nearest() -> None:
+    torch.manual_seed(0)
+    vq, z = VQ(32, 5), torch.randn(200, 5)
+    assert torch.equal(vq.ids(z), torch.cdist(z, vq.codebook).argmin(1))
+
+
+def test_vq_passes_the_gradient_straight_through_and_commits() -> None:
+    torch.manual_seed(0)
+    vq, z = VQ(8, 3, commitment=0.25), torch.randn(6, 3, requires_grad=True)
+    found = vq(z)
+    through, = torch.autograd.grad(found.x.sum(), z, retain_graph=True)
+    assert torch.equal(through, torch.ones_like(z)) and torch.equal(found.x, vq.codebook[found.ids])
+    pulled, = torch.autograd.grad(found.loss, z)
+    torch.testing.assert_close(pulled, 0.25 * 2 * (z - vq.codebook[found.ids]).detach() / z.numel())
+    assert not list(vq.parameters()) and not vq.codebook.requires_grad
+
+
+def test_the_codebook_follows_the_mean_of_its_users() -> None:
+    torch.manual_seed(0)
+    vq, z = VQ(4, 2, decay=0.9, restart=False), torch.randn(50, 2)
+    counts, sums = torch.zeros(4), torch.zeros(4, 2)
+    for _ in range(5):
+        ids, old = vq(z).ids, vq.codebook.clone()
+        vq.after_step()
+        counts, sums = 0.9 * counts, 0.9 * sums
+        for code in range(4):
+            counts[code] += 0.1 * (ids == code).sum()
+            sums[code] += 0.1 * z[ids == code].sum(0)
+        wanted = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1e-9)[:, None], old)
+        torch.testing.assert_close(vq.codebook, wanted)
+
+
+def test_a_batch_in_parts_moves_the_codebook_as_the_whole_does() -> None:
+    torch.manual_seed(0)
+    whole, z = VQ(8, 3, restart=False), torch.randn(40, 3)
+    parts = VQ(8, 3, restart=False)
+    parts.load_state_dict(whole.state_dict())
+    whole(z), whole.after_step()
+    parts(z[:10]), parts(z[10:]), parts.after_step()
+    torch.testing.assert_close(parts.codebook, whole.codebook)
+
+
+def test_dead_codes_come_back_the_same_way_each_time() -> None:
+    z = 3 + torch.randn(400, 2, generator=torch.Generator().manual_seed(0))          # far from most codes
+
+    def learned(restart: bool) -> VQ:
+        torch.manual_seed(1)
+        vq = VQ(64, 2, restart=restart)
+        for _ in range(20):
+            vq(z)
+            vq.after_step()
+        return vq
+
+    one, same, without = learned(True), learned(True), learned(False)
+    assert torch.equal(one.codebook, same.codebook) and torch.equal(one.counts, same.counts)
+    assert len(one.ids(z).unique()) > 48 > 16 > len(without.ids(z).unique())
+
+
+def test_an_unused_code_without_restart_stays_where_it_is() -> None:
+    vq = VQ(2, 1, restart=False)
+    vq.codebook.copy_(torch.tensor([[0.0], [100.0]]))
+    for _ in range(200):
+        vq(torch.zeros(3, 1))
+        vq.after_step()
+    assert vq.codebook.tolist() == [[0.0], [100.0]]
+
+
+def test_what_vq_learned_is_saved() -> None:
+    torch.manual_seed(0)
+    vq, z = VQ(16, 4), torch.randn(30, 4)
+    vq(z), vq.after_step()
+    other = VQ(16, 4)
+    other.load_state_dict(vq.state_dict())
+    chance = torch.get_rng_state()
+    vq(z), vq.after_step()
+    torch.set_rng_state(chance)
+    other(z), other.after_step()
+    assert torch.equal(vq.codebook, other.codebook) and torch.equal(vq.counts, other.counts)
+
+
+def test_kl_is_that_of_its_definition_and_no_larger_for_a_larger_batch() -> None:
+    logits = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0))
+    assert kl_to_uniform(torch.zeros(2, 7)).item() == pytest.approx(0, abs=1e-6)
+    sure = torch.zeros(2, 7).index_fill(1, torch.tensor([3]), 60)
+    assert kl_to_uniform(sure).item() == pytest.approx(math.log(7), rel=1e-5)
+    q, uniform = torch.distributions.Categorical(logits=logits), torch.distributions.Categorical(torch.ones(7) / 7)
+    wanted = torch.distributions.kl_divergence(q, uniform).mean()
+    torch.testing.assert_close(kl_to_uniform(logits), wanted)
+    torch.testing.assert_close(kl_to_uniform(torch.cat([logits, logits])), wanted)
+
+
+def test_the_dvae_moves_from_1_to_a_sixteenth_and_from_0_to_6_6() -> None:
+    at = torch.linspace(0, 1, 11)
+    assert [temperature(at[0]).item(), temperature(at[-1]).item()] == pytest.approx([1, 1 / 16])
+    assert [strength(at[0]).item(), strength(at[-1]).item()] == pytest.approx([0, 6.6])
+    assert (temperature(at).diff() < 0).all() and (strength(at).diff() > 0).all()
+
+
+def test_the_dvae_counts_its_updates_where_they_are_saved() -> None:
+    dvae = Gumbel(8, 4, anneal=10)
+    for _ in range(5):
+        dvae.after_step()
+    other = Gumbel(8, 4, anneal=10)
+    other.load_state_dict(dvae.state_dict())
+    assert other.progress.item() == 0.5
+    for _ in range(50):
+        dvae.after_step()
+    assert dvae.progress.item() == 1
+
+
+def test_a_cool_dvae_draws_codes_as_often_as_their_logits_say() -> None:
+    torch.manual_seed(0)
+    dvae, logits = Gumbel(4, 4, anneal=1), torch.tensor([2.0, 1.0, 0.0, -1.0])
     with torch.no_grad():
-        expected = F.linear(stepped(x), stepped(plain.weight), plain.bias)
-        assert torch.allclose(Int8Linear(plain)(x), expected, atol=1e-5)
-        fine = F.linear(x, stepped(plain.weight), plain.bias)
-        assert torch.allclose(Int8Linear(plain, fine=True)(x), fine, atol=2e-3)
-        assert not torch.allclose(expected, fine, atol=2e-3)
-        assert Int8Linear(plain)(x[:0]).shape == (0, 32)
-        assert Int8Linear(plain)(x.bfloat16()).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("fine", [False, True])
-def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
-    layer, x = Int8Linear(Linear(48, 32), fine=fine), torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None]
-    with torch.no_grad():
-        alone = torch.stack([layer(row) for row in x.flatten(0, 1)]).view(2, 3, 32)
-        assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
-
-
-def test_embeddings_are_near_and_parts_are_parts() -> None:
-    plain = nn.Embedding(VOCAB, DIM)
-    small, ids = Int8Embedding(plain), torch.randint(VOCAB, (2, 7))
-    assert likeness(small(ids), plain(ids)) > 0.999
-    assert torch.equal(small(ids), small.weight[ids])
-    layer, x = Int8Linear(Linear(DIM, 12)), torch.randn(3, DIM)
-    assert torch.equal(layer.part(x, 4, None), layer(x)[:, 4:])
-
-
-@torch.no_grad()
-def test_embeddings_of_pictures_are_alike() -> None:
-    """Also by a pool that looks with a part of its layer, and where only one token leaves the last block."""
-    x, shape = torch.randn(6, 3, 32, 32), Shape(DIM, 2, 4, 128, "gelu", 1e-6)
-    for pool in (None, AttentionPool(shape).eval()):
-        tower = Tower(Encoder(Patches(DIM, 32, 8), transformer(DIM, 3, 4), pool), Linear(DIM, 24), 24).eval()
-        expected = tower(x)
-        assert likeness(quantized(tower)(x), expected) > 0.99
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_alike(tied: bool) -> None:
-    plain, ids = decoder(tied), torch.randint(VOCAB, (4, 20))
-    small = quantized(copy.deepcopy(plain))
-    assert isinstance(small, Decoder)
-    assert likeness(logits(small, ids), logits(plain, ids)) > 0.999
-
-
-def test_what_was_learned_is_still_said() -> None:
-    """A decoder that has learned to count goes on counting, token by token, with weights of bytes."""
-    model = decoder()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    ids = (torch.arange(24) + torch.arange(VOCAB)[:, None]) % VOCAB
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(logits(model, ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        optimizer.step()
-
-    def said(model: Decoder) -> Tensor:
-        steps = generate(model, {"text": ids[:16, :4]}, "text", 16, Sampling(temperature=0))
-        return torch.stack(list(steps), 1)
-    plain = said(model)
-    assert (plain == ids[:16, 4:20]).float().mean() > 0.95
-    small = quantized(model)
-    assert isinstance(small, Decoder)
-    assert (said(small) == plain).float().mean() > 0.9
-
-
-def test_a_quarter_of_the_memory() -> None:
-    def held(module: nn.Module) -> int:
-        return sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
-    trunk = transformer(256, 2, 4)
-    before = held(trunk)
-    assert held(quantized(trunk)) < 0.27 * before
-
-
-def test_corrections_of_low_rank_are_kept() -> None:
-    trunk, x = transformer(DIM, 1, 4), torch.randn(3, DIM)
-    layer = low_rank(trunk).get_submodule("blocks.0.mlp.up")
-    nn.init.normal_(layer.get_parameter("parametrizations.weight.0.up"))
-    expected = layer(x)
-    assert likeness(quantized(trunk).get_submodule("blocks.0.mlp.up")(x), expected) > 0.99
-
-
-def test_a_layer_in_two_places_stays_one() -> None:
-    both = nn.Sequential(layer := Linear(8, 8), layer)
-    small = quantized(both)
-    assert isinstance(small, nn.Sequential) and isinstance(small[0], Int8Linear) and small[0] is small[1]
-
-
-def test_it_cannot_learn() -> None:
-    small = quantized(decoder())
-    assert not small.training and not any(p.requires_grad for p in small.parameters())
-    with pytest.raises(SensoriumError, match="cannot learn"):
-        Int8Linear(Linear(8, 8))(torch.randn(2, 8, requires_grad=True))
-
-
-def test_published_weights_load_as_bytes(tmp_path: Path) -> None:
-    config = {"model_type": "gpt2", "n_embd": DIM, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": VOCAB}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(drain(GPT2.build(config), GPT2.names(config)), tmp_path / "model.safetensors")
-    ids = torch.randint(VOCAB, (2, 9))
-    plain, small = (sn.load(tmp_path, quantize=how).module for how in (None, "int8"))
-    assert isinstance(plain, Decoder) and isinstance(small, Decoder)
-    assert isinstance(small.heads["text"], Int8Linear)
-    with torch.no_grad():
-        assert likeness(logits(small, ids), logits(plain, ids)) > 0.99
-    with pytest.raises(SensoriumError, match="choose 'int8'"):
-        sn.load(tmp_path, quantize="int4")
-
-
-def test_an_unknown_way_is_refused_in_one_line() -> None:
-    with pytest.raises(SensoriumError, match="^quantize='int4': choose 'int8', or leave it out$"):
-        quantized(decoder(), "int4")
+        dvae.codebook.copy_(torch.eye(4))
+    dvae.after_step()
+    drawn = dvae(logits.expand(20_000, 4)).x
+    torch.testing.assert_close(drawn.sum(1), torch.ones(20_000))
+    often = torch.bincount(drawn.argmax(1), minlength=4) / 20_000
+    torch.testing.assert_close(often, logits.softmax(0), atol=0.01, rtol=0)

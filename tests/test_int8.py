@@ -1,0 +1,168 @@
+"""Weights as bytes: nearly the same answers, a quarter of the memory, and no surprise where it cannot be had."""
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import sensorium as sn
+from sensorium.adapt import low_rank
+from sensorium.errors import SensoriumError
+from sensorium.kernels import Linear
+from sensorium.modalities.image import Patches
+from sensorium.models import Decoder, Encoder, Tower
+from sensorium.objectives.next_token import Sampling, generate
+from sensorium.published.decoder import Ids, writer
+from sensorium.published.gpt2 import GPT2
+from sensorium.published.parts import Shape
+from sensorium.published.published import drain
+from sensorium.published.siglip import AttentionPool
+from sensorium.quantize import Int8Embedding, Int8Linear, quantized
+from sensorium.transformer import transformer
+
+VOCAB, DIM = 61, 64
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def decoder(tied: bool = True) -> Decoder:
+    return writer(Ids(VOCAB, DIM, 40), transformer(DIM, 3, 4), tied=tied).eval()
+
+
+def likeness(a: Tensor, b: Tensor) -> float:
+    """The least cosine of two rows that belong together."""
+    return F.cosine_similarity(a, b, -1).min().item()
+
+
+def logits(model: Decoder, ids: Tensor) -> Tensor:
+    return model.heads["text"](model({"text": ids})["text"].x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_the_product_of_what_was_rounded(bias: bool) -> None:
+    """The nearest steps of rows and weights, multiplied exactly; a row of zeros has steps too."""
+    plain, x = Linear(48, 32, bias=bias), torch.randn(5, 48)
+    x[2] = 0
+
+    def stepped(rows: Tensor) -> Tensor:
+        step = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+        return (rows / step).round() * step
+    with torch.no_grad():
+        expected = F.linear(stepped(x), stepped(plain.weight), plain.bias)
+        assert torch.allclose(Int8Linear(plain)(x), expected, atol=1e-5)
+        fine = F.linear(x, stepped(plain.weight), plain.bias)
+        assert torch.allclose(Int8Linear(plain, fine=True)(x), fine, atol=2e-3)
+        assert not torch.allclose(expected, fine, atol=2e-3)
+        assert Int8Linear(plain)(x[:0]).shape == (0, 32)
+        assert Int8Linear(plain)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
+    layer, x = Int8Linear(Linear(48, 32), fine=fine), torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None]
+    with torch.no_grad():
+        alone = torch.stack([layer(row) for row in x.flatten(0, 1)]).view(2, 3, 32)
+        assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_are_near_and_parts_are_parts() -> None:
+    plain = nn.Embedding(VOCAB, DIM)
+    small, ids = Int8Embedding(plain), torch.randint(VOCAB, (2, 7))
+    assert likeness(small(ids), plain(ids)) > 0.999
+    assert torch.equal(small(ids), small.weight[ids])
+    layer, x = Int8Linear(Linear(DIM, 12)), torch.randn(3, DIM)
+    assert torch.equal(layer.part(x, 4, None), layer(x)[:, 4:])
+
+
+@torch.no_grad()
+def test_embeddings_of_pictures_are_alike() -> None:
+    """Also by a pool that looks with a part of its layer, and where only one token leaves the last block."""
+    x, shape = torch.randn(6, 3, 32, 32), Shape(DIM, 2, 4, 128, "gelu", 1e-6)
+    for pool in (None, AttentionPool(shape).eval()):
+        tower = Tower(Encoder(Patches(DIM, 32, 8), transformer(DIM, 3, 4), pool), Linear(DIM, 24), 24).eval()
+        expected = tower(x)
+        assert likeness(quantized(tower)(x), expected) > 0.99
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_alike(tied: bool) -> None:
+    plain, ids = decoder(tied), torch.randint(VOCAB, (4, 20))
+    small = quantized(copy.deepcopy(plain))
+    assert isinstance(small, Decoder)
+    assert likeness(logits(small, ids), logits(plain, ids)) > 0.999
+
+
+def test_what_was_learned_is_still_said() -> None:
+    """A decoder that has learned to count goes on counting, token by token, with weights of bytes."""
+    model = decoder()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    ids = (torch.arange(24) + torch.arange(VOCAB)[:, None]) % VOCAB
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(logits(model, ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+
+    def said(model: Decoder) -> Tensor:
+        steps = generate(model, {"text": ids[:16, :4]}, "text", 16, Sampling(temperature=0))
+        return torch.stack(list(steps), 1)
+    plain = said(model)
+    assert (plain == ids[:16, 4:20]).float().mean() > 0.95
+    small = quantized(model)
+    assert isinstance(small, Decoder)
+    assert (said(small) == plain).float().mean() > 0.9
+
+
+def test_a_quarter_of_the_memory() -> None:
+    def held(module: nn.Module) -> int:
+        return sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
+    trunk = transformer(256, 2, 4)
+    before = held(trunk)
+    assert held(quantized(trunk)) < 0.27 * before
+
+
+def test_corrections_of_low_rank_are_kept() -> None:
+    trunk, x = transformer(DIM, 1, 4), torch.randn(3, DIM)
+    layer = low_rank(trunk).get_submodule("blocks.0.mlp.up")
+    nn.init.normal_(layer.get_parameter("parametrizations.weight.0.up"))
+    expected = layer(x)
+    assert likeness(quantized(trunk).get_submodule("blocks.0.mlp.up")(x), expected) > 0.99
+
+
+def test_a_layer_in_two_places_stays_one() -> None:
+    both = nn.Sequential(layer := Linear(8, 8), layer)
+    small = quantized(both)
+    assert isinstance(small, nn.Sequential) and isinstance(small[0], Int8Linear) and small[0] is small[1]
+
+
+def test_it_cannot_learn() -> None:
+    small = quantized(decoder())
+    assert not small.training and not any(p.requires_grad for p in small.parameters())
+    with pytest.raises(SensoriumError, match="cannot learn"):
+        Int8Linear(Linear(8, 8))(torch.randn(2, 8, requires_grad=True))
+
+
+def test_published_weights_load_as_bytes(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": DIM, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": VOCAB}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(drain(GPT2.build(config), GPT2.names(config)), tmp_path / "model.safetensors")
+    ids = torch.randint(VOCAB, (2, 9))
+    plain, small = (sn.load(tmp_path, quantize=how).module for how in (None, "int8"))
+    assert isinstance(plain, Decoder) and isinstance(small, Decoder)
+    assert isinstance(small.heads["text"], Int8Linear)
+    with torch.no_grad():
+        assert likeness(logits(small, ids), logits(plain, ids)) > 0.99
+    with pytest.raises(SensoriumError, match="choose 'int8'"):
+        sn.load(tmp_path, quantize="int4")
+
+
+def test_an_unknown_way_is_refused_in_one_line() -> None:
+    with pytest.raises(SensoriumError, match="^quantize='int4': choose 'int8', or leave it out$"):
+        quantized(decoder(), "int4")
