@@ -70,13 +70,13 @@ class Int8Linear(nn.Module):
         x = input.reshape(-1, input.shape[-1]).float()
         scale = width(x)
         steps = x / scale
-        rounded = steps.round()
         if self.fine:
+            rounded = steps.round()
             both = torch.cat([rounded, steps.sub_(rounded).mul_(FINER).round_()])
             said, more = self._product(both).chunk(2)
             said = torch.add(said, more, alpha=1 / FINER)
         else:
-            said = self._product(rounded)
+            said = self._product(steps.round_())
         said = said.mul_(scale) if self.bias is None else torch.addcmul(self.bias, said, scale)
         return said.to(input.dtype).view(*input.shape[:-1], -1)
 
