@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/sensorium demo --out demo
 
 test: lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 parity: .parity/ready
 	.parity/bin/python -m pytest tests/parity
