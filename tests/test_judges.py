@@ -1,9 +1,11 @@
 """Judges of words and pictures, on models whose worth is known: one is right, one copies, one guesses."""
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -14,7 +16,7 @@ from sensorium.errors import SensoriumError
 from sensorium.evaluate import evaluate
 from sensorium.recipes.judge_pictures import pictures
 from sensorium.recipes.judge_words import answers, captions
-from sensorium.recipes.judging import spaced
+from sensorium.recipes.judging import LARGEST, ink, pixels, spaced
 from sensorium.recipes.recipe import Recipe
 from sensorium.verbs.verb import Answers
 
@@ -186,3 +188,16 @@ def test_a_trained_captioner_is_judged(data: Dataset, tmp_path: Any) -> None:
     found = sn.evaluate(model, data, splits=["test"], most=20)
     assert found.task == "answers" and 0 <= found.figures["test"]["accuracy"] <= 0.8
     assert {"without picture", "other picture", "majority"} <= set(found.figures["test"])
+
+
+def test_large_pictures_are_compared_small(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        Image.fromarray(drawn).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    data = Dataset.open(tmp_path, columns={"image": "image:size=160"})
+    prepared, rows = data.prepare(data.schema, ("image",)), np.arange(2)
+    assert pixels(prepared, "image", rows).shape == (2, 3 * 160 ** 2)
+    small = ink(prepared, "image", rows)
+    assert small.shape[1] <= 3 * LARGEST ** 2
+    torch.testing.assert_close((small[0] * small[1]).sum(), torch.tensor(1.0))

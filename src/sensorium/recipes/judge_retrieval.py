@@ -31,8 +31,8 @@ recall@k: share of queries with a right answer among the k most similar candidat
 several rows share is one candidate and one query. Right is a row's own partner and that of any row of its group:
 duplicates count as correct, and no copy of a wrong answer takes a second place. Ties count against the model.
 median rank: of the first right answer, from 1, both ways averaged. chance: recall of a random order, likewise.
-pixel neighbour: training pictures sorted by the cosine of their inverted pixels; recall is over the groups they show.
-It cannot name a group it has not seen.
+pixel neighbour: training pictures sorted by the cosine of their inverted pixels, at most 64 a
+side; recall is over the groups they show. It cannot name a group it has not seen.
 zero-shot accuracy: the class whose name, in several templates averaged, is nearest to the picture; beside it the share
 of the most common class."""
 

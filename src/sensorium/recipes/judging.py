@@ -11,6 +11,7 @@ from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.models import unit
 
+LARGEST = 64                                # side of a picture compared by its pixels; larger ones are made smaller
 _BLOCK = 1024                               # pictures compared with all others at a time
 
 
@@ -40,15 +41,16 @@ def references(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"]) -> list
     return [list(dict.fromkeys(texts)) for texts in said]
 
 
-def pixels(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Float[Tensor, "N P"]:
-    """Pictures as they are stored, 0 to 1."""
-    found = np.stack([np.asarray(prepared.picture(picture, row)) for row in rows.tolist()])
+def pixels(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"], largest: int = 0) -> Float[Tensor, "N P"]:
+    """Pictures as they are stored, 0 to 1; with `largest`, none of more pixels a side: they are averaged in squares."""
+    shown = (prepared.picture(picture, row) for row in rows.tolist())
+    found = np.stack([np.asarray(one.reduce(-(-one.width // (largest or one.width)))) for one in shown])
     return torch.from_numpy(found).flatten(1).float() / 255
 
 
 def ink(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Float[Tensor, "N P"]:
-    """Pixels as vectors of length one in which white paper is zero."""
-    return unit(1 - pixels(prepared, picture, rows))
+    """Pictures, at most LARGEST pixels a side, as vectors of length one in which white paper is zero."""
+    return unit(1 - pixels(prepared, picture, rows, LARGEST))
 
 
 def alike(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> Int[Tensor, "N"]:
