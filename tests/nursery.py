@@ -5,7 +5,8 @@
 Many lives are needed and importing torch takes seconds, so one process imports everything and forks each life. A life
 writes down a pipe what it is about to do; the last line tells where it was killed. Half of the kills come from within,
 at a numbered instant (also with half of a file written), half from without, at a random time. "naive" replaces the
-writer by one that writes in place: the control that must fail. Prints a JSON object for each kill and for each end.
+writer by one that writes in place, and is killed only with half of a file written: the control that must fail. Prints a
+JSON object for each kill and for each end.
 """
 import json
 import os
@@ -198,15 +199,19 @@ def main(folder: Path, kills: int, mode: str) -> None:
     assert status == 0, said[-1]
     wanted, rng = result(folder / "whole"), random.Random(0)
     in_saves = [i + 1 for i, line in enumerate(said) if line.startswith(("save", "best"))]
+    writes = [i + 1 for i, line in enumerate(said) if line.startswith(("save\tbefore write", "save\tbefore tensors"))]
 
     def plan() -> Iterator[dict[str, Any]]:
         while True:
+            if mode == "naive":      # always in the middle of a file: the control must not depend on the clock
+                yield {"at": rng.choice(writes), "half": True}
+                continue
             yield {"at": rng.choice(in_saves[:len(in_saves) // 2]), "half": rng.random() < 0.5}
             yield {"after": rng.uniform(0.02, 0.7) * seconds}
 
     plans, found = plan(), []
     for number in range(kills):
-        for entry in chain(folder / f"chain-{number}", wanted, plans, 6):
+        for entry in chain(folder / f"chain-{number}", wanted, plans, 1 if mode == "naive" else 6):
             found.append({"chain": number, **entry})
             print(json.dumps(found[-1]), flush=True)
         if found[-1]["end"] == "same":
