@@ -60,7 +60,7 @@ TUNES = ("none", "lora", "all")
 class Still(Encoder):
     """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
 
-    def __init__(self, embed: Embed, trunk: Transformer | None = None, pool: nn.Module | None = None):
+    def __init__(self, embed: Embed, trunk: nn.Module | None = None, pool: nn.Module | None = None):
         super().__init__(embed, trunk, pool)
         self.requires_grad_(False)
         self.train(False)

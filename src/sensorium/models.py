@@ -32,9 +32,12 @@ class Embed(Protocol):
 
 
 class Encoder(nn.Module):
-    """embed → transformer: raw values in, tokens out. `pool` makes one token of all, if none speaks for the whole."""
+    """embed → trunk: raw values in, tokens out. `pool` makes one token of all, if none speaks for the whole.
 
-    def __init__(self, embed: Embed, trunk: Transformer | None = None, pool: nn.Module | None = None):
+    The trunk is a Transformer, or whatever else takes Tokens (and `only`) as it does.
+    """
+
+    def __init__(self, embed: Embed, trunk: nn.Module | None = None, pool: nn.Module | None = None):
         super().__init__()
         self.embed, self.trunk, self.pool = embed, trunk, pool
 

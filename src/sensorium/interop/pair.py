@@ -23,7 +23,7 @@ from sensorium.published.open_clip import OPEN_CLIP
 from sensorium.published.parts import QuickGELU
 from sensorium.published.published import Published, drain
 from sensorium.published.senses import RESAMPLE
-from sensorium.transformer import FeedForward
+from sensorium.transformer import FeedForward, Transformer
 
 NEAR = 1e-4                                             # of a unit vector, between ours and what is written
 
@@ -111,7 +111,7 @@ def _config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:
 
 
 def _sizes(encode: Encoder) -> dict[str, Any]:
-    assert encode.trunk is not None
+    assert isinstance(encode.trunk, Transformer)
     block = encode.trunk.blocks[0]
     mlp, attention, norm = (getattr(block, name) for name in ("mlp", "attention", "norm"))
     if not isinstance(mlp, FeedForward) or not isinstance(norm, nn.LayerNorm):

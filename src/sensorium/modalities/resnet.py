@@ -2,6 +2,8 @@
 
     B batch   C channels   H height   W width   T tokens   D width of a token
 """
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,20 +27,33 @@ class Residual(nn.Module):
         self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
         nn.init.zeros_(self.second.get_parameter("1.weight"))
         plain = inside == outside and stride == 1
-        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride), convolution(inside, outside, 1))
+        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
+                                                               convolution(inside, outside, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         return F.relu(self.skip(x) + self.second(F.relu(self.first(x))))
+
+
+class Plain(nn.Module):
+    """Two convolutions, one on the other, each with a relu: a block without a way around it."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
+        return F.relu(self.second(F.relu(self.first(x))))
 
 
 class ResNet(nn.Module):
     """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole.
 
     A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it.
-    With the `size` of pictures, each cell is given a learned vector for its place.
+    With the `size` of pictures, each cell is given a learned vector for its place. block: Residual, or Plain.
     """
 
-    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0):
+    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0,
+                 block: Callable[[int, int, int], nn.Module] = Residual):
         super().__init__()
         if dim % 4:
             raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
@@ -46,8 +61,8 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(convolution(3, widths[0], 4, 2), nn.ReLU())
         inside, layers = widths[0], []
         for stage, width in enumerate(widths):
-            for block in range(blocks):
-                layers.append(Residual(inside, width, 2 if stage and not block else 1))
+            for i in range(blocks):
+                layers.append(block(inside, width, 2 if stage and not i else 1))
                 inside = width
         self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
         self.places = nn.Parameter(torch.randn((size // 8) ** 2, dim) * 0.02) if size else None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -136,11 +136,8 @@ class Words(nn.Module):
         return last_place(ids, self.end, self.pad)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        ends = self.summary(ids)
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            ids = ids[:, :int(ends.max()) + 1]                              # nothing lies beyond the longest text
+        ids, valid = real(ids, self.summary(ids))
         x = self.ids(ids) + self.places[:ids.shape[1]]
-        valid = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
         return Tokens(x, line(x), CAUSAL if self.causal else None, valid)
 
     def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
@@ -151,6 +148,24 @@ class Words(nn.Module):
     def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         """Texts of a batch as this part reads them: as they are."""
         return ids
+
+
+class WordVectors(nn.Module):
+    """Ids → Tokens: a learned vector for each id, wherever it stands. The mean of all speaks for the text."""
+
+    def __init__(self, dim: int, text: Text, dropout: float = 0.0):
+        super().__init__()
+        self.ids, self.drop = nn.Embedding(text.vocab_size, dim), nn.Dropout(dropout)
+        self.end, self.pad = text.end, text.pad
+        nn.init.normal_(self.ids.weight, std=dim ** -0.5)
+
+    def summary(self, ids: Int[Tensor, "B T"]) -> None:
+        return None
+
+    def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        ids, valid = real(ids, last_place(ids, self.end, self.pad))
+        x = self.drop(self.ids(ids))
+        return Tokens(x, line(x), valid=valid)
 
 
 class PaddedWords(nn.Module):
@@ -185,6 +200,13 @@ def last_place(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
     """Where each text ends: at its first `end`, or else at its last id that is not `pad`."""
     found, place = ids == end, torch.arange(ids.shape[1], device=ids.device)
     return torch.where(found.any(1), found.int().argmax(1), ((ids != pad) * place).amax(1))
+
+
+def real(ids: Int[Tensor, "B T"], ends: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
+    """(ids as far as the longest text goes, which of them are in their text), of texts that end at `ends`."""
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        ids = ids[:, :int(ends.max()) + 1]
+    return ids, torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
 
 
 def _along(places: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:

@@ -19,6 +19,10 @@ from sensorium.published.vit import depth
 from sensorium.tokens import Tokens, grid
 
 SIZE, EDGE = 224, 256                                   # pixels, and the shorter side before the middle is cut
+LAYOUTS: dict[str, Config] = {                          # stages: (units, width within, width of what comes out)
+    "resnet18": {"stem": 64, "bottleneck": False, "stages": [(2, 64, 64), (2, 128, 128), (2, 256, 256), (2, 512, 512)]},
+    "resnet50": {"stem": 64, "bottleneck": True,
+                 "stages": [(3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048)]}}
 
 
 class Unit(nn.Module):
@@ -66,8 +70,8 @@ def unit(inside: int, width: int, outside: int, stride: int, bottleneck: bool) -
     return Unit(through, nn.Identity() if plain else convolution(inside, outside, 1, stride))
 
 
-def build(config: Config) -> Classifier:
-    """The tower `image` and its head, with first weights."""
+def residuals(config: Config) -> tuple[Residuals, int]:
+    """The network of a layout with first weights, and the width of its tokens."""
     inside, stages = config["stem"], []
     for i, (many, width, outside) in enumerate(config["stages"]):
         stage = []
@@ -75,7 +79,13 @@ def build(config: Config) -> Classifier:
             stage.append(unit(inside, width, outside, 2 if i and not j else 1, config["bottleneck"]))
             inside = outside
         stages.append(stage)
-    return Classifier(Encoder(Residuals(config["stem"], stages)), inside, config["labels"])
+    return Residuals(config["stem"], stages), inside
+
+
+def build(config: Config) -> Classifier:
+    """The tower `image` and its head, with first weights."""
+    embed, width = residuals(config)
+    return Classifier(Encoder(embed), width, config["labels"])
 
 
 def names(config: Config) -> Names:

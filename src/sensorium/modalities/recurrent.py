@@ -1,0 +1,65 @@
+"""Recurrent networks: Tokens are read one after the other, forwards or both ways.
+
+    B batch   T tokens   D width
+"""
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sensorium.tokens import Tokens, at_place, present
+
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class Recurrent(nn.Module):
+    """Tokens → Tokens by GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997), in place of a transformer.
+
+    Only valid tokens are read, as if the others were not there; what comes out for the others is zero. Both ways, half
+    of the width is each way's, and there is no order to keep: ValueError for tokens that have one.
+    """
+
+    def __init__(self, dim: int, depth: int = 1, *, cell: str = "gru", both: bool = True, dropout: float = 0.0):
+        super().__init__()
+        if cell not in CELLS:
+            raise ValueError(f"cell={cell!r} is not one of {', '.join(CELLS)}")
+        if both and dim % 2:
+            raise ValueError(f"both ways share the width: {dim} is no multiple of 2")
+
+        def layers() -> nn.ModuleList:
+            return nn.ModuleList(CELLS[cell](dim, dim // 2 if both else dim, batch_first=True) for _ in range(depth))
+        self.forwards, self.backwards = layers(), layers() if both else None
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, t: Tokens, *, only: Int[Tensor, "B"] | None = None) -> Tokens:
+        """All tokens; with `only`, one a sequence."""
+        if t.order is not None and self.backwards is not None:
+            raise ValueError("tokens with an order are read forwards only: both=False")
+        if not t.x.shape[1]:
+            return t
+        real = present(t)
+        places = (~real).int().argsort(dim=1, stable=True)[..., None].expand_as(t.x)     # the valid ones first
+        read = self._read(t.x if t.valid is None else t.x.gather(1, places), real.sum(1))
+        if t.valid is not None:
+            read = torch.zeros_like(read).scatter(1, places, read) * real[..., None]
+        said = replace(t, x=read)
+        return said if only is None else at_place(said, only)
+
+    def _read(self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
+        """What is read of each sequence's first `lengths` tokens; the rest, read after them, changes nothing."""
+        turned = turning(lengths, x.shape[1])[..., None]
+        for i, forwards in enumerate(self.forwards):
+            x = self.drop(x) if i else x
+            ways = [forwards(x)[0]]
+            if self.backwards is not None:
+                back = self.backwards[i](x.gather(1, turned.expand_as(x)))[0]
+                ways.append(back.gather(1, turned.expand_as(back)))
+            x = torch.cat(ways, -1)
+        return x
+
+
+def turning(lengths: Int[Tensor, "B"], most: int) -> Int[Tensor, "B T"]:
+    """Places of each sequence's tokens from its last to its first; what lies beyond its length stays where it is."""
+    place, lengths = torch.arange(most, device=lengths.device), lengths[:, None]
+    return torch.where(place < lengths, lengths - 1 - place, place)

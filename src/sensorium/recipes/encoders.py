@@ -1,0 +1,129 @@
+"""Encoders by keyword: what reads a column, by the kind of its values and a name; or published weights.
+
+    B batch   T tokens   D width
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sensorium.adapt import TUNES, tuned
+from sensorium.kernels import Linear
+from sensorium.modalities.image import Image, Patches
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.recurrent import Recurrent
+from sensorium.modalities.resnet import Plain, Residual, ResNet
+from sensorium.modalities.text import Text, Words, WordVectors
+from sensorium.models import Encoder
+from sensorium.published.bert import First
+from sensorium.published.resnet import LAYOUTS, residuals
+from sensorium.published.start import Start
+from sensorium.recipes.recipe import BadKeyword, one_of
+from sensorium.tokens import Tokens
+from sensorium.transformer import transformer
+
+HEAD = 64                                   # width of one attention head, about
+Build = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
+
+
+def encoder(modality: Modality, how: str | Mapping[str, Any] | Start, dim: int, depth: int, dropout: float = 0.0,
+            tune: str = "none") -> Encoder:
+    """What reads a column of this modality: Tokens of width `dim`, padding and gaps not valid, no order among them.
+
+    how: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
+    where the encoder has any number of them. tune: what of published weights learns: none, lora or all; their own
+    width is brought to `dim` by one layer, which always learns.
+    Raises BadKeyword naming what there is.
+    """
+    found = chosen(modality.kind, how)
+    if isinstance(found, Start):
+        inner, width = found.encoder(modality.kind)
+        return projected(tuned(inner, one_of("tune", tune, TUNES)), width, dim, dropout)
+    return ENCODERS[modality.kind][found](modality, dim, depth, dropout)
+
+
+def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
+    """The name of one of the encoders of a kind; or the published model that a folder, a file, a hub id or a run's
+    config names: `senses()[kind]` of it are then the settings that its column must have, `told()` what the run keeps.
+
+    Raises BadKeyword where it is neither.
+    """
+    if isinstance(how, Start):
+        return how
+    known = list(ENCODERS.get(kind, ()))
+    if not known:
+        raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
+    if not how:
+        return known[0]
+    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how).exists()):
+        return Start.of(how)
+    if how not in known:
+        raise BadKeyword(f"{how!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
+                         "or a hub id of published weights")
+    return how
+
+
+class Projected(nn.Module):
+    """Raw values → Tokens of another width, by a whole encoder and one linear layer after it."""
+
+    def __init__(self, encoder: Encoder, width: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.encoder, self.project, self.drop = encoder, Linear(width, dim), nn.Dropout(dropout)
+
+    def summary(self, raw: Tensor) -> Int[Tensor, "B"] | None:
+        return self.encoder.embed.summary(raw)
+
+    def forward(self, raw: Tensor) -> Tokens:
+        t = self.encoder(raw)
+        return replace(t, x=self.drop(self.project(t.x)), order=None)
+
+
+def projected(encoder: Encoder, width: int, dim: int, dropout: float = 0.0) -> Encoder:
+    """The same encoder with tokens of width `dim`. What pools is kept where it only picks one of them."""
+    pool = encoder.pool if isinstance(encoder.pool, First) else None
+    return Encoder(Projected(encoder, width, dim, dropout), pool=pool)
+
+
+def _convolutions(image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]) -> Encoder:
+    return Encoder(ResNet(dim, max(1, depth // 3), dropout, block=block))
+
+
+def _residuals(image: Image, dim: int, depth: int, dropout: float, *, layout: str) -> Encoder:
+    embed, width = residuals(LAYOUTS[layout])
+    return projected(Encoder(embed), width, dim, dropout)
+
+
+def _vit(image: Image, dim: int, depth: int, dropout: float) -> Encoder:
+    patch = min((n for n in range(1, image.size + 1) if not image.size % n), key=lambda n: abs(n - image.size / 8))
+    return Encoder(Patches(dim, image.size, patch), transformer(dim, depth, heads(dim), first=True, dropout=dropout))
+
+
+def _read(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+    return Encoder(Words(dim, text, causal=False), transformer(dim, depth, heads(dim), dropout=dropout))
+
+
+def _spelt(text: Text, dim: int, depth: int, dropout: float, *, cell: str) -> Encoder:
+    return Encoder(WordVectors(dim, text, dropout), Recurrent(dim, depth, cell=cell, dropout=dropout))
+
+
+def _bag(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+    return Encoder(WordVectors(dim, text, dropout))
+
+
+def heads(dim: int) -> int:
+    """How many attention heads share a width: of HEAD or a little more each, and all of the same."""
+    return next(n for n in range(max(1, dim // HEAD), 0, -1) if not dim % n)
+
+
+ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is the usual one
+    "image": {"resnet": partial(_convolutions, block=Residual), "cnn": partial(_convolutions, block=Plain), "vit": _vit,
+              **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
+    "text": {"transformer": _read, "gru": partial(_spelt, cell="gru"), "lstm": partial(_spelt, cell="lstm"),
+             "bag": _bag},
+}
