@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
 FLOORS = [                                      # imports go up in this list, never down
     "errors machine",
     "tokens kernels durable stored",
-    "attention positions report config",
+    "attention positions report config chart",
     "transformer",
     "modalities align metrics",
     "models data",
