@@ -13,6 +13,7 @@ from sensorium.adapt import Still
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import CELLS, Recurrent
+from sensorium.modalities.series import Series
 from sensorium.modalities.table import Number
 from sensorium.modalities.text import Text, WordVectors
 from sensorium.models import Encoder, mean
@@ -22,7 +23,8 @@ from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens, causal, line, present
 
 DIM = 32
-MODALITIES: dict[str, Any] = {"image": Image(size=48), "text": Text(length=12, vocab_size=300)}
+MODALITIES: dict[str, Any] = {"image": Image(size=48), "text": Text(length=12, vocab_size=300),
+                              "series": Series(("x", "y"), (0.0, 0.0), (1.0, 1.0), length=40, usual=130)}
 NAMES = [(kind, name) for kind, names in ENCODERS.items() for name in names]
 
 

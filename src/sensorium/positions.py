@@ -52,3 +52,10 @@ class RelativeBias(nn.Module):
                 k_pos: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
         distance = (k_pos[:, None, :, 0] - q_pos[:, :, None, 0]).long()
         return q, k, self.bias(self.bucket(distance)).permute(0, 3, 1, 2)
+
+
+def sines(length: int, dim: int) -> Float[Tensor, "T D"]:
+    """Sines, then cosines, of time at rates from 1 to 1/10,000 (Vaswani et al. 2017)."""
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sensorium.data.bad import check_share
 from sensorium.data.decoded import Decoded, decoded
-from sensorium.data.schema import Schema
+from sensorium.data.schema import Schema, endings
 from sensorium.data.sources import Bad
+from sensorium.data.uneven import uneven
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
@@ -199,6 +200,8 @@ def _stored(dataset: Source, schema: Schema, name: str, console: Console) -> Sto
         raise SensoriumError(f"columns joined by a comma must hold text; {parts[0]!r} holds {modality.kind}.")
     if isinstance(modality, Image):
         return Pictures(modality, decoded(modality, partial(dataset.raw, name), len(dataset), name, console))
+    if endings(modality.kind) is not None:
+        return uneven(modality, partial(dataset.raw, name), len(dataset))
     return _values(dataset, name, modality)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sensorium.data.schema import Schema, unknown
+from sensorium.data.schema import Schema, endings, unknown
 from sensorium.data.sources import Bad, Table
 from sensorium.data.splits import SHARES, as_given, by_hash, in_order
 from sensorium.modalities.modality import Modality
@@ -69,14 +69,17 @@ class Dataset:
         return f"Dataset({self.name!r}, {len(self):,} rows: {shown}; {len(self.bad)} bad)"
 
     def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
-        """Raw values: Path, bytes or uint8 array (picture), str or list[str] (text), float, str; None where missing."""
+        """Raw values; None where missing.
+
+        Path, bytes or uint8 array (picture); Path, list or array (series); str or list[str] (text); float; str.
+        """
         if column not in self.table.columns:
             raise unknown(column, self.table.columns, f"Columns: {', '.join(self.table.columns)}.")
         values, rows = self.table.columns[column], np.asarray(rows, np.int64)
         kind = self.schema.columns[column].kind if column in self.schema.columns else ""
         if kind == "number":
             return [None if np.isnan(v) else v for v in values[rows].tolist()]
-        if kind == "image":
+        if endings(kind) is not None:
             return [self.table.base(i) / v if isinstance(v := values[i], str) else v for i in rows.tolist()]
         return [values[i] for i in rows.tolist()]
 
@@ -122,7 +125,7 @@ class Dataset:
 
     def groups(self) -> np.ndarray:
         """int64 [N]: rows of one number show the same thing. Equal values of the group column, or else equal content:
-        the bytes of the picture, the text where there is no picture, all values where there is neither."""
+        the bytes of the picture, else the text, else the series, all values where there is none of them."""
         return self._groups
 
     @cached_property
@@ -139,7 +142,7 @@ class Dataset:
     def _shown(self) -> str | None:
         """The column by whose content rows are told apart."""
         columns = self.schema.columns.values()
-        return next((c.name for kind in ("image", "text") for c in columns if c.kind == kind), None)
+        return next((c.name for kind in ("image", "text", "series") for c in columns if c.kind == kind), None)
 
     def _keys(self, rows: np.ndarray | None = None) -> Iterator[str]:
         """What tells rows apart, row by row: equal keys are the same thing."""
@@ -170,10 +173,10 @@ class Dataset:
         return Prepared(self, schema, columns, **{"max_bad": self.max_bad, **how})
 
     def describe(self) -> "Description":
-        """What `sensorium data PATH` prints: plain data, and a table when rich prints it. Every picture is decoded."""
+        """What `sensorium data PATH` prints: plain data, and a table when rich prints it. Every file is read."""
         from sensorium.data.describe import describe
-        pictures = [c.name for c in self.schema.columns.values() if c.kind == "image"]
-        found = self.prepare(self.schema, pictures, max_bad=1.0, quiet=True).bad if pictures and len(self) else self.bad
+        filed = [c.name for c in self.schema.columns.values() if endings(c.kind) is not None]
+        found = self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad if filed and len(self) else self.bad
         return replace(describe(self), bad=found)
 
 
@@ -187,7 +190,7 @@ def digest(raw: Any, where: str) -> str:
             return where
     if isinstance(raw, np.ndarray):
         return _md5(raw.tobytes() + str(raw.shape).encode()).hexdigest()
-    text = raw if isinstance(raw, str) else "\n".join(raw) if isinstance(raw, list) else where
+    text = raw if isinstance(raw, str) else "\n".join(map(str, raw)) if isinstance(raw, list) else where
     return _md5(raw if isinstance(raw, bytes) else text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

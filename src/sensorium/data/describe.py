@@ -82,7 +82,7 @@ def _facts(data: Dataset, name: str, kind: str, why: str) -> ColumnFacts:
 def _short(value: Any) -> str:
     """A value in at most forty characters."""
     if isinstance(value, np.ndarray):
-        return f"{' x '.join(map(str, value.shape))} pixels"
+        return f"{' x '.join(map(str, value.shape))} {'pixels' if value.dtype == np.uint8 else 'numbers'}"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, list) and value:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, unknown
+from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, endings, unknown
 from sensorium.data.sources import PICTURES, Table, parse_json
 from sensorium.data.splits import KNOWN
 from sensorium.errors import SensoriumError
@@ -17,6 +17,7 @@ from sensorium.modalities.modality import Modality
 
 SAMPLE = 10_000             # rows looked at in each column; what is decided is then held against every row
 _LOOKED_FOR = 1000          # picture files that are looked for before a column is decided on
+_STEPS = 100                # of a series, that are looked at before a column is decided on
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _WRITTEN = {tuple: list, float: (int, float)}    # how JSON writes the values of settings
 NUMBERS = (int, float, np.number, Decimal)
@@ -111,7 +112,7 @@ def _guess(table: Table, name: str, values: Any, tolerance: float) -> Guess:
     some = [values[i] for i in rows]
     guess = _pixels(some, tolerance) or _paths(name.lower(), table, rows, some)
     guess = guess or _addresses(name.lower(), some)
-    for rule in (_role, _captions, _numbers, _words):
+    for rule in (_series, _role, _captions, _numbers, _words):
         guess = guess or rule(name.lower(), some, tolerance)
     kinds = sorted({type(v).__name__ for v in some})
     kind, why = guess or ("ignore", f"values of type {', '.join(kinds[:4])} are not read")
@@ -145,16 +146,20 @@ def _is_picture(v: Any) -> bool:
 
 
 def _paths(name: str, table: Table, rows: list[int], some: list[Any]) -> Guess | None:
-    paths = {i: v for i, v in zip(rows, some, strict=True)
-             if isinstance(v, str) and v.lower().endswith(PICTURES) and not is_address(v)}
-    if len(paths) < 0.5 * len(some) or name in _NAMES["text"]:
-        return None
-    endings = sorted({p[p.rindex("."):].lower() for p in paths.values()})
-    looked = list(paths)[::-(-len(paths) // _LOOKED_FOR)]
-    there = sum(os.path.isfile(table.base(i) / paths[i].replace("\\", "/")) for i in looked)
-    found = f"{there} exist" if len(looked) == len(paths) else f"{there} of {len(looked)} looked for exist"
-    kind = "image" if there else _LOST
-    return kind, f"{len(paths)} of {len(some)} values end in {', '.join(endings)} and {found}"
+    """Names of files, by how they end. Those of pictures are taken for such even where none is there."""
+    for kind in ("image", *(kind for kind in MODALITIES if kind != "image" and endings(kind))):
+        paths = {i: v for i, v in zip(rows, some, strict=True)
+                 if isinstance(v, str) and v.lower().endswith(endings(kind) or ()) and not is_address(v)}
+        if len(paths) < 0.5 * len(some) or name in _NAMES["text"]:
+            continue
+        seen = sorted({p[p.rindex("."):].lower() for p in paths.values()})
+        looked = list(paths)[::-(-len(paths) // _LOOKED_FOR)]
+        there = sum(os.path.isfile(table.base(i) / paths[i].replace("\\", "/")) for i in looked)
+        found = f"{there} exist" if len(looked) == len(paths) else f"{there} of {len(looked)} looked for exist"
+        if there or kind == "image":
+            taken = kind if there else _LOST
+            return taken, f"{len(paths)} of {len(some)} values end in {', '.join(seen)} and {found}"
+    return None
 
 
 def _addresses(name: str, some: list[Any]) -> Guess | None:
@@ -180,6 +185,26 @@ def _role(name: str, some: list[Any], tolerance: float) -> Guess | None:
     if len(found) <= 20 and any(v.strip().lower() in KNOWN for v in found):
         return "split", f"named {name!r} and holds {', '.join(found[:5])}"
     return None
+
+
+def _series(name: str, some: list[Any], tolerance: float) -> Guess | None:
+    fit = [v for v in map(readings, some) if v is not None]
+    if not _enough(len(fit), some, tolerance):
+        return None
+    lengths = sorted(map(len, fit))
+    return "series", f"{len(fit)} of {len(some)} values are lists of numbers, {lengths[0]} to {lengths[-1]} steps long"
+
+
+def readings(v: Any) -> list[Any] | np.ndarray | None:
+    """The series that a cell holds, or spells in JSON: numbers, or at each step a list of them. None if it is none."""
+    v = as_list(v) if isinstance(v, str) else v
+    if isinstance(v, np.ndarray):
+        return v if v.ndim in (1, 2) and len(v) and v.dtype.kind in "fiu" else None
+    if not isinstance(v, list) or not v:
+        return None
+    flat = [x for step in v[:_STEPS] for x in (step if isinstance(step, list) else [step])]
+    numbers = [x for x in flat if x is not None]
+    return v if numbers and all(isinstance(x, NUMBERS) and not isinstance(x, bool) for x in numbers) else None
 
 
 def _captions(name: str, some: list[Any], tolerance: float) -> Guess | None:

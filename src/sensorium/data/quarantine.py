@@ -10,14 +10,15 @@ import numpy as np
 
 from sensorium.data.bad import Bad, check_share
 from sensorium.data.infer import NUMBERS, absent, as_list, as_number, is_address
-from sensorium.data.schema import Schema
+from sensorium.data.schema import Schema, endings
 from sensorium.data.sources import Table
 
 
 def settle(table: Table, schema: Schema, max_bad: float) -> Table:
     """The table with typed columns, its bad rows out of it and listed in `bad`; ignored columns are left as they are.
 
-    After it an image column holds str (a path), bytes or arrays; text holds str or list[str]; a number column is a
+    After it an image column holds str (a path), bytes or arrays; a column of another kind that is read from files holds
+    str (a path), lists or arrays; text holds str or list[str]; a number column is a
     float64 array, NaN where missing; category, split and group hold str. None is missing.
     Raises SensoriumError where more than the share `max_bad` of the rows is bad.
     """
@@ -36,10 +37,10 @@ def settle(table: Table, schema: Schema, max_bad: float) -> Table:
 
 def _typed(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, str]]]:
     """(the values as this kind has them, what is wrong with which row)."""
-    if isinstance(values, np.ndarray) and kind == "image":
+    if isinstance(values, np.ndarray) and values.ndim > 1:
         return values, []
     checks: dict[str, Callable[[Any], Any]] = {"text": _text, "number": _number, "image": _image}
-    check, faults, out = checks.get(kind, _name), [], []
+    check, faults, out = checks.get(kind, _name if endings(kind) is None else _held), [], []
     pool: dict[Any, Any] = {}
     for i, value in enumerate(values):
         try:
@@ -48,7 +49,7 @@ def _typed(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, s
             faults.append((i, str(e)))
             value = None
         out.append(pool.setdefault(value, value) if isinstance(value, str) and kind not in ("text", "image") else value)
-    if kind == "image":
+    if endings(kind) is not None:
         faults += _not_there(table, out)
     return (np.array(out, np.float64) if kind == "number" else out), faults
 
@@ -87,16 +88,27 @@ def _image(value: Any) -> str | bytes | np.ndarray:
         raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path")
     if not isinstance(value, (str, bytes, np.ndarray)):
         raise ValueError(f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}")
+    return _below(value) if isinstance(value, str) else value
+
+
+def _held(value: Any) -> Any:
+    """A path, or what a cell holds or spells in JSON: whether that can be read, its modality says."""
     if not isinstance(value, str):
         return value
+    if is_address(value):
+        raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the file, give its path")
+    return _below(value) if (found := as_list(value)) is None else found
+
+
+def _below(value: str) -> str:
     path = value.replace("\\", "/")
     if not path.startswith("/") and os.path.normpath(path).startswith(".."):
-        raise ValueError(f"{value[:60]!r} leads out of the folder of the data; give such a picture by its full path")
+        raise ValueError(f"{value[:60]!r} leads out of the folder of the data; give such a file by its full path")
     return path
 
 
 def _not_there(table: Table, paths: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Rows whose picture file is missing. Folders are listed, since asking for a million files one by one is slow."""
+    """Rows whose file is missing. Folders are listed, since asking for a million files one by one is slow."""
     listed: dict[tuple[Path, str], frozenset[str]] = {}
     for i, path in enumerate(paths):
         if isinstance(path, str):

@@ -12,14 +12,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sensorium import durable
+from sensorium.data.sources import PICTURES
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
+from sensorium.modalities.series import Series
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.text import Text
 
 VERSION = 1
-MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category)}
+MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Series)}
 ROLES = ("split", "group", "ignore")
 _USUAL = {"image": ("image", "picture", "photo", "img", "file_name", "filepath"),
           "text": ("caption", "captions", "text", "title", "description"), "category": ("label", "class", "category")}
@@ -30,6 +32,11 @@ class Rows(Protocol):
     """What a schema needs of a data set to learn its settings."""
 
     def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]: ...
+
+
+def endings(kind: str) -> tuple[str, ...] | None:
+    """How the names of files end that hold a value of this kind each; None for values that are never in files."""
+    return PICTURES if kind == "image" else getattr(MODALITIES.get(kind), "endings", None)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sensorium.modalities.modality import checked, settings
+from sensorium.positions import sines
 from sensorium.tokens import Tokens, line
 
 WINDOW, STEP = 0.025, 0.010                 # seconds that a frame looks at, and from one to the next
@@ -212,10 +213,3 @@ class Sound(nn.Module):
 def _only(x: Float[Tensor, "B D F"], real: Bool[Tensor, "B F"], whole: bool) -> Float[Tensor, "B D F"]:
     """Zero where there is nothing."""
     return x if whole else x.masked_fill(~real[:, None], 0)
-
-
-def sines(length: int, dim: int) -> Float[Tensor, "T D"]:
-    """Sines, then cosines, of time at rates from 1 to 1/10,000 (Vaswani et al. 2017)."""
-    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
-    angles = torch.arange(length)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)

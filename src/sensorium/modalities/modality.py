@@ -14,7 +14,12 @@ from sensorium.errors import SensoriumError
 
 @runtime_checkable
 class Modality(Protocol):
-    """The settings of one column. Frozen, JSON-able, stored with the run: what is served is what was trained."""
+    """The settings of one column. Frozen, JSON-able, stored with the run: what is served is what was trained.
+
+    A class that has `endings` too is one whose values may be files, told by how their names end (() for lists alone).
+    They are given to `load` as paths; what it makes of each may differ in its first axis, and a missing one has length
+    0 there when it comes to `collate`.
+    """
 
     kind: ClassVar[str]
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from sensorium.adapt import TUNES, tuned
 from sensorium.kernels import Linear
+from sensorium.modalities.convolution import Convolutions
 from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import Recurrent
 from sensorium.modalities.resnet import Plain, Residual, ResNet
+from sensorium.modalities.series import Series, Windows
 from sensorium.modalities.text import Text, Words, WordVectors
 from sensorium.models import Encoder
 from sensorium.published.bert import First
@@ -26,7 +28,7 @@ from sensorium.published.resnet import LAYOUTS, residuals
 from sensorium.published.start import Start
 from sensorium.recipes.recipe import BadKeyword, one_of
 from sensorium.tokens import Tokens
-from sensorium.transformer import transformer
+from sensorium.transformer import Transformer, transformer
 
 HEAD = 64                                   # width of one attention head, about
 Build = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
@@ -116,6 +118,20 @@ def _bag(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
     return Encoder(WordVectors(dim, text, dropout))
 
 
+def _attending(dim: int, depth: int, *, dropout: float) -> Transformer:
+    return transformer(dim, depth, heads(dim), dropout=dropout)
+
+
+def _along(series: Series, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module],
+           places: bool = False) -> Encoder:
+    return Encoder(Windows(dim, series, window(series), places=places), trunk(dim, depth, dropout=dropout))
+
+
+def window(series: Series) -> int:
+    """Steps of a window: about 64 windows make up a usual series, none of more than 16 steps."""
+    return max(1, min(16, series.usual // 64))
+
+
 def heads(dim: int) -> int:
     """How many attention heads share a width: of HEAD or a little more each, and all of the same."""
     return next(n for n in range(max(1, dim // HEAD), 0, -1) if not dim % n)
@@ -126,4 +142,7 @@ ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is 
               **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
     "text": {"transformer": _read, "gru": partial(_spelt, cell="gru"), "lstm": partial(_spelt, cell="lstm"),
              "bag": _bag},
+    "series": {"cnn": partial(_along, trunk=Convolutions), "gru": partial(_along, trunk=partial(Recurrent, cell="gru")),
+               "lstm": partial(_along, trunk=partial(Recurrent, cell="lstm")),
+               "transformer": partial(_along, trunk=_attending, places=True)},
 }
