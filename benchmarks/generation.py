@@ -3,7 +3,7 @@
     sensorium data build emoji --full --out emoji-full          # for the judge alone: artists the painter never saw
     PYTHONPATH=src python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions ...]
 
-Stages: `captions` (emoji, held-out artist and things), `judge` (a CLIP of the artists OpenMoji and EmojiOne 1, whom the
+Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `judge` (a CLIP of the artists OpenMoji and EmojiOne 1, whom the
 painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
 and `blind` (questions on scenes, with pictures and without). A stage that is done is not done again, and one that was
 stopped goes on. Figures go to results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png.
@@ -35,10 +35,11 @@ def emoji() -> sn.Dataset:
     return sn.Dataset.open("emoji", columns={"image": SIZE, "caption": "text:length=16"})
 
 
-def scenes(questions: bool) -> sn.Dataset:
-    """Shapes with a caption, or with questions and answers."""
-    texts = {"question": "text:length=24", "answer": "text:length=4"} if questions else {"caption": "text:length=32"}
-    return sn.Dataset.open("scenes", n=6000, size=32, columns={"image": "image:size=32", **texts})
+def scenes(n: int, texts: dict[str, int]) -> sn.Dataset:
+    """Shapes with texts of so many tokens: a caption, or a question and its answer. A cell has 8 x 8 pixels."""
+    columns = {name: f"text:length={length}" for name, length in texts.items()}
+    return sn.Dataset.open("scenes", n=n, size=24, questions=3 if "question" in texts else 0,
+                           columns={"image": "image:size=24", **columns})
 
 
 def others(full: Path) -> sn.Dataset:
@@ -63,10 +64,16 @@ class Stages:
                          parameters=sum(p.numel() for p in model.module.parameters()))
         return load(at)
 
+    def eye(self) -> Model:
+        """The CLIP through which captions are said: it has seen what the captioner may learn from, and no more."""
+        return self.run("eye", sn.recipes.clip_small, emoji, epochs=20, evaluate_every=5)
+
     def captions(self) -> None:
-        """Captions on held-out artists and things."""
-        self._judged("captions", self.run("captions", sn.recipes.captioner, emoji, epochs=24, augment="strong",
-                                          dropout=0.2, evaluate_every=6, **MUON), emoji())
+        """Captions on held-out artists and things. Unseen things alone must not say when to stop: the last is kept."""
+        eye = self.eye()
+        model = self.run("captions", sn.recipes.captioner, emoji, clip=str(eye.folder), epochs=20, augment="strong",
+                         dropout=0.2, smoothing=0.1, evaluate_every=20, **MUON)
+        self._judged("captions", model, emoji(), most=300, by=eye)
 
     def judge(self) -> Model:
         """A CLIP by which painted emoji are judged."""
@@ -91,16 +98,16 @@ class Stages:
     def scenes(self) -> None:
         """Scenes for captions, also for combinations never seen."""
         def data() -> sn.Dataset:
-            return scenes(False)
-        self.run("scene-codes", sn.recipes.codes, data, epochs=2, precision="bf16", evaluate_every=1)
-        model = self.run("scenes", sn.recipes.dalle, data, codes=str(self.folder / "scene-codes"), dim=192, depth=5,
-                         epochs=4, copies=1, evaluate_every=1, **MUON)
+            return scenes(60_000, {"caption": 32})
+        self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, evaluate_every=0.5, precision="bf16")
+        model = self.run("scenes", sn.recipes.dalle, data, codes=str(self.folder / "scene-codes"), dim=192, depth=4,
+                         epochs=3.5, copies=1, dropout=0.0, evaluate_every=0.5, **MUON)
         self._judged("scenes", model, data(), most=200)
 
     def answers(self) -> None:
         """Questions about scenes, beside a model that never saw one."""
         def data() -> sn.Dataset:
-            return scenes(True)
+            return scenes(30_000, {"question": 24, "answer": 4})
         how = {"question": "question", "text": "answer", "epochs": 4, "evaluate_every": 1, **MUON}
         blind = self.run("blind", sn.recipes.captioner, data, image="", **how)
         self._judged("answers", self.run("answers", sn.recipes.captioner, data, **how), data(), blind=blind)

@@ -76,6 +76,19 @@ def test_a_captioner_that_says_nothing(data: Dataset, schema: Schema) -> None:
     assert found["pictures"] == 7 and found["chrF"] == found["true"] == found["things"] == 0
 
 
+def test_a_clip_finds_another_neighbour(data: Dataset, schema: Schema) -> None:
+    """One that sees nothing but how red a picture is finds, for every row, the caption of the reddest of all."""
+    seen = Answers("red", {"embed": lambda image: np.stack([np.asarray(p, np.float32)[..., :1].mean((0, 1))
+                                                            for p in image])})
+    model = Known(schema, captions("image", "caption"), generate=lambda what, image: ["?"] * len(image))
+    found = figures(model, data, by=seen)
+    train = data.splits["train"]
+    red = [np.asarray(p)[..., 0].mean() for p in data.raw("image", train)]
+    reddest = data.raw("caption", train)[int(np.argmax(red))]
+    same = Known(schema, captions("image", "caption"), generate=lambda what, image: [reddest[0]] * len(image))
+    assert found["CLIP neighbour chrF"] == figures(same, data)["chrF"] != found["neighbour chrF"]
+
+
 # Answers --------------------------------------------------------------------------------------------------------------
 
 

@@ -31,12 +31,14 @@ PUBLISHED_CLIP = {"source": "theirs", "family": "clip", "config": {
                                             "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
     "text_config": {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
                     "vocab_size": 300, "max_position_embeddings": 12, "eos_token_id": 2}}}
+OUR_CLIP = {"source": "ours", "fingerprint": "", "recipe": "clip_small", "image": Image(size=16).to_json(),
+            "keywords": {"dim": 32, "text_depth": 1, "embed_dim": 16}}
 QUESTIONS = Schema({**SCHEMA.columns, "question": Column("question", Text(length=8, vocab_size=300))})
 
 SHIPPED = {
     "captioner": Shipped({"dim": 32, "depth": 2, "dropout": 0.0},
-                         [{}, {"eye": "patches"}, {"question": "question"}, {"dropout": 0.1}, {"smoothing": 0.1}],
-                         QUESTIONS),
+                         [{}, {"eye": "patches"}, {"question": "question"}, {"dropout": 0.1}, {"smoothing": 0.1},
+                          {"clip": OUR_CLIP}], QUESTIONS),
     "clip": Shipped({"dim": 32, "depth": 2, "text_depth": 2, "embed_dim": 16},
                     [{}, {"tower": "resnet"}, {"loss": "siglip"}, {"align": "nonlinear"}, {"align": "multiscale"},
                      {"dropout": 0.1}, {"smoothing": 0.1}]),

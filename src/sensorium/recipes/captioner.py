@@ -1,19 +1,18 @@
 """Words for pictures: a picture, and perhaps a question, is read at once; then words are said one by one."""
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import nn
 
 from sensorium.data.schema import Schema
 from sensorium.kernels import Linear
-from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text, Words
-from sensorium.models import Decoder, Encoder
+from sensorium.models import Decoder
 from sensorium.objectives.next_token import NextToken
+from sensorium.recipes.eyes import EYES, Eye
 from sensorium.recipes.generation import said_to, validate
-from sensorium.recipes.recipe import Recipe, one_of
+from sensorium.recipes.recipe import BadKeyword, Recipe, one_of
 from sensorium.transformer import transformer
 from sensorium.verbs.say import Speaker
 
@@ -25,8 +24,8 @@ AUGMENT = {                                 # no mirror images: what is said of 
 
 
 def captioner(schema: Schema, *, image: str | None = None, text: str | None = None, question: str | None = None,
-              eye: Literal["resnet", "patches"] = "resnet", dim: int = 192, depth: int = 4, patch: int = 0,
-              dropout: float = 0.1, smoothing: float = 0.0) -> Recipe:
+              eye: Literal["resnet", "patches"] = "resnet", clip: str | Mapping[str, Any] = "", dim: int = 192,
+              depth: int = 4, patch: int = 0, dropout: float = 0.1, smoothing: float = 0.0) -> Recipe:
     """Words for a picture: captions, or answers where there is a question to each picture.
 
     Args:
@@ -34,19 +33,24 @@ def captioner(schema: Schema, *, image: str | None = None, text: str | None = No
         text: column of what is to be said, or several joined by commas; by default the only one.
         question: column of questions, each read beside its picture before the answer is said.
         eye: what reads pictures before the decoder does: resnet (convolutions) or patches (nothing more).
+        clip: folder of a finished run of clip or clip_small, whose vector of a picture is read instead; it stays as
+            it is.
         dim: width.
         depth: blocks of the decoder.
         patch: side of a patch in pixels; 0: an eighth of the picture.
         dropout: share of activations dropped in each block.
         smoothing: label smoothing.
     """
-    columns = _columns(schema, image, question, text)
-    given = {part: schema[column] for part, column in columns.items()}
+    columns, trained = _columns(schema, image, question, text), Eye.of(clip) if clip else None
+    if trained and "image" not in columns:
+        raise BadKeyword(f"clip={trained.told['source']!r} reads pictures, and image='' says that there are none")
+    settings: dict[str, Modality] = {columns["image"]: trained.image} if trained else {}
+    given = {part: schema.taking(settings)[column] for part, column in columns.items()}
     said = given.pop("text")
     assert isinstance(said, Text)
-    one_of("eye", eye, list(EYES))
+    see = trained.look if trained else EYES[one_of("eye", eye, list(EYES))]
     parts = {part: Words(dim, modality, causal=False) if isinstance(modality, Text) else
-             EYES[eye](modality, dim, patch, dropout) for part, modality in given.items()}
+             see(modality, dim, patch, dropout) for part, modality in given.items()}
     head = Linear(dim, said.vocab_size, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     trunk = transformer(dim, depth, max(1, dim // HEAD), dropout=dropout)
@@ -54,7 +58,8 @@ def captioner(schema: Schema, *, image: str | None = None, text: str | None = No
     objective, speaker = NextToken(columns, {"text": 1.0}, smoothing=smoothing), Speaker(model, given, said)
     changes = {strength: {columns["image"]: how} for strength, how in AUGMENT.items()} if "image" in columns else {}
     return Recipe(
-        model=model, objective=objective, columns=tuple(dict.fromkeys(columns.values())), verbs={"generate": speaker},
+        model=model, objective=objective, columns=tuple(dict.fromkeys(columns.values())), settings=settings,
+        told={"clip": trained.told} if trained else {}, derived=trained and trained.ready, verbs={"generate": speaker},
         augment=changes, metric="val_loss", validate=validate(objective), samples=said_to(speaker, objective),
         judge=_judge(columns))
 
@@ -74,16 +79,3 @@ def _judge(columns: dict[str, str]) -> Callable[..., Any] | None:
         case {"image": picture, "text": words}:
             return captions(picture, words)
     return None
-
-
-def _resnet(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
-    assert isinstance(image, Image)
-    return Encoder(ResNet(dim, 1, dropout, size=image.size))
-
-
-def _patches(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
-    assert isinstance(image, Image)
-    return Encoder(Patches(dim, image.size, patch or image.size // 8))
-
-
-EYES = {"resnet": _resnet, "patches": _patches}

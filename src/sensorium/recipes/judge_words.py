@@ -6,9 +6,13 @@ gives a text for each row; None stands for a picture that is not there.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
@@ -21,8 +25,8 @@ Judge = Callable[..., Report]
 CAPTIONS = """\
 chrF (0 to 100) and CIDEr-D (0 to 10) hold what is said against all captions of a row, lower case, without punctuation;
 exact is the share that is one of them. CIDEr-D weighs words by how rare they are in the split: compare it within one.
-neighbour: the first caption of the training picture whose inverted pixels are most similar. most common: the first
-caption that most training rows share.
+neighbour: the first caption of the training picture whose inverted pixels are most similar; CLIP neighbour: the same by
+the vectors of the model named above. most common: the first caption that most training rows share.
 Of the data set scenes: true is the share of captions that name all there is and nothing else, all of it right; things
 and relations are the shares of what is claimed that is so (a text that is no caption claims nothing that is so)."""
 ANSWERS = """\
@@ -35,19 +39,20 @@ looks is far above all four. accuracy of K: of the questions of kind K."""
 
 def captions(picture: str, words: str) -> Judge:
     """A judge of captions for the columns of a recipe."""
-    def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 1000) -> Report:
-        """most: pictures of a split that are judged, evenly spaced."""
+    def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 1000, by: Any = None) -> Report:
+        """most: pictures of a split that are judged, evenly spaced. by: a model with `embed(image=)`, by whose vectors
+        the nearest training picture is found too."""
         prepared = dataset.prepare(model.schema, (picture, words))
-        train = training_rows(dataset, prepared)
-        figures = {}
+        cheap, figures = _Cheap(dataset, prepared, (picture, words), by), {}
         for split in splits:
             rows = spaced(distinct(prepared, picture, prepared.complete(dataset.splits[split])), most)
             if len(rows):
                 said = model.generate("text", image=dataset.raw(picture, rows))
                 figures[split] = {"pictures": float(len(rows)), **_compared(dataset, words, rows, said)}
-                for name, texts in _cheap(prepared, (picture, words), train, rows).items():
+                for name, texts in cheap.said(rows).items():
                     figures[split] |= {f"{name} {k}": v for k, v in _compared(dataset, words, rows, texts).items()}
-        return Report(figures, {"text": words}, "captions", (), CAPTIONS)
+        about = {"text": words} if by is None else {"text": words, "CLIP": str(by)}
+        return Report(figures, about, "captions", (), CAPTIONS)
     return judge
 
 
@@ -60,17 +65,25 @@ def _compared(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"], said: Se
     return found | true_captions(dataset, rows.tolist(), said)
 
 
-def _cheap(prepared: Prepared, columns: tuple[str, str], train: Int[np.ndarray, "T"],
-           rows: Int[np.ndarray, "N"]) -> dict[str, list[str]]:
-    """Captions that cost nothing: that of the nearest training picture, and the most common one."""
-    picture, words = columns
-    known = distinct(prepared, picture, train)
-    if not len(known):
-        return {}
-    near = alike(ink(prepared, picture, rows), ink(prepared, picture, known))
-    common = Counter(prepared.caption(words, row) for row in known.tolist()).most_common(1)[0][0]
-    return {"neighbour": [prepared.caption(words, int(known[i])) for i in near.tolist()],
-            "most common": [common] * len(rows)}
+class _Cheap:
+    """Captions that cost nothing: those of the nearest training pictures, and the most common one."""
+
+    def __init__(self, dataset: Dataset, prepared: Prepared, columns: tuple[str, str], by: Any):
+        self.known = distinct(prepared, columns[0], training_rows(dataset, prepared))
+        self.captions = [prepared.caption(columns[1], row) for row in self.known.tolist()]
+        self.spaces: dict[str, Callable[..., Tensor]] = {"neighbour": partial(ink, prepared, columns[0])}
+        if by is not None:
+            self.spaces["CLIP neighbour"] = lambda rows: torch.from_numpy(by.embed(image=dataset.raw(columns[0], rows)))
+        self.vectors = {name: of(self.known) for name, of in self.spaces.items() if len(self.known)}
+
+    def said(self, rows: Int[np.ndarray, "N"]) -> dict[str, list[str]]:
+        """For each row, by each way that there is."""
+        if not len(self.known):
+            return {}
+        near = {name: alike(self.spaces[name](rows), known).tolist() for name, known in self.vectors.items()}
+        common = Counter(self.captions).most_common(1)[0][0]
+        return {**{name: [self.captions[i] for i in found] for name, found in near.items()},
+                "most common": [common] * len(rows)}
 
 
 @dataclass(frozen=True)
