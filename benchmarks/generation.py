@@ -3,10 +3,11 @@
     sensorium data build emoji --full --out emoji-full          # for the judge alone: artists the painter never saw
     PYTHONPATH=src python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions ...]
 
-Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `judge` (a CLIP of the artists OpenMoji and EmojiOne 1, whom the
-painter has not seen), `codes` and `painted` (emoji), `scenes` (pictures for captions, checked by a program), `answers`
-and `blind` (questions on scenes, with pictures and without). A stage that is done is not done again, and one that was
-stopped goes on. Figures go to results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png.
+Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `judge` (a CLIP of the artists
+OpenMoji and EmojiOne 1, whom the painter has not seen), `codes` and `painted` (emoji), `scene-codes` and `scenes`
+(pictures for captions, checked by a program), `answers` and `blind` (questions on scenes, with pictures and without). A
+stage that is done is not done again, and one that was stopped goes on. Figures go to results/generation.jsonl with CPU
+seconds of one thread; pictures to docs/painted.png and docs/scenes.png.
 """
 import argparse
 import time
@@ -17,15 +18,21 @@ from typing import Any
 
 import numpy as np
 import peers
+import PIL.Image
 import torch
 
 import sensorium as sn
 from sensorium.checkpoint import Model, load
-from sensorium.recipes.drawing import sheet
+from sensorium.recipes.drawing import framed, sheet
+from sensorium.recipes.judge_scenes import true_pictures
+from sensorium.recipes.judging import spaced
 
+DOCS = Path(__file__).parents[1] / "docs"
+SIDE = 24                                                   # of a scene: 8 pixels a cell
 SIZE = "image:size=32:square=trim"
 OTHERS = ("openmoji", "emojione-1")                         # artists in none of the painter's pictures
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
+HELD = ("test", "test_pairs", "test_four", "test_relations")
 SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "Christmas tree", "green apple",
          "flag", "black cat")
 
@@ -36,10 +43,10 @@ def emoji() -> sn.Dataset:
 
 
 def scenes(n: int, texts: dict[str, int]) -> sn.Dataset:
-    """Shapes with texts of so many tokens: a caption, or a question and its answer. A cell has 8 x 8 pixels."""
+    """Shapes with texts of so many tokens: a caption, or a question and its answer."""
     columns = {name: f"text:length={length}" for name, length in texts.items()}
-    return sn.Dataset.open("scenes", n=n, size=24, questions=3 if "question" in texts else 0,
-                           columns={"image": "image:size=24", **columns})
+    return sn.Dataset.open("scenes", n=n, size=SIDE, questions=3 if "question" in texts else 0,
+                           columns={"image": f"image:size={SIDE}", **columns})
 
 
 def others(full: Path) -> sn.Dataset:
@@ -47,6 +54,17 @@ def others(full: Path) -> sn.Dataset:
     whole = sn.Dataset.open(full, columns={"image": SIZE, "split": "ignore"})
     artists = whole.raw("artist", range(len(whole)))
     return whole.take(np.array([artist in OTHERS for artist in artists]))
+
+
+def few(data: sn.Dataset, split: str, most: int) -> tuple[list[Any], list[str]]:
+    """Pictures of a split, evenly spaced, and a caption of each."""
+    rows = spaced(data.splits[split], most)
+    return data.raw("image", rows), [said[0] for said in data.raw("caption", rows)]
+
+
+def marked(picture: PIL.Image.Image, caption: str) -> PIL.Image.Image:
+    """In a frame: green if the caption is true of it, grey if not."""
+    return framed(picture, "green" if true_pictures([picture], [caption], SIDE)["true"] else "lightgrey")
 
 
 class Stages:
@@ -92,25 +110,34 @@ class Stages:
         model.verbs = {"generate": partial(paint, guidance=2.0, top_p=0.95)}
         self._judged("painted", model, emoji(), most=150, by=judge)
         pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
-        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(
-            Path(__file__).parents[1] / "docs" / "painted.png")
+        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(DOCS / "painted.png")
 
     def scenes(self) -> None:
         """Scenes for captions, also for combinations never seen."""
         def data() -> sn.Dataset:
             return scenes(60_000, {"caption": 32})
-        self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, evaluate_every=0.5, precision="bf16")
-        model = self.run("scenes", sn.recipes.dalle, data, codes=str(self.folder / "scene-codes"), dim=192, depth=4,
-                         epochs=3.5, copies=1, dropout=0.0, evaluate_every=0.5, **MUON)
+        codes = self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, evaluate_every=0.5,
+                         precision="bf16")
+        model = self.run("scenes", sn.recipes.dalle, data, codes=str(codes.folder), dim=192, depth=4, epochs=3.5,
+                         copies=1, dropout=0.0, evaluate_every=0.5, **MUON)
+        for split in HELD:                                  # there and back: no words can better what codes can show
+            real, captions = few(data(), split, 200)
+            peers.record("generation", stage="scene-codes", split=split,
+                         **true_pictures(codes.generate(image=real), captions, SIDE))
         self._judged("scenes", model, data(), most=200)
+        asked = [(split, *pair) for split in HELD for pair in zip(*few(data(), split, 2), strict=True)]
+        painted = model.generate(text=[caption for *_, caption in asked], n=6)
+        sheet([(f"{split}: {caption}", [real, *(marked(p, caption) for p in painted[6 * i:6 * i + 6])])
+               for i, (split, real, caption) in enumerate(asked)]).save(DOCS / "scenes.png")
 
     def answers(self) -> None:
         """Questions about scenes, beside a model that never saw one."""
         def data() -> sn.Dataset:
             return scenes(30_000, {"question": 24, "answer": 4})
-        how = {"question": "question", "text": "answer", "epochs": 4, "evaluate_every": 1, **MUON}
-        blind = self.run("blind", sn.recipes.captioner, data, image="", **how)
-        self._judged("answers", self.run("answers", sn.recipes.captioner, data, **how), data(), blind=blind)
+        how: dict[str, Any] = {"question": "question", "text": "answer", "dim": 128, "batch_size": 64, **MUON}
+        model = self.run("answers", sn.recipes.captioner, data, epochs=6, augment="none", evaluate_every=1, **how)
+        blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=2, **how)
+        self._judged("answers", model, data(), blind=blind)
 
     def _judged(self, name: str, model: Model, data: sn.Dataset, **how: Any) -> None:
         report = sn.evaluate(model, data, **how)

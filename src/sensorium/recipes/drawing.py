@@ -1,9 +1,11 @@
 """Sheets to look at while a model learns: words on the left, pictures beside them, a line each."""
+import textwrap
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
 LEFT, CELL = 260, 72                        # room for words, side of a picture with its margin
+WIDE, HIGH = 40, 4                          # letters in a line of words, and lines
 
 
 def sheet(lines: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
@@ -12,7 +14,8 @@ def sheet(lines: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     drawn = Image.new("RGB", (LEFT + CELL * across, CELL * max(1, len(lines))), "white")
     pen = ImageDraw.Draw(drawn)
     for y, (words, pictures) in enumerate(lines):
-        pen.text((8, y * CELL + CELL // 2 - 6), words[:40], fill="black")
+        told = textwrap.wrap(words, WIDE)[:HIGH]
+        pen.text((8, y * CELL + CELL // 2), "\n".join(told), fill="black", anchor="lm")
         for x, picture in enumerate(pictures):
             drawn.paste(picture.resize((CELL - 8, CELL - 8)), (LEFT + x * CELL + 4, y * CELL + 4))
     return drawn
