@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sensorium.errors import SensoriumError as SensoriumError
     from sensorium.evaluate import evaluate as evaluate
     from sensorium.load import load as load
+    from sensorium.recipes.encoders import add_modality as add_modality
     from sensorium.tasks.search import Index as Index
     from sensorium.train import train as train
 
@@ -23,6 +24,7 @@ _HOME = {
     "Dataset": "sensorium.data.dataset",
     "Index": "sensorium.tasks.search",
     "SensoriumError": "sensorium.errors",
+    "add_modality": "sensorium.recipes.encoders",
     "evaluate": "sensorium.evaluate",
     "load": "sensorium.load",
     "train": "sensorium.train",

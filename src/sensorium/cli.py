@@ -29,14 +29,17 @@ from sensorium.errors import SensoriumError
 from sensorium.machine import prefer_huge_pages
 from sensorium.options import with_keywords
 
-ABOUT = "One model over pictures, words and everything else about the same things."
+ABOUT = """One model over pictures, words and everything else about the same things.
+
+Before a command, --use FILE.py runs a file of your own that adds a kind of column."""
 EXAMPLES = {
     "sensorium": """
         sensorium demo
         sensorium data photos/
         sensorium train clip photos/ --out runs/photos
         sensorium index runs/photos photos/
-        sensorium search runs/photos "a red bicycle" --out results.html""",
+        sensorium search runs/photos "a red bicycle" --out results.html
+        sensorium --use points.py data scans.csv""",
     "data": """
         sensorium data photos/
         sensorium data products.csv --column price=ignore --group product_id
@@ -124,6 +127,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 1 could not be done, 2 was not understood."""
     try:
+        argv = _used(argv)
         command_line(argv)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
         return _failed(2, f"{e} See: {' '.join(['sensorium', *(e.command_chain or ())])} --help")
@@ -143,6 +147,14 @@ def main() -> NoReturn:
     prefer_huge_pages()
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
+
+
+def _used(argv: Sequence[str]) -> Sequence[str]:
+    """What is left of a command line after each `--use FILE` at its head, whose file is run."""
+    while list(argv[:1]) == ["--use"]:
+        keywords.use("".join(argv[1:2]))
+        argv = argv[2:]
+    return argv
 
 
 def _app(name: str, **settings: Any) -> App:

@@ -75,6 +75,14 @@ def made(where: str) -> Callable[..., Any]:
     return ours[where]
 
 
+def use(path: str) -> None:
+    """Run a Python file of the user's own, which adds what it defines. Raises SensoriumError where it is none."""
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise SensoriumError(f"--use {path}: there is no such Python file.")
+    _parse(Path(path))
+    _run(Path(path))
+
+
 def is_file(where: str) -> bool:
     """Whether it is written as FILE:FUNCTION."""
     return ".py" in where

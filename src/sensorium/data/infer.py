@@ -66,7 +66,8 @@ def _said(table: Table, name: str, kind: str | Modality) -> str | Modality:
         return kind
     kind, *pairs = kind.split(":")
     if kind not in (*MODALITIES, *ROLES):
-        raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose {', '.join((*MODALITIES, *ROLES))}.")
+        raise SensoriumError(f"column {name!r}: {kind!r} is no kind; choose {', '.join((*MODALITIES, *ROLES))}. A file "
+                             "of your own that adds one is named before the command: sensorium --use mine.py ...")
     if not pairs:
         return kind
     plain = MODALITIES[kind]() if kind in MODALITIES else None

@@ -172,7 +172,11 @@ class Schema:
 
 def _column(path: Path, name: str, given: Any, tokenizer: Tokenizer | None) -> Column:
     given = _closed(path, f"column {name!r}", given, {"kind", "why", "settings"})
-    kind = MODALITIES[_known(path, given["kind"], MODALITIES)]
+    if given["kind"] not in list(MODALITIES):
+        raise SensoriumError(f"{path}: the column {name!r} is of the kind {given['kind']!r}, which is none of "
+                             f"{', '.join(MODALITIES)}. If a file of your own adds it, name that file: sensorium --use "
+                             "mine.py ...; in Python, import it first.")
+    kind = MODALITIES[given["kind"]]
     modality = kind.from_json(_object(path, f"settings of {name!r}", given["settings"]))
     if isinstance(modality, Text):
         modality = replace(modality, tokenizer=tokenizer)

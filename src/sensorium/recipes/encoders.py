@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sensorium.adapt import TUNES, tuned
+from sensorium.data.schema import MODALITIES, ROLES
+from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
 from sensorium.modalities.convolution import Convolutions
 from sensorium.modalities.image import Image, Patches
@@ -146,3 +148,26 @@ ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is 
                "lstm": partial(_along, trunk=partial(Recurrent, cell="lstm")),
                "transformer": partial(_along, trunk=_attending, places=True)},
 }
+OWN, NEEDED = frozenset(MODALITIES), ("endings", "fit", "load", "collate", "augment", "to_json", "from_json")
+
+
+def add_modality(modality: type, **encoders: Build) -> None:
+    """One more kind of column, from a file of your own: a run that has learned from one is read where it was added too.
+
+    modality: settings as `Modality` says, all with defaults, and `endings`. encoders: by name, the usual one first;
+    each is `build(settings, dim, depth, dropout) -> Encoder`, with Tokens of width `dim`. Added again, it takes the
+    place of what was there. Raises SensoriumError saying what it lacks, and for a kind of Sensorium's own.
+    """
+    kind = getattr(modality, "kind", "")
+    if not isinstance(kind, str) or not kind.isidentifier() or kind in (*OWN, *ROLES):
+        raise SensoriumError(f"{modality.__name__}.kind is {kind!r}: a kind is one word that is not taken; "
+                             f"{', '.join((*OWN, *ROLES))} are.")
+    if lacks := [name for name in NEEDED if not hasattr(modality, name)]:
+        raise SensoriumError(f"{modality.__name__} lacks {', '.join(lacks)}, which every kind of column has.")
+    if not encoders:
+        raise SensoriumError(f"add_modality({modality.__name__}, ...) names no encoder, as in together=build.")
+    try:
+        modality()
+    except TypeError as e:
+        raise SensoriumError(f"{modality.__name__} needs a default for each of its settings: {e}.") from e
+    MODALITIES[kind], ENCODERS[kind] = modality, encoders
