@@ -16,7 +16,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "transformer",
     "modalities align metrics",
     "models data",
-    "adapt quantize",
+    "adapt quantize fusion fused",
     "objectives",
     "verbs",
     "published convert",

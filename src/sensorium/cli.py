@@ -19,6 +19,7 @@ from sensorium.commands import (
     export,
     generate,
     index,
+    predict,
     say,
     search,
     show,
@@ -78,6 +79,9 @@ EXAMPLES = {
         sensorium generate runs/captioner --image apple.png
         sensorium generate runs/vqa --image scene.png --question "what colour is the circle?"
         sensorium generate runs/gpt "once upon a time" --temperature 0.8 --seed 1""",
+    "predict": """
+        sensorium train fusion products.csv --target price --out runs/price
+        sensorium predict runs/price new.csv -o priced.csv""",
     "show": """
         sensorium show clip --dim 1024 --depth 24
         sensorium show clip --data photos/ --batch-size 512
@@ -113,7 +117,7 @@ def command_line(argv: Sequence[str] = ()) -> App:
     for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
-    order = [reader, trainer, evaluate, blend, index, search, generate, export, shower, convert, demo, doctor,
+    order = [reader, trainer, evaluate, blend, index, search, generate, predict, export, shower, convert, demo, doctor,
              completion]
     for place, command in enumerate(order):
         if isinstance(command, App):

@@ -182,6 +182,21 @@ def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
             shown({"text": words}, as_json)
 
 
+def predict(run: Run, data: Data, /, *, out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("predicted.csv"),
+            recipe: Own = None, max_bad: float = 0.01) -> None:
+    """Say the target of each row of a table, from whichever columns it has.
+
+    Args:
+        out: file to write: .csv, or .jsonl with the probability of every class
+        max_bad: share of rows that may be unusable
+    """
+    from sensorium.data.dataset import Dataset
+    from sensorium.tasks.prediction import predict_file
+    model = _model(run, recipe)
+    n = predict_file(model, Dataset.open(data, like=model.schema, max_bad=max_bad), out, say)
+    print(f"{n:,} rows in {out}")
+
+
 def show(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the columns of these data")] = None,
          reading: How = AS_GUESSED, as_json: Json = False, **given: Any) -> None:
     """Say how large a model would be: parameters, work and memory of a training step. Nothing is trained."""

@@ -35,7 +35,7 @@ class Dataset:
     @classmethod
     def open(cls, source: str | os.PathLike[str], *, split: str | None = None, group: str | None = None,
              columns: Mapping[str, str | Modality] | None = None, test: str | os.PathLike[str] | None = None,
-             max_bad: float = 0.01, **options: Any) -> "Dataset":
+             max_bad: float = 0.01, like: Schema | None = None, **options: Any) -> "Dataset":
         """Read a folder, a file (CSV, TSV, JSONL, Parquet) or a set that comes along ("emoji", "scenes").
 
         split: the column that says which split a row is in, or a file that does (see `splits.read_splits`).
@@ -43,12 +43,15 @@ class Dataset:
         columns: what columns are taken for, e.g. {"price": "ignore", "caption": "text", "photo": Image(size=128)}.
         test: another source, whose rows become the split "test".
         max_bad: the share of rows that may be unusable.
+        like: the schema of a run, whose columns these are, as far as they are there; nothing is guessed then.
         options: `encoding` of text files; for a set that comes along, its own (see `data.emoji`, `data.scenes`).
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
-        from sensorium.data.reading import read  # not needed where a model is served
+        from sensorium.data.reading import read, read_like  # not needed where a model is served
 
         chosen = {**(columns or {}), **({group: "group"} if group else {})}
+        if like is not None:
+            return cls(*read_like(Path(source), like, max_bad, options), max_bad=max_bad)
         found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
         opened = cls(*found, max_bad=max_bad)
         at = Path(source)

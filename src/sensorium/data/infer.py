@@ -1,4 +1,5 @@
 """What each column of a table is taken for, and the reason, in words that can be checked against the data."""
+import itertools
 import math
 import os
 import re
@@ -14,12 +15,14 @@ from sensorium.data.splits import KNOWN
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
+from sensorium.modalities.tags import Tags
 
 SAMPLE = 10_000             # rows looked at in each column; what is decided is then held against every row
 _LOOKED_FOR = 1000          # picture files that are looked for before a column is decided on
 _STEPS = 100                # of a series, that are looked at before a column is decided on
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _WRITTEN = {tuple: list, float: (int, float)}    # how JSON writes the values of settings
+SEPARATORS = ("|", ";")     # that part the tags of a set in one cell
 NUMBERS = (int, float, np.number, Decimal)
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
 _NAMES = {                  # names by which people call such columns
@@ -82,9 +85,13 @@ def _said(table: Table, name: str, kind: str | Modality) -> str | Modality:
     return MODALITIES[kind].from_json(given)
 
 
-def _settings(kind: str, values: Any) -> Modality:
-    """The modality as it comes, except that pictures which are arrays already keep their size."""
-    first = next((v for v in values if v is not None), None) if kind == "image" else None
+def _settings(kind: str, values: Any) -> Any:
+    """The modality as it comes; but pictures that are arrays already keep their size, and tags are parted as they are.
+    """
+    some = [v for v in itertools.islice(values, SAMPLE) if v is not None] if kind in ("image", "set") else []
+    if kind == "set":
+        return Tags(separator=max(SEPARATORS, key=lambda mark: sum(mark in v for v in some if isinstance(v, str))))
+    first = next(iter(some), None)
     return Image(size=max(first.shape[:2])) if isinstance(first, np.ndarray) else MODALITIES[kind]()
 
 
@@ -232,7 +239,7 @@ def _numbers(name: str, some: list[Any], tolerance: float) -> Guess | None:
     different, whole = len(set(there)), all(n.is_integer() for n in there)
     if whole and different == len(there) > 1 and _is_key(name):
         return "ignore", f"named {name!r}, and no number is there twice: it only counts the rows"
-    if whole and name in _NAMES["category"] and different <= 1000:
+    if whole and name in _NAMES["category"] and different <= max(20, min(1000, len(there) // 10)):
         return "category", f"named {name!r} and holds {different} different whole numbers"
     if different == 1 and len(there) > 1:
         return "ignore", f"the same number in all of {len(there)} values"
@@ -265,7 +272,10 @@ def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:
     different, longest = len(set(texts)), max(map(len, texts))
     words = sum(len(v.split()) for v in texts) / len(texts)
     if all(map(_DATE.match, texts)):
-        return "ignore", f"{len(texts)} of {len(texts)} values are dates, which are not read yet"
+        return "date", f"{len(texts)} of {len(texts)} values are dates"
+    for mark in SEPARATORS:
+        if tags := _tags(texts, mark):
+            return "set", f"values are tags parted by {mark!r}: {tags} different ones"
     if name in _NAMES["category"] or name in _NAMES["text"]:
         kind = "category" if name in _NAMES["category"] else "text"
         return kind, f"named {name!r}; {different} different values, {words:.1f} words each"
@@ -276,6 +286,14 @@ def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:
     if words == 1 and different == len(texts) > 1 and _is_key(name):
         return "ignore", f"named {name!r}, and no value is there twice: it only names the rows"
     return "text", f"{different} different values among {len(texts)}, {words:.1f} words each"
+
+
+def _tags(texts: list[str], mark: str) -> int:
+    """How many different tags there are, if the texts are sets of them: many with several, and few are new."""
+    parts = [[tag.strip() for tag in text.split(mark)] for text in texts]
+    found, several = {tag for tags in parts for tag in tags}, sum(len(tags) > 1 for tags in parts)
+    few = len(found) * 5 <= sum(map(len, parts)) and max(map(len, found)) <= 64
+    return len(found) if few and several * 10 >= len(texts) else 0
 
 
 def _is_key(name: str) -> bool:

@@ -12,6 +12,8 @@ from sensorium.data.bad import Bad, check_share
 from sensorium.data.infer import NUMBERS, absent, as_list, as_number, is_address
 from sensorium.data.schema import Schema, endings
 from sensorium.data.sources import Table
+from sensorium.modalities.dates import Date
+from sensorium.modalities.tags import Tags
 
 
 def settle(table: Table, schema: Schema, max_bad: float) -> Table:
@@ -39,7 +41,8 @@ def _typed(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, s
     """(the values as this kind has them, what is wrong with which row)."""
     if isinstance(values, np.ndarray) and values.ndim > 1:
         return values, []
-    checks: dict[str, Callable[[Any], Any]] = {"text": _text, "number": _number, "image": _image}
+    checks: dict[str, Callable[[Any], Any]] = {
+        "text": _text, "number": _number, "image": _image, "date": _date, "set": _tags}
     check, faults, out = checks.get(kind, _name if endings(kind) is None else _held), [], []
     pool: dict[Any, Any] = {}
     for i, value in enumerate(values):
@@ -71,6 +74,16 @@ def _number(value: Any) -> float:
     if number is None or math.isinf(number):
         raise ValueError(f"expected a number, found {str(value)[:40]!r}")
     return number
+
+
+def _date(value: Any) -> Any:
+    Date().load(value)
+    return value
+
+
+def _tags(value: Any) -> list[str] | str | None:
+    found = as_list(value)
+    return (Tags().parted(value if found is None else found) and (value if found is None else found)) or None
 
 
 def _name(value: Any) -> str | None:

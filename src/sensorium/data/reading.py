@@ -1,5 +1,6 @@
 """From whatever the user named to a table whose columns are understood and whose bad rows are set aside."""
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ def read(source: Path, chosen: dict[str, str | Modality], split: str | None = No
         table.columns["split"], split = read_splits(Path(split), table), "split"
     schema = infer(table, {**chosen, **({split: "split"} if split is not None else {})}, max_bad)
     return settle(table, schema, max_bad), schema, name
+
+
+def read_like(source: Path, schema: Schema, max_bad: float, options: dict[str, Any]) -> tuple[Table, Schema, str]:
+    """The same, with what a run's schema says of its columns; other columns are left aside, and some may be missing.
+
+    Raises SensoriumError where there is none of them.
+    """
+    table, name = _table(source, options)
+    known = replace(schema, columns={n: c for n, c in schema.columns.items() if n in table.columns}, roles={})
+    if not known.columns:
+        raise SensoriumError(f"{source} has none of the columns {', '.join(schema.columns)}; it has "
+                             f"{', '.join(table.columns)}.")
+    return settle(table, known, max_bad), known, name
 
 
 def _table(source: Path, options: dict[str, Any]) -> tuple[Table, str]:

@@ -14,14 +14,16 @@ from tokenizers import Tokenizer
 from sensorium import durable
 from sensorium.data.sources import PICTURES
 from sensorium.errors import SensoriumError
+from sensorium.modalities.dates import Date
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.series import Series
-from sensorium.modalities.table import Category, Number
+from sensorium.modalities.table import Category, Number, Ordinal
+from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
 
 VERSION = 1
-MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Series)}
+MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Ordinal, Date, Tags, Series)}
 ROLES = ("split", "group", "ignore")
 _USUAL = {"image": ("image", "picture", "photo", "img", "file_name", "filepath"),
           "text": ("caption", "captions", "text", "title", "description"), "category": ("label", "class", "category")}
@@ -90,10 +92,14 @@ class Schema:
             raise SensoriumError(f"which {kind} column? There are {', '.join(found)}: name one.")
         raise SensoriumError(f"there is no {kind} column. {self._listed()}")
 
-    def _check(self, kind: str, name: str) -> None:
+    def find(self, name: str) -> Column:
+        """The column of that name. Raises SensoriumError, offering the nearest, where there is none."""
         if name not in self.columns:
             raise unknown(name, [*self.columns, *self.roles], self._listed())
-        if (found := self.columns[name].kind) != kind:
+        return self.columns[name]
+
+    def _check(self, kind: str, name: str) -> None:
+        if (found := self.find(name).kind) != kind:
             why = self.columns[name].why
             raise SensoriumError(f"the column {name!r} is {found}, not {kind}: {why}. {self._listed()}")
 
@@ -128,7 +134,7 @@ class Schema:
                        for name, text in texts.items()}
         for name, c in self.columns.items():
             if name not in texts:
-                fitted[name] = c.modality.fit(values(name)) if name in known else c.modality
+                fitted[name] = _fitted(c, values(name)) if name in known else c.modality
         return replace(self, columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()})
 
     def taking(self, given: Mapping[str, Modality]) -> Schema:
@@ -168,6 +174,13 @@ class Schema:
         columns, roles = (_object(path, key, given[key]) for key in ("columns", "roles"))
         return cls({name: _column(path, name, c, tokenizer) for name, c in columns.items()},
                    {name: _role(path, name, r) for name, r in roles.items()})
+
+
+def _fitted(column: Column, values: Iterator[Any]) -> Modality:
+    try:
+        return column.modality.fit(values)
+    except ValueError as e:
+        raise SensoriumError(f"column {column.name!r} ({column.kind}): {e}") from e
 
 
 def _column(path: Path, name: str, given: Any, tokenizer: Tokenizer | None) -> Column:

@@ -5,6 +5,7 @@ from sensorium.recipes.clip import clip_small as clip_small
 from sensorium.recipes.codes import codes as codes
 from sensorium.recipes.dalle import dalle as dalle
 from sensorium.recipes.finetune import finetune as finetune
+from sensorium.recipes.fusion import fusion as fusion
 from sensorium.recipes.gpt import gpt as gpt
 from sensorium.recipes.lit import lit as lit
 
@@ -15,6 +16,7 @@ RECIPES = {make.__name__: make for make in (
     codes,
     dalle,
     finetune,
+    fusion,
     gpt,
     lit,
 )}

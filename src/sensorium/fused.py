@@ -1,0 +1,132 @@
+"""The model that answers from any columns, with any of them missing: senses → one vector → a head for each target.
+
+    B batch   C columns   T tokens   D width   K numbers that a head says
+"""
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sensorium.align import MultiscaleAlign
+from sensorium.kernels import Linear
+from sensorium.modalities.row import Row
+from sensorium.models import Batch, Encoder, mean
+from sensorium.tokens import Tokens, join, line, present
+from sensorium.transformer import FeedForward
+
+ROW = "row"                                 # the part that all single values make together
+
+
+class Sense(nn.Module):
+    """One column's encoder, and the way from its width into that of the fusion."""
+
+    def __init__(self, encode: Encoder, align: nn.Module):
+        super().__init__()
+        self.encode, self.align = encode, align
+
+    def forward(self, raw: Tensor, tokens: bool) -> Tokens:
+        """All tokens, or one for the whole; where the alignment is multi-scale both."""
+        if isinstance(self.align, MultiscaleAlign):
+            whole, t = self.encode.parts(raw)
+            parts, whole = replace(t, x=self.align.part(t.x)), self.align(whole)
+            if tokens:
+                return join(alone(whole), replace(parts, order=None))
+            return alone(whole + mean(parts))
+        if not tokens:
+            return alone(self.align(self.encode.whole(raw)))
+        t = self.encode(raw)
+        return replace(t, x=self.align(t.x))
+
+
+class Head(nn.Module):
+    """What is said of one target. Where nothing is known of a row, `prior` is said; learning starts from it too."""
+
+    def __init__(self, dim: int, prior: Float[Tensor, "K"], dropout: float):
+        super().__init__()
+        self.drop, self.linear = nn.Dropout(dropout), Linear(dim, len(prior))
+        nn.init.normal_(self.linear.weight, std=0.1 * dim ** -0.5)
+        with torch.no_grad():
+            self.linear.bias.copy_(prior)
+        self.register_buffer("prior", prior)
+
+    def forward(self, x: Float[Tensor, "B D"], known: Bool[Tensor, "B"]) -> Float[Tensor, "B K"]:
+        return torch.where(known[:, None], self.linear(self.drop(x)).float(), self.get_buffer("prior"))
+
+
+class Fused(nn.Module):
+    """Columns, some perhaps missing in a row ("COLUMN.valid") or in all of them, → what is said of each target.
+
+    senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
+    training, the share of a row's values that are hidden from it, never all of them.
+    """
+
+    def __init__(self, senses: Mapping[str, Sense], row: Row | None, fuse: nn.Module, heads: Mapping[str, Head], *,
+                 dim: int, drop: float = 0.0):
+        super().__init__()
+        self.columns = [*senses, *(row.columns if row else [])]
+        self.targets, self.names, self.drop = list(heads), list(senses), drop
+        self.senses, self.row, self.fuse = nn.ModuleList(senses.values()), row, fuse
+        self.norm, self.mlp, self.last = nn.LayerNorm(dim), FeedForward(dim, 2 * dim), nn.LayerNorm(dim)
+        self.heads = nn.ModuleList(heads.values())
+
+    def forward(self, given: Batch) -> dict[str, Float[Tensor, "B K"]]:
+        return self.answer(self.read(given), _size(given))
+
+    def read(self, given: Batch) -> dict[str, Tokens]:
+        """The parts of which something is there: a column of its own each, and ROW."""
+        there = self.there(given)
+        if self.training and self.drop:
+            there = hidden(there, self.drop)
+        parts = {}
+        for i, (name, sense) in enumerate(zip(self.names, self.senses, strict=True)):
+            if name in given and there[:, i].any():
+                parts[name] = _spread(sense, given[name], there[:, i], bool(self.fuse.tokens))
+        if self.row is not None and there[:, len(self.names):].any():
+            t = self.row(given, there[:, len(self.names):])
+            parts[ROW] = t if self.fuse.tokens else Tokens(self.row.vector(t)[:, None], t.pos[:, :1], None,
+                                                           present(t).any(1, keepdim=True))
+        return parts
+
+    def answer(self, parts: Mapping[str, Tokens], rows: int) -> dict[str, Float[Tensor, "B K"]]:
+        """What is said of each target, from what was read of so many rows."""
+        if not parts:
+            return {name: head.get_buffer("prior").expand(rows, -1)
+                    for name, head in zip(self.targets, self.heads, strict=True)}
+        known = torch.stack([present(t).any(1) for t in parts.values()]).any(0)
+        x = self.fuse(parts)
+        x = self.last(x + self.mlp(self.norm(x)))
+        return {name: head(x, known) for name, head in zip(self.targets, self.heads, strict=True)}
+
+    def there(self, given: Batch) -> Bool[Tensor, "B C"]:
+        """Which value of which column is there."""
+        some = next(iter(given.values()))
+        return torch.stack([given.get(f"{name}.valid", torch.full((len(some),), name in given, device=some.device))
+                            for name in self.columns], 1)
+
+
+def hidden(there: Bool[Tensor, "B C"], share: float) -> Bool[Tensor, "B C"]:
+    """Each value hidden by chance; of every row that has any, one is kept whatever falls."""
+    drawn = torch.rand(there.shape, device=there.device).masked_fill(~there, -1)
+    return there & ((drawn >= share) | (drawn == drawn.amax(1, keepdim=True)))
+
+
+def alone(x: Float[Tensor, "B D"]) -> Tokens:
+    """One token a row."""
+    return Tokens(x[:, None], line(x[:, None]))
+
+
+def _spread(sense: nn.Module, raw: Tensor, there: Bool[Tensor, "B"], tokens: bool) -> Tokens:
+    """What a sense makes of the rows that have its value; the others have no valid token, and cost nothing."""
+    if there.all():
+        return sense(raw, tokens)
+    rows = there.nonzero().squeeze(1)
+    t = sense(raw[rows], tokens)
+    whole = (len(there), *t.x.shape[1:])
+    return Tokens(t.x.new_zeros(whole).index_copy(0, rows, t.x), t.pos.new_zeros(*whole[:2], 3),
+                  None, present(t).new_zeros(whole[:2]).index_copy(0, rows, present(t)))
+
+
+def _size(given: Batch) -> int:
+    return len(next(iter(given.values())))

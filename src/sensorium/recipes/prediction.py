@@ -1,0 +1,60 @@
+"""Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorium.data.cache import Prepared
+from sensorium.fused import Fused
+from sensorium.models import Batch
+from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, decreasing
+
+SIZE = 512                                  # rows at a time
+
+
+@torch.inference_mode()
+def said_of(model: Fused, prepared: Prepared, rows: np.ndarray, targets: list[str]) -> tuple[dict[str, Tensor], Batch]:
+    """(what the model says of each target, the targets themselves) of `rows`; neither is changed by what is beside."""
+    said, true = [], []
+    wanted = {*targets, *(f"{name}.valid" for name in targets), "row"}
+    for start in range(0, len(rows), SIZE):
+        batch = prepared.batch(rows[start:start + SIZE])
+        said.append(model(batch))
+        true.append({name: values for name, values in batch.items() if name in wanted})
+    return _joined(said), _joined(true)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def validate(objective: Supervised) -> Callable[[Fused, Prepared, np.ndarray], dict[str, float]]:
+    """val_loss, and of each target accuracy, R² or F1; those of several targets by name."""
+    names = list(objective.targets)
+
+    def judge(model: Fused, prepared: Prepared, rows: np.ndarray) -> dict[str, float]:
+        said, true = said_of(model, prepared, rows, names)
+        figures = {"val_loss": objective.of(said, true).item()}
+        for name in names:
+            known = objective.known(name, true)
+            if known.any():
+                what, value = _figure(objective.targets[name], said[name][known], true[name][known])
+                figures[what if len(names) == 1 else f"{name} {what}"] = value
+        return figures
+    return judge
+
+
+def _figure(kind: object, said: Tensor, y: Tensor) -> tuple[str, float]:
+    match kind:
+        case Classes():
+            return "accuracy", (said.argmax(1) == y).double().mean().item()
+        case Ranks():
+            return "accuracy", ((decreasing(said) > 0).sum(1) == y).double().mean().item()
+        case Choices():
+            chosen, there = said > 0, y[:, :said.shape[1]] > 0
+            return "F1", (2 * (chosen & there).sum() / (chosen.sum() + there.sum()).clamp(min=1)).item()
+        case Amount():
+            rest = (y - said[:, 0]).square().sum() / (y - y.mean()).square().sum().clamp(min=1e-12)
+            return "R2", 1 - rest.item()
+    raise TypeError(f"{type(kind).__name__} is no kind of target")
