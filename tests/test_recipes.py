@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sensorium.data.schema import Column, Schema
+from sensorium.modalities.dates import Date
 from sensorium.modalities.image import Image
+from sensorium.modalities.table import Category, Number, Ordinal
+from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
@@ -34,6 +37,11 @@ PUBLISHED_CLIP = {"source": "theirs", "family": "clip", "config": {
 OUR_CLIP = {"source": "ours", "fingerprint": "", "recipe": "clip_small", "image": Image(size=16).to_json(),
             "keywords": {"dim": 32, "text_depth": 1, "embed_dim": 16}}
 QUESTIONS = Schema({**SCHEMA.columns, "question": Column("question", Text(length=8, vocab_size=300))})
+SINGLE = {"price": Number(edges=(-2.0, 0.0, 0.5, 2.0), count=8), "kind": Category(("a", "b", "c"), (4, 2, 2)),
+          "stars": Ordinal(("1", "2", "3", "4"), (2, 2, 2, 2)), "day": Date(),
+          "genres": Tags("|", ("x", "y"), (4, 5), 8)}
+ROWS = Schema({**SCHEMA.columns, **{name: Column(name, modality) for name, modality in SINGLE.items()}})
+FUSIONS = ["sum", "gated", "attention", "sequence", "parallel", "bottleneck", "product"]
 
 SHIPPED = {
     "captioner": Shipped({"dim": 32, "depth": 2, "dropout": 0.0},
@@ -45,6 +53,12 @@ SHIPPED = {
     "clip_small": Shipped({"dim": 32, "text_depth": 1, "embed_dim": 16}),
     "dalle": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}, [{}, {"dropout": 0.1}, {"drop": 0.0}]),
     "finetune": Shipped({"from_": PUBLISHED_CLIP}, [{}, {"tune": "lora"}, {"tune": "none"}]),
+    "fusion": Shipped({"target": "kind", "dim": 32, "depth": 1, "dropout": 0.0, "drop": 0.0},
+                      [{}, *({"fuse": how} for how in FUSIONS), {"fuse": "sequence", "align": "multiscale"},
+                       {"align": "multiscale"}, {"align": "nonlinear"}, {"target": "price"}, {"target": "stars"},
+                       {"target": "genres"}, {"target": "price,kind,genres"}, {"columns": "image,caption"},
+                       {"columns": "price,day"}, {"contrast": 0.1}, {"balance": True}, {"drop": 0.05}, {"mixup": 0.1},
+                       {"encoders": "image=cnn,caption=gru"}], ROWS),
     "lit": Shipped({"image_from": PUBLISHED_CLIP, "text_from": PUBLISHED_CLIP, "embed_dim": 16},
                    [{}, {"image_tune": "lora", "text_tune": "all"}, {"align": "linear"}]),
     "gpt": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}),

@@ -1,4 +1,5 @@
 """What columns are taken for and why, the schema of a run there and back, the settings of numbers and categories."""
+import datetime
 import json
 from dataclasses import replace
 from decimal import Decimal
@@ -14,8 +15,10 @@ from sensorium.data.infer import as_number, infer
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
+from sensorium.modalities.dates import Date
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category, Number
+from sensorium.modalities.table import Category, Number, Ordinal
+from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
 
 
@@ -53,7 +56,7 @@ def guessed(name: str, values: list[Any]) -> tuple[str, str]:
     ("homepage", ["https://a.b/c"] * 3, "ignore", "web addresses, and nothing is fetched"),
     ("photo", [np.zeros((8, 8, 3), np.uint8)] * 2, "image", "2 of 2 values are pictures"),
     ("photo", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"], "image", "2 of 2 values are pictures"),
-    ("made", ["2024-01-05", "2024-02-29T10:00:00Z"], "ignore", "dates"),
+    ("made", ["2024-01-05", "2024-02-29T10:00:00Z"], "date", "2 of 2 values are dates"),
     ("price", [Decimal("1.50"), Decimal("2")], "number", "1.5 to 2"),
     ("blob", [b"\0\1", b"\2"], "ignore", "values of type bytes"),
     ("photo", ["a.JPG", "b.png"], "image", "2 of 2 values end in .jpg, .png and 0 exist"),
@@ -130,7 +133,7 @@ def fitted(tmp_path: Path) -> tuple[Dataset, Schema]:
 def test_fit_learns_from_the_rows_it_is_given(tmp_path: Path) -> None:
     data, s = fitted(tmp_path)
     number, label, caption, other = (s.columns[n].modality for n in ("price", "label", "caption", "other"))
-    assert isinstance(number, Number) and number.mean == 9.5 and label == Category(("a", "b"))
+    assert isinstance(number, Number) and number.mean == 9.5 and label == Category(("a", "b"), (10, 10))
     assert isinstance(caption, Text) and isinstance(other, Text)
     assert caption.tokenizer is not None and other.tokenizer is caption.tokenizer
     assert caption.vocab_size == other.vocab_size == caption.tokenizer.get_vocab_size()
@@ -190,7 +193,7 @@ def test_one_tokenizer_a_run(tmp_path: Path) -> None:
 
 def test_numbers_are_standardised() -> None:
     number = Number().fit([1.0, None, 3.0])
-    assert number == Number(2.0, 1.0) and Number().fit([]) == Number() and Number().fit([5, 5]).std == 1
+    assert number == Number(2.0, 1.0, (1.0, 3.0), 2) and Number().fit([]) == Number() and Number().fit([5, 5]).std == 1
     batch = number.collate([number.load(v) for v in (1, 2.0, np.float32(3))])
     assert batch.dtype == torch.float32 and batch.tolist() == [-1, 0, 1] and number.show(batch[0]) == 1
     assert Number.from_json(json.loads(json.dumps(number.to_json()))) == number
@@ -203,9 +206,45 @@ def test_numbers_are_standardised() -> None:
 
 def test_categories_are_numbered() -> None:
     category = Category().fit(["dog", None, "cat", "dog"])
-    assert category.classes == ("cat", "dog") and category.fit(["eel"]) == category
+    assert category.classes == ("cat", "dog") and category.counts == (1, 2)
+    assert category.fit(["eel", "cat"]) == Category(("cat", "dog"), (1, 0)), "classes that are given stay"
     batch = category.collate([category.load(v) for v in ("dog", "cat")])
     assert batch.dtype == torch.int64 and batch.tolist() == [1, 0] and category.show(batch[0]) == "dog"
     assert Category.from_json(json.loads(json.dumps(category.to_json()))) == category
-    with pytest.raises(ValueError, match="'eel' is none of the 2 classes"):
-        category.load("eel")
+    unseen = category.collate([category.load("eel")])
+    assert unseen.tolist() == [2] and category.show(unseen[0]) is None
+    assert [Category(("1", "true")).load(v).item() for v in (1, 1.0, True, "1")] == [0, 0, 1, 0]
+
+
+def test_ranks_stand_in_their_order() -> None:
+    assert Ordinal().fit(["10", "9", "9", "1.5"]).classes == ("1.5", "9", "10")
+    low = Ordinal(("low", "high")).fit(["high", "high", "low"])
+    assert low.classes == ("low", "high") and low.counts == (1, 2)
+    with pytest.raises(ValueError, match="give it, lowest first"):
+        Ordinal().fit(["low", "high"])
+
+
+def test_dates_know_the_week_and_the_year() -> None:
+    days = [f"2026-03-{d:02d}T12:00" for d in range(2, 9)]          # a Monday to a Sunday
+    date = Date().fit([*days, None, "rubbish"])
+    batch = date.collate([date.load(v) for v in days])
+    assert batch.shape == (7, 9) and batch[:, -1].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert batch[:, 0].mean().abs() < 1e-5 and date.show(batch[0]).startswith("2026-03-02T12:00")
+    a_week_on = date.collate([date.load("2026-03-09T12:00")])
+    assert torch.allclose(a_week_on[0, 4:8], batch[0, 4:8], atol=1e-5)
+    same = [date.load(v) for v in (datetime.date(2026, 3, 2), "2026-03-02", "2026-03-02T01:00+01:00")]
+    assert len({float(s) for s in same}) == 1
+    for bad in ("2026-13-01", 5, "soon"):
+        with pytest.raises(ValueError, match="expected a date"):
+            date.load(bad)
+    assert Date.from_json(json.loads(json.dumps(date.to_json()))) == date
+
+
+def test_tags_are_a_set() -> None:
+    tags = Tags(";").fit(["b; a", "a;a", None, ["c"]])
+    assert (tags.tags, tags.counts, tags.rows) == (("a", "b", "c"), (2, 1, 1), 3)
+    batch = tags.collate([tags.load(v) for v in ("c;a", "z;y;b", "")])
+    assert batch.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]] and tags.show(batch[0]) == ["a", "c"]
+    with pytest.raises(ValueError, match="tags"):
+        tags.load(7)
+    assert Tags.from_json(json.loads(json.dumps(tags.to_json()))) == tags

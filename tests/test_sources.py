@@ -247,7 +247,7 @@ def test_parquet(photos: Path) -> None:
     pq.write_table(whole.replace_schema_metadata({"huggingface": json.dumps(classes)}), photos / "a.parquet")
     data = Dataset.open(photos / "a.parquet")
     assert kinds(data) == {"image": "image", "raw": "image", "label": "category", "captions": "text",
-                           "nested": "ignore", "price": "number", "when": "ignore"}
+                           "nested": "ignore", "price": "number", "when": "date"}
     assert data.raw("image", [1]) == [pictures[1]["bytes"]] and data.raw("label", [0, 1]) == ["cat", "dog"]
     assert data.raw("captions", [1]) == [[CAPTIONS[1], "other"]] and data.where(0) == "a.parquet:1"
     for part in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):

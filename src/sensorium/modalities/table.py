@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Number:
         there = np.fromiter((v for v in values if v is not None), np.float64)
         if not len(there):
             return self
-        edges = np.unique(np.quantile(there, np.linspace(0, 1, BINS + 1)))
+        edges = np.unique(np.quantile(there, np.linspace(0, 1, BINS + 1), method="nearest"))
         return replace(self, mean=float(there.mean()), std=float(there.std()) or 1.0, edges=tuple(edges.tolist()),
                        count=len(there))
 
@@ -94,7 +94,7 @@ class Category:
     def _number_of(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
 
-    def fit(self, values: Iterable[str | None]) -> Self:
+    def fit(self, values: Iterable[str | None]) -> Category:
         """All classes among the values, in order of the alphabet, unless they are there already; how often each is."""
         found = Counter(v for v in values if v is not None)
         classes = self.classes or tuple(self.sorted(found))
@@ -130,7 +130,7 @@ class Category:
         return settings(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Self:
+    def from_json(cls, given: dict[str, Any]) -> Category:
         return cls(**checked(cls, given))
 
 

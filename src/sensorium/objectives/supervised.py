@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ TEMPERATURE = 0.1                           # at which parts of a row are told f
 NARROW, WIDE = -8.0, 4.0                    # bounds of the logarithm of a variance, of a standardised number
 
 
+@runtime_checkable
 class Target(Protocol):
     """A kind of target: how its head's K numbers are learned and read."""
 

@@ -1,26 +1,23 @@
 """Predict from any columns, any of them missing: pictures, words, series and single values, fused."""
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from sensorium.align import ALIGNS
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.fused import ROW, Fused, Head, Sense
 from sensorium.fusion import FUSIONS
-from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.row import KINDS, Row
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
-from sensorium.modalities.text import Text, Words
-from sensorium.models import Encoder
 from sensorium.objectives.supervised import Supervised
 from sensorium.objectives.supervised import target as kind_of
+from sensorium.published.start import Start
+from sensorium.recipes.encoders import chosen, encoder
 from sensorium.recipes.prediction import validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
-from sensorium.transformer import transformer
 from sensorium.verbs.predict import Predictor
 
 TARGETS = ("category", "number", "ordinal", "set")
@@ -49,8 +46,9 @@ PRESETS = (Preset(2_000, 64, 1, 0.2, 60, 32), Preset(10_000, 96, 2, 0.15, 30, 64
            Preset(100_000, 128, 3, 0.1, 15, 128), Preset(1 << 62, 192, 4, 0.1, 4, 512))
 
 
-def fusion(schema: Schema, *, target: str = "", columns: str = "", fuse: Literal[
-        "concat", "sum", "gated", "attention", "sequence", "parallel", "bottleneck", "product"] = "concat",
+def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str | Mapping[str, Any] = "",
+           fuse: Literal["concat", "sum", "gated", "attention", "sequence", "parallel", "bottleneck",
+                         "product"] = "concat",
            align: Literal["linear", "nonlinear", "multiscale"] = "linear", contrast: float = 0.0, dim: int = 0,
            depth: int = 0, drop: float = 0.1, dropout: float = -1.0, mixup: float = 0.0,
            balance: bool = False) -> Recipe:
@@ -61,6 +59,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", fuse: Literal
     Args:
         target: the column to predict, or several joined by commas.
         columns: what to predict from, joined by commas; by default all others.
+        encoders: what reads a column, such as photo=resnet18,title=gru; or published weights: photo=their/folder.
         fuse: how parts meet: concat, sum, gated, attention, sequence, parallel, bottleneck, product.
         align: from each encoder to the fusion: linear, nonlinear, multiscale (parts and their whole).
         contrast: weight of a loss by which the parts of a row find each other; 0: none.
@@ -71,28 +70,63 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", fuse: Literal
         mixup: how strongly rows are mixed while training (0.2 is usual); 0: never.
         balance: every class counts the same, however rare.
     """
-    aims = _targets(schema, target)
-    reads = _inputs(schema, columns, aims)
-    preset = _preset([schema[name] for name in aims])
-    dim, depth, dropout = dim or preset.dim, depth or preset.depth, preset.dropout if dropout < 0 else dropout
-    single = {name: m for name, m in reads.items() if m.kind in KINDS}
-    way = ALIGNS[one_of("align", align, list(ALIGNS))]
-    senses = {name: Sense(encoder(m, dim, depth, dropout), way(dim, dim))
-              for name, m in reads.items() if name not in single}
-    names = [*senses, *([ROW] if single else [])]
-    meet = FUSIONS[one_of("fuse", fuse, list(FUSIONS))](names, dim, depth, dropout)
-    row = Row(single, dim, 0 if meet.tokens else 4 * dim, dropout) if single else None
-    kinds = {name: kind_of(schema[name], balance=balance) for name in aims}
-    heads = {name: Head(dim, kind.prior(), dropout) for name, kind in kinds.items()}
-    model = Fused(senses, row, meet, heads, dim=dim, drop=drop)
+    how = one_of("fuse", fuse, list(FUSIONS)), one_of("align", align, list(ALIGNS)), drop
+    aims = {name: schema[name] for name in _targets(schema, target)}
+    found, settings = _read(schema, _inputs(schema, columns, aims), encoders)
+    preset = _preset([*aims.values()])
+    size = replace(preset, dim=dim or preset.dim, depth=depth or preset.depth,
+                   dropout=preset.dropout if dropout < 0 else dropout)
+    kinds = {name: kind_of(modality, balance=balance) for name, modality in aims.items()}
+    reads = {name: settings.get(name, schema[name]) for name in found}
+    heads = {name: Head(size.dim, kind.prior(), size.dropout) for name, kind in kinds.items()}
+    model = _model({name: (reads[name], how) for name, how in found.items()}, heads, size, how)
     objective = Supervised(kinds, mixup, contrast)
     return Recipe(
-        model=model, objective=objective, columns=(*reads, *aims),
-        training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, weight_decay=0.1, ema=0.99),
-        verbs={"predict": Predictor(model, reads, {name: schema[name] for name in aims})},
-        augment={strength: {name: how[m.kind] for name, m in reads.items() if m.kind in how}
-                 for strength, how in AUGMENT.items()},
-        metric="val_loss", validate=validate(objective))
+        model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
+        training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99),
+        verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
+        validate=validate(objective))
+
+
+def _model(reads: Mapping[str, tuple[Modality, str | Start]], heads: Mapping[str, Head], size: Preset,
+           how: tuple[str, str, float]) -> Fused:
+    """reads: column → its settings and what reads it. how: fuse, align, drop."""
+    fuse, align, drop = how
+    single = {name: modality for name, (modality, _) in reads.items() if modality.kind in KINDS}
+    senses = {name: Sense(encoder(modality, by, size.dim, size.depth, size.dropout), ALIGNS[align](size.dim, size.dim))
+              for name, (modality, by) in reads.items() if name not in single}
+    names = [*senses, *([ROW] if single else [])]
+    meet = FUSIONS[fuse](names, size.dim, size.depth, size.dropout)
+    row = Row(single, size.dim, 0 if meet.tokens else 4 * size.dim, size.dropout) if single else None
+    return Fused(senses, row, meet, heads, dim=size.dim, drop=drop)
+
+
+def _read(schema: Schema, names: Sequence[str],
+          said: str | Mapping[str, Any]) -> tuple[dict[str, str | Start], dict[str, Modality]]:
+    """(column → what reads it, settings that columns of published weights must have)."""
+    pairs = dict(said) if isinstance(said, Mapping) else {
+        name.strip(): how for name, _, how in (one.partition("=") for one in said.split(",") if one.strip())}
+    for name, how in pairs.items():
+        if name not in names or schema.find(name).kind in KINDS or not how:
+            raise BadKeyword(f"encoders: {name!r} is no column that an encoder reads; give COLUMN=ENCODER for "
+                             f"{', '.join(n for n in names if schema[n].kind not in KINDS) or 'pictures or words'}")
+    found = {name: "" if schema[name].kind in KINDS else chosen(schema[name].kind, pairs.get(name, ""))
+             for name in names}
+    return found, {name: how.senses()[schema[name].kind] for name, how in found.items()
+                   if isinstance(how, Start) and how.opened}
+
+
+def _told(found: Mapping[str, str | Start]) -> dict[str, Any]:
+    """What a run keeps of its encoders, where published weights are among them; else it keeps what it was told."""
+    if not any(isinstance(how, Start) for how in found.values()):
+        return {}
+    return {"encoders": {name: how.told() if isinstance(how, Start) else how for name, how in found.items() if how}}
+
+
+def _changes(reads: Mapping[str, Modality]) -> dict[str, dict[str, dict[str, float]]]:
+    """strength → column → how."""
+    return {strength: {name: how[m.kind] for name, m in reads.items() if m.kind in how}
+            for strength, how in AUGMENT.items()}
 
 
 def _targets(schema: Schema, named: str) -> list[str]:
@@ -122,13 +156,13 @@ def _check(name: str, modality: Modality) -> None:
                              "learn.")
 
 
-def _inputs(schema: Schema, named: str, aims: Sequence[str]) -> dict[str, Modality]:
+def _inputs(schema: Schema, named: str, aims: Mapping[str, Modality]) -> list[str]:
     names = [n.strip() for n in named.split(",") if n.strip()]
     for name in names:
         schema.find(name)
         if name in aims:
             raise BadKeyword(f"columns: {name!r} is the target, which cannot be predicted from itself.")
-    found = {name: schema[name] for name in names or schema.columns if name not in aims}
+    found = [name for name in names or schema.columns if name not in aims]
     if not found:
         raise SensoriumError(f"there is no column to predict {', '.join(aims)} from.")
     return found
@@ -139,10 +173,3 @@ def _preset(aims: Sequence[Modality]) -> Preset:
     rows = [m.rows if isinstance(m, Tags) else m.count if isinstance(m, Number) else sum(getattr(m, "counts", ()))
             for m in aims]
     return next(p for p in PRESETS if min(rows) <= p.rows)
-
-
-def encoder(modality: Modality, dim: int, depth: int, dropout: float) -> Encoder:
-    if isinstance(modality, Image):
-        return Encoder(ResNet(dim, max(1, depth // 2), dropout, size=modality.size))
-    assert isinstance(modality, Text)
-    return Encoder(Words(dim, modality, causal=False), transformer(dim, depth, max(1, dim // 32), dropout=dropout))
