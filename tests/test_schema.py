@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from sensorium.data.cell import as_number
 from sensorium.data.dataset import Dataset
-from sensorium.data.infer import as_number, infer
+from sensorium.data.infer import infer
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sensorium.data.infer import absent
+from sensorium.data.cell import absent
 from sensorium.data.sources import Bad
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from sensorium.data.cell import NUMBERS, absent, as_list, as_number, is_address
 from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, endings, unknown
 from sensorium.data.sources import PICTURES, Table, parse_json
 from sensorium.data.splits import KNOWN
@@ -23,8 +23,6 @@ _STEPS = 100                # of a series, that are looked at before a column is
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _WRITTEN = {tuple: list, float: (int, float)}    # how JSON writes the values of settings
 SEPARATORS = ("|", ";")     # that part the tags of a set in one cell
-NUMBERS = (int, float, np.number, Decimal)
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
 _NAMES = {                  # names by which people call such columns
     "split": {"split", "subset", "fold"},
     "group": {"group", "group_id", "concept", "concept_id", "product_id", "item_id", "sku", "patient_id", "subject_id"},
@@ -134,11 +132,6 @@ def _sampled(values: Any) -> list[int]:
     return [i for i in rows if not absent(values[i])]
 
 
-def absent(value: Any) -> bool:
-    """None, or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 # Rules, from the surest to the vaguest; `some` are the values of the sample -------------------------------------------
 
 
@@ -177,11 +170,6 @@ def _addresses(name: str, some: list[Any]) -> Guess | None:
     pictures = sum(v.lower().split("?")[0].endswith(PICTURES) for v in fit) * 2 > len(fit) or name in _NAMES["image"]
     what = "web addresses of pictures" if pictures else "web addresses"
     return _ADDRESS if pictures else "ignore", f"{len(fit)} of {len(some)} values are {what}, and nothing is fetched"
-
-
-def is_address(v: Any) -> bool:
-    """Whether a cell names something elsewhere."""
-    return isinstance(v, str) and v[:8].lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://"))
 
 
 def _role(name: str, some: list[Any], tolerance: float) -> Guess | None:
@@ -223,14 +211,6 @@ def _captions(name: str, some: list[Any], tolerance: float) -> Guess | None:
     return None
 
 
-def as_list(v: Any) -> list[Any] | None:
-    """The list that a cell of a CSV file spells in JSON."""
-    if not (isinstance(v, str) and v.lstrip().startswith("[") and v.rstrip().endswith("]")):
-        return None
-    value = parse_json(v)
-    return value if isinstance(value, list) else None
-
-
 def _numbers(name: str, some: list[Any], tolerance: float) -> Guess | None:
     fit = [n for n in map(as_number, some) if n is not None]
     there = [n for n in fit if math.isfinite(n)]
@@ -244,23 +224,6 @@ def _numbers(name: str, some: list[Any], tolerance: float) -> Guess | None:
     if different == 1 and len(there) > 1:
         return "ignore", f"the same number in all of {len(there)} values"
     return "number", f"{len(fit)} of {len(some)} values are numbers, {min(there):g} to {max(there):g}"
-
-
-def as_number(v: Any) -> float | None:
-    """The number a cell spells, NaN for 'n/a' and its like; None if it spells none. '007' is a code, not a number."""
-    if isinstance(v, str):
-        v = v.strip()
-        digits = v.lstrip("+-")
-        if v.lower() in _MISSING:
-            return math.nan
-        if digits[:1] not in "0123456789." or "_" in v or (digits[0] == "0" and digits[1:2].isdigit()):
-            return None
-    elif isinstance(v, bool) or not isinstance(v, NUMBERS):
-        return None
-    try:
-        return float(v)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _words(name: str, some: list[Any], tolerance: float) -> Guess | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.data.bad import Bad, check_share
-from sensorium.data.infer import NUMBERS, absent, as_list, as_number, is_address
+from sensorium.data.cell import NUMBERS, absent, as_list, as_number, is_address
 from sensorium.data.schema import Schema, endings
 from sensorium.data.sources import Table
 from sensorium.modalities.dates import Date
