@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sensorium import cli
+from sensorium.calibrate import Calibration, decreasing
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
@@ -21,7 +22,7 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
-from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, decreasing, mixed, together
+from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, mixed, together
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
 from sensorium.tokens import Tokens, line
@@ -168,7 +169,7 @@ class TestTargets:
     def test_cuts_agree_with_each_other(self) -> None:
         raw = torch.tensor([[2.0, -1.0, 3.0, -4.0]])
         assert torch.equal(decreasing(raw), torch.tensor([[2.0, -1.0, -1.0, -4.0]]))
-        found = read(Ordinal(("1", "2", "3", "4", "5")), raw)
+        found = read(Ordinal(("1", "2", "3", "4", "5")), raw, Calibration())
         assert found.value == ["2"] and np.allclose(found.probability.sum(1), 1) and (found.probability >= 0).all()
 
     def test_the_best_amount_is_the_truth_with_its_own_spread(self) -> None:

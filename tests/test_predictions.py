@@ -7,14 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sensorium.metrics.predictions import (
-    Figures,
-    class_figures,
-    median_rank,
-    number_figures,
-    rank_figures,
-    tag_figures,
-)
+from sensorium.metrics.calibration import median_rank
+from sensorium.metrics.predictions import Figures, class_figures, number_figures, rank_figures, tag_figures
 
 
 def sure(y: Tensor, n: int) -> Tensor:

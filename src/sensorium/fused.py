@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sensorium.align import MultiscaleAlign
+from sensorium.calibrate import Calibration
 from sensorium.kernels import Linear
 from sensorium.modalities.row import Row
 from sensorium.models import Batch, Encoder, mean
@@ -70,6 +71,7 @@ class Fused(nn.Module):
         self.senses, self.row, self.fuse = nn.ModuleList(senses.values()), row, fuse
         self.norm, self.mlp, self.last = nn.LayerNorm(dim), FeedForward(dim, 2 * dim), nn.LayerNorm(dim)
         self.heads = nn.ModuleList(heads.values())
+        self.calibrations = nn.ModuleList(Calibration() for _ in heads)
 
     def forward(self, given: Batch) -> dict[str, Float[Tensor, "B K"]]:
         return self.answer(self.read(given), _size(given))
@@ -98,6 +100,12 @@ class Fused(nn.Module):
         x = self.fuse(parts)
         x = self.last(x + self.mlp(self.norm(x)))
         return {name: head(x, known) for name, head in zip(self.targets, self.heads, strict=True)}
+
+    def calibration(self, target: str) -> Calibration:
+        """How what is said of a target is to be read."""
+        found = self.calibrations[self.targets.index(target)]
+        assert isinstance(found, Calibration)
+        return found
 
     def there(self, given: Batch) -> Bool[Tensor, "B C"]:
         """Which value of which column is there."""

@@ -99,13 +99,15 @@ class Run:
         torch.set_rng_state(read_tensors(path / "random.safetensors")["torch"].clone())
 
     def keep_best(self, value: float | None) -> bool:
-        """Write model.safetensors if the metric is the best so far; without a metric, always."""
+        """Calibrate and write model.safetensors if the metric is the best so far; without a metric, always."""
         now = self.reached
         sign = -1 if "loss" in self.recipe.metric else 1
         better = value is None or now.best is None or math.isnan(now.best) or sign * value > sign * now.best
         now.stale = 0 if better else now.stale + 1
         if better:
             now.best, now.best_step = value, now.step
+            if self.recipe.calibrate and len(self.validation):
+                self.recipe.calibrate(self.step.model, self.prepared, self.validation)
             durable.write(self.folder / WEIGHTS, tensors(weights(self.step.model), {"step": str(now.step)}))
         return better
 

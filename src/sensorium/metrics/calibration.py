@@ -79,6 +79,11 @@ def top(probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> tuple[Float
     return found.values, found.indices == y
 
 
+def median_rank(p: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
+    """The first class by which half of the probability is passed."""
+    return (p.double().cumsum(1) < 0.5 - 1e-9).sum(1).clamp(max=p.shape[1] - 1)
+
+
 def conformal_quantiles(scores: Float[Tensor, "N"], levels: Sequence[float]) -> Float[Tensor, "L"]:
     """The bound that one more score of the same kind keeps with each probability: the ceil((N + 1) level)-th smallest.
 
@@ -131,14 +136,14 @@ class Abstaining:
         return kept[-1].item() if len(kept) else math.inf
 
     def for_coverage(self, least: float) -> float:
-        """The highest threshold at which at least so large a share of the rows is answered."""
+        """The highest threshold at which at least so large a share of the rows, of which there is one, is answered."""
         return self.threshold[self.coverage >= least - 1e-9][0].item()
 
 
 def abstaining(confidence: Float[Tensor, "N"], risk: Float[Tensor, "N"]) -> Abstaining:
-    """The curve of risk against coverage; rows that are equally sure are answered together. At least one row."""
+    """The curve of risk against coverage; rows that are equally sure are answered together."""
     order = confidence.argsort(descending=True, stable=True)
     sure, total = confidence[order].double(), risk[order].double().cumsum(0)
-    last = torch.cat([sure[1:] != sure[:-1], torch.ones(1, dtype=torch.bool)])
+    last = sure.diff(append=sure.new_full((1,), -math.inf)) != 0
     answered = torch.arange(1, len(sure) + 1)[last]
     return Abstaining(sure[last], answered, total[last] / answered)

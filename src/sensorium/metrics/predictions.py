@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sensorium.errors import SensoriumError
-from sensorium.metrics.calibration import reliability, top
+from sensorium.metrics.calibration import median_rank, reliability, top
 
 CLASSES = """\
 accuracy: share of rows whose likeliest class is the true one. balanced accuracy: the mean over the true classes of
@@ -87,11 +87,6 @@ def rank_figures(p: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> Figures:
               unless="" if len(np.unique(np.append(true, said))) > 1 else "all are of one rank, as is predicted")
     _of_probabilities(found, p[seen], y[seen], seen[seen])
     return found
-
-
-def median_rank(p: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
-    """The first class by which half of the probability is passed."""
-    return (p.double().cumsum(1) < 0.5 - 1e-9).sum(1).clamp(max=p.shape[1] - 1)
 
 
 def tag_figures(p: Float[Tensor, "N K"], y: Bool[Tensor, "N E"]) -> Figures:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sensorium.calibrate import NARROW, WIDE
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
@@ -22,7 +23,6 @@ from sensorium.tokens import Tokens, present
 
 BETA = 0.5                                  # how far a wide spread excuses an error (Seitzer et al. 2022)
 TEMPERATURE = 0.1                           # at which parts of a row are told from those of others
-NARROW, WIDE = -8.0, 4.0                    # bounds of the logarithm of a variance, of a standardised number
 
 
 @runtime_checkable
@@ -76,11 +76,6 @@ class Ranks:
     def loss(self, said: Float[Tensor, "B K"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
         above = (y[:, None] > torch.arange(self.n - 1, device=y.device)).to(said.dtype)
         return F.binary_cross_entropy_with_logits(said, above, reduction="none").mean(1)
-
-
-def decreasing(said: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Logits of cuts such that a higher cut is never likelier to be passed than a lower one."""
-    return said.cummin(1).values
 
 
 class Choices:

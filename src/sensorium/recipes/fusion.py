@@ -16,7 +16,7 @@ from sensorium.objectives.supervised import Supervised
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import chosen, encoder
-from sensorium.recipes.prediction import validate
+from sensorium.recipes.prediction import calibrate, validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.verbs.predict import Predictor
 
@@ -85,7 +85,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
         training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99),
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
-        validate=validate(objective))
+        validate=validate(objective), calibrate=calibrate(aims))
 
 
 def _model(reads: Mapping[str, tuple[Modality, str | Start]], heads: Mapping[str, Head], size: Preset,

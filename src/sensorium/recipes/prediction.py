@@ -1,14 +1,16 @@
 """Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sensorium.calibrate import decreasing
 from sensorium.data.cache import Prepared
 from sensorium.fused import Fused
+from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
-from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, decreasing
+from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised
 
 SIZE = 512                                  # rows at a time
 
@@ -43,6 +45,16 @@ def validate(objective: Supervised) -> Callable[[Fused, Prepared, np.ndarray], d
                 figures[what if len(names) == 1 else f"{name} {what}"] = value
         return figures
     return judge
+
+
+def calibrate(targets: Mapping[str, Modality]) -> Callable[[Fused, Prepared, np.ndarray], None]:
+    """Fit how each head is read on rows that the model did not learn from."""
+    def fit(model: Fused, prepared: Prepared, rows: np.ndarray) -> None:
+        said, true = said_of(model, prepared, rows, [*targets])
+        for name, modality in targets.items():
+            known = true.get(f"{name}.valid", torch.ones(len(rows), dtype=torch.bool))
+            model.calibration(name).fit(modality, said[name][known], true[name][known])
+    return fit
 
 
 def _figure(kind: object, said: Tensor, y: Tensor) -> tuple[str, float]:

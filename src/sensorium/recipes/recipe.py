@@ -72,6 +72,7 @@ class Recipe:
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss
     validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
     samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
+    calibrate: Callable[[Any, Any, np.ndarray], None] | None = None # the same: fit buffers before weights are kept
     judge: Callable[..., Any] | None = None         # (Trained, data set, names of splits, ...) -> Report
     after_step: Callable[[Any], None] | None = None                 # what must hold after each update
 

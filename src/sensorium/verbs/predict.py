@@ -13,27 +13,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.calibrate import Calibration, answered
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused
+from sensorium.metrics.calibration import class_sets
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.table import Category, Number, Ordinal
+from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
-from sensorium.objectives.supervised import NARROW, WIDE, decreasing
 from sensorium.verbs.asked import batched, collated, lists
 from sensorium.verbs.verb import at_rest
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one target. `value`: a label, a number or a list of tags for each row.
+    """What is said of one target. `value`: a label, a number or a list of tags for each row; None: it abstains.
 
     probability: of each class or tag, in the order of `classes`. spread: standard deviation of a number.
+    among, interval: classes, or the ends of a range, that hold the truth with the probability asked for.
     """
 
     value: list[Any]
     classes: tuple[str, ...] = ()
     probability: Float[np.ndarray, "N C"] | None = None
+    among: list[list[str]] | None = None
     spread: Float[np.ndarray, "N"] | None = None
+    interval: Float[np.ndarray, "N 2"] | None = None
 
 
 class Predictor:
@@ -42,13 +46,16 @@ class Predictor:
     def __init__(self, model: Fused, columns: Mapping[str, Modality], targets: Mapping[str, Modality]):
         self.model, self.columns, self.targets = model, dict(columns), dict(targets)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]] | None = None, /, *, batch_size: int = 256,
-                 **columns: Any) -> dict[str, Prediction]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | None = None, /, *, level: float = 0.9, accuracy: float = 0.0,
+                 batch_size: int = 256, **columns: Any) -> dict[str, Prediction]:
         """What is said of each target of each row.
 
         Give `rows`, a mapping from column to raw value for each; or columns as keywords, each a list with None where a
         value is missing. A column not named is missing in all rows. A row without any value gets what is said where
         nothing is known, with a warning.
+        level: of the intervals, and of the sets of classes: how often they hold the truth (split conformal, from the
+        validation rows; endless where these were too few). accuracy: how often the labels and ranks that are said are
+        to be right; rows that are not sure enough for that get None. 0: all are answered.
         Raises SensoriumError for a column the model does not read, and naming a value that cannot be read.
         """
         given = lists(columns if rows is None else self._turned(rows), list(self.columns), " and ".join(self.targets))
@@ -59,8 +66,8 @@ class Predictor:
             warnings.warn(f"{empty} of {n} rows have a value in none of {', '.join(self.columns)}: they get what is "
                           "said where nothing is known", stacklevel=2)
         said = [self._said(some) for some, _ in batched(given, n, 1, batch_size)]
-        return {name: read(modality, torch.cat([part[name] for part in said]))
-                for name, modality in self.targets.items()}
+        return {name: read(modality, torch.cat([part[name] for part in said]), self.model.calibration(name), level,
+                           accuracy) for name, modality in self.targets.items()}
 
     def _turned(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for row in rows for name in row)
@@ -74,22 +81,26 @@ class Predictor:
             return self.model(batch)
 
 
-def read(target: Modality, said: Float[Tensor, "N K"]) -> Prediction:
+def read(target: Modality, said: Float[Tensor, "N K"], calibration: Calibration, level: float = 0.9,
+         accuracy: float = 0.0) -> Prediction:
     """A head's numbers as what they mean."""
+    bound = calibration.bound(level)
     match target:
-        case Ordinal(classes=classes):
-            passed = decreasing(said).sigmoid()
-            edge = torch.ones_like(passed[:, :1])
-            probability = torch.cat([edge, passed], 1) - torch.cat([passed, 0 * edge], 1)
-            return Prediction([classes[i] for i in (passed > 0.5).sum(1).tolist()], classes, probability.numpy())
         case Category(classes=classes):
-            return Prediction([classes[i] for i in said.argmax(1).tolist()], classes, said.softmax(1).numpy())
+            p = calibration.probabilities(target, said)
+            answer = answered(target, p)
+            sure = p.gather(1, answer[:, None])[:, 0] >= (calibration.surely(accuracy) if accuracy else 0)
+            value = [classes[i] if s else None for i, s in zip(answer.tolist(), sure.tolist(), strict=True)]
+            among = [[c for c, held in zip(classes, row, strict=True) if held] for row in class_sets(p, bound).tolist()]
+            return Prediction(value, classes, p.numpy(), among)
         case Tags(tags=tags):
-            sure = said.sigmoid()
-            return Prediction([target.show(row) for row in sure], tags, sure.numpy())
+            p = calibration.probabilities(target, said)
+            return Prediction([target.show(row) for row in p], tags, p.numpy())
         case Number():
-            spread = (said[:, 1].clamp(NARROW, WIDE) / 2).exp() * target.std
-            return Prediction([target.show(value) for value in said[:, 0]], spread=spread.numpy())
+            found = calibration.amount(said)
+            ends = found.mean[:, None] + found.spread[:, None] * torch.tensor([-bound, bound])
+            return Prediction([target.show(value) for value in found.mean], spread=found.spread.numpy() * target.std,
+                              interval=ends.numpy() * target.std + target.mean)
     raise SensoriumError(f"a column of kind {target.kind} cannot be predicted")
 
 
