@@ -78,8 +78,8 @@ def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: An
              asked: Asked = AS_USUAL, reading: How = AS_GUESSED, recipe: Own = None, as_json: Json = False) -> None:
     """Judge a model on each split, beside chance and trivial answers.
 
-    Retrieval, captions, answers or pictures, as the model's recipe says. Written into the run as evaluation.json and
-    evaluation.md too.
+    Retrieval, captions, answers, pictures or predictions, as the model's recipe says. Written into the run as
+    evaluation.json and evaluation.md too, with pictures beside them.
 
     Args:
         split: a split to judge by (once for each); by default all but train

@@ -82,7 +82,9 @@ class Judging:
     every: Annotated[bool, Flag] = False
     """retrieval: a row's text is the mean of all its captions, not the first alone"""
     most: int | None = None
-    """words, pictures: how many rows of a split are judged"""
+    """words, pictures, predictions: how many rows of a split are judged"""
+    ablate: Annotated[bool, Flag] = False
+    """predictions: also with each column alone"""
     by: Path | None = None
     """pictures: run of a model that embeds pictures and words, to compare them by"""
     blind: Path | None = None
@@ -91,7 +93,8 @@ class Judging:
     def given(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
         """Those that were set, as keywords of `evaluate`."""
         runs = {"by": self.by, "blind": self.blind}
-        plain = {"text": self.text, "every": self.every or None, "most": self.most}
+        plain = {"text": self.text, "every": self.every or None, "most": self.most,
+                 "ablate": self.ablate or None}
         return {name: value for name, value in plain.items() if value is not None} | {
             name: load(run, None) for name, run in runs.items() if run is not None}
 

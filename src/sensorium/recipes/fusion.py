@@ -1,5 +1,5 @@
 """Predict from any columns, any of them missing: pictures, words, series and single values, fused."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -85,7 +85,12 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
         training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99),
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
-        validate=validate(objective), calibrate=calibrate(aims))
+        validate=validate(objective), calibrate=calibrate(aims), judge=_judge(aims))
+
+
+def _judge(aims: Mapping[str, Modality]) -> Callable[..., Any]:
+    from sensorium.recipes.judge_predict import predictions  # not needed while training
+    return predictions(aims)
 
 
 def _model(reads: Mapping[str, tuple[Modality, str | Start]], heads: Mapping[str, Head], size: Preset,

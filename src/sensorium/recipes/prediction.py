@@ -1,5 +1,5 @@
 """Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ SIZE = 512                                  # rows at a time
 
 
 @torch.inference_mode()
-def said_of(model: Fused, prepared: Prepared, rows: np.ndarray, targets: list[str]) -> tuple[dict[str, Tensor], Batch]:
-    """(what the model says of each target, the targets themselves) of `rows`; neither is changed by what is beside."""
+def said_of(model: Fused, prepared: Prepared, rows: np.ndarray, targets: Sequence[str],
+            change: Callable[[Batch], Batch] = lambda batch: batch) -> tuple[dict[str, Tensor], Batch]:
+    """(what the model says of each target, the targets themselves) of `rows`. change: of what it is shown."""
     said, true = [], []
     wanted = {*targets, *(f"{name}.valid" for name in targets), "row"}
     for start in range(0, len(rows), SIZE):
         batch = prepared.batch(rows[start:start + SIZE])
-        said.append(model(batch))
+        said.append(model(change(batch)))
         true.append({name: values for name, values in batch.items() if name in wanted})
     return _joined(said), _joined(true)
 
