@@ -1,0 +1,75 @@
+"""Predicting from any columns on ten real data sets: ours beside baselines and peers, on the same rows.
+
+    python benchmarks/fusion_data.py FOLDER
+    export OMP_NUM_THREADS=1 PYTHONPATH=src
+    python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2
+    peers/bin/python benchmarks/fusion.py FOLDER --who majority linear boosting lightgbm
+    peers/bin/python benchmarks/fusion.py FOLDER --who widedeep --task icons bikes
+
+Each is trained on `train`, may choose on `val`, and is judged once on `test`, in a process of its own. `cpu_seconds` is
+all that process took from raw files to predictions, libraries' imports aside (`import_seconds`); `peak_mb` the most
+memory it held. One thread. With --columns, only those are given.
+"""
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import fusion_peers
+import fusion_simple
+import numpy as np
+import torch
+from fusion_data import TASKS
+from fusion_rows import Rows, figures, read
+from peers import allow_torchvision, machine, peak_mb, record
+
+LIBRARIES = {"linear": ("scikit-learn", "sklearn.ensemble"), "boosting": ("scikit-learn", "sklearn.ensemble"),
+             "lightgbm": ("lightgbm", "lightgbm"), "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
+             "autogluon": ("autogluon.multimodal", "autogluon.multimodal"), "ludwig": ("ludwig", "ludwig.api"),
+             "ours": ("sensorium", "sensorium.train")}
+WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
+    "majority": fusion_simple.majority, "linear": fusion_simple.linear, "boosting": fusion_simple.boosting,
+    "lightgbm": fusion_simple.lightgbm, "widedeep": fusion_peers.widedeep, "autogluon": fusion_peers.autogluon,
+    "ludwig": fusion_peers.ludwig}
+
+
+def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:
+    """One line of figures: how good, how long, how much memory."""
+    torch.set_num_threads(1)
+    allow_torchvision()
+    task, start, library = TASKS[name], time.process_time(), {}
+    if who == "ludwig":
+        fusion_peers.allow_no_sound()
+    if who in LIBRARIES:
+        library = {"version": version(LIBRARIES[who][0])}
+        import_module(LIBRARIES[who][1])
+    imported = time.process_time()
+    splits = {split: rows.only(columns or rows.columns) for split, rows in read(folder, task).items()}
+    found = figures(task, splits["test"], WHO[who](splits, seed))
+    seconds = {"import_seconds": imported - start, "cpu_seconds": time.process_time() - imported}
+    record("fusion", task=name, who=who, **library, columns=columns or "all", seed=seed, **found, **seconds,
+           peak_mb=peak_mb(), machine=machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--who", nargs="+", choices=WHO, required=True)
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--columns", nargs="+", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    given = parser.parse_args()
+    apart = multiprocessing.get_context("spawn")
+    for name in given.task:
+        for who in given.who:
+            for seed in given.seeds:
+                run = apart.Process(target=measured, args=(given.folder, name, who, given.columns, seed))
+                run.start()
+                run.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What everyone in `fusion.py` is given and judged by: the same rows of a task, read without any library of tables.
+
+N rows, K classes in the order of their names. Classes are those of the rows to train on; one that only a row of
+another split has is an error of whoever is asked for it.
+"""
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fusion_data import Task, csv_rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split: numbers are floats, NaN where missing; others are strings, "" where missing."""
+
+    columns: dict[str, list[Any]]
+    kinds: dict[str, str]
+    target: np.ndarray                  # float [N], or int [N]: the class; -1 one that no row to train on has
+    classes: tuple[str, ...]            # none where a number is asked for
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def of(self, *kinds: str) -> dict[str, list[Any]]:
+        """The columns of these kinds."""
+        return {name: values for name, values in self.columns.items() if self.kinds[name] in kinds}
+
+    def only(self, names: Iterable[str]) -> "Rows":
+        """The rows with these columns alone."""
+        return replace(self, columns={name: self.columns[name] for name in names})
+
+
+def read(folder: Path, task: Task) -> dict[str, Rows]:
+    """The rows of each split of a task that `fusion_data.py` has built."""
+    table = csv_rows((folder / task.name / "table.csv").read_bytes())
+    names = [name for name in table[0] if name not in (task.target, "split")]
+    kinds = {name: task.kinds.get(name, "number") for name in names}
+    told = sorted({row[task.target] for row in table if row["split"] == "train"})
+    classes = () if task.regression else tuple(told)
+    number = {name: i for i, name in enumerate(classes)}
+    splits = {}
+    for split in ("train", "val", "test"):
+        rows = [row for row in table if row["split"] == split]
+        columns = {name: [_cell(row[name], kinds[name]) for row in rows] for name in names}
+        target = [number.get(row[task.target], -1) if classes else float(row[task.target]) for row in rows]
+        splits[split] = Rows(columns, kinds, np.array(target), classes, folder / task.name)
+    return splits
+
+
+def _cell(text: str, kind: str) -> str | float:
+    return text if kind != "number" else float(text) if text else float("nan")
+
+
+def calendar(value: str) -> list[float]:
+    """What a date says as numbers: month, day of the year, weekday, hour; NaN where there is none."""
+    if not value:
+        return [float("nan")] * 4
+    date = datetime.fromisoformat(value)
+    return [date.month, date.timetuple().tm_yday, date.weekday(), date.hour]
+
+
+def channels(rows: Rows, path: str) -> np.ndarray:
+    """float [T C]: a series, NaN where a value is missing."""
+    return np.atleast_2d(np.genfromtxt(rows.folder / path, delimiter=",", skip_header=1, dtype=np.float64))
+
+
+def figures(task: Task, rows: Rows, said: np.ndarray) -> dict[str, float]:
+    """How good predictions are: numbers [N], or probabilities [N K]. The first figure is the one to compare by.
+
+    r2: 1 - the mean squared error over the target's variance. auroc: the chance that a row of the rarer class is given
+    more of it than another row. balanced: the mean over classes of the share found. nll: mean -log p of the true class.
+    """
+    target = rows.target
+    if task.regression:
+        error = said - target
+        return {"r2": 1 - float(np.mean(error ** 2) / target.var()), "rmse": float(np.mean(error ** 2) ** 0.5),
+                "mae": float(np.abs(error).mean())}
+    right = said.argmax(1) == target
+    found = [right[target == k].mean() for k in np.unique(target)]
+    p = np.clip(said[np.arange(len(target)), target], 1e-6, 1)
+    usual = {"accuracy": float(right.mean()), "balanced": float(np.mean(found)), "nll": float(-np.log(p).mean())}
+    return {"auroc": auroc(said, target)} | usual if task.rare else usual
+
+
+def auroc(said: np.ndarray, target: np.ndarray) -> float:
+    """The area under the ROC curve of the rarer of two classes; ties count half."""
+    rarer = int(np.bincount(target, minlength=2).argmin())
+    scores, is_it = said[:, rarer], target == rarer
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    n = int(is_it.sum())
+    return float((rank[is_it].sum() - n * (n + 1) / 2) / (n * (len(target) - n)))
