@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+import fusion_ours
 import fusion_peers
 import fusion_simple
 import numpy as np
@@ -33,7 +34,7 @@ LIBRARIES = {"linear": ("scikit-learn", "sklearn.ensemble"), "boosting": ("sciki
 WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
     "majority": fusion_simple.majority, "linear": fusion_simple.linear, "boosting": fusion_simple.boosting,
     "lightgbm": fusion_simple.lightgbm, "widedeep": fusion_peers.widedeep, "autogluon": fusion_peers.autogluon,
-    "ludwig": fusion_peers.ludwig}
+    "ludwig": fusion_peers.ludwig, "ours": fusion_ours.ours}
 
 
 def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:

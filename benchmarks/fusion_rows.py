@@ -66,7 +66,9 @@ def calendar(value: str) -> list[float]:
 
 def channels(rows: Rows, path: str) -> np.ndarray:
     """float [T C]: a series, NaN where a value is missing."""
-    return np.atleast_2d(np.genfromtxt(rows.folder / path, delimiter=",", skip_header=1, dtype=np.float64))
+    with open(rows.folder / path) as file:
+        width = file.readline().count(",") + 1
+        return np.genfromtxt(file, delimiter=",", dtype=np.float64).reshape(-1, width)
 
 
 def figures(task: Task, rows: Rows, said: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,44 @@
+"""Ours in `fusion.py`: the recipe `fusion` as it comes, told only which columns there are and which is the target."""
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fusion_data import TASKS
+from fusion_rows import Rows
+
+
+def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -> Any:
+    """The recipe's model, trained on the task's own table: it reads `train` and `val` there by the column `split`."""
+    from sensorium.data.dataset import Dataset
+    from sensorium.recipes import fusion
+    from sensorium.train import train
+    os.environ["SENSORIUM_HOME"] = str(folder / "home")
+    rows, task = splits["train"], TASKS[splits["train"].folder.name]
+    kinds = rows.kinds | {task.target: "number" if task.regression else "category"}
+    data = Dataset.open(rows.folder / "table.csv", columns=kinds)
+    return train(fusion, data, out=folder / "run", quiet=True, target=task.target, columns=",".join(rows.columns),
+                 seed=seed, **keywords)
+
+
+def said(model: Any, rows: Rows) -> np.ndarray:
+    """What the model says of rows: numbers, or probabilities in the order of the rows' classes."""
+    found = model.predict(**{name: raw(rows, name) for name in rows.columns})[TASKS[rows.folder.name].target]
+    if not rows.classes:
+        return np.array(found.value, float)
+    return found.probability[:, [found.classes.index(name) for name in rows.classes]]
+
+
+def raw(rows: Rows, name: str) -> list[Any]:
+    """Values of a column as they are given to `predict`; None where missing."""
+    kind = rows.kinds[name]
+    if kind == "number":
+        return [None if np.isnan(v) else v for v in rows.columns[name]]
+    return [None if not v else rows.folder / v if kind in ("image", "series") else v for v in rows.columns[name]]
+
+
+def ours(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
+    """Trained and asked once."""
+    with tempfile.TemporaryDirectory() as folder:
+        return said(trained(splits, seed, Path(folder), **keywords), splits["test"])
