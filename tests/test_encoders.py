@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sensorium.adapt import Still
+from sensorium.modalities.audio import Audio
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import CELLS, Recurrent
@@ -24,7 +25,8 @@ from sensorium.tokens import Tokens, causal, line, present
 
 DIM = 32
 MODALITIES: dict[str, Any] = {"image": Image(size=48), "text": Text(length=12, vocab_size=300),
-                              "series": Series(("x", "y"), (0.0, 0.0), (1.0, 1.0), length=40, usual=130)}
+                              "series": Series(("x", "y"), (0.0, 0.0), (1.0, 1.0), length=40, usual=130),
+                              "audio": Audio(mels=20, most=4.0)}
 NAMES = [(kind, name) for kind, names in ENCODERS.items() for name in names]
 
 

@@ -128,7 +128,7 @@ class Dataset:
 
     def groups(self) -> np.ndarray:
         """int64 [N]: rows of one number show the same thing. Equal values of the group column, or else equal content:
-        the bytes of the picture, else the text, else the series, all values where there is none of them."""
+        the bytes of the picture, else the text, the sound, the series, all values where there is none of them."""
         return self._groups
 
     @cached_property
@@ -145,7 +145,7 @@ class Dataset:
     def _shown(self) -> str | None:
         """The column by whose content rows are told apart."""
         columns = self.schema.columns.values()
-        return next((c.name for kind in ("image", "text", "series") for c in columns if c.kind == kind), None)
+        return next((c.name for kind in ("image", "text", "audio", "series") for c in columns if c.kind == kind), None)
 
     def _keys(self, rows: np.ndarray | None = None) -> Iterator[str]:
         """What tells rows apart, row by row: equal keys are the same thing."""

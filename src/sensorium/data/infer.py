@@ -13,12 +13,14 @@ from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, endin
 from sensorium.data.sources import PICTURES, Table, parse_json
 from sensorium.data.splits import KNOWN
 from sensorium.errors import SensoriumError
+from sensorium.modalities.audio import Audio
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.tags import Tags
 
 SAMPLE = 10_000             # rows looked at in each column; what is decided is then held against every row
 _LOOKED_FOR = 1000          # picture files that are looked for before a column is decided on
+SECONDS = 60.0              # the longest sound of a column, unless another is asked for (--column NAME=audio:most=300)
 _STEPS = 100                # of a series, that are looked at before a column is decided on
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _WRITTEN = {tuple: list, float: (int, float)}    # how JSON writes the values of settings
@@ -84,8 +86,11 @@ def _said(table: Table, name: str, kind: str | Modality) -> str | Modality:
 
 
 def _settings(kind: str, values: Any) -> Any:
-    """The modality as it comes; but pictures that are arrays already keep their size, and tags are parted as they are.
+    """The modality as it comes; but pictures that are arrays already keep their size, tags are parted as they are, and
+    sounds are short.
     """
+    if kind == "audio":
+        return Audio(most=SECONDS)
     some = [v for v in itertools.islice(values, SAMPLE) if v is not None] if kind in ("image", "set") else []
     if kind == "set":
         return Tags(separator=max(SEPARATORS, key=lambda mark: sum(mark in v for v in some if isinstance(v, str))))

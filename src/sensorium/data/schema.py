@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from sensorium import durable
 from sensorium.data.sources import PICTURES
 from sensorium.errors import SensoriumError
+from sensorium.modalities.audio import Audio
 from sensorium.modalities.dates import Date
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
@@ -23,7 +24,7 @@ from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
 
 VERSION = 1
-MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Ordinal, Date, Tags, Series)}
+MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Ordinal, Date, Tags, Series, Audio)}
 ROLES = ("split", "group", "ignore")
 _USUAL = {"image": ("image", "picture", "photo", "img", "file_name", "filepath"),
           "text": ("caption", "captions", "text", "title", "description"), "category": ("label", "class", "category")}

@@ -33,6 +33,7 @@ class Audio:
     """Settings of a column of sounds: one channel at `rate`, heard in `mels` bands up to half of it."""
 
     kind: ClassVar[str] = "audio"
+    endings: ClassVar[tuple[str, ...]] = (".wav", ".flac", ".ogg", ".mp3")
     rate: int = 16_000                      # samples a second
     mels: int = 80
     most: float = 3600.0                    # seconds; a longer sound is refused before it is read
@@ -59,17 +60,29 @@ class Audio:
         return resampled(torch.from_numpy(samples), rate, self.rate).numpy()
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B M F"]:
-        """Log-mel pictures; after a shorter sound NOTHING, unless all are brought to one length by silence."""
+        """Log-mel pictures; after a shorter sound NOTHING, unless all are brought to one length by silence.
+
+        One of no samples at all, which is missing, is NOTHING too.
+        """
         if self.seconds:
             size = round(self.seconds * self.rate)
-            values = [np.pad(v[:size], (0, max(0, size - len(v)))) for v in values]
-        heard = [log_mel(torch.from_numpy(v)[None], self.rate, self.mels)[0] for v in values]
-        longest = max(x.shape[1] for x in heard)
+            values = [np.pad(v[:size], (0, max(0, size - len(v)))) if len(v) else v for v in values]
+        heard = [log_mel(torch.from_numpy(v)[None], self.rate, self.mels)[0] if len(v) else torch.zeros(self.mels, 0)
+                 for v in values]
+        longest = max((x.shape[1] for x in heard), default=0) or 1
         return torch.stack([F.pad(x, (0, longest - x.shape[1]), value=NOTHING) for x in heard])
 
-    def augment(self, batch: Float[Tensor, "B M F"], rng: torch.Generator, **how: float) -> Float[Tensor, "B M F"]:
-        """The batch as it is."""
-        return batch
+    def augment(self, batch: Float[Tensor, "B M F"], rng: torch.Generator, *, bands: float = 0.0, frames: float = 0.0,
+                loud: float = 0.0) -> Float[Tensor, "B M F"]:
+        """Changed at random: louder or softer by up to `loud` (1 is 40 dB), and up to the shares `bands` of pitch and
+        `frames` of time, each in one piece, as loud as the sound is on average (SpecAugment, Park et al. 2019).
+        """
+        real = batch > NOTHING
+        mean = batch.where(real, 0).sum((1, 2), keepdim=True) / real.sum((1, 2), keepdim=True).clamp(min=1)
+        pitch, time = (_stretch(n, most, batch, rng)
+                       for n, most in ((batch.shape[1], bands), (batch.shape[2], frames)))
+        louder = loud * (2 * torch.rand(len(batch), 1, 1, generator=rng) - 1)
+        return torch.where(real & (pitch[:, :, None] | time[:, None]), mean, batch) + louder
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n M F"]:
         """n made-up sounds of 0.2 to 2 s, for tests and dry runs."""
@@ -92,12 +105,21 @@ class Audio:
         return cls(**checked(cls, given))
 
 
+def _stretch(n: int, most: float, batch: Tensor, rng: torch.Generator) -> Bool[Tensor, "B n"]:
+    """For each of a batch one stretch of n places, up to the share `most` long."""
+    share, start = torch.rand(2, len(batch), 1, generator=rng)
+    first, place = start * (1 - most * share) * n, torch.arange(n)
+    return (place >= first) & (place < first + most * share * n)
+
+
 def read(path: Path, most: float) -> tuple[np.ndarray, int]:
     """The mean of a file's channels as float32 [N] in -1..1, and its rate. WAV by Python itself, others by soundfile.
 
     Raises ValueError where it is damaged, of a kind that is not read, or lasts longer than `most` seconds: that is
     known from its header, before anything is read.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file that can be read")
     try:
         with wave.open(str(path), "rb") as file:
             return _plain(file, most), file.getframerate()

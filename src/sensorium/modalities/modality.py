@@ -1,12 +1,11 @@
 """What every sense must be able to do: learn its settings, load one raw value, lay several side by side."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sensorium.errors import SensoriumError
@@ -35,8 +34,10 @@ class Modality(Protocol):
         """Loaded values as one tensor, padded where they differ in length: what a model takes."""
         ...
 
-    def augment(self, batch: Tensor, rng: torch.Generator, **how: float) -> Tensor:
-        """The batch, changed at random in ways that keep its meaning; unchanged where no keyword asks for it."""
+    @property
+    def augment(self) -> Callable[..., Tensor]:
+        """(batch, rng, **how) → the batch, changed at random in ways that keep its meaning, each asked for by a keyword
+        whose value says how far; unchanged without."""
         ...
 
     def to_json(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from sensorium.adapt import TUNES, tuned
 from sensorium.data.schema import MODALITIES, ROLES
 from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
+from sensorium.modalities.audio import Audio, Sound
 from sensorium.modalities.convolution import Convolutions
 from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.modality import Modality
@@ -129,6 +131,12 @@ def _along(series: Series, dim: int, depth: int, dropout: float, *, trunk: Calla
     return Encoder(Windows(dim, series, window(series), places=places), trunk(dim, depth, dropout=dropout))
 
 
+def _heard(audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module]) -> Encoder:
+    """A token for every 20 ms, of sounds as long as the column may hold."""
+    return Encoder(Sound(dim, audio.mels, math.ceil((audio.seconds or audio.most) * 50)),
+                   trunk(dim, depth, dropout=dropout))
+
+
 def window(series: Series) -> int:
     """Steps of a window: about 64 windows make up a usual series, none of more than 16 steps."""
     return max(1, min(16, series.usual // 64))
@@ -139,14 +147,16 @@ def heads(dim: int) -> int:
     return next(n for n in range(max(1, dim // HEAD), 0, -1) if not dim % n)
 
 
+TRUNKS: dict[str, Callable[..., nn.Module]] = {     # over the steps of a series or a sound
+    "cnn": Convolutions, "gru": partial(Recurrent, cell="gru"), "lstm": partial(Recurrent, cell="lstm"),
+    "transformer": _attending}
 ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is the usual one
     "image": {"resnet": partial(_convolutions, block=Residual), "cnn": partial(_convolutions, block=Plain), "vit": _vit,
               **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
     "text": {"transformer": _read, "gru": partial(_spelt, cell="gru"), "lstm": partial(_spelt, cell="lstm"),
              "bag": _bag},
-    "series": {"cnn": partial(_along, trunk=Convolutions), "gru": partial(_along, trunk=partial(Recurrent, cell="gru")),
-               "lstm": partial(_along, trunk=partial(Recurrent, cell="lstm")),
-               "transformer": partial(_along, trunk=_attending, places=True)},
+    "series": {name: partial(_along, trunk=trunk, places=trunk is _attending) for name, trunk in TRUNKS.items()},
+    "audio": {name: partial(_heard, trunk=trunk) for name, trunk in TRUNKS.items()},
 }
 OWN, NEEDED = frozenset(MODALITIES), ("endings", "fit", "load", "collate", "augment", "to_json", "from_json")
 
