@@ -162,5 +162,5 @@ def pulled_in(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((HOUSE / "recipes").glob("*.py")) if p.stem != "__init__"])
 def test_a_training_run_pulls_in_few_files(recipe: str) -> None:
     found = pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))
-    most = 62 if "sensorium.recipes.stage" in found else 49     # a recipe that builds on the run of another
+    most = 63 if "sensorium.recipes.stage" in found else 49     # a recipe that builds on the run of another
     assert len([name for name in found if not name.startswith("sensorium.published.")]) <= most     # others' layouts
