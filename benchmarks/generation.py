@@ -76,9 +76,10 @@ class Stages:
     def run(self, name: str, make: Callable[..., Any], data: Callable[[], sn.Dataset], **keywords: Any) -> Model:
         """The finished run of that name, trained now or gone on with if need be."""
         at, start = self.folder / name, time.process_time()
+        stages = {key: Path(keywords[key]).name for key in ("codes", "clip") if key in keywords}
         if not (at / "README.md").exists():
             model = sn.train(make, data(), out=at, resume=(at / "config.json").exists(), **keywords)
-            peers.record("generation", stage=name, cpu_seconds=time.process_time() - start, settings=keywords,
+            peers.record("generation", stage=name, cpu_seconds=time.process_time() - start, settings=keywords | stages,
                          parameters=sum(p.numel() for p in model.module.parameters()))
         return load(at)
 
@@ -106,9 +107,8 @@ class Stages:
         self.codes()
         model = self.run("painted", sn.recipes.dalle, emoji, codes=str(self.folder / "codes"), dim=192, depth=5,
                          epochs=10, copies=3, evaluate_every=2.5, **MUON)
-        judge, paint = self.judge(), model.generate
-        model.verbs = {"generate": partial(paint, guidance=2.0, top_p=0.95)}
-        self._judged("painted", model, emoji(), most=150, by=judge)
+        judge = self.judge()
+        self._painted("painted", model, emoji(), {"guidance": 2.0, "top_p": 0.95}, most=150, by=judge)
         pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
         sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(DOCS / "painted.png")
 
@@ -124,11 +124,13 @@ class Stages:
             real, captions = few(data(), split, 200)
             peers.record("generation", stage="scene-codes", split=split,
                          **true_pictures(codes.generate(image=real), captions, SIDE))
-        self._judged("scenes", model, data(), most=200)
+        self._painted("scenes", model, data(), {"guidance": 1.5, "top_p": 0.9}, most=200)       # chosen on val
         asked = [(split, *pair) for split in HELD for pair in zip(*few(data(), split, 2), strict=True)]
         painted = model.generate(text=[caption for *_, caption in asked], n=6)
-        sheet([(f"{split}: {caption}", [real, *(marked(p, caption) for p in painted[6 * i:6 * i + 6])])
-               for i, (split, real, caption) in enumerate(asked)]).save(DOCS / "scenes.png")
+        lines = [(f"{split}: {caption}", [PIL.Image.fromarray(real),
+                                          *(marked(picture, caption) for picture in painted[6 * i:6 * i + 6])])
+                 for i, (split, real, caption) in enumerate(asked)]
+        sheet(lines).save(DOCS / "scenes.png")
 
     def answers(self) -> None:
         """Questions about scenes, beside a model that never saw one."""
@@ -139,11 +141,19 @@ class Stages:
         blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=2, **how)
         self._judged("answers", model, data(), blind=blind)
 
-    def _judged(self, name: str, model: Model, data: sn.Dataset, **how: Any) -> None:
-        report = sn.evaluate(model, data, **how)
+    def _painted(self, name: str, model: Model, data: sn.Dataset, guided: dict[str, float], **how: Any) -> None:
+        """Pictures sampled plainly, then guided; the model goes on painting the latter way."""
+        paint = model.generate
+        for sampled in ({}, guided):
+            model.verbs = {"generate": partial(paint, **sampled)}
+            self._judged(name, model, data, sampled=sampled, **how)
+
+    def _judged(self, name: str, model: Model, data: sn.Dataset, *, sampled: dict[str, float] | None = None,
+                **how: Any) -> None:
+        report, told = sn.evaluate(model, data, **how), {} if sampled is None else {"sampled": sampled}
         report.save(model.folder)
         for split, figures in report.figures.items():
-            peers.record("generation", stage=name, split=split, **figures)
+            peers.record("generation", stage=name, **told, split=split, **figures)
 
 
 if __name__ == "__main__":
