@@ -94,8 +94,7 @@ class TestMissing:
 
     def test_a_row_with_nothing_gets_the_prior(self, keywords: dict) -> None:
         model, batch = made(**keywords).model, fake()
-        prior = torch.tensor(KIND.counts, dtype=torch.float32).add(1).log_softmax(0) * 0 + torch.tensor(
-            [61 / 103, 31 / 103, 11 / 103]).log()
+        prior = torch.tensor([61 / 103, 31 / 103, 11 / 103]).log()         # each class once more than it was seen
         found = said(model, without(batch, *READ, rows=slice(0, 2)))
         assert torch.allclose(found["kind"][:2], prior.expand(2, -1)) and not found["price"][:2].any()
         assert not torch.allclose(found["kind"][2], prior)
@@ -240,7 +239,11 @@ def test_from_a_table_to_predictions(tmp_path: Path) -> None:
     assert cli.run(["predict", str(tmp_path / "run"), str(path), "-o", str(tmp_path / "out.csv")]) == 0
     with open(tmp_path / "out.csv") as file:
         written = list(csv.DictReader(file))
-    assert len(written) == 160 and list(written[0]) == ["row", "price", "price spread"]
+    assert len(written) == 160 and list(written[0]) == [
+        "row", "price", "price low", "price high", "price spread"]
+    held = [float(w["price low"]) <= y <= float(w["price high"]) for w, y in zip(written, data.raw(
+        "price", range(160)), strict=True) if w["price low"]]
+    assert len(held) in (0, 160) and (not held or np.mean(held) > 0.6)
     assert np.allclose([float(written[i]["price"]) for i in test.tolist()], found.value, atol=1e-3)
 
 
@@ -266,13 +269,23 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path, capsys: pytest.Capture
     few = tmp_path / "few.csv"
     few.write_text("colour,other\nred,1\nmauve,2\n,3\n")
     assert cli.run(["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "few.jsonl")]) == 0
+    asked = ["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "sure.csv")]
+    assert cli.run([*asked, "--accuracy", "0.99"]) == 0
+    sure = list(csv.DictReader((tmp_path / "sure.csv").read_text().splitlines()))
+    assert len(sure) == 3 and {row["kind"] for row in sure} <= {"", "hat", "shoe"}
+    assert cli.run([*asked, "--level", "7"]) == 1
     told = [json.loads(line) for line in (tmp_path / "few.jsonl").read_text().splitlines()]
     assert [t["row"] for t in told] == ["few.csv:2", "few.csv:3", "few.csv:4"]
     assert sum(told[2]["kind probability"].values()) == pytest.approx(1, abs=1e-4)
     err = capsys.readouterr().err
     assert "no column title, weight" in err and "1 of 3 rows" in err
-    (tmp_path / "none.csv").write_text("other\n1\n2\n")
-    assert cli.run(["predict", str(tmp_path / "run"), str(tmp_path / "none.csv")]) == 1
+    for header, what in (("other", "none of the columns"), ("kind", "none of the columns that are read")):
+        (none := tmp_path / "none.csv").write_text(f"{header}\n1\n2\n")
+        assert cli.run(["predict", str(tmp_path / "run"), str(none)]) == 1 and what in capsys.readouterr().err
+    assert cli.run(["predict", str(tmp_path / "run"), str(few), "-o", str(few)]) == 1
+    assert few.read_text().startswith("colour") and "another file" in capsys.readouterr().err
+    with pytest.raises(SensoriumError, match="no row"):
+        model.predict([])
 
 
 def test_a_target_that_never_changes_is_refused(tmp_path: Path) -> None:

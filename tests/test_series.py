@@ -14,7 +14,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities import readings
 from sensorium.modalities.convolution import Convolutions
-from sensorium.modalities.series import Series, Windows, steps, thinned
+from sensorium.modalities.series import Series, Windows, levelled, steps, thinned
 from sensorium.models import Encoder
 
 NAN = float("nan")
@@ -144,6 +144,18 @@ def test_windows_without_a_reading_are_not_valid() -> None:
     alone = windows(TWO.collate([x[:2]]))
     assert alone.valid is None
     torch.testing.assert_close(alone.x[0], t.x[1][t.valid[1]])
+
+
+def test_each_series_is_seen_at_its_own_scale() -> None:
+    x = torch.randn(9, 2).numpy()
+    x[4, 0] = NAN
+    small, large = (TWO.collate([scale * x + shift]) for scale, shift in ((0.01, 3.0), (1.0, 0.0)))
+    (a, mean_a, spread_a), (b, mean_b, spread_b) = levelled(small), levelled(large)
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+    torch.testing.assert_close(mean_a, 0.01 * mean_b + 3, atol=1e-5, rtol=0)
+    torch.testing.assert_close(spread_a, 0.01 * spread_b, atol=1e-5, rtol=0)
+    windows = Windows(8, TWO, 3)
+    assert (windows(small).x - windows(large).x).abs().max() > 0.1, "how large it was is not lost"
 
 
 def test_a_reading_that_is_missing_is_not_one_of_zero() -> None:

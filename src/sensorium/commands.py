@@ -183,17 +183,22 @@ def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
 
 
 def predict(run: Run, data: Data, /, *, out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("predicted.csv"),
-            recipe: Own = None, max_bad: float = 0.01) -> None:
+            level: float = 0.9, accuracy: float = 0.0, recipe: Own = None, max_bad: float = 0.01) -> None:
     """Say the target of each row of a table, from whichever columns it has.
 
     Args:
         out: file to write: .csv, or .jsonl with the probability of every class
+        level: how often the range given for a number is to hold the true one
+        accuracy: how often labels are to be right; rows that are not sure enough are left without. 0: none is
         max_bad: share of rows that may be unusable
     """
     from sensorium.data.dataset import Dataset
     from sensorium.tasks.prediction import predict_file
+    if Path(data).exists() and out.exists() and out.samefile(data):
+        raise SensoriumError(f"{out} is the table to be read: name another file to write with -o")
     model = _model(run, recipe)
-    n = predict_file(model, Dataset.open(data, like=model.schema, max_bad=max_bad), out, say)
+    n = predict_file(model, Dataset.open(data, like=model.schema, max_bad=max_bad), out, say, level=level,
+                     accuracy=accuracy)
     print(f"{n:,} rows in {out}")
 
 

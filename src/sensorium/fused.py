@@ -110,8 +110,8 @@ class Fused(nn.Module):
     def there(self, given: Batch) -> Bool[Tensor, "B C"]:
         """Which value of which column is there."""
         some = next(iter(given.values()))
-        return torch.stack([given.get(f"{name}.valid", torch.full((len(some),), name in given, device=some.device))
-                            for name in self.columns], 1)
+        every, none = (torch.full((len(some),), found, device=some.device) for found in (True, False))
+        return torch.stack([given.get(f"{name}.valid", every) if name in given else none for name in self.columns], 1)
 
 
 def hidden(there: Bool[Tensor, "B C"], share: float) -> Bool[Tensor, "B C"]:

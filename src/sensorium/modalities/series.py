@@ -25,6 +25,7 @@ from sensorium.positions import sines
 from sensorium.tokens import Tokens, line
 
 LONGER = ("subsample", "cut")
+FLAT = 1e-4                             # the least spread of a channel within a series, of that over all of them
 SAMPLE = 512                            # series looked at to learn means, spreads and how long they usually are
 
 
@@ -205,16 +206,29 @@ def kept(rows: int, channels: int, drop: float, rng: torch.Generator) -> Float[T
     return ((drawn >= drop) | (drawn == drawn.amax(1, keepdim=True))).float()
 
 
+def levelled(batch: Float[Tensor, "B T R"]) -> tuple[Float[Tensor, "B T R"], Float[Tensor, "B C"],
+                                                    Float[Tensor, "B C"]]:
+    """(each channel less its mean and over its spread in the series, these means, these spreads), of readings there."""
+    x, there = batch.chunk(2, -1)
+    n = there.sum(1, keepdim=True).clamp(min=1)
+    mean = x.sum(1, keepdim=True) / n
+    spread = (((x - mean) * there).square().sum(1, keepdim=True) / n).sqrt().clamp(min=FLAT)
+    return torch.cat([(x - mean) / spread * there, there], -1), mean[:, 0], spread[:, 0]
+
+
 class Windows(nn.Module):
     """Series → Tokens: windows of `patch` steps, readings and which of them are there, each through one linear layer.
 
-    A window in which nothing is there is not valid. No token stands for the whole: the mean of all does. places: sines
-    of where in time they are, for a trunk that would not know.
+    Each channel is brought to its own mean and spread over the series, and both are said to every window: what is small
+    in one series is as plain to see as what is large in another, and how large it was is not lost. A window in which
+    nothing is there is not valid. No token stands for the whole: the mean of all does. places: sines of where in time
+    windows are, for a trunk that would not know.
     """
 
     def __init__(self, dim: int, series: Series, patch: int, *, places: bool = True):
         super().__init__()
-        self.patch, self.linear = patch, Linear(2 * max(1, len(series.channels)) * patch, dim)
+        channels = max(1, len(series.channels))
+        self.patch, self.linear, self.size = patch, Linear(2 * channels * patch, dim), Linear(2 * channels, dim)
         self.register_buffer("places", sines(math.ceil(series.length / patch), dim) if places else None)
         self.places: Tensor | None
 
@@ -222,8 +236,9 @@ class Windows(nn.Module):
         return None
 
     def forward(self, series: Float[Tensor, "B T R"]) -> Tokens:
-        series = F.pad(series, (0, 0, 0, -series.shape[1] % self.patch))
+        series, mean, spread = levelled(F.pad(series, (0, 0, 0, -series.shape[1] % self.patch)))
         x = self.linear(rearrange(series, "b (t p) c -> b t (p c)", p=self.patch))
+        x = x + self.size(torch.cat([mean.asinh(), spread.log()], -1))[:, None]
         x = x if self.places is None else x + self.places[:x.shape[1]]
         valid = rearrange(steps(series), "b (t p) -> b t p", p=self.patch).any(-1)
         return Tokens(x, line(x), valid=None if valid.all() else valid)

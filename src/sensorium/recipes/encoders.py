@@ -138,8 +138,8 @@ def _heard(audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callabl
 
 
 def window(series: Series) -> int:
-    """Steps of a window: about 64 windows make up a usual series, none of more than 16 steps."""
-    return max(1, min(16, series.usual // 64))
+    """Steps of a window: about 16 windows make up a usual series, none of more than 16 steps."""
+    return max(1, min(16, series.usual // 16))
 
 
 def heads(dim: int) -> int:
@@ -155,7 +155,8 @@ ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is 
               **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
     "text": {"transformer": _read, "gru": partial(_spelt, cell="gru"), "lstm": partial(_spelt, cell="lstm"),
              "bag": _bag},
-    "series": {name: partial(_along, trunk=trunk, places=trunk is _attending) for name, trunk in TRUNKS.items()},
+    "series": {name: partial(_along, trunk=TRUNKS[name], places=name == "transformer")
+               for name in ("gru", "cnn", "lstm", "transformer")},
     "audio": {name: partial(_heard, trunk=trunk) for name, trunk in TRUNKS.items()},
 }
 OWN, NEEDED = frozenset(MODALITIES), ("endings", "fit", "load", "collate", "augment", "to_json", "from_json")

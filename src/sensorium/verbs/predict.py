@@ -60,6 +60,8 @@ class Predictor:
         """
         given = lists(columns if rows is None else self._turned(rows), list(self.columns), " and ".join(self.targets))
         n = len(rows) if rows is not None else len(next(iter(given.values()), []))
+        if not n:
+            raise SensoriumError("predict was given no row: give rows, or a list of values for some column")
         given = {name: [None if _absent(v) else v for v in values] for name, values in given.items()}
         empty = sum(all(values[i] is None for values in given.values()) for i in range(n))
         if empty:
