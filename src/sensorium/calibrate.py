@@ -69,8 +69,7 @@ class Calibration(nn.Module):
     @torch.no_grad()
     def fit(self, of: Modality, said: Float[Tensor, "N K"], y: Tensor) -> None:
         """Learn from rows that the model did not learn from, each of which has its target."""
-        self.scale.fill_(1.0)
-        self.scale.fill_(_scale(of, self, said, y) if len(y) >= FEWEST else 1.0)
+        self.rescale(of, said, y)
         if isinstance(of, Number):
             found = self.amount(said)
             self.bounds.copy_(conformal_quantiles((y - found.mean).abs() / found.spread, LEVELS))
@@ -81,6 +80,18 @@ class Calibration(nn.Module):
             sure = p.gather(1, answer[:, None])[:, 0]
             curve = abstaining(sure, (answer != y).double())
             self.sure.copy_(torch.tensor([curve.for_risk(1 - level) for level in LEVELS]))
+
+    @torch.no_grad()
+    def rescale(self, of: Modality, said: Float[Tensor, "N K"], y: Tensor) -> None:
+        """Learn the scale alone."""
+        self.scale.fill_(1.0)
+        self.scale.fill_(_scale(of, self, said, y) if len(y) >= FEWEST else 1.0)
+
+    def scaled(self, of: Modality, said: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """A head's numbers, as sure of themselves as they should be."""
+        if isinstance(of, Number):
+            return torch.stack([said[:, 0], said[:, 1].clamp(NARROW, WIDE) + 2 * self.scale.log()], 1)
+        return said / self.scale
 
     def bound(self, level: float) -> float:
         """Of the nearest level that is at least so high. Raises SensoriumError for one that is not in 0.01 to 0.99."""

@@ -109,7 +109,8 @@ class Amount:
     def loss(self, said: Float[Tensor, "B 2"], y: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         spread = said[:, 1].clamp(NARROW, WIDE)
         likely = (spread + (y - said[:, 0]).square() * (-spread).exp()) / 2
-        return likely * (spread.detach() * BETA).exp()
+        weighed = likely * (spread.detach() * BETA).exp()
+        return weighed + (likely - weighed).detach()                        # the likelihood, with the other's gradient
 
 
 def target(of: Modality, *, smoothing: float = 0.0, balance: bool = False) -> Target:

@@ -85,7 +85,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
         training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99),
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
-        validate=validate(objective), calibrate=calibrate(aims), judge=_judge(aims))
+        validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims))
 
 
 def _judge(aims: Mapping[str, Modality]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sensorium.calibrate import decreasing
+from sensorium.calibrate import Calibration, decreasing
 from sensorium.data.cache import Prepared
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
@@ -32,17 +32,25 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def validate(objective: Supervised) -> Callable[[Fused, Prepared, np.ndarray], dict[str, float]]:
-    """val_loss, and of each target accuracy, R² or F1; those of several targets by name."""
-    names = list(objective.targets)
+def validate(objective: Supervised,
+             targets: Mapping[str, Modality]) -> Callable[[Fused, Prepared, np.ndarray], dict[str, float]]:
+    """val_loss, and of each target accuracy, R² or F1; those of several targets by name.
+
+    The loss is that of what would be said after calibration: how sure a model is of itself is mended when it is kept,
+    and must not decide which one is.
+    """
+    names = list(targets)
 
     def judge(model: Fused, prepared: Prepared, rows: np.ndarray) -> dict[str, float]:
         said, true = said_of(model, prepared, rows, names)
-        figures = {"val_loss": objective.of(said, true).item()}
-        for name in names:
-            known = objective.known(name, true)
+        figures = {"val_loss": 0.0}
+        for name, of in targets.items():
+            known, kind = objective.known(name, true), objective.targets[name]
             if known.any():
-                what, value = _figure(objective.targets[name], said[name][known], true[name][known])
+                one, y, calibration = said[name][known], true[name][known], Calibration()
+                calibration.rescale(of, one, y)
+                figures["val_loss"] += kind.loss(calibration.scaled(of, one), y).mean().item()
+                what, value = _figure(kind, one, y)
                 figures[what if len(names) == 1 else f"{name} {what}"] = value
         return figures
     return judge
