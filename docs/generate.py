@@ -16,8 +16,8 @@ HEAD = """# The command line
 
 Written by `python docs/generate.py` from `sensorium ... --help`. Change the command, not this page.
 """
-COMMANDS = ["", "data", "data build", "train", "train clip", "evaluate", "index", "search", "generate", "show",
-            "show clip", "convert", "demo", "doctor", "completion"]
+COMMANDS = ["", "data", "data build", "train", "train clip", "compare", "compare fusion", "evaluate", "index", "search",
+            "generate", "show", "show clip", "convert", "demo", "doctor", "completion"]
 
 
 def page() -> str:

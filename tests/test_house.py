@@ -28,7 +28,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "train",
     "tasks interop",
     "show doctor keywords",
-    "options demo",
+    "options demo tell",
     "commands",
     "cli",
     "__main__",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sensorium.evaluate import evaluate as evaluate
     from sensorium.load import load as load
     from sensorium.recipes.encoders import add_modality as add_modality
+    from sensorium.tasks.comparison import compare as compare
     from sensorium.tasks.search import Index as Index
     from sensorium.train import train as train
 
@@ -25,6 +26,7 @@ _HOME = {
     "Index": "sensorium.tasks.search",
     "SensoriumError": "sensorium.errors",
     "add_modality": "sensorium.recipes.encoders",
+    "compare": "sensorium.tasks.comparison",
     "evaluate": "sensorium.evaluate",
     "load": "sensorium.load",
     "train": "sensorium.train",

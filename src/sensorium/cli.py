@@ -1,4 +1,5 @@
 """The command line: commands, their examples, and what a shell is told when one ends."""
+import inspect
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from sensorium import __version__, keywords
 from sensorium.commands import (
     blend,
     build,
+    compare,
     convert,
     data,
     demo,
@@ -20,7 +22,6 @@ from sensorium.commands import (
     generate,
     index,
     predict,
-    say,
     search,
     show,
     show_run,
@@ -29,10 +30,12 @@ from sensorium.commands import (
 from sensorium.errors import SensoriumError
 from sensorium.machine import prefer_huge_pages
 from sensorium.options import with_keywords
+from sensorium.tell import say
 
 ABOUT = """One model over pictures, words and everything else about the same things.
 
 Before a command, --use FILE.py runs a file of your own that adds a kind of column."""
+HOW_COMPARED = inspect.cleandoc(str(compare.__doc__)).partition("\n\n")[2]
 EXAMPLES = {
     "sensorium": """
         sensorium demo
@@ -55,6 +58,10 @@ EXAMPLES = {
         sensorium train clip photos/ --dim 256 --epochs 5
         sensorium train clip photos/ --out runs/photos --resume
         sensorium train ./mine.py:recipe photos/""",
+    "compare": """
+        sensorium compare fusion products.csv --target price
+        sensorium compare fusion products.csv --target price --fuse concat,sum,gated --folds 5
+        sensorium compare clip photos/ --dim 128,256 --epochs 5 --out runs/widths""",
     "blend": """
         sensorium blend runs/photos
         sensorium blend runs/photos --reference old-photos/
@@ -110,15 +117,17 @@ def command_line(argv: Sequence[str] = ()) -> App:
     """The whole of it, with recipes only where `argv` asks for them; one of the user's own becomes a command too."""
     app = _app("sensorium", version=__version__, help=ABOUT)
     reader, shower = _app("data", default_command=data), _app("show", default_command=show_run)
-    trainer = _app("train", help=train.__doc__)
+    trainer, comparer = _app("train", help=train.__doc__), _app("compare", help=compare.__doc__)
     reader.command(build, help_epilogue=_examples("build"))
-    asked = argv[:2] if argv and argv[0] in ("train", "show") else ()
+    asked = argv[:2] if argv and argv[0] in ("train", "compare", "show") else ()
     own = [keywords.read(name) for name in asked[1:] if keywords.is_file(name)]
     for recipe in [*keywords.shipped(*asked[1:]).values(), *own] if asked else []:
         trainer.command(with_keywords(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_examples("train"))
+        comparer.command(with_keywords(compare, recipe, f"{recipe.line}\n\n{HOW_COMPARED}", several=True),
+                         name=recipe.name, help_epilogue=_examples("compare"))
         shower.command(with_keywords(show, recipe, show.__doc__), name=recipe.name, help_epilogue=_examples("show"))
-    order = [reader, trainer, evaluate, blend, index, search, generate, predict, export, shower, convert, demo, doctor,
-             completion]
+    order = [reader, trainer, comparer, evaluate, blend, index, search, generate, predict, export, shower, convert,
+             demo, doctor, completion]
     for place, command in enumerate(order):
         if isinstance(command, App):
             command.sort_key = place

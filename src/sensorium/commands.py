@@ -1,7 +1,4 @@
 """What each command does: a few lines over a public function; nothing heavy is imported before one runs."""
-import json
-import sys
-from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,8 +14,10 @@ from sensorium.options import (
     UNSAID,
     Asked,
     Choice,
+    Compared,
     Data,
     Flag,
+    Folds,
     How,
     Json,
     Out,
@@ -31,6 +30,7 @@ from sensorium.options import (
     Test,
     Words,
 )
+from sensorium.tell import say, shown
 
 if TYPE_CHECKING:
     from sensorium.checkpoint import Model
@@ -67,11 +67,26 @@ def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None,
 
     Every keyword of the recipe is an option.
     """
-    from sensorium.show import planned
+    from sensorium.recipes.recipe import planned
     from sensorium.train import train
     make, found = keywords.made(recipe), reading.open(data, split=split, test=test)
     planned(make, found.schema, given)                  # what does not fit is said before any work
     train(make, found, out=out, resume=resume, reference=reading.open(reference) if reference else None, **given)
+
+
+def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, reading: How = AS_GUESSED,
+            out: Compared = None, folds: Folds = 0, as_json: Json = False, **given: Any) -> None:
+    """Train a recipe in several ways, like for like, and say which to take: sensorium compare RECIPE DATA.
+
+    Any keyword may have several values, parted by commas (--dim 64,128); one that takes words is given once for each
+    (--optimizer adamw --optimizer muon). Each combination is trained on the same rows, once for each --seed 0,1,2 and
+    each of --folds. Without --folds the rows of val judge; with it a part of train that the run did not see. Rows of
+    test are never looked at. What is finished in --out is not trained again.
+    """
+    from sensorium.tasks.comparison import compare
+    make, found = keywords.made(recipe), reading.open(data, split=split, test=test)
+    result = compare(make, found, out=out, folds=folds, say=say, **given)
+    shown(result.to_json() if as_json else result, as_json)
 
 
 def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: Annotated[tuple[str, ...], Flag] = (),
@@ -270,19 +285,3 @@ def _data(model: "Model", given: str | None, reading: Reading) -> "Dataset":
     if given is None and not source:
         raise SensoriumError(f"on which data? Name them, as in sensorium evaluate {model.folder} path/to/data")
     return reading.open(given) if given is not None else Dataset.open(source.pop("path"), **source)
-
-
-def shown(found: object, as_json: bool) -> None:
-    """A result to stdout: a table for people, or JSON."""
-    if as_json:
-        plain = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
-        print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
-    elif hasattr(found, "__rich_console__"):
-        from rich.console import Console
-        Console().print(found)
-    else:
-        print(found)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, convert
 
 from sensorium.errors import SensoriumError
 from sensorium.keywords import Keyword, Taken
@@ -25,6 +25,10 @@ Split = Annotated[str | None, Parameter(group="Data", help="column, or file, tha
 Test = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
 
 Out = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]
+Compared = Annotated[Path | None, Parameter(group="Run", help="folder of the runs and of comparison.md; by default the "
+                                           "next of runs/compare-0001, ...")]
+Folds = Annotated[int, Parameter(group="Run", show_default=False, help="deal the training rows into so many parts (5 "
+                                 "is usual), train on all but one, each in turn, and judge on that one")]
 Reference = Annotated[str | None, Parameter(group="Data", help="data of what published weights could do before, with "
                                             "the same columns; by default likeness to what they said before")]
 Resume = Annotated[bool, Flag, Parameter(group="Run", help="go on with the run in --out")]
@@ -146,9 +150,11 @@ How = Annotated[Reading, Parameter(group="Data")]
 AS_GUESSED = Reading()
 
 
-def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None) -> Callable[..., None]:
+def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None,
+                  several: bool = False) -> Callable[..., None]:
     """`command(recipe, ..., **given)` for one recipe: its keywords and those of Training are options, as its file says.
 
+    several: each takes several values, and is given as a tuple.
     Raises SensoriumError for a keyword that is an option of the command already.
     """
     def of_recipe(*given: Any, **named: Any) -> None:
@@ -156,8 +162,8 @@ def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None) 
     kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "given")]
     if clash := {p.name for p in kept} & {k.name for k in recipe.own}:
         raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
-    options = [_option(k, "Recipe") for k in recipe.own]
-    options += [_option(k, "Training") for k in recipe.loop]
+    option = _several if several else _option
+    options = [option(k, "Recipe") for k in recipe.own] + [option(k, "Training") for k in recipe.loop]
     of_recipe.__doc__ = doc
     vars(of_recipe)["__signature__"] = inspect.Signature([*kept, *options])
     return of_recipe
@@ -167,3 +173,19 @@ def _option(keyword: Keyword, group: str) -> inspect.Parameter:
     about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=keyword.default not in (None, ""))
     return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
                              annotation=Annotated[keyword.type, about])
+
+
+def _several(keyword: Keyword, group: str) -> inspect.Parameter:
+    """The same, for several values: parted by commas, unless they are words that may hold some, or given again."""
+    words = keyword.type is str or str in getattr(keyword.type, "__args__", ())
+
+    def converted(_: Any, tokens: Sequence[Token]) -> Any:
+        parts = [t.evolve(value=part) for t in tokens for part in ([t.value] if words else t.value.split(","))]
+        return convert(tuple[keyword.type, ...], parts)
+
+    default = str(keyword.default) if keyword.default not in (None, "") else ""
+    about = Parameter(group=group, help=keyword.doc.rstrip("."), negative="", converter=converted,
+                      show_default=(lambda _: default) if default else False)
+    shown = str if keyword.type is bool else keyword.type
+    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=(),
+                             annotation=Annotated[tuple[shown, ...], about])

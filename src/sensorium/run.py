@@ -101,7 +101,7 @@ class Run:
     def keep_best(self, value: float | None) -> bool:
         """Calibrate and write model.safetensors if the metric is the best so far; without a metric, always."""
         now = self.reached
-        sign = -1 if "loss" in self.recipe.metric else 1
+        sign = self.recipe.sign
         better = value is None or now.best is None or math.isnan(now.best) or sign * value > sign * now.best
         now.stale = 0 if better else now.stale + 1
         if better:
@@ -121,7 +121,7 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         planned = build(make, dataset.schema, keywords)[0]                  # before there is anything to learn from
     schema = dataset.schema.fit(dataset, rows, planned.columns, planned.settings)
     recipe, keywords = _built(make, schema, keywords)
-    config = Config(recipe_name(make), keywords, "fp32", _fingerprint(dataset) | {"source": dataset.source}, versions())
+    config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
     if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
         run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
@@ -145,9 +145,9 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         if name in config.keywords and kept != json.loads(json.dumps(value)):
             raise SensoriumError(f"{folder} was begun with {name}={kept!r}, not {value!r}. A resumed "
                                  f"run keeps its settings: leave {name} out, or train into a new folder.")
-    if {**config.data, "source": {}} != _fingerprint(dataset) | {"source": {}}:      # wherever they lie now
+    if {**config.data, "source": {}} != fingerprint(dataset) | {"source": {}}:      # wherever they lie now
         raise SensoriumError(f"the data are not those {folder} was begun with: then {config.data}, now "
-                             f"{_fingerprint(dataset)}. Give the same data, or train into a new folder.")
+                             f"{fingerprint(dataset)}. Give the same data, or train into a new folder.")
     schema = Schema.load(folder)
     recipe, _ = _built(make, schema, config.keywords)
     run = _assembled(config, recipe, dataset, schema, folder)
@@ -167,7 +167,7 @@ def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
         raise SensoriumError("which run is to be resumed? Name its folder with out= (--out)" if out is None else
                              f"there is no run to resume in {out}: the folder does not exist")
     try:
-        folder = _numbered(Path("runs"), name) if out is None else Path(out)
+        folder = numbered(Path("runs"), name) if out is None else Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         begun = (folder / "config.json").exists()
         if begun and not resume:
@@ -198,7 +198,8 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _numbered(parent: Path, name: str) -> Path:
+def numbered(parent: Path, name: str) -> Path:
+    """The next free of NAME-0001, ..., made now."""
     parent.mkdir(exist_ok=True)
     for i in range(1, 10_000):
         try:
@@ -248,7 +249,7 @@ def _gains(run: Run) -> bool:
     return measured_precision(run.recipe, split(batch, training.accumulate)[0]) == "bf16"
 
 
-def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What config.json says of the data: enough to notice other ones."""
     whole = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
     for name, rows in dataset.splits.items():

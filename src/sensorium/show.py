@@ -14,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium.data.infer import infer
 from sensorium.data.sources import Table
-from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe, build
+from sensorium.recipes.recipe import Make, Recipe, planned
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -59,15 +58,6 @@ class Summary:
 def summary(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Summary:
     """What `make` would build for these columns and keywords."""
     return _summary(make.__name__, planned(make, schema, keywords), schema)
-
-
-def planned(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Recipe:
-    """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
-    try:
-        with torch.device("meta"):
-            return build(make, schema, keywords)[0]
-    except (TypeError, ValueError, AssertionError) as e:
-        raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
 
 
 def summary_of(model: Model) -> Summary:

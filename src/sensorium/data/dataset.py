@@ -3,6 +3,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -13,7 +14,7 @@ import numpy as np
 
 from sensorium.data.schema import Schema, endings, unknown
 from sensorium.data.sources import Bad, Table
-from sensorium.data.splits import SHARES, as_given, by_hash, in_order
+from sensorium.data.splits import SHARES, as_given, by_hash, in_folds, in_order
 from sensorium.modalities.modality import Modality
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ class Dataset:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         table = replace(self.table.take(rows), bad=[])
         return Dataset(table, self.schema, f"{self.name} (part)", max_bad=self.max_bad, of=(self, rows))
+
+    def folds(self, n: int) -> "list[Dataset]":
+        """n data sets of these rows, in each of which another part of train is the split "fold" instead.
+
+        What shows the same thing stays in one fold (see `splits.in_folds`); the other splits are left as they are.
+        """
+        train = self.splits.get("train", np.zeros(0, np.int64))
+        fold = in_folds(list(self._keys(train)), n)
+        return [self._split_as({**self.splits, "train": train[fold != i], "fold": train[fold == i]},
+                               f"{self.splits_from}; fold is {i + 1} of {n} of train") for i in range(n)]
+
+    def _split_as(self, splits: dict[str, np.ndarray], how: str) -> "Dataset":
+        other = copy(self)
+        other.splits, other._split = in_order(splits), (splits, how)
+        return other
 
     @cached_property
     def splits(self) -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 The rule: u = the first 8 bytes of md5("sensorium:" + key) / 2^64; u < 0.8 train, u < 0.9 val, else test. The key is the
 value of the group column, or else the row's content, so that copies of one thing never stand on both sides, and rows
-added later leave the others where they are.
+added later leave the others where they are. Folds for comparing settings are dealt out of train by a hash of the same
+keys (`in_folds`).
 """
 import csv
 import hashlib
@@ -58,6 +59,21 @@ def by_hash(keys: Iterable[str], shares: dict[str, float]) -> dict[str, np.ndarr
             name_of[max(first, key=place.__getitem__)] = name
     given = as_given([name_of[key] for key in keys])
     return {name: given.get(name, np.zeros(0, np.int64)) for name in names}
+
+
+def in_folds(keys: Sequence[str], n: int) -> np.ndarray:
+    """int64 [N]: the fold, 0 to n - 1, of each row.
+
+    The different keys, in the order of md5("sensorium:fold:" + key), are dealt out to the folds in turn: rows of one
+    key stay together, and no fold has more than one key more than another.
+    Raises SensoriumError where there are fewer different keys than folds.
+    """
+    order = sorted(dict.fromkeys(keys), key=lambda key: _place(f"fold:{key}"))
+    if not 2 <= n <= len(order):
+        raise SensoriumError(f"{n} folds cannot be made of {len(keys):,} training rows, of which {len(order):,} show "
+                             f"different things: choose from 2 to {len(order):,}.")
+    fold = {key: i % n for i, key in enumerate(order)}
+    return np.array([fold[key] for key in keys], np.int64)
 
 
 def _place(key: str) -> float:

@@ -20,6 +20,7 @@ from sensorium.recipes.prediction import calibrate, validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.verbs.predict import Predictor
 
+WAYS = {"fuse": [*FUSIONS]}                 # that are compared where nothing else is asked
 TARGETS = ("category", "number", "ordinal", "set")
 USUAL = ("target", "label", "class", "y")   # names of columns that are predicted where none is named
 AUGMENT: dict[str, dict[str, dict[str, float]]] = {        # strength -> kind of column -> how
@@ -83,7 +84,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     objective = Supervised(kinds, mixup, contrast)
     return Recipe(
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
-        training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99),
+        training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
         validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sensorium.data.cache import Source, Stored
@@ -75,6 +76,12 @@ class Recipe:
     calibrate: Callable[[Any, Any, np.ndarray], None] | None = None # the same: fit buffers before weights are kept
     judge: Callable[..., Any] | None = None         # (Trained, data set, names of splits, ...) -> Report
     after_step: Callable[[Any], None] | None = None                 # what must hold after each update
+    compared: Mapping[str, Sequence[Any]] = field(default_factory=dict)     # keyword -> values that are worth comparing
+
+    @property
+    def sign(self) -> int:
+        """-1 where a lower metric is better."""
+        return -1 if "loss" in self.metric else 1
 
 
 @runtime_checkable
@@ -113,6 +120,15 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     if recipe.augment:
         one_of("augment", recipe.training.augment, ["none", *recipe.augment])
     return recipe, {**bound.kwargs, **recipe.told, **asdict(recipe.training)}
+
+
+def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
+    """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
+    try:
+        with torch.device("meta"):
+            return build(make, schema, given)[0]
+    except (TypeError, ValueError, AssertionError) as e:
+        raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
 
 
 def one_of(option: str, given: str, known: Sequence[str]) -> str:
