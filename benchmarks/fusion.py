@@ -3,12 +3,14 @@
     python benchmarks/fusion_data.py FOLDER
     export OMP_NUM_THREADS=1 PYTHONPATH=src
     python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2
+    python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2 --ablate
     peers/bin/python benchmarks/fusion.py FOLDER --who majority linear boosting lightgbm
     peers/bin/python benchmarks/fusion.py FOLDER --who widedeep --task icons bikes
 
 Each is trained on `train`, may choose on `val`, and is judged once on `test`, in a process of its own. `cpu_seconds` is
 all that process took from raw files to predictions, libraries' imports aside (`import_seconds`); `peak_mb` the most
-memory it held. One thread. With --columns, only those are given.
+memory it held. One thread. With --columns, only those are given; with --ablate, those of one sense alone, each in turn
+(pictures, texts, series, single values), where a set has several.
 """
 import argparse
 import multiprocessing
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import fusion_ours
@@ -23,7 +26,7 @@ import fusion_peers
 import fusion_simple
 import numpy as np
 import torch
-from fusion_data import TASKS
+from fusion_data import TASKS, Task
 from fusion_rows import Rows, figures, read
 from peers import allow_torchvision, machine, peak_mb, record
 
@@ -55,21 +58,31 @@ def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -
            peak_mb=peak_mb(), machine=machine())
 
 
+def senses(folder: Path, task: Task) -> list[list[str]]:
+    """The columns of each sense, where a task has several."""
+    found: dict[str, list[str]] = {}
+    for name, kind in read(folder, task)["train"].kinds.items():
+        found.setdefault(kind if kind in ("image", "text", "series") else "table", []).append(name)
+    return list(found.values()) if len(found) > 1 else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--who", nargs="+", choices=WHO, required=True)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--columns", nargs="+", default=[])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--columns", nargs="+", default=[])
+    which.add_argument("--ablate", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
     apart = multiprocessing.get_context("spawn")
     for name in given.task:
-        for who in given.who:
-            for seed in given.seeds:
-                run = apart.Process(target=measured, args=(given.folder, name, who, given.columns, seed))
-                run.start()
-                run.join()
+        parts = senses(given.folder, TASKS[name]) if given.ablate else [given.columns]
+        for who, columns, seed in product(given.who, parts, given.seeds):
+            run = apart.Process(target=measured, args=(given.folder, name, who, columns, seed))
+            run.start()
+            run.join()
 
 
 if __name__ == "__main__":

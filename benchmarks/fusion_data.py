@@ -152,8 +152,7 @@ def solar(packages: Path, out: Path) -> list[Row]:
 
 def diamonds(packages: Path, out: Path) -> list[Row]:
     """Stones measured twice (equal weight and size) are one stone."""
-    found = csv_rows(member(fetched(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv"))
-    rows = some(found, 12_000)
+    rows = some(csv_rows(member(fetched(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv")), 12_000)
     return divided(rows, [(row["carat"], row["x"], row["y"], row["z"]) for row in rows])
 
 
@@ -259,7 +258,6 @@ HOUR = {"when": "date", **dict.fromkeys(("season", "holiday", "weekday", "workin
         **dict.fromkeys(("temp", "atemp", "hum", "windspeed"), "number")}
 FLIGHT = {"weather": "series", "when": "date", **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
           **dict.fromkeys(("distance", "seats", "built"), "number")}
-SERIES = {"series": "series"}
 TASKS = {task.name: task for task in (
     Task("emoji", emoji, "theme", {"image": "image", "text": "text"}),
     Task("icons", icons, "tag", {"image": "image", "text": "text", "author": "category", "style": "category",
@@ -268,7 +266,7 @@ TASKS = {task.name: task for task in (
     Task("diamonds", diamonds, "price", STONE, regression=True),
     Task("bikes", bikes, "riders", HOUR, regression=True),
     Task("cancer", cancer, "mass", {}), Task("caravan", caravan, "Purchase", {}, rare=True),
-    Task("vowels", vowels, "speaker", SERIES), Task("plaid", plaid, "appliance", SERIES),
+    Task("vowels", vowels, "speaker", {"series": "series"}), Task("plaid", plaid, "appliance", {"series": "series"}),
     Task("flights", flights, "arrival", FLIGHT, rare=True))}
 
 

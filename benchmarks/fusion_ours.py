@@ -11,20 +11,29 @@ from fusion_rows import Rows
 
 def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -> Any:
     """The recipe's model, trained on the task's own table: it reads `train` and `val` there by the column `split`."""
-    from sensorium.data.dataset import Dataset
     from sensorium.recipes import fusion
     from sensorium.train import train
     os.environ["SENSORIUM_HOME"] = str(folder / "home")
     rows, task = splits["train"], TASKS[splits["train"].folder.name]
+    return train(fusion, opened(rows), out=folder / "run", quiet=True, target=task.target,
+                 columns=",".join(rows.columns), seed=seed, **keywords)
+
+
+def opened(rows: Rows) -> Any:
+    """The task's own table, as a data set."""
+    from sensorium.data.dataset import Dataset
+    task = TASKS[rows.folder.name]
     kinds = rows.kinds | {task.target: "number" if task.regression else "category"}
-    data = Dataset.open(rows.folder / "table.csv", columns=kinds)
-    return train(fusion, data, out=folder / "run", quiet=True, target=task.target, columns=",".join(rows.columns),
-                 seed=seed, **keywords)
+    return Dataset.open(rows.folder / "table.csv", columns=kinds)
 
 
 def said(model: Any, rows: Rows) -> np.ndarray:
     """What the model says of rows: numbers, or probabilities in the order of the rows' classes."""
-    found = model.predict(**{name: raw(rows, name) for name in rows.columns})[TASKS[rows.folder.name].target]
+    return told(model.predict(**{name: raw(rows, name) for name in rows.columns})[TASKS[rows.folder.name].target], rows)
+
+
+def told(found: Any, rows: Rows) -> np.ndarray:
+    """A prediction as `figures` takes it."""
     if not rows.classes:
         return np.array(found.value, float)
     return found.probability[:, [found.classes.index(name) for name in rows.classes]]
