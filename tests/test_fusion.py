@@ -125,12 +125,19 @@ def test_an_attending_part_looks_at_others_and_not_at_itself() -> None:
 def test_some_of_a_row_is_always_kept() -> None:
     torch.manual_seed(0)
     there = torch.rand(4000, 5) < 0.6
-    for share in (0.3, 1.0):
-        kept = hidden(there, share)
+    for rows in (0.3, 1.0):
+        kept = hidden(there, rows)
         assert not (kept & ~there).any() and torch.equal(kept.any(1), there.any(1))
-    assert (hidden(there, 1.0).sum(1) <= 1).all()
-    several = there.sum(1) == 5
-    assert abs(hidden(there, 0.3)[several].float().mean() - 0.7) < 0.02 and torch.equal(hidden(there, 0.0), there)
+    assert torch.equal(hidden(there, 0.0), there)
+
+
+def test_every_number_of_values_is_hidden_about_as_often() -> None:
+    """A share drawn evenly makes every number of values left equally likely; 0 left becomes 1."""
+    torch.manual_seed(0)
+    left = hidden(torch.ones(40_000, 4, dtype=torch.bool), 0.5).sum(1)
+    often = torch.bincount(left, minlength=5) / len(left)
+    expected = torch.tensor([0, 0.2, 0.1, 0.1, 0.6])
+    assert (often - expected).abs().max() < 0.01
 
 
 class TestTargets:

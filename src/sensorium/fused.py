@@ -60,7 +60,7 @@ class Fused(nn.Module):
     """Columns, some perhaps missing in a row ("COLUMN.valid") or in all of them, → what is said of each target.
 
     senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
-    training, the share of a row's values that are hidden from it, never all of them.
+    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`).
     """
 
     def __init__(self, senses: Mapping[str, Sense], row: Row | None, fuse: nn.Module, heads: Mapping[str, Head], *,
@@ -114,8 +114,14 @@ class Fused(nn.Module):
         return torch.stack([given.get(f"{name}.valid", every) if name in given else none for name in self.columns], 1)
 
 
-def hidden(there: Bool[Tensor, "B C"], share: float) -> Bool[Tensor, "B C"]:
-    """Each value hidden by chance; of every row that has any, one is kept whatever falls."""
+def hidden(there: Bool[Tensor, "B C"], rows: float) -> Bool[Tensor, "B C"]:
+    """Of such a share of rows values hidden by chance: of each row another share, drawn evenly from 0 to 1.
+
+    So rows with few and rows with most of their values missing are learned alike, and the others as they are. Of every
+    row that has any value one is kept, whatever falls.
+    """
+    chance = torch.rand(len(there), 1, device=there.device)
+    share = chance.where(torch.rand_like(chance) < rows, 0.0)
     drawn = torch.rand(there.shape, device=there.device).masked_fill(~there, -1)
     return there & ((drawn >= share) | (drawn == drawn.amax(1, keepdim=True)))
 

@@ -51,7 +51,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
            fuse: Literal["concat", "sum", "gated", "attention", "sequence", "parallel", "bottleneck",
                          "product"] = "concat",
            align: Literal["linear", "nonlinear", "multiscale"] = "linear", contrast: float = 0.0, dim: int = 0,
-           depth: int = 0, drop: float = 0.1, dropout: float = -1.0, mixup: float = 0.0,
+           depth: int = 0, drop: float = 0.5, dropout: float = -1.0, mixup: float = 0.0,
            balance: bool = False) -> Recipe:
     """Labels, numbers, ranks or sets of tags from any columns; what is missing in a row is masked, never made up.
 
@@ -66,7 +66,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         contrast: weight of a loss by which the parts of a row find each other; 0: none.
         dim: width; 0: by the number of rows.
         depth: blocks of an encoder, and of a fusion that has blocks; 0: by the number of rows.
-        drop: share of values hidden while training, so that it learns to do without.
+        drop: share of rows of which some values, few or most, are hidden while training: it learns to do without.
         dropout: share of activations dropped; below 0: by the number of rows.
         mixup: how strongly rows are mixed while training (0.2 is usual); 0: never.
         balance: every class counts the same, however rare.
