@@ -143,8 +143,9 @@ def _table(lines: dict[tuple[str, str], dict[int, dict]]) -> Iterator[str]:
     for name in NAMES:
         if not all((name, who) in lines for who in ("ours", "filled")):
             continue
-        cells = [_arrow([*lines[name, who].values()]) if (name, who) in lines else "" for who in WHO]
-        yield f"| {name} | {lines[name, 'ours'][0]['figure']} | {' | '.join(cells)} | {_lost(lines, name)} |"
+        each = [[*lines.get((name, who), {}).values()] for who in WHO]
+        cells = [_arrow(several) if several else "" for several in each]
+        yield f"| {name} | {each[0][0]['figure']} | {' | '.join(cells)} | {_lost(lines, name)} |"
 
 
 def _arrow(of: list[dict]) -> str:
