@@ -145,8 +145,9 @@ def test_pictures_of_any_size_at_any_width(size: int, dim: int) -> None:
         assert t.x.shape[2] == dim and t.x.shape[1] > 0
 
 
-def test_the_bag_knows_no_order() -> None:
-    read, batch = made("text", "bag")
+@pytest.mark.parametrize("name", ["bag", "spelling"])
+def test_a_bag_knows_no_order(name: str) -> None:
+    read, batch = made("text", name)
     ids = batch[:1, :int((batch[0] != 0).sum())]
     turned = torch.cat([ids[:, :-1].flip(1), ids[:, -1:]], 1)               # its end stays its end
     torch.testing.assert_close(read.whole(ids), read.whole(turned))
@@ -154,7 +155,7 @@ def test_the_bag_knows_no_order() -> None:
 
 @pytest.mark.parametrize("modality, how, says", [
     (Image(), "gru", "'gru' is no encoder of image: choose one of resnet, cnn, vit, resnet18, resnet50"),
-    (Text(), "vit", "choose one of transformer, gru, lstm, bag, or give a folder"),
+    (Text(), "vit", "choose one of spelling, transformer, gru, lstm, bag, or give a folder"),
     (Number(), "resnet", "no encoder reads a column of the kind 'number'"),
 ])
 def test_a_name_that_is_none_of_its_kind(modality: Modality, how: str, says: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.text import END, PAD, START, Text, Words
+from sensorium.modalities.text import BASE, END, LONGEST, PAD, PIECES, SPACE, START, Spelling, Text, Words, pieces
 
 CORPUS = ["a red bicycle", "the blue house by the sea", "two cats on a mat", "a house, a cat and a bicycle"] * 20
 ODD = ["", " ", "\n\t", "é", "e\u0301", "ﬁne", "你好，世界", "שלום", "🚲👩‍👩‍👧", "a\0b", "\u202egnirts", "x" * 10_000,
@@ -118,3 +118,51 @@ def test_fake_texts_look_like_texts(text: Text) -> None:
     assert ids.shape[0] == 50 and (ids[:, 0] == START).all()
     for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
         assert row[end] == END and all(i > END for i in row[1:end]) and all(i == PAD for i in row[end + 1:])
+
+
+# ------------------------------------------------------------------------------------------------- words by letters
+
+def by_hand(spelt: list[int]) -> list[tuple[int, int]]:
+    """(where its word begins, hash) of all that `pieces` finds in one text, one letter after the other."""
+    def whole(letters: list[int]) -> int:
+        value = 0
+        for k, letter in enumerate(letters):
+            value += letter * BASE ** k
+        return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    def part(letters: list[int]) -> int:
+        return whole(letters[::-1])
+
+    spaces = [i for i, letter in enumerate(spelt) if letter == SPACE]
+    words = [(a, b) for a, b in zip(spaces, spaces[1:], strict=False) if b - a > 1]
+    found = [(a, whole([0, *spelt[a + 1:b + 1]])) for a, b in words]
+    return found + [(a, part(spelt[i:i + n])) for a, b in words for n in PIECES for i in range(a, b - n + 2)]
+
+
+def test_pieces_and_words_are_those_found_by_hand() -> None:
+    texts = [[1, 5, 6, 7, 8, 9, 1, 5, 1], [1, 1, 4, 1, 9, 9, 1, 0, 0], [1] + [0] * 8]
+    where, what = pieces(torch.tensor(texts))
+    found = sorted(zip(where.tolist(), what.tolist(), strict=True))
+    assert found == sorted((9 * row + a, h) for row, spelt in enumerate(texts) for a, h in by_hand(spelt))
+
+
+def test_a_word_is_read_alike_wherever_it_stands(text: Text) -> None:
+    read = Spelling(8, text).eval()
+    roomy = Text(length=64, tokenizer=text.tokenizer)
+    t = read(roomy.collate([roomy.load(words) for words in ("bicycle", "a  red bicycle", "", "house")]))
+    assert t.valid is not None and t.valid.sum(1).tolist() == [1, 3, 0, 1]
+    torch.testing.assert_close(t.x[0, 0] * 3 ** 0.5, t.x[1, 2])         # n words count as the root of n
+    assert not torch.allclose(t.x[0, 0], t.x[3, 0], atol=1e-4) and not t.x[2].any()
+
+
+def test_a_word_never_seen_is_like_one_that_shares_its_letters(text: Text) -> None:
+    read = Spelling(64, text).eval()
+    roomy = Text(length=64, tokenizer=text.tokenizer)
+    bicycle, motorcycle, zebra = read(roomy.collate([*map(roomy.load, ("bicycle", "motorcycle", "zebra"))])).x[:, 0]
+    assert torch.cosine_similarity(bicycle, motorcycle, 0) > torch.cosine_similarity(bicycle, zebra, 0) + 0.2
+
+
+def test_any_string_is_spelt(text: Text) -> None:
+    t = Spelling(8, text)(text.collate([*map(text.load, ODD)]))
+    assert t.x.isfinite().all() and t.x.shape[0] == len(ODD)
+    assert Spelling(8, text).get_buffer("letters").shape == (text.vocab_size, LONGEST)

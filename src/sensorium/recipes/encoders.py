@@ -25,7 +25,7 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import Recurrent
 from sensorium.modalities.resnet import Plain, Residual, ResNet
 from sensorium.modalities.series import Series, Windows
-from sensorium.modalities.text import Text, Words, WordVectors
+from sensorium.modalities.text import Spelling, Text, Words, WordVectors
 from sensorium.models import Encoder
 from sensorium.published.bert import First
 from sensorium.published.resnet import LAYOUTS, residuals
@@ -122,6 +122,10 @@ def _bag(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
     return Encoder(WordVectors(dim, text, dropout))
 
 
+def _letters(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+    return Encoder(Spelling(dim, text, dropout))
+
+
 def _attending(dim: int, depth: int, *, dropout: float) -> Transformer:
     return transformer(dim, depth, heads(dim), dropout=dropout)
 
@@ -153,8 +157,8 @@ TRUNKS: dict[str, Callable[..., nn.Module]] = {     # over the steps of a series
 ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is the usual one
     "image": {"resnet": partial(_convolutions, block=Residual), "cnn": partial(_convolutions, block=Plain), "vit": _vit,
               **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
-    "text": {"transformer": _read, "gru": partial(_spelt, cell="gru"), "lstm": partial(_spelt, cell="lstm"),
-             "bag": _bag},
+    "text": {"spelling": _letters, "transformer": _read, "gru": partial(_spelt, cell="gru"),
+             "lstm": partial(_spelt, cell="lstm"), "bag": _bag},
     "series": {name: partial(_along, trunk=TRUNKS[name], places=name == "transformer")
                for name in ("gru", "cnn", "lstm", "transformer")},
     "audio": {name: partial(_heard, trunk=trunk) for name, trunk in TRUNKS.items()},

@@ -24,8 +24,7 @@ WAYS = {"fuse": [*FUSIONS]}                 # that are compared where nothing el
 TARGETS = ("category", "number", "ordinal", "set")
 USUAL = ("target", "label", "class", "y")   # names of columns that are predicted where none is named
 AUGMENT: dict[str, dict[str, dict[str, float]]] = {        # strength -> kind of column -> how
-    "light": {"image": {"crop": 0.8, "brightness": 0.2, "contrast": 0.2}, "text": {"drop": 0.1},
-              "category": {"unseen": 0.02}},
+    "light": {"image": {"crop": 0.8, "brightness": 0.2, "contrast": 0.2}, "category": {"unseen": 0.02}},
     "strong": {"image": {"flip": 0.5, "rotate": 10, "scale": 0.2, "shift": 0.1, "brightness": 0.3, "contrast": 0.3,
                          "tint": 0.2, "grey": 0.1}, "text": {"drop": 0.2}, "category": {"unseen": 0.05},
                "set": {"drop": 0.1}, "number": {"noise": 0.05}}}
