@@ -15,7 +15,7 @@ FLOORS = [                                      # imports go up in this list, ne
     "attention positions report config chart",
     "transformer",
     "modalities align metrics",
-    "models data calibrate",
+    "models data calibrate trees",
     "adapt quantize fusion fused",
     "objectives",
     "verbs",

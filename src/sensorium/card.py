@@ -80,7 +80,7 @@ def farewell(run: Run) -> str:
 
 def _result(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
     kept = run.reached.best_step
-    figures = next((e["evaluation"] for e in entries if e["step"] == kept and e.get("evaluation")), {})
+    figures = next((e["evaluation"] for e in reversed(entries) if e["step"] == kept and e.get("evaluation")), {})
     told = f"The weights kept are those of step {kept}, SHA-256 `{digest(run.folder / 'model.safetensors')}`."
     if not figures:
         return f"{told} There were no validation rows: nothing says how good they are."

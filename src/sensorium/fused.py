@@ -60,7 +60,8 @@ class Fused(nn.Module):
     """Columns, some perhaps missing in a row ("COLUMN.valid") or in all of them, → what is said of each target.
 
     senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
-    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`).
+    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`). `boosted`: a
+    second head of each target, or none; it is grown after the training and adds to what the linear one says.
     """
 
     def __init__(self, senses: Mapping[str, Sense], row: Row | None, fuse: nn.Module, heads: Mapping[str, Head], *,
@@ -72,9 +73,16 @@ class Fused(nn.Module):
         self.norm, self.mlp, self.last = nn.LayerNorm(dim), FeedForward(dim, 2 * dim), nn.LayerNorm(dim)
         self.heads = nn.ModuleList(heads.values())
         self.calibrations = nn.ModuleList(Calibration() for _ in heads)
+        self.boosted = nn.ModuleList()
 
     def forward(self, given: Batch) -> dict[str, Float[Tensor, "B K"]]:
-        return self.answer(self.read(given), _size(given))
+        parts = self.read(given)
+        if self.training or not self.boosted or not parts:
+            return self.answer(parts, _size(given))
+        x, known = self.whole(parts)
+        there = self.there(given)[:, len(self.names):]
+        return {name: torch.where(known[:, None], second(said, given, there, x), said)
+                for (name, said), second in zip(self.heard(x, known).items(), self.boosted, strict=True)}
 
     def read(self, given: Batch) -> dict[str, Tokens]:
         """The parts of which something is there: a column of its own each, and ROW."""
@@ -96,10 +104,16 @@ class Fused(nn.Module):
         if not parts:
             return {name: head.get_buffer("prior").expand(rows, -1)
                     for name, head in zip(self.targets, self.heads, strict=True)}
-        known = torch.stack([present(t).any(1) for t in parts.values()]).any(0)
-        x = self.fuse(parts)
-        x = self.last(x + self.mlp(self.norm(x)))
+        return self.heard(*self.whole(parts))
+
+    def heard(self, x: Float[Tensor, "B D"], known: Bool[Tensor, "B"]) -> dict[str, Float[Tensor, "B K"]]:
+        """What the linear heads say of each target."""
         return {name: head(x, known) for name, head in zip(self.targets, self.heads, strict=True)}
+
+    def whole(self, parts: Mapping[str, Tokens]) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
+        """(all parts as one vector, whether a row has any)."""
+        x = self.fuse(parts)
+        return self.last(x + self.mlp(self.norm(x))), torch.stack([present(t).any(1) for t in parts.values()]).any(0)
 
     def calibration(self, target: str) -> Calibration:
         """How what is said of a target is to be read."""

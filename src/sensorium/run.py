@@ -21,7 +21,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe, build, split_keywords
+from sensorium.recipes.recipe import Make, Recipe, build, ready, split_keywords
 from sensorium.snapshot import Snapshots
 from sensorium.step import Step, check, measured_precision, split
 from sensorium.stored import read_tensors, read_weights, tensors, weights
@@ -106,10 +106,27 @@ class Run:
         now.stale = 0 if better else now.stale + 1
         if better:
             now.best, now.best_step = value, now.step
-            if self.recipe.calibrate and len(self.validation):
-                self.recipe.calibrate(self.step.model, self.prepared, self.validation)
-            durable.write(self.folder / WEIGHTS, tensors(weights(self.step.model), {"step": str(now.step)}))
+            self._keep()
         return better
+
+    def finish(self) -> dict[str, float]:
+        """What the recipe does with the best weights, once they are known: figures of it, and of what is kept then."""
+        if self.recipe.finish is None:
+            return {}
+        ready(self.recipe)
+        model = self.step.model.eval()
+        read_weights(model, self.folder / WEIGHTS)
+        figures = self.recipe.finish(model, self.prepared, self.rows, self.validation)
+        if self.recipe.validate:
+            figures = {**self.recipe.validate(model, self.prepared, self.validation), **figures}
+            self.reached.best = figures[self.recipe.metric]
+        self._keep()
+        return figures
+
+    def _keep(self) -> None:
+        if self.recipe.calibrate and len(self.validation):
+            self.recipe.calibrate(self.step.model, self.prepared, self.validation)
+        durable.write(self.folder / WEIGHTS, tensors(weights(self.step.model), {"step": str(self.reached.best_step)}))
 
 
 def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any]) -> Run:
@@ -119,6 +136,7 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
     with torch.device("meta"):
         planned = build(make, dataset.schema, keywords)[0]                  # before there is anything to learn from
+    ready(planned)
     schema = dataset.schema.fit(dataset, rows, planned.columns, planned.settings)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())

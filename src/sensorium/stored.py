@@ -3,6 +3,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,9 +52,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """A part whose buffers are as long as those that are found, such as trees that were grown."""
+
+    def take(self, found: Mapping[str, Tensor]) -> None:
+        """Have these, once they are checked; ValueError where they are not what the part can be."""
+        ...
+
+
 def read_weights(module: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into a module that has exactly those names and shapes."""
-    found, wanted = read_tensors(path), weights(module)
+    """Copy a file's tensors into a module that has exactly those names and shapes, parts that are `Sized` aside."""
+    found = read_tensors(path)
+    for place, part in module.named_modules():
+        if isinstance(part, Sized):
+            try:
+                part.take({name.removeprefix(f"{place}."): value.clone() for name, value in found.items()
+                           if name.startswith(f"{place}.")})
+            except ValueError as e:
+                raise SensoriumError(f"{path} does not fit the recipe, or is damaged: {e}") from e
+    wanted = weights(module)
     wrong = sorted(set(found) ^ set(wanted)) + [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
     if wrong:
         raise SensoriumError(f"{path} does not fit the recipe: {len(wrong)} tensors are missing, unknown or of another "

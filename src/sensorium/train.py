@@ -52,6 +52,9 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
                     + (f", from step {run.reached.step} on" if again else ""))
             with interruptions() as asked:
                 _loop(run, dataset, log, asked)
+            if found := run.finish():
+                log.evaluation(run.reached.best_step, found, run.recipe.metric)
+                log.say("at the end: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
         card(run, log.entries)
         say(farewell(run))
     model = load(folder, recipe=recipe)

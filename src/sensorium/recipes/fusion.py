@@ -12,7 +12,7 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.row import KINDS, Row
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
-from sensorium.objectives.supervised import Supervised
+from sensorium.objectives.supervised import Supervised, Target
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import chosen, encoder
@@ -20,6 +20,7 @@ from sensorium.recipes.prediction import calibrate, validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.verbs.predict import Predictor
 
+HEADS = ("linear", "balanced", "boosting")
 WAYS = {"fuse": [*FUSIONS]}                 # that are compared where nothing else is asked
 TARGETS = ("category", "number", "ordinal", "set")
 USUAL = ("target", "label", "class", "y")   # names of columns that are predicted where none is named
@@ -51,7 +52,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
                          "product"] = "concat",
            align: Literal["linear", "nonlinear", "multiscale"] = "linear", contrast: float = 0.0, dim: int = 0,
            depth: int = 0, drop: float = 0.5, dropout: float = -1.0, mixup: float = 0.0,
-           balance: bool = False) -> Recipe:
+           head: Literal["linear", "balanced", "boosting"] = "linear") -> Recipe:
     """Labels, numbers, ranks or sets of tags from any columns; what is missing in a row is masked, never made up.
 
     Sizes follow the number of training rows where they are not given.
@@ -68,7 +69,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         drop: share of rows of which some values, few or most, are hidden while training: it learns to do without.
         dropout: share of activations dropped; below 0: by the number of rows.
         mixup: how strongly rows are mixed while training (0.2 is usual); 0: never.
-        balance: every class counts the same, however rare.
+        head: linear; balanced (each class counts the same, however rare); boosting (and trees; numbers, classes).
     """
     how = one_of("fuse", fuse, list(FUSIONS)), one_of("align", align, list(ALIGNS)), drop
     aims = {name: schema[name] for name in _targets(schema, target)}
@@ -76,16 +77,24 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     preset = _preset([*aims.values()])
     size = replace(preset, dim=dim or preset.dim, depth=depth or preset.depth,
                    dropout=preset.dropout if dropout < 0 else dropout)
-    kinds = {name: kind_of(modality, balance=balance) for name, modality in aims.items()}
+    kinds = {name: kind_of(m, balance=one_of("head", head, HEADS) == "balanced") for name, m in aims.items()}
     reads = {name: settings.get(name, schema[name]) for name in found}
-    heads = {name: Head(size.dim, kind.prior(), size.dropout) for name, kind in kinds.items()}
-    model = _model({name: (reads[name], how) for name, how in found.items()}, heads, size, how)
+    model = _model({name: (reads[name], how) for name, how in found.items()}, kinds, size, how)
     objective = Supervised(kinds, mixup, contrast)
+    grown = _boosting(model, reads, objective, aims, size.dim, drop) if head == "boosting" else {}
     return Recipe(
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
         training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
-        validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims))
+        validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims), **grown)
+
+
+def _boosting(model: Fused, reads: Mapping[str, Modality], objective: Supervised, aims: Mapping[str, Modality],
+              dim: int, drop: float) -> dict[str, Any]:
+    """Fields of the recipe whose model has trees."""
+    from sensorium.recipes.boosting import grown, with_trees  # not needed without trees
+    with_trees(model, reads, aims, dim)
+    return {"finish": grown(objective, aims, drop), "needs": {"lightgbm": "boosting"}}
 
 
 def _judge(aims: Mapping[str, Modality]) -> Callable[..., Any]:
@@ -93,7 +102,7 @@ def _judge(aims: Mapping[str, Modality]) -> Callable[..., Any]:
     return predictions(aims)
 
 
-def _model(reads: Mapping[str, tuple[Modality, str | Start]], heads: Mapping[str, Head], size: Preset,
+def _model(reads: Mapping[str, tuple[Modality, str | Start]], kinds: Mapping[str, Target], size: Preset,
            how: tuple[str, str, float]) -> Fused:
     """reads: column → its settings and what reads it. how: fuse, align, drop."""
     fuse, align, drop = how
@@ -103,6 +112,7 @@ def _model(reads: Mapping[str, tuple[Modality, str | Start]], heads: Mapping[str
     names = [*senses, *([ROW] if single else [])]
     meet = FUSIONS[fuse](names, size.dim, size.depth, size.dropout)
     row = Row(single, size.dim, 0 if meet.tokens else 4 * size.dim, size.dropout) if single else None
+    heads = {name: Head(size.dim, kind.prior(), size.dropout) for name, kind in kinds.items()}
     return Fused(senses, row, meet, heads, dim=size.dim, drop=drop)
 
 

@@ -10,7 +10,7 @@ from sensorium.data.cache import Prepared
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
-from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised
+from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, Target
 
 SIZE = 512                                  # rows at a time
 
@@ -47,13 +47,19 @@ def validate(objective: Supervised,
         for name, of in targets.items():
             known, kind = objective.known(name, true), objective.targets[name]
             if known.any():
-                one, y, calibration = said[name][known], true[name][known], Calibration()
-                calibration.rescale(of, one, y)
-                figures["val_loss"] += kind.loss(calibration.scaled(of, one), y).mean().item()
+                one, y = said[name][known], true[name][known]
+                figures["val_loss"] += loss_of(kind, of, one, y)[0]
                 what, value = _figure(kind, one, y)
                 figures[what if len(names) == 1 else f"{name} {what}"] = value
         return figures
     return judge
+
+
+def loss_of(kind: Target, of: Modality, said: Tensor, y: Tensor) -> tuple[float, Calibration]:
+    """(the loss of what would be said after calibration, that calibration)."""
+    calibration = Calibration()
+    calibration.rescale(of, said, y)
+    return kind.loss(calibration.scaled(of, said), y).mean().item(), calibration
 
 
 def calibrate(targets: Mapping[str, Modality]) -> Callable[[Fused, Prepared, np.ndarray], None]:

@@ -8,6 +8,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +75,8 @@ class Recipe:
     validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
     samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
     calibrate: Callable[[Any, Any, np.ndarray], None] | None = None # the same: fit buffers before weights are kept
+    finish: Callable[[Any, Any, np.ndarray, np.ndarray], dict[str, float]] | None = None    # the same of train and val
+    needs: Mapping[str, str] = field(default_factory=dict)          # module that training imports -> its extra
     judge: Callable[..., Any] | None = None         # (Trained, data set, names of splits, ...) -> Report
     after_step: Callable[[Any], None] | None = None                 # what must hold after each update
     compared: Mapping[str, Sequence[Any]] = field(default_factory=dict)     # keyword -> values that are worth comparing
@@ -126,9 +129,18 @@ def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
         with torch.device("meta"):
-            return build(make, schema, given)[0]
+            recipe = build(make, schema, given)[0]
     except (TypeError, ValueError, AssertionError) as e:
         raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
+    ready(recipe)
+    return recipe
+
+
+def ready(recipe: Recipe) -> None:
+    """Raises SensoriumError where an extra that training needs is not installed."""
+    for module, extra in recipe.needs.items():
+        if find_spec(module) is None:
+            raise SensoriumError(f'to train this needs {module}: pip install "sensorium[{extra}]"')
 
 
 def one_of(option: str, given: str, known: Sequence[str]) -> str:

@@ -1,0 +1,175 @@
+"""Trees boosted on what a trained model makes of a row: LightGBM grows them, `sensorium.trees` answers from them.
+
+    N rows   F features   K numbers that a head says   T numbers that trees say
+"""
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sensorium.data.cache import Prepared
+from sensorium.errors import SensoriumError
+from sensorium.fused import Fused, hidden
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.table import Category, Number, Ordinal
+from sensorium.objectives.supervised import Supervised
+from sensorium.recipes.judging import spaced
+from sensorium.recipes.prediction import SIZE, loss_of
+from sensorium.recipes.recipe import BadKeyword
+from sensorium.trees import LIKE, Boosted
+
+ROUNDS, PATIENCE = 1000, 50                 # trees at most, and how many that do not help before it stops
+MOST = 200_000                              # training rows that trees are grown on
+GROWN = {"learning_rate": 0.05, "num_leaves": 31, "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
+         "verbosity": -1, "deterministic": True, "force_row_wise": True, "seed": 0}
+SHARES = [i / 20 for i in range(21)]        # of the trees in what is said, that are tried
+Finish = Callable[[Fused, Prepared, np.ndarray, np.ndarray], dict[str, float]]
+
+
+def with_trees(model: Fused, reads: Mapping[str, Modality], aims: Mapping[str, Modality], dim: int) -> None:
+    """Give a model a second head for each target. Raises BadKeyword where trees are not for that kind of target."""
+    for name, of in aims.items():
+        if isinstance(of, Ordinal) or not isinstance(of, Category | Number):
+            raise BadKeyword(f"head='boosting' grows trees for numbers and classes; the target {name!r} is {of.kind}: "
+                             "take head='linear' (--head linear)")
+        single = {column: reads[column] for column in model.columns[len(model.names):]}
+        model.boosted.append(Boosted(of, single, dim))
+
+
+def grown(objective: Supervised, aims: Mapping[str, Modality], drop: float) -> Finish:
+    """Grow the trees of each target once its model is trained, and weigh them against the linear head.
+
+    They see each training row twice, the second time with some of its values hidden (NaN, never a number), be it few or
+    all but one, so that they learn what to do where values are missing; once where `drop` is 0. Validation rows say
+    when to stop, whether the fused vector helps beside the single values, and how much trees count. Returned are, for
+    each target, the losses on validation rows of the linear head and of the trees alone, each calibrated, and the share
+    of the trees.
+    """
+    def finish(model: Fused, prepared: Prepared, rows: np.ndarray, validation: np.ndarray) -> dict[str, float]:
+        if not len(validation):
+            raise SensoriumError("head='boosting' needs validation rows, which say when to stop: name some val")
+        figures: dict[str, float] = {}
+        train, some = _Seen(model, prepared, spaced(rows, MOST), drop > 0), _Seen(model, prepared, validation)
+        for name, second in zip(aims, model.boosted, strict=True):
+            assert isinstance(second, Boosted)
+            found = _Growing(second, name, objective, train, some).best()
+            told = {"linear val_loss": found[0], "trees val_loss": found[1], "share of trees": found[2]}
+            figures |= {what if len(aims) == 1 else f"{name} {what}": value for what, value in told.items()}
+        return figures
+    return finish
+
+
+class _Seen:
+    """What a model makes of rows: what trees see of them, what the linear heads say, and the targets.
+
+    twice: rows come a second time with some of their values hidden. Rows without any value are left out.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Fused, prepared: Prepared, rows: np.ndarray, twice: bool = False):
+        second = model.boosted[0]
+        assert isinstance(second, Boosted)
+        features, said, true = [], [], []
+        wanted = {*model.targets, *(f"{name}.valid" for name in model.targets)}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for share in (0.0, 1.0) if twice else (0.0,):
+                for start in range(0, len(rows), SIZE):
+                    given = prepared.batch(rows[start:start + SIZE])
+                    there = hidden(model.there(given), share) if share else model.there(given)
+                    given |= {f"{name}.valid": there[:, i] for i, name in enumerate(model.columns)}
+                    if parts := model.read(given):
+                        keep = there.any(1)
+                        x, _ = model.whole(parts)
+                        linear = model.answer(parts, len(there))
+                        features.append(second.features(given, there[:, len(model.names):], x)[keep])
+                        said.append({name: values[keep] for name, values in linear.items()})
+                        true.append({name: values[keep] for name, values in given.items() if name in wanted})
+        self.features = torch.cat(features)
+        self.said, self.true = (_joined(part) for part in (said, true))
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Growing:
+    """Trees of one target, grown on some rows and judged on others."""
+
+    def __init__(self, second: Boosted, name: str, objective: Supervised, train: _Seen, val: _Seen):
+        self.second, self.of, self.kind = second, second.of, objective.targets[name]
+        (self.x, self.y, _), (self.val_x, self.val_y, self.linear) = (
+            (seen.features[known], seen.true[name][known], seen.said[name][known])
+            for seen in (train, val) for known in [objective.known(name, seen.true)])
+        if not len(self.val_y):
+            raise SensoriumError(f"no validation row has the target {name!r}: nothing says when to stop growing trees")
+
+    def best(self) -> tuple[float, float, float]:
+        """Keep the trees and the share that say validation rows best; (the linear loss, the trees' own, the share)."""
+        tried = []
+        for features in dict.fromkeys(f for f in (self.second.singles, self.val_x.shape[1]) if f):
+            trees = self._trees(features)
+            self.second.trees.take(trees)
+            says = self.second.trees(self.val_x)
+            losses = [self._loss(self.second.weighed(self.linear, says, self._share(share))) for share in SHARES]
+            tried.append((min(losses), losses, trees))
+        _, losses, trees = min(tried, key=lambda one: one[0])
+        share = SHARES[int(np.argmin(losses))]
+        self.second.trees.take(trees)
+        self.second.share.copy_(self._share(share))
+        return losses[0], losses[-1], share
+
+    def _share(self, share: float) -> Float[Tensor, "2"]:
+        """Of the linear head, made as sure of itself as it should be, and of the trees."""
+        sure = loss_of(self.kind, self.of, self.linear, self.val_y)[1].scale if isinstance(self.of, Category) else 1.0
+        return torch.tensor([(1 - share) / float(sure), share])
+
+    def _loss(self, said: Tensor) -> float:
+        return loss_of(self.kind, self.of, said, self.val_y)[0]
+
+    def _trees(self, features: int) -> dict[str, Tensor]:
+        """Grown on the first so many features."""
+        import lightgbm
+        classes = len(self.of.classes) if isinstance(self.of, Category) else 0
+        what = {0: {"objective": "regression"}, 2: {"objective": "binary"}}.get(
+            classes, {"objective": "multiclass", "num_class": classes})
+        train = lightgbm.Dataset(self.x[:, :features].numpy(), self.y.numpy())
+        val = lightgbm.Dataset(self.val_x[:, :features].numpy(), self.val_y.numpy(), reference=train)
+        made = lightgbm.train({**GROWN, **what, "num_threads": torch.get_num_threads()}, train, ROUNDS, [val],
+                              callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)])
+        return flat(made.dump_model(num_iteration=made.best_iteration)["tree_info"])
+
+
+def flat(trees: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Trees as LightGBM tells of them, as the buffers of `Trees`.
+
+    A value that is missing goes where LightGBM learned to send it, or else, where it met none, the way of most rows.
+    """
+    nodes: list[tuple[int, float, bool]] = []
+    ways: list[list[int]] = []
+    leaves: list[float] = []
+
+    def count(node: dict[str, Any]) -> int:
+        return node.get("internal_count", node.get("leaf_count", 0))
+
+    def add(node: dict[str, Any]) -> int:
+        if "leaf_value" in node:
+            leaves.append(node["leaf_value"])
+            return -len(leaves)
+        two, at = (node["left_child"], node["right_child"]), len(nodes)
+        learned = node["missing_type"] == "NaN"
+        goes_left = node["default_left"] if learned else count(two[0]) >= count(two[1])
+        nodes.append((node["split_feature"], node["threshold"], goes_left))
+        ways.append([])
+        ways[at] = [add(child) for child in two]
+        return at
+
+    root = [add(tree["tree_structure"]) for tree in trees]
+    feature, threshold, missing = zip(*nodes, strict=True) if nodes else ((), (), ())
+    left, right = zip(*ways, strict=True) if ways else ((), ())
+    found = {"root": root, "feature": feature, "left": left, "right": right, "missing": missing,
+             "threshold": threshold, "leaf": leaves}
+    return {name: torch.tensor(values, dtype=LIKE[name]) for name, values in found.items()}
