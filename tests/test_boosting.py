@@ -175,6 +175,18 @@ def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_pat
     assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
 
 
+@pytest.mark.parametrize("head", ["linear", "boosting"])
+def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head: str,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    asked = f"--target price --columns a,b,colour --dim 16 --depth 1 --head {head} --json"
+    assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split()]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert cli.run(["show", str(run), "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert before["flops_forward"] > 1000 and after["parameters"] == sum(
+        p.numel() for p in load(run).module.parameters())
+
+
 HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
     "another feature": ({"feature": torch.tensor([999], dtype=torch.int32)}, "not among the"),
     "a feature below zero": ({"feature": torch.tensor([-1], dtype=torch.int32)}, "not among the"),
