@@ -185,6 +185,8 @@ def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head:
     after = json.loads(capsys.readouterr().out)
     assert before["flops_forward"] > 1000 and after["parameters"] == sum(
         p.numel() for p in load(run).module.parameters())
+    for more in ("--mixup 0.2", "--contrast 0.1 --fuse attention"):
+        assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split(), *more.split()]) == 0
 
 
 HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {

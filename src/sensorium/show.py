@@ -110,7 +110,11 @@ class _AllDistinct(TorchDispatchMode):
             place = torch.empty(args[0].shape[args[1]], dtype=torch.long, device="meta")
             return args[0].clone(), place, place.clone()
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True                                 # of `any` and `all`, which are asked of nothing else here
+            return True                                 # of `any` and `all`, and of chance
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta and args[0].dim() == 1:
+            return torch.arange(len(args[0]), device="meta")[:, None]
+        if func is torch.ops.aten._sample_dirichlet.default and args[0].is_meta:
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
 
