@@ -38,7 +38,7 @@ def made(values: dict[str, list[float]], folds: int = 0, sign: int = -1) -> Comp
     """A comparison in which each setting came to these losses."""
     results = [({"way": way}, f"fold={i}", Result("x", {"loss": loss}, len(way), 1.0))
                for way, losses in values.items() for i, loss in enumerate(losses)]
-    return Comparison("r", "d", "loss", sign, folds, {"dim": 8}, results, Path("out"))
+    return Comparison("r", ["d"], "loss", sign, folds, {"dim": 8}, results, Path("out"))
 
 
 class TestFolds:
@@ -172,9 +172,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.run([*asked, *out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["settings"]) == 8 and {s["setting"]["fuse"] for s in told["settings"]} >= {"concat", "product"}
-    assert cli.run([*asked, "--fuse", "sum", "--drop", "0,0.2", "--mixup", "0.1", "--folds", "2",
+    assert cli.run([*asked, "--fuse", "sum", "--drop", "0,0.2", "--column", "group=group", "--folds", "2",
                     "--out", str(tmp_path / "more")]) == 0
     out, err = capsys.readouterr()
+    assert "--column group=group --target label" in " ".join(out.split())
     assert "Take drop=" in out and err.count("\n[") == 4 and "± " in out
     for given, code, what in ((["--fuse", "sum,summ"], 2, 'Did you mean "sum"?'), (["--drop", "x"], 2, "into float"),
                               (["--fuse", "sum"], 1, "nothing is varied"), (["--dmi", "1"], 2, "Did you mean --dim?")):

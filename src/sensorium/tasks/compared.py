@@ -61,13 +61,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings side by side. sign: -1 where a lower metric is better. fixed: keywords that all have in common.
+    """Settings side by side. data: as a command line names them. sign: -1 where a lower metric is better.
 
-    results: (setting, repetition, result) of each run.
+    fixed: keywords that all have in common. results: (setting, repetition, result) of each run.
     """
 
     recipe: str
-    data: str
+    data: Sequence[str]
     metric: str
     sign: int
     folds: int
@@ -132,7 +132,7 @@ class Comparison:
     def markdown(self) -> str:
         """For a file."""
         lines = ["| " + " | ".join(row) + " |" for row in (self.head(), ["---"] * len(self.head()), *self.rows())]
-        head = f"# Comparison of {self.recipe} on {Path(self.data).name}"
+        head = f"# Comparison of {self.recipe} on {Path(self.data[0]).name}"
         return "\n\n".join([head, "\n".join(lines), self.verdict()]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Comparison:
         settings = [{"setting": s.values, "failed": s.failed, "runs": {
             repeat or "once": {**vars(run), "folder": str(self.folder / run.folder)} for repeat, run in s.runs.items()}}
             for s in self.settings]
-        return {"recipe": self.recipe, "data": self.data, "metric": self.metric, "folds": self.folds,
+        return {"recipe": self.recipe, "data": self.data[0], "metric": self.metric, "folds": self.folds,
                 "take": self.best.values if self.best else None, "not told apart": [s.values for s in self.near],
                 "settings": settings}
 
@@ -168,7 +168,7 @@ class Comparison:
     def _next(self, best: Setting) -> str:
         if not self.folds:
             return f"It lies in {self.folder / next(iter(best.runs.values())).folder}"
-        given = [self.recipe, self.data] + [part for name, value in {**self.fixed, **best.values}.items()
+        given = [self.recipe, *self.data] + [part for name, value in {**self.fixed, **best.values}.items()
                  for part in (f"--{name.strip('_').replace('_', '-')}", _plain(value))]
         return f"To train it on all rows of train: sensorium train {shlex.join(given)}"
 

@@ -67,11 +67,20 @@ def compare(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, fo
             told = _told(record.result(recipe, trial))
             say(f"[{i}/{len(trials)}] {trial.name or 'as it comes'}: {told}")
         first = planned(recipe, dataset.schema, trials[0].keywords)
-        data = str(dataset.source.get("path", dataset.name))
-        found = Comparison(recipe.__name__, data, first.metric, first.sign, folds, fixed,
+        found = Comparison(recipe.__name__, _asked_for(dataset), first.metric, first.sign, folds, fixed,
                            [(trial.setting, trial.repeat, record.results[trial.name]) for trial in trials], folder)
         durable.write(folder / "comparison.md", found.markdown().encode())
     return found
+
+
+def _asked_for(dataset: Dataset) -> list[str]:
+    """A data set as a command line names it."""
+    said = dict(dataset.source)
+    path, columns = str(said.pop("path", dataset.name)), said.pop("columns", {})
+    own = [f"--{name}={said.pop(name)}" for name in ("split", "group", "test", "max_bad") if name in said]
+    kinds = [part for name, kind in columns.items() for part in ("--column", f"{name}={kind}")]
+    return [path, *(o.replace("max_bad", "max-bad") for o in own if o != "--max_bad=0.01"), *kinds,
+            *(part for name, value in said.items() for part in ("--option", f"{name}={value}"))]
 
 
 def _folder(out: str | Path | None) -> Path:
