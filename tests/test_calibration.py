@@ -52,6 +52,18 @@ def test_no_other_temperature_is_likelier() -> None:
     assert torch.equal((logits / best).argmax(1), logits.argmax(1))
 
 
+@pytest.mark.parametrize("n", [20, 200])
+def test_with_doubt_rows_that_are_all_right_are_as_sure_as_their_number_allows(n: int) -> None:
+    doubt = 1 / (n + 2)
+    y = torch.arange(n) % 2
+    both = F.one_hot(y, 2).float() * 5
+    p = (both / softmax_temperature(both, y, doubt)).softmax(1).gather(1, y[:, None])
+    assert torch.allclose(p, torch.tensor(1 - doubt / 2), atol=1e-5)
+    one = both[:, :1] - 2.5
+    p = (one / sigmoid_temperature(one, y[:, None] == 0, doubt)).sigmoid()
+    assert torch.allclose(p, torch.where(y[:, None] == 0, 1 - doubt / 2, doubt / 2), atol=1e-5)
+
+
 def test_logits_that_are_never_wrong_or_say_nothing_have_a_finite_temperature() -> None:
     eye = torch.eye(3)
     assert softmax_temperature(eye, torch.arange(3)) == pytest.approx(1 / HOTTEST)

@@ -113,15 +113,16 @@ def answered(of: Category, p: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
 
 
 def _scale(of: Modality, unscaled: Calibration, said: Tensor, y: Tensor) -> float:
+    doubt = 1 / (len(y) + 2)                                # as if one row more had gone either way (Platt 1999)
     match of:
         case Ordinal():
             cuts = torch.arange(said.shape[1], device=y.device)
-            return sigmoid_temperature(decreasing(said), y[:, None] > cuts)
+            return sigmoid_temperature(decreasing(said), y[:, None] > cuts, doubt)
         case Category():
             seen = y < said.shape[1]
-            return softmax_temperature(said[seen], y[seen])
+            return softmax_temperature(said[seen], y[seen], doubt)
         case Tags():
-            return sigmoid_temperature(said, y[:, :said.shape[1]] > 0.5)
+            return sigmoid_temperature(said, y[:, :said.shape[1]] > 0.5, doubt)
         case Number():
             found = unscaled.amount(said)
             return spread_scale((y - found.mean) / found.spread)

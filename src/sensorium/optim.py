@@ -169,8 +169,7 @@ class Average:
     def update(self, k: int) -> None:
         """After update k (from 0): move towards the weights, by at least 1 - decay, in the first steps by more."""
         towards = 1 - min(self.decay, (k + 1) / (k + 10))
-        for name, p in self._live.items():
-            self.weights[name].lerp_(p, towards)
+        torch._foreach_lerp_(list(self.weights.values()), list(self._live.values()), towards)
 
     @contextmanager
     def worn(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe, build, ready, split_keywords
+from sensorium.recipes.recipe import Make, Recipe, build, outline, ready, split_keywords
 from sensorium.snapshot import Snapshots
 from sensorium.step import Step, check, measured_precision, split
 from sensorium.stored import read_tensors, read_weights, tensors, weights
@@ -134,10 +134,9 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
-    with torch.device("meta"):
-        planned = build(make, dataset.schema, keywords)[0]                  # before there is anything to learn from
-    ready(planned)
-    schema = dataset.schema.fit(dataset, rows, planned.columns, planned.settings)
+    plan = outline(make, dataset.schema, keywords)                          # before there is anything to learn from
+    ready(plan)
+    schema = dataset.schema.fit(dataset, rows, plan.columns, plan.settings)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)

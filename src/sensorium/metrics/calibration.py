@@ -16,21 +16,22 @@ HOTTEST = 20.0                              # temperatures lie between 1 / HOTTE
 _HALVINGS = 60
 
 
-def softmax_temperature(logits: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> float:
+def softmax_temperature(logits: Float[Tensor, "N C"], y: Int[Tensor, "N"], doubt: float = 0.0) -> float:
     """By what to divide logits so that their softmax is likeliest to give the classes y (Guo et al. 2017).
 
     The likelihood is concave in 1 / T, and highest where the true logits are as high on average as those expected.
-    Order, and so the likeliest class, stays as it is. 1 where there is no row.
+    Order, and so the likeliest class, stays as it is. 1 where there is no row. doubt: the part of each row that might
+    have been any class: few rows that are all right do not make for certainty.
     """
     logits = logits.double()
-    true = logits.gather(1, y[:, None])[:, 0]
+    true = (1 - doubt) * logits.gather(1, y[:, None])[:, 0] + doubt * logits.mean(1)
     return _temperature(lambda inverse: ((logits * inverse).softmax(1) * logits).sum(1) - true)
 
 
-def sigmoid_temperature(logits: Float[Tensor, "N K"], y: Bool[Tensor, "N K"]) -> float:
+def sigmoid_temperature(logits: Float[Tensor, "N K"], y: Bool[Tensor, "N K"], doubt: float = 0.0) -> float:
     """The same for logits each of which stands for itself: tags, and cuts between ranks (P(y > k))."""
-    logits = logits.double()
-    return _temperature(lambda inverse: ((logits * inverse).sigmoid() - y.double()) * logits)
+    logits, so = logits.double(), (1 - doubt) * y.double() + doubt / 2
+    return _temperature(lambda inverse: ((logits * inverse).sigmoid() - so) * logits)
 
 
 def _temperature(slope: Callable[[float], Tensor]) -> float:

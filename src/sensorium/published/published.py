@@ -170,12 +170,16 @@ def _read(name: Name, theirs: Mapping[str, Tensor], ours: Tensor, place: str) ->
 
 
 class undrawn(TorchFunctionMode):
-    """While it lasts, first weights are not drawn at random: for a module that is filled right after it is built."""
+    """While it lasts, first weights are not drawn at random: for a module that is then filled, or only looked at.
+
+    On the meta device, drawing would import torch's compiler: more than a second, for nothing.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _DRAWS and args:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",

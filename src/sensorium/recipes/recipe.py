@@ -21,6 +21,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
+from sensorium.published.published import undrawn
 
 
 class BadKeyword(SensoriumError, TypeError):
@@ -125,11 +126,16 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     return recipe, {**bound.kwargs, **recipe.told, **asdict(recipe.training)}
 
 
+def outline(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
+    """The recipe on the meta device: quickly made, of no weight."""
+    with torch.device("meta"), undrawn():
+        return build(make, schema, given)[0]
+
+
 def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
-        with torch.device("meta"):
-            recipe = build(make, schema, given)[0]
+        recipe = outline(make, schema, given)
     except (TypeError, ValueError, AssertionError) as e:
         raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
     ready(recipe)
