@@ -13,9 +13,10 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities import readings
-from sensorium.modalities.convolution import Convolutions
+from sensorium.modalities.convolution import Convolutions, Levels, halved
 from sensorium.modalities.series import Series, Windows, levelled, steps, thinned
 from sensorium.models import Encoder
+from sensorium.tokens import present
 
 NAN = float("nan")
 TWO = Series(("x", "y"), (1.0, 10.0), (2.0, 5.0))
@@ -176,6 +177,35 @@ def test_convolutions_do_not_see_what_is_not_there() -> None:
 
 
 # --------------------------------------------------------------------------------------------------- augment, show
+
+@pytest.mark.parametrize("usual", [12, 200])
+def test_levels_do_not_see_what_is_not_there(usual: int) -> None:
+    torch.manual_seed(0)
+    levels = Levels(16, Series(("a", "b"), (0.0,) * 2, (1.0,) * 2, usual=usual)).eval()
+    short = torch.cat([torch.randn(3, 90, 2), torch.ones(3, 90, 2)], -1)
+    short[1, 60:] = 0
+    said, padded = levels(short), levels(torch.nn.functional.pad(short, (0, 0, 0, 70)))
+    n = said.x.shape[1]
+    assert torch.allclose(padded.x[:, :n][present(said)], said.x[present(said)], atol=1e-5)
+    assert not present(padded)[:, n:].any()
+    alone = levels(short[1:2, :60])
+    assert torch.allclose(alone.x[0], said.x[1, :alone.x.shape[1]], atol=1e-5)
+    assert present(said)[1].sum() == alone.x.shape[1]
+
+
+def test_of_each_pair_of_steps_the_larger_stays_of_those_that_are_there() -> None:
+    x = torch.tensor([[[-3.0], [5.0], [-2.0], [-1.0], [7.0], [7.0]]])
+    there = torch.tensor([[True, False, True, True, False, False]])
+    left, valid = halved(x, there)
+    assert left.flatten().tolist() == [-3.0, -1.0, 0.0] and valid.tolist() == [[True, True, False]]
+
+
+def test_noise_is_in_proportion_to_what_a_series_does() -> None:
+    loud = torch.cat([torch.randn(1, 500, 1), torch.ones(1, 500, 1)], -1)
+    both = torch.cat([loud, loud * torch.tensor([1e-2, 1.0])])
+    noise = (Series().augment(both, torch.Generator().manual_seed(0), jitter=0.1) - both)[..., 0].std(1)
+    assert noise / both[..., 0].std(1) == pytest.approx(torch.full((2,), 0.1), rel=0.15)
+
 
 def test_changes_are_repeatable_and_keep_what_is_missing_missing() -> None:
     how = {"jitter": 0.1, "scale": 0.2, "crop": 0.6, "warp": 0.2, "drop": 0.3}

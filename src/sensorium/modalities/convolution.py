@@ -1,16 +1,22 @@
-"""Convolutions along a line of tokens, in place of a transformer.
+"""Convolutions along a line of tokens, in place of a transformer; and over every step of a series.
 
-    B batch   T tokens   D width
+    B batch   T tokens or steps   R readings of a step, then which of them are there   D width
 """
 from dataclasses import replace
 
-from jaxtyping import Float, Int
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sensorium.tokens import Tokens, at_place
+from sensorium.kernels import Linear
+from sensorium.modalities.series import Series, levelled, steps
+from sensorium.tokens import Tokens, at_place, line
 from sensorium.transformer import FeedForward
 
 REACH = 3                                   # neighbours on each side that a convolution looks at
+LEFT = 16                                   # tokens of a usual series after the last level, about
 
 
 class Mixing(nn.Module):
@@ -40,3 +46,43 @@ class Convolutions(nn.Module):
             x = block(x if t.valid is None else x * t.valid[..., None])
         said = replace(t, x=self.last(x))
         return said if only is None else at_place(said, only)
+
+
+class Levels(nn.Module):
+    """Series → Tokens. At each level `blocks` look at neighbours, then of each pair the larger number stays.
+
+    Each channel is brought to its own mean and spread, and both are said to every token (see `Windows`). Steps at which
+    nothing is there are 0 throughout, as beyond the ends.
+    """
+
+    def __init__(self, dim: int, series: Series, blocks: int = 1, dropout: float = 0.0):
+        super().__init__()
+        channels = max(1, len(series.channels))
+        self.stride = 4 if series.usual >= 4 * LEFT else 1
+        levels = max(1, (max(1, series.usual) // (self.stride * LEFT)).bit_length() - 1)
+        self.first = nn.Conv1d(2 * channels, dim, 2 * self.stride + 3, self.stride, self.stride + 1)
+        self.size = nn.Sequential(Linear(2 * channels, dim), nn.GELU(), Linear(dim, dim))
+        self.levels = nn.ModuleList(nn.ModuleList(Mixing(dim, 1, dropout) for _ in range(blocks))
+                                    for _ in range(levels))
+        self.last = nn.LayerNorm(dim)
+
+    def summary(self, series: Float[Tensor, "B T R"]) -> None:
+        return None
+
+    def forward(self, series: Float[Tensor, "B T R"]) -> Tokens:
+        series, mean, spread = levelled(F.pad(series, (0, 0, 0, -series.shape[1] % (self.stride << len(self.levels)))))
+        there = rearrange(steps(series), "b (t s) -> b t s", s=self.stride).any(-1)
+        x = self.first(series.transpose(1, 2)).transpose(1, 2)
+        x = x + self.size(torch.cat([mean.asinh(), spread.log()], -1))[:, None]
+        for level in self.levels:
+            for block in level:
+                x = block(x * there[..., None])
+            x, there = halved(x, there)
+        return Tokens(self.last(x), line(x), valid=None if there.all() else there)
+
+
+def halved(x: Float[Tensor, "B T D"], there: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
+    """Of each pair of steps the larger numbers, of those that are there; 0 where neither is."""
+    pairs = rearrange(x.masked_fill(~there[..., None], -torch.inf), "b (s two) d -> b s two d", two=2)
+    left = rearrange(there, "b (s two) -> b s two", two=2).any(-1)
+    return pairs.amax(2).masked_fill(~left[..., None], 0), left

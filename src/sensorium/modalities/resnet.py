@@ -48,24 +48,25 @@ class Plain(nn.Module):
 class ResNet(nn.Module):
     """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole.
 
-    A stem halves the side; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, the last two halving it.
-    With the `size` of pictures, each cell is given a learned vector for its place. block: Residual, or Plain.
+    A stem divides the side by `stem`; three stages of `blocks` follow, `dim`/4, `dim`/2 and `dim` wide, of which the
+    last two halve it. With the `size` of pictures, each cell is given a learned vector for its place.
+    block: Residual, or Plain.
     """
 
-    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0,
+    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0, stem: int = 2,
                  block: Callable[[int, int, int], nn.Module] = Residual):
         super().__init__()
         if dim % 4:
             raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
         widths = (dim // 4, dim // 2, dim)
-        self.stem = nn.Sequential(convolution(3, widths[0], 4, 2), nn.ReLU())
+        self.stem = nn.Sequential(convolution(3, widths[0], 2 * stem, stem), nn.ReLU())
         inside, layers = widths[0], []
         for stage, width in enumerate(widths):
             for i in range(blocks):
                 layers.append(block(inside, width, 2 if stage and not i else 1))
                 inside = width
         self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
-        self.places = nn.Parameter(torch.randn((size // 8) ** 2, dim) * 0.02) if size else None
+        self.places = nn.Parameter(torch.randn((size // (4 * stem)) ** 2, dim) * 0.02) if size else None
 
     def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None

@@ -119,17 +119,19 @@ class Series:
 
     def augment(self, batch: Float[Tensor, "B T R"], rng: torch.Generator, *, jitter: float = 0.0, scale: float = 0.0,
                 crop: float = 1.0, warp: float = 0.0, drop: float = 0.0) -> Float[Tensor, "B T R"]:
-        """Changed at random: noise of `jitter` spreads, each channel times 1 ± `scale`, a window of at least the share
-        `crop`, up to `warp` quicker or slower, and each channel left out with probability `drop`, never all.
+        """Changed at random: noise of `jitter` times a channel's own spread in the series, each channel times
+        1 ± `scale`, a window of at least the share `crop`, up to `warp` quicker or slower, and each channel left out
+        with probability `drop`, never all.
         """
-        x, there = moved(batch, rng, crop, warp).chunk(2, -1)
+        batch = moved(batch, rng, crop, warp)
+        x, there = batch.chunk(2, -1)
         rows, _, channels = x.shape
         if drop > 0:
             there = there * kept(rows, channels, drop, rng)[:, None]
         if scale > 0:
             x = x * (1 + scale * (2 * torch.rand(rows, 1, channels, generator=rng) - 1))
         if jitter > 0:
-            x = x + jitter * torch.randn(x.shape, generator=rng)
+            x = x + jitter * levelled(batch)[2][:, None] * torch.randn(x.shape, generator=rng)
         return torch.cat([x * there, there], -1)
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n T R"]:

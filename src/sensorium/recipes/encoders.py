@@ -19,7 +19,7 @@ from sensorium.data.schema import MODALITIES, ROLES
 from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
 from sensorium.modalities.audio import Audio, Sound
-from sensorium.modalities.convolution import Convolutions
+from sensorium.modalities.convolution import Convolutions, Levels
 from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import Recurrent
@@ -35,6 +35,7 @@ from sensorium.tokens import Tokens
 from sensorium.transformer import Transformer, transformer
 
 HEAD = 64                                   # width of one attention head, about
+LONG = 64                                   # steps of a series that a recurrent network reads worse than convolutions
 Build = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
 
 
@@ -75,6 +76,11 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
     return how
 
 
+def usual(modality: Modality) -> str:
+    """The encoder of a column for which none is named: the first of its kind, but for long series convolutions."""
+    return "cnn" if isinstance(modality, Series) and modality.usual >= LONG else ""
+
+
 class Projected(nn.Module):
     """Raw values → Tokens of another width, by a whole encoder and one linear layer after it."""
 
@@ -97,7 +103,7 @@ def projected(encoder: Encoder, width: int, dim: int, dropout: float = 0.0) -> E
 
 
 def _convolutions(image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]) -> Encoder:
-    return Encoder(ResNet(dim, max(1, depth // 3), dropout, block=block))
+    return Encoder(ResNet(dim, max(1, depth // 3), dropout, block=block, stem=4 if image.size >= 64 else 2))
 
 
 def _residuals(image: Image, dim: int, depth: int, dropout: float, *, layout: str) -> Encoder:
@@ -135,6 +141,10 @@ def _along(series: Series, dim: int, depth: int, dropout: float, *, trunk: Calla
     return Encoder(Windows(dim, series, window(series), places=places), trunk(dim, depth, dropout=dropout))
 
 
+def _levels(series: Series, dim: int, depth: int, dropout: float) -> Encoder:
+    return Encoder(Levels(dim, series, max(1, depth // 2), dropout))
+
+
 def _heard(audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module]) -> Encoder:
     """A token for every 20 ms, of sounds as long as the column may hold."""
     return Encoder(Sound(dim, audio.mels, math.ceil((audio.seconds or audio.most) * 50)),
@@ -159,8 +169,8 @@ ENCODERS: dict[str, dict[str, Build]] = {           # the first of each kind is 
               **{layout: partial(_residuals, layout=layout) for layout in LAYOUTS}},
     "text": {"spelling": _letters, "transformer": _read, "gru": partial(_spelt, cell="gru"),
              "lstm": partial(_spelt, cell="lstm"), "bag": _bag},
-    "series": {name: partial(_along, trunk=TRUNKS[name], places=name == "transformer")
-               for name in ("gru", "cnn", "lstm", "transformer")},
+    "series": {"gru": partial(_along, trunk=TRUNKS["gru"]), "cnn": _levels, **{
+        name: partial(_along, trunk=TRUNKS[name], places=name == "transformer") for name in ("lstm", "transformer")}},
     "audio": {name: partial(_heard, trunk=trunk) for name, trunk in TRUNKS.items()},
 }
 OWN, NEEDED = frozenset(MODALITIES), ("endings", "fit", "load", "collate", "augment", "to_json", "from_json")

@@ -15,7 +15,7 @@ from sensorium.modalities.tags import Tags
 from sensorium.objectives.supervised import Supervised, Target
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
-from sensorium.recipes.encoders import chosen, encoder
+from sensorium.recipes.encoders import chosen, encoder, usual
 from sensorium.recipes.prediction import calibrate, validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.verbs.predict import Predictor
@@ -28,7 +28,8 @@ AUGMENT: dict[str, dict[str, dict[str, float]]] = {        # strength -> kind of
     "light": {"image": {"crop": 0.8, "brightness": 0.2, "contrast": 0.2}, "category": {"unseen": 0.02}},
     "strong": {"image": {"flip": 0.5, "rotate": 10, "scale": 0.2, "shift": 0.1, "brightness": 0.3, "contrast": 0.3,
                          "tint": 0.2, "grey": 0.1}, "text": {"drop": 0.2}, "category": {"unseen": 0.05},
-               "set": {"drop": 0.1}, "number": {"noise": 0.05}}}
+               "set": {"drop": 0.1}, "number": {"noise": 0.05},
+               "series": {"crop": 0.6, "warp": 0.1, "scale": 0.1, "jitter": 0.1}}}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,12 @@ class Preset:
     epochs: int
     batch_size: int
 
+    def training(self) -> Training:
+        return Training(epochs=self.epochs, batch_size=self.batch_size, lr=2e-3, ema=0.99,
+                        patience=max(2, self.epochs // 4))
 
-PRESETS = (Preset(2_000, 64, 1, 0.2, 60, 32), Preset(10_000, 96, 2, 0.15, 30, 64),
+
+PRESETS = (Preset(1_000, 64, 1, 0.2, 60, 16), Preset(2_000, 64, 1, 0.2, 60, 32), Preset(10_000, 96, 2, 0.15, 30, 64),
            Preset(100_000, 128, 3, 0.1, 15, 128), Preset(1 << 62, 192, 4, 0.1, 4, 512))
 
 
@@ -84,7 +89,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     grown = _boosting(model, reads, objective, aims, size.dim, drop) if head == "boosting" else {}
     return Recipe(
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
-        training=Training(epochs=preset.epochs, batch_size=preset.batch_size, lr=1e-3, ema=0.99), compared=WAYS,
+        training=preset.training(), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
         validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims), **grown)
 
@@ -125,8 +130,8 @@ def _read(schema: Schema, names: Sequence[str],
         if name not in names or schema.find(name).kind in KINDS or not how:
             raise BadKeyword(f"encoders: {name!r} is no column that an encoder reads; give COLUMN=ENCODER for "
                              f"{', '.join(n for n in names if schema[n].kind not in KINDS) or 'pictures or words'}")
-    found = {name: "" if schema[name].kind in KINDS else chosen(schema[name].kind, pairs.get(name, ""))
-             for name in names}
+    found = {name: "" if schema[name].kind in KINDS else
+             chosen(schema[name].kind, pairs.get(name) or usual(schema[name])) for name in names}
     return found, {name: how.senses()[schema[name].kind] for name, how in found.items()
                    if isinstance(how, Start) and how.opened}
 
