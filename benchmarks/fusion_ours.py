@@ -51,3 +51,14 @@ def ours(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
     """Trained and asked once."""
     with tempfile.TemporaryDirectory() as folder:
         return said(trained(splits, seed, Path(folder), **keywords), splits["test"])
+
+
+def boosted(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """With boosted trees beside its own head."""
+    return ours(splits, seed, head="boosting")
+
+
+def pretrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """With the trained text model of the folder TEXT_MODEL, frozen, as the reader of words."""
+    text = next(iter(splits["train"].of("text")))
+    return ours(splits, seed, encoders={text: os.environ["TEXT_MODEL"]})

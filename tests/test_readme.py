@@ -15,7 +15,8 @@ from sensorium import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAYS = "--dim 64 --depth 1 --epochs 1 --batch-size 4".split()
-SMALLER = {("train", "clip"): TINY, ("train", "captioner"): SAYS, ("train", "dalle"): SAYS}     # seconds, not minutes
+SMALLER = {("train", "clip"): TINY, ("compare", "fusion"): SAYS,                    # seconds, not minutes
+           **{("train", name): SAYS for name in ("captioner", "dalle", "fusion")}}
 LONG = ("demo",)
 
 
@@ -37,6 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(here)
     photos(here / "photos")
     Image.new("RGB", (40, 30), "red").save(here / "a.jpg")
+    rooms = [f"{i % 7},{'sunny' if i % 2 else 'dark'}" for i in range(60)]
+    priced = (f"{room},{90 + 10 * i % 70}" for i, room in enumerate(rooms))
+    (here / "homes.csv").write_text("\n".join(["rooms,light,price", *priced]))
+    (here / "new.csv").write_text("rooms,light\n3,sunny\n,dark\n")
     yield here
     os.chdir(before)
 
@@ -56,6 +61,7 @@ def test_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if argv[0] not in LONG:
             said(capsys, *argv, *SMALLER.get((argv[0], argv[1]), []))
     assert "<img" in (place / "results.html").read_text()
+    assert len((place / "priced.csv").read_text().splitlines()) == 3
 
 
 def test_python_works(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

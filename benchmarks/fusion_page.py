@@ -1,0 +1,82 @@
+"""docs/predict.md out of results/fusion.jsonl: python benchmarks/fusion_page.py"""
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+from fusion_data import TASKS
+from peers import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
+WHO = ("ours", "boosted", "pretrained", "majority", "linear", "boosting", "lightgbm", "widedeep", "autogluon", "ludwig")
+FIGURES = ("auroc", "r2", "accuracy")       # the first that a line has is the one that counts
+Lines = dict[tuple[str, str], dict[int, dict]]
+HEAD = """# Predicting from any columns, measured
+
+Written by `benchmarks/fusion_page.py` from `benchmarks/results/fusion.jsonl`; `benchmarks/fusion_data.py` says what the
+sets are and how they are split, `benchmarks/fusion.py` how each was run. Test rows, which nothing was chosen by.
+
+- **ours**: `sensorium train fusion` as it comes, told which columns there are and which is the target; the mean over
+  seeds, and the least and the most. **boosted**: the same with `--head boosting`. **pretrained**: words
+  read by a frozen MiniLM, the one that AutoGluon has.
+- **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
+  statistics of series. **widedeep**: pytorch-widedeep. **autogluon**: AutoGluon-Multimodal, with a trained text model.
+
+"""
+
+
+def read() -> Lines:
+    """(set, who) -> seed -> the last line measured of it with all columns."""
+    found: Lines = {}
+    for text in (RESULTS / "fusion.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["columns"] == "all":
+            found.setdefault((line["task"], line["who"]), {})[line["seed"]] = line
+    return found
+
+
+def table(lines: Lines, cell: str) -> Iterator[str]:
+    """cell: what is shown of each, "figure" or a key of the lines."""
+    yield f"| set | {'figure | ' if cell == 'figure' else ''}{' | '.join(WHO)} |"
+    yield "|---" * (len(WHO) + 1 + (cell == "figure")) + "|"
+    for name in TASKS:
+        several = {who: [*lines.get((name, who), {}).values()] for who in WHO}
+        key = next(k for k in FIGURES if k in several["majority"][0])
+        best = max(mean(line[key] for line in of) for of in several.values() if of)
+        shown = key if cell == "figure" else cell
+        cells = [_shown([line[shown] for line in of], cell, best) for of in several.values()]
+        yield f"| {name} | {f'{key} | ' if cell == 'figure' else ''}{' | '.join(cells)} |"
+
+
+def _shown(values: list[float], cell: str, best: float) -> str:
+    if not values:
+        return ""
+    if cell != "figure":
+        return f"{mean(values):,.0f}" if mean(values) >= 10 else f"{mean(values):.1f}"
+    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"**{mean(values):.3f}**{spread}" if mean(values) == best else f"{mean(values):.3f}{spread}"
+
+
+def alone() -> Iterator[str]:
+    """Each sense alone, where that was measured."""
+    for text in (RESULTS / "fusion.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["columns"] != "all" and line["who"] == "ours":
+            key = next(k for k in FIGURES if k in line)
+            few = line["columns"] if len(line["columns"]) < 4 else [f"{len(line['columns'])} columns of the table"]
+            yield f"| {line['task']} | {', '.join(few)} | {key} {line[key]:.3f} | {line['seed']} |"
+
+
+def main() -> None:
+    lines, parts = read(), [HEAD.rstrip()]
+    parts += ["", "\n".join(table(lines, "figure"))]
+    for what, cell in (("CPU seconds of the whole process on one thread, imports aside:", "cpu_seconds"),
+                       ("Most memory held, in MB:", "peak_mb")):
+        parts += ["", what, "", "\n".join(table(lines, cell))]
+    if rows := [*alone()]:
+        parts += ["", "Ours with one sense alone:", "", "| set | columns | test | seed |", "|---|---|---|---|", *rows]
+    PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
