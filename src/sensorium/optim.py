@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sensorium.adapt import depths
 from sensorium.errors import SensoriumError
@@ -169,7 +170,7 @@ class Average:
     def update(self, k: int) -> None:
         """After update k (from 0): move towards the weights, by at least 1 - decay, in the first steps by more."""
         towards = 1 - min(self.decay, (k + 1) / (k + 10))
-        torch._foreach_lerp_(list(self.weights.values()), list(self._live.values()), towards)
+        get_ema_multi_avg_fn(1 - towards)([*self.weights.values()], [*self._live.values()], k)
 
     @contextmanager
     def worn(self) -> Iterator[None]:

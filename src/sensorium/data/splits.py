@@ -70,8 +70,9 @@ def in_folds(keys: Sequence[str], n: int) -> np.ndarray:
     """
     order = sorted(dict.fromkeys(keys), key=lambda key: _place(f"fold:{key}"))
     if not 2 <= n <= len(order):
+        most = f"choose from 2 to {len(order):,}" if len(order) > 1 else "at least 2 are needed"
         raise SensoriumError(f"{n} folds cannot be made of {len(keys):,} training rows, of which {len(order):,} show "
-                             f"different things: choose from 2 to {len(order):,}.")
+                             f"different things: {most}.")
     fold = {key: i % n for i, key in enumerate(order)}
     return np.array([fold[key] for key in keys], np.int64)
 

@@ -62,22 +62,22 @@ class Levels(nn.Module):
         levels = max(1, (max(1, series.usual) // (self.stride * LEFT)).bit_length() - 1)
         self.first = nn.Conv1d(2 * channels, dim, 2 * self.stride + 3, self.stride, self.stride + 1)
         self.size = nn.Sequential(Linear(2 * channels, dim), nn.GELU(), Linear(dim, dim))
-        self.levels = nn.ModuleList(nn.ModuleList(Mixing(dim, 1, dropout) for _ in range(blocks))
-                                    for _ in range(levels))
+        self.levels = levels
+        self.blocks = nn.ModuleList(Mixing(dim, 1, dropout) for _ in range(levels * blocks))
         self.last = nn.LayerNorm(dim)
 
     def summary(self, series: Float[Tensor, "B T R"]) -> None:
         return None
 
     def forward(self, series: Float[Tensor, "B T R"]) -> Tokens:
-        series, mean, spread = levelled(F.pad(series, (0, 0, 0, -series.shape[1] % (self.stride << len(self.levels)))))
+        series, mean, spread = levelled(F.pad(series, (0, 0, 0, -series.shape[1] % (self.stride << self.levels))))
         there = rearrange(steps(series), "b (t s) -> b t s", s=self.stride).any(-1)
         x = self.first(series.transpose(1, 2)).transpose(1, 2)
         x = x + self.size(torch.cat([mean.asinh(), spread.log()], -1))[:, None]
-        for level in self.levels:
-            for block in level:
-                x = block(x * there[..., None])
-            x, there = halved(x, there)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x * there[..., None])
+            if i % (len(self.blocks) // self.levels) == 0:
+                x, there = halved(x, there)
         return Tokens(self.last(x), line(x), valid=None if there.all() else there)
 
 
