@@ -20,7 +20,8 @@ sets are and how they are split, `benchmarks/fusion.py` how each was run. Test r
   seeds, and the least and the most. **boosted**: the same with `--head boosting`. **pretrained**: words
   read by a frozen MiniLM, the one that AutoGluon has.
 - **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
-  statistics of series. **widedeep**: pytorch-widedeep. **autogluon**: AutoGluon-Multimodal, with a trained text model.
+  statistics of series; one seed, as all that follow. **widedeep**: pytorch-widedeep. **autogluon**:
+  AutoGluon-Multimodal, with a trained text model.
 
 """
 
