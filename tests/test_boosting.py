@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,6 @@ from sensorium.train import train
 from sensorium.trees import Boosted, Trees, plain, width
 
 SHORT = {"dim": 16, "depth": 1, "epochs": 2, "quiet": True, "head": "boosting"}
-lightgbm = pytest.importorskip("lightgbm")
 
 
 def table(folder: Path, n: int = 300) -> Path:
@@ -240,3 +240,11 @@ def test_what_it_cannot_do_is_said(data: Dataset, run: Path, tmp_path: Path, mon
     assert cli.run([*asked, "--out", str(tmp_path / "no")]) == 1
     assert 'pip install "sensorium[boosting]"' in capsys.readouterr().err
     assert load(run).predict([{"a": 1.0}])["price"].value, "to answer needs no LightGBM"
+
+
+def test_without_validation_rows_it_is_said_before_training(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["a,y,split", *(f"{i},{2 * i},train" for i in range(40))]))
+    with pytest.raises(SensoriumError, match="no validation rows"):
+        train(RECIPES["fusion"], Dataset.open(path), out=tmp_path / "run", target="y", **SHORT)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

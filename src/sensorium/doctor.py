@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 EXTRAS = {"pyarrow": "data", "simplejpeg": "fast", "faiss-cpu": "search", "resvg-py": "emoji",
-          "scikit-learn": "predict", "lightgbm": "boosting"}                            # package -> extra
+          "scikit-learn": "predict", "lightgbm": "boosting"}  # package -> extra
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
 MEDDLERS = ("torchvision", "torchaudio", "torchcodec")      # not used here; a broken one breaks other libraries
 SAFE_PILLOW = 13                                            # older ones have known holes in their decoders

@@ -166,7 +166,6 @@ class Average:
         self._live = dict(model.named_parameters())
         self.weights = {name: p.detach().clone() for name, p in self._live.items()}
 
-    @torch.no_grad()
     def update(self, k: int) -> None:
         """After update k (from 0): move towards the weights, by at least 1 - decay, in the first steps by more."""
         towards = 1 - min(self.decay, (k + 1) / (k + 10))

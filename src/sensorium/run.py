@@ -21,7 +21,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe, build, outline, ready, split_keywords
+from sensorium.recipes.recipe import Make, Recipe, build, planned, ready, split_keywords
 from sensorium.snapshot import Snapshots
 from sensorium.step import Step, check, measured_precision, split
 from sensorium.stored import read_tensors, read_weights, tensors, weights
@@ -134,12 +134,14 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
-    plan = outline(make, dataset.schema, keywords)                          # before there is anything to learn from
-    ready(plan)
+    plan = planned(make, dataset.schema, keywords)                          # before there is anything to learn from
     schema = dataset.schema.fit(dataset, rows, plan.columns, plan.settings)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
+    if recipe.finish and not len(run.validation):
+        raise SensoriumError(f"{dataset.name} has no validation rows, by which {make.__name__} so told ends its "
+                             "training: name some val")
     if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
         run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
     schema.save(folder)

@@ -16,7 +16,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.kernels import settle_allocator
 from sensorium.progress import Log
-from sensorium.recipes.recipe import Make, outline, split_keywords
+from sensorium.recipes.recipe import Make, planned, split_keywords
 from sensorium.run import Run, Say, alone, begin, go_on, place
 from sensorium.step import NonFinite
 
@@ -65,7 +65,7 @@ def train(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, resu
 
 def _stages(recipe: Make, dataset: Dataset, folder: Path, keywords: dict[str, Any], say: Say) -> dict[str, str]:
     """Train first what a recipe builds on where no run of it is named: in folder/KEYWORD, from where it was stopped."""
-    stages = outline(recipe, dataset.schema, keywords).stages
+    stages = planned(recipe, dataset.schema, keywords).stages
     for keyword, (first, settings) in stages.items():
         at = folder / keyword
         if not (at / "README.md").exists():             # what a run writes last

@@ -1,6 +1,6 @@
 """Trees boosted on what a trained model makes of a row: LightGBM grows them, `sensorium.trees` answers from them.
 
-    N rows   F features   K numbers that a head says   T numbers that trees say
+    N rows   F features   K numbers that a head says   S shares
 """
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.objectives.supervised import Supervised
 from sensorium.recipes.judging import spaced
-from sensorium.recipes.prediction import SIZE, loss_of
+from sensorium.recipes.prediction import SIZE, joined, loss_of
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.trees import LIKE, Boosted
 
@@ -49,8 +49,6 @@ def grown(objective: Supervised, aims: Mapping[str, Modality], drop: float) -> F
     of the trees.
     """
     def finish(model: Fused, prepared: Prepared, rows: np.ndarray, validation: np.ndarray) -> dict[str, float]:
-        if not len(validation):
-            raise SensoriumError("head='boosting' needs validation rows, which say when to stop: name some val")
         figures: dict[str, float] = {}
         train, some = _Seen(model, prepared, spaced(rows, MOST), drop > 0), _Seen(model, prepared, validation)
         for name, second in zip(aims, model.boosted, strict=True):
@@ -89,11 +87,7 @@ class _Seen:
                         said.append({name: values[keep] for name, values in linear.items()})
                         true.append({name: values[keep] for name, values in given.items() if name in wanted})
         self.features = torch.cat(features)
-        self.said, self.true = (_joined(part) for part in (said, true))
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.said, self.true = (joined(part) for part in (said, true))
 
 
 class _Growing:
@@ -109,23 +103,23 @@ class _Growing:
 
     def best(self) -> tuple[float, float, float]:
         """Keep the trees and the share that say validation rows best; (the linear loss, the trees' own, the share)."""
-        tried = []
+        tried, shares = [], self._shares()
         for features in dict.fromkeys(f for f in (self.second.singles, self.val_x.shape[1]) if f):
             trees = self._trees(features)
             self.second.trees.take(trees)
             says = self.second.trees(self.val_x)
-            losses = [self._loss(self.second.weighed(self.linear, says, self._share(share))) for share in SHARES]
+            losses = [self._loss(self.second.weighed(self.linear, says, weights)) for weights in shares]
             tried.append((min(losses), losses, trees))
         _, losses, trees = min(tried, key=lambda one: one[0])
-        share = SHARES[int(np.argmin(losses))]
+        best = int(np.argmin(losses))
         self.second.trees.take(trees)
-        self.second.share.copy_(self._share(share))
-        return losses[0], losses[-1], share
+        self.second.share.copy_(shares[best])
+        return losses[0], losses[-1], SHARES[best]
 
-    def _share(self, share: float) -> Float[Tensor, "2"]:
+    def _shares(self) -> Float[Tensor, "S 2"]:
         """Of the linear head, made as sure of itself as it should be, and of the trees."""
         sure = loss_of(self.kind, self.of, self.linear, self.val_y)[1].scale if isinstance(self.of, Category) else 1.0
-        return torch.tensor([(1 - share) / float(sure), share])
+        return torch.tensor([[(1 - share) / float(sure), share] for share in SHARES])
 
     def _loss(self, said: Tensor) -> float:
         return loss_of(self.kind, self.of, said, self.val_y)[0]

@@ -25,10 +25,11 @@ def said_of(model: Fused, prepared: Prepared, rows: np.ndarray, targets: Sequenc
         batch = prepared.batch(rows[start:start + SIZE])
         said.append(model(change(batch)))
         true.append({name: values for name, values in batch.items() if name in wanted})
-    return _joined(said), _joined(true)
+    return joined(said), joined(true)
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pieces of a batch as one."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

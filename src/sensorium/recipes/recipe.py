@@ -126,16 +126,13 @@ def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe,
     return recipe, {**bound.kwargs, **recipe.told, **asdict(recipe.training)}
 
 
-def outline(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
-    """The recipe on the meta device: quickly made, of no weight."""
-    with torch.device("meta"), undrawn():
-        return build(make, schema, given)[0]
-
-
 def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
-        recipe = outline(make, schema, given)
+        with torch.device("meta"), undrawn():
+            recipe = build(make, schema, given)[0]
+    except SensoriumError:
+        raise
     except (TypeError, ValueError, AssertionError) as e:
         raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
     ready(recipe)
