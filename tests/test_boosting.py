@@ -243,8 +243,9 @@ def test_what_it_cannot_do_is_said(data: Dataset, run: Path, tmp_path: Path, mon
 
 
 def test_without_validation_rows_it_is_said_before_training(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text("\n".join(["a,y,split", *(f"{i},{2 * i},train" for i in range(40))]))
+    (tmp_path / "table.csv").write_text("a,y,group,split\n1,2,one,train\n2,4,one,train\n3,9,two,test\n")
+    data = Dataset.open(tmp_path / "table.csv")
+    assert not len(data.splits.get("val", ()))
     with pytest.raises(SensoriumError, match="no validation rows"):
-        train(RECIPES["fusion"], Dataset.open(path), out=tmp_path / "run", target="y", **SHORT)
+        train(RECIPES["fusion"], data, out=tmp_path / "run", target="y", **SHORT)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
