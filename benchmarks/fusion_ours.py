@@ -60,5 +60,13 @@ def boosted(splits: dict[str, Rows], seed: int) -> np.ndarray:
 
 def pretrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """With the trained text model of the folder TEXT_MODEL, frozen, as the reader of words."""
-    text = next(iter(splits["train"].of("text")))
-    return ours(splits, seed, encoders={text: os.environ["TEXT_MODEL"]})
+    return ours(splits, seed, encoders=_reading(splits, ""))
+
+
+def tuned(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """The same, with corrections of low rank to what it learned before."""
+    return ours(splits, seed, encoders=_reading(splits, "+lora"))
+
+
+def _reading(splits: dict[str, Rows], tune: str) -> dict[str, str]:
+    return {name: os.environ["TEXT_MODEL"] + tune for name in splits["train"].of("text")}

@@ -8,7 +8,7 @@ from fusion_data import TASKS
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
-WHO = ("ours", "boosted", "pretrained", "majority", "linear", "boosting", "lightgbm", "widedeep", "autogluon", "ludwig")
+WHO = ("ours", "boosted", "pretrained", "tuned", "majority", "linear", "boosting", "lightgbm", "widedeep", "autogluon", "ludwig")
 FIGURES = ("auroc", "r2", "accuracy")       # the first that a line has is the one that counts
 Lines = dict[tuple[str, str], dict[int, dict]]
 HEAD = """# Predicting from any columns, measured
@@ -18,7 +18,7 @@ sets are and how they are split, `benchmarks/fusion.py` how each was run. Test r
 
 - **ours**: `sensorium train fusion` as it comes, told which columns there are and which is the target; the mean over
   seeds, and the least and the most. **boosted**: the same with `--head boosting`. **pretrained**: words
-  read by a frozen MiniLM, the one that AutoGluon has.
+  read by a frozen MiniLM, the one that AutoGluon has. **tuned**: by the same, which learns on (`+lora`).
 - **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
   statistics of series; one seed, as all that follow. **widedeep**: pytorch-widedeep. **autogluon**:
   AutoGluon-Multimodal, with a trained text model.

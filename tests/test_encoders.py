@@ -20,6 +20,7 @@ from sensorium.modalities.text import Text, WordVectors
 from sensorium.models import Encoder, mean
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import ENCODERS, Projected, chosen, encoder
+from sensorium.recipes.prediction import Meets
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens, causal, line, present
 
@@ -99,7 +100,10 @@ def test_as_the_trunk_of_an_encoder() -> None:
 def made(kind: str, name: str, dim: int = DIM) -> tuple[Encoder, Tensor]:
     torch.manual_seed(0)
     modality = MODALITIES[kind]
-    return encoder(modality, name, dim, 3, 0.0), modality.fake(4, torch.Generator().manual_seed(0))
+    read, batch = encoder(modality, name, dim, 3, 0.0), modality.fake(4, torch.Generator().manual_seed(0))
+    if isinstance(read.embed, Meets):
+        read.embed.meet([batch, batch])
+    return read, batch
 
 
 @pytest.mark.parametrize("kind, name", NAMES)
@@ -148,6 +152,7 @@ def test_pictures_of_any_size_at_any_width(size: int, dim: int) -> None:
 @pytest.mark.parametrize("name", ["bag", "spelling"])
 def test_a_bag_knows_no_order(name: str) -> None:
     read, batch = made("text", name)
+    read.eval()
     ids = batch[:1, :int((batch[0] != 0).sum())]
     turned = torch.cat([ids[:, :-1].flip(1), ids[:, -1:]], 1)               # its end stays its end
     torch.testing.assert_close(read.whole(ids), read.whole(turned))
@@ -172,7 +177,7 @@ def test_published_weights_are_brought_to_the_width_asked_for(published: Path, k
     start = chosen(kind, str(published))
     assert isinstance(start, Start)
     modality = start.senses()[kind]
-    read = encoder(modality, start, DIM, 1, tune=tune).train()
+    read = encoder(modality, replace(start, tune=tune), DIM, 1).train()
     assert isinstance(read.embed, Projected) and read.embed.project.in_features == width
     batch = modality.fake(3, torch.Generator().manual_seed(0))
     inner, _ = start.encoder(kind)

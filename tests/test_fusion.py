@@ -19,6 +19,7 @@ from sensorium.fused import hidden
 from sensorium.fusion import FUSIONS
 from sensorium.load import load
 from sensorium.modalities.image import Image
+from sensorium.modalities.spelling import Spelling
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
@@ -41,6 +42,9 @@ def made(**keywords: Any) -> Recipe:
     torch.manual_seed(0)
     given = {"target": "kind,price", "dim": 32, "depth": 1, "dropout": 0.0, "drop": 0.0}
     recipe = build(RECIPES["fusion"], SCHEMA, {**given, **keywords})[0]
+    for part in recipe.model.modules():
+        if isinstance(part, Spelling):                  # no word is unknown
+            part.meet([fake(64, seed=seed)["title"] for seed in range(9)])
     with torch.no_grad():
         for p in recipe.model.parameters():             # no part starts at zero
             p.add_(0.05 * torch.randn_like(p))

@@ -12,11 +12,12 @@ from torch import nn
 import sensorium as sn
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
+from sensorium.data.splits import spaced
 from sensorium.errors import SensoriumError
 from sensorium.evaluate import evaluate
 from sensorium.recipes.judge_pictures import pictures
 from sensorium.recipes.judge_words import answers, captions
-from sensorium.recipes.judging import LARGEST, ink, pixels, spaced
+from sensorium.recipes.judging import LARGEST, ink, pixels
 from sensorium.recipes.recipe import Recipe
 from sensorium.verbs.verb import Answers
 

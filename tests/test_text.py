@@ -1,10 +1,13 @@
 """Words to ids and back: whatever the string, a text begins, ends, and fits."""
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.text import BASE, END, LONGEST, PAD, PIECES, SPACE, START, Spelling, Text, Words, pieces
+from sensorium.modalities.spelling import BASE, LONGEST, NOTHING, PIECES, SPACE, Spelling, pieces
+from sensorium.modalities.text import END, PAD, START, Text, Words
 
 CORPUS = ["a red bicycle", "the blue house by the sea", "two cats on a mat", "a house, a cat and a bicycle"] * 20
 ODD = ["", " ", "\n\t", "é", "e\u0301", "ﬁne", "你好，世界", "שלום", "🚲👩‍👩‍👧", "a\0b", "\u202egnirts", "x" * 10_000,
@@ -146,23 +149,59 @@ def test_pieces_and_words_are_those_found_by_hand() -> None:
     assert found == sorted((9 * row + a, h) for row, spelt in enumerate(texts) for a, h in by_hand(spelt))
 
 
+def spelling(dim: int, text: Text, *seen: str) -> tuple[Spelling, Text]:
+    """One that has met these texts twice, and has no favourites among their pieces; settings with room for any text."""
+    read, roomy = Spelling(dim, text).eval(), Text(length=64, tokenizer=text.tokenizer)
+    read.meet([roomy.collate([*map(roomy.load, seen)])] * 2)
+    read.get_buffer("rarity").fill_(1)
+    return read, roomy
+
+
+def test_pieces_of_two_texts_or_more_are_known_the_common_ones_first(text: Text) -> None:
+    read, roomy = Spelling(8, text).eval(), Text(length=64, tokenizer=text.tokenizer)
+    read.meet([roomy.collate([*map(roomy.load, part)]) for part in (["red sun", "red"], ["sun sun red", "blue"])])
+    known, rarity = read.get_buffer("known"), read.get_buffer("rarity")
+    n = int((known != NOTHING).sum())
+    hashes = {word: set(pieces(torch.tensor([[SPACE, *map(ord, word), SPACE]]))[1].tolist())
+              for word in ("red", "sun", "blue")}
+    assert set(known[:n].tolist()) == hashes["red"] | hashes["sun"] and known.diff().ge(0).all()
+    weight = dict(zip(known.tolist(), rarity.tolist(), strict=True))
+    for word, texts in (("red", 3), ("sun", 2)):            # of 4
+        assert all(weight[h] == pytest.approx((1 + math.log(5 / (1 + texts))) ** 0.5) for h in hashes[word])
+    small = Spelling(8, Text(vocab_size=1))
+    small.meet([torch.tensor([[0]])])                       # nothing to know
+    assert (small.get_buffer("known") == NOTHING).all() and not small(torch.tensor([[0]])).x.any()
+
+
+def test_pieces_left_out_in_training_are_others_each_time(text: Text) -> None:
+    read, roomy = spelling(8, text, "a red bicycle")
+    read.vectors.weight.data.normal_()
+    ids = roomy.collate([roomy.load("a red bicycle")])
+    assert torch.equal(read(ids).x, read(ids).x)
+    read.train()
+    assert not torch.allclose(read(ids).x, read(ids).x)
+
+
 def test_a_word_is_read_alike_wherever_it_stands(text: Text) -> None:
-    read = Spelling(8, text).eval()
-    roomy = Text(length=64, tokenizer=text.tokenizer)
-    t = read(roomy.collate([roomy.load(words) for words in ("bicycle", "a  red bicycle", "", "house")]))
-    assert t.valid is not None and t.valid.sum(1).tolist() == [1, 3, 0, 1]
-    torch.testing.assert_close(t.x[0, 0] * 3 ** 0.5, t.x[1, 2])         # n words count as the root of n
-    assert not torch.allclose(t.x[0, 0], t.x[3, 0], atol=1e-4) and not t.x[2].any()
+    read, roomy = spelling(8, text, "a red bicycle", "house")
+    t = read(roomy.collate([roomy.load(words) for words in ("bicycle", "a  red bicycle", "", "house", "xyz")]))
+    assert t.valid is not None and t.valid.sum(1).tolist() == [1, 3, 0, 1, 1]
+    of = {"a": 2, "red": 7, "bicycle": 19}                              # pieces of each, the whole word with them
+    torch.testing.assert_close(t.x[0, 0] * 3 * (of["bicycle"] / sum(of.values())) ** 0.5, t.x[1, 2])
+    assert not torch.allclose(t.x[0, 0], t.x[3, 0], atol=1e-4)
+    assert not t.x[2].any() and not t.x[4].any()                        # nothing is said; nothing is known
 
 
 def test_a_word_never_seen_is_like_one_that_shares_its_letters(text: Text) -> None:
-    read = Spelling(64, text).eval()
-    roomy = Text(length=64, tokenizer=text.tokenizer)
+    read, roomy = spelling(64, text, "bicycle", "zebra", "motor")
     bicycle, motorcycle, zebra = read(roomy.collate([*map(roomy.load, ("bicycle", "motorcycle", "zebra"))])).x[:, 0]
     assert torch.cosine_similarity(bicycle, motorcycle, 0) > torch.cosine_similarity(bicycle, zebra, 0) + 0.2
 
 
 def test_any_string_is_spelt(text: Text) -> None:
-    t = Spelling(8, text)(text.collate([*map(text.load, ODD)]))
+    read, ids = Spelling(8, text), text.collate([*map(text.load, ODD)])
+    read.meet([ids, ids])
+    t = read(ids)
+    assert (read.get_buffer("known") != NOTHING).any()
     assert t.x.isfinite().all() and t.x.shape[0] == len(ODD)
     assert Spelling(8, text).get_buffer("letters").shape == (text.vocab_size, LONGEST)

@@ -60,15 +60,16 @@ class Fused(nn.Module):
     """Columns, some perhaps missing in a row ("COLUMN.valid") or in all of them, → what is said of each target.
 
     senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
-    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`). `boosted`: a
+    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`). straight:
+    heads also hear what was fused as it is, whose length says how much is known of a row. `boosted`: a
     second head of each target, or none; it is grown after the training and adds to what the linear one says.
     """
 
     def __init__(self, senses: Mapping[str, Sense], row: Row | None, fuse: nn.Module, heads: Mapping[str, Head], *,
-                 dim: int, drop: float = 0.0):
+                 dim: int, drop: float = 0.0, straight: bool = False):
         super().__init__()
         self.columns = [*senses, *(row.columns if row else [])]
-        self.targets, self.names, self.drop = list(heads), list(senses), drop
+        self.targets, self.names, self.drop, self.straight = list(heads), list(senses), drop, straight
         self.senses, self.row, self.fuse = nn.ModuleList(senses.values()), row, fuse
         self.norm, self.mlp, self.last = nn.LayerNorm(dim), FeedForward(dim, 2 * dim), nn.LayerNorm(dim)
         self.heads = nn.ModuleList(heads.values())
@@ -113,7 +114,8 @@ class Fused(nn.Module):
     def whole(self, parts: Mapping[str, Tokens]) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
         """(all parts as one vector, whether a row has any)."""
         x = self.fuse(parts)
-        return self.last(x + self.mlp(self.norm(x))), torch.stack([present(t).any(1) for t in parts.values()]).any(0)
+        said = self.last(x + self.mlp(self.norm(x)))
+        return said + x if self.straight else said, torch.stack([present(t).any(1) for t in parts.values()]).any(0)
 
     def calibration(self, target: str) -> Calibration:
         """How what is said of a target is to be read."""

@@ -252,6 +252,8 @@ def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema,
     rows = splits["train"]
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no training row that can be read: see {folder / 'quarantine.jsonl'}")
+    if recipe.begin:
+        recipe.begin(recipe.model, prepared, rows)
     loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.per_group,
                     augment=recipe.augment.get(training.augment))
     steps = max(1, round(training.epochs * loader.steps_per_epoch))

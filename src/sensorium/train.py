@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sensorium.blend import curve
 from sensorium.card import card, farewell
 from sensorium.checkpoint import Model, load
 from sensorium.data.dataset import Dataset
@@ -81,6 +80,7 @@ def _stages(recipe: Make, dataset: Dataset, folder: Path, keywords: dict[str, An
 
 def _guard(model: Model, dataset: Dataset, reference: Dataset | None, say: Say) -> None:
     """Say what the weights it began with could do, and whether that is still there."""
+    from sensorium.blend import curve  # not needed where weights begin anew
     ends = curve(model, dataset, reference, (0.0, 1.0))
     say(f"before and after: {ends.metric} on these data {ends.new[0]:.3f}, {ends.new[1]:.3f}; "
         f"{ends.reference} {ends.old[0]:.3f}, {ends.old[1]:.3f}")

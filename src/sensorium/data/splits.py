@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sensorium.data.sources import PICTURES, Table, open_text, parse_json
 from sensorium.errors import SensoriumError
@@ -127,3 +128,8 @@ def _line_pairs(path: Path) -> Iterable[tuple[str, str, str]]:
         if len(cells) < 2:
             raise SensoriumError(f"{path}:{number}: expected a row and its split (a.jpg,train); found {cells[0]!r}.")
         yield f"{path.name}:{number}", mark.join(cells[:-1]), cells[-1]
+
+
+def spaced(rows: Int[np.ndarray, "N"], most: int) -> Int[np.ndarray, "M"]:
+    """At most so many, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]

@@ -19,13 +19,6 @@ from sensorium.tokens import CAUSAL, Tokens, line
 
 PAD, START, END = 0, 1, 2
 SPECIAL = ["<pad>", "<start>", "<end>"]
-SPACE = 1                               # the letter that a word begins with
-PIECES = range(3, 6)                    # letters of a piece of a word, the spaces around the word included
-LONGEST = 30                            # letters of an id
-FAR = 0x20000                           # from here on letters stand for ids that are not spelt
-BASE, MIX = 0x100000001B3, -0x61C8864680B583EB          # of a hash: FNV's prime, and the golden ratio in 64 bits
-UNBASE = pow(BASE, -1, 1 << 64) - (1 << 64)             # BASE * UNBASE is 1 in 64 bits
-QUICK = 10.0                            # vectors that few texts have learn so many times as fast
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -173,82 +166,6 @@ class WordVectors(nn.Module):
         ids, valid = real(ids, last_place(ids, self.end, self.pad))
         x = self.drop(self.ids(ids))
         return Tokens(x, line(x), valid=valid)
-
-
-class Spelling(nn.Module):
-    """Ids → Tokens, one a word: the sum of the vectors of the word and of its pieces of 3 to 5 letters, so that a word
-    never seen is known by what it shares with others (fastText, Bojanowski et al. 2017).
-
-    Which vector a piece has is told by a hash of its letters; there are two for each id of the tokenizer. No order is
-    known. A word's pieces, and a text's words, count together as the root of how many they are.
-    """
-
-    def __init__(self, dim: int, text: Text, dropout: float = 0.0):
-        super().__init__()
-        self.bits = max(10, (2 * text.vocab_size - 1).bit_length())
-        self.vectors, self.drop = nn.Embedding(1 << self.bits, dim), nn.Dropout(dropout)
-        self.end, self.pad = text.end, text.pad
-        nn.init.normal_(self.vectors.weight, std=0.01 / QUICK)
-        self.register_buffer("letters", letters(text), persistent=False)
-
-    def summary(self, ids: Int[Tensor, "B T"]) -> None:
-        return None
-
-    def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        ids, valid = real(ids, last_place(ids, self.end, self.pad))
-        spelt = closed(self.get_buffer("letters")[ids].masked_fill(~valid[..., None], 0).flatten(1))
-        where, piece = pieces(spelt)
-        begins, word, n = where.unique(return_inverse=True, return_counts=True)
-        found = self.vectors(piece * MIX >> 64 - self.bits & (1 << self.bits) - 1)
-        x = found.new_zeros(len(begins), found.shape[1]).index_add(0, word, found)
-        row = begins // spelt.shape[1]
-        words = row.bincount(minlength=len(ids))
-        there = torch.arange(max(1, int(words.max())), device=x.device) < words[:, None]
-        laid = x.new_zeros(*there.shape, x.shape[1])
-        laid[there] = self.drop(x * (QUICK * (words[row] / n).sqrt())[:, None])
-        return Tokens(laid, line(laid), valid=there)
-
-
-def letters(text: Text) -> Int[Tensor, "V L"]:
-    """The letters of each id, SPACE before the first of a word, then zeros; without a tokenizer an id is a word."""
-    said = [text.tokenizer.id_to_token(i) or "" if text.tokenizer else chr(i + FAR) for i in range(text.vocab_size)]
-    if not any(token[:1] in ("Ġ", "▁") for token in said):                  # then what goes on with a word says ##
-        said = [token[2:] if token[:2] == "##" else f"Ġ{token}" for token in said]
-    table = np.zeros((len(said), LONGEST), np.int64)
-    for i, token in enumerate(said):
-        if i not in (text.pad, text.start, text.end):
-            table[i, :len(token)] = [SPACE if letter in "Ġ▁" else ord(letter) for letter in token[:LONGEST]]
-    return torch.tensor(table)
-
-
-def closed(spelt: Int[Tensor, "B N"]) -> Int[Tensor, "B M"]:
-    """Letters without the zeros between them, and a space after the last."""
-    there = spelt > 0
-    out = spelt.new_zeros(len(spelt), int(there.sum(1).max()) + 1)
-    row, at = there.nonzero(as_tuple=True)
-    out[row, there.cumsum(1)[row, at] - 1] = spelt[row, at]
-    return out.scatter(1, there.sum(1, keepdim=True), SPACE)
-
-
-def pieces(spelt: Int[Tensor, "B M"]) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """(row x M + where its word begins, hash) of each piece of a word and of each whole word, by polynomials of their
-    letters in 64 bits: a word's is the difference of two running sums, brought back to where it begins."""
-    space, most = spelt == SPACE, spelt.shape[1]
-    place, rows = (torch.arange(k, device=spelt.device) for k in spelt.shape[::-1])
-    begins = torch.where(space, place, 0).cummax(1).values + most * rows[:, None]
-    up, down = (torch.tensor([1, *[base] * (most - 1)], device=spelt.device).cumprod(0) for base in (BASE, UNBASE))
-    row, at = space.nonzero(as_tuple=True)
-    whole = (row[1:] == row[:-1]) & (at[1:] - at[:-1] > 1)
-    row, first, last = row[:-1][whole], at[:-1][whole], at[1:][whole]
-    sums = (spelt * up).cumsum(1)
-    found = [(begins[row, first], (sums[row, last] - sums[row, first]) * down[first])]
-    hashes = spelt
-    for n in range(2, min(PIECES.stop, most + 1)):
-        hashes = hashes[:, :-1] * BASE + spelt[:, n - 1:]
-        if n in PIECES:                                                     # the last letter may be the space after
-            within = (begins[:, :1 - n] == begins[:, n - 2:-1]) & (spelt[:, n - 1:] > 0)
-            found.append((begins[:, :1 - n][within], hashes[within]))
-    return torch.cat([where for where, _ in found]), torch.cat([what for _, what in found])
 
 
 class PaddedWords(nn.Module):

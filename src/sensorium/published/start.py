@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sensorium.adapt import TUNES
 from sensorium.errors import SensoriumError
 from sensorium.models import Encoder, Tower
 from sensorium.published import PUBLISHED
@@ -19,25 +20,36 @@ from sensorium.published.published import Config, Published, Senses, weighted
 
 @dataclass(frozen=True)
 class Start:
-    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights."""
+    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights.
+
+    tune: what of it learns (`sensorium.adapt.TUNES`), where whoever starts from it asks.
+    """
 
     source: str
     family: Published
     config: Config
     opened: Opened | None = None
+    tune: str = "none"
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any]) -> Start:
-        """A folder, file or hub id; or what `told` said of one. Raises SensoriumError where it is neither."""
+        """A folder, file or hub id, perhaps with +lora or +all after it; or what `told` said of one.
+
+        Raises SensoriumError where it is neither.
+        """
         if isinstance(given, str):
             if not given:
                 raise SensoriumError("which published model is to be the start? Name a folder, a file or a hub id")
-            opened = open_weights(given)
+            name, plus, tune = given.rpartition("+")
+            source, tune = (name, tune) if plus and tune in TUNES else (given, "none")
+            opened = open_weights(source)
             family, config = recognised(opened)
-            return cls(given, family, config, opened)
-        if set(given) != {"source", "family", "config"} or given["family"] not in PUBLISHED:
+            return cls(source, family, config, opened, tune)
+        kept = {"tune": "none", **given}
+        if set(kept) != {"source", "family", "config", "tune"} or kept["family"] not in PUBLISHED or \
+                kept["tune"] not in TUNES:
             raise SensoriumError(f"a start is {{source, family, config}} of a known family; found {str(given)[:80]}")
-        return cls(given["source"], PUBLISHED[given["family"]], given["config"])
+        return cls(kept["source"], PUBLISHED[kept["family"]], kept["config"], tune=kept["tune"])
 
     def module(self) -> nn.Module:
         """Our module of that layout; with its weights, where they are at hand and not on the meta device."""
@@ -60,4 +72,5 @@ class Start:
 
     def told(self) -> dict[str, Any]:
         """All that a run must keep to build the same layout again, as plain values."""
-        return {"source": self.source, "family": self.family.name, "config": dict(self.config)}
+        told = {"source": self.source, "family": self.family.name, "config": dict(self.config)}
+        return told if self.tune == "none" else {**told, "tune": self.tune}

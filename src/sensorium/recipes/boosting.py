@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sensorium.data.cache import Prepared
+from sensorium.data.splits import spaced
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused, hidden
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.objectives.supervised import Supervised
-from sensorium.recipes.judging import spaced
 from sensorium.recipes.prediction import SIZE, joined, loss_of
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.trees import LIKE, Boosted

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.adapt import TUNES, tuned
+from sensorium.adapt import tuned
 from sensorium.data.schema import MODALITIES, ROLES
 from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
@@ -25,12 +25,13 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.recurrent import Recurrent
 from sensorium.modalities.resnet import Plain, Residual, ResNet
 from sensorium.modalities.series import Series, Windows
-from sensorium.modalities.text import Spelling, Text, Words, WordVectors
+from sensorium.modalities.spelling import Spelling
+from sensorium.modalities.text import Text, Words, WordVectors
 from sensorium.models import Encoder
 from sensorium.published.bert import First
 from sensorium.published.resnet import LAYOUTS, residuals
 from sensorium.published.start import Start
-from sensorium.recipes.recipe import BadKeyword, one_of
+from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens
 from sensorium.transformer import Transformer, transformer
 
@@ -39,19 +40,19 @@ LONG = 64                                   # steps of a series that a recurrent
 Build = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
 
 
-def encoder(modality: Modality, how: str | Mapping[str, Any] | Start, dim: int, depth: int, dropout: float = 0.0,
-            tune: str = "none") -> Encoder:
+def encoder(modality: Modality, how: str | Mapping[str, Any] | Start, dim: int, depth: int,
+            dropout: float = 0.0) -> Encoder:
     """What reads a column of this modality: Tokens of width `dim`, padding and gaps not valid, no order among them.
 
     how: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
-    where the encoder has any number of them. tune: what of published weights learns: none, lora or all; their own
-    width is brought to `dim` by one layer, which always learns.
+    where the encoder has any number of them. The width of published weights is brought to `dim` by one layer, which
+    always learns; they do too as far as their `tune` says.
     Raises BadKeyword naming what there is.
     """
     found = chosen(modality.kind, how)
     if isinstance(found, Start):
         inner, width = found.encoder(modality.kind)
-        return projected(tuned(inner, one_of("tune", tune, TUNES)), width, dim, dropout)
+        return Narrowed(tuned(inner, found.tune), width, dim, dropout)
     return ENCODERS[modality.kind][found](modality, dim, depth, dropout)
 
 
@@ -68,7 +69,7 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
         raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
     if not how:
         return known[0]
-    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how).exists()):
+    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how.partition("+")[0]).exists()):
         return Start.of(how)
     if how not in known:
         raise BadKeyword(f"{how!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
@@ -96,10 +97,23 @@ class Projected(nn.Module):
         return replace(t, x=self.drop(self.project(t.x)), order=None)
 
 
-def projected(encoder: Encoder, width: int, dim: int, dropout: float = 0.0) -> Encoder:
-    """The same encoder with tokens of width `dim`. What pools is kept where it only picks one of them."""
-    pool = encoder.pool if isinstance(encoder.pool, First) else None
-    return Encoder(Projected(encoder, width, dim, dropout), pool=pool)
+class Narrowed(Encoder):
+    """An encoder with tokens of another width. Its vector is made of the inner encoder's own: that of a frozen one may
+    have been worked out before."""
+
+    def __init__(self, inner: Encoder, width: int, dim: int, dropout: float = 0.0):
+        pool = inner.pool if isinstance(inner.pool, First) else None        # that only picks one of the tokens
+        super().__init__(Projected(inner, width, dim, dropout), pool=pool)
+
+    @property
+    def inner(self) -> Encoder:
+        """What reads the values, in its own width."""
+        assert isinstance(self.embed, Projected)
+        return self.embed.encoder
+
+    def whole(self, raw: Tensor) -> Float[Tensor, "B D"]:
+        assert isinstance(self.embed, Projected)
+        return self.embed.drop(self.embed.project(self.inner.whole(raw)))
 
 
 def _convolutions(image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]) -> Encoder:
@@ -108,7 +122,7 @@ def _convolutions(image: Image, dim: int, depth: int, dropout: float, *, block: 
 
 def _residuals(image: Image, dim: int, depth: int, dropout: float, *, layout: str) -> Encoder:
     embed, width = residuals(LAYOUTS[layout])
-    return projected(Encoder(embed), width, dim, dropout)
+    return Narrowed(Encoder(embed), width, dim, dropout)
 
 
 def _vit(image: Image, dim: int, depth: int, dropout: float) -> Encoder:

@@ -3,26 +3,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sensorium.align import ALIGNS
+from sensorium.adapt import TUNES, Still
+from sensorium.align import ALIGNS, MultiscaleAlign
+from sensorium.data.cache import Source, Stored
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.fused import ROW, Fused, Head, Sense
 from sensorium.fusion import FUSIONS
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.row import KINDS, Row
+from sensorium.modalities.spelling import Spelling
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
 from sensorium.objectives.supervised import Supervised, Target
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
-from sensorium.recipes.encoders import chosen, encoder, usual
-from sensorium.recipes.prediction import calibrate, validate
+from sensorium.recipes.encoders import Narrowed, chosen, encoder, usual
+from sensorium.recipes.prediction import calibrate, meet, validate
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
+from sensorium.stored import content_hash, weights
 from sensorium.verbs.predict import Predictor
 
 HEADS = ("linear", "balanced", "boosting")
 WAYS = {"fuse": [*FUSIONS]}                 # that are compared where nothing else is asked
 TARGETS = ("category", "number", "ordinal", "set")
+RATES: dict[str, dict[str, float]] = {      # what of published weights learns -> fields of the training
+    "none": {}, "lora": {"lr": 1e-3, "epochs": 10}, "all": {"lr": 1e-3, "layer_decay": 0.7, "epochs": 10}}
 USUAL = ("target", "label", "class", "y")   # names of columns that are predicted where none is named
 AUGMENT: dict[str, dict[str, dict[str, float]]] = {        # strength -> kind of column -> how
     "light": {"image": {"crop": 0.8, "brightness": 0.2, "contrast": 0.2}, "category": {"unseen": 0.02}},
@@ -42,6 +48,11 @@ class Preset:
     dropout: float
     epochs: int
     batch_size: int
+
+    def given(self, dim: int, depth: int, dropout: float) -> "Preset":
+        """The same, where these do not say otherwise: 0, 0 and below 0 say nothing."""
+        return replace(self, dim=dim or self.dim, depth=depth or self.depth,
+                       dropout=self.dropout if dropout < 0 else dropout)
 
     def training(self) -> Training:
         return Training(epochs=self.epochs, batch_size=self.batch_size, lr=2e-3, ema=0.99,
@@ -65,7 +76,8 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     Args:
         target: the column to predict, or several joined by commas.
         columns: what to predict from, joined by commas; by default all others.
-        encoders: what reads a column, such as photo=resnet18,title=gru; or published weights: photo=their/folder.
+        encoders: what reads a column, such as photo=resnet18,title=gru; or published weights: photo=their/folder; they
+            stay as they are (and each value is read once, and not changed at random) or, with +lora or +all, learn on.
         fuse: how parts meet: concat, sum, gated, attention, sequence, parallel, bottleneck, product.
         align: from each encoder to the fusion: linear, nonlinear, multiscale (parts and their whole).
         contrast: weight of a loss by which the parts of a row find each other; 0: none.
@@ -79,17 +91,15 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     how = one_of("fuse", fuse, list(FUSIONS)), one_of("align", align, list(ALIGNS)), drop
     aims = {name: schema[name] for name in _targets(schema, target)}
     found, settings = _read(schema, _inputs(schema, columns, aims), encoders)
-    preset = _preset([*aims.values()])
-    size = replace(preset, dim=dim or preset.dim, depth=depth or preset.depth,
-                   dropout=preset.dropout if dropout < 0 else dropout)
+    size = _preset([*aims.values()]).given(dim, depth, dropout)
     kinds = {name: kind_of(m, balance=one_of("head", head, HEADS) == "balanced") for name, m in aims.items()}
     reads = {name: settings.get(name, schema[name]) for name in found}
     model = _model({name: (reads[name], how) for name, how in found.items()}, kinds, size, how)
     objective = Supervised(kinds, mixup, contrast)
     grown = _boosting(model, reads, objective, aims, size.dim, drop) if head == "boosting" else {}
     return Recipe(
-        model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
-        training=preset.training(), compared=WAYS,
+        model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found), begin=meet,
+        derived=_once(model, schema.taking(settings)), training=_training(size, found), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
         validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims), **grown)
 
@@ -118,7 +128,21 @@ def _model(reads: Mapping[str, tuple[Modality, str | Start]], kinds: Mapping[str
     meet = FUSIONS[fuse](names, size.dim, size.depth, size.dropout)
     row = Row(single, size.dim, 0 if meet.tokens else 4 * size.dim, size.dropout) if single else None
     heads = {name: Head(size.dim, kind.prior(), size.dropout) for name, kind in kinds.items()}
-    return Fused(senses, row, meet, heads, dim=size.dim, drop=drop)
+    spelt = any(isinstance(part, Spelling) for sense in senses.values() for part in sense.modules())
+    return Fused(senses, row, meet, heads, dim=size.dim, drop=drop, straight=spelt)
+
+
+def _once(model: Fused, schema: Schema) -> Callable[[Source], Mapping[str, Stored]] | None:
+    """In the place of the columns that frozen encoders read: what those say of each value, as one vector."""
+    still = {name: sense.encode.inner for name, sense in zip(model.names, model.senses, strict=True)
+             if isinstance(sense.encode, Narrowed) and isinstance(sense.encode.inner, Still)
+             and not isinstance(sense.align, MultiscaleAlign)}
+
+    def derived(data: Source) -> dict[str, Stored]:
+        from sensorium.data.vectors import vectors  # not needed where all encoders learn
+        return {name: vectors(inner.whole, content_hash(weights(inner)), data, name, schema)
+                for name, inner in still.items()}
+    return derived if still and not model.fuse.tokens else None
 
 
 def _read(schema: Schema, names: Sequence[str],
@@ -134,6 +158,12 @@ def _read(schema: Schema, names: Sequence[str],
              chosen(schema[name].kind, pairs.get(name) or usual(schema[name])) for name in names}
     return found, {name: how.senses()[schema[name].kind] for name, how in found.items()
                    if isinstance(how, Start) and how.opened}
+
+
+def _training(size: Preset, found: Mapping[str, str | Start]) -> Training:
+    """Where published weights learn further, steps are small, and few."""
+    tunes = [how.tune for how in found.values() if isinstance(how, Start)]
+    return replace(size.training(), **RATES[max(tunes, key=TUNES.index, default="none")])
 
 
 def _told(found: Mapping[str, str | Start]) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
+from sensorium.data.splits import spaced
 from sensorium.metrics.pictures import clip_score, diversity, frechet, kernel_distance, nearest
 from sensorium.metrics.words import plain
 from sensorium.modalities.decode import squared
 from sensorium.modalities.image import Image
 from sensorium.models import unit
 from sensorium.recipes.judge_words import Judge
-from sensorium.recipes.judging import alike, distinct, made_of_things, pixels, spaced, training_rows
+from sensorium.recipes.judging import alike, distinct, made_of_things, pixels, training_rows
 from sensorium.recipes.recipe import Trained
 from sensorium.report import Report
 

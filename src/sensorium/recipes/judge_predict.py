@@ -16,6 +16,7 @@ from torch import Tensor
 from sensorium.calibrate import Calibration, answered
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
+from sensorium.data.splits import spaced
 from sensorium.errors import SensoriumError
 from sensorium.fused import ROW, Fused
 from sensorium.metrics import predictions as figures_of
@@ -26,7 +27,6 @@ from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
 from sensorium.recipes.judge_missing import SHARES, Point, against_missing, lost, only
 from sensorium.recipes.judge_pages import pages
-from sensorium.recipes.judging import spaced
 from sensorium.recipes.prediction import said_of
 from sensorium.recipes.recipe import Trained
 from sensorium.report import Report

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
+from sensorium.data.splits import spaced
 from sensorium.metrics.words import chrf, cider_d, exact, plain
-from sensorium.recipes.judging import alike, distinct, ink, made_of_things, references, spaced, training_rows
+from sensorium.recipes.judging import alike, distinct, ink, made_of_things, references, training_rows
 from sensorium.recipes.recipe import Trained
 from sensorium.report import Report
 

@@ -20,11 +20,6 @@ def training_rows(dataset: Dataset, prepared: Prepared) -> Int[np.ndarray, "T"]:
     return prepared.complete(dataset.splits.get("train", np.array([], dtype=np.int64)))
 
 
-def spaced(rows: Int[np.ndarray, "N"], most: int) -> Int[np.ndarray, "M"]:
-    """At most so many, evenly spaced."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
-
-
 def distinct(prepared: Prepared, picture: str, rows: Int[np.ndarray, "N"]) -> Int[np.ndarray, "M"]:
     """The first row of each picture that is there: a data set may ask several things of one."""
     first: dict[bytes, int] = {}

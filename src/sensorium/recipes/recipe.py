@@ -70,6 +70,7 @@ class Recipe:
     verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
     stages: Mapping[str, tuple[Make, Mapping[str, Any]]] = field(default_factory=dict)  # keyword -> what to train first
     derived: Callable[[Source], Mapping[str, Stored]] | None = None # further columns, computed once from the data
+    begin: Callable[[Any, Any, np.ndarray], None] | None = None     # (model, prepared, rows): fit buffers, then train
     training: Training = field(default_factory=Training)
     augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training
     metric: str = "loss"                                            # of `validate`; higher is better unless a loss

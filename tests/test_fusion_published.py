@@ -1,0 +1,101 @@
+"""Fusion on published encoders: a frozen one reads each value once, one that learns each time; a run stands alone."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from squares import COLOURS
+from squares import data as data
+from squares import published as published
+
+import sensorium as sn
+from sensorium.adapt import LowRank, Still
+from sensorium.data.cache import Captions
+from sensorium.data.dataset import Dataset
+from sensorium.data.vectors import Vectors, vectors
+from sensorium.errors import SensoriumError
+from sensorium.fused import Fused, Sense
+from sensorium.recipes import fusion
+from sensorium.recipes.encoders import Narrowed, chosen
+from sensorium.recipes.recipe import Recipe, build
+
+SHORT = {"target": "colour", "epochs": 4, "batch_size": 8, "dim": 16, "depth": 1, "precision": "fp32", "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def table(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The squares, what is said of every second, and their colour."""
+    names, folder = list(COLOURS), tmp_path_factory.mktemp("table")
+    rows = [f"{data.raw('image', [i])[0]},{'' if i % 2 else 'a square'},{names[int(Path(data.where(i)).stem) % 4]},"
+            f"{'val' if i % 6 == 5 else 'train'}" for i in range(len(data))]
+    (folder / "table.csv").write_text("\n".join(["photo,title,colour,split", *rows]) + "\n")
+    return Dataset.open(folder / "table.csv", columns={"title": "text", "colour": "category"})
+
+
+def made(data: Dataset, **keywords: object) -> Recipe:
+    keywords = {"target": "colour", "dim": 16, "depth": 1, "dropout": 0.0, "drop": 0.0} | keywords
+    return build(fusion, data.schema.fit(data, np.arange(len(data)), [*data.schema.columns]), keywords)[0]
+
+
+def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Path, table: Dataset, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    recipe = made(table, encoders={"photo": str(published), "title": str(published)})
+    schema = table.schema.fit(table, np.arange(len(table)), recipe.columns, recipe.settings)
+    assert recipe.derived is not None
+    derived, rows = recipe.derived(table), np.arange(12)
+    assert set(derived) == {"photo", "title"} and all(isinstance(column, Vectors) for column in derived.values())
+    raw = table.prepare(schema, recipe.columns).batch(rows)
+    read = table.prepare(schema, recipe.columns, derived=derived).batch(rows)
+    assert read["title.valid"].equal(raw["title.valid"]) and not read["title"][~read["title.valid"]].any()
+    model = recipe.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(read)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4)
+        model.senses[1].encode.whole(raw["title"])                  # nor does it hurt to be asked for nothing
+    with monkeypatch.context() as blind:
+        blind.setattr(Still, "forward", lambda *_: pytest.fail("it read again"))
+        assert all(again.batch(rows, None, {}).equal(read[name]) for name, again in recipe.derived(table).items())
+
+
+def test_what_must_be_read_each_time_is(published: Path, table: Dataset) -> None:
+    frozen = {"photo": str(published)}
+    assert made(table, encoders=frozen).derived is not None
+    for keywords in ({"encoders": {}}, {"encoders": {"photo": f"{published}+lora"}}, {"encoders": frozen} | {
+            "fuse": "sequence"}, {"encoders": frozen, "align": "multiscale"}):
+        assert made(table, **keywords).derived is None
+
+
+def test_of_several_captions_none_is_read_for_all(table: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "several.jsonl").write_text('{"title": ["a sun", "a star"], "kind": "x"}\n' * 3)
+    several = Dataset.open(tmp_path / "several.jsonl", columns={"title": "text", "kind": "category"})
+    schema = several.schema.fit(several, np.arange(3), ["title", "kind"])
+    found = vectors(lambda raw: pytest.fail("it was read"), "", several, "title", schema, quiet=True)
+    assert isinstance(found, Captions)
+
+
+@pytest.mark.parametrize("tune", ["none", "lora", "all"])
+def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: Path, table: Dataset, tmp_path: Path,
+                                                                    tune: str) -> None:
+    source = str(published) if tune == "none" else f"{published}+{tune}"
+    model = sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={source}", **SHORT)
+    assert isinstance(model.module, Fused) and isinstance(sense := model.module.senses[0], Sense)
+    assert isinstance(sense.encode, Narrowed) and isinstance(sense.encode.inner, Still) == (tune == "none")
+    assert any(isinstance(part, LowRank) for part in sense.encode.modules()) == (tune == "lora")
+    start = chosen("image", str(published))
+    before = start.encoder("image")[0].state_dict()                 # pyright: ignore[reportAttributeAccessIssue]
+    after = {name.replace("parametrizations.", "").replace(".original", ""): value
+             for name, value in sense.encode.inner.state_dict().items()}
+    assert all(value.equal(after[name]) for name, value in before.items()) == (tune != "all")
+    assert model.config.keywords["encoders"]["photo"].get("tune", "none") == tune
+    photos = [table.raw("photo", [i])[0] for i in range(6)]
+    said = model.predict(photo=photos)["colour"].probability
+    hidden = published.rename(published.with_name("hidden"))
+    try:
+        np.testing.assert_array_equal(sn.load(tmp_path / "run").predict(photo=photos)["colour"].probability, said)
+    finally:
+        hidden.rename(published)
+
+
+def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match=r"\+loar"):
+        sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}+loar", **SHORT)
