@@ -8,7 +8,8 @@ from fusion_data import TASKS
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
-WHO = ("ours", "boosted", "pretrained", "tuned", "majority", "linear", "boosting", "lightgbm", "widedeep", "autogluon", "ludwig")
+WHO = ("ours", "boosted", "pretrained", "tuned", "majority", "linear", "boosting", "lightgbm", "widedeep",
+       "autogluon", "ludwig")
 FIGURES = ("auroc", "r2", "accuracy")       # the first that a line has is the one that counts
 Lines = dict[tuple[str, str], dict[int, dict]]
 HEAD = """# Predicting from any columns, measured
