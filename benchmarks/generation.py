@@ -135,10 +135,11 @@ class Stages:
     def answers(self) -> None:
         """Questions about scenes, beside a model that never saw one."""
         def data() -> sn.Dataset:
-            return scenes(30_000, {"question": 24, "answer": 4})
-        how: dict[str, Any] = {"question": "question", "text": "answer", "dim": 128, "batch_size": 64, **MUON}
-        model = self.run("answers", sn.recipes.captioner, data, epochs=6, augment="none", evaluate_every=1, **how)
-        blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=2, **how)
+            return scenes(60_000, {"question": 24, "answer": 4})
+        how: dict[str, Any] = {"question": "question", "text": "answer", "dim": 128, "batch_size": 64, "dropout": 0.0,
+                               **MUON}
+        model = self.run("answers", sn.recipes.captioner, data, epochs=7, augment="none", evaluate_every=1, **how)
+        blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=1.5, **how)
         self._judged("answers", model, data(), blind=blind)
 
     def _painted(self, name: str, model: Model, data: sn.Dataset, guided: dict[str, float], **how: Any) -> None:

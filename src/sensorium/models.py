@@ -141,7 +141,7 @@ class Decoder(nn.Module):
     """Parts read one after the other as one line; what comes next in a part is said by the part's head.
 
     A part with a head is read causally and begins with a start token, so its token i + 1 is said at its token i. Parts
-    without one come first, a prefix: its tokens see each other, and everything after sees them. A part that a batch
+    without one come first, a prefix that everything after sees; those of no order see each other. A part that a batch
     does not have, or that a row lacks ("PART.valid"), is not there: nobody sees it. `beside`: encoders of parts that
     are not in line; blocks that look at a context look at what they make of them.
     """
@@ -189,12 +189,12 @@ class Decoder(nn.Module):
         return names[:names.index(part) + 1]
 
     def read(self, given: Batch) -> dict[str, Tokens]:
-        """Tokens of the parts that are there; a prefix has turn 0."""
+        """Tokens of the parts that are there."""
         read = {name: embed(given[name]) for name, embed in self.parts.items() if name in given}
         for name, t in read.items():
             if f"{name}.valid" in given:
                 t = replace(t, valid=present(t) & given[f"{name}.valid"][:, None])
-            read[name] = t if name in self.heads else replace(t, order=None)
+            read[name] = t
         return read
 
 

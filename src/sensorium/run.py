@@ -81,15 +81,11 @@ class Run:
             files["average.safetensors"] = tensors(self.step.average.weights)
         return self.snapshots.save(self.reached.step, files)
 
-    def restore(self, say: Say) -> None:
-        """Go back to the newest whole save; to the very beginning where there is none yet."""
-        path = self.snapshots.latest(say)
-        if path is None:
-            return
+    def restore(self, path: Path) -> None:
+        """Go back to a whole save, whose weights the model has already."""
         state = json.loads((path / "state.json").read_text())
         if state.get("format") != FORMAT:
             raise SensoriumError(f"{path} is of format {state.get('format')!r}, and not {FORMAT}: start anew")
-        read_weights(self.step.model, path / "model.safetensors")
         optim.remember(self.step.optimizers, read_tensors(path / "optimizer.safetensors"))
         if self.step.average:
             for name, value in read_tensors(path / "average.safetensors").items():
@@ -167,13 +163,24 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     if {**config.data, "source": {}} != fingerprint(dataset) | {"source": {}}:      # wherever they lie now
         raise SensoriumError(f"the data are not those {folder} was begun with: then {config.data}, now "
                              f"{fingerprint(dataset)}. Give the same data, or train into a new folder.")
-    schema = Schema.load(folder)
-    recipe, _ = _built(make, schema, config.keywords)
+    schema, snapshots = Schema.load(folder), Snapshots(folder / "state")
+    saved = snapshots.latest(say)
+    recipe, _ = _built(make, schema, config.keywords if saved else _untold(config.keywords))
+    if saved:
+        read_weights(recipe.model, saved / "model.safetensors")             # columns may be derived by them
     run = _assembled(config, recipe, dataset, schema, folder)
+    run.snapshots = snapshots
     for litter in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):     # a killed durable's and safetensors' own
         litter.unlink()
-    run.restore(say)
+    if saved:
+        run.restore(saved)
     return run
+
+
+def _untold(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that holds no weights yet: published ones are named by where they lie, as they were at first."""
+    from sensorium.published.start import untold  # not needed once weights are saved
+    return untold(keywords)
 
 
 def place(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:

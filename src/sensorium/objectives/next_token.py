@@ -46,9 +46,9 @@ class NextToken:
         return {"model": torch.stack([losses[part] * share / whole for part, share in self.shares.items()]).sum()}
 
     def given(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch of columns as parts."""
-        return {part + end: batch[column + end] for part, column in self.columns.items() for end in ("", ".valid")
-                if column + end in batch}
+        """A batch of columns as parts; of a picture, what a frozen eye said of it before, where that is at hand."""
+        return {part + end: batch.get(f"{column}.vector{end}", batch[column + end])
+                for part, column in self.columns.items() for end in ("", ".valid") if column + end in batch}
 
     def _of(self, model: Decoder, part: str, said: Tokens, ids: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         x, ids, ahead = said.x[:, :-1], ids[:, 1:said.x.shape[1]], present(said)[:, 1:]

@@ -17,6 +17,8 @@ from sensorium.published.files import Opened, open_weights
 from sensorium.published.load import recognised
 from sensorium.published.published import Config, Published, Senses, weighted
 
+TOLD = {"source", "family", "config", "tune"}
+
 
 @dataclass(frozen=True)
 class Start:
@@ -46,8 +48,7 @@ class Start:
             family, config = recognised(opened)
             return cls(source, family, config, opened, tune)
         kept = {"tune": "none", **given}
-        if set(kept) != {"source", "family", "config", "tune"} or kept["family"] not in PUBLISHED or \
-                kept["tune"] not in TUNES:
+        if set(kept) != TOLD or kept["family"] not in PUBLISHED or kept["tune"] not in TUNES:
             raise SensoriumError(f"a start is {{source, family, config}} of a known family; found {str(given)[:80]}")
         return cls(kept["source"], PUBLISHED[kept["family"]], kept["config"], tune=kept["tune"])
 
@@ -72,5 +73,14 @@ class Start:
 
     def told(self) -> dict[str, Any]:
         """All that a run must keep to build the same layout again, as plain values."""
-        told = {"source": self.source, "family": self.family.name, "config": dict(self.config)}
-        return told if self.tune == "none" else {**told, "tune": self.tune}
+        return {"source": self.source, "family": self.family.name, "config": dict(self.config), "tune": self.tune}
+
+
+def untold(keywords: Any) -> Any:
+    """Keywords of a run that holds no weights yet: published ones are named by where they lie, as at first."""
+    if not isinstance(keywords, Mapping):
+        return keywords
+    if set(keywords) | {"tune"} != TOLD:
+        return {name: untold(value) for name, value in keywords.items()}
+    tune = keywords.get("tune", "none")
+    return keywords["source"] if tune == "none" else f"{keywords['source']}+{tune}"

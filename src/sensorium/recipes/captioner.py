@@ -2,21 +2,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from torch import nn
-
 from sensorium.data.schema import Schema
-from sensorium.kernels import Linear
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.text import Text, Words
-from sensorium.models import Decoder
+from sensorium.modalities.text import Text
 from sensorium.objectives.next_token import NextToken
 from sensorium.recipes.eyes import EYES, Eye
 from sensorium.recipes.generation import said_to, validate
-from sensorium.recipes.recipe import BadKeyword, Recipe, one_of
-from sensorium.transformer import transformer
+from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
+from sensorium.recipes.voices import Own, Voice
 from sensorium.verbs.say import Speaker
 
-HEAD = 64                                   # width of one attention head
 AUGMENT = {                                 # no mirror images: what is said of left and right stays true
     "light": {"shift": 0.05, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
     "strong": {"rotate": 15, "scale": 0.25, "shift": 0.1, "outline": 0.5, "brightness": 0.2, "contrast": 0.3,
@@ -24,7 +19,8 @@ AUGMENT = {                                 # no mirror images: what is said of 
 
 
 def captioner(schema: Schema, *, image: str | None = None, text: str | None = None, question: str | None = None,
-              eye: Literal["resnet", "patches"] = "resnet", clip: str | Mapping[str, Any] = "", dim: int = 192,
+              eye: Literal["resnet", "patches"] = "resnet", clip: str | Mapping[str, Any] = "",
+              eye_from: str | Mapping[str, Any] = "", voice: str | Mapping[str, Any] = "", dim: int = 192,
               depth: int = 4, patch: int = 0, dropout: float = 0.1, smoothing: float = 0.0) -> Recipe:
     """Words for a picture: captions, or answers where there is a question to each picture.
 
@@ -33,35 +29,65 @@ def captioner(schema: Schema, *, image: str | None = None, text: str | None = No
         text: column of what is to be said, or several joined by commas; by default the only one.
         question: column of questions, each read beside its picture before the answer is said.
         eye: what reads pictures before the decoder does: resnet (convolutions) or patches (nothing more).
-        clip: folder of a finished run of clip or clip_small, whose vector of a picture is read instead; it stays as
-            it is.
-        dim: width.
-        depth: blocks of the decoder.
+        clip: folder of a finished run of clip or clip_small, whose vector of a picture is read; it stays as it is.
+        eye_from: the same of a published model that sees: its folder, file or hub id. Each picture is seen once.
+        voice: folder, file or hub id of a published decoder of text that speaks, and stays as it is.
+        dim: width; a voice has its own.
+        depth: blocks of the decoder; a voice has its own.
         patch: side of a patch in pixels; 0: an eighth of the picture.
-        dropout: share of activations dropped in each block.
+        dropout: share of activations dropped in each block, and of what a trained eye says.
         smoothing: label smoothing.
     """
-    columns, trained = _columns(schema, image, question, text), Eye.of(clip) if clip else None
-    if trained and "image" not in columns:
-        raise BadKeyword(f"clip={trained.told['source']!r} reads pictures, and image='' says that there are none")
-    settings: dict[str, Modality] = {columns["image"]: trained.image} if trained else {}
+    columns = _columns(schema, image, question, text)
+    trained, speaks = _eye(clip, eye_from, columns), Voice.of(voice) if voice else Own(dim, depth, dropout)
+    settings = _settings(schema, columns, trained, speaks)
     given = {part: schema.taking(settings)[column] for part, column in columns.items()}
     said = given.pop("text")
     assert isinstance(said, Text)
     see = trained.look if trained else EYES[one_of("eye", eye, list(EYES))]
-    parts = {part: Words(dim, modality, causal=False) if isinstance(modality, Text) else
-             see(modality, dim, patch, dropout) for part, modality in given.items()}
-    head = Linear(dim, said.vocab_size, bias=False)
-    nn.init.normal_(head.weight, std=0.02)
-    trunk = transformer(dim, depth, max(1, dim // HEAD), dropout=dropout)
-    model = Decoder({**parts, "text": Words(dim, said)}, {"text": head}, trunk)
+    parts = {part: speaks.asked(modality) if isinstance(modality, Text) else see(modality, speaks.dim, patch, dropout)
+             for part, modality in given.items()}
+    model = speaks.decoder(parts, said)
     objective, speaker = NextToken(columns, {"text": 1.0}, smoothing=smoothing), Speaker(model, given, said)
-    changes = {strength: {columns["image"]: how} for strength, how in AUGMENT.items()} if "image" in columns else {}
+    changes = AUGMENT.items() if "image" in columns and not eye_from else ()
     return Recipe(
         model=model, objective=objective, columns=tuple(dict.fromkeys(columns.values())), settings=settings,
-        told={"clip": trained.told} if trained else {}, derived=trained and trained.ready, verbs={"generate": speaker},
-        augment=changes, metric="val_loss", validate=validate(objective), samples=said_to(speaker, objective),
-        judge=_judge(columns))
+        told=_told(clip, trained, speaks), verbs={"generate": speaker}, training=_training(speaks),
+        derived=trained.derived(columns["image"], schema.taking(settings)) if trained else None,
+        augment={strength: {columns["image"]: how} for strength, how in changes}, metric="val_loss",
+        validate=validate(objective), samples=said_to(speaker, objective), judge=_judge(columns))
+
+
+def _eye(clip: str | Mapping[str, Any], published: str | Mapping[str, Any], columns: Mapping[str, str]) -> Eye | None:
+    """The trained eye that is asked for; None where it is to be learned."""
+    if clip and published:
+        raise BadKeyword("clip= and eye_from= are both eyes: give one of them")
+    found = Eye.of(clip) if clip else Eye.published(published) if published else None
+    if found and "image" not in columns:
+        raise BadKeyword(f"{'clip' if clip else 'eye_from'}={found.told['source']!r} reads pictures, and image='' says "
+                         "that there are none")
+    return found
+
+
+def _settings(schema: Schema, columns: Mapping[str, str], eye: Eye | None, speaks: Own | Voice) -> dict[str, Modality]:
+    """Of columns that trained weights read and say in their own way."""
+    seen: dict[str, Modality] = {columns["image"]: eye.image} if eye and eye.image else {}
+    if isinstance(speaks, Voice):
+        for column in (name for part, name in columns.items() if part != "image"):
+            words = schema[column]
+            assert isinstance(words, Text)
+            seen[column] = speaks.text(words)
+    return seen
+
+
+def _told(clip: str | Mapping[str, Any], eye: Eye | None, speaks: Own | Voice) -> dict[str, Any]:
+    seen = {"clip" if clip else "eye_from": eye.told} if eye else {}
+    return seen | ({"voice": speaks.told} if isinstance(speaks, Voice) else {})
+
+
+def _training(speaks: Own | Voice) -> Training:
+    """A published voice is slow, and there is little to learn: few rows at a time, and few times."""
+    return Training(epochs=4, batch_size=32) if isinstance(speaks, Voice) else Training()
 
 
 def _columns(schema: Schema, image: str | None, question: str | None, text: str | None) -> dict[str, str]:

@@ -1,17 +1,18 @@
-"""What reads pictures for a family that speaks of them: an eye that learns with it, or that of a finished run of CLIP.
+"""What reads pictures for a family that speaks of them: an eye that learns with it, that of a finished run of CLIP, or
+a published one.
 
     B batch   S side in pixels   E width of CLIP's space   T tokens   D width of a token
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from sensorium.adapt import tuned
 from sensorium.config import WEIGHTS, Config
 from sensorium.data.cache import Source, Stored
 from sensorium.data.schema import Column, Schema
@@ -22,20 +23,21 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text
 from sensorium.models import Encoder, Tower
+from sensorium.published.start import Start
 from sensorium.recipes.clip import clip, clip_small
 from sensorium.recipes.recipe import build
 from sensorium.recipes.stage import restored
 from sensorium.stored import digest
 from sensorium.tokens import Tokens, line
 
-LOOKS = 8                                   # tokens that CLIP's one vector becomes
+LOOKS = 8                                   # tokens that a trained eye's one vector becomes
 MAKES = {"clip": clip, "clip_small": clip_small}
 
 
 class Impression(nn.Module):
     """A picture as a few tokens, made of the vector that a trained tower has for it (ClipCap, Mokady et al. 2021).
 
-    The tower learns no more, and its statistics stand still.
+    The tower learns no more, and its statistics stand still. The tokens end where the words begin, at time 0.
     """
 
     def __init__(self, tower: Tower, dim: int, looks: int, dropout: float):
@@ -50,26 +52,27 @@ class Impression(nn.Module):
         self.tower.eval()
         return self
 
-    def forward(self, pictures: Float[Tensor, "B 3 S S"]) -> Tokens:
+    def forward(self, pictures: Tensor) -> Tokens:
+        """Pictures [B 3 S S], or what a published eye said of them before [B E]."""
         with torch.no_grad():
             vector = self.tower(pictures) * self.tower.width ** 0.5         # about 1 each number
         x = rearrange(self.spread(self.drop(vector)), "b (t d) -> b t d", t=self.looks)
-        return Tokens(x, line(x))
+        return Tokens(x, line(x, -self.looks))
 
 
 @dataclass(frozen=True)
 class Eye:
-    """The tower of a run of CLIP that reads pictures, how they are read, and all that a run must keep to build it
-    again. `there`: whether it has the weights it was trained to."""
+    """A trained tower that reads pictures, how they are read (None: as the run's schema says), and all that a run must
+    keep to build it again. `there`: whether it has the weights it was trained to."""
 
     tower: Tower
-    image: Image
+    image: Image | None
     told: Mapping[str, Any]
-    there: bool
+    there: bool = True
 
     @classmethod
     def of(cls, source: str | Mapping[str, Any]) -> "Eye":
-        """A run's folder; or what `told` said of one, whose weights lie with those of the run that keeps it.
+        """That of a run's folder; or what `told` said of one, whose weights lie with those of the run that keeps it.
 
         Raises SensoriumError where the folder is no run of CLIP.
         """
@@ -83,16 +86,33 @@ class Eye:
         recipe, _ = build(MAKES[source["recipe"]], Schema(columns), source["keywords"])
         return cls(_tower(recipe.model, "image"), image, source, False)
 
+    @classmethod
+    def published(cls, source: str | Mapping[str, Any]) -> "Eye":
+        """A published encoder of pictures, or what `told` said of one. Raises SensoriumError where it does not see."""
+        start = Start.of(source)
+        encoder, width = start.encoder("image")
+        image = start.senses().get("image")
+        assert image is None or isinstance(image, Image)
+        return cls(Tower(tuned(encoder, "none"), nn.Identity(), width), image, start.told())
+
     def look(self, image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
         """What makes pictures tokens of that width."""
         return Impression(self.tower, dim, LOOKS, dropout)
 
-    def ready(self, data: Source) -> dict[str, Stored]:
-        """No further columns. Raises SensoriumError where training would go on with an eye that has not learned."""
-        if not self.there:
-            raise SensoriumError(f"pictures are seen by {self.told['source']}, which is not there any more: to go on, "
-                                 "put it back")
-        return {}
+    def derived(self, picture: str, schema: Schema) -> Callable[[Source], Mapping[str, Stored]]:
+        """What a published eye says of each picture, as a column; of others, nothing.
+
+        Raises SensoriumError where training would go on with an eye that has not learned.
+        """
+        from sensorium.recipes.lit import looked  # not needed with an eye that learns
+
+        def ready(data: Source) -> Mapping[str, Stored]:
+            if not self.there:
+                raise SensoriumError(f"pictures are seen by {self.told['source']}, which is not there any more: to go "
+                                     "on, put it back")
+            look = looked(self.tower.encode, picture, schema)
+            return {} if look is None else look(data)
+        return ready
 
 
 def _trained(folder: str) -> Eye:
@@ -105,7 +125,7 @@ def _trained(folder: str) -> Eye:
     assert isinstance(image, Image)
     told = {"source": folder, "fingerprint": found.fingerprint, "recipe": name, "image": image.to_json(),
             "keywords": {**found.config.keywords, "image": "image", "text": "text"}}
-    return Eye(_tower(found.recipe.model, picture), image, told, True)
+    return Eye(_tower(found.recipe.model, picture), image, told)
 
 
 def _tower(model: nn.Module, picture: str) -> Tower:

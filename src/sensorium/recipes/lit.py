@@ -47,7 +47,7 @@ def lit(schema: Schema, *, image_from: str | Mapping[str, Any] = "", text_from: 
     return Recipe(
         model=model, objective=_matching(*pair), columns=pair, settings=settings,
         told={f"{kind}_from": start.told() for kind, start in starts.items()},
-        derived=_looked(model[picture].encode, picture, seen),
+        derived=looked(model[picture].encode, picture, seen),
         training=Training(epochs=20, lr=1e-3, augment="none", batch_size=256, evaluate_every=5.0, ema=0.99),
         verbs={"embed": Embedder(model, {"image": (picture, seen[picture]), "text": (words, seen[words])})},
         metric="recall@1", validate=validate(pair), samples=samples(pair), judge=retrieval, after_step=Towers.clamp)
@@ -67,7 +67,7 @@ def _matching(picture: str, words: str) -> Objective:
     return objective
 
 
-def _looked(eye: Encoder, picture: str, seen: Schema) -> Callable[[Source], Mapping[str, Stored]] | None:
+def looked(eye: Encoder, picture: str, seen: Schema) -> Callable[[Source], Mapping[str, Stored]] | None:
     """What a frozen eye says of every picture, as a column."""
     def derived(data: Source) -> dict[str, Stored]:
         return {f"{picture}.vector": vectors(eye.whole, content_hash(weights(eye)), data, picture, seen)}
