@@ -117,7 +117,7 @@ class TestRecipe:
             optimizer.step()
             if recipe.after_step:
                 recipe.after_step(recipe.model)
-        floor = 0.75 if keywords.get("smoothing") else 0.85 if keywords.get("voice") else 0.5   # nobody taught the voice
+        floor = 0.75 if keywords.get("smoothing") else 0.85 if keywords.get("voice") else 0.5
         assert losses[-1] < floor * losses[0]
 
     def test_saved_weights_say_the_same(self, name: str, keywords: dict[str, object], tmp_path: Path) -> None:
