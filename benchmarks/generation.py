@@ -2,12 +2,14 @@
 
     sensorium data build emoji --full --out emoji-full          # for the judge alone: artists the painter never saw
     PYTHONPATH=src python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions ...]
+    PYTHONPATH=src python benchmarks/generation.py emoji-full --only voiced --eye efficientnet-lite0 --voice smollm2
 
-Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `judge` (a CLIP of the artists
-OpenMoji and EmojiOne 1, whom the painter has not seen), `codes` and `painted` (emoji), `scene-codes` and `scenes`
-(pictures for captions, checked by a program), `answers` and `blind` (questions on scenes, with pictures and without). A
-stage that is done is not done again, and one that was stopped goes on. Figures go to results/generation.jsonl with CPU
-seconds of one thread; pictures to docs/painted.png and docs/scenes.png.
+Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `voiced` (the same of the full
+set, through a published eye, by a published voice: folders as benchmarks/fetch_weights.py makes them), `judge` (a CLIP
+of the artists OpenMoji and EmojiOne 1, whom the painter has not seen), `codes` and `painted` (emoji), `scene-codes` and
+`scenes` (pictures for captions, checked by a program), `answers` and `blind` (questions on scenes, with pictures and
+without). A stage that is done is not done again, and one that was stopped goes on. Figures go to
+results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png and docs/scenes.png.
 """
 import argparse
 import time
@@ -32,6 +34,7 @@ SIDE = 24                                                   # of a scene: 8 pixe
 SIZE = "image:size=32:square=trim"
 OTHERS = ("openmoji", "emojione-1")                         # artists in none of the painter's pictures
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
+VOICED: dict[str, Any] = {"epochs": 2, "lr": 5e-4, "batch_size": 32, "evaluate_every": 0.5, "save_every": 0.5}
 HELD = ("test", "test_pairs", "test_four", "test_relations")
 SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "Christmas tree", "green apple",
          "flag", "black cat")
@@ -70,17 +73,20 @@ def marked(picture: PIL.Image.Image, caption: str) -> PIL.Image.Image:
 class Stages:
     """Runs in a folder, each trained once."""
 
-    def __init__(self, folder: Path, full: Path):
-        self.folder, self.full = folder, full
+    def __init__(self, folder: Path, full: Path, published: dict[str, str]):
+        self.folder, self.full, self.published = folder, full, published
 
     def run(self, name: str, make: Callable[..., Any], data: Callable[[], sn.Dataset], **keywords: Any) -> Model:
         """The finished run of that name, trained now or gone on with if need be."""
         at, start = self.folder / name, time.process_time()
-        stages = {key: Path(keywords[key]).name for key in ("codes", "clip") if key in keywords}
+        stages = {key: Path(keywords[key]).name for key in ("codes", "clip", "eye_from", "voice")
+                  if key in keywords}
         if not (at / "README.md").exists():
             model = sn.train(make, data(), out=at, resume=(at / "config.json").exists(), **keywords)
             peers.record("generation", stage=name, cpu_seconds=time.process_time() - start, settings=keywords | stages,
-                         parameters=sum(p.numel() for p in model.module.parameters()))
+                         parameters=sum(p.numel() for p in model.module.parameters()),
+                         learned=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+                         seed=keywords.get("seed", 0), machine=peers.machine())
         return load(at)
 
     def eye(self) -> Model:
@@ -93,6 +99,14 @@ class Stages:
         model = self.run("captions", sn.recipes.captioner, emoji, clip=str(eye.folder), epochs=20, augment="strong",
                          dropout=0.2, smoothing=0.1, evaluate_every=20, **MUON)
         self._judged("captions", model, emoji(), most=300, by=eye)
+
+    def voiced(self) -> None:
+        """English captions by a decoder that learns nothing, of what an eye says that learns nothing."""
+        def data() -> sn.Dataset:
+            return sn.Dataset.open(self.full, columns={"caption": "text:length=16"})
+        model = self.run("voiced", sn.recipes.captioner, data, text="caption", precision="bf16", **VOICED,
+                         **self.published)
+        self._judged("voiced", model, data(), most=300, by=sn.load(self.published["eye_from"]))
 
     def judge(self) -> Model:
         """A CLIP by which painted emoji are judged."""
@@ -162,8 +176,10 @@ if __name__ == "__main__":
     asked.add_argument("full", type=Path)
     asked.add_argument("--runs", type=Path, default=Path("runs/generation"))
     asked.add_argument("--only", nargs="*", default=["captions", "painted", "scenes", "answers"])
+    asked.add_argument("--eye", default="efficientnet-lite0")
+    asked.add_argument("--voice", default="smollm2")
     given = asked.parse_args()
     torch.set_num_threads(1)
     given.runs.mkdir(parents=True, exist_ok=True)
     for stage in given.only:
-        getattr(Stages(given.runs, given.full), stage)()
+        getattr(Stages(given.runs, given.full, {"eye_from": given.eye, "voice": given.voice}), stage)()
