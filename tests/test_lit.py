@@ -6,6 +6,7 @@ import pytest
 import torch
 from squares import data as data
 from squares import published as published
+from test_resume import ask, at_step, killed
 
 import sensorium as sn
 from sensorium.adapt import Still
@@ -14,6 +15,7 @@ from sensorium.errors import SensoriumError
 from sensorium.recipes import lit
 from sensorium.recipes.recipe import build
 from sensorium.stored import weights
+from sensorium.train import Stopped
 
 SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet": True}
 
@@ -55,3 +57,16 @@ def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(published: 
 def test_a_start_without_that_sense(published: Path, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match="which published model"):
         sn.train(lit, data, out=tmp_path / "run", image_from=str(published), quiet=True)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_run_looks_with_the_eye_it_was_begun_with(saved: bool, published: Path, data: Dataset, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing had been saved: then it begins again from the published weights."""
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    keywords = {**SHORT, "image_from": str(published), "text_from": str(published), "seed": 1}
+    whole = sn.train(lit, data, out=tmp_path / "whole", **keywords)
+    at_step(monkeypatch, 7 if saved else 1, ask() if saved else killed)
+    with pytest.raises(Stopped if saved else KeyboardInterrupt):
+        sn.train(lit, data, out=tmp_path / "cut", **keywords)
+    assert sn.train(lit, data, out=tmp_path / "cut", resume=True, quiet=True).fingerprint == whole.fingerprint

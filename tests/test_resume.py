@@ -112,6 +112,11 @@ def ask(number: int = signal.SIGTERM) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def killed() -> None:
+    """As if the process were no more: nothing is saved."""
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """So that a busy machine does not make threads wait for each other; one case keeps them all."""

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from squares import COLOURS
 from squares import data as data
 from squares import published as published
-from test_resume import ask, at_step, ended
+from test_resume import ask, at_step, ended, killed
 
 import sensorium as sn
 from sensorium import durable
@@ -98,16 +98,12 @@ def test_stopped_and_resumed_it_ends_the_same(step: int, data: Dataset, publishe
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     keywords = {**SHORT, "eye_from": str(published), "voice": str(voice)}
     whole = sn.train(captioner, data, out=tmp_path / "whole", **keywords)
-    at_step(monkeypatch, max(step, 1), ask() if step else _killed)
+    at_step(monkeypatch, max(step, 1), ask() if step else killed)
     with pytest.raises(Stopped if step else KeyboardInterrupt):
         sn.train(captioner, data, out=tmp_path / "cut", **keywords)
     again = sn.train(captioner, data, out=tmp_path / "cut", resume=True, quiet=True)
     assert again.fingerprint == whole.fingerprint
     assert step == 0 or ended(tmp_path / "cut") == ended(tmp_path / "whole")
-
-
-def _killed() -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_question_is_read_before_and_padding_changes_nothing(voice: Path) -> None:
