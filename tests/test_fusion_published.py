@@ -7,6 +7,7 @@ import torch
 from squares import COLOURS
 from squares import data as data
 from squares import published as published
+from test_resume import ask, at_step, killed
 
 import sensorium as sn
 from sensorium.adapt import LowRank, Still
@@ -15,9 +16,11 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.vectors import Vectors, vectors
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused, Sense
+from sensorium.modalities.spelling import NOTHING, Spelling
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import Narrowed, chosen
 from sensorium.recipes.recipe import Recipe, build
+from sensorium.train import Stopped
 
 SHORT = {"target": "colour", "epochs": 4, "batch_size": 8, "dim": 16, "depth": 1, "precision": "fp32", "quiet": True}
 
@@ -99,3 +102,17 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
 def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match=r"\+loar"):
         sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}+loar", **SHORT)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_run_ends_as_one_never_stopped(saved: bool, published: Path, table: Dataset, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it took from training texts, and what it starts from, are those it was begun with."""
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    keywords = {**SHORT, "encoders": f"photo={published}", "columns": "photo,title", "seed": 1}
+    whole = sn.train(fusion, table, out=tmp_path / "whole", **keywords)
+    at_step(monkeypatch, 6 if saved else 1, ask() if saved else killed)
+    with pytest.raises(Stopped if saved else KeyboardInterrupt):
+        sn.train(fusion, table, out=tmp_path / "cut", **keywords)
+    assert sn.train(fusion, table, out=tmp_path / "cut", resume=True, quiet=True).fingerprint == whole.fingerprint
+    assert any(part.known.min() < NOTHING for part in whole.module.modules() if isinstance(part, Spelling))

@@ -81,6 +81,11 @@ class Run:
             files["average.safetensors"] = tensors(self.step.average.weights)
         return self.snapshots.save(self.reached.step, files)
 
+    def start(self) -> None:
+        """What the recipe takes from its training rows before it learns."""
+        if self.recipe.begin:
+            self.recipe.begin(self.recipe.model, self.prepared, self.rows)
+
     def restore(self, path: Path) -> None:
         """Go back to a whole save, whose weights the model has already."""
         state = json.loads((path / "state.json").read_text())
@@ -135,6 +140,7 @@ def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
+    run.start()
     if recipe.finish and not len(run.validation):
         raise SensoriumError(f"{dataset.name} has no validation rows, by which {make.__name__} so told ends its "
                              "training: name some val")
@@ -174,6 +180,8 @@ def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any
         litter.unlink()
     if saved:
         run.restore(saved)
+    else:
+        run.start()
     return run
 
 
@@ -259,8 +267,6 @@ def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema,
     rows = splits["train"]
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no training row that can be read: see {folder / 'quarantine.jsonl'}")
-    if recipe.begin:
-        recipe.begin(recipe.model, prepared, rows)
     loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.per_group,
                     augment=recipe.augment.get(training.augment))
     steps = max(1, round(training.epochs * loader.steps_per_epoch))
