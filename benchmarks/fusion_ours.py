@@ -68,5 +68,10 @@ def tuned(splits: dict[str, Rows], seed: int) -> np.ndarray:
     return ours(splits, seed, encoders=_reading(splits, "+lora"))
 
 
+def retrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """The same, all of which learns on."""
+    return ours(splits, seed, encoders=_reading(splits, "+all"))
+
+
 def _reading(splits: dict[str, Rows], tune: str) -> dict[str, str]:
     return {name: os.environ["TEXT_MODEL"] + tune for name in splits["train"].of("text")}

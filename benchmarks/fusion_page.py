@@ -8,8 +8,8 @@ from fusion_data import TASKS
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
-WHO = ("ours", "boosted", "pretrained", "tuned", "majority", "linear", "boosting", "lightgbm", "widedeep",
-       "autogluon", "ludwig")
+WHO = ("ours", "boosted", "pretrained", "tuned", "retrained", "majority", "linear", "boosting", "lightgbm",
+       "widedeep", "autogluon", "ludwig")
 FIGURES = ("auroc", "r2", "accuracy")       # the first that a line has is the one that counts
 Lines = dict[tuple[str, str], dict[int, dict]]
 HEAD = """# Predicting from any columns, measured
@@ -20,6 +20,7 @@ sets are and how they are split, `benchmarks/fusion.py` how each was run. Test r
 - **ours**: `sensorium train fusion` as it comes, told which columns there are and which is the target; the mean over
   seeds, and the least and the most. **boosted**: the same with `--head boosting`. **pretrained**: words
   read by a frozen MiniLM, the one that AutoGluon has. **tuned**: by the same, which learns on (`+lora`).
+  **retrained**: all of it does (`+all`).
 - **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
   statistics of series; one seed, as all that follow. **widedeep**: pytorch-widedeep. **autogluon**:
   AutoGluon-Multimodal, with a trained text model.
@@ -60,13 +61,15 @@ def _shown(values: list[float], cell: str, best: float) -> str:
 
 
 def alone() -> Iterator[str]:
-    """Each sense alone, where that was measured."""
+    """Each sense alone, where that was measured; the last line of each."""
+    found: dict[tuple[str, str, int], str] = {}
     for text in (RESULTS / "fusion.jsonl").read_text().splitlines():
         line = json.loads(text)
         if line["columns"] != "all" and line["who"] == "ours":
             key = next(k for k in FIGURES if k in line)
             few = line["columns"] if len(line["columns"]) < 4 else [f"{len(line['columns'])} columns of the table"]
-            yield f"| {line['task']} | {', '.join(few)} | {key} {line[key]:.3f} | {line['seed']} |"
+            found[line["task"], ", ".join(few), line["seed"]] = f"{key} {line[key]:.3f}"
+    yield from (f"| {task} | {few} | {told} | {seed} |" for (task, few, seed), told in found.items())
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sensorium import cli
+from sensorium.quantize import Int8Linear
 
 TINY = "--column image=image:size=16 --epochs 1 --batch-size 4 --precision fp32 --dim 32 --depth 1".split()
 
@@ -55,6 +56,17 @@ def test_words_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(said(capsys, *both, "--beams", "2", "--json"))["text"] == said(capsys, *both, "--beams",
                                                                                       "2")[:-1].split("\n")
     assert len(said(capsys, "gpt", "a picture", "--temperature", "1", "-n", "3").splitlines()) >= 3
+
+
+def test_weights_in_bytes_answer_too(place: Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[Int8Linear]()
+    packed = Int8Linear.__init__
+    monkeypatch.setattr(Int8Linear, "__init__", lambda self, *a, **k: (made.append(self), packed(self, *a, **k))[1])
+    assert said(capsys, "gpt", "a picture", "--quantize", "int8") and made
+    made.clear()
+    assert "1 in bytes.png" in said(capsys, "dalle", "a red apple", "-o", "bytes.png", "--quantize", "int8") and made
+    assert 'Choose from: "int8"' in said(capsys, "gpt", "a picture", "--quantize", "int4", status=2)
 
 
 @pytest.mark.parametrize(("argv", "message"), [

@@ -13,6 +13,7 @@ from sensorium.options import (
     DATA,
     UNSAID,
     Asked,
+    Bytes,
     Choice,
     Compared,
     Data,
@@ -177,8 +178,8 @@ def export(run: Run, /, *, to: Literal["hf", "open_clip", "onnx", "torch"], out:
 
 
 def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
-             out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("generated.png"), recipe: Own = None,
-             as_json: Json = False) -> None:
+             out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("generated.png"), quantize: Bytes = None,
+             recipe: Own = None, as_json: Json = False) -> None:
     """Make pictures from words, or words from pictures, whichever the model has learned.
 
     Args:
@@ -186,6 +187,9 @@ def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
     """
     from sensorium.tasks.generation import makes, painted, told
     model, asked = _model(run, recipe), choice.given(text)
+    if quantize:
+        from sensorium.quantize import quantized
+        quantized(model.module, quantize)
     if "rerank" in asked:
         asked["rerank"] = _model(asked["rerank"], None)
     if makes(model) == "image":
