@@ -11,6 +11,7 @@ from sensorium.published import PUBLISHED
 from sensorium.published.backbone import BACKBONE
 from sensorium.published.files import open_weights
 from sensorium.published.load import load, recognised
+from sensorium.published.published import undrawn
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
@@ -69,3 +70,12 @@ def test_what_transformers_does_not_know_either(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(SensoriumError, match="nothing_of_the_kind"):
         recognised(open_weights(tmp_path), PUBLISHED)
+
+
+def test_first_weights_that_are_not_drawn_end_whatever_stood_in_memory() -> None:
+    """torch draws a cut normal distribution again until no value lies outside of it."""
+    weight, other = torch.full((9,), 1e9), torch.nn.Parameter(torch.full((9,), float("nan")))
+    with undrawn():
+        torch.nn.init.trunc_normal_(weight, mean=1.0, std=0.02, a=0.5, b=2.0)
+        torch.nn.init.trunc_normal_(other, a=-2.0, b=2.0)
+    assert (weight == 1).all() and not other.any()

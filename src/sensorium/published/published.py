@@ -172,15 +172,21 @@ def _read(name: Name, theirs: Mapping[str, Tensor], ours: Tensor, place: str) ->
 class undrawn(TorchFunctionMode):
     """While it lasts, first weights are not drawn at random: for a module that is then filled, or only looked at.
 
-    On the meta device, drawing would import torch's compiler: more than a second, for nothing.
+    They are the mean of what would be drawn: torch draws a cut normal distribution until no value lies outside, which
+    whatever stood in memory might do for ever. On the meta device, drawing would import torch's compiler: more than a
+    second, for nothing.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _DRAWS:
-            return args[0] if args else kwargs["tensor"]
+        if (name := getattr(func, "__name__", "")) in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            mean = kwargs.get("mean", args[1] if len(args) > 1 else 0.0) if name in _AROUND else 0.0
+            tensor.detach().fill_(mean)
+            return tensor
         return func(*args, **kwargs)
 
 
 _DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
           "xavier_normal_", "orthogonal_"}
+_AROUND = {"normal_", "trunc_normal_"}
