@@ -17,6 +17,7 @@ from sensorium.data.vectors import Vectors, vectors
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused, Sense
 from sensorium.modalities.spelling import NOTHING, Spelling
+from sensorium.published.start import Start
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import Narrowed, chosen
 from sensorium.recipes.recipe import Recipe, build
@@ -102,6 +103,8 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
 def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match=r"\+loar"):
         sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}+loar", **SHORT)
+    with pytest.raises(SensoriumError, match=r"\+lora"):              # where none of it can learn, none is asked
+        Start.of(f"{published}+lora")
 
 
 @pytest.mark.parametrize("saved", [True, False])

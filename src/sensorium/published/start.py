@@ -34,8 +34,8 @@ class Start:
     tune: str = "none"
 
     @classmethod
-    def of(cls, given: str | Mapping[str, Any]) -> Start:
-        """A folder, file or hub id, perhaps with +lora or +all after it; or what `told` said of one.
+    def of(cls, given: str | Mapping[str, Any], *, learns: bool = False) -> Start:
+        """A folder, file or hub id, where it `learns` perhaps with +lora or +all after it; or what `told` said of one.
 
         Raises SensoriumError where it is neither.
         """
@@ -43,7 +43,7 @@ class Start:
             if not given:
                 raise SensoriumError("which published model is to be the start? Name a folder, a file or a hub id")
             name, plus, tune = given.rpartition("+")
-            source, tune = (name, tune) if plus and tune in TUNES else (given, "none")
+            source, tune = (name, tune) if learns and plus and tune in TUNES else (given, "none")
             opened = open_weights(source)
             family, config = recognised(opened)
             return cls(source, family, config, opened, tune)

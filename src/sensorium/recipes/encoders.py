@@ -60,7 +60,7 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
     """The name of one of the encoders of a kind; or the published model that a folder, a file, a hub id or a run's
     config names: `senses()[kind]` of it are then the settings that its column must have, `told()` what the run keeps.
 
-    Raises BadKeyword where it is neither.
+    After what is named, +lora or +all say how it learns on. Raises BadKeyword where it is neither.
     """
     if isinstance(how, Start):
         return how
@@ -70,7 +70,7 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
     if not how:
         return known[0]
     if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how.partition("+")[0]).exists()):
-        return Start.of(how)
+        return Start.of(how, learns=True)
     if how not in known:
         raise BadKeyword(f"{how!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
                          "or a hub id of published weights")
