@@ -3,9 +3,11 @@
     PYTHONPATH=src python benchmarks/whisper.py [--threads 1] [--rounds 5]
 
 Weights are random, and the same for both. transformers hears 30 s, the rest silence, as its encoder demands; ours the
-same (`same`: the share of equal ids), and 10 s alone. A round is from mel bands to ids; bands are worked out before.
+same (`same`: the share of equal ids), and 10 s alone, also with weights in bf16 and in bytes. A
+round is from mel bands to ids; bands are worked out before.
 """
 import argparse
+import copy
 from collections.abc import Callable
 
 import peers
@@ -17,6 +19,7 @@ from sensorium.kernels import settle_allocator
 from sensorium.models import Decoder
 from sensorium.published.published import fill
 from sensorium.published.whisper import WHISPER
+from sensorium.quantize import quantized
 
 MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 
@@ -63,9 +66,11 @@ def main() -> None:
 
     def transformers() -> Tensor:
         return source.generate(heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1)[:, -NEW:]
+    bf16, int8, short = copy.deepcopy(model).bfloat16(), quantized(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
     calls: dict[str, Callable[[], Tensor]] = {
         "transformers": transformers, "sensorium, 30 s": lambda: said(model, heard),
-        "sensorium, 10 s": lambda: said(model, heard[..., :SECONDS * FRAMES])}
+        "sensorium, 10 s": lambda: said(model, short), "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),
+        "sensorium int8, 10 s": lambda: said(int8, short)}
     same = (calls["sensorium, 30 s"]() == transformers()).float().mean().item()
     peers.record("whisper", **peers.machine(), same=same, new=NEW)
     peers.compare("whisper", peers.paired(calls, a.rounds, warm=1), ("transformers",))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sensorium as sn
 from sensorium.adapt import low_rank
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear
+from sensorium.kernels import Linear, multiplies_bytes
 from sensorium.modalities.image import Patches
 from sensorium.models import Decoder, Encoder, Tower
 from sensorium.objectives.next_token import Sampling, generate
@@ -166,3 +166,18 @@ def test_published_weights_load_as_bytes(tmp_path: Path) -> None:
 def test_an_unknown_way_is_refused_in_one_line() -> None:
     with pytest.raises(SensoriumError, match="^quantize='int4': choose 'int8', or leave it out$"):
         quantized(decoder(), "int4")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_products_of_bytes_are_whole_numbers_without_a_loss(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every byte is as large as it can be, so that sums that saturate would show."""
+    if quick and not multiplies_bytes():
+        pytest.skip("this processor has neither VNNI nor AMX")
+    monkeypatch.setattr("sensorium.quantize.multiplies_bytes", lambda: quick)
+    layer = nn.Linear(256, 8, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randint(-127, 128, (8, 256)))
+        layer.weight[:4], layer.weight[4:, 0] = torch.tensor([127.0, -127.0, 127.0, -127.0])[:, None], 127
+        x = torch.randint(-127, 128, (6, 256)).float()
+        x[0], x[1], x[:, 0] = 127, -127, 127
+        torch.testing.assert_close(Int8Linear(layer)(x), layer(x), atol=0.5, rtol=1e-6)

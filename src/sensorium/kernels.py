@@ -55,6 +55,13 @@ def multiplies_bf16() -> bool:
     return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+@cache
+def multiplies_bytes() -> bool:
+    """Whether this processor adds up products of unsigned and signed bytes without a loss (VNNI, AMX)."""
+    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(can.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def settle_allocator() -> bool:
     """Keep freed memory for the next step instead of handing it back to the system; call it once, when a run starts.
 

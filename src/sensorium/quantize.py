@@ -7,17 +7,22 @@ A weight is the nearest of 255 steps, equal to both sides of zero, as wide as it
 embeddings: its vector). What is multiplied with it is put in steps on the spot, each row by itself, so a row says the
 same alone and in any company (dynamic quantization). A decoder is more easily led astray than a tower: there what the
 steps leave over is rounded and multiplied too, as more rows of the same product, which cost little where rows are few.
+
+What is multiplied is given to oneDNN as unsigned bytes, around MIDDLE: signed ones it multiplies one by one where there
+is no AMX, a thousand times slower. Without VNNI sums of unsigned ones may saturate: there they stay signed.
 """
 import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
+from sensorium.kernels import multiplies_bytes
 from sensorium.models import Decoder
 
 KINDS = ("int8",)
 STEPS = 127
 FINER = 2 * STEPS                       # steps of what is left over to a step
+MIDDLE = 128                            # that stands for zero
 TINY = 1e-30                            # no row is so small that its steps have no width
 
 
@@ -85,8 +90,10 @@ class Int8Linear(nn.Module):
         return self(x)[..., start:stop]
 
     def _product(self, rounded: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
-        return torch.ops.onednn.qlinear_pointwise(rounded.to(torch.int8), 1.0, 0, self.packed, self.scale, self.zero,
-                                                  None, 1.0, 0, torch.float32, "none", [], "")
+        middle = MIDDLE if multiplies_bytes() else 0
+        steps = (rounded + middle).to(torch.uint8) if middle else rounded.to(torch.int8)
+        return torch.ops.onednn.qlinear_pointwise(steps, 1.0, middle, self.packed, self.scale, self.zero, None, 1.0, 0,
+                                                  torch.float32, "none", [], "")
 
 
 class Int8Embedding(nn.Module):
