@@ -17,7 +17,7 @@ from sensorium.data.vectors import Vectors, vectors
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused, Sense
 from sensorium.modalities.spelling import NOTHING, Spelling
-from sensorium.published.start import Start
+from sensorium.published.start import Start, named
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import Narrowed, chosen
 from sensorium.recipes.recipe import Recipe, build
@@ -69,12 +69,21 @@ def test_what_must_be_read_each_time_is(published: Path, table: Dataset) -> None
         assert made(table, **keywords).derived is None
 
 
-def test_of_several_captions_none_is_read_for_all(table: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "several.jsonl").write_text('{"title": ["a sun", "a star"], "kind": "x"}\n' * 3)
-    several = Dataset.open(tmp_path / "several.jsonl", columns={"title": "text", "kind": "category"})
-    schema = several.schema.fit(several, np.arange(3), ["title", "kind"])
-    found = vectors(lambda raw: pytest.fail("it was read"), "", several, "title", schema, quiet=True)
+@pytest.mark.parametrize("titles", ['["a sun", "a star"]', "null"])
+def test_of_several_captions_none_is_read_for_all_and_of_nothing_nothing(titles: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"title": {titles}, "kind": "x"}}\n' * 3)
+    data = Dataset.open(tmp_path / "rows.jsonl", columns={"title": "text", "kind": "category"})
+    schema = data.schema.fit(data, np.arange(3), ["title", "kind"])
+    found = vectors(lambda raw: pytest.fail("it was read"), "", data, "title", schema, quiet=True)
     assert isinstance(found, Captions)
+
+
+def test_a_folder_may_be_called_as_if_it_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs+all").mkdir()
+    assert named("theirs+all") == ("theirs+all", "none")
+    assert named("theirs+all+lora") == ("theirs+all", "lora")
+    assert named("theirs+lora") == ("theirs", "lora") and named("a+b") == ("a+b", "none")
 
 
 @pytest.mark.parametrize("tune", ["none", "lora", "all"])

@@ -33,20 +33,23 @@ class Vectors:
 
 def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, dataset: Source, column: str,
             schema: Schema, *, quiet: bool = False) -> Stored:
-    """The vector of every value, read as `schema` says; a column of several captions a row, or neither of pictures nor
-    of texts, comes as it is. Raises SensoriumError as `Prepared` does.
+    """The vector of every value, read as `schema` says; a column of several captions a row, of nothing, or neither of
+    pictures nor of texts, comes as it is. Raises SensoriumError as `Prepared` does.
 
     whole: what an encoder says of a batch of values. fingerprint: a hash of its weights.
     """
     stored = Prepared(dataset, schema, (column,), max_bad=1.0, quiet=quiet).columns[column]
-    if not isinstance(stored, Pictures | Captions) or isinstance(stored, Captions) and stored.counts.max() > 1:
+    if not isinstance(stored, Pictures | Captions) or not stored.valid.any():
+        return stored
+    if isinstance(stored, Captions) and stored.counts.max() > 1:
         return stored
     name = stored.name if isinstance(stored, Pictures) else _name(stored)
 
     @torch.inference_mode()
     def said() -> Float[Tensor, "N D"]:
         rows = stored.valid.nonzero()[0]
-        found = torch.cat([whole(stored.batch(rows[i:i + PIECE], None, {})) for i in range(0, len(rows), PIECE)])
+        pieces = (rows[i:i + PIECE] for i in range(0, len(rows), PIECE))
+        found = torch.cat([whole(stored.batch(piece, None, {})) for piece in pieces])
         return found.new_zeros(len(stored.valid), found.shape[1]).index_copy(0, torch.from_numpy(rows), found)
 
     asked = [VERSION, fingerprint, name, schema[column].to_json()]

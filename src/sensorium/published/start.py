@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,8 +43,7 @@ class Start:
         if isinstance(given, str):
             if not given:
                 raise SensoriumError("which published model is to be the start? Name a folder, a file or a hub id")
-            name, plus, tune = given.rpartition("+")
-            source, tune = (name, tune) if learns and plus and tune in TUNES else (given, "none")
+            source, tune = named(given) if learns else (given, "none")
             opened = open_weights(source)
             family, config = recognised(opened)
             return cls(source, family, config, opened, tune)
@@ -74,6 +74,12 @@ class Start:
     def told(self) -> dict[str, Any]:
         """All that a run must keep to build the same layout again, as plain values."""
         return {"source": self.source, "family": self.family.name, "config": dict(self.config), "tune": self.tune}
+
+
+def named(given: str) -> tuple[str, str]:
+    """(the source, what of it learns) of a source that perhaps has +lora or +all after it."""
+    source, _, tune = given.rpartition("+")
+    return (source, tune) if source and tune in TUNES and not Path(given).exists() else (given, "none")
 
 
 def untold(keywords: Any) -> Any:

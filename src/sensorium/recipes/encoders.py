@@ -30,7 +30,7 @@ from sensorium.modalities.text import Text, Words, WordVectors
 from sensorium.models import Encoder
 from sensorium.published.bert import First
 from sensorium.published.resnet import LAYOUTS, residuals
-from sensorium.published.start import Start
+from sensorium.published.start import Start, named
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens
 from sensorium.transformer import Transformer, transformer
@@ -69,7 +69,7 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
         raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
     if not how:
         return known[0]
-    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how.partition("+")[0]).exists()):
+    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(named(how)[0]).exists()):
         return Start.of(how, learns=True)
     if how not in known:
         raise BadKeyword(f"{how!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
