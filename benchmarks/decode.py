@@ -12,7 +12,7 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.kernels import settle_allocator
+from sensorium.kernels import lay_out, settle_allocator
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.gpt2 import GPT2
@@ -41,6 +41,7 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
     source, ids = theirs(), torch.randint(VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     plain = ours(source)
     models = {"": plain, " bf16": copy.deepcopy(plain).bfloat16(), " int8": quantized(copy.deepcopy(plain))}
+    lay_out(plain)                                                  # as `sensorium.load` does
 
     def hugging_face() -> Tensor:
         said = source.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.attention import Attention
-from sensorium.kernels import Linear, settle_allocator
+from sensorium.kernels import Linear, lay_out, settle_allocator
 from sensorium.modalities.text import PaddedWords, Text, Words
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import NextToken, Sampling, generate
@@ -70,6 +70,7 @@ def dalle_pytorch() -> nn.Module:
 def image(rounds: int) -> None:
     """Milliseconds of 256 codes."""
     text, ours, theirs = torch.randint(3, WORDS, (1, LENGTH)), painter().eval(), dalle_pytorch().eval()
+    lay_out(ours)                                                   # as `sensorium.load` does
     given, how = {"text": text, "image": torch.full((1, 1), CODES)}, Sampling(top_k=CODES // 2)
     calls = {"dalle-pytorch": lambda: theirs.generate_images(text, use_cache=True),
              "sensorium": lambda: list(generate(ours, given, "image", CELLS, how))}
@@ -111,6 +112,7 @@ def text(rounds: int) -> None:
                     (nn.LayerNorm(dim), nn.LayerNorm(dim))) for _ in range(depth)]
     ours = Decoder({"text": Words(dim, Text(length=CONTEXT, vocab_size=VOCAB))},
                    {"text": Linear(dim, VOCAB, bias=False)}, Transformer(blocks, last=nn.LayerNorm(dim))).eval()
+    lay_out(ours)                                                   # as `sensorium.load` does
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=dim, n_layer=depth, n_head=4, n_positions=CONTEXT,
                                         bos_token_id=0, eos_token_id=None, pad_token_id=0)).eval()
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "use_cache": True,

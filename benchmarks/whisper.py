@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.attention import Cache
-from sensorium.kernels import settle_allocator
+from sensorium.kernels import lay_out, settle_allocator
 from sensorium.models import Decoder
 from sensorium.published.published import fill
 from sensorium.published.whisper import WHISPER
@@ -67,6 +67,7 @@ def main() -> None:
     def transformers() -> Tensor:
         return source.generate(heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1)[:, -NEW:]
     bf16, int8, short = copy.deepcopy(model).bfloat16(), quantized(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
+    lay_out(model)                                                  # as `sensorium.load` does
     calls: dict[str, Callable[[], Tensor]] = {
         "transformers": transformers, "sensorium, 30 s": lambda: said(model, heard),
         "sensorium, 10 s": lambda: said(model, short), "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),

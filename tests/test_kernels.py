@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium import kernels
@@ -63,6 +63,23 @@ def test_linear_takes_slices_and_strides(take):
     given = [x, weight, bias]
     ours = linear(x[:, ::2], weight[8:24], bias[8:24])
     _close(_grads(ours, given), _grads(F.linear(x[:, ::2], weight[8:24], bias[8:24]), given), 1e-5)
+
+
+@onednn
+@pytest.mark.parametrize("rows", [1, 2, 3, 20])
+def test_weights_laid_out_for_answering_say_the_same(monkeypatch, rows):
+    """Turned over in memory where the matrix is at least as high as wide, on AMD alone; `part` is a slice with gaps."""
+    monkeypatch.setattr(kernels, "amd", lambda: True)
+    torch.manual_seed(0)
+    layers, x = nn.Sequential(Linear(24, 40), Linear(40, 24), Linear(24, 24).to(torch.bfloat16)), torch.randn(rows, 24)
+    before = [layers[0](x), layers[0].part(x, 8, 32), layers[1](layers[0](x))]
+    names = {name: value.clone() for name, value in layers.state_dict().items()}
+    kernels.lay_out(layers)
+    with torch.no_grad():
+        after = [layers[0](x), layers[0].part(x, 8, 32), layers[1](layers[0](x))]
+    torch.testing.assert_close(after, [y.detach() for y in before], rtol=1e-5, atol=1e-6)
+    assert [layer.weight.stride() for layer in layers] == [(1, 40), (40, 1), (24, 1)]
+    assert all(torch.equal(value, names[name]) for name, value in layers.state_dict().items())
 
 
 @onednn

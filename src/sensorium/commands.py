@@ -185,11 +185,10 @@ def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
     Args:
         out: file for pictures; several stand in a grid, a line for each caption
     """
+    from sensorium.load import settle
     from sensorium.tasks.generation import makes, painted, told
     model, asked = _model(run, recipe), choice.given(text)
-    if quantize:
-        from sensorium.quantize import quantized
-        quantized(model.module, quantize)
+    settle(model.module, quantize)
     if "rerank" in asked:
         asked["rerank"] = _model(asked["rerank"], None)
     if makes(model) == "image":

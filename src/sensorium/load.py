@@ -4,7 +4,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from sensorium import checkpoint
+from sensorium.kernels import lay_out
+from sensorium.models import Decoder
 from sensorium.quantize import quantized
 from sensorium.recipes.recipe import Make
 
@@ -23,9 +27,17 @@ def load(source: str | Path, *, recipe: Make | None = None,
     `quantize`.
     """
     model = _loaded(source, recipe)
-    if quantize is not None:
-        quantized(model.module, quantize)
+    settle(model.module, quantize)
     return model
+
+
+def settle(module: nn.Module, quantize: str | None = None) -> None:
+    """Make a model that has learned ready to answer: weights as bytes where that is asked for, a decoder's otherwise
+    laid out for reading one row at a time."""
+    if quantize is not None:
+        quantized(module, quantize)
+    elif isinstance(module, Decoder):
+        lay_out(module)
 
 
 def _loaded(source: str | Path, recipe: Make | None) -> checkpoint.Model | Pretrained:
