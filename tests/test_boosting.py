@@ -16,6 +16,7 @@ from sensorium import cli
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.load import load
+from sensorium.measures import Measures
 from sensorium.modalities.dates import Date
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
@@ -92,9 +93,9 @@ class TestTrees:
 
     def test_without_any_tree_there_is_nothing_to_add(self) -> None:
         assert not Trees(3, 2)(torch.randn(4, 3)).any()
-        second = Boosted(Number(), {"a": Number()}, 4)
+        second = Boosted(Number(), ["a"], {"a": Number()}, Measures({}), 4)
         linear = torch.randn(3, 2)
-        assert torch.equal(second(linear, {"a": torch.randn(3)}, torch.ones(3, 1, dtype=torch.bool),
+        assert torch.equal(second(linear, {"a": torch.randn(3)}, {"a": torch.ones(3, dtype=torch.bool)},
                                   torch.randn(3, 4)), linear)
 
 
@@ -104,16 +105,16 @@ def test_columns_as_trees_read_them() -> None:
     given = {"n": torch.tensor([0.0, 2.0]), "c": torch.tensor([0, 2]), "o": torch.tensor([1, 2]),
              "d": Date().fake(2, torch.Generator().manual_seed(0)), "t": torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
              "wide": torch.tensor([98, 3])}
-    there = torch.ones(2, 6, dtype=torch.bool)
+    there = {name: torch.ones(2, dtype=torch.bool) for name in columns}
     x = plain(columns, given, there)
     assert x.shape[1] == sum(map(width, columns.values())) == 1 + 2 + 1 + 9 + 2 + 64
     assert x[0, :4].tolist() == [0, 0, 1, 1], "the commonest class first"
     assert x[1, :3].tolist() == [2, 0, 0], "a class never seen is none of them"
     assert x[1, 3].isnan(), "a rank never seen is missing"
     assert x[0, 15] == 1 and not x[1, 15:].any()
-    there[0, 0] = there[1, 4] = False
-    x = plain(columns, {name: values for name, values in given.items() if name != "c"}, there & torch.tensor(
-        [True, False, True, True, True, True]))
+    there["n"][0] = there["t"][1] = False
+    there["c"] = torch.zeros(2, dtype=torch.bool)
+    x = plain(columns, {name: values for name, values in given.items() if name != "c"}, there)
     assert x[0, :3].isnan().all() and x[1, 13:15].isnan().all() and not x[1, 0].isnan()
 
 

@@ -81,7 +81,7 @@ class Fused(nn.Module):
         if self.training or not self.boosted or not parts:
             return self.answer(parts, _size(given))
         x, known = self.whole(parts)
-        there = self.there(given)[:, len(self.names):]
+        there = dict(zip(self.columns, self.there(given).unbind(1), strict=True))
         return {name: torch.where(known[:, None], second(said, given, there, x), said)
                 for (name, said), second in zip(self.heard(x, known).items(), self.boosted, strict=True)}
 

@@ -1,13 +1,14 @@
 """Boosted trees as tensors: what another library has grown is answered from, kept and checked like any other weights.
 
-    B batch   F features   C columns   D width   T trees   N nodes, L leaves of all trees   K numbers that trees say
+    B batch   F features   D width   T trees   N nodes, L leaves of all trees   K numbers that trees say
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sensorium.measures import Measures
 from sensorium.modalities.dates import FEATURES, Date
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Ordinal
@@ -15,6 +16,7 @@ from sensorium.modalities.tags import Tags
 
 MOST = 64                                   # classes of a column that have a feature each: the most common ones
 AT_ONCE = 1 << 20                           # rows times trees that are walked together
+There = Mapping[str, Bool[Tensor, "B"]]     # of each column, which rows have a value
 LIKE = {"root": torch.int32, "feature": torch.int32, "left": torch.int32, "right": torch.int32,
         "missing": torch.bool, "threshold": torch.float64, "leaf": torch.float64}
 
@@ -69,50 +71,62 @@ class Trees(nn.Module):
 
 
 class Boosted(nn.Module):
-    """A second head of a target: trees over the single values and the fused vector, weighed against the linear head.
+    """A second head of a target: trees over single values, measures of pictures and series, and the fused vector,
+    weighed against the linear head.
 
-    columns: of single values, in the order of `there`. share: [2] of what the linear head says, and of what trees say.
+    They answer for rows that lack nothing but what training rows lacked too; of others the linear head, which was
+    taught to do without, speaks alone. columns: all that the model reads. singles: those of single values. lacked: [C]
+    the columns that trees know without. share: [3] of what the linear head says, of what trees say, and of the linear
+    head where it is alone.
     """
 
-    def __init__(self, of: Modality, columns: Mapping[str, Modality], dim: int):
+    def __init__(self, of: Modality, columns: Sequence[str], singles: Mapping[str, Modality], measures: Measures,
+                 dim: int):
         super().__init__()
-        self.of, self.columns = of, dict(columns)
+        self.of, self.columns, self.singles, self.measures = of, list(columns), dict(singles), measures
         said = len(of.classes) if isinstance(of, Category) and len(of.classes) > 2 else 1
-        self.singles = sum(map(width, columns.values()))    # features that are single values
-        self.trees = Trees(self.singles + dim, said)
-        self.share = nn.Buffer(torch.tensor([1.0, 0.0]))
+        single = sum(map(width, singles.values()))
+        self.sizes = [single, single + measures.width, single + measures.width + dim]      # of what may be seen
+        self.trees = Trees(self.sizes[-1], said)
+        self.lacked = nn.Buffer(torch.zeros(len(columns), dtype=torch.bool))
+        self.share = nn.Buffer(torch.tensor([1.0, 0.0, 1.0]))
 
-    def forward(self, linear: Float[Tensor, "B K"], given: Mapping[str, Tensor], there: Bool[Tensor, "B C"],
+    def forward(self, linear: Float[Tensor, "B K"], given: Mapping[str, Tensor], there: There,
                 x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         if not len(self.trees.get_buffer("root")):
             return linear
-        return self.weighed(linear, self.trees(self.features(given, there, x)), self.share)
+        whole = torch.stack([there[name] for name in self.columns], 1)
+        return self.weighed(linear, self.trees(self.features(given, there, x)), self.share, self.known(whole))
 
-    def features(self, given: Mapping[str, Tensor], there: Bool[Tensor, "B C"],
-                 x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
-        """What the trees see of a row: its single values first, then the fused vector."""
-        return torch.cat([plain(self.columns, given, there), x.float()], 1)
+    def known(self, there: Bool[Tensor, "B C"]) -> Bool[Tensor, "B"]:
+        """Whether trees have learned from rows like these."""
+        return (there | self.lacked).all(1)
 
-    def weighed(self, linear: Float[Tensor, "B K"], grown: Float[Tensor, "B T"],
-                share: Float[Tensor, "2"]) -> Float[Tensor, "B K"]:
-        """Both as one. Trees say a mean and no spread; of two classes the logit of the second."""
+    def features(self, given: Mapping[str, Tensor], there: There, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
+        """What the trees see of a row: its single values, then measures, then the fused vector."""
+        return torch.cat([plain(self.singles, given, there), self.measures(given, there), x.float()], 1)
+
+    def weighed(self, linear: Float[Tensor, "B K"], grown: Float[Tensor, "B T"], share: Float[Tensor, "3"],
+                known: Bool[Tensor, "B"]) -> Float[Tensor, "B K"]:
+        """Both as one for rows known to trees. Trees say a mean and no spread; of two classes the logit of the second.
+        """
+        by, add = torch.where(known, share[0], share[2])[:, None], (share[1] * known)[:, None] * grown.float()
         if not isinstance(self.of, Category):
-            return torch.cat([share[0] * linear[:, :1] + share[1] * grown.float(), linear[:, 1:]], 1)
-        logits = torch.cat([-grown, grown], 1) / 2 if grown.shape[1] < linear.shape[1] else grown
-        return share[0] * linear + share[1] * logits.float()
+            return torch.cat([linear[:, :1] * by + add, linear[:, 1:]], 1)
+        return linear * by + (torch.cat([-add, add], 1) / 2 if add.shape[1] < linear.shape[1] else add)
 
 
-def plain(columns: Mapping[str, Modality], given: Mapping[str, Tensor],
-          there: Bool[Tensor, "B C"]) -> Float[Tensor, "B F"]:
+def plain(columns: Mapping[str, Modality], given: Mapping[str, Tensor], there: There) -> Float[Tensor, "B F"]:
     """Columns of single values as trees read them: NaN where a value is not there.
 
     A class is a feature of its own, as far as it is among the MOST common ones of its column; one never seen is none of
     them. A rank is its place; one never seen is missing.
     """
-    parts = [torch.zeros(len(there), 0, device=there.device)]
-    for i, (name, of) in enumerate(columns.items()):
-        values = _values(of, given[name]) if name in given else parts[0].new_zeros(len(there), width(of))
-        parts.append(values.masked_fill(~there[:, i:i + 1], torch.nan))
+    some = next(iter(there.values()))
+    parts = [torch.zeros(len(some), 0, device=some.device)]
+    for name, of in columns.items():
+        values = _values(of, given[name]) if name in given else parts[0].new_zeros(len(some), width(of))
+        parts.append(values.masked_fill(~there[name][:, None], torch.nan))
     return torch.cat(parts, 1)
 
 

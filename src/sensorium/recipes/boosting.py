@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.adapt import Still
 from sensorium.data.cache import Prepared
 from sensorium.data.splits import spaced
 from sensorium.errors import SensoriumError
-from sensorium.fused import Fused, hidden
+from sensorium.fused import Fused
+from sensorium.measures import Measures, measurable, measured
+from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.objectives.supervised import Supervised
@@ -25,32 +28,37 @@ ROUNDS, PATIENCE = 1000, 50                 # trees at most, and how many that d
 MOST = 200_000                              # training rows that trees are grown on
 GROWN = {"learning_rate": 0.05, "num_leaves": 31, "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
          "verbosity": -1, "deterministic": True, "force_row_wise": True, "seed": 0}
+LACKED = 0.02                               # a column missing in so many training rows is one that trees know without
 SHARES = [i / 20 for i in range(21)]        # of the trees in what is said, that are tried
 Finish = Callable[[Fused, Prepared, np.ndarray, np.ndarray], dict[str, float]]
 
 
 def with_trees(model: Fused, reads: Mapping[str, Modality], aims: Mapping[str, Modality], dim: int) -> None:
     """Give a model a second head for each target. Raises BadKeyword where trees are not for that kind of target."""
+    still = {name for name, sense in zip(model.names, model.senses, strict=True)
+             if any(isinstance(part, Still) for part in sense.modules())}   # their values may have been read before
     for name, of in aims.items():
         if isinstance(of, Ordinal) or not isinstance(of, Category | Number):
             raise BadKeyword(f"head='boosting' grows trees for numbers and classes; the target {name!r} is {of.kind}: "
                              "take head='linear' (--head linear)")
         single = {column: reads[column] for column in model.columns[len(model.names):]}
-        model.boosted.append(Boosted(of, single, dim))
+        measures = Measures({column: reads[column] for column in model.names
+                             if measurable(reads[column]) and column not in still})
+        model.boosted.append(Boosted(of, model.columns, single, measures, dim))
 
 
-def grown(objective: Supervised, aims: Mapping[str, Modality], drop: float) -> Finish:
+def grown(objective: Supervised, aims: Mapping[str, Modality]) -> Finish:
     """Grow the trees of each target once its model is trained, and weigh them against the linear head.
 
-    They see each training row twice, the second time with some of its values hidden (NaN, never a number), be it few or
-    all but one, so that they learn what to do where values are missing; once where `drop` is 0. Validation rows say
-    when to stop, whether the fused vector helps beside the single values, and how much trees count. Returned are, for
-    each target, the losses on validation rows of the linear head and of the trees alone, each calibrated, and the share
-    of the trees.
+    Validation rows say when to stop, whether measures and the fused vector help beside single values, and how much
+    trees count. Returned are, for each target, the losses on validation rows of the linear head and of the trees alone,
+    each calibrated, and the share of the trees.
     """
     def finish(model: Fused, prepared: Prepared, rows: np.ndarray, validation: np.ndarray) -> dict[str, float]:
         figures: dict[str, float] = {}
-        train, some = _Seen(model, prepared, spaced(rows, MOST), drop > 0), _Seen(model, prepared, validation)
+        learn = spaced(rows, MOST)
+        _measure(model, prepared, learn)
+        train, some = _Seen(model, prepared, learn), _Seen(model, prepared, validation)
         for name, second in zip(aims, model.boosted, strict=True):
             assert isinstance(second, Boosted)
             found = _Growing(second, name, objective, train, some).best()
@@ -60,33 +68,43 @@ def grown(objective: Supervised, aims: Mapping[str, Modality], drop: float) -> F
     return finish
 
 
-class _Seen:
-    """What a model makes of rows: what trees see of them, what the linear heads say, and the targets.
+@torch.no_grad()
+def _measure(model: Fused, prepared: Prepared, rows: np.ndarray) -> None:
+    """Have the measures of pictures know in which directions training rows differ."""
+    first = model.boosted[0]
+    assert isinstance(first, Boosted)
+    found: dict[str, list[Tensor]] = {name: [] for name, of in first.measures.columns.items() if isinstance(of, Image)}
+    for start in range(0, len(rows) if found else 0, SIZE):
+        given = prepared.batch(rows[start:start + SIZE])
+        there = dict(zip(model.columns, model.there(given).unbind(1), strict=True))
+        for name, several in found.items():
+            several.append(measured(first.measures.columns[name], given[name][there[name]]))
+    for second in model.boosted:
+        assert isinstance(second, Boosted)
+        second.measures.fit([torch.cat(several) for several in found.values()])
 
-    twice: rows come a second time with some of their values hidden. Rows without any value are left out.
-    """
+
+class _Seen:
+    """What a model makes of rows: what trees see of them, what the linear heads say, the targets, and which of their
+    values are there. Rows without any are left out."""
 
     @torch.no_grad()
-    def __init__(self, model: Fused, prepared: Prepared, rows: np.ndarray, twice: bool = False):
+    def __init__(self, model: Fused, prepared: Prepared, rows: np.ndarray):
         second = model.boosted[0]
         assert isinstance(second, Boosted)
-        features, said, true = [], [], []
+        features, said, true, held = [], [], [], []
         wanted = {*model.targets, *(f"{name}.valid" for name in model.targets)}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for share in (0.0, 1.0) if twice else (0.0,):
-                for start in range(0, len(rows), SIZE):
-                    given = prepared.batch(rows[start:start + SIZE])
-                    there = hidden(model.there(given), share) if share else model.there(given)
-                    given |= {f"{name}.valid": there[:, i] for i, name in enumerate(model.columns)}
-                    if parts := model.read(given):
-                        keep = there.any(1)
-                        x, _ = model.whole(parts)
-                        linear = model.answer(parts, len(there))
-                        features.append(second.features(given, there[:, len(model.names):], x)[keep])
-                        said.append({name: values[keep] for name, values in linear.items()})
-                        true.append({name: values[keep] for name, values in given.items() if name in wanted})
-        self.features = torch.cat(features)
+        for start in range(0, len(rows), SIZE):
+            given = prepared.batch(rows[start:start + SIZE])
+            there, parts = model.there(given), model.read(given)
+            if parts:
+                keep, known = there.any(1), dict(zip(model.columns, there.unbind(1), strict=True))
+                x, _ = model.whole(parts)
+                features.append(second.features(given, known, x)[keep])
+                held.append(there[keep])
+                said.append({name: values[keep] for name, values in model.answer(parts, len(there)).items()})
+                true.append({name: values[keep] for name, values in given.items() if name in wanted})
+        self.features, self.there = torch.cat(features), torch.cat(held)
         self.said, self.true = (joined(part) for part in (said, true))
 
 
@@ -95,20 +113,22 @@ class _Growing:
 
     def __init__(self, second: Boosted, name: str, objective: Supervised, train: _Seen, val: _Seen):
         self.second, self.of, self.kind = second, second.of, objective.targets[name]
-        (self.x, self.y, _), (self.val_x, self.val_y, self.linear) = (
-            (seen.features[known], seen.true[name][known], seen.said[name][known])
+        (self.x, self.y, _, there), (self.val_x, self.val_y, self.linear, val_there) = (
+            (seen.features[known], seen.true[name][known], seen.said[name][known], seen.there[known])
             for seen in (train, val) for known in [objective.known(name, seen.true)])
+        second.lacked.copy_((~there).float().mean(0) >= LACKED)
+        self.known = second.known(val_there)
         if not len(self.val_y):
             raise SensoriumError(f"no validation row has the target {name!r}: nothing says when to stop growing trees")
 
     def best(self) -> tuple[float, float, float]:
         """Keep the trees and the share that say validation rows best; (the linear loss, the trees' own, the share)."""
         tried, shares = [], self._shares()
-        for features in dict.fromkeys(f for f in (self.second.singles, self.val_x.shape[1]) if f):
+        for features in dict.fromkeys(size for size in self.second.sizes if size):
             trees = self._trees(features)
             self.second.trees.take(trees)
             says = self.second.trees(self.val_x)
-            losses = [self._loss(self.second.weighed(self.linear, says, weights)) for weights in shares]
+            losses = [self._loss(self.second.weighed(self.linear, says, weights, self.known)) for weights in shares]
             tried.append((min(losses), losses, trees))
         _, losses, trees = min(tried, key=lambda one: one[0])
         best = int(np.argmin(losses))
@@ -116,10 +136,10 @@ class _Growing:
         self.second.share.copy_(shares[best])
         return losses[0], losses[-1], SHARES[best]
 
-    def _shares(self) -> Float[Tensor, "S 2"]:
-        """Of the linear head, made as sure of itself as it should be, and of the trees."""
+    def _shares(self) -> Float[Tensor, "S 3"]:
+        """Of the linear head, made as sure of itself as it should be, of the trees, and of the linear head alone."""
         sure = loss_of(self.kind, self.of, self.linear, self.val_y)[1].scale if isinstance(self.of, Category) else 1.0
-        return torch.tensor([[(1 - share) / float(sure), share] for share in SHARES])
+        return torch.tensor([[(1 - share) / float(sure), share, 1 / float(sure)] for share in SHARES])
 
     def _loss(self, said: Tensor) -> float:
         return loss_of(self.kind, self.of, said, self.val_y)[0]

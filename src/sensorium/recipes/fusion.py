@@ -96,7 +96,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     reads = {name: settings.get(name, schema[name]) for name in found}
     model = _model({name: (reads[name], how) for name, how in found.items()}, kinds, size, how)
     objective = Supervised(kinds, mixup, contrast)
-    grown = _boosting(model, reads, objective, aims, size.dim, drop) if head == "boosting" else {}
+    grown = _boosting(model, reads, objective, aims, size.dim) if head == "boosting" else {}
     return Recipe(
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found), begin=meet,
         derived=_once(model, schema.taking(settings)), training=_training(size, found), compared=WAYS,
@@ -105,11 +105,11 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
 
 
 def _boosting(model: Fused, reads: Mapping[str, Modality], objective: Supervised, aims: Mapping[str, Modality],
-              dim: int, drop: float) -> dict[str, Any]:
+              dim: int) -> dict[str, Any]:
     """Fields of the recipe whose model has trees."""
     from sensorium.recipes.boosting import grown, with_trees  # not needed without trees
     with_trees(model, reads, aims, dim)
-    return {"finish": grown(objective, aims, drop), "needs": {"lightgbm": "boosting"}}
+    return {"finish": grown(objective, aims), "needs": {"lightgbm": "boosting"}}
 
 
 def _judge(aims: Mapping[str, Modality]) -> Callable[..., Any]:

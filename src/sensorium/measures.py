@@ -1,0 +1,124 @@
+"""Pictures and series as numbers worked out without learning: what trees see of them beside the fused vector.
+
+    B batch   H, W sides   T steps   R = 2 C: readings of a step, then which of them are there   M measures
+    N rows   D directions
+"""
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sensorium.modalities.image import Image
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.series import Series, steps
+
+SIDE, PLACES = 16, 8                            # of a picture: pixels of a side, cells of a side
+SHADES, TURNS = 4, 8                            # steps of a colour, ways of an edge
+DIRECTIONS = 64                                 # the main ones of the measures of a picture, which trees see
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+BANDS = 16                                      # of the spectrum of a channel, each wider than the one below
+Values = Mapping[str, Tensor]
+
+
+class Measures(nn.Module):
+    """Columns → numbers, NaN where a value is missing. Those of pictures, which are many, come along the directions in
+    which training rows differ most; until `fit` has seen some they are zeros."""
+
+    def __init__(self, columns: Mapping[str, Modality]):
+        super().__init__()
+        self.columns = dict(columns)
+        pictures = sum(isinstance(of, Image) for of in columns.values())
+        self.mean = nn.Buffer(torch.zeros(pictures, WIDE))
+        self.basis = nn.Buffer(torch.zeros(pictures, WIDE, DIRECTIONS))
+        self.width = sum(width(of) for of in columns.values())
+
+    def forward(self, given: Values, there: Mapping[str, Bool[Tensor, "B"]]) -> Float[Tensor, "B M"]:
+        """`there`: of each column, which rows have a value."""
+        some = next(iter(there.values()))
+        parts, picture = [torch.zeros(len(some), 0, device=some.device)], 0
+        for name, of in self.columns.items():
+            if name in given:
+                found = measured(of, given[name])
+                if isinstance(of, Image):
+                    found = (found - self.mean[picture]) @ self.basis[picture]
+            else:
+                found = parts[0].new_zeros(len(some), width(of))
+            picture += isinstance(of, Image)
+            parts.append(found.masked_fill(~there[name][:, None], torch.nan))
+        return torch.cat(parts, 1)
+
+    def fit(self, rows: list[Float[Tensor, "N M"]]) -> None:
+        """Take the main directions of each column of pictures; rows: its measures, where there are values."""
+        for picture, x in enumerate(rows):
+            if len(x) > 1:
+                self.mean[picture] = x.mean(0)
+                _, _, found = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+                self.basis[picture].zero_()
+                self.basis[picture, :, :min(DIRECTIONS, len(found))] = found[:DIRECTIONS].T
+
+
+def measurable(of: Modality) -> bool:
+    """Whether there are measures of such a column."""
+    return isinstance(of, Image | Series)
+
+
+def width(of: Modality) -> int:
+    """How many numbers trees see of a column."""
+    return DIRECTIONS if isinstance(of, Image) else series_width(of)
+
+
+def measured(of: Modality, values: Tensor) -> Float[Tensor, "B M"]:
+    """All measures of a batch, as `collate` gives it."""
+    if isinstance(of, Image):
+        mean, std = (values.new_tensor(x)[:, None, None] for x in (of.mean, of.std))
+        return of_pictures((values * std + mean).clamp(0, 1))
+    assert isinstance(of, Series)
+    return of_series(values, of.length)
+
+
+WIDE = 3 * SIDE ** 2 + SHADES ** 3 + TURNS * PLACES ** 2
+
+
+def of_pictures(unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M"]:
+    """Small pixels, how often each of 64 colours is met, and in 8 x 8 places the directions of edges (a histogram of
+    oriented gradients, Dalal & Triggs 2005). unit: pixels in 0..1."""
+    small = F.adaptive_avg_pool2d(unit, SIDE).flatten(1)
+    shade = (unit * (SHADES - 0.001)).long()
+    colour = (shade[:, 0] * SHADES + shade[:, 1]) * SHADES + shade[:, 2]
+    colours = F.one_hot(colour.flatten(1), SHADES ** 3).float().mean(1)
+    grey = F.pad(unit.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    down, across = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1], grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+    turn = (torch.atan2(down, across) % torch.pi / torch.pi * (TURNS - 0.001)).long()[:, 0]
+    steep = F.one_hot(turn, TURNS).movedim(-1, 1) * down.hypot(across)
+    edges = F.adaptive_avg_pool2d(steep, PLACES).flatten(1)
+    return torch.cat([small, colours, F.normalize(edges, dim=1)], 1)
+
+
+def series_width(of: Modality) -> int:
+    assert isinstance(of, Series)
+    return 1 + max(1, len(of.channels)) * (7 + len(QUANTILES) + BANDS)
+
+
+def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M"]:
+    """How long it is, and of each channel mean, spread, quantiles, first and last reading, mean step, slope, share of
+    readings there, and the power in bands of its spectrum. length: the most steps a series may have."""
+    x, there = series.chunk(2, -1)
+    place = torch.arange(x.shape[1], device=x.device)
+    n, size = there.sum(1).clamp(min=1), (steps(series) * (place + 1)).amax(1, keepdim=True)
+    mean = x.sum(1) / n
+    level = (x - mean[:, None]) * there
+    both = there[:, 1:] * there[:, :-1]
+    step = ((x[:, 1:] - x[:, :-1]).abs() * both).sum(1) / both.sum(1).clamp(min=1)
+    time = (place[:, None] - (place[:, None] * there).sum(1, keepdim=True) / n[:, None]) * there
+    slope = (time * level).sum(1) / time.square().sum(1).clamp(min=1)
+    ends = torch.where(there > 0, place[:, None], x.shape[1]).amin(1), torch.where(there > 0, place[:, None], 0).amax(1)
+    first, last = (x.gather(1, at.clamp(max=x.shape[1] - 1)[:, None])[:, 0] for at in ends)
+    holes = x.masked_fill(there == 0, torch.nan)
+    quantiles = holes.nanquantile(x.new_tensor(QUANTILES), dim=1).nan_to_num().movedim(0, 1).flatten(1)
+    power = torch.fft.rfft(level, n=max(length, 2 * BANDS), dim=1).abs().square() / n[:, None]
+    edges = torch.logspace(0, 1, BANDS + 1, power.shape[1]).long().clamp(min=1).tolist()
+    bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in zip(edges, edges[1:], strict=False)]
+    spread, share = level.square().sum(1).div(n).sqrt(), there.sum(1) / size.clamp(min=1)
+    return torch.cat([size, mean, spread, quantiles, first, last, step, slope, share, *bands], 1)
