@@ -8,8 +8,8 @@ from fusion_data import TASKS
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
-WHO = ("ours", "boosted", "pretrained", "tuned", "retrained", "majority", "linear", "boosting", "lightgbm",
-       "widedeep", "autogluon", "ludwig")
+WHO = ("advised", "ours", "pretrained", "tuned", "retrained", "majority", "linear", "boosting", "lightgbm", "widedeep",
+       "autogluon", "ludwig")
 FIGURES = ("auroc", "r2", "accuracy")       # the first that a line has is the one that counts
 Lines = dict[tuple[str, str], dict[int, dict]]
 HEAD = """# Predicting from any columns, measured
@@ -17,10 +17,11 @@ HEAD = """# Predicting from any columns, measured
 Written by `benchmarks/fusion_page.py` from `benchmarks/results/fusion.jsonl`; `benchmarks/fusion_data.py` says what the
 sets are and how they are split, `benchmarks/fusion.py` how each was run. Test rows, which nothing was chosen by.
 
-- **ours**: `sensorium train fusion` as it comes, told which columns there are and which is the target; the mean over
-  seeds, and the least and the most. **boosted**: the same with `--head boosting`. **pretrained**: words
-  read by a frozen MiniLM, the one that AutoGluon has. **tuned**: by the same, which learns on (`+lora`).
-  **retrained**: all of it does (`+all`).
+- **advised**: one rule for every table: `sensorium train fusion` with `--head boosting` and, where there are texts,
+  read by a MiniLM (the one that AutoGluon has) all of which learns on, `--encoders COLUMN=minilm+all`. **ours**: as it
+  comes. Both are told which columns there are and which is the target; the mean over seeds, the least and the most.
+- **pretrained**, **tuned**, **retrained**: as it comes, but words read by that MiniLM, frozen, with corrections of low
+  rank (`+lora`), and learning on as a whole (`+all`).
 - **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
   statistics of series; one seed, as all that follow. **widedeep**: pytorch-widedeep. **autogluon**:
   AutoGluon-Multimodal, with a trained text model.

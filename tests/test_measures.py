@@ -76,3 +76,11 @@ def test_directions_are_of_training_rows_and_gaps_are_gaps() -> None:
     assert spread[0] > spread[20] > 0
     without = measures({"curve": curves}, {"photo": torch.zeros(40, dtype=torch.bool), "curve": there["curve"]})
     assert without[:, :DIRECTIONS].isnan().all() and torch.equal(without[2:, DIRECTIONS:], found[2:, DIRECTIONS:])
+
+
+def test_no_rows() -> None:
+    assert of_pictures(torch.zeros(0, 3, 32, 32)).shape == (0, WIDE)
+    assert of_series(torch.zeros(0, 5, 4), 64).shape == (0, width(SERIES))
+    measures = Measures({"photo": Image(size=16)})
+    measures.fit([torch.zeros(0, WIDE)])
+    assert not measures.basis.any()

@@ -1,9 +1,9 @@
 """Pictures and series as numbers worked out without learning: what trees see of them beside the fused vector.
 
     B batch   H, W sides   T steps   R = 2 C: readings of a step, then which of them are there   M measures
-    N rows   D directions
+    N rows   W = WIDE
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,10 @@ from sensorium.modalities.series import Series, steps
 SIDE, PLACES = 16, 8                            # of a picture: pixels of a side, cells of a side
 SHADES, TURNS = 4, 8                            # steps of a colour, ways of an edge
 DIRECTIONS = 64                                 # the main ones of the measures of a picture, which trees see
+TINY = 1e-6                                     # a direction of less spread than this part of the widest is none
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BANDS = 16                                      # of the spectrum of a channel, each wider than the one below
+WIDE = 3 * SIDE ** 2 + SHADES ** 3 + TURNS * PLACES ** 2        # all measures of a picture
 Values = Mapping[str, Tensor]
 
 
@@ -49,14 +51,15 @@ class Measures(nn.Module):
             parts.append(found.masked_fill(~there[name][:, None], torch.nan))
         return torch.cat(parts, 1)
 
-    def fit(self, rows: list[Float[Tensor, "N M"]]) -> None:
-        """Take the main directions of each column of pictures; rows: its measures, where there are values."""
+    def fit(self, rows: Sequence[Float[Tensor, "N W"]]) -> None:
+        """Take the main directions of each column of pictures; rows: all of its measures, where there are values."""
         for picture, x in enumerate(rows):
             if len(x) > 1:
                 self.mean[picture] = x.mean(0)
-                _, _, found = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-                self.basis[picture].zero_()
-                self.basis[picture, :, :min(DIRECTIONS, len(found))] = found[:DIRECTIONS].T
+                level = x - x.mean(0)
+                spread, found = torch.linalg.eigh(level.T @ level)
+                found = found * (spread > TINY * spread[-1])
+                self.basis[picture] = found[:, -DIRECTIONS:].flip(1)
 
 
 def measurable(of: Modality) -> bool:
@@ -66,7 +69,10 @@ def measurable(of: Modality) -> bool:
 
 def width(of: Modality) -> int:
     """How many numbers trees see of a column."""
-    return DIRECTIONS if isinstance(of, Image) else series_width(of)
+    if isinstance(of, Image):
+        return DIRECTIONS
+    assert isinstance(of, Series)
+    return 1 + max(1, len(of.channels)) * (7 + len(QUANTILES) + BANDS)
 
 
 def measured(of: Modality, values: Tensor) -> Float[Tensor, "B M"]:
@@ -76,9 +82,6 @@ def measured(of: Modality, values: Tensor) -> Float[Tensor, "B M"]:
         return of_pictures((values * std + mean).clamp(0, 1))
     assert isinstance(of, Series)
     return of_series(values, of.length)
-
-
-WIDE = 3 * SIDE ** 2 + SHADES ** 3 + TURNS * PLACES ** 2
 
 
 def of_pictures(unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M"]:
@@ -96,11 +99,6 @@ def of_pictures(unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M"]:
     return torch.cat([small, colours, F.normalize(edges, dim=1)], 1)
 
 
-def series_width(of: Modality) -> int:
-    assert isinstance(of, Series)
-    return 1 + max(1, len(of.channels)) * (7 + len(QUANTILES) + BANDS)
-
-
 def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M"]:
     """How long it is, and of each channel mean, spread, quantiles, first and last reading, mean step, slope, share of
     readings there, and the power in bands of its spectrum. length: the most steps a series may have."""
@@ -116,7 +114,8 @@ def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M
     ends = torch.where(there > 0, place[:, None], x.shape[1]).amin(1), torch.where(there > 0, place[:, None], 0).amax(1)
     first, last = (x.gather(1, at.clamp(max=x.shape[1] - 1)[:, None])[:, 0] for at in ends)
     holes = x.masked_fill(there == 0, torch.nan)
-    quantiles = holes.nanquantile(x.new_tensor(QUANTILES), dim=1).nan_to_num().movedim(0, 1).flatten(1)
+    parts = [row.nanquantile(x.new_tensor(QUANTILES), dim=0).nan_to_num().flatten() for row in holes]
+    quantiles = torch.stack(parts) if parts else x.new_zeros(0, len(QUANTILES) * x.shape[2])
     power = torch.fft.rfft(level, n=max(length, 2 * BANDS), dim=1).abs().square() / n[:, None]
     edges = torch.logspace(0, 1, BANDS + 1, power.shape[1]).long().clamp(min=1).tolist()
     bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in zip(edges, edges[1:], strict=False)]

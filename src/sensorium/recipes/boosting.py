@@ -28,6 +28,7 @@ ROUNDS, PATIENCE = 1000, 50                 # trees at most, and how many that d
 MOST = 200_000                              # training rows that trees are grown on
 GROWN = {"learning_rate": 0.05, "num_leaves": 31, "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
          "verbosity": -1, "deterministic": True, "force_row_wise": True, "seed": 0}
+ENOUGH = 20_000                             # that say in which directions pictures differ
 LACKED = 0.02                               # a column missing in so many training rows is one that trees know without
 SHARES = [i / 20 for i in range(21)]        # of the trees in what is said, that are tried
 Finish = Callable[[Fused, Prepared, np.ndarray, np.ndarray], dict[str, float]]
@@ -57,7 +58,7 @@ def grown(objective: Supervised, aims: Mapping[str, Modality]) -> Finish:
     def finish(model: Fused, prepared: Prepared, rows: np.ndarray, validation: np.ndarray) -> dict[str, float]:
         figures: dict[str, float] = {}
         learn = spaced(rows, MOST)
-        _measure(model, prepared, learn)
+        _measure(model, prepared, spaced(rows, ENOUGH))
         train, some = _Seen(model, prepared, learn), _Seen(model, prepared, validation)
         for name, second in zip(aims, model.boosted, strict=True):
             assert isinstance(second, Boosted)
