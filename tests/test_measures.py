@@ -80,7 +80,7 @@ def test_directions_are_of_training_rows_and_gaps_are_gaps() -> None:
 
 def test_no_rows() -> None:
     assert of_pictures(torch.zeros(0, 3, 32, 32)).shape == (0, WIDE)
-    assert of_series(torch.zeros(0, 5, 4), 64).shape == (0, width(SERIES))
+    assert measured(SERIES, torch.zeros(0, 5, 4)).shape == (0, width(SERIES))
     measures = Measures({"photo": Image(size=16)})
     measures.fit([torch.zeros(0, WIDE)])
     assert not measures.basis.any()

@@ -81,7 +81,7 @@ def measured(of: Modality, values: Tensor) -> Float[Tensor, "B M"]:
         mean, std = (values.new_tensor(x)[:, None, None] for x in (of.mean, of.std))
         return of_pictures((values * std + mean).clamp(0, 1))
     assert isinstance(of, Series)
-    return of_series(values, of.length)
+    return of_series(values, of.length) if len(values) else values.new_zeros(0, width(of))
 
 
 def of_pictures(unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M"]:
@@ -114,8 +114,7 @@ def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M
     ends = torch.where(there > 0, place[:, None], x.shape[1]).amin(1), torch.where(there > 0, place[:, None], 0).amax(1)
     first, last = (x.gather(1, at.clamp(max=x.shape[1] - 1)[:, None])[:, 0] for at in ends)
     holes = x.masked_fill(there == 0, torch.nan)
-    parts = [row.nanquantile(x.new_tensor(QUANTILES), dim=0).nan_to_num().flatten() for row in holes]
-    quantiles = torch.stack(parts) if parts else x.new_zeros(0, len(QUANTILES) * x.shape[2])
+    quantiles = holes.nanquantile(x.new_tensor(QUANTILES), dim=1).nan_to_num().movedim(0, 1).flatten(1)
     power = torch.fft.rfft(level, n=max(length, 2 * BANDS), dim=1).abs().square() / n[:, None]
     edges = torch.logspace(0, 1, BANDS + 1, power.shape[1]).long().clamp(min=1).tolist()
     bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in zip(edges, edges[1:], strict=False)]
