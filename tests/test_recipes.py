@@ -1,4 +1,6 @@
 """One test over everything shipped: whatever a recipe is made of, this must hold."""
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +150,21 @@ def test_a_typo_is_named_with_what_was_meant() -> None:
 def test_every_keyword_is_recorded() -> None:
     _, keywords = build(RECIPES["clip"], SCHEMA, {"dim": 32, "lr": 0.5})
     assert (keywords["dim"], keywords["lr"], keywords["depth"], keywords["seed"]) == (32, 0.5, 6, 0)
+
+
+def test_a_plan_does_not_load_torch_s_compiler() -> None:
+    """Arithmetic with tensors on the meta device would: a second of CPU before anything is shown. Published layouts may,
+    whose places are worked out as their makers do."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_recipes import RECIPES, SHIPPED
+from sensorium.recipes.recipe import planned
+for name, how in SHIPPED.items():
+    for more in how.variants:
+        if any(isinstance(value, dict) for value in {{**how.small, **more}}.values()):
+            continue
+        planned(RECIPES[name], how.schema, {{**how.small, **more}})
+        assert "torch._dynamo" not in sys.modules, (name, more)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr

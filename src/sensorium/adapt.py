@@ -4,12 +4,11 @@
 """
 from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sensorium.kernels import Linear
+from sensorium.kernels import Linear, drawn
 from sensorium.models import Embed, Encoder
 from sensorium.transformer import Transformer
 
@@ -24,7 +23,7 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "E D"], rank: int):
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5)
+        self.down = drawn(rank, weight.shape[1], std=weight.shape[1] ** -0.5)
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, weight: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:

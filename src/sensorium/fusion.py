@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sensorium.attention import CrossAttention
+from sensorium.kernels import drawn
 from sensorium.models import mean
 from sensorium.tokens import Tokens, join, line, present
 from sensorium.transformer import FeedForward, transformer
@@ -30,7 +31,7 @@ class Apart(nn.Module):
     def __init__(self, names: Sequence[str], dim: int, std: float = 1.0):
         super().__init__()
         self.names = list(names)
-        self.weight = nn.Parameter(torch.randn(len(names), dim, dim) * std * dim ** -0.5)
+        self.weight = drawn(len(names), dim, dim, std=std * dim ** -0.5)
 
     def stacked(self, parts: Mapping[str, Tokens]) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
         """(vectors, which of them are there)."""
@@ -101,8 +102,8 @@ class Product(Apart):
 
     def __init__(self, names: Sequence[str], dim: int):
         super().__init__(names, dim)
-        self.factor = nn.Parameter(torch.randn(len(names), RANK, dim, dim) * 0.5 * dim ** -0.5)
-        self.rank = nn.Parameter(torch.ones(RANK) / RANK)
+        self.factor = drawn(len(names), RANK, dim, dim, std=0.5 * dim ** -0.5)
+        self.rank = nn.Parameter(torch.full((RANK,), 1 / RANK))
 
     def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stacked(parts)
@@ -119,7 +120,7 @@ class Crossed(nn.Module):
     def __init__(self, names: Sequence[str], dim: int):
         super().__init__()
         self.names = list(names)
-        self.kinds = nn.Parameter(torch.randn(len(names), dim) * 0.02)
+        self.kinds = drawn(len(names), dim, std=0.02)
         self.norm, self.look = nn.LayerNorm(dim), CrossAttention(dim, _heads(dim))
         self.mlp_norm, self.mlp = nn.LayerNorm(dim), FeedForward(dim, 2 * dim)
 
@@ -143,7 +144,7 @@ class Early(nn.Module):
     def __init__(self, names: Sequence[str], dim: int, depth: int, dropout: float):
         super().__init__()
         self.names = list(names)
-        self.kinds, self.whole = nn.Parameter(torch.randn(len(names), dim) * 0.02), nn.Parameter(torch.zeros(dim))
+        self.kinds, self.whole = drawn(len(names), dim, std=0.02), nn.Parameter(torch.zeros(dim))
         self.trunk = transformer(dim, depth, _heads(dim), dropout=dropout)
 
     def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
@@ -163,7 +164,7 @@ class Bottleneck(nn.Module):
     def __init__(self, names: Sequence[str], dim: int, depth: int, dropout: float):
         super().__init__()
         self.names = list(names)
-        self.neck = nn.Parameter(torch.randn(NECK, dim) * 0.02)
+        self.neck = drawn(NECK, dim, std=0.02)
         self.layers = nn.ModuleList(nn.ModuleList(transformer(dim, 1, _heads(dim), dropout=dropout) for _ in names)
                                     for _ in range(depth))
 

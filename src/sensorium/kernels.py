@@ -77,6 +77,14 @@ def settle_allocator() -> bool:
     return all([libc.mallopt(what, value) for what, value in asked])
 
 
+def drawn(*shape: int, std: float = 1.0) -> nn.Parameter:
+    """First weights by a normal distribution. A random tensor times a number is the same, but loads torch's compiler, a
+    second of CPU, on the meta device, where runs are planned."""
+    weights = nn.Parameter(torch.empty(shape))
+    nn.init.normal_(weights, std=std)
+    return weights
+
+
 class Linear(nn.Linear):
     """nn.Linear, computed by `linear`."""
 

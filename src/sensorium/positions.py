@@ -4,6 +4,7 @@
 """
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -56,6 +57,5 @@ class RelativeBias(nn.Module):
 
 def sines(length: int, dim: int) -> Float[Tensor, "T D"]:
     """Sines, then cosines, of time at rates from 1 to 1/10,000 (Vaswani et al. 2017)."""
-    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
-    angles = torch.arange(length)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
+    angles = np.arange(length)[:, None] * np.exp(-math.log(10_000) / (dim // 2 - 1) * np.arange(dim // 2))
+    return torch.tensor(np.concatenate([np.sin(angles), np.cos(angles)], 1), dtype=torch.float32)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.attention import Attention, Cache, CrossAttention, View, packing, view
-from sensorium.kernels import Linear
+from sensorium.kernels import Linear, drawn
 from sensorium.tokens import Tokens, at_place, glance, join, present
 
 
@@ -183,7 +183,7 @@ class Resampler(nn.Module):
 
     def __init__(self, dim: int, n: int = 1, *, heads: int = 1, depth: int = 1):
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(n, dim) * 0.02)
+        self.queries = drawn(n, dim, std=0.02)
         self.layers = nn.ModuleList(
             nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim), CrossAttention(dim, heads), nn.LayerNorm(dim),
                            FeedForward(dim, 4 * dim)]) for _ in range(depth))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear
+from sensorium.kernels import Linear, drawn
 from sensorium.modalities.augment import Change, bent, moved, painted
 from sensorium.modalities.decode import PIXELS, decode, resized, whole
 from sensorium.modalities.modality import checked, settings
@@ -159,8 +159,8 @@ class Patches(nn.Module):
             raise ValueError(f"pictures of {size} pixels cannot be cut into patches of {patch}")
         self.patch, self.columns = patch, size // patch
         self.linear = Linear(3 * patch * patch, dim, bias=bias)
-        self.whole = nn.Parameter(torch.randn(dim) * dim ** -0.5)
-        self.places = nn.Parameter(torch.randn(1 + self.columns ** 2, dim) * dim ** -0.5)
+        self.whole = drawn(dim, std=dim ** -0.5)
+        self.places = drawn(1 + self.columns ** 2, dim, std=dim ** -0.5)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
+from sensorium.kernels import drawn
 
 COOLEST, STRONGEST = 1 / 16, 6.6        # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
 DEAD = 1 / 32                           # a code used less than this part of its fair share is restarted
@@ -119,7 +120,7 @@ class VQ(nn.Module):
         super().__init__()
         self.vocab, self.inside, self.outside = vocab, width, width
         self.decay, self.commitment, self.restart = decay, commitment, restart
-        self.register_buffer("codebook", torch.randn(vocab, width) * width ** -0.5)
+        self.register_buffer("codebook", nn.init.normal_(torch.empty(vocab, width), std=width ** -0.5))
         self.register_buffer("counts", torch.zeros(vocab))                  # of features, a moving mean
         self.register_buffer("seen_counts", torch.zeros(vocab), persistent=False)       # since the last update
         self.register_buffer("seen_sums", torch.zeros(vocab, width), persistent=False)
@@ -187,7 +188,7 @@ class Gumbel(nn.Module):
         super().__init__()
         self.vocab, self.inside, self.outside = vocab, vocab, width
         self.anneal, self.weight = anneal, weight
-        self.codebook = nn.Parameter(torch.randn(vocab, width) * width ** -0.5)
+        self.codebook = drawn(vocab, width, std=width ** -0.5)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, z: Float[Tensor, "*rows K"]) -> Quantized:

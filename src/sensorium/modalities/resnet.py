@@ -4,12 +4,12 @@
 """
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
+from sensorium.kernels import drawn
 from sensorium.tokens import Tokens, grid
 
 
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
                 layers.append(block(inside, width, 2 if stage and not i else 1))
                 inside = width
         self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
-        self.places = nn.Parameter(torch.randn((size // (4 * stem)) ** 2, dim) * 0.02) if size else None
+        self.places = drawn((size // (4 * stem)) ** 2, dim, std=0.02) if size else None
 
     def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None

@@ -4,11 +4,12 @@
 """
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear
+from sensorium.kernels import Linear, drawn
 from sensorium.modalities.dates import FEATURES, Date
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number
@@ -26,17 +27,16 @@ class Bins(nn.Module):
 
     def __init__(self, numbers: Sequence[Number], dim: int):
         super().__init__()
-        edges = [[(e - n.mean) / n.std for e in n.edges] for n in numbers]
+        edges = [np.array([(e - n.mean) / n.std for e in n.edges], np.float32) for n in numbers]
         bins = max([len(e) - 1 for e in edges if len(e) > 1], default=0)
-        low, width, there = (torch.zeros(len(numbers), bins) for _ in range(3))
+        low, width, there = (np.full((len(numbers), bins), value, np.float32) for value in (0, 1, 0))
         for i, e in enumerate(edges):
             if len(e) > 1:
-                own = torch.tensor(e)
-                low[i, :len(e) - 1], width[i, :len(e) - 1], there[i, :len(e) - 1] = own[:-1], own.diff(), 1
-        for name, values in (("low", low), ("width", width.masked_fill(there == 0, 1)), ("there", there)):
-            self.register_buffer(name, values, persistent=False)
-        self.weight = nn.Parameter(torch.randn(len(numbers), bins + 1, dim) * (bins + 1) ** -0.5)
-        self.bias = nn.Parameter(torch.randn(len(numbers), dim) * 0.5)
+                low[i, :len(e) - 1], width[i, :len(e) - 1], there[i, :len(e) - 1] = e[:-1], np.diff(e), 1
+        for name, values in (("low", low), ("width", width), ("there", there)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.weight = drawn(len(numbers), bins + 1, dim, std=(bins + 1) ** -0.5)
+        self.bias = drawn(len(numbers), dim, std=0.5)
 
     def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         low, width, there = (self.get_buffer(name) for name in ("low", "width", "there"))

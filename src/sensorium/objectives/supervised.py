@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from sensorium.calibrate import NARROW, WIDE
@@ -45,11 +46,11 @@ class Classes:
 
     def __init__(self, of: Category, smoothing: float = 0.0, balance: bool = False):
         self.n, self.smoothing = max(1, len(of.classes)), smoothing
-        self.counts = torch.tensor(of.counts or (0,) * self.n, dtype=torch.float32)
-        self.weight = self.counts.sum() / (self.n * self.counts.clamp(min=1)) if balance else None
+        self.counts = np.array(of.counts or (0,) * self.n, np.float32)
+        self.weight = _tensor(self.counts.sum() / (self.n * self.counts.clip(1))) if balance else None
 
     def prior(self) -> Float[Tensor, "C"]:
-        return ((self.counts + 1) / (self.counts + 1).sum()).log()
+        return _tensor(np.log((self.counts + 1) / (self.counts + 1).sum()))
 
     def known(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
         return y < self.n
@@ -64,11 +65,11 @@ class Ranks:
 
     def __init__(self, of: Ordinal):
         self.n = max(2, len(of.classes))
-        self.counts = torch.tensor(of.counts or (0,) * self.n, dtype=torch.float32)
+        self.counts = np.array(of.counts or (0,) * self.n, np.float32)
 
     def prior(self) -> Float[Tensor, "K"]:
         share = (self.counts + 1) / (self.counts + 1).sum()
-        return torch.logit(1 - share.cumsum(0)[:-1], eps=1e-6)
+        return _logit((1 - share.cumsum()[:-1]).clip(1e-6, 1 - 1e-6))
 
     def known(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
         return y < self.n
@@ -83,11 +84,11 @@ class Choices:
 
     def __init__(self, of: Tags, balance: bool = False):
         self.n, self.rows = max(1, len(of.tags)), of.rows
-        self.counts = torch.tensor(of.counts or (0,) * self.n, dtype=torch.float32)
-        self.weight = ((of.rows - self.counts) / self.counts.clamp(min=1)).clamp(1, 100) if balance else None
+        self.counts = np.array(of.counts or (0,) * self.n, np.float32)
+        self.weight = _tensor(((of.rows - self.counts) / self.counts.clip(1)).clip(1, 100)) if balance else None
 
     def prior(self) -> Float[Tensor, "K"]:
-        return torch.logit((self.counts + 1) / (self.rows + 2))
+        return _logit((self.counts + 1) / (self.rows + 2))
 
     def known(self, y: Float[Tensor, "B E"]) -> Bool[Tensor, "B"]:
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
@@ -111,6 +112,15 @@ class Amount:
         likely = (spread + (y - said[:, 0]).square() * (-spread).exp()) / 2
         weighed = likely * (spread.detach() * BETA).exp()
         return weighed + (likely - weighed).detach()                        # the likelihood, with the other's gradient
+
+
+def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
+    return _tensor(np.log(p / (1 - p)))
+
+
+def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
+    """Worked out by NumPy: torch's own arithmetic loads its compiler where a run is planned (see `kernels.drawn`)."""
+    return torch.tensor(values)
 
 
 def target(of: Modality, *, smoothing: float = 0.0, balance: bool = False) -> Target:

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend
+from sensorium.kernels import Linear, attend, drawn
 from sensorium.modalities.image import Image
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.published.clip import shape, trunk
@@ -33,7 +33,7 @@ class BarePatches(nn.Module):
         super().__init__()
         self.patch, self.columns = patch, size // patch
         self.linear = Linear(3 * patch * patch, dim)
-        self.places = nn.Parameter(torch.randn(self.columns ** 2, dim) * dim ** -0.5)
+        self.places = drawn(self.columns ** 2, dim, std=dim ** -0.5)
 
     def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None
@@ -49,7 +49,7 @@ class FullWords(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, length: int, pad: int):
         super().__init__()
-        self.ids, self.places, self.pad = nn.Embedding(vocab_size, dim), nn.Parameter(torch.randn(length, dim)), pad
+        self.ids, self.places, self.pad = nn.Embedding(vocab_size, dim), drawn(length, dim), pad
 
     def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
         return torch.full((ids.shape[0],), len(self.places) - 1, device=ids.device)
@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.heads, self.probe = shape.heads, nn.Parameter(torch.randn(shape.dim))
+        self.heads, self.probe = shape.heads, drawn(shape.dim)
         self.qkv, self.out = Linear(shape.dim, 3 * shape.dim), Linear(shape.dim, shape.dim)
         self.norm, self.mlp = shape.norm(), shape.mlp()
 
