@@ -153,8 +153,8 @@ def test_every_keyword_is_recorded() -> None:
 
 
 def test_a_plan_does_not_load_torch_s_compiler() -> None:
-    """Arithmetic with tensors on the meta device would: a second of CPU before anything is shown. Published layouts may,
-    whose places are worked out as their makers do."""
+    """Arithmetic with tensors on the meta device would: a second of CPU before anything is shown. Published layouts
+    may: their places are worked out as their makers do."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
