@@ -34,7 +34,8 @@ CELLS = ("val", "test_artist", "test_concept", "test_both")
 TRAINED: dict[str, dict[str, Any]] = {
     "fsq": {"pixel": "l1"}, "vq": {"quantizer": "vq", "pixel": "l1"},
     "vq without restart": {"quantizer": "vq", "restart": False, "pixel": "l1"},
-    "dvae": {"quantizer": "dvae", "pixel": "laplace", "edges": 0.0}, "fsq, l2": {"pixel": "l2"},
+    "dvae": {"quantizer": "dvae"}, "dvae, laplace": {"quantizer": "dvae", "pixel": "laplace", "edges": 0.0},
+    "fsq, l2": {"pixel": "l2"},
     "fsq, no edges": {"pixel": "l1", "edges": 0.0}}
 Again = Callable[[Tensor], Tensor]         # pixels in 0..1 [N 3 S S], there and back
 

@@ -152,7 +152,8 @@ def test_fsq_says_which_vocabularies_it_has() -> None:
                                       {"quantizer": "dvae", "vocab": 64, "pixel": "laplace", "anneal": 6}],
                          ids=lambda k: k["quantizer"])
 def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, object], tmp_path: Path) -> None:
-    how = {**SMALL, **keywords, "batch_size": 8, "epochs": 2, "lr": 1e-3, "precision": "fp32", "quiet": True}
+    how = {**SMALL, **keywords, "batch_size": 8, "epochs": 2, "lr": 1e-3, "precision": "fp32", "quiet": True,
+           "evaluate_every": 2}                             # the interrupted run is not judged half-way either
     data = dataset()
     whole = train(codes, data, out=tmp_path / "whole", **how)
     half = tmp_path / "half"

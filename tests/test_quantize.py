@@ -217,6 +217,19 @@ def test_the_dvae_counts_its_updates_where_they_are_saved() -> None:
     assert dvae.progress.item() == 1
 
 
+def test_a_sharp_dvae_takes_features_for_so_many_times_larger_logits() -> None:
+    z = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    plain, sharp = Gumbel(8, 4, anneal=10), Gumbel(8, 4, anneal=10, sharp=3.0)
+    sharp.load_state_dict(plain.state_dict())
+    for dvae in (plain, sharp):
+        dvae.step.fill_(10)
+    torch.manual_seed(0)
+    expected = plain(3 * z)
+    torch.manual_seed(0)
+    found = sharp(z)
+    assert torch.equal(found.x, expected.x) and found.loss == expected.loss and torch.equal(found.ids, plain.ids(z))
+
+
 def test_a_cool_dvae_draws_codes_as_often_as_their_logits_say() -> None:
     torch.manual_seed(0)
     dvae, logits = Gumbel(4, 4, anneal=1), torch.tensor([2.0, 1.0, 0.0, -1.0])

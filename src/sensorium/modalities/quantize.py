@@ -179,20 +179,21 @@ class Gumbel(nn.Module):
     While it learns, a soft draw at a temperature that falls from 1 to 1/16; afterwards the likeliest code. loss: the KL
     divergence from the uniform prior, in nats a code, times `weight` and a factor that grows from 0 to 6.6. Both follow
     half a cosine over the first `anneal` updates. weight: codes per value of what is coded, where the reconstruction is
-    a mean over values (the paper's 1/192 is 32² / (256² · 3)).
+    a mean over values (the paper's 1/192 is 32² / (256² · 3)). sharp: what features are multiplied with. Of the size
+    that first weights give them, they are lost in the noise of the draw, and a short training hardly leaves it.
     """
 
     step: Tensor
 
-    def __init__(self, vocab: int, width: int, *, anneal: int, weight: float = 1.0):
+    def __init__(self, vocab: int, width: int, *, anneal: int, weight: float = 1.0, sharp: float = 1.0):
         super().__init__()
         self.vocab, self.inside, self.outside = vocab, vocab, width
-        self.anneal, self.weight = anneal, weight
+        self.anneal, self.weight, self.sharp = anneal, weight, sharp
         self.codebook = drawn(vocab, width, std=width ** -0.5)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, z: Float[Tensor, "*rows K"]) -> Quantized:
-        z = z.float()
+        z = self.sharp * z.float()
         ids = self.ids(z)
         x = self._drawn(z) @ self.codebook if self.training else self.vectors(ids)
         return Quantized(x, ids, strength(self.progress) * self.weight * kl_to_uniform(z))

@@ -24,13 +24,14 @@ from sensorium.verbs.asked import only
 from sensorium.verbs.verb import at_rest, load
 
 LEVELS = {512: (8, 8, 8), 1000: (8, 5, 5, 5), 4096: (8, 8, 8, 8), 16384: (8, 8, 8, 8, 4), 64: (8, 8)}
-SHOWN = 12                                  # pictures in a sheet of samples
+KL = {"laplace": 1.0, "l2": 0.04, "l1": 0.04}       # of the dVAE's weight: a likelihood is far larger than a distance
+SHOWN, SHARP = 12, 8.0                      # pictures in a sheet of samples; how sharp a dVAE's first draws are
 
 
 def codes(schema: Schema, *, image: str | None = None, quantizer: Literal["fsq", "vq", "dvae"] = "fsq",
           vocab: int = 512, patch: int = 4, dim: int = 128, depth: int = 2, width: int = 64,
           pixel: Literal["l2", "l1", "laplace"] = "l2", edges: float = 1.0, restart: bool = True,
-          anneal: int = 2000) -> Recipe:
+          anneal: int = 500) -> Recipe:
     """Pictures as a grid of codes and back: what generates pictures as words are generated builds on it.
 
     Args:
@@ -46,14 +47,13 @@ def codes(schema: Schema, *, image: str | None = None, quantizer: Literal["fsq",
         restart: whether codes that are not used begin anew (vq).
         anneal: updates over which temperature and KL weight move (dvae).
     """
-    column = schema.pick("image", image)
-    seen = schema[column]
+    seen = schema[column := schema.pick("image", image)]
     assert isinstance(seen, Image)                                          # pick has seen to it
+    likely = KL[one_of("pixel", pixel, PIXELS)] / (3 * patch * patch)
     middle = {"fsq": lambda: FSQ(_levels(vocab)), "vq": lambda: VQ(vocab, width, restart=restart),
-              "dvae": lambda: Gumbel(vocab, width, anneal=anneal, weight=1 / (3 * patch * patch))}
+              "dvae": lambda: Gumbel(vocab, width, anneal=anneal, weight=likely, sharp=SHARP)}
     made: Quantizer = middle[one_of("quantizer", quantizer, list(middle))]()
-    laplace = one_of("pixel", pixel, PIXELS) == "laplace"
-    model = PictureCodes(seen, made, patch=patch, dim=dim, depth=depth, laplace=laplace)
+    model = PictureCodes(seen, made, patch=patch, dim=dim, depth=depth, laplace=pixel == "laplace")
     return Recipe(
         model=model, objective=Reconstruct(column, pixel, edges), columns=(column,), metric="psnr",
         training=Training(epochs=10, lr=2e-3, weight_decay=0.0), verbs={"generate": again(model, seen)},
