@@ -25,9 +25,9 @@ import torch
 
 import sensorium as sn
 from sensorium.checkpoint import Model, load
+from sensorium.data.splits import spaced
 from sensorium.recipes.drawing import framed, sheet
 from sensorium.recipes.judge_scenes import true_pictures
-from sensorium.recipes.judging import spaced
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 24                                                   # of a scene: 8 pixels a cell

@@ -1,5 +1,7 @@
 """The house rules of docs/architecture.md, kept by a test. Changing a number here is a design decision."""
 import ast
+import importlib
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -164,3 +166,13 @@ def test_a_training_run_pulls_in_few_files(recipe: str) -> None:
     found = pulled_in("sensorium.train", pulled_in(f"sensorium.recipes.{recipe}", set()))
     most = 63 if "sensorium.recipes.stage" in found else 49     # a recipe that builds on the run of another
     assert len([name for name in found if not name.startswith("sensorium.published.")]) <= most     # others' layouts
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE.parents[1] / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_what_benchmarks_take_from_the_house_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sensorium":
+            room = importlib.import_module(node.module or "")
+            for name in node.names:
+                inside = hasattr(room, "__path__") and importlib.util.find_spec(f"{node.module}.{name.name}")
+                assert hasattr(room, name.name) or inside, f"{path.name}: {node.module} has no {name.name}"
