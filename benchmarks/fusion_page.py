@@ -73,9 +73,22 @@ def alone() -> Iterator[str]:
     yield from (f"| {task} | {few} | {told} | {seed} |" for (task, few, seed), told in found.items())
 
 
+def noise() -> Iterator[str]:
+    """The last line of each set in results/fusion_noise.jsonl."""
+    path = RESULTS / "fusion_noise.jsonl"
+    last = {line["task"]: line for line in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+    for name, line in last.items():
+        yield (f"| {name} | {line['against']} | {line['figure']} {line['difference']:+.3f} | {line['low']:+.3f} to "
+               f"{line['high']:+.3f} | {line['rows']:,} |")
+
+
 def main() -> None:
     lines, parts = read(), [HEAD.rstrip()]
     parts += ["", "\n".join(table(lines, "figure"))]
+    if found := [*noise()]:
+        parts += ["", "What **advised** has more than the best baseline on the same test rows, and where 95 % of such",
+                  "differences lie if those rows are drawn again (`benchmarks/fusion_noise.py`, seed 0):", "",
+                  "| set | baseline | difference | 95 % | test rows |", "|---|---|---|---|---|", *found]
     for what, cell in (("CPU seconds of the whole process on one thread, imports aside:", "cpu_seconds"),
                        ("Most memory held, in MB:", "peak_mb")):
         parts += ["", what, "", "\n".join(table(lines, cell))]

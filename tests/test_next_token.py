@@ -1,12 +1,15 @@
 """Next tokens: the loss looks at what it should, and what is said with a cache is what would be said without."""
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sensorium import kernels
 from sensorium.attention import Attention, Cache
 from sensorium.kernels import Linear
+from sensorium.load import settle
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import END, PAD, START, Text, Words
 from sensorium.models import Decoder, Encoder
@@ -180,3 +183,25 @@ def test_one_beam_is_greedy() -> None:
 def test_parts_with_a_head_stand_last() -> None:
     with pytest.raises(ValueError, match="must stand last"):
         Decoder({"text": Words(DIM, TEXT), "image": Patches(DIM, 8, 4)}, {"text": Linear(DIM, VOCAB)}, rotary())
+
+
+@pytest.mark.parametrize("trunk", [lambda: None, rotary], ids=["plain", "rotary"])
+def test_a_decoder_ready_to_answer_says_the_same(trunk: Callable[[], Transformer | None],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AMD its weights are turned over in memory, and it can still be saved, quantized and copied."""
+    monkeypatch.setattr(kernels, "amd", lambda: True)
+    model, given = decoder(trunk()), {"image": pictures(2), "text": texts([START, 5], [START, 7])}
+    before = torch.stack([*generate(model, given, "text", 6, Sampling(temperature=0))])
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    settle(model)
+    mlp = model.trunk.blocks[0].mlp
+    assert mlp.up.weight.t().is_contiguous() and mlp.down.weight.is_contiguous()
+    assert torch.equal(torch.stack([*generate(model, given, "text", 6, Sampling(temperature=0))]), before)
+    tower = Encoder(Patches(DIM, 8, 4), transformer(DIM, 1, 2))
+    settle(tower)
+    assert all(p.is_contiguous() for p in tower.parameters()), "only what answers token by token"
+    copied = decoder(trunk())
+    copied.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, kept[name]) for name, value in copied.state_dict().items())
+    settle(model, "int8")
+    assert len([*generate(model, given, "text", 6, Sampling(temperature=0))]) == 6
