@@ -2,7 +2,7 @@
 
     python benchmarks/fusion_data.py FOLDER
     export OMP_NUM_THREADS=1 PYTHONPATH=src
-    python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2
+    python benchmarks/fusion.py FOLDER --who ours quick --seeds 0 1 2
     python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2 --ablate
     TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who advised --seeds 0 1 2
     TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who pretrained tuned retrained --task icons emoji
@@ -37,13 +37,14 @@ LIBRARIES = {"linear": ("scikit-learn", "sklearn.ensemble"), "boosting": ("sciki
              "autogluon": ("autogluon.multimodal", "autogluon.multimodal"), "ludwig": ("ludwig", "ludwig.api"),
              "ours": ("sensorium", "sensorium.train"),
              "pretrained": ("sensorium", "sensorium.train"), "tuned": ("sensorium", "sensorium.train"),
-             "retrained": ("sensorium", "sensorium.train"), "advised": ("sensorium", "sensorium.train")}
+             "retrained": ("sensorium", "sensorium.train"), "advised": ("sensorium", "sensorium.train"),
+             "quick": ("sensorium", "sensorium.train")}
 WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
     "majority": fusion_simple.majority, "linear": fusion_simple.linear, "boosting": fusion_simple.boosting,
     "lightgbm": fusion_simple.lightgbm, "widedeep": fusion_peers.widedeep, "autogluon": fusion_peers.autogluon,
     "ludwig": fusion_peers.ludwig, "ours": fusion_ours.ours,
     "pretrained": fusion_ours.pretrained, "tuned": fusion_ours.tuned,
-    "retrained": fusion_ours.retrained, "advised": fusion_ours.advised}
+    "retrained": fusion_ours.retrained, "advised": fusion_ours.advised, "quick": fusion_ours.quick}
 
 
 def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:

@@ -53,6 +53,11 @@ def ours(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
         return said(trained(splits, seed, Path(folder), **keywords), splits["test"])
 
 
+def quick(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """Eight epochs, and trees."""
+    return ours(splits, seed, head="boosting", epochs=8)
+
+
 def pretrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """With the trained text model of the folder TEXT_MODEL, frozen, as the reader of words."""
     return ours(splits, seed, encoders=_reading(splits, ""))
