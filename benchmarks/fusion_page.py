@@ -90,8 +90,8 @@ def main() -> None:
         parts += ["", "What **advised** has more than the best baseline on the same test rows, and where 95 % of such",
                   "differences lie if those rows are drawn again (`benchmarks/fusion_noise.py`, seed 0):", "",
                   "| set | baseline | difference | 95 % | test rows |", "|---|---|---|---|---|", *found]
-    for what, cell in (("CPU seconds of the whole process on one thread, imports aside (ours 0.4 beyond torch, widedeep's "
-                        "and AutoGluon's 9 to 12):", "cpu_seconds"),
+    for what, cell in (("CPU seconds of the whole process on one thread, imports aside (ours 0.4 beyond torch, "
+                        "widedeep's and AutoGluon's 9 to 12):", "cpu_seconds"),
                        ("Most memory held, in MB:", "peak_mb")):
         parts += ["", what, "", "\n".join(table(lines, cell))]
     if rows := [*alone()]:
