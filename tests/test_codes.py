@@ -144,6 +144,9 @@ def test_fsq_says_which_vocabularies_it_has() -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     with pytest.raises(SensoriumError, match="64, 512, 1000"):
         build(codes, schema, {"vocab": 300})
+    for wrong in ({"quantizer": "vq", "vocab": 0}, {"quantizer": "dvae", "width": 0}, {"depth": -1}, {"dim": 0}):
+        with pytest.raises(SensoriumError, match="or more"):
+            build(codes, schema, {**SMALL, **wrong})
     for vocab in (64, 512, 1000, 4096, 16384):
         assert build(codes, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
 
@@ -162,6 +165,8 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, o
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, again.module.state_dict()[name]), name
     assert whole.fingerprint == again.fingerprint
+    moved = {"vq": lambda q: q.counts.sum() > 0, "dvae": lambda q: q.step > 0}
+    assert moved.get(str(keywords["quantizer"]), lambda q: True)(whole.module.quantizer), "no step was taken in"
     said = whole.generate(image=data.raw("image", [0, 1, 2]))
     assert [picture.size for picture in said] == [(16, 16)] * 3
     assert (tmp_path / "whole" / "samples").is_dir()

@@ -73,7 +73,7 @@ def test_weights_in_bytes_answer_too(place: Path, capsys: pytest.CaptureFixture[
     (["dalle", "x", "-o", "x.gif"], "written as .png"),
     (["dalle", "x", "--beams", "3"], "not beams"),
     (["captioner", "--image", "nowhere.png"], "nowhere.png"),
-    (["codes", "x"], "neither pictures nor words"),
+    (["codes", "x"], "dalle, captioner and gpt do"),
     (["photos", "x"], "not a run")])
 def test_what_cannot_be_done_is_one_line(
         place: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import sensorium as sn
+from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
 from sensorium.data.splits import spaced
@@ -141,6 +142,19 @@ def test_a_painter_that_is_right(data: Dataset, schema: Schema, drawn: dict[str,
     assert found["mean true"] == found["mean diversity"] == 0 and found["neighbour true"] < 0.3
     assert found["made diversity"] == pytest.approx(found["real diversity"])
     assert found["neighbour things"] > found["mean things"]
+
+
+def test_a_painter_is_asked_for_each_caption_once(data: Dataset, schema: Schema,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words give the same picture, and copies among those judged would distort every distance."""
+    monkeypatch.setattr(Prepared, "caption", lambda self, column, row: "abcdefg"[row % 7])
+    asked: list[str] = []
+
+    def generate(what: str, text: list[str], seed: int) -> list[Image.Image]:
+        asked.extend(text)
+        return [Image.fromarray(np.full((24, 24, 3), ord(caption), np.uint8)) for caption in text]
+    found = figures(Known(schema, pictures("image", "caption"), generate=generate), data)
+    assert sorted(asked) == list("abcdefg") and found["pictures"] == 7
 
 
 def test_a_painter_that_copies_is_found_out(data: Dataset, schema: Schema) -> None:

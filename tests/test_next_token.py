@@ -142,6 +142,9 @@ def test_choices_follow_the_probabilities() -> None:
     even = (torch.arange(20_000) + 0.5) / 20_000
     drawn = torch.bincount(choose(logits.expand(20_000, 4), even, Sampling()), minlength=4) / 20_000
     torch.testing.assert_close(drawn, p, atol=1e-4, rtol=0)
+    for temperature in (0.5, 2.0):
+        drawn = torch.bincount(choose(logits.expand(20_000, 4), even, Sampling(temperature)), minlength=4) / 20_000
+        torch.testing.assert_close(drawn, (logits / temperature).softmax(1)[0], atol=1e-4, rtol=0)
     assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_k=2)).tolist()) == {1, 2}
     assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_p=0.5)).tolist()) == {1}
     assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_p=0.8)).tolist()) == {1, 2}

@@ -1,4 +1,5 @@
 """Pictures said code by code: one line of words and codes, guided, gone on with, chosen among, and whole by itself."""
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -171,7 +172,11 @@ def test_the_best_of_many_are_chosen(painter: Painter) -> None:
 
 
 @pytest.mark.parametrize(("asked", "message"), [
-    ({"region": (0, 0, 8, 8), "text": "x"}, "A masked model can do it"),
+    ({"region": (0, 0, 8, 8), "text": "x"}, "MaskGIT.* can, which are planned"),
+    ({"text": "x", "n": 0}, "n=0: expected 1"), ({"text": "x", "candidates": 0}, "candidates=0"),
+    ({"text": "x", "batch_size": 0}, "batch_size=0"), ({"text": "x", "guidance": math.nan}, "guidance=nan"),
+    ({"text": "x", "guidance": math.inf}, "guidance=inf"), ({"text": "x", "temperature": math.nan}, "temperature=nan"),
+    ({"text": "x", "top_p": math.nan}, "top_p=nan"),
     ({"keep": 4}, "keep=4"), ({"image": photos(1)}, "keep=0"), ({"image": photos(1), "keep": 17}, "1 to 16"),
     ({"guidance": 2.0}, "words to be guided by"), ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
     ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"), ({"words": "x"}, "text, image, not words")])

@@ -110,7 +110,9 @@ def test_a_length_is_kept(talks: Speaker) -> None:
     ({"image": ["nowhere.png"]}, "nowhere.png"),
     ({"text": "a red apple " * 9}, "leaves no room"),
     ({"temperature": -1.0}, "temperature=-1.0"),
-    ({"top_p": 0.0}, "top_p=0.0")])
+    ({"top_p": 0.0}, "top_p=0.0"), ({"beams": -1}, "beams=-1"), ({"beams": 100_000}, "256 at most"),
+    ({"beams": 2, "temperature": 1.0}, "one of the two"), ({"length": -1}, "length=-1"), ({"n": 0}, "n=0"),
+    ({"batch_size": 0}, "batch_size=0")])
 def test_what_cannot_be_is_said(sees: Speaker, asked: dict[str, object], message: str) -> None:
     with pytest.raises(SensoriumError, match=message):
         sees(**asked)

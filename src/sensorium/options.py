@@ -136,8 +136,12 @@ class Choosing:
     """how far pictures go from what would be painted without words; 1: not at all"""
     keep: int | None = None
     """how many codes of --image stay as they are"""
+    region: str | None = None
+    """part of --image to paint anew: for models of masked tokens, not for dalle, which says why"""
     rerank: Path | None = None
     """run of a model that embeds, which chooses the best pictures of many"""
+    candidates: int | None = None
+    """how many --rerank chooses from"""
 
     def given(self, text: Sequence[str]) -> dict[str, Any]:
         """Keywords of the verb, without those that were left out."""

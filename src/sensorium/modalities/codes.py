@@ -46,6 +46,8 @@ class PictureCodes(nn.Module):
     def __init__(self, image: Image, quantizer: Quantizer, *, patch: int, dim: int, depth: int, laplace: bool = False):
         super().__init__()
         scales = patch.bit_length() - 1
+        if dim < 1 or depth < 0:
+            raise SensoriumError(f"dim={dim}, depth={depth}: expected 1 or more, and 0 or more.")
         if patch < 2 or 1 << scales != patch or image.size % patch:
             raise SensoriumError(f"patch={patch}: expected 2, 4, 8, ... that divides a side of {image.size} pixels.")
         widths = [max(NARROWEST, dim >> i) for i in range(scales)]         # from the grid to the finest scale

@@ -118,6 +118,7 @@ class VQ(nn.Module):
 
     def __init__(self, vocab: int, width: int, *, decay: float = 0.99, commitment: float = 0.25, restart: bool = True):
         super().__init__()
+        _check(vocab, width)
         self.vocab, self.inside, self.outside = vocab, width, width
         self.decay, self.commitment, self.restart = decay, commitment, restart
         self.register_buffer("codebook", nn.init.normal_(torch.empty(vocab, width), std=width ** -0.5))
@@ -187,6 +188,7 @@ class Gumbel(nn.Module):
 
     def __init__(self, vocab: int, width: int, *, anneal: int, weight: float = 1.0, sharp: float = 1.0):
         super().__init__()
+        _check(vocab, width)
         self.vocab, self.inside, self.outside = vocab, vocab, width
         self.anneal, self.weight, self.sharp = anneal, weight, sharp
         self.codebook = drawn(vocab, width, std=width ** -0.5)
@@ -232,6 +234,11 @@ def kl_to_uniform(logits: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
     """KL(softmax(logits) | uniform) in nats, the mean over all rows: a batch twice over has the same."""
     log = logits.log_softmax(-1)
     return (log.exp() * log).sum(-1).mean() + math.log(logits.shape[-1])
+
+
+def _check(vocab: int, width: int) -> None:
+    if vocab < 2 or width < 1:
+        raise SensoriumError(f"vocab={vocab}, width={width}: expected 2 codes or more, and a width of 1 or more.")
 
 
 def _risen(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:

@@ -2,6 +2,7 @@
 
     B batch   T tokens   V vocabulary   N real targets of a batch   K beams
 """
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -83,7 +84,7 @@ class Sampling:
     rows: tuple[int, ...] = ()              # the number of each row, by which it draws; (): 0, 1, 2, ...
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not (0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise SensoriumError(f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: expected a "
                                  "temperature and a top_k of 0 or more, and a top_p above 0 and at most 1")
 

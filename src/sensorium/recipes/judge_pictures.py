@@ -50,15 +50,17 @@ def pictures(picture: str, words: str) -> Judge:
     """A judge of pictures made for captions, for the columns of a recipe."""
     def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 500, seed: int = 0,
               by: Any = None) -> Report:
-        """most: captions of a split that pictures are made for, evenly spaced. by: a model with `embed(image=)` and
-        `embed(text=)`, trained on none of the model's pictures, best by other artists; its vectors are the features.
-        Without it features are the pixels of small pictures, and there is no CLIP score."""
+        """most: captions of a split that pictures are made for, each once, evenly spaced. by: a model with
+        `embed(image=)` and `embed(text=)`, trained on none of the model's pictures, best by other artists; its vectors
+        are the features. Without it features are the pixels of small pictures, and there is no CLIP score."""
         prepared = dataset.prepare(model.schema, (picture, words))
         train = distinct(prepared, picture, training_rows(dataset, prepared))
         found = _Compared(prepared, (picture, words), train, by)
         figures = {}
         for split in splits:
-            rows = spaced(distinct(prepared, picture, prepared.complete(dataset.splits[split])), most)
+            rows = distinct(prepared, picture, prepared.complete(dataset.splits[split]))
+            asked = {prepared.caption(words, row): row for row in rows[::-1].tolist()}  # the same words, one picture
+            rows = spaced(np.array(sorted(asked.values())), most)
             if len(rows) >= 4:                              # two halves of two
                 made = model.generate("image", text=[prepared.caption(words, row) for row in rows.tolist()], seed=seed)
                 figures[split] = {"pictures": float(len(rows)), **found.figures(dataset, rows, made)}

@@ -16,7 +16,8 @@ def makes(model: Model) -> str:
     """What a model generates, "image" or "text". Raises SensoriumError where it generates neither from words."""
     found = getattr(model.generate, "makes", None)
     if found is None:
-        raise SensoriumError(f"a model of recipe {model.config.recipe} generates neither pictures nor words by itself")
+        raise SensoriumError(f"a model of recipe {model.config.recipe} neither paints words nor tells of pictures; "
+                             "dalle, captioner and gpt do")
     return found
 
 

@@ -32,10 +32,13 @@ def lists(given: Mapping[str, Any], known: Sequence[str], makes: str) -> dict[st
     return found
 
 
-def only(what: str | None, this: str) -> None:
-    """Raises SensoriumError where `what` is asked of a model that makes `this`."""
+def only(what: str | None, this: str, **counts: int) -> None:
+    """Raises SensoriumError where `what` is asked of a model that makes `this`, and for a count below 1."""
     if what not in (None, this):
         raise SensoriumError(f"this model makes {this}, not {what}")
+    for name, count in counts.items():
+        if count < 1:
+            raise SensoriumError(f"{name}={count}: expected 1 or more")
 
 
 def batched(given: Given, rows: int, n: int, size: int) -> Iterator[tuple[dict[str, list[Any]], tuple[int, ...]]]:

@@ -1,4 +1,5 @@
 """The verb `generate` for pictures that are said code by code: words in, pictures out."""
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,10 +46,11 @@ class Painter:
         rerank: a model that embeds pictures and words, which chooses the best n of so many `candidates`. The same seed
         gives the same pictures whatever else is asked beside. Raises SensoriumError naming what cannot be done.
         """
-        only(what, "image")
+        only(what, "image", n=n, candidates=candidates, batch_size=batch_size)
         if region is not None:
             raise SensoriumError("a region cannot be painted anew here: codes are said row by row, and those after the "
-                                 "region would not be seen. A masked model can do it; here, keep=N keeps the first N")
+                                 "region would not be seen. Models of masked tokens (MaskGIT) can, which are planned; "
+                                 "here, keep=N keeps the first N codes")
         asked = lists(given, ["text", "image"], "image")
         rows = max((len(values) for values in asked.values()), default=1)
         self._check(asked, keep, guidance, rerank)
@@ -91,7 +93,7 @@ class Painter:
         if not 0 <= keep <= cells or bool(keep) != ("image" in asked) or _gaps(asked.get("image", ())):
             raise SensoriumError(f"keep={keep}: give both a picture to each row (image=) and how many of its codes "
                                  f"stay, 1 to {cells}, or neither")
-        if guidance < 0 or guidance != 1 and "text" not in asked:
+        if not 0 <= guidance < math.inf or guidance != 1 and "text" not in asked:
             raise SensoriumError(f"guidance={guidance}: expected 0 or more, and words to be guided by (text=)")
         if rerank is not None and ("text" not in asked or _gaps(asked["text"]) or not isinstance(rerank, Embeds)):
             raise SensoriumError("rerank takes a model that embeds pictures and words, as in "

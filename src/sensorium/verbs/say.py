@@ -15,6 +15,7 @@ from sensorium.objectives.next_token import Beams, Sampling, generate, search
 from sensorium.verbs.asked import batched, collated, lists, only
 from sensorium.verbs.verb import at_rest, load
 
+MOST_BEAMS = 256
 PIECE = "\ufffd"                             # how the first bytes of a letter are shown while others are to come
 
 
@@ -41,10 +42,13 @@ class Speaker:
         beside.
         Raises SensoriumError naming what cannot be read or done.
         """
-        only(what, "text")
+        only(what, "text", n=n, batch_size=batch_size)
         asked, rows = self._asked(given)
         if n > 1 and (beams or not temperature):
             raise SensoriumError(f"n={n}: the likeliest words are always the same; give a temperature, and no beams")
+        if not 0 <= beams <= MOST_BEAMS or beams and temperature:
+            raise SensoriumError(f"beams={beams}, temperature={temperature}: beams, {MOST_BEAMS} at most, look for the "
+                                 "likeliest words, and a temperature draws others; give one of the two")
         said: list[str] = []
         for some, numbers in batched(asked, rows, n, batch_size):
             how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
@@ -87,7 +91,9 @@ class Speaker:
                         banned=self._never())
 
     def _room(self, batch: Batch, length: int) -> Int[Tensor, "B"]:
-        """How many tokens each row may go on for."""
+        """How many tokens each row may go on for. Raises SensoriumError for a length below 0."""
+        if length < 0:
+            raise SensoriumError(f"length={length}: expected 1 token or more, or 0 for all that the model can say")
         room = self.text.length - 1 - last_place(batch["text"], self.text.end, self.text.pad)
         return room.clamp(max=length) if length else room
 
