@@ -9,7 +9,8 @@ set, through a published eye, by a published voice: folders as benchmarks/fetch_
 of the artists OpenMoji and EmojiOne 1, whom the painter has not seen), `codes` and `painted` (emoji), `scene-codes` and
 `scenes` (pictures for captions, checked by a program), `answers` and `blind` (questions on scenes, with pictures and
 without). A stage that is done is not done again, and one that was stopped goes on. Figures go to
-results/generation.jsonl with CPU seconds of one thread; pictures to docs/painted.png and docs/scenes.png.
+results/generation.jsonl with CPU seconds of one thread, tables of pictures to docs/painting.md, pictures to
+docs/painted.png and docs/scenes.png.
 """
 import argparse
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import painting_page
 import peers
 import PIL.Image
 import torch
@@ -183,3 +185,4 @@ if __name__ == "__main__":
     given.runs.mkdir(parents=True, exist_ok=True)
     for stage in given.only:
         getattr(Stages(given.runs, given.full, {"eye_from": given.eye, "voice": given.voice}), stage)()
+    painting_page.main()

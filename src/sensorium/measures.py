@@ -90,11 +90,13 @@ def of_pictures(unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M"]:
     small = F.adaptive_avg_pool2d(unit, SIDE).flatten(1)
     shade = (unit * (SHADES - 0.001)).long()
     colour = (shade[:, 0] * SHADES + shade[:, 1]) * SHADES + shade[:, 2]
-    colours = F.one_hot(colour.flatten(1), SHADES ** 3).float().mean(1)
+    colour = colour.flatten(1)
+    share = unit.new_full(colour.shape, 1 / colour.shape[1])
+    colours = unit.new_zeros(len(unit), SHADES ** 3).scatter_add(1, colour, share)
     grey = F.pad(unit.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     down, across = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1], grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
-    turn = (torch.atan2(down, across) % torch.pi / torch.pi * (TURNS - 0.001)).long()[:, 0]
-    steep = F.one_hot(turn, TURNS).movedim(-1, 1) * down.hypot(across)
+    turn = (torch.atan2(down, across) % torch.pi / torch.pi * (TURNS - 0.001)).long()
+    steep = unit.new_zeros(len(unit), TURNS, *unit.shape[2:]).scatter(1, turn, down.hypot(across))
     edges = F.adaptive_avg_pool2d(steep, PLACES).flatten(1)
     return torch.cat([small, colours, F.normalize(edges, dim=1)], 1)
 
