@@ -6,7 +6,7 @@ from pathlib import Path
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "painting.md"
-HELD = {"val": "things held out to choose settings by", "test_artist": "known things, an artist never seen",
+HELD = {"val": "rows held out to choose settings by", "test_artist": "known things, an artist never seen",
         "test_concept": "things never seen, by known artists", "test_both": "things and artist never seen",
         "test": "new scenes of what it has seen", "test_relations": "two shapes arranged as never before",
         "test_four": "four things, where three were the most", "test_pairs": "a colour on a shape that never had it",
@@ -54,7 +54,8 @@ def cost(*stages: str) -> str:
     last = {line["stage"]: line for line in map(json.loads, (RESULTS / "generation.jsonl").read_text().splitlines())
             if "cpu_seconds" in line}
     told = [f"{last[stage]['cpu_seconds']:,.0f} CPU seconds ({stage})" for stage in stages]
-    return f"{' and '.join(told)} on {last[stages[-1]]['machine']['cpu']}"
+    cpu = last[stages[-1]].get("machine", {}).get("cpu")
+    return " and ".join(told) + (f" on {cpu}" if cpu else "")
 
 
 def table(lines: Lines, columns: dict[str, tuple[str, ...]], digits: int) -> Iterator[str]:
