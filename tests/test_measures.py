@@ -84,3 +84,15 @@ def test_no_rows() -> None:
     measures = Measures({"photo": Image(size=16)})
     measures.fit([torch.zeros(0, WIDE)])
     assert not measures.basis.any()
+
+
+def test_quantiles_are_those_of_numpy_and_know_no_limit() -> None:
+    x = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(1))
+    there = (torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.7).float()
+    found = of_series(torch.cat([x * there, there], -1), 64)[:, 5:15].view(3, 5, 2)
+    for row in range(3):
+        for channel in range(2):
+            held = x[row, there[row, :, channel] > 0, channel].numpy()
+            assert found[row, :, channel].numpy() == pytest.approx(np.quantile(held, [0, 0.25, 0.5, 0.75, 1]), abs=1e-5)
+    wide = torch.ones(70, 1000, 2 * 256)
+    assert of_series(wide, 1024).shape == (70, 1 + 256 * 28), "more numbers than torch.quantile takes"
