@@ -140,6 +140,14 @@ def test_figures_of_codes() -> None:
     assert psnr(0.01) == pytest.approx(20) and psnr(0) == float("inf")
 
 
+@pytest.mark.parametrize(("pixel", "part"), [("laplace", 1.0), ("l2", 0.04), ("l1", 0.04)])
+def test_kl_weighs_as_much_as_codes_do_among_values(pixel: str, part: float) -> None:
+    schema = Schema({"image": Column("image", IMAGE)})
+    for patch in (2, 4):
+        made = build(codes, schema, {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch": patch})[0]
+        assert made.model.quantizer.weight == pytest.approx(part / (3 * patch ** 2))
+
+
 def test_fsq_says_which_vocabularies_it_has() -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     with pytest.raises(SensoriumError, match="64, 512, 1000"):

@@ -135,6 +135,8 @@ def test_attention_is_a_softmax() -> None:
     turn = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     same(attend(q, k, v), attend(q, k[:, :, turn], v[:, :, turn]))
     same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))              # rows sum to one
+    exact = (300 * q.double() @ k.double().mT / 8 ** 0.5).softmax(-1) @ v.double()
+    assert (attend(300 * q, k, v) - exact).abs().max() < 1e-3                   # logits in the hundreds are no matter
     same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))    # one key: the query is irrelevant
 
 

@@ -171,6 +171,18 @@ def test_the_best_of_many_are_chosen(painter: Painter) -> None:
         assert pixels(best[2 * row:2 * row + 2]) == pixels(light[:2])
 
 
+def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: Painter) -> None:
+    """The start has no place; code i, which is said at place i, is that of cell i - 1, row by row."""
+    cells, side = painter.cells, len(painter.cells.rows)
+    ids = torch.full((1, 1 + side * side), 3)
+    with torch.no_grad():
+        said = cells(ids).x[0] - cells.ids(ids)[0]
+        expected = (cells.rows[:, None] + cells.columns[None]).flatten(0, 1)
+    assert not said[0].any()
+    torch.testing.assert_close(said[1:], expected, rtol=1e-5, atol=1e-6)
+    assert cells(ids).pos[0, 1:, 1:].tolist() == [[row, column] for row in range(side) for column in range(side)]
+
+
 @pytest.mark.parametrize(("asked", "message"), [
     ({"region": (0, 0, 8, 8), "text": "x"}, "MaskGIT.* can, which are planned"),
     ({"text": "x", "n": 0}, "n=0: expected 1"), ({"text": "x", "candidates": 0}, "candidates=0"),

@@ -168,3 +168,12 @@ for name, how in SHIPPED.items():
         assert "torch._dynamo" not in sys.modules, (name, more)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("name", ["captioner", "gpt"])
+def test_smoothing_reaches_the_loss(name: str) -> None:
+    batch, losses = fake(name), []
+    for smoothing in (0.0, 0.3):
+        recipe = made(name, {**SHIPPED[name].small, "smoothing": smoothing})
+        losses.append(recipe.objective(recipe.model.eval(), batch)["model"].item())
+    assert losses[0] != losses[1]
