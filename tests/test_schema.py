@@ -116,7 +116,7 @@ def test_pick() -> None:
     assert s.pick("text", "caption,caption_de") == "caption,caption_de"
     for kind, name, says in [("image", "foto", "did you mean 'photo'"), ("image", "caption", "is text, not image"),
                              ("number", None, "there is no number column. Columns: photo (image)"),
-                             ("text", "price", "there is no column 'price'")]:
+                             ("text", "price", "no model reads the column 'price' (ignore: so you said)")]:
         with pytest.raises(SensoriumError, match=says.replace("(", r"\(").replace(")", r"\)")):
             s.pick(kind, name)
     with pytest.raises(SensoriumError, match="which text column"):

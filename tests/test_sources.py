@@ -454,3 +454,10 @@ def test_pictures_that_do_not_decode_are_found_later(photos: Path, monkeypatch: 
         data.prepare(data.schema, ["image"])
     data = Dataset.open(photos, max_bad=0.1)
     assert [(b.row, b.where) for b in data.prepare(data.schema, ["image"]).bad] == [(3, "p03.png")]
+
+
+def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a,b\n1,x\n,\n\n \n2,y\n")
+    data = Dataset.open(tmp_path / "table.csv")
+    assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0] and not data.bad
+    assert [data.where(row).rpartition(":")[2] for row in range(3)] == ["2", "3", "6"]

@@ -95,6 +95,8 @@ class Schema:
 
     def find(self, name: str) -> Column:
         """The column of that name. Raises SensoriumError, offering the nearest, where there is none."""
+        if role := self.roles.get(name):
+            raise SensoriumError(f"no model reads the column {name!r} ({role.kind}: {role.why}). {self._listed()}")
         if name not in self.columns:
             raise unknown(name, [*self.columns, *self.roles], self._listed())
         return self.columns[name]

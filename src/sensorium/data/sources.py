@@ -150,7 +150,7 @@ def _csv(path: Path, encoding: str, called: str) -> Table:
         columns: list[list[str | None]] = [[] for _ in names]
         numbers: list[int] = []
         bad: list[Bad] = []
-        for first, last, row, reason in _rows(rows, called):
+        for first, last, row, reason in _rows(rows, called, len(names)):
             if not reason and len(row) != len(names):
                 reason = f"{len(row)} cells where the header has {len(names)}"
             if reason:
@@ -162,8 +162,9 @@ def _csv(path: Path, encoding: str, called: str) -> Table:
     return Table(dict(zip(names, columns, strict=True)), Lines(called, np.array(numbers, np.int64)), bad=bad)
 
 
-def _rows(rows: Any, called: str) -> Iterator[tuple[int, int, list[str], str]]:
-    """(first line, last line, cells, why it could not be read) for each row that is not blank."""
+def _rows(rows: Any, called: str, width: int = 0) -> Iterator[tuple[int, int, list[str], str]]:
+    """(first line, last line, cells, why it could not be read) for each row that is not blank. As many empty cells as
+    there are columns are a row of which nothing is known."""
     while True:
         first = rows.line_num + 1
         row, reason = [], ""
@@ -176,7 +177,7 @@ def _rows(rows: Any, called: str) -> Iterator[tuple[int, int, list[str], str]]:
                 raise SensoriumError(f"{called}:{first}: a quotation mark opens here and never closes. Close it, or "
                                      'double it ("") if it is part of the text.') from e
             reason = f"quotation marks: {e}"
-        if reason or any(map(str.strip, row)):
+        if reason or any(map(str.strip, row)) or len(row) == width > 1:
             yield first, rows.line_num, row, reason
 
 
