@@ -44,7 +44,7 @@ def test_padding_gaps_and_company_change_nothing() -> None:
     other[0, 3, 1] = 0.0                                    # what stands where nothing was read is zero in a batch
     assert torch.equal(of_series(batch, 64), of_series(other, 64)) and of_series(batch, 64).isfinite().all()
     nothing = of_series(torch.zeros(1, 5, 4), 64)
-    assert nothing.isfinite().all() and not nothing.any()
+    assert nothing.isfinite().all() and nothing.abs().max() < 1e-3, "the least spread that a channel is taken to have"
 
 
 def test_of_pictures() -> None:

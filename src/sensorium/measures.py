@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
-from sensorium.modalities.series import Series, steps
+from sensorium.modalities.series import Series, levelled, steps
 
 SIDE, PLACES = 16, 8                            # of a picture: pixels of a side, cells of a side
 SHADES, TURNS = 4, 8                            # steps of a colour, ways of an edge
@@ -107,8 +107,8 @@ def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M
     x, there = series.chunk(2, -1)
     place = torch.arange(x.shape[1], device=x.device)
     n, size = there.sum(1).clamp(min=1), (steps(series) * (place + 1)).amax(1, keepdim=True)
-    mean = x.sum(1) / n
-    level = (x - mean[:, None]) * there
+    even, mean, spread = levelled(series)
+    level = even.chunk(2, -1)[0] * spread[:, None]
     both = there[:, 1:] * there[:, :-1]
     step = ((x[:, 1:] - x[:, :-1]).abs() * both).sum(1) / both.sum(1).clamp(min=1)
     time = (place[:, None] - (place[:, None] * there).sum(1, keepdim=True) / n[:, None]) * there
@@ -119,7 +119,7 @@ def of_series(series: Float[Tensor, "B T R"], length: int) -> Float[Tensor, "B M
     edges = torch.logspace(0, 1, BANDS + 1, power.shape[1]).long().clamp(min=1).tolist()
     bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in zip(edges, edges[1:], strict=False)]
     quantiles = torch.where(there.any(1)[..., None], _quantiles(x, there, n), 0).transpose(1, 2).flatten(1)
-    spread, share = level.square().sum(1).div(n).sqrt(), there.sum(1) / size.clamp(min=1)
+    share = there.sum(1) / size.clamp(min=1)
     return torch.cat([size, mean, spread, quantiles, first, last, step, slope, share, *bands], 1)
 
 

@@ -121,7 +121,7 @@ class VQ(nn.Module):
         _check(vocab, width)
         self.vocab, self.inside, self.outside = vocab, width, width
         self.decay, self.commitment, self.restart = decay, commitment, restart
-        self.register_buffer("codebook", nn.init.normal_(torch.empty(vocab, width), std=width ** -0.5))
+        self.register_buffer("codebook", drawn(vocab, width, std=width ** -0.5).detach())
         self.register_buffer("counts", torch.zeros(vocab))                  # of features, a moving mean
         self.register_buffer("seen_counts", torch.zeros(vocab), persistent=False)       # since the last update
         self.register_buffer("seen_sums", torch.zeros(vocab, width), persistent=False)
