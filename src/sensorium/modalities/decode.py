@@ -26,6 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 PIXELS = 89_000_000                     # no larger picture is decoded; from a little more on Pillow itself warns
 BYTES = 1 << 30                         # and no larger file is read
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)       # a pipe is not waited for
 JPEG = b"\xff\xd8\xff"
 FORMATS = {                             # how a file begins -> the one reader that may open it
     rb"\xff\xd8\xff": JpegImageFile, rb"\x89PNG\r\n\x1a\n": PngImageFile, rb"RIFF....WEBP": WebPImageFile,
@@ -44,7 +45,7 @@ def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 
     side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch".
     """
     if isinstance(raw, np.ndarray):
-        return squared(_from_array(raw), side, square)
+        return np.array(squared(_from_array(raw), side, square))
     if isinstance(raw, PIL.Image.Image):
         return _finished(raw, side, square)
     if not isinstance(raw, bytes | str | Path):
@@ -96,6 +97,8 @@ def reduction(wide: int, high: int, side: int, square: str) -> int:
     if square == "trim":
         return 1                            # how much is border is not known yet
     edge = min(max(wide, high), 2 * side * min(wide, high)) if square == "pad" else min(wide, high)
+    if edge < 4 * side:
+        return 1
     return next(scale for scale in (8, 4, 2, 1) if scale == 1 or edge >= 2 * side * scale)
 
 
@@ -104,7 +107,7 @@ def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,
     """Resized, with antialiasing, to side x side. extent: width and height, where the last pixels are there in part."""
     if isinstance(picture, np.ndarray):
         if picture.shape == (side, side, 3) and square != "trim":
-            return np.array(picture)
+            return picture
         picture = PIL.Image.fromarray(picture)
     if square == "trim":
         picture = trimmed(picture)
@@ -134,7 +137,9 @@ def trimmed(picture: PIL.Image.Image) -> PIL.Image.Image:
 def orientation(data: bytes) -> int:
     """The EXIF orientation (1 to 8) of a JPEG file or an EXIF block; 1 where none can be read."""
     at = data.find(b"Exif\0\0", 0, 1 << 16) + 6 if not data.startswith((b"II*\0", b"MM\0*")) else 0
-    block = data[at:at + (1 << 16)] if at != 5 else b""
+    if at == 5:
+        return 1
+    block = data[at:at + (1 << 16)]
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 8:
         return 1
@@ -164,13 +169,17 @@ def _within_budget(wide: int, high: int) -> None:
 
 def _read(path: str | Path) -> bytes:
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("not a file")
-        if about.st_size > BYTES:
-            raise ValueError(f"a file of {about.st_size:,} bytes, more than the {BYTES:,} that are read")
-        with open(path, "rb") as file:
-            return file.read()
+        file = os.open(path, READ)
+        try:
+            about = os.fstat(file)
+            if not stat.S_ISREG(about.st_mode):
+                raise ValueError("not a file")
+            if about.st_size > BYTES:
+                raise ValueError(f"a file of {about.st_size:,} bytes, more than the {BYTES:,} that are read")
+            data = os.read(file, about.st_size + 1)
+            return data if len(data) == about.st_size else b"".join([data, *iter(lambda: os.read(file, 1 << 20), b"")])
+        finally:
+            os.close(file)
     except OSError as e:
         raise ValueError((e.strerror or type(e).__name__).lower()) from e
 
