@@ -68,9 +68,9 @@ def tuned(splits: dict[str, Rows], seed: int) -> np.ndarray:
     return ours(splits, seed, encoders=_reading(splits, "+lora"))
 
 
-def retrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
+def retrained(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
     """The same, all of which learns on."""
-    return ours(splits, seed, encoders=_reading(splits, "+all"))
+    return ours(splits, seed, encoders=_reading(splits, "+all"), **keywords)
 
 
 def advised(splits: dict[str, Rows], seed: int) -> np.ndarray:

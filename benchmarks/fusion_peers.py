@@ -77,8 +77,8 @@ class WideDeepInput:
         return {name: step.transform(self.filled(rows)) for name, step in self.steps.items()}
 
 
-def widedeep(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """pytorch-widedeep until val has not improved for four epochs, 30 at most."""
+def widedeep(splits: dict[str, Rows], seed: int, epochs: int = EPOCHS) -> np.ndarray:
+    """pytorch-widedeep until val has not improved for four epochs, `epochs` at most."""
     import torch
     from pytorch_widedeep import Trainer
     from pytorch_widedeep.callbacks import EarlyStopping
@@ -102,7 +102,7 @@ def widedeep(splits: dict[str, Rows], seed: int) -> np.ndarray:
     trainer = Trainer(model, objective=objective, callbacks=[stop], verbose=0, num_workers=0, seed=seed)
     target = {s: rows.target if k else (rows.target - mean) / spread for s, rows in splits.items()}
     trainer.fit(X_train={**given(train), "target": target["train"]}, X_val={**given(val), "target": target["val"]},
-                n_epochs=EPOCHS, batch_size=64)
+                n_epochs=epochs, batch_size=64)
     said = given(splits["test"])
     return trainer.predict_proba(**said, batch_size=256) if k else trainer.predict(**said) * spread + mean
 
@@ -115,8 +115,8 @@ def allow_offline_pictures() -> None:
     timm_image.create_model = lambda *given, **more: real(*given, **{**more, "pretrained": False})
 
 
-def autogluon(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """AutoGluon's MultiModalPredictor, within AUTOGLUON_SECONDS."""
+def autogluon(splits: dict[str, Rows], seed: int, epochs: int = 0) -> np.ndarray:
+    """AutoGluon's MultiModalPredictor, within AUTOGLUON_SECONDS; `epochs` at most (0: as many as it does by itself)."""
     from autogluon.multimodal import MultiModalPredictor
     allow_offline_pictures()
     tables = {split: frame(rows).assign(target=rows.target) for split, rows in splits.items()}
@@ -135,6 +135,8 @@ def autogluon(splits: dict[str, Rows], seed: int) -> np.ndarray:
     if "timm_image" in names:
         settings |= {"model.timm_image.checkpoint_name": "resnet18", "model.timm_image.image_size": SIDE}
         settings |= {} if "hf_text" in names else {"optim.lr": 1e-3}
+    if epochs:
+        settings["optim.max_epochs"] = epochs
     with tempfile.TemporaryDirectory() as folder:
         model = MultiModalPredictor(label="target", path=str(Path(folder) / "run"), verbosity=1,
                                     problem_type=None if train.classes else "regression")

@@ -13,7 +13,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
 FLOORS = [                                      # imports go up in this list, never down
     "errors machine",
-    "tokens kernels durable stored",
+    "tokens kernels depth durable stored",
     "attention positions report config chart",
     "transformer",
     "modalities align metrics",

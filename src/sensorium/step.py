@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sensorium import optim
+from sensorium.depth import leave_out
 from sensorium.errors import SensoriumError
 from sensorium.models import Batch
 from sensorium.recipes.recipe import Recipe, Training
@@ -44,6 +45,7 @@ class Step:
     def __init__(self, recipe: Recipe, steps: int, precision: str):
         self.recipe, self.training, self.steps, self.precision = recipe, recipe.training, steps, precision
         self.model = recipe.model
+        leave_out(self.model, self.training.stochastic_depth)
         players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
         modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
         options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),
@@ -166,12 +168,14 @@ def check(training: Training) -> None:
     """Raises SensoriumError for settings that cannot train."""
     for name, least in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("ema", 0),
                         ("warmup", 0), ("clip_norm", 0), ("patience", 0), ("evaluate_every", 0), ("save_every", 0),
-                        ("layer_decay", 0)):
+                        ("layer_decay", 0), ("stochastic_depth", 0)):
         if not getattr(training, name) >= least:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at least {least}")
     for name in ("ema", "warmup", "beta2", "layer_decay"):
         if getattr(training, name) > 1:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at most 1")
+    if training.stochastic_depth >= 1:
+        raise SensoriumError(f"stochastic_depth is {training.stochastic_depth}; it must be below 1")
     if training.precision not in ("auto", "fp32", "bf16"):
         raise SensoriumError(f"precision {training.precision!r} is not one of auto, fp32, bf16")
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.attention import Attention, Cache, CrossAttention, View, packing, view
+from sensorium.depth import Residual
 from sensorium.kernels import Linear, drawn
 from sensorium.tokens import Tokens, at_place, glance, join, present
 
@@ -56,7 +57,7 @@ class GatedCrossAttention(nn.Module):
         return x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
 
 
-class Block(nn.Module):
+class Block(Residual):
     """Look around, then think: x + attention(norm(x)), x + mlp(norm(x)) (pre-norm)."""
 
     def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], *,
@@ -67,27 +68,31 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
-        x = x + self.drop(self.attention(self.norm(x), seen))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        x = x + self._kept(self.attention(self.norm(x), seen), seen)
+        return x + self._kept(self.mlp(self.mlp_norm(x)), seen)
+
+    def _kept(self, branch: Float[Tensor, "*rows D"], seen: View | None = None) -> Float[Tensor, "*rows D"]:
+        branch, packed = self.drop(branch), seen and seen.packing
+        return self.added(branch, lambda: packed.index // packed.shape[1]) if packed else self.added(branch)
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """forward, at place `at` of each sequence alone."""
         picked = x[torch.arange(x.shape[0], device=x.device), at]
-        picked = picked + self.drop(self.attention.only(self.norm(x), at, seen))
-        return picked + self.drop(self.mlp(self.mlp_norm(picked)))
+        picked = picked + self._kept(self.attention.only(self.norm(x), at, seen))
+        return picked + self._kept(self.mlp(self.mlp_norm(picked)))
 
 
 class PostNormBlock(Block):
     """norm(x + attention(x)), norm(x + mlp(x)): the first transformers and BERT."""
 
     def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
-        x = self.norm(x + self.drop(self.attention(x, seen)))
-        return self.mlp_norm(x + self.drop(self.mlp(x)))
+        x = self.norm(x + self._kept(self.attention(x, seen), seen))
+        return self.mlp_norm(x + self._kept(self.mlp(x), seen))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         picked = x[torch.arange(x.shape[0], device=x.device), at]
-        picked = self.norm(picked + self.drop(self.attention.only(x, at, seen)))
-        return self.mlp_norm(picked + self.drop(self.mlp(picked)))
+        picked = self.norm(picked + self._kept(self.attention.only(x, at, seen)))
+        return self.mlp_norm(picked + self._kept(self.mlp(picked)))
 
 
 class LookingBlock(Block):
@@ -101,9 +106,9 @@ class LookingBlock(Block):
     def forward(self, x: Float[Tensor, "B T D"], seen: View) -> Float[Tensor, "B T D"]:
         if seen.context is None:
             raise ValueError("a block that looks at a context was given none")
-        x = x + self.drop(self.attention(self.norm(x), seen))
-        x = x + self.drop(self.look(self.look_norm(x), seen.context.x, seen.glance, seen.cache))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        x = x + self._kept(self.attention(self.norm(x), seen), seen)
+        x = x + self._kept(self.look(self.look_norm(x), seen.context.x, seen.glance, seen.cache), seen)
+        return x + self._kept(self.mlp(self.mlp_norm(x)), seen)
 
 
 class Transformer(nn.Module):

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sensorium.depth import Residual
 from sensorium.kernels import Linear
 from sensorium.modalities.series import Series, levelled, steps
 from sensorium.tokens import Tokens, at_place, line
@@ -19,7 +20,7 @@ REACH = 3                                   # neighbours on each side that a con
 LEFT = 16                                   # tokens of a usual series after the last level, about
 
 
-class Mixing(nn.Module):
+class Mixing(Residual):
     """x + mlp(norm(convolution(x))), each channel with its own weights along time (ConvNeXt, Liu et al. 2022)."""
 
     def __init__(self, dim: int, step: int, dropout: float):
@@ -28,7 +29,7 @@ class Mixing(nn.Module):
         self.norm, self.mlp, self.drop = nn.LayerNorm(dim), FeedForward(dim, 4 * dim), nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return x + self.drop(self.mlp(self.norm(self.along(x.transpose(1, 2)).transpose(1, 2))))
+        return x + self.added(self.drop(self.mlp(self.norm(self.along(x.transpose(1, 2)).transpose(1, 2)))))
 
 
 class Convolutions(nn.Module):

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
+from sensorium import depth
 from sensorium.kernels import drawn
 from sensorium.tokens import Tokens, grid
 
@@ -19,7 +20,7 @@ def convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.S
     return nn.Sequential(convolution, nn.BatchNorm2d(outside))
 
 
-class Residual(nn.Module):
+class Residual(depth.Residual):
     """relu(x + two convolutions of x). The second norm starts at zero: a new block changes nothing but the scale."""
 
     def __init__(self, inside: int, outside: int, stride: int):
@@ -31,7 +32,7 @@ class Residual(nn.Module):
                                                                convolution(inside, outside, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
-        return F.relu(self.skip(x) + self.second(F.relu(self.first(x))))
+        return F.relu(self.skip(x) + self.added(self.second(F.relu(self.first(x)))))
 
 
 class Plain(nn.Module):

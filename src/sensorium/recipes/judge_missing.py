@@ -59,13 +59,13 @@ class Hiding:
         flags = {f"{name}.valid": there & ~self._gone(i, batch) for i, name, there in self._given(batch)}
         return {**batch, **flags}
 
-    def filled(self, batch: Batch) -> Batch:
-        """The batch with what says nothing in their place, marked as there."""
-        values = {}
+    def filled(self, batch: Batch, by: Callable[[Modality, Tensor], Tensor] | None = None) -> Batch:
+        """The batch with something in their place, marked as there: what `by` makes, or what says `nothing`."""
+        make, values = by or nothing, {}
         for i, name, there in self._given(batch):
             at = self._gone(i, batch) & there
             values[name] = batch[name].clone()
-            values[name][at] = nothing(self.reads[name], batch[name])
+            values[name][at] = make(self.reads[name], batch[name])
         return {**batch, **values}
 
     def _given(self, batch: Batch) -> Iterator[tuple[int, str, Bool[Tensor, "B"]]]:

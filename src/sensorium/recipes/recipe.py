@@ -47,6 +47,7 @@ class Training:
     weight_decay: float = 0.1               # on weight matrices alone
     beta2: float = 0.98                     # memory of squared gradients
     layer_decay: float = 1.0                # of a block's learning rate, for the block below it (fine-tuning: 0.7)
+    stochastic_depth: float = 0.0           # chance that the last block is left out for a sample; less for those below
     warmup: float = 0.05                    # share of the steps in which the rate rises
     clip_norm: float = 1.0                  # longest gradient; 0: any
     ema: float = 0.0                        # decay of the averaged weights that are kept; 0: no average

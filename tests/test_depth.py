@@ -1,0 +1,85 @@
+"""Stochastic depth: a block's addition is left out for whole samples while training, and the mean stays."""
+import pytest
+import torch
+from tiny import guess, rows
+from torch import Tensor
+
+from sensorium.depth import Residual, leave_out
+from sensorium.errors import SensoriumError
+from sensorium.modalities.convolution import Convolutions
+from sensorium.modalities.resnet import ResNet
+from sensorium.tokens import Tokens, line
+from sensorium.train import train
+from sensorium.transformer import Transformer, transformer
+
+
+def trained(model: torch.nn.Module, chance: float) -> torch.nn.Module:
+    leave_out(model, chance)
+    return model.train()
+
+
+def words(valid: Tensor | None = None, n: int = 400) -> Tokens:
+    x = torch.randn(n, 5, 8, generator=torch.Generator().manual_seed(0))
+    return Tokens(x, line(x), valid=valid)
+
+
+def test_the_chance_rises_from_block_to_block() -> None:
+    trunk = transformer(8, 4, 1)
+    leave_out(trunk, 0.4)
+    assert [block.left_out for block in trunk._blocks()] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    leave_out(trunk, 0.0)
+    assert not any(block.left_out for block in trunk._blocks())
+    eye = ResNet(8, 2)
+    leave_out(eye, 0.6)
+    found = [block.left_out for block in eye.modules() if isinstance(block, Residual)]
+    assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+def test_what_does_not_learn_is_never_left_out() -> None:
+    for still in (ResNet(8).requires_grad_(False), transformer(8, 2, 1).requires_grad_(False)):
+        trained(still, 0.9)
+        assert not any(block.left_out for block in still.modules() if isinstance(block, Residual))
+
+
+def test_whole_samples_are_left_out_and_only_while_training() -> None:
+    torch.manual_seed(0)
+    block = transformer(8, 1, 1).blocks[0]
+    trunk, t = Transformer([block]), words()                    # no norm at the end: what is left out stays as it was
+    whole = trunk.eval()(t).x - t.x
+    trained(trunk, 0.5)
+    block.mlp_norm.register_forward_hook(lambda *_: torch.zeros_like(t.x))      # one addition alone
+    torch.nn.init.zeros_(block.mlp.up.bias)
+    added = trunk(t).x - t.x
+    gone = (added.abs().amax((1, 2)) < 1e-6)
+    assert 0.4 < gone.float().mean() < 0.6
+    block.eval()
+    torch.testing.assert_close(added[~gone], 2 * (trunk(t).x - t.x)[~gone])     # the others have twice as much
+    assert (whole.abs().amax((1, 2)) > 1e-3).all()
+
+
+def test_padding_left_out_or_not_a_sample_is_one() -> None:
+    valid = torch.arange(5) < torch.randint(1, 5, (400, 1), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    trunk = trained(Transformer(transformer(8, 1, 1)._blocks()), 0.5)
+    t = words(valid)                                            # less than nine tenths real: rows are packed
+    changed = (trunk(t).x - t.x).abs().amax(2) > 1e-6
+    kept = changed[:, 0]
+    assert 0.6 < kept.float().mean() < 0.9                      # either of two additions is there
+    assert (changed == (kept[:, None] & valid))[valid].all()
+
+
+@pytest.mark.parametrize("model", [ResNet(8), Convolutions(8, 2)], ids=["pictures", "series"])
+def test_on_average_nothing_changes(model: torch.nn.Module) -> None:
+    block = next(m for m in model.modules() if isinstance(m, Residual)).train()
+    block.left_out = 0.3
+    branch = torch.ones(20_000, 2)
+    assert block.added(branch).mean().item() == pytest.approx(1, abs=0.02)
+    assert block.eval().added(branch) is branch
+
+
+def test_as_a_keyword_of_training(tmp_path: object) -> None:
+    for wrong in (1.0, -0.1, 2):
+        with pytest.raises(SensoriumError, match="stochastic_depth"):
+            train(guess, rows(), out=f"{tmp_path}/run", quiet=True, stochastic_depth=wrong)
+    model = train(guess, rows(), out=f"{tmp_path}/run", quiet=True, stochastic_depth=0.2)
+    assert model.recipe.training.stochastic_depth == 0.2
