@@ -27,6 +27,7 @@ from sensorium.options import (
     Reference,
     Resume,
     Run,
+    Said,
     Split,
     Test,
     Words,
@@ -62,21 +63,23 @@ def build(name: Literal["emoji"], /, *, out: Path, full: Annotated[bool, Flag] =
     print(build_emoji(out, full=full, size=size, packages=packages, say=say))
 
 
-def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, reading: How = AS_GUESSED,
-          out: Out = None, resume: Resume = False, reference: Reference = None, **given: Any) -> None:
+def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Said = None,
+          reading: How = AS_GUESSED, out: Out = None, resume: Resume = False, reference: Reference = None,
+          **given: Any) -> None:
     """Train a model: sensorium train RECIPE DATA.
 
     Every keyword of the recipe is an option.
     """
     from sensorium.recipes.recipe import planned
     from sensorium.train import train
-    make, found = keywords.made(recipe), reading.open(data, split=split, test=test)
+    make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)
     planned(make, found.schema, given)                  # what does not fit is said before any work
     train(make, found, out=out, resume=resume, reference=reading.open(reference) if reference else None, **given)
 
 
-def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, reading: How = AS_GUESSED,
-            out: Compared = None, folds: Folds = 0, as_json: Json = False, **given: Any) -> None:
+def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Said = None,
+            reading: How = AS_GUESSED, out: Compared = None, folds: Folds = 0, as_json: Json = False,
+            **given: Any) -> None:
     """Train a recipe in several ways, like for like, and say which to take: sensorium compare RECIPE DATA.
 
     Any keyword may have several values, parted by commas (--dim 64,128); one that takes words is given once for each
@@ -85,7 +88,7 @@ def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = Non
     test are never looked at. What is finished in --out is not trained again.
     """
     from sensorium.tasks.comparison import compare
-    make, found = keywords.made(recipe), reading.open(data, split=split, test=test)
+    make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)
     result = compare(make, found, out=out, folds=folds, say=say, **given)
     shown(result.to_json() if as_json else result, as_json)
 

@@ -24,6 +24,9 @@ Bytes = Annotated[Literal["int8"] | None, Parameter(
     name="--quantize", help="weights as bytes: a quarter of the memory, and more speed on a CPU")]
 Flag = Parameter(negative="", show_default=False)
 Split = Annotated[str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")]
+Said = Annotated[Path | None, Parameter(name="--synonyms", group="Data", help="text file of words that stand for each "
+                                        "other, a group a line, parted by commas: training texts are read with some "
+                                        "exchanged, too")]
 Test = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
 
 Out = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]

@@ -15,6 +15,7 @@ import numpy as np
 from sensorium.data.schema import Schema, endings, unknown
 from sensorium.data.sources import Bad, Table
 from sensorium.data.splits import SHARES, as_given, by_hash, in_folds, in_order
+from sensorium.data.synonyms import Synonyms
 from sensorium.modalities.modality import Modality
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Dataset:
         self.group = schema.role("group")
         self.bad: list[Bad] = list(table.bad)
         self.source: dict[str, Any] = {}        # what `open` was asked for, so that it can be asked again
+        self.synonyms: Synonyms | None = None   # by which texts of train are said in other ways too
         self._of = of                           # the data set this is a part of, and which of its rows
 
     @classmethod
@@ -46,15 +48,19 @@ class Dataset:
         max_bad: the share of rows that may be unusable.
         like: the schema of a run, whose columns these are, as far as they are there; nothing is guessed then.
         options: `encoding` of text files; for a set that comes along, its own (see `data.emoji`, `data.scenes`).
+        `synonyms`, a text file of words that stand for each other, a group a line, parted by commas: texts of train are
+        there with some of them exchanged, too, as further captions.
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
         from sensorium.data.reading import read, read_like  # not needed where a model is served
 
+        words = options.pop("synonyms", None)
         chosen = {**(columns or {}), **({group: "group"} if group else {})}
         if like is not None:
             return cls(*read_like(Path(source), like, max_bad, options), max_bad=max_bad)
         found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
         opened = cls(*found, max_bad=max_bad)
+        opened.synonyms = None if words is None else Synonyms.read(words)
         at = Path(source)
         asked = {"split": split, "group": group, "test": test, **options,
                  "columns": {name: taken for name, taken in (columns or {}).items() if isinstance(taken, str)}}
@@ -77,6 +83,26 @@ class Dataset:
 
         Path, bytes or uint8 array (picture); Path, list or array (series); str or list[str] (text); float; str.
         """
+        values = self._written(column, rows)
+        if self.synonyms is None or column not in self.schema.columns or self.schema.columns[column].kind != "text":
+            return values
+        return [self._in_other_words(v) if learned else v
+                for v, learned in zip(values, self._learned[np.asarray(rows, np.int64)].tolist(), strict=True)]
+
+    def _in_other_words(self, said: Any) -> Any:
+        """A text, or several, followed by other ways to say the first."""
+        several = said if isinstance(said, list) else [said]
+        if self.synonyms is None or not several or not isinstance(several[0], str):
+            return said
+        return [*several, *self.synonyms.beside(several[0])]
+
+    @cached_property
+    def _learned(self) -> np.ndarray:
+        """bool [N]: rows of train."""
+        return np.isin(np.arange(len(self)), self.splits.get("train", []))
+
+    def _written(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
+        """Raw values as the source has them."""
         if column not in self.table.columns:
             raise unknown(column, self.table.columns, f"Columns: {', '.join(self.table.columns)}.")
         values, rows = self.table.columns[column], np.asarray(rows, np.int64)
@@ -96,7 +122,9 @@ class Dataset:
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         table = replace(self.table.take(rows), bad=[])
-        return Dataset(table, self.schema, f"{self.name} (part)", max_bad=self.max_bad, of=(self, rows))
+        part = Dataset(table, self.schema, f"{self.name} (part)", max_bad=self.max_bad, of=(self, rows))
+        part.synonyms = self.synonyms
+        return part
 
     def folds(self, n: int) -> "list[Dataset]":
         """n data sets of these rows, in each of which another part of train is the split "fold" instead.
@@ -110,6 +138,7 @@ class Dataset:
 
     def _split_as(self, splits: dict[str, np.ndarray], how: str) -> "Dataset":
         other = copy(self)
+        other.__dict__.pop("_learned", None)
         other.splits, other._split = in_order(splits), (splits, how)
         return other
 
@@ -166,7 +195,7 @@ class Dataset:
     def _keys(self, rows: np.ndarray | None = None) -> Iterator[str]:
         """What tells rows apart, row by row: equal keys are the same thing."""
         rows = np.arange(len(self)) if rows is None else rows
-        named = self.raw(self.group, rows) if self.group is not None else [None] * len(rows)
+        named = self._written(self.group, rows) if self.group is not None else [None] * len(rows)
         left = [int(row) for row, name in zip(rows, named, strict=True) if name is None]
         content = self._content(left)
         return (f"group:{name}" if name is not None else next(content) for name in named)
@@ -181,7 +210,7 @@ class Dataset:
 
         def part(start: int) -> list[str]:
             some = rows[start:start + 256]
-            return [digest(raw, self.where(i)) for i, raw in zip(some, self.raw(shown, some), strict=True)]
+            return [digest(raw, self.where(i)) for i, raw in zip(some, self._written(shown, some), strict=True)]
 
         with ThreadPoolExecutor(8) as pool:     # reading waits, and hashing lets other threads run
             return chain.from_iterable(list(pool.map(part, range(0, len(rows), 256))))

@@ -63,5 +63,5 @@ def _call(read: Callable[..., Table], arguments: tuple[Any, ...], options: dict[
     for name in options:
         if name not in known:
             raise SensoriumError(f"unknown option {name!r}; this source takes {', '.join(known)}, and every one takes "
-                                 "split, group, columns, test, max_bad.")
+                                 "split, group, columns, test, max_bad, synonyms.")
     return read(*arguments, **options)
