@@ -108,7 +108,7 @@ def uncached(folder: Path) -> Iterator[Any]:
     rng = torch.Generator().manual_seed(0)
     for rows in torch.randperm(len(files), generator=rng)[:len(files) // BATCH * BATCH].split(BATCH):
         paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
-        pixels = torch.from_numpy(np.stack([IMAGE.load(path) for path in paths])).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(np.stack([IMAGE.load(path) for path in paths])).permute(0, 3, 1, 2)
         yield IMAGE.finish(pixels, rng, **CHANGES["image"]), torch.tensor(labels)
 
 

@@ -23,7 +23,7 @@ from fusion_simple import statistics
 
 SIDE = 64                                   # pixels of pictures
 EPOCHS, PATIENCE = 30, 4
-AUTOGLUON_SECONDS = 420                     # of wall clock
+AUTOGLUON_SECONDS = 1800                    # of wall clock
 
 
 def frame(rows: Rows) -> Any:

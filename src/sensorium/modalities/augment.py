@@ -82,7 +82,8 @@ def cut(x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, " B"],
         wide = far - spare
         pixels, spare = np.pad(pixels, ((0, 0), (0, 0), (wide, wide), (wide, wide)), "edge"), far
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(2, 3))
-    return torch.from_numpy(windows[np.arange(len(x)), :, spare + dy.numpy(), spare + dx.numpy()])
+    found = windows[np.arange(len(x)), :, spare + dy.numpy(), spare + dx.numpy()]       # laid out as x is
+    return torch.from_numpy(found).contiguous()
 
 
 def some(x: Tensor, chance: float, rng: torch.Generator, act: Callable[[Tensor], Tensor]) -> None:

@@ -92,7 +92,7 @@ class Image:
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:
         """Loaded pictures as a model takes them."""
         stacked = np.stack(values) if len(values) else np.zeros((0, self.side, self.side, 3), np.uint8)
-        return self.finish(torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))))
+        return self.finish(torch.from_numpy(stacked).permute(0, 3, 1, 2))
 
     def finish(self, stored: UInt8[Tensor, "B 3 H H"], rng: torch.Generator | None = None,
                **how: float) -> Float[Tensor, "B 3 S S"]:
