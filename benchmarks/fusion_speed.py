@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import fusion_ours
 import fusion_peers
@@ -36,10 +38,11 @@ def once(folder: Path, task: str, who: str, epochs: int) -> None:
     start, splits = time.process_time(), read(folder, TASKS[task])
     said = WHO[who](splits, 0, epochs=epochs)
     seconds = time.process_time() - start
-    print("\n" + json.dumps({"seconds": seconds, **figures(TASKS[task], splits["test"], said)}))
+    about = {"version": version(LIBRARIES[who][0]), "machine": machine()}
+    print("\n" + json.dumps({"seconds": seconds, **figures(TASKS[task], splits["test"], said), **about}))
 
 
-def apart(given: argparse.Namespace, who: str) -> tuple[float, dict[str, float]]:
+def apart(given: argparse.Namespace, who: str) -> tuple[float, dict[str, Any]]:
     """`once` in a process of its own, by the Python that has its library."""
     python = dict(pair.split("=", 1) for pair in given.python).get(who, sys.executable)
     said = subprocess.run([python, __file__, str(given.folder), "--task", given.task, "--epochs", str(given.epochs),
@@ -68,8 +71,7 @@ def main() -> None:
             for name in names[::1 if i % 2 == 0 else -1]:
                 took, found = apart(given, name)
                 seconds[name].append(took)
-                record("fusion_speed", task=given.task, name=name, epochs=given.epochs, seconds=took, **found,
-                       machine=machine())
+                record("fusion_speed", task=given.task, name=name, epochs=given.epochs, seconds=took, **found)
         compare("fusion_speed", seconds, (names[-1],))
 
 

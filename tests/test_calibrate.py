@@ -14,6 +14,7 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
 from sensorium.recipes.fusion import fusion
+from sensorium.recipes.prediction import Asked, said_of
 from sensorium.verbs.predict import read
 
 KINDS = Category(classes=("a", "b", "c"))
@@ -136,6 +137,24 @@ def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(table: D
         run.recipe.calibrate(run.module, prepared, table.splits["val"])
     for name, value in kept.items():
         assert torch.equal(run.module.state_dict()[name], value), name
+
+
+def test_a_model_is_asked_again_only_when_something_changed(table: Dataset, run: Model) -> None:
+    asked, prepared = Asked(), table.prepare(run.schema, run.recipe.columns)
+    rows, model = table.splits["val"], run.module
+    first = asked(model, prepared, rows, ["price"])
+    assert asked(model, prepared, rows, ["price"]) is first
+    for given in ((rows.copy(), ["price"]), (rows, ["label"])):
+        assert asked(model, prepared, *given) is not first
+    first = asked(model, prepared, rows, ["price"])
+    weight = next(iter(model.parameters()))
+    with torch.no_grad():
+        weight.add_(1)
+    then = asked(model, prepared, rows, ["price"])
+    assert torch.equal(then[0]["price"], said_of(model, prepared, rows, ["price"])[0]["price"])
+    assert not torch.equal(then[0]["price"], first[0]["price"])
+    with torch.no_grad():
+        weight.sub_(1)
 
 
 def test_intervals_and_sets_hold_on_rows_never_seen(table: Dataset, run: Model) -> None:

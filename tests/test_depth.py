@@ -1,20 +1,25 @@
 """Stochastic depth: a block's addition is left out for whole samples while training, and the mean stays."""
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import guess, rows
 from torch import Tensor
 
-from sensorium.depth import Residual, leave_out
+from sensorium.data.dataset import Dataset
+from sensorium.depth import StochasticDepth, set_stochastic_depth
 from sensorium.errors import SensoriumError
 from sensorium.modalities.convolution import Convolutions
 from sensorium.modalities.resnet import ResNet
+from sensorium.published.resnet import residuals
+from sensorium.recipes import fusion
 from sensorium.tokens import Tokens, line
 from sensorium.train import train
-from sensorium.transformer import Transformer, transformer
+from sensorium.transformer import GatedCrossAttention, Transformer, transformer
 
 
 def trained(model: torch.nn.Module, chance: float) -> torch.nn.Module:
-    leave_out(model, chance)
+    set_stochastic_depth(model, chance)
     return model.train()
 
 
@@ -25,20 +30,20 @@ def words(valid: Tensor | None = None, n: int = 400) -> Tokens:
 
 def test_the_chance_rises_from_block_to_block() -> None:
     trunk = transformer(8, 4, 1)
-    leave_out(trunk, 0.4)
-    assert [block.left_out for block in trunk._blocks()] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    leave_out(trunk, 0.0)
-    assert not any(block.left_out for block in trunk._blocks())
+    set_stochastic_depth(trunk, 0.4)
+    assert [block.deep.chance for block in trunk._blocks()] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    set_stochastic_depth(trunk, 0.0)
+    assert not any(block.deep.chance for block in trunk._blocks())
     eye = ResNet(8, 2)
-    leave_out(eye, 0.6)
-    found = [block.left_out for block in eye.modules() if isinstance(block, Residual)]
+    set_stochastic_depth(eye, 0.6)
+    found = [part.chance for part in eye.modules() if isinstance(part, StochasticDepth)]
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
 
 
 def test_what_does_not_learn_is_never_left_out() -> None:
     for still in (ResNet(8).requires_grad_(False), transformer(8, 2, 1).requires_grad_(False)):
         trained(still, 0.9)
-        assert not any(block.left_out for block in still.modules() if isinstance(block, Residual))
+        assert not any(part.chance for part in still.modules() if isinstance(part, StochasticDepth))
 
 
 def test_whole_samples_are_left_out_and_only_while_training() -> None:
@@ -68,18 +73,37 @@ def test_padding_left_out_or_not_a_sample_is_one() -> None:
     assert (changed == (kept[:, None] & valid))[valid].all()
 
 
-@pytest.mark.parametrize("model", [ResNet(8), Convolutions(8, 2)], ids=["pictures", "series"])
-def test_on_average_nothing_changes(model: torch.nn.Module) -> None:
-    block = next(m for m in model.modules() if isinstance(m, Residual)).train()
-    block.left_out = 0.3
-    branch = torch.ones(20_000, 2)
-    assert block.added(branch).mean().item() == pytest.approx(1, abs=0.02)
-    assert block.eval().added(branch) is branch
+def test_a_frozen_block_that_holds_a_way_beside_is_whole() -> None:
+    trunk = transformer(8, 2, 1, cross=lambda i: GatedCrossAttention(8, 1)).requires_grad_(False)
+    for block in trunk._blocks():
+        assert block.cross is not None
+        block.cross.requires_grad_(True)
+    assert set_stochastic_depth(trunk, 0.5) == 0 and not any(block.deep.chance for block in trunk._blocks())
 
 
-def test_as_a_keyword_of_training(tmp_path: object) -> None:
+def test_on_average_nothing_changes() -> None:
+    part = StochasticDepth().train()
+    part.chance, branch = 0.3, torch.ones(20_000, 2)
+    assert part(branch).mean().item() == pytest.approx(1, abs=0.02)
+    assert part.eval()(branch) is branch
+
+
+@pytest.mark.parametrize("model", [ResNet(8), Convolutions(8, 2), transformer(8, 2, 1),
+                                   residuals({"stem": 4, "bottleneck": False, "stages": [(2, 4, 4)]})[0]],
+                         ids=["pictures", "series", "words", "published"])
+def test_what_has_it(model: torch.nn.Module) -> None:
+    assert set_stochastic_depth(model, 0.5) > 0
+
+
+def test_as_a_keyword_of_training(tmp_path: Path) -> None:
     for wrong in (1.0, -0.1, 2):
         with pytest.raises(SensoriumError, match="stochastic_depth"):
-            train(guess, rows(), out=f"{tmp_path}/run", quiet=True, stochastic_depth=wrong)
-    model = train(guess, rows(), out=f"{tmp_path}/run", quiet=True, stochastic_depth=0.2)
-    assert model.recipe.training.stochastic_depth == 0.2
+            train(guess, rows(), out=tmp_path / "run", quiet=True, stochastic_depth=wrong)
+    with pytest.raises(SensoriumError, match="no block of this model"):
+        train(guess, rows(), out=tmp_path / "none", quiet=True, stochastic_depth=0.2)
+    table = tmp_path / "table.csv"
+    table.write_text("title,target\n" + "".join(f"number {i},{'ab'[i % 2]}\n" for i in range(40)))
+    runs = [train(fusion, Dataset.open(table), out=tmp_path / f"run{i}", quiet=True, epochs=1, seed=0, depth=2,
+                  encoders="title=transformer", stochastic_depth=chance) for i, chance in enumerate((0.0, 0.5, 0.5))]
+    said = [run.predict(title=["number 1"])["target"].probability for run in runs]
+    assert (said[1] == said[2]).all() and (said[0] != said[1]).any()

@@ -27,8 +27,8 @@ from sensorium.options import (
     Reference,
     Resume,
     Run,
-    Said,
     Split,
+    Synonyms,
     Test,
     Words,
 )
@@ -63,7 +63,7 @@ def build(name: Literal["emoji"], /, *, out: Path, full: Annotated[bool, Flag] =
     print(build_emoji(out, full=full, size=size, packages=packages, say=say))
 
 
-def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Said = None,
+def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Synonyms = (),
           reading: How = AS_GUESSED, out: Out = None, resume: Resume = False, reference: Reference = None,
           **given: Any) -> None:
     """Train a model: sensorium train RECIPE DATA.
@@ -77,7 +77,7 @@ def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None,
     train(make, found, out=out, resume=resume, reference=reading.open(reference) if reference else None, **given)
 
 
-def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Said = None,
+def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Synonyms = (),
             reading: How = AS_GUESSED, out: Compared = None, folds: Folds = 0, as_json: Json = False,
             **given: Any) -> None:
     """Train a recipe in several ways, like for like, and say which to take: sensorium compare RECIPE DATA.

@@ -2,34 +2,37 @@
 
     B batch   N real tokens of a batch
 """
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-class Residual(nn.Module):
-    """A block that adds to what passes through it. `left_out`: the chance that it adds nothing to a sample."""
+class StochasticDepth(nn.Module):
+    """What a block adds, nothing with this `chance`; else more, so that the mean stays. Each sample by itself."""
 
-    left_out: float = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.chance = 0.0
 
-    def added(self, branch: Float[Tensor, "N *rest"], samples: Callable[[], Int[Tensor, "N"]] | None = None) -> Tensor:
-        """What is added: while training nothing to some samples, and more to the others, so that the mean stays.
-
-        samples: which one each row belongs to, in order, where several do to one; asked only where it matters.
-        """
-        if not (self.training and self.left_out):
+    def forward(self, branch: Float[Tensor, "N *rest"], samples: Int[Tensor, "N"] | None = None,
+                count: int = 0) -> Float[Tensor, "N *rest"]:
+        """samples: which of `count` samples each row belongs to; without, a row is a sample."""
+        if not (self.training and self.chance):
             return branch
-        of = torch.arange(len(branch), device=branch.device) if samples is None else samples()
-        kept = torch.rand(int(of[-1]) + 1 if len(of) else 0, device=branch.device) >= self.left_out
-        return branch * (kept[of].to(branch.dtype) / (1 - self.left_out)).view(-1, *[1] * (branch.ndim - 1))
+        kept = torch.rand(len(branch) if samples is None else count).to(branch.device) >= self.chance
+        kept = kept if samples is None else kept[samples]
+        return branch * (kept.to(branch.dtype) / (1 - self.chance)).view(-1, *[1] * (branch.ndim - 1))
 
 
-def leave_out(model: nn.Module, most: float) -> None:
-    """The last of each row of blocks that learn is left out with this chance, those before it less, in even steps."""
+def set_stochastic_depth(model: nn.Module, most: float) -> int:
+    """How many blocks learn and add to what passes them. The last of each row of blocks is left out with the chance
+    `most`, those before it with less, in even steps; what does not learn never is."""
+    count = 0
     for parent in model.modules():
-        blocks = [block for block in parent.children() if isinstance(block, Residual)]
-        for i, block in enumerate(blocks, 1):
-            learns = any(p.requires_grad for p in block.parameters())
-            block.left_out = most * i / len(blocks) if learns else 0.0
+        row = [(block, part) for block in parent.children() for part in block.children()
+               if isinstance(part, StochasticDepth)]
+        for i, (block, part) in enumerate(row, 1):
+            learns = any(p.requires_grad for name, p in block.named_parameters() if not name.startswith("cross."))
+            part.chance = most * i / len(row) if learns else 0.0
+            count += learns
+    return count

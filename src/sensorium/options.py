@@ -24,9 +24,9 @@ Bytes = Annotated[Literal["int8"] | None, Parameter(
     name="--quantize", help="weights as bytes: a quarter of the memory, and more speed on a CPU")]
 Flag = Parameter(negative="", show_default=False)
 Split = Annotated[str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")]
-Said = Annotated[Path | None, Parameter(name="--synonyms", group="Data", help="text file of words that stand for each "
-                                        "other, a group a line, parted by commas: training texts are read with some "
-                                        "exchanged, too")]
+Synonyms = Annotated[tuple[str, ...], Flag, Parameter(
+    group="Data", help="of a text column, a file of words that stand for each other, a group a line, parted by commas: "
+    "title=words.txt (once for each). Training texts are read with some exchanged, too")]
 Test = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
 
 Out = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]
@@ -57,6 +57,8 @@ class Reading:
         """The data set. more: other keywords of Dataset.open."""
         from sensorium.data.dataset import Dataset
         options = {name: _plain(text) for name, text in _pairs("option", self.option, "NAME=VALUE, as in n=5000")}
+        if words := dict(_pairs("synonyms", more.pop("synonyms", ()), "COLUMN=FILE, as in title=words.txt")):
+            more["synonyms"] = words
         known = {"group": self.group, "columns": self.columns(), "max_bad": self.max_bad}
         return Dataset.open(path, **{**known, **more, **options})
 

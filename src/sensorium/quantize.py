@@ -74,7 +74,7 @@ class Int8Linear(nn.Module):
             raise SensoriumError("quantized weights cannot learn, nor anything below them: leave quantize out to train")
         if not input.numel():
             return input.new_zeros(*input.shape[:-1], len(self.scale))
-        x = input.reshape(-1, input.shape[-1]).float()
+        x = input.reshape(-1, input.shape[-1]).float().contiguous()
         most = largest(x)
         if self.fine:
             said = self._product(in_two_bytes(x, most))

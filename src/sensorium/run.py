@@ -288,6 +288,6 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     whole = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
     for name, rows in dataset.splits.items():
         whole.update(name.encode() + np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-    told = {"synonyms": dataset.synonyms.name} if dataset.synonyms else {}
+    words = {name: found.name for name, found in dataset.synonyms.items()}
     return {"name": dataset.name, "rows": len(dataset), "splits": {k: len(v) for k, v in dataset.splits.items()},
-            "sha256": whole.hexdigest(), **told}
+            "sha256": whole.hexdigest(), **({"synonyms": words} if words else {})}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sensorium import optim
-from sensorium.depth import leave_out
+from sensorium.depth import set_stochastic_depth
 from sensorium.errors import SensoriumError
 from sensorium.models import Batch
 from sensorium.recipes.recipe import Recipe, Training
@@ -45,7 +45,8 @@ class Step:
     def __init__(self, recipe: Recipe, steps: int, precision: str):
         self.recipe, self.training, self.steps, self.precision = recipe, recipe.training, steps, precision
         self.model = recipe.model
-        leave_out(self.model, self.training.stochastic_depth)
+        if not set_stochastic_depth(self.model, self.training.stochastic_depth) and self.training.stochastic_depth:
+            raise SensoriumError("no block of this model adds to what passes it and learns: leave stochastic_depth out")
         players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
         modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
         options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),

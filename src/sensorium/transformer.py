@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.attention import Attention, Cache, CrossAttention, View, packing, view
-from sensorium.depth import Residual
+from sensorium.depth import StochasticDepth
 from sensorium.kernels import Linear, drawn
 from sensorium.tokens import Tokens, at_place, glance, join, present
 
@@ -57,7 +57,7 @@ class GatedCrossAttention(nn.Module):
         return x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
 
 
-class Block(Residual):
+class Block(nn.Module):
     """Look around, then think: x + attention(norm(x)), x + mlp(norm(x)) (pre-norm)."""
 
     def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], *,
@@ -65,15 +65,18 @@ class Block(Residual):
         super().__init__()
         self.norm, self.mlp_norm = norms
         self.attention, self.mlp, self.cross = attention, mlp, cross
-        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.drop, self.deep = nn.Dropout(dropout) if dropout else nn.Identity(), StochasticDepth()
 
     def forward(self, x: Float[Tensor, "*rows D"], seen: View) -> Float[Tensor, "*rows D"]:
         x = x + self._kept(self.attention(self.norm(x), seen), seen)
         return x + self._kept(self.mlp(self.mlp_norm(x)), seen)
 
     def _kept(self, branch: Float[Tensor, "*rows D"], seen: View | None = None) -> Float[Tensor, "*rows D"]:
-        branch, packed = self.drop(branch), seen and seen.packing
-        return self.added(branch, lambda: packed.index // packed.shape[1]) if packed else self.added(branch)
+        if not self.training:
+            return branch
+        packed = None if seen is None or not self.deep.chance else seen.packing
+        return (self.deep(self.drop(branch)) if packed is None else
+                self.deep(self.drop(branch), packed.index // packed.shape[1], packed.shape[0]))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """forward, at place `at` of each sequence alone."""

@@ -16,6 +16,7 @@ from sensorium.data.schema import Schema, endings, unknown
 from sensorium.data.sources import Bad, Table
 from sensorium.data.splits import SHARES, as_given, by_hash, in_folds, in_order
 from sensorium.data.synonyms import Synonyms
+from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Dataset:
         self.group = schema.role("group")
         self.bad: list[Bad] = list(table.bad)
         self.source: dict[str, Any] = {}        # what `open` was asked for, so that it can be asked again
-        self.synonyms: Synonyms | None = None   # by which texts of train are said in other ways too
+        self.synonyms: dict[str, Synonyms] = {} # column -> by what its texts of train are said in other ways too
         self._of = of                           # the data set this is a part of, and which of its rows
 
     @classmethod
@@ -48,22 +49,26 @@ class Dataset:
         max_bad: the share of rows that may be unusable.
         like: the schema of a run, whose columns these are, as far as they are there; nothing is guessed then.
         options: `encoding` of text files; for a set that comes along, its own (see `data.emoji`, `data.scenes`).
-        `synonyms`, a text file of words that stand for each other, a group a line, parted by commas: texts of train are
-        there with some of them exchanged, too, as further captions.
+        `synonyms`: of text columns, files of words that stand for each other, a group a line, parted by commas, e.g.
+        {"title": "words.txt"}. Texts of train are there with some of them exchanged, too, as further captions.
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
         from sensorium.data.reading import read, read_like  # not needed where a model is served
 
-        words = options.pop("synonyms", None)
+        words = options.pop("synonyms", {}) if like is None else {}
+        if not isinstance(words, Mapping):
+            raise SensoriumError(f"synonyms={words!r}: which column is it for? Give {{column: file}} "
+                                 "(--synonyms title=words.txt).")
         chosen = {**(columns or {}), **({group: "group"} if group else {})}
         if like is not None:
             return cls(*read_like(Path(source), like, max_bad, options), max_bad=max_bad)
         found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
         opened = cls(*found, max_bad=max_bad)
-        opened.synonyms = None if words is None else Synonyms.read(words)
+        opened.synonyms = {name: opened._listed(name, path) for name, path in words.items()}
         at = Path(source)
         asked = {"split": split, "group": group, "test": test, **options,
-                 "columns": {name: taken for name, taken in (columns or {}).items() if isinstance(taken, str)}}
+                 "columns": {name: taken for name, taken in (columns or {}).items() if isinstance(taken, str)},
+                 "synonyms": {name: str(Path(path).resolve()) for name, path in words.items()}}
         opened.source = {"path": str(at.resolve() if at.exists() else at), "max_bad": max_bad,
                          **{k: v if isinstance(v, dict | list | tuple | int | float) else str(v)
                             for k, v in asked.items() if v not in (None, {})}}
@@ -82,19 +87,19 @@ class Dataset:
         """Raw values; None where missing.
 
         Path, bytes or uint8 array (picture); Path, list or array (series); str or list[str] (text); float; str.
+        A text of train in a column that has `synonyms` is followed by other ways to say it.
         """
-        values = self._written(column, rows)
-        if self.synonyms is None or column not in self.schema.columns or self.schema.columns[column].kind != "text":
+        values, words = self._written(column, rows), self.synonyms.get(column)
+        if words is None:
             return values
-        return [self._in_other_words(v) if learned else v
+        return [_in_other_words(v, words) if learned else v
                 for v, learned in zip(values, self._learned[np.asarray(rows, np.int64)].tolist(), strict=True)]
 
-    def _in_other_words(self, said: Any) -> Any:
-        """A text, or several, followed by other ways to say the first."""
-        several = said if isinstance(said, list) else [said]
-        if self.synonyms is None or not several or not isinstance(several[0], str):
-            return said
-        return [*several, *self.synonyms.beside(several[0])]
+    def _listed(self, column: str, path: str | os.PathLike[str]) -> Synonyms:
+        """The list of a text column. Raises SensoriumError where it is none, or cannot be read."""
+        if self.schema.find(column).kind != "text":
+            raise SensoriumError(f"synonyms: the column {column!r} holds {self.schema.find(column).kind}, and no text")
+        return Synonyms.read(Path(path))
 
     @cached_property
     def _learned(self) -> np.ndarray:
@@ -226,6 +231,13 @@ class Dataset:
         filed = [c.name for c in self.schema.columns.values() if endings(c.kind) is not None]
         found = self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad if filed and len(self) else self.bad
         return replace(describe(self), bad=found)
+
+
+def _in_other_words(said: Any, words: Synonyms) -> Any:
+    """A text, or several, followed by other ways to say each."""
+    several = said if isinstance(said, list) else [said]
+    others = [other for text in several if isinstance(text, str) for other in words.beside(text)]
+    return [*several, *others] if others else said
 
 
 def digest(raw: Any, where: str) -> str:

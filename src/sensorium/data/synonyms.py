@@ -2,29 +2,32 @@
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sensorium.data.sources import open_text
 from sensorium.errors import SensoriumError
 
-SEVERAL = 4                             # texts beside the one that is written, at most
+SEVERAL = 2                             # other ways to say a text, at most: it is drawn as it is written, too
 EXCHANGED = 0.5                         # of the words that have others, about
-WORD = re.compile(r"\w+(?:['’-]\w+)*")
+CHUNK = re.compile(r"\S+")
+EDGES = ".,;:!?()[]{}\"'…«»“”‘’„¡¿。，、！？"       # marks that stand around a word and are none of it
+Key = tuple[str, ...]
 
 
 class Synonyms:
-    """Each word or phrase, in lower case, with those that may stand in its place."""
+    """Each word or phrase, as `spelt`, with those that may stand in its place."""
 
-    def __init__(self, groups: Iterable[Iterable[str]]):
-        others: dict[tuple[str, ...], dict[str, None]] = {}
+    def __init__(self, groups: Iterable[Sequence[str]]):
+        others: dict[Key, dict[str, None]] = {}
         for group in groups:
             words = list(dict.fromkeys(word.strip() for word in group))
             for word in words:
                 others.setdefault(spelt(word), {}).update(dict.fromkeys(w for w in words if spelt(w) != spelt(word)))
-        self.others: Mapping[tuple[str, ...], list[str]] = {key: list(found) for key, found in others.items()}
+        self.others: Mapping[Key, list[str]] = {key: list(found) for key, found in others.items() if found}
         self.longest = max(map(len, self.others), default=0)
-        self.name = hashlib.sha256(repr(sorted(self.others.items())).encode()).hexdigest()
+        self.name = hashlib.sha256(repr(sorted(self.others.items())).encode("utf-8", "surrogatepass")).hexdigest()
 
     @classmethod
     def read(cls, path: str | Path) -> "Synonyms":
@@ -40,7 +43,7 @@ class Synonyms:
             raise SensoriumError(f"{path} cannot be read: {e}. synonyms is a text file, a group a line: "
                                  "car, automobile") from e
         for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
+            if not line.strip() or line.lstrip().startswith("#"):
                 continue
             words = [word for word in line.split(",") if spelt(word)]
             if len({spelt(word) for word in words}) < 2:
@@ -55,38 +58,42 @@ class Synonyms:
         """Up to SEVERAL other ways to say a text, each once; the same for the same text. None where it has no word that
         another can stand for."""
         places = self._places(text)
-        chance = random.Random(text)
-        found: dict[str, None] = {}
+        chance, found = random.Random(text), dict[str, None]()
         for _ in range(2 * SEVERAL if places else 0):
             which = [place for place in places if chance.random() < EXCHANGED] or [chance.choice(places)]
             found[self._exchanged(text, which, chance)] = None
-            if len(found) == SEVERAL:
-                break
-        return [one for one in found if one != text]
+        return [one for one in found if one != text][:SEVERAL]
 
-    def _places(self, text: str) -> list[tuple[int, int, tuple[str, ...]]]:
-        """(start, stop, key) of what can be exchanged, the longest phrases first."""
-        words, places, at = list(WORD.finditer(text)), [], 0
-        while at < len(words):
-            for n in range(min(self.longest, len(words) - at), 0, -1):
-                key = tuple(word[0].lower() for word in words[at:at + n])
-                if key in self.others:
-                    places.append((words[at].start(), words[at + n - 1].end(), key))
+    def _places(self, text: str) -> list[tuple[int, int, Key]]:
+        """(start, stop, key) of what can be exchanged, the longest phrases first. A phrase has nothing but space
+        between its words; marks around a word are none of it, unless the list has it with them (C++, U.S.)."""
+        chunks, places, at = list(CHUNK.finditer(text)), [], 0
+        while at < len(chunks):
+            for n in range(min(self.longest, len(chunks) - at), 0, -1):
+                start, stop = chunks[at].start(), chunks[at + n - 1].end()
+                whole = text[start:stop]
+                inner = whole.strip(EDGES)
+                first = start + len(whole) - len(whole.lstrip(EDGES))
+                found = next(((s, e, key) for s, e, key in ((start, stop, spelt(whole)),
+                                                            (first, first + len(inner), spelt(inner)))
+                              if key in self.others), None)
+                if found:
+                    places.append(found)
                     at += n
                     break
             else:
                 at += 1
         return places
 
-    def _exchanged(self, text: str, places: Iterable[tuple[int, int, tuple[str, ...]]], chance: random.Random) -> str:
-        for start, stop, key in sorted(places, reverse=True):
+    def _exchanged(self, text: str, places: Iterable[tuple[int, int, Key]], chance: random.Random) -> str:
+        parts, at = [], 0
+        for start, stop, key in places:
             other = chance.choice(self.others[key])
-            if text[start].isupper():
-                other = other[0].upper() + other[1:]
-            text = text[:start] + other + text[stop:]
-        return text
+            parts += [text[at:start], other[0].upper() + other[1:] if text[start].isupper() else other]
+            at = stop
+        return "".join([*parts, text[at:]])
 
 
-def spelt(word: str) -> tuple[str, ...]:
-    """The words of a phrase, in lower case."""
-    return tuple(part[0].lower() for part in WORD.finditer(word))
+def spelt(word: str) -> Key:
+    """The words of a phrase: in lower case, each letter with its marks in one."""
+    return tuple(unicodedata.normalize("NFC", word).lower().split())

@@ -42,6 +42,8 @@ def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, d
     if not isinstance(stored, Pictures | Captions) or not stored.valid.any():
         return stored
     if isinstance(stored, Captions) and stored.counts.max() > 1:
+        Console(stderr=True, quiet=quiet).print(f"{column}: several texts a row, so what reads them does so in each "
+                                                "epoch, not once", highlight=False, markup=False)
         return stored
     name = stored.name if isinstance(stored, Pictures) else _name(stored)
 

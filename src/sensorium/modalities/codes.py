@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, channels_last, nn
 
+from sensorium.depth import StochasticDepth
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.quantize import Quantizer
@@ -97,9 +98,10 @@ class Residual(nn.Module):
         self.first, self.second = nn.Conv2d(dim, dim, 3, padding=1), nn.Conv2d(dim, dim, 1)
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.get_parameter("bias"))
+        self.deep = StochasticDepth()
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return x + self.second(F.relu(self.first(F.relu(x))))
+        return x + self.deep(self.second(F.relu(self.first(F.relu(x)))))
 
 
 def _encoder(widths: Sequence[int], outside: int, depth: int) -> nn.Sequential:

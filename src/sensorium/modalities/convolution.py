@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sensorium.depth import Residual
+from sensorium.depth import StochasticDepth
 from sensorium.kernels import Linear
 from sensorium.modalities.series import Series, levelled, steps
 from sensorium.tokens import Tokens, at_place, line
@@ -20,16 +20,17 @@ REACH = 3                                   # neighbours on each side that a con
 LEFT = 16                                   # tokens of a usual series after the last level, about
 
 
-class Mixing(Residual):
+class Mixing(nn.Module):
     """x + mlp(norm(convolution(x))), each channel with its own weights along time (ConvNeXt, Liu et al. 2022)."""
 
     def __init__(self, dim: int, step: int, dropout: float):
         super().__init__()
         self.along = nn.Conv1d(dim, dim, 2 * REACH + 1, padding=REACH * step, dilation=step, groups=dim)
         self.norm, self.mlp, self.drop = nn.LayerNorm(dim), FeedForward(dim, 4 * dim), nn.Dropout(dropout)
+        self.deep = StochasticDepth()
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return x + self.added(self.drop(self.mlp(self.norm(self.along(x.transpose(1, 2)).transpose(1, 2)))))
+        return x + self.deep(self.drop(self.mlp(self.norm(self.along(x.transpose(1, 2)).transpose(1, 2)))))
 
 
 class Convolutions(nn.Module):

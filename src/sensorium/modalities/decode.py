@@ -26,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 PIXELS = 89_000_000                     # no larger picture is decoded; from a little more on Pillow itself warns
 BYTES = 1 << 30                         # and no larger file is read
-READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)       # a pipe is not waited for
+READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY"))      # waits for none
 JPEG = b"\xff\xd8\xff"
 FORMATS = {                             # how a file begins -> the one reader that may open it
     rb"\xff\xd8\xff": JpegImageFile, rb"\x89PNG\r\n\x1a\n": PngImageFile, rb"RIFF....WEBP": WebPImageFile,

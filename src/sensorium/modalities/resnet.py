@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
-from sensorium import depth
+from sensorium.depth import StochasticDepth
 from sensorium.kernels import drawn
 from sensorium.tokens import Tokens, grid
 
@@ -20,19 +20,20 @@ def convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.S
     return nn.Sequential(convolution, nn.BatchNorm2d(outside))
 
 
-class Residual(depth.Residual):
+class Residual(nn.Module):
     """relu(x + two convolutions of x). The second norm starts at zero: a new block changes nothing but the scale."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
         self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
         nn.init.zeros_(self.second.get_parameter("1.weight"))
+        self.deep = StochasticDepth()
         plain = inside == outside and stride == 1
         self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
                                                                convolution(inside, outside, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
-        return F.relu(self.skip(x) + self.added(self.second(F.relu(self.first(x)))))
+        return F.relu(self.skip(x) + self.deep(self.second(F.relu(self.first(x)))))
 
 
 class Plain(nn.Module):

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
+from sensorium.depth import StochasticDepth
 from sensorium.modalities.resnet import convolution
 from sensorium.models import Encoder
 from sensorium.published.classifier import Classifier, labels, timm_picture, verbs
@@ -30,14 +31,14 @@ class Unit(nn.Module):
 
     def __init__(self, convolutions: Sequence[nn.Module], skip: nn.Module):
         super().__init__()
-        self.convolutions, self.skip = nn.ModuleList(convolutions), skip
+        self.convolutions, self.skip, self.deep = nn.ModuleList(convolutions), skip, StochasticDepth()
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         *before, last = self.convolutions
         y = x
         for one in before:
             y = F.relu(one(y))
-        return F.relu(last(y) + self.skip(x))
+        return F.relu(self.deep(last(y)) + self.skip(x))
 
 
 class Residuals(nn.Module):

@@ -19,7 +19,7 @@ from sensorium.objectives.supervised import Supervised, Target
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import Narrowed, chosen, encoder, usual
-from sensorium.recipes.prediction import calibrate, meet, validate
+from sensorium.recipes.prediction import judged, meet
 from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
 from sensorium.stored import content_hash, weights
 from sensorium.verbs.predict import Predictor
@@ -101,7 +101,7 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
         model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found), begin=meet,
         derived=_once(model, schema.taking(settings)), training=_training(size, found), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
-        validate=validate(objective, aims), calibrate=calibrate(aims), judge=_judge(aims), **grown)
+        **judged(objective, aims), judge=_judge(aims), **grown)
 
 
 def _boosting(model: Fused, reads: Mapping[str, Modality], objective: Supervised, aims: Mapping[str, Modality],

@@ -78,7 +78,8 @@ def _asked_for(dataset: Dataset) -> list[str]:
     said = dict(dataset.source)
     path, columns = str(said.pop("path", dataset.name)), said.pop("columns", {})
     own = [f"--{name}={said.pop(name)}" for name in ("split", "group", "test", "max_bad") if name in said]
-    kinds = [part for name, kind in columns.items() for part in ("--column", f"{name}={kind}")]
+    kinds = [part for what, named in (("column", columns), ("synonyms", said.pop("synonyms", {})))
+             for name, value in named.items() for part in (f"--{what}", f"{name}={value}")]
     return [path, *(o.replace("max_bad", "max-bad") for o in own if o != "--max_bad=0.01"), *kinds,
             *(part for name, value in said.items() for part in ("--option", f"{name}={value}"))]
 
