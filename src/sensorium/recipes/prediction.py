@@ -72,7 +72,7 @@ class Asked:
     def __call__(self, model: Fused, prepared: Prepared, rows: np.ndarray,
                  targets: Sequence[str]) -> tuple[dict[str, Tensor], Batch]:
         asked = (model, prepared, rows)
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version)      # the version moves with every change in place
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version)          # which moves with every change in place
                  for t in (*model.parameters(), *model.buffers())], list(targets)
         if len(self._last) != 3 or any(a is not b for a, b in zip(asked, self._last, strict=True)) or (
                 state != self._state):
