@@ -25,7 +25,7 @@ sets are and how they are split, `benchmarks/fusion.py` how each was run. Test r
   rank (`+lora`), and learning on as a whole (`+all`).
 - **linear**, **boosting** (scikit-learn), **lightgbm**: on tf-idf of words and letters, principal directions of pixels,
   statistics of series; one seed, as all that follow. **widedeep**: pytorch-widedeep. **autogluon**:
-  AutoGluon-Multimodal, with a trained text model.
+  AutoGluon-Multimodal, with a trained text model, until it stops by itself.
 
 """
 
@@ -83,6 +83,23 @@ def noise() -> Iterator[str]:
                f"{line['high']:+.3f} | {line['rows']:,} |")
 
 
+def speed() -> Iterator[str]:
+    """Ours beside each peer in results/fusion_speed.jsonl: seconds, what each had learned by then, the ratio."""
+    path = RESULTS / "fusion_speed.jsonl"
+    runs: dict[str, list[dict]] = {}
+    ratios: dict[tuple[str, str], float] = {}
+    for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
+        if "task" in line:
+            runs.setdefault(line["name"], []).append(line)
+        else:
+            ratios |= {(line["name"], key.removeprefix("times_")): value for key, value in line.items()
+                       if key.startswith("times_") and key != f"times_{line['name']}"}
+    for (own, peer), ratio in ratios.items():
+        cells = [f"{mean(one['seconds'] for one in runs[who]):.1f} | {runs[who][-1]['accuracy']:.3f}"
+                 for who in (own, peer)]
+        yield f"| {own} | {cells[0]} | {peer} {runs[peer][-1]['version']} | {cells[1]} | **{ratio:.1f}** |"
+
+
 def main() -> None:
     lines, parts = read(), [HEAD.rstrip()]
     parts += ["", "\n".join(table(lines, "figure"))]
@@ -94,6 +111,12 @@ def main() -> None:
                         "widedeep's and AutoGluon's 9 to 12):", "cpu_seconds"),
                        ("Most memory held, in MB:", "peak_mb")):
         parts += ["", what, "", "\n".join(table(lines, cell))]
+    if found := [*speed()]:
+        parts += ["", "One epoch over icons (2,078 rows to learn from: picture, text, four columns of the table), CPU",
+                  "seconds from raw files to predictions and the accuracy on `test` by then, in alternating runs",
+                  "(`benchmarks/fusion_speed.py`):", "",
+                  "| ours | seconds | accuracy | beside | seconds | accuracy | times as fast |",
+                  "|---" * 7 + "|", *found]
     if rows := [*alone()]:
         parts += ["", "Ours with one sense alone:", "", "| set | columns | test | seed |", "|---|---|---|---|", *rows]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
