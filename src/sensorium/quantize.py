@@ -11,6 +11,9 @@ is two bytes, a high one and a low one, each multiplied as a row of its own, whi
 What is multiplied is given to oneDNN as unsigned bytes, around MIDDLE: signed ones it multiplies one by one where there
 is no AMX, a thousand times slower. Without VNNI sums of unsigned ones may saturate: there they stay signed.
 """
+from collections.abc import Callable, Mapping
+from functools import cache
+
 import torch
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
@@ -74,27 +77,23 @@ class Int8Linear(nn.Module):
             raise SensoriumError("quantized weights cannot learn, nor anything below them: leave quantize out to train")
         if not input.numel():
             return input.new_zeros(*input.shape[:-1], len(self.scale))
-        x = input.reshape(-1, input.shape[-1]).float().contiguous()
-        most = largest(x)
+        kept = self._buffers                # looked up here: a module's own way takes as long as an operator
+        x = input.reshape(-1, input.shape[-1])
+        if x.dtype is not torch.float32 or not x.is_contiguous():
+            x = x.float().contiguous()
+        most, rows, bias = largest(x), x.shape[0], kept["bias"]
         if self.fine:
-            said = self._product(in_two_bytes(x, most))
-            said = torch.add(said[len(x):2 * len(x)], said[:len(x)], alpha=1 / BYTE)
+            said = _product(in_two_bytes(x, most), kept)
+            said = torch.add(said[rows:2 * rows], said[:rows], alpha=1 / BYTE)
         else:
-            said = self._product(torch.addcdiv(HALF_ABOVE, x, most, value=STEPS).to(torch.uint8))
-        bias = self.bias
+            said = _product(torch.addcdiv(HALF_ABOVE, x, most, value=STEPS).to(torch.uint8), kept)
         said = said.mul_(most) if bias is None else torch.addcmul(bias, said, most)
-        return said.to(input.dtype).view(*input.shape[:-1], -1)
+        said = said.view(*input.shape[:-1], -1)
+        return said if input.dtype is torch.float32 else said.to(input.dtype)
 
     def part(self, x: Float[Tensor, "*rows D"], start: int, stop: int | None) -> Float[Tensor, "*rows P"]:
         """Outputs `start` to `stop` of forward."""
         return self(x)[..., start:stop]
-
-    def _product(self, steps: UInt8[Tensor, "N D"]) -> Float[Tensor, "N E"]:
-        middle = MIDDLE
-        if not multiplies_bytes():
-            steps, middle = (steps ^ MIDDLE).view(torch.int8), 0
-        return torch.ops.onednn.qlinear_pointwise(steps, 1.0, middle, self.packed, self.scale, self.zero, None, 1.0, 0,
-                                                  torch.float32, "none", [], "")
 
 
 class Int8Embedding(nn.Module):
@@ -119,6 +118,20 @@ class Int8Embedding(nn.Module):
         return self.rounded[ids] * self.scale[ids]
 
 
+def _product(steps: UInt8[Tensor, "N D"], kept: Mapping[str, Tensor | None]) -> Float[Tensor, "N E"]:
+    """Steps around MIDDLE times the weights that an Int8Linear keeps."""
+    middle = MIDDLE
+    if not multiplies_bytes():
+        steps, middle = (steps ^ MIDDLE).view(torch.int8), 0
+    return _operator()(steps, 1.0, middle, kept["packed"], kept["scale"], kept["zero"], None, 1.0, 0, torch.float32,
+                       "none", [], "")
+
+
+@cache
+def _operator() -> Callable[..., Tensor]:
+    return torch.ops.onednn.qlinear_pointwise.default
+
+
 def in_steps(x: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float[Tensor, "N 1"]]:
     """Each row as a number of steps, -127 to 127, and the width of a step."""
     scale = largest(x) / STEPS
@@ -131,7 +144,7 @@ def in_two_bytes(x: Float[Tensor, "N D"], most: Float[Tensor, "N 1"]) -> UInt8[T
     Two rows more, of nothing, stand below a single one: oneDNN multiplies four rows faster than two.
     """
     steps = torch.addcdiv(WHOLE, x, most, value=STEPS * BYTE).view(torch.uint8).view(*x.shape, 4)
-    return (steps if len(x) == 1 else steps[..., :2]).permute(2, 0, 1).reshape(-1, x.shape[1])
+    return (steps if x.shape[0] == 1 else steps[..., :2]).permute(2, 0, 1).reshape(-1, x.shape[1])
 
 
 def largest(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
