@@ -70,6 +70,9 @@ def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
     with torch.no_grad():
         alone = torch.stack([layer(row) for row in x.flatten(0, 1)]).view(2, 3, 32)
         assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
+        turned = x[0].t().contiguous().t()                                          # the same rows, columns together
+        assert torch.equal(layer(turned), layer(x[0])) and not turned.is_contiguous()
+        assert torch.equal(layer(torch.zeros(1, 48)), layer.bias[None])
 
 
 def test_embeddings_are_near_and_parts_are_parts() -> None:

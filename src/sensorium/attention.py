@@ -102,10 +102,10 @@ class Cache:
         if layer not in self._layers:
             room = (*k.shape[:2], self.size)
             self._layers[layer] = (k.new_empty(*room, k.shape[3]), v.new_empty(*room, v.shape[3]))
-        kept = self._layers[layer]
-        for room, new in zip(kept, (k, v), strict=True):
-            room[:, :, self.length - new.shape[2]:self.length] = new
-        return kept[0][:, :, :self.length], kept[1][:, :, :self.length]
+        keys, values = self._layers[layer]
+        keys.narrow(2, self.length - k.shape[2], k.shape[2]).copy_(k)
+        values.narrow(2, self.length - v.shape[2], v.shape[2]).copy_(v)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
     def turns(self, t: Tokens) -> Tokens:
         """The tokens read last, with the turns they have among all."""
@@ -164,7 +164,7 @@ class Attention(nn.Module):
             said = self_attend(qkv, self.heads, causal=seen.causal, mask=seen.mask, scale=self.scale)
         else:
             shared = (qkv.shape[-1] - self.width) // 2
-            q, k, v = qkv.split([self.width, shared, shared], -1)
+            q, k, v = qkv.split_with_sizes([self.width, shared, shared], -1)
             said = self._attend(q, k, v, seen.pos, seen)
         return self.out(said if seen.packing is None else seen.packing.gather(said))
 

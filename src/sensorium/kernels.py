@@ -207,10 +207,11 @@ def self_attend(qkv: Float[Tensor, "B T D"], heads: int, *, causal: bool = False
 
 def _short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Whether two products and a softmax are quicker than torch's operator: its backward pass is slow, most in bf16."""
+    if q.dtype != torch.bfloat16 and not (q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled()):
+        return False
     few = max(q.shape[2], k.shape[2]) <= SHORT.get(q.dtype, 0)
     few = few and q.shape[:2] == v.shape[:2] and q.shape[3] == v.shape[3]
-    worth = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled())
-    return (few and worth and (mask is None or mask.dtype == torch.bool) and _eager(q, k, v)
+    return (few and (mask is None or mask.dtype == torch.bool) and _eager(q, k, v)
             and way(torch.bfloat16) != "torch")
 
 

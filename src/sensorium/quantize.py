@@ -81,7 +81,7 @@ class Int8Linear(nn.Module):
         x = input.reshape(-1, input.shape[-1])
         if x.dtype is not torch.float32 or not x.is_contiguous():
             x = x.float().contiguous()
-        most, rows, bias = largest(x), x.shape[0], kept["bias"]
+        most, rows, bias = x.abs().amax(1, keepdim=True), x.shape[0], kept["bias"]         # 0: whatever the steps are
         if self.fine:
             said = _product(in_two_bytes(x, most), kept)
             said = torch.add(said[rows:2 * rows], said[:rows], alpha=1 / BYTE)
@@ -134,7 +134,7 @@ def _operator() -> Callable[..., Tensor]:
 
 def in_steps(x: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float[Tensor, "N 1"]]:
     """Each row as a number of steps, -127 to 127, and the width of a step."""
-    scale = largest(x) / STEPS
+    scale = x.float().abs().amax(1, keepdim=True).clamp_(min=TINY).div_(STEPS)
     return (x / scale).round_().to(torch.int8), scale
 
 
@@ -145,8 +145,3 @@ def in_two_bytes(x: Float[Tensor, "N D"], most: Float[Tensor, "N 1"]) -> UInt8[T
     """
     steps = torch.addcdiv(WHOLE, x, most, value=STEPS * BYTE).view(torch.uint8).view(*x.shape, 4)
     return (steps if x.shape[0] == 1 else steps[..., :2]).permute(2, 0, 1).reshape(-1, x.shape[1])
-
-
-def largest(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
-    """The largest magnitude of each row."""
-    return x.float().abs().amax(1, keepdim=True).clamp_(min=TINY)
