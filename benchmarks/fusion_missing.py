@@ -57,7 +57,7 @@ Answers = Callable[[np.ndarray], np.ndarray]    # hidden cells of the test rows,
 
 def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     """Ours, with hidden cells masked; or without value dropout, with hidden cells filled in, "zeros" or "filled"."""
-    from sensorium.recipes.judge_missing import Hiding, nothing
+    from sensorium.recipes.judge_missing import Hiding
     from sensorium.recipes.prediction import said_of
     from sensorium.verbs.predict import read as said
     how = {"precision": "fp32", **({"drop": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
@@ -70,8 +70,8 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
         gone = torch.zeros(len(prepared), len(test.columns), dtype=torch.bool)
         gone[rows] = torch.from_numpy(cells)
         hiding = Hiding({name: model.schema[name] for name in test.columns}, gone)
-        by = partial(hiding.filled, by=zero if fill == "zeros" else nothing) if fill else hiding.masked
-        numbers, _ = said_of(model.module, prepared, rows, [target], by)
+        change = {"": hiding.masked, "zeros": partial(hiding.filled, by=zero), "filled": hiding.filled}[fill]
+        numbers, _ = said_of(model.module, prepared, rows, [target], change)
         return told(said(model.schema[target], numbers[target], model.module.calibration(target)), test)
     return answer
 

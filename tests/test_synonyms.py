@@ -79,7 +79,7 @@ def test_only_rows_of_train_change(tmp_path: Path) -> None:
     assert np.array_equal(data.groups(), plain.groups())
     assert {k: v.tolist() for k, v in data.splits.items()} == {k: v.tolist() for k, v in plain.splits.items()}
     assert fingerprint(data) != fingerprint(plain)                          # a resumed run notices
-    again = data.source | {"path": data.source["path"]}
+    again = dict(data.source)
     assert fingerprint(Dataset.open(again.pop("path"), **again)) == fingerprint(data)
 
 

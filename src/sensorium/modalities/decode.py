@@ -97,9 +97,7 @@ def reduction(wide: int, high: int, side: int, square: str) -> int:
     if square == "trim":
         return 1                            # how much is border is not known yet
     edge = min(max(wide, high), 2 * side * min(wide, high)) if square == "pad" else min(wide, high)
-    if edge < 4 * side:
-        return 1
-    return next(scale for scale in (8, 4, 2, 1) if scale == 1 or edge >= 2 * side * scale)
+    return 1 << min(3, max(0, (edge // (2 * side)).bit_length() - 1))
 
 
 def squared(picture: PIL.Image.Image | np.ndarray, side: int, square: str,

@@ -47,36 +47,6 @@ def against_missing(model: Fused, prepared: Prepared, rows: np.ndarray, reads: M
         yield Point(share, *found)
 
 
-@dataclass(frozen=True)
-class Hiding:
-    """Which values of the columns are hidden from a model, in all rows of a data set."""
-
-    reads: Mapping[str, Modality]
-    gone: Bool[Tensor, "N C"]
-
-    def masked(self, batch: Batch) -> Batch:
-        """The batch without them."""
-        flags = {f"{name}.valid": there & ~self._gone(i, batch) for i, name, there in self._given(batch)}
-        return {**batch, **flags}
-
-    def filled(self, batch: Batch, by: Callable[[Modality, Tensor], Tensor] | None = None) -> Batch:
-        """The batch with something in their place, marked as there: what `by` makes, or what says `nothing`."""
-        make, values = by or nothing, {}
-        for i, name, there in self._given(batch):
-            at = self._gone(i, batch) & there
-            values[name] = batch[name].clone()
-            values[name][at] = make(self.reads[name], batch[name])
-        return {**batch, **values}
-
-    def _given(self, batch: Batch) -> Iterator[tuple[int, str, Bool[Tensor, "B"]]]:
-        for i, name in enumerate(self.reads):
-            if name in batch:
-                yield i, name, batch.get(f"{name}.valid", torch.ones(len(batch[name]), dtype=torch.bool))
-
-    def _gone(self, i: int, batch: Batch) -> Bool[Tensor, "B"]:
-        return self.gone[batch["row"], i]
-
-
 def nothing(of: Modality, values: Tensor) -> Tensor:
     """A value like those of a batch, that says as little as a value can."""
     plain = torch.zeros_like(values[0])
@@ -91,6 +61,36 @@ def nothing(of: Modality, values: Tensor) -> Tensor:
         case Series():
             plain[:, plain.shape[1] // 2:] = 1          # the second half says that the first is there
     return plain
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """Which values of the columns are hidden from a model, in all rows of a data set."""
+
+    reads: Mapping[str, Modality]
+    gone: Bool[Tensor, "N C"]
+
+    def masked(self, batch: Batch) -> Batch:
+        """The batch without them."""
+        flags = {f"{name}.valid": there & ~self._gone(i, batch) for i, name, there in self._given(batch)}
+        return {**batch, **flags}
+
+    def filled(self, batch: Batch, by: Callable[[Modality, Tensor], Tensor] = nothing) -> Batch:
+        """The batch with what `by` makes in their place, marked as there."""
+        values = {}
+        for i, name, there in self._given(batch):
+            at = self._gone(i, batch) & there
+            values[name] = batch[name].clone()
+            values[name][at] = by(self.reads[name], batch[name])
+        return {**batch, **values}
+
+    def _given(self, batch: Batch) -> Iterator[tuple[int, str, Bool[Tensor, "B"]]]:
+        for i, name in enumerate(self.reads):
+            if name in batch:
+                yield i, name, batch.get(f"{name}.valid", torch.ones(len(batch[name]), dtype=torch.bool))
+
+    def _gone(self, i: int, batch: Batch) -> Bool[Tensor, "B"]:
+        return self.gone[batch["row"], i]
 
 
 def only(model: Fused, part: Sequence[str]) -> Callable[[Batch], Batch]:
