@@ -12,7 +12,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "src" / "sensorium"
 FLOORS = [                                      # imports go up in this list, never down
-    "errors machine",
+    "errors",
     "tokens kernels depth durable stored",
     "attention positions report config chart",
     "transformer",

@@ -28,7 +28,6 @@ from sensorium.commands import (
     train,
 )
 from sensorium.errors import SensoriumError
-from sensorium.machine import prefer_huge_pages
 from sensorium.options import with_keywords
 from sensorium.tell import say
 
@@ -157,7 +156,6 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """What the command `sensorium` calls."""
-    prefer_huge_pages()
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
 

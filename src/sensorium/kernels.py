@@ -8,8 +8,10 @@ widen decides it by hand; `benchmarks/clip_train.py --ways` measures a machine t
 """
 import ctypes
 import os
+import platform
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sensorium.errors import SensoriumError
-from sensorium.machine import amd, prefer_huge_pages
 
 WAYS = ("torch", "onednn", "widen")
 SHORT = {torch.float32: 256, torch.bfloat16: 512}       # up to here attention is faster as two products and a softmax
@@ -51,6 +52,13 @@ def way(dtype: torch.dtype) -> str:
 
 
 @cache
+def amd() -> bool:
+    """Whether AMD made this processor."""
+    about = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())
+
+
+@cache
 def multiplies_bf16() -> bool:
     """Whether this processor has a unit for bf16 products (AMX), which are then several times as fast as float32."""
     return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
@@ -68,13 +76,11 @@ def settle_allocator() -> bool:
 
     True where it took effect (glibc). The process then stays at its peak memory.
     """
-    prefer_huge_pages()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         return False
-    trim, pad, mmap = -1, -2, -3               # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-    asked = ((mmap, 1 << 30), (trim, (1 << 31) - 1), (pad, 64 << 20))
-    return all([libc.mallopt(what, value) for what, value in asked])
+    asked = {-1: (1 << 31) - 1, -2: 64 << 20, -3: 1 << 30}     # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    return all([libc.mallopt(what, value) for what, value in asked.items()])
 
 
 def drawn(*shape: int, std: float = 1.0) -> nn.Parameter:
