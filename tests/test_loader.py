@@ -1,6 +1,7 @@
 """Decoded once, drawn in an order that can be resumed: the cache of pictures, batches, and the loader."""
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
-from sensorium.data import decoded
+from sensorium.data import ahead, decoded
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader, order
@@ -90,6 +91,23 @@ def test_pictures_come_as_loaded(tmp_path: Path) -> None:
     assert batch["image.valid"].tolist() == [True, True, True, False, True]
     assert batch["row"].tolist() == [4, 0, 1, 3, 2] and prepared.complete().tolist() == [0, 1, 2, 4]
     assert np.array_equal(np.asarray(prepared.picture("image", 2)), image.load(raw[2]))
+
+
+@pytest.mark.parametrize("quick", [1e9, 0.0])
+def test_pieces_come_in_order_from_one_thread_or_several(quick: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "QUICK", quick)
+    threads = set[int]()
+
+    def work(piece: int) -> int:
+        threads.add(threading.get_ident())
+        time.sleep(0.002 * (piece % 3))                                             # they do not end in order
+        return piece
+    assert list(ahead.ahead(work, iter(range(60)), waits=True)) == list(range(60))
+    assert (threads == {threading.get_ident()}) == (quick > 1)
+    assert list(ahead.ahead(work, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(ahead.ahead(lambda piece: 1 // (5 - piece), range(9)))
+
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "array"])

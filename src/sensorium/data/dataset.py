@@ -2,7 +2,6 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensorium.data.ahead import ahead
 from sensorium.data.schema import Schema, endings, unknown
 from sensorium.data.sources import Bad, Table
 from sensorium.data.splits import SHARES, as_given, by_hash, in_folds, in_order
@@ -22,6 +22,8 @@ from sensorium.modalities.modality import Modality
 if TYPE_CHECKING:
     from sensorium.data.cache import Prepared
     from sensorium.data.describe import Description
+
+BLOCK = 1 << 20                         # bytes of a file that are held at a time
 
 
 class Dataset:
@@ -217,8 +219,7 @@ class Dataset:
             some = rows[start:start + 256]
             return [digest(raw, self.where(i)) for i, raw in zip(some, self._written(shown, some), strict=True)]
 
-        with ThreadPoolExecutor(8) as pool:     # reading waits, and hashing lets other threads run
-            return chain.from_iterable(list(pool.map(part, range(0, len(rows), 256))))
+        return chain.from_iterable(ahead(part, range(0, len(rows), 256), waits=True))
 
     def prepare(self, schema: Schema, columns: Sequence[str], **how: Any) -> "Prepared":
         """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
@@ -244,8 +245,11 @@ def digest(raw: Any, where: str) -> str:
     """The content of a value as 32 hex digits; of a value that is missing or cannot be read, the row's name."""
     if isinstance(raw, Path):
         try:
-            with open(raw, "rb") as f:
-                return hashlib.file_digest(f, _md5).hexdigest()
+            content = _md5()
+            with open(raw, "rb", buffering=0) as f:
+                while data := f.read(BLOCK):
+                    content.update(data)
+            return content.hexdigest()
         except OSError:
             return where
     if isinstance(raw, np.ndarray):

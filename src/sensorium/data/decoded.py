@@ -13,9 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sensorium import durable
+from sensorium.data.ahead import ahead
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 
 VERSION = 1                             # of what decoding gives: another version decodes anew
-PIECE = 64                              # pictures that one thread decodes in one go
+PIECE = 64                              # pictures decoded in one go
 READ = 4096                             # raw values held at a time
 PATIENCE = 2.0                          # seconds before a bar appears
 MAGIC = b"sensorium pictures 1"
@@ -97,18 +96,10 @@ def _identity(value: Any) -> bytes:
 
 
 def _decode(image: Image, raw: Callable[[range], Sequence[Any]], chunks: Iterable[range]) -> Iterator[Part]:
-    """Piece by piece in order, a few pieces ahead."""
-    threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Part]] = deque()
-        for chunk in chunks:
-            values = raw(chunk)
-            for start in range(0, len(values), PIECE):
-                ahead.append(pool.submit(_piece, image, values[start:start + PIECE], chunk.start + start))
-                if len(ahead) > 2 * threads:
-                    yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    """Piece by piece, in order."""
+    pieces = ((values[at:at + PIECE], chunk.start + at)
+              for chunk in chunks for values in [raw(chunk)] for at in range(0, len(values), PIECE))
+    return ahead(lambda piece: _piece(image, *piece), pieces)
 
 
 def _piece(image: Image, values: Sequence[Any], start: int) -> Part:
