@@ -68,11 +68,29 @@ def test_a_layer_is_the_product_of_what_was_rounded(bias: bool) -> None:
 def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
     layer, x = Int8Linear(Linear(48, 32), fine=fine), torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None]
     with torch.no_grad():
-        alone = torch.stack([layer(row) for row in x.flatten(0, 1)]).view(2, 3, 32)
-        assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
+        for lonely in (lambda row: row, lambda row: row[None], lambda row: row[None, None]):
+            alone = torch.stack([layer(lonely(row)) for row in x.flatten(0, 1)]).view(2, 3, 32)
+            assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
         turned = x[0].t().contiguous().t()                                          # the same rows, columns together
         assert torch.equal(layer(turned), layer(x[0])) and not turned.is_contiguous()
         assert torch.equal(layer(torch.zeros(1, 48)), layer.bias[None])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_row_of_any_size_and_layout(bias: bool) -> None:
+    """As when a decoder reads one more token: however large or small its numbers, and wherever they lie in memory."""
+    plain = Linear(48, 32, bias=bias)
+    layer, x = Int8Linear(plain, fine=True), torch.randn(48, 3)
+    for row in (x[:, :1].t(), x[:, 0].view(1, 1, 48), x.t()[:1].contiguous()):
+        expected = layer(row.reshape(1, 48).expand(2, 48))[:1]
+        assert torch.allclose(layer(row).view(1, 32), expected, rtol=1e-5, atol=1e-5)
+    nothing = torch.zeros(1, 32) if plain.bias is None else plain.bias.detach()[None]
+    for size in (1e-42, 1e-30, 1e30):
+        answer = layer(size * x[:, :1].t())
+        assert torch.allclose((answer - nothing) / max(size, 1), (plain(size * x[:, :1].t()) - nothing) / max(size, 1),
+                              rtol=1e-2, atol=2e-2)
+    assert not layer(torch.full((1, 48), torch.nan)).isfinite().any()
 
 
 def test_embeddings_are_near_and_parts_are_parts() -> None:

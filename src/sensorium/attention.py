@@ -163,16 +163,16 @@ class Attention(nn.Module):
         if self.position is None and seen.cache is None and self.kv_heads == self.heads:
             said = self_attend(qkv, self.heads, causal=seen.causal, mask=seen.mask, scale=self.scale)
         else:
-            shared = (qkv.shape[-1] - self.width) // 2
-            q, k, v = qkv.split_with_sizes([self.width, shared, shared], -1)
+            q, k, v = _split(qkv, self.heads + 2 * self.kv_heads).split_with_sizes(
+                [self.heads, self.kv_heads, self.kv_heads], 1)
             said = self._attend(q, k, v, seen.pos, seen)
         return self.out(said if seen.packing is None else seen.packing.gather(said))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """What forward would say at place `at` of each sequence, without the rest."""
         rows = torch.arange(x.shape[0], device=x.device)
-        q = self.qkv.part(x[rows, at][:, None], 0, self.width)
-        k, v = self.qkv.part(x, self.width, None).chunk(2, -1)
+        q = _split(self.qkv.part(x[rows, at][:, None], 0, self.width), self.heads)
+        k, v = _split(self.qkv.part(x, self.width, None), 2 * self.kv_heads).chunk(2, 1)
         mask = seen.mask
         if mask is not None and mask.shape[2] > 1:
             mask = mask.expand(x.shape[0], -1, -1, -1)[rows, :, at][:, None]
@@ -182,7 +182,6 @@ class Attention(nn.Module):
         return self.out(self._attend(q, k, v, pos, replace(seen, causal=False, mask=mask))[:, 0])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, seen: View) -> Float[Tensor, "B T D"]:
-        q, k, v = _split(q, self.heads), _split(k, self.kv_heads), _split(v, self.kv_heads)
         mask: Tensor | None = seen.mask
         causal = seen.causal
         if self.position is not None:

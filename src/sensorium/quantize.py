@@ -28,6 +28,7 @@ BYTE = 256                              # steps of the low byte to one of the hi
 MIDDLE = 128                            # that stands for zero, in either byte
 HALF_ABOVE = torch.tensor(MIDDLE + 0.5)                     # a half, so that cutting off rounds
 WHOLE = torch.tensor(2.0 ** 23 + MIDDLE * BYTE + MIDDLE)      # added to a small number, its last bits count whole ones
+BELOW = torch.tensor([[0], [8], [16], [24]], dtype=torch.int32)       # how many bits of four bytes lie below each
 TINY = 1e-30                            # no row is so small that its steps have no width
 
 
@@ -78,6 +79,8 @@ class Int8Linear(nn.Module):
         if not input.numel():
             return input.new_zeros(*input.shape[:-1], len(self.scale))
         kept = self._buffers                # looked up here: a module's own way takes as long as an operator
+        if self.fine and input.dim() > 1 and input.numel() == input.shape[-1] and input.dtype is torch.float32:
+            return _one_row(input, kept)
         x = input.reshape(-1, input.shape[-1])
         if x.dtype is not torch.float32 or not x.is_contiguous():
             x = x.float().contiguous()
@@ -118,12 +121,26 @@ class Int8Embedding(nn.Module):
         return self.rounded[ids] * self.scale[ids]
 
 
-def _product(steps: UInt8[Tensor, "N D"], kept: Mapping[str, Tensor | None]) -> Float[Tensor, "N E"]:
-    """Steps around MIDDLE times the weights that an Int8Linear keeps."""
+def _one_row(x: Float[Tensor, "*one D"], kept: Mapping[str, Tensor | None]) -> Float[Tensor, "*one E"]:
+    """A single row, by as few operators as there can be: each has to be fetched from memory again after a product.
+
+    Two rows of nothing stand below the low and the high bytes: oneDNN multiplies four rows faster than two.
+    """
+    least, largest = x.aminmax()
+    most = max(-least.item(), largest.item(), TINY)
+    steps = torch.add(WHOLE, x, alpha=STEPS * BYTE / most).view(torch.int32).bitwise_right_shift(BELOW).byte()
+    low, high, _ = _product(steps, kept, most).split_with_sizes([1, 1, 2], -2)
+    said, bias = high.add_(low, alpha=1 / BYTE), kept["bias"]
+    return said if bias is None else said.add_(bias)
+
+
+def _product(steps: UInt8[Tensor, "*rows D"], kept: Mapping[str, Tensor | None],
+             scale: float = 1.0) -> Float[Tensor, "*rows E"]:
+    """Steps around MIDDLE, each `scale` wide, times the weights that an Int8Linear keeps."""
     middle = MIDDLE
     if not multiplies_bytes():
         steps, middle = (steps ^ MIDDLE).view(torch.int8), 0
-    return _operator()(steps, 1.0, middle, kept["packed"], kept["scale"], kept["zero"], None, 1.0, 0, torch.float32,
+    return _operator()(steps, scale, middle, kept["packed"], kept["scale"], kept["zero"], None, 1.0, 0, torch.float32,
                        "none", [], "")
 
 
@@ -139,9 +156,6 @@ def in_steps(x: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float[Tensor
 
 
 def in_two_bytes(x: Float[Tensor, "N D"], most: Float[Tensor, "N 1"]) -> UInt8[Tensor, "M D"]:
-    """The low bytes of all rows, then the high ones, each around MIDDLE, in steps of `most` / (STEPS * BYTE).
-
-    Two rows more, of nothing, stand below a single one: oneDNN multiplies four rows faster than two.
-    """
-    steps = torch.addcdiv(WHOLE, x, most, value=STEPS * BYTE).view(torch.uint8).view(*x.shape, 4)
-    return (steps if x.shape[0] == 1 else steps[..., :2]).permute(2, 0, 1).reshape(-1, x.shape[1])
+    """The low bytes of all rows, then the high ones, each around MIDDLE, in steps of `most` / (STEPS * BYTE)."""
+    steps = torch.addcdiv(WHOLE, x, most, value=STEPS * BYTE).view(torch.int32)
+    return (steps >> BELOW[:2, None]).to(torch.uint8).flatten(0, 1)
