@@ -108,8 +108,10 @@ def uncached(folder: Path) -> Iterator[Any]:
     rng = torch.Generator().manual_seed(0)
     for rows in torch.randperm(len(files), generator=rng)[:len(files) // BATCH * BATCH].split(BATCH):
         paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
-        pixels = torch.from_numpy(np.stack([IMAGE.load(path) for path in paths])).permute(0, 3, 1, 2)
-        yield IMAGE.finish(pixels, rng, **CHANGES["image"]), torch.tensor(labels)
+        pixels = np.empty((BATCH, STORED, STORED, 3), np.uint8)
+        for path, room in zip(paths, pixels, strict=True):
+            IMAGE.load(path, into=room)
+        yield IMAGE.finish(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]), torch.tensor(labels)
 
 
 def first(folder: Path) -> Iterator[Any]:

@@ -149,6 +149,19 @@ def test_simplejpeg_gives_the_pixels_of_pillow(how: dict, size: tuple, monkeypat
         assert np.abs(pixels.astype(int) - image.load(data)).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(24, 24), (24, 30), (90, 60)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_picture_fills_the_room_it_is_given(format: str, size: tuple) -> None:
+    turned = PIL.Image.Exif()
+    turned[0x112] = 6
+    for how in ({}, {"exif": turned}):
+        data = encoded(smooth(*size), format, **how)
+        for image in (Image(size=24), Image(size=24, square="trim"), Image(size=24, resample="bicubic")):
+            room = np.full((2, 24, 24, 3), 7, np.uint8)
+            assert image.load(data, into=room[1]) is not None
+            assert np.array_equal(room[1], image.load(data)) and (room[0] == 7).all()
+
+
 # ---------------------------------------------------------------- what cannot
 
 def png_header(wide: int, high: int) -> bytes:

@@ -75,7 +75,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was decoded since the test began."""
     seen: list[Any] = []
     load = Image.load
-    monkeypatch.setattr(Image, "load", lambda self, raw: (seen.append(raw), load(self, raw))[1])
+    monkeypatch.setattr(Image, "load", lambda self, raw, into=None: (seen.append(raw), load(self, raw, into))[1])
     return seen
 
 

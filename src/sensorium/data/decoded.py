@@ -103,17 +103,17 @@ def _decode(image: Image, raw: Callable[[range], Sequence[Any]], chunks: Iterabl
 
 
 def _piece(image: Image, values: Sequence[Any], start: int) -> Part:
-    pixels = np.zeros((len(values), 3, image.side, image.side), np.uint8)
+    pixels = np.zeros((len(values), image.side, image.side, 3), np.uint8)
     wrong: dict[int, str] = {}
     for i, value in enumerate(values):
         try:
             if value is None:
                 wrong[start + i] = ""
             else:
-                pixels[i] = image.load(value).transpose(2, 0, 1)
+                image.load(value, into=pixels[i])
         except ValueError as e:
-            wrong[start + i] = str(e)
-    return pixels, wrong
+            wrong[start + i], pixels[i] = str(e), 0
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), wrong
 
 
 def _watched(parts: Iterable[Part], total: int, what: str, console: Console) -> Iterator[Part]:

@@ -1,6 +1,6 @@
 """Picture files, which may be hostile, to upright squares of pixels: every limit is checked before anything is decoded.
 
-    H height   W width
+    H height   W width   S side of a square
 
 A picture is uint8 with three channels. What is transparent, or padded, is white.
 """
@@ -38,11 +38,13 @@ BROKEN = (                              # what Pillow's readers raise on files c
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 
 
-def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 3"]:
+def decode(raw: Any, side: int, square: str = "crop",
+           into: UInt8[np.ndarray, "S S 3"] | None = None) -> UInt8[np.ndarray, "S S 3"]:
     """One picture (a path, bytes, a PIL image, a uint8 array), upright, side x side pixels.
 
     Raises ValueError with the reason it cannot be. square: "crop" (shorter side to fit, centre kept), "pad" (longer
-    side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch".
+    side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". into: room that may be used for
+    it, which spares a copy where the picture has that size already.
     """
     if isinstance(raw, np.ndarray):
         return np.array(squared(_from_array(raw), side, square))
@@ -51,7 +53,7 @@ def decode(raw: Any, side: int, square: str = "crop") -> UInt8[np.ndarray, "H W 
     if not isinstance(raw, bytes | str | Path):
         raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
     data = raw if isinstance(raw, bytes) else _read(raw)
-    if data.startswith(JPEG) and (found := _quick_jpeg(data, side, square)) is not None:
+    if data.startswith(JPEG) and (found := _quick_jpeg(data, side, square, into)) is not None:
         pixels, extent = found
         return upright(squared(pixels, side, square, extent), orientation(data))
     picture = _opened(data)
@@ -149,7 +151,7 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
+def upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
     """Turned as its orientation asks. Done last, where there is little to turn: cutting a square commutes with it."""
     if orientation not in UPRIGHT:
         return pixels
@@ -230,7 +232,8 @@ def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _quick_jpeg(data: bytes, side: int, square: str) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float]] | None:
+def _quick_jpeg(data: bytes, side: int, square: str, into: UInt8[np.ndarray, "S S 3"] | None = None,
+                ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float]] | None:
     """The pixels that Pillow would decode, sooner, and their extent; None without simplejpeg, or where that fails."""
     try:
         import simplejpeg
@@ -242,6 +245,9 @@ def _quick_jpeg(data: bytes, side: int, square: str) -> tuple[UInt8[np.ndarray, 
         _within_budget(wide, high)
         if colours not in ("YCbCr", "RGB", "Gray"):
             return None
+        if into is not None and into.shape == (high, wide, 3):
+            simplejpeg.decode_jpeg(data, "RGB", buffer=into)
+            return into, (wide, high)
         scale = reduction(wide, high, side, square)
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=-(-high // scale), min_width=-(-wide // scale))
         return pixels, (wide / scale, high / scale)

@@ -80,14 +80,17 @@ class Image:
         mean, std = pixels.mean((0, 1), dtype=np.float64), pixels.std((0, 1), dtype=np.float64)
         return replace(self, mean=tuple(mean.round(4).tolist()), std=tuple(std.clip(0.05).round(4).tolist()))
 
-    def load(self, raw: Any) -> UInt8[np.ndarray, "H H 3"]:
+    def load(self, raw: Any, into: UInt8[np.ndarray, "H H 3"] | None = None) -> UInt8[np.ndarray, "H H 3"]:
         """One picture (a path, bytes, a PIL image, an array) decoded, upright, square: side x side.
 
-        Raises ValueError with the reason it cannot be.
+        into: the array to fill, instead of a new one. Raises ValueError with the reason it cannot be.
         """
-        if self.resample:
-            return resized(whole(raw), self.side, self.square, max(self.edge, self.side), self.resample)
-        return decode(raw, self.side, self.square)
+        found = (resized(whole(raw), self.side, self.square, max(self.edge, self.side), self.resample)
+                 if self.resample else decode(raw, self.side, self.square, into))
+        if into is None or found is into:
+            return found
+        into[...] = found
+        return into
 
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:
         """Loaded pictures as a model takes them."""
