@@ -4,7 +4,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from sensorium.data.bad import check_share
 from sensorium.data.decoded import Decoded, decoded
 from sensorium.data.schema import Schema, endings
 from sensorium.data.sources import Bad
+from sensorium.data.splits import spaced
 from sensorium.data.uneven import uneven
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
@@ -27,6 +28,7 @@ from sensorium.modalities.text import Text
 
 READ = 4096             # rows whose texts are held at a time
 SHOWN = 5               # bad values named one by one
+MET, BATCH = 100_000, 512               # rows that an encoder meets before it learns, and at a time
 
 
 @runtime_checkable
@@ -111,6 +113,16 @@ class Prepared:
             if not column.valid.all():
                 out[f"{name}.valid"] = torch.from_numpy(column.valid[rows])
         return out | {"row": torch.from_numpy(rows), "group": torch.from_numpy(group)}
+
+    def met(self, column: str, rows: Int[np.ndarray, " R"]) -> Iterator[Tensor]:
+        """What `rows` hold of a column, as it is, in batches; of many rows MET, of several captions all."""
+        stored = self.columns[column]
+        rows = spaced(rows[stored.valid[rows]], MET)
+        several = int(stored.counts.max()) if isinstance(stored, Captions) else 1
+        for start in range(0, len(rows), BATCH):
+            part = rows[start:start + BATCH]
+            yield (stored.batch(part, None, {}) if several == 1 else
+                   stored.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1))
 
     def picture(self, column: str, row: int) -> PIL.Image.Image:
         """What is stored of one row's picture, to look at."""

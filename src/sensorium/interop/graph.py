@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
+from sensorium.modalities.spelling import Spelling
 from sensorium.modalities.text import Text
 from sensorium.models import Towers
 
@@ -18,7 +19,7 @@ ROWS = 3                                # of an example: neither 0 nor 1, which 
 def parts(model: Model) -> dict[str, tuple[nn.Module, Tensor, dict[int, str]]]:
     """What can be a graph: each tower by its name, an example of what it reads, and the axes that may vary.
 
-    Raises SensoriumError where the model has no towers.
+    Raises SensoriumError where the model has no towers, or reads what a graph cannot.
     """
     if not isinstance(model.module, Towers):
         raise SensoriumError(f"{model.folder} has no towers; graphs are made of those")
@@ -27,6 +28,9 @@ def parts(model: Model) -> dict[str, tuple[nn.Module, Tensor, dict[int, str]]]:
         settings = model.schema[name]
         if not isinstance(settings, Image | Text):
             raise SensoriumError(f"the tower {name} reads neither pictures nor words")
+        if any(isinstance(part, Spelling) for part in model.module[name].modules()):
+            raise SensoriumError(f"the tower {name} reads words by their pieces too, which no graph can: train with "
+                                 "--no-pieces (pieces=False)")
         axes = {0: "batch"} if isinstance(settings, Image) else {0: "batch", 1: "words"}
         found[name] = model.module[name].eval(), settings.fake(ROWS, rng), axes
     return found

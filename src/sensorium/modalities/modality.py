@@ -45,6 +45,13 @@ class Modality(Protocol):
         ...
 
 
+@runtime_checkable
+class Meets(Protocol):
+    """A part of an encoder that takes something from training values before it learns."""
+
+    def meet(self, raw: Iterable[Tensor], /) -> None: ...
+
+
 def settings(modality: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """A settings dataclass as plain JSON values."""
     return {f.name: getattr(modality, f.name) for f in fields(modality) if f.name not in without}

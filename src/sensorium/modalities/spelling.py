@@ -65,6 +65,9 @@ class Spelling(nn.Module):
         rarity.fill_(1)[:len(seen)] = (1 + ((1 + rows) / (1 + common.values[at])).log()).sqrt()
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        if ids.is_meta:                             # a plan has no letters: as many pieces as ids
+            x = self.dropout(self.vectors(ids))
+            return Tokens(x, line(x))
         spelt, ids = self._spelt(ids)
         where, piece = pieces(spelt)
         known, rarity = self.get_buffer("known"), self.get_buffer("rarity")

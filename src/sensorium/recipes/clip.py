@@ -2,6 +2,9 @@
 from dataclasses import replace
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from sensorium.align import ALIGNS
 from sensorium.data.schema import Schema
 from sensorium.modalities.image import Image, Patches
@@ -10,8 +13,9 @@ from sensorium.modalities.text import Text, Words
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import LOSSES, Contrastive
 from sensorium.recipes.judge_retrieval import retrieval
-from sensorium.recipes.recipe import Recipe, Training, one_of
+from sensorium.recipes.recipe import Recipe, Training, meet, one_of
 from sensorium.recipes.retrieval import samples, validate
+from sensorium.tokens import Tokens
 from sensorium.transformer import transformer
 from sensorium.verbs.embed import Embedder
 
@@ -63,8 +67,8 @@ def clip(schema: Schema, *, image: str | None = None, text: str | None = None, t
 
 
 def clip_small(schema: Schema, *, image: str | None = None, text: str | None = None, dim: int = 128, depth: int = 3,
-               text_depth: int = 2, embed_dim: int = 192, captions: int = 0, dropout: float = 0.0,
-               smoothing: float = 0.0) -> Recipe:
+               text_depth: int = 2, embed_dim: int = 192, pieces: bool = True, captions: int = 0,
+               dropout: float = 0.0, smoothing: float = 0.0) -> Recipe:
     """CLIP with a residual network, Muon, strong augmentation and several captions of a thing in each step.
 
     Pictures of the same thing stand side by side in a batch: it wants several of each, or a group column.
@@ -76,6 +80,7 @@ def clip_small(schema: Schema, *, image: str | None = None, text: str | None = N
         depth: blocks of the residual network: a multiple of 3.
         text_depth: blocks of the text tower.
         embed_dim: width of the shared space.
+        pieces: words are known by their pieces too, one never seen by what it shares with others.
         captions: captions of a thing in each step; 0: three, or one of each text column where there are more.
         dropout: share of activations dropped in each block.
         smoothing: label smoothing of the loss.
@@ -83,10 +88,31 @@ def clip_small(schema: Schema, *, image: str | None = None, text: str | None = N
     made = clip(schema, image=image, text=text, tower="resnet", dim=dim, depth=depth, text_depth=text_depth,
                 embed_dim=embed_dim, dropout=dropout, smoothing=smoothing)
     picture, words = made.columns
+    if pieces:
+        from sensorium.modalities.spelling import Spelling  # other recipes that take CLIP's towers do without
+        assert isinstance(made.model, Towers) and isinstance(read := schema[words], Text)
+        tower = made.model[words]
+        tower.encode = Voice(tower.encode, Encoder(Spelling(dim, read, dropout)))
     each = captions or max(3, len(words.split(",")))
     strong = {picture: made.augment["strong"][picture], words: {"captions": float(each)}}
-    return replace(made, augment={**made.augment, "strong": strong}, training=Training(
-        per_group=2, augment="strong", optimizer="muon", lr=0.012, clip_norm=0.0))
+    return replace(
+        made, augment={**made.augment, "strong": strong}, begin=lambda model, *seen: meet(dict(model.items()), *seen),
+        training=Training(per_group=2, augment="strong", optimizer="muon", lr=0.012, clip_norm=0.0))
+
+
+class Voice(Encoder):
+    """Texts as words in their order, and as words and their pieces in none: what both make of the whole, added up."""
+
+    def __init__(self, ordered: Encoder, spelt: Encoder):
+        super().__init__(ordered.embed, ordered.trunk, ordered.pool)
+        self.spelt = spelt
+
+    def whole(self, raw: Tensor) -> Float[Tensor, "B D"]:
+        return super().whole(raw) + self.spelt.whole(raw)
+
+    def parts(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
+        whole, tokens = super().parts(raw)
+        return whole + self.spelt.whole(raw), tokens
 
 
 def _vit(image: Image, dim: int, depth: int, patch: int, dropout: float) -> Encoder:

@@ -19,8 +19,8 @@ from sensorium.objectives.supervised import Supervised, Target
 from sensorium.objectives.supervised import target as kind_of
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import Narrowed, chosen, encoder, usual
-from sensorium.recipes.prediction import judged, meet
-from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
+from sensorium.recipes.prediction import judged
+from sensorium.recipes.recipe import BadKeyword, Recipe, Training, meet, one_of
 from sensorium.stored import content_hash, weights
 from sensorium.verbs.predict import Predictor
 
@@ -98,7 +98,8 @@ def fusion(schema: Schema, *, target: str = "", columns: str = "", encoders: str
     objective = Supervised(kinds, mixup, contrast)
     grown = _boosting(model, reads, objective, aims, size.dim) if head == "boosting" else {}
     return Recipe(
-        model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found), begin=meet,
+        model=model, objective=objective, columns=(*reads, *aims), settings=settings, told=_told(found),
+        begin=lambda model, *seen: meet(dict(zip(model.names, model.senses, strict=True)), *seen),
         derived=_once(model, schema.taking(settings)), training=_training(size, found), compared=WAYS,
         verbs={"predict": Predictor(model, reads, aims)}, augment=_changes(reads), metric="val_loss",
         **judged(objective, aims), judge=_judge(aims), **grown)

@@ -1,46 +1,20 @@
 """Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sensorium.calibrate import Calibration, decreasing
-from sensorium.data.cache import Captions, Prepared, Stored
-from sensorium.data.splits import spaced
+from sensorium.data.cache import Prepared
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
 from sensorium.models import Batch
 from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, Target
 
 SIZE = 512                                  # rows at a time
-MOST = 100_000                              # that encoders meet before training
 Ask = Callable[[Fused, Prepared, np.ndarray, Sequence[str]], tuple[dict[str, Tensor], Batch]]
-
-
-@runtime_checkable
-class Meets(Protocol):
-    """A part of an encoder that takes something from training values before it learns."""
-
-    def meet(self, raw: Iterable[Tensor], /) -> None: ...
-
-
-@torch.no_grad()
-def meet(model: Fused, prepared: Prepared, rows: np.ndarray) -> None:
-    """Show the encoder of each column the values of these rows; of many rows some, of several captions all."""
-    for name, sense in zip(model.names, model.senses, strict=True):
-        for part in (part for part in sense.modules() if isinstance(part, Meets)):
-            part.meet(_values(prepared.columns[name], rows))
-
-
-def _values(column: Stored, rows: np.ndarray) -> Iterator[Tensor]:
-    rows = spaced(rows[column.valid[rows]], MOST)
-    several = int(column.counts.max()) if isinstance(column, Captions) else 1
-    for start in range(0, len(rows), SIZE):
-        part = rows[start:start + SIZE]
-        yield (column.batch(part, None, {}) if several == 1 else
-               column.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1))
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sensorium.data.cache import Source, Stored
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.modality import Modality
+from sensorium.modalities.modality import Meets, Modality
 from sensorium.models import Batch
 from sensorium.published.published import undrawn
 
@@ -153,3 +153,12 @@ def one_of(option: str, given: str, known: Sequence[str]) -> str:
     if given not in known:
         raise BadKeyword(f"{option}={given!r} is not one of {', '.join(known)}")
     return given
+
+
+@torch.no_grad()
+def meet(encoders: Mapping[str, nn.Module], prepared: Any, rows: np.ndarray) -> None:
+    """Show the encoder of each column what these rows hold of it, where it takes something from that."""
+    for name, encoder in encoders.items():
+        for part in encoder.modules():
+            if isinstance(part, Meets):
+                part.meet(prepared.met(name, rows))
