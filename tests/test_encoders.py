@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from sensorium.adapt import Still
 from sensorium.modalities.audio import Audio
 from sensorium.modalities.image import Image
-from sensorium.modalities.modality import Modality
+from sensorium.modalities.modality import Meets, Modality
 from sensorium.modalities.recurrent import CELLS, Recurrent
 from sensorium.modalities.series import Series
 from sensorium.modalities.table import Number
@@ -20,7 +20,6 @@ from sensorium.modalities.text import Text, WordVectors
 from sensorium.models import Encoder, mean
 from sensorium.published.start import Start
 from sensorium.recipes.encoders import ENCODERS, Projected, chosen, encoder
-from sensorium.recipes.prediction import Meets
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens, causal, line, present
 
