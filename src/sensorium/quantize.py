@@ -158,4 +158,4 @@ def in_steps(x: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float[Tensor
 def in_two_bytes(x: Float[Tensor, "N D"], most: Float[Tensor, "N 1"]) -> UInt8[Tensor, "M D"]:
     """The low bytes of all rows, then the high ones, each around MIDDLE, in steps of `most` / (STEPS * BYTE)."""
     steps = torch.addcdiv(WHOLE, x, most, value=STEPS * BYTE).view(torch.int32)
-    return (steps >> BELOW[:2, None]).to(torch.uint8).flatten(0, 1)
+    return steps.bitwise_right_shift(BELOW[:2, None]).byte().flatten(0, 1)
