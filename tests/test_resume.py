@@ -145,6 +145,15 @@ def test_stopped_and_resumed_it_ends_the_same(
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Also where a shell began the tests in the background, and so has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_asks_and_a_second_one_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 2, ask(signal.SIGINT))
     with pytest.raises(Stopped) as stopped:
