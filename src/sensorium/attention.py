@@ -75,8 +75,8 @@ class Cache:
     def __init__(self, more: int):
         self.size, self.length = more, 0
         self.context: Tokens | None = None                      # what every token read may look at beside them
-        self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self._order: Int[Tensor, "B S"] | None = None
+        self._layers: dict[nn.Module, Tensor] = {}
+        self._order: Int[Tensor, "B S"] | None = None           # None: 1, 2, 3, ...
         self._valid: Bool[Tensor, "B S"] | None = None          # None: all that was read is real
 
     def extend(self, t: Tokens) -> View:
@@ -85,33 +85,33 @@ class Cache:
         self.size += 0 if start else end
         if end > self.size:
             raise ValueError(f"a cache of {self.size} tokens holds {start}, and cannot take {t.x.shape[1]} more")
-        order = turns(t) + (start if t.order is CAUSAL else 0)
-        whole = self._valid is None and (t.valid is None or bool(t.valid.all()))
-        before = None if self._order is None else (self._order, self._reality(self._order))
-        self._valid = None if whole else _appended(before and before[1], present(t))
-        self._order, self.length = _appended(before and before[0], order), end
+        if self._order is not None or t.order is not CAUSAL:
+            own = turns(t) + (start if t.order is CAUSAL else 0)
+            self._order = torch.cat([self._turns(t), own], 1)
+        if self._valid is not None or not (t.valid is None or t.valid.all()):
+            before = t.x.new_ones(t.x.shape[0], start, dtype=torch.bool) if self._valid is None else self._valid
+            self._valid = torch.cat([before, present(t)], 1)
+        self.length = end
         if t.order is CAUSAL and start == 0:
             return View(t.pos, causal=True, cache=self)
         if t.order is CAUSAL and end == start + 1:              # the latest of all sees everything that is real
-            return View(t.pos, mask=None if whole else self._reality(self._order)[:, None, None], cache=self)
-        return View(t.pos, mask=may_see(order, self._order, self._valid), cache=self)
+            return View(t.pos, mask=None if self._valid is None else self._valid[:, None, None], cache=self)
+        return View(t.pos, mask=may_see(turns(self.turns(t)), self._turns(t), self._valid), cache=self)
 
-    def put(self, layer: nn.Module, k: Float[Tensor, "B H T K"],
-            v: Float[Tensor, "B H T K"]) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]:
-        """Keep the keys and values of the tokens being read; all those of the layer so far."""
+    def put(self, layer: nn.Module, kv: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H S K"]:
+        """Keep the keys and values of the tokens being read, heads of one after heads of the other; all of the layer
+        so far."""
         if layer not in self._layers:
-            room = (*k.shape[:2], self.size)
-            self._layers[layer] = (k.new_empty(*room, k.shape[3]), v.new_empty(*room, v.shape[3]))
-        keys, values = self._layers[layer]
-        keys.narrow(2, self.length - k.shape[2], k.shape[2]).copy_(k)
-        values.narrow(2, self.length - v.shape[2], v.shape[2]).copy_(v)
-        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+            self._layers[layer] = kv.new_empty(kv.shape[0], self.size, kv.shape[1], kv.shape[3]).transpose(1, 2)
+        room = self._layers[layer]
+        room.narrow(2, self.length - kv.shape[2], kv.shape[2]).copy_(kv)
+        return room.narrow(2, 0, self.length)
 
     def turns(self, t: Tokens) -> Tokens:
         """The tokens read last, with the turns they have among all."""
-        return t if self._order is None else replace(t, order=self._order[:, -t.x.shape[1]:])
+        return replace(t, order=self._turns(t)[:, -t.x.shape[1]:])
 
-    def once(self, layer: nn.Module, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def once(self, layer: nn.Module, make: Callable[[], Tensor]) -> Float[Tensor, "B H S K"]:
         """The keys and values that a layer has of the context, worked out when it first looks."""
         if layer not in self._layers:
             self._layers[layer] = make()
@@ -119,17 +119,15 @@ class Cache:
 
     def pick(self, rows: Int[Tensor, "C"]) -> None:
         """Go on with these rows of the batch, some perhaps twice (beam search)."""
-        self._layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._layers.items()}
+        self._layers = {layer: kv[rows] for layer, kv in self._layers.items()}
         self._order = None if self._order is None else self._order[rows]
         self._valid = None if self._valid is None else self._valid[rows]
         self.context = None if self.context is None else chosen(self.context, rows)
 
-    def _reality(self, order: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
-        return torch.ones_like(order, dtype=torch.bool) if self._valid is None else self._valid
-
-
-def _appended(before: Tensor | None, new: Tensor) -> Tensor:
-    return new if before is None else torch.cat([before, new], 1)
+    def _turns(self, t: Tokens) -> Int[Tensor, "B S"]:
+        """The turns of all that was read."""
+        plain = torch.arange(1, self.length + 1, device=t.x.device).expand(t.x.shape[0], -1)
+        return plain if self._order is None else self._order
 
 
 def packing(t: Tokens) -> Packing | None:
@@ -163,27 +161,27 @@ class Attention(nn.Module):
         if self.position is None and seen.cache is None and self.kv_heads == self.heads:
             said = self_attend(qkv, self.heads, causal=seen.causal, mask=seen.mask, scale=self.scale)
         else:
-            q, k, v = _split(qkv, self.heads + 2 * self.kv_heads).split_with_sizes(
-                [self.heads, self.kv_heads, self.kv_heads], 1)
-            said = self._attend(q, k, v, seen.pos, seen)
+            q, kv = _split(qkv, self.heads + 2 * self.kv_heads).split_with_sizes([self.heads, 2 * self.kv_heads], 1)
+            said = self._attend(q, kv, seen.pos, seen)
         return self.out(said if seen.packing is None else seen.packing.gather(said))
 
     def only(self, x: Float[Tensor, "B T D"], at: Int[Tensor, "B"], seen: View) -> Float[Tensor, "B D"]:
         """What forward would say at place `at` of each sequence, without the rest."""
         rows = torch.arange(x.shape[0], device=x.device)
         q = _split(self.qkv.part(x[rows, at][:, None], 0, self.width), self.heads)
-        k, v = _split(self.qkv.part(x, self.width, None), 2 * self.kv_heads).chunk(2, 1)
+        kv = _split(self.qkv.part(x, self.width, None), 2 * self.kv_heads)
         mask = seen.mask
         if mask is not None and mask.shape[2] > 1:
             mask = mask.expand(x.shape[0], -1, -1, -1)[rows, :, at][:, None]
         if seen.causal:
             mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
         pos = seen.pos[rows, at][:, None]
-        return self.out(self._attend(q, k, v, pos, replace(seen, causal=False, mask=mask))[:, 0])
+        return self.out(self._attend(q, kv, pos, replace(seen, causal=False, mask=mask))[:, 0])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor, seen: View) -> Float[Tensor, "B T D"]:
+    def _attend(self, q: Tensor, kv: Tensor, q_pos: Tensor, seen: View) -> Float[Tensor, "B T D"]:
         mask: Tensor | None = seen.mask
         causal = seen.causal
+        k, v = kv.chunk(2, 1)
         if self.position is not None:
             q, k, bias = self.position(q, k, q_pos, seen.pos)
             if bias is not None:
@@ -191,7 +189,7 @@ class Attention(nn.Module):
                     raise ValueError(f"{type(self.position).__name__} adds a bias, and what was read before has none")
                 mask, causal = _with_bias(bias, mask, causal), False
         if seen.cache is not None:
-            k, v = seen.cache.put(self, k, v)
+            k, v = seen.cache.put(self, kv if self.position is None else torch.cat([k, v], 1)).chunk(2, 1)
         if self.kv_heads != self.heads:
             k, v = (repeat(x, "b g s k -> b (g n) s k", n=self.heads // self.kv_heads) for x in (k, v))
         said = attend(q, k, v, causal=causal, mask=mask, scale=self.scale)
@@ -221,9 +219,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S C"],
                 mask: Bool[Tensor, "B 1 #T S"] | None = None, cache: Cache | None = None) -> Float[Tensor, "B T D"]:
         q = rearrange(self.q(x), "b t (h k) -> b h t k", h=self.heads)
-        k, v = self._heard(context) if cache is None else cache.once(self, lambda: self._heard(context))
+        kv = self._heard(context) if cache is None else cache.once(self, lambda: self._heard(context))
+        k, v = kv.chunk(2, 1)
         return self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
 
-    def _heard(self, context: Float[Tensor, "B S C"]) -> tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]:
-        k, v = rearrange(self.kv(context), "b s (n h k) -> n b h s k", n=2, h=self.heads)
-        return k, v
+    def _heard(self, context: Float[Tensor, "B S C"]) -> Float[Tensor, "B H2 S K"]:
+        return _split(self.kv(context), 2 * self.heads)
