@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.spelling import BASE, LONGEST, NOTHING, PIECES, SPACE, Spelling, pieces
+from sensorium.modalities.spelling import BASE, LONGEST, NOTHING, PIECES, SPACE, Spelling, pieces, powers
 from sensorium.modalities.text import END, PAD, START, Text, Words
 
 CORPUS = ["a red bicycle", "the blue house by the sea", "two cats on a mat", "a house, a cat and a bicycle"] * 20
@@ -144,26 +144,33 @@ def by_hand(spelt: list[int]) -> list[tuple[int, int]]:
 
 def test_pieces_and_words_are_those_found_by_hand() -> None:
     texts = [[1, 5, 6, 7, 8, 9, 1, 5, 1], [1, 1, 4, 1, 9, 9, 1, 0, 0], [1] + [0] * 8]
-    where, what = pieces(torch.tensor(texts))
-    found = sorted(zip(where.tolist(), what.tolist(), strict=True))
-    assert found == sorted((9 * row + a, h) for row, spelt in enumerate(texts) for a, h in by_hand(spelt))
+    word, what, there = pieces(torch.tensor(texts), powers(9))
+    for row, spelt in enumerate(texts):
+        found = zip(word[row][there[row]].tolist(), what[row][there[row]].tolist(), strict=True)
+        assert sorted(found) == sorted((spelt[:a + 1].count(SPACE), h) for a, h in by_hand(spelt))
 
 
 def spelling(dim: int, text: Text, *seen: str) -> tuple[Spelling, Text]:
     """One that has met these texts twice, and has no favourites among their pieces; settings with room for any text."""
-    read, roomy = Spelling(dim, text).eval(), Text(length=64, tokenizer=text.tokenizer)
+    roomy = Text(length=64, tokenizer=text.tokenizer)
+    read = Spelling(dim, roomy).eval()
     read.meet([roomy.collate([*map(roomy.load, seen)])] * 2)
     read.get_buffer("rarity").fill_(1)
     return read, roomy
 
 
+def known_of(word: str) -> set[int]:
+    _, what, there = pieces(torch.tensor([[SPACE, *map(ord, word), SPACE]]), powers(len(word) + 2))
+    return set(what[there].tolist())
+
+
 def test_pieces_of_two_texts_or_more_are_known_the_common_ones_first(text: Text) -> None:
-    read, roomy = Spelling(8, text).eval(), Text(length=64, tokenizer=text.tokenizer)
+    roomy = Text(length=64, tokenizer=text.tokenizer)
+    read = Spelling(8, roomy).eval()
     read.meet([roomy.collate([*map(roomy.load, part)]) for part in (["red sun", "red"], ["sun sun red", "blue"])])
     known, rarity = read.get_buffer("known"), read.get_buffer("rarity")
     n = int((known != NOTHING).sum())
-    hashes = {word: set(pieces(torch.tensor([[SPACE, *map(ord, word), SPACE]]))[1].tolist())
-              for word in ("red", "sun", "blue")}
+    hashes = {word: known_of(word) for word in ("red", "sun", "blue")}
     assert set(known[:n].tolist()) == hashes["red"] | hashes["sun"] and known.diff().ge(0).all()
     weight = dict(zip(known.tolist(), rarity.tolist(), strict=True))
     for word, texts in (("red", 3), ("sun", 2)):            # of 4

@@ -86,8 +86,7 @@ class Cache:
         if end > self.size:
             raise ValueError(f"a cache of {self.size} tokens holds {start}, and cannot take {t.x.shape[1]} more")
         if self._order is not None or t.order is not CAUSAL:
-            own = turns(t) + (start if t.order is CAUSAL else 0)
-            self._order = torch.cat([self._turns(t), own], 1)
+            self._order = torch.cat([self._turns(t), turns(t) + (start if t.order is CAUSAL else 0)], 1)
         if self._valid is not None or not (t.valid is None or t.valid.all()):
             before = t.x.new_ones(t.x.shape[0], start, dtype=torch.bool) if self._valid is None else self._valid
             self._valid = torch.cat([before, present(t)], 1)
@@ -99,8 +98,7 @@ class Cache:
         return View(t.pos, mask=may_see(turns(self.turns(t)), self._turns(t), self._valid), cache=self)
 
     def put(self, layer: nn.Module, kv: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H S K"]:
-        """Keep the keys and values of the tokens being read, heads of one after heads of the other; all of the layer
-        so far."""
+        """Keep the tokens being read: the heads of their keys, then of their values. All of the layer so far."""
         if layer not in self._layers:
             self._layers[layer] = kv.new_empty(kv.shape[0], self.size, kv.shape[1], kv.shape[3]).transpose(1, 2)
         room = self._layers[layer]

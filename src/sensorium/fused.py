@@ -92,9 +92,9 @@ class Fused(nn.Module):
             there = hidden(there, self.drop)
         parts = {}
         for i, (name, sense) in enumerate(zip(self.names, self.senses, strict=True)):
-            if name in given and there[:, i].any():
+            if name in given and _some(there[:, i]):
                 parts[name] = _spread(sense, given[name], there[:, i], bool(self.fuse.tokens))
-        if self.row is not None and there[:, len(self.names):].any():
+        if self.row is not None and _some(there[:, len(self.names):]):
             t = self.row(given, there[:, len(self.names):])
             parts[ROW] = t if self.fuse.tokens else Tokens(self.row.vector(t)[:, None], t.pos[:, :1], None,
                                                            present(t).any(1, keepdim=True))
@@ -126,7 +126,7 @@ class Fused(nn.Module):
     def there(self, given: Batch) -> Bool[Tensor, "B C"]:
         """Which value of which column is there."""
         some = next(iter(given.values()))
-        every, none = (torch.full((len(some),), found, device=some.device) for found in (True, False))
+        every, none = (torch.full(some.shape[:1], found, device=some.device) for found in (True, False))
         return torch.stack([given.get(f"{name}.valid", every) if name in given else none for name in self.columns], 1)
 
 
@@ -147,8 +147,16 @@ def alone(x: Float[Tensor, "B D"]) -> Tokens:
     return Tokens(x[:, None], line(x[:, None]))
 
 
+def _some(there: Bool[Tensor, "*rows"]) -> bool:
+    """Whether any value is there: a graph is made for values that are."""
+    return torch.compiler.is_compiling() or bool(there.any())
+
+
 def _spread(sense: nn.Module, raw: Tensor, there: Bool[Tensor, "B"], tokens: bool) -> Tokens:
     """What a sense makes of the rows that have its value; the others have no valid token, and cost nothing."""
+    if torch.compiler.is_compiling():                   # a graph reads all, and leaves out what is not there
+        t = sense(raw.where(there.view(-1, *[1] * (raw.dim() - 1)), 0), tokens)
+        return replace(t, order=None, valid=present(t) & there[:, None])
     if there.all():
         return sense(raw, tokens)
     rows = there.nonzero().squeeze(1)
@@ -159,4 +167,4 @@ def _spread(sense: nn.Module, raw: Tensor, there: Bool[Tensor, "B"], tokens: boo
 
 
 def _size(given: Batch) -> int:
-    return len(next(iter(given.values())))
+    return next(iter(given.values())).shape[0]

@@ -151,8 +151,8 @@ class Early(nn.Module):
         marked = [replace(t, x=t.x + self.kinds[self.names.index(name)].to(t.x.dtype), order=None)
                   for name, t in parts.items()]
         some = marked[0]
-        first = self.whole.to(some.x.dtype).expand(len(some.x), 1, -1)
-        at = torch.zeros(len(some.x), dtype=torch.long, device=some.x.device)
+        first = self.whole.to(some.x.dtype).expand(some.x.shape[0], 1, -1)
+        at = torch.zeros(some.x.shape[0], dtype=torch.long, device=some.x.device)
         return self.trunk(join(Tokens(first, line(first)), *marked), only=at).x[:, 0]
 
 
@@ -171,7 +171,7 @@ class Bottleneck(nn.Module):
     def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
         parts = {name: replace(t, order=None) for name, t in parts.items()}
         some = next(iter(parts.values()))
-        neck = self.neck.to(some.x.dtype).expand(len(some.x), -1, -1)
+        neck = self.neck.to(some.x.dtype).expand(some.x.shape[0], -1, -1)
         there = torch.stack([present(t).any(1) for t in parts.values()], 1).to(neck.dtype)
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleList)

@@ -99,6 +99,11 @@ def present(t: Tokens) -> Bool[Tensor, "B T"]:
     return torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device) if t.valid is None else t.valid
 
 
+def unless_whole(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
+    """`valid`, or None where all are real; not asked in a graph, whose shapes must not hang on values."""
+    return valid if torch.compiler.is_compiling() or not valid.all() else None
+
+
 def may_see(q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 T S"]:
     """The only mask in the house: True where query i may see key j."""
     see = k[:, None, :] <= q[:, :, None]

@@ -54,7 +54,7 @@ def export(model: Model, to: Form, out: Path) -> dict[str, float]:
         return {"vectors": made.off}
     towers, write = parts(model), as_onnx if to == "onnx" else as_torch
     out.mkdir(parents=True, exist_ok=True)
-    return {name: write(*part, out / name) for name, part in towers.items()}
+    return {name: write(part, out / name) for name, part in towers.items()}
 
 
 def _card(model: Model, made: Pair, to: str, out: Path) -> str:

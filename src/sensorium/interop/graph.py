@@ -1,59 +1,128 @@
-"""A tower or a classifier as a graph without Python: torch.export's .pt2, and ONNX, each checked against the model."""
+"""A tower, or a model that predicts, as a graph without Python: torch.export's .pt2, and ONNX, each checked against it.
+
+    B batch   C classes
+"""
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
+from sensorium.fused import Fused
 from sensorium.modalities.image import Image
-from sensorium.modalities.spelling import Spelling
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.table import Number
 from sensorium.modalities.text import Text
-from sensorium.models import Towers
+from sensorium.models import Batch, Towers
+from sensorium.verbs.predict import Predictor
 
 ROWS = 3                                # of an example: neither 0 nor 1, which graphs take for constants
 
 
-def parts(model: Model) -> dict[str, tuple[nn.Module, Tensor, dict[int, str]]]:
-    """What can be a graph: each tower by its name, an example of what it reads, and the axes that may vary.
+@dataclass(frozen=True)
+class Part:
+    """What becomes one graph, and an example of what it reads: a tensor, or several by their names."""
 
-    Raises SensoriumError where the model has no towers, or reads what a graph cannot.
+    module: nn.Module
+    given: Tensor | dict[str, Tensor]
+    fixed: frozenset[str] = frozenset()                 # inputs of which nothing but the number of rows may vary
+    said: tuple[str, ...] = ("vectors",)                # names of what it answers
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What it reads, by name."""
+        return self.given if isinstance(self.given, dict) else {"values": self.given}
+
+    def answer(self, module: Any) -> dict[str, Tensor]:
+        """What a module says of more rows than the example has."""
+        more = {name: torch.cat([value, value]) for name, value in self.inputs.items()}
+        with torch.inference_mode():
+            return _named(module(more if isinstance(self.given, dict) else more["values"]))
+
+    def off(self, said: Mapping[str, Tensor]) -> float:
+        """How far answers are from the module's, at most, as a share of the largest of their kind if that is above 1."""
+        return max(float((said[name] - value).abs().max() / value.abs().max().clamp(min=1))
+                   for name, value in self.answer(self.module).items())
+
+
+class Predictions(nn.Module):
+    """What a model predicts, as its verb does, from values that are tensors: "COLUMN.valid" says in which rows one is
+    there. Of a class, rank or tag the probabilities, of a number what is expected, and "TARGET.spread" around it."""
+
+    def __init__(self, model: Fused, targets: Mapping[str, Modality]):
+        super().__init__()
+        self.model, self.targets = model, dict(targets)
+
+    def forward(self, given: Batch) -> dict[str, Float[Tensor, "B *C"]]:
+        found: dict[str, Tensor] = {}
+        for name, said in self.model(given).items():
+            of, calibration = self.targets[name], self.model.calibration(name)
+            if isinstance(of, Number):
+                amount = calibration.amount(said)
+                found |= {name: amount.mean * of.std + of.mean, f"{name}.spread": amount.spread * of.std}
+            else:
+                found[name] = calibration.probabilities(of, said)
+        return found
+
+
+def parts(model: Model) -> dict[str, Part]:
+    """What can be a graph: each tower by its name, or "predict".
+
+    Raises SensoriumError where the model has neither, or reads what a graph cannot.
     """
-    if not isinstance(model.module, Towers):
-        raise SensoriumError(f"{model.folder} has no towers; graphs are made of those")
-    rng, found = torch.Generator().manual_seed(0), {}
-    for name in model.module:
-        settings = model.schema[name]
-        if not isinstance(settings, Image | Text):
-            raise SensoriumError(f"the tower {name} reads neither pictures nor words")
-        if any(isinstance(part, Spelling) for part in model.module[name].modules()):
-            raise SensoriumError(f"the tower {name} reads words by their pieces too, which no graph can: train with "
-                                 "--no-pieces (pieces=False)")
-        axes = {0: "batch"} if isinstance(settings, Image) else {0: "batch", 1: "words"}
-        found[name] = model.module[name].eval(), settings.fake(ROWS, rng), axes
-    return found
-
-
-def program(module: nn.Module, example: Tensor, axes: dict[int, str]) -> torch.export.ExportedProgram:
-    """The module as torch.export sees it, for any size of those axes."""
-    dynamic = {axis: torch.export.Dim.AUTO for axis in axes}
-    with torch.no_grad():
-        return torch.export.export(module, (example,), dynamic_shapes=(dynamic,))
-
-
-def as_torch(module: nn.Module, example: Tensor, axes: dict[int, str], path: Path) -> float:
-    """Write PATH.pt2; how far its answers are from the module's, at most, on more rows than the example has."""
-    made = program(module, example, axes)
-    torch.export.save(made, path.with_suffix(".pt2"))
-    again, more = torch.export.load(path.with_suffix(".pt2")).module(), torch.cat([example, example])
+    rng, predict = torch.Generator().manual_seed(0), model.recipe.verbs.get("predict")
+    if isinstance(model.module, Towers):
+        return {name: Part(model.module[name].eval(), _example(name, settings, rng), _fixed({"values": settings}))
+                for name, settings in ((name, model.schema[name]) for name in model.module)}
+    if not isinstance(predict, Predictor):
+        raise SensoriumError(f"{model.folder} neither has towers nor predicts; graphs are made of those")
+    if model.module.get_submodule("boosted")._modules:
+        raise SensoriumError(f"{model.folder} has trees (head=boosting), which no graph holds: train it without")
+    given: dict[str, Tensor] = {}
+    for name, settings in predict.columns.items():
+        given[name] = _example(name, settings, rng)
+        given[f"{name}.valid"] = torch.rand(ROWS, generator=rng) < 0.7
+    module = Predictions(predict.model, predict.targets).eval()
     with torch.inference_mode():
-        return float((again(more) - module(more)).abs().max())
+        return {"predict": Part(module, given, _fixed(predict.columns), tuple(module(given)))}
 
 
-def as_onnx(module: nn.Module, example: Tensor, axes: dict[int, str], path: Path) -> float:
-    """Write PATH.onnx; how far onnxruntime's answers are from the module's, at most, on more rows than the example has.
+def _fixed(columns: Mapping[str, Modality]) -> frozenset[str]:
+    return frozenset(name for name, settings in columns.items() if isinstance(settings, Image))
+
+
+def _example(name: str, settings: Modality, rng: torch.Generator) -> Tensor:
+    fake = getattr(settings, "fake", None)
+    if fake is None:
+        raise SensoriumError(f"the column {name} is of the kind {settings.kind}, which has no method fake(n, rng): "
+                             "a graph is made by an example")
+    return fake(ROWS, rng)
+
+
+def program(part: Part) -> torch.export.ExportedProgram:
+    """The module as torch.export sees it, for as many rows, and as long values, as it can take."""
+    free = {name: dict.fromkeys(range(1 if name in part.fixed else value.dim()), torch.export.Dim.AUTO)
+            for name, value in part.inputs.items()}
+    with torch.no_grad():
+        return torch.export.export(part.module, (part.given,), strict=False,
+                                   dynamic_shapes=(free if isinstance(part.given, dict) else free["values"],))
+
+
+def as_torch(part: Part, path: Path) -> float:
+    """Write PATH.pt2; how far its answers are from the module's (see `Part.off`)."""
+    torch.export.save(program(part), path.with_suffix(".pt2"))
+    return part.off(part.answer(torch.export.load(path.with_suffix(".pt2")).module()))
+
+
+def as_onnx(part: Part, path: Path) -> float:
+    """Write PATH.onnx; how far onnxruntime's answers are from the module's (see `Part.off`).
 
     Raises SensoriumError where the extra `export` is not installed.
     """
@@ -63,10 +132,16 @@ def as_onnx(module: nn.Module, example: Tensor, axes: dict[int, str], path: Path
     except ImportError as e:
         raise SensoriumError('ONNX needs more: pip install "sensorium[export]"') from e
     file = path.with_suffix(".onnx")
-    torch.onnx.export(program(module, example, axes), (), file, input_names=["values"], output_names=["vectors"],
+    torch.onnx.export(program(part), (), file, input_names=[*part.inputs], output_names=[*part.said],
                       dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    more = torch.cat([example, example])
-    said, = session.run(None, {session.get_inputs()[0].name: more.numpy()})
-    with torch.inference_mode():
-        return float((torch.from_numpy(said) - module(more)).abs().max())
+
+    def run(given: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        values = given if isinstance(given, dict) else {"values": given}
+        asked = {one.name: values[one.name].numpy() for one in session.get_inputs()}
+        return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=True))
+    return part.off(part.answer(run))
+
+
+def _named(said: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return said if isinstance(said, dict) else {"vectors": said}

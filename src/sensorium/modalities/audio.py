@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sensorium.modalities.modality import checked, settings
 from sensorium.positions import sines
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import Tokens, line, unless_whole
 
 WINDOW, STEP = 0.025, 0.010                 # seconds that a frame looks at, and from one to the next
 NOTHING = -math.inf                         # what follows a shorter sound in a batch: the logarithm of no sound at all
@@ -223,15 +223,14 @@ class Sound(nn.Module):
         return None
 
     def forward(self, heard: Float[Tensor, "B M F"]) -> Tokens:
-        real = heard[:, 0] > NOTHING
-        whole = bool(real.all())
-        x = F.gelu(self.first(_only(heard, real, whole)))
-        x = F.gelu(self.second(_only(x, real, whole))).transpose(1, 2)
+        real = unless_whole(heard[:, 0] > NOTHING)
+        x = F.gelu(self.first(_only(heard, real)))
+        x = F.gelu(self.second(_only(x, real))).transpose(1, 2)
         if x.shape[1] > len(self.places):
             raise ValueError(f"{heard.shape[2]} frames: there are places for {2 * len(self.places)}")
-        return Tokens(x + self.places[:x.shape[1]], line(x), None, None if whole else real[:, ::2])
+        return Tokens(x + self.places[:x.shape[1]], line(x), valid=None if real is None else real[:, ::2])
 
 
-def _only(x: Float[Tensor, "B D F"], real: Bool[Tensor, "B F"], whole: bool) -> Float[Tensor, "B D F"]:
+def _only(x: Float[Tensor, "B D F"], real: Bool[Tensor, "B F"] | None) -> Float[Tensor, "B D F"]:
     """Zero where there is nothing."""
-    return x if whole else x.masked_fill(~real[:, None], 0)
+    return x if real is None else x.masked_fill(~real[:, None], 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sensorium.depth import StochasticDepth
 from sensorium.kernels import Linear
 from sensorium.modalities.series import Series, levelled, steps
-from sensorium.tokens import Tokens, at_place, line
+from sensorium.tokens import Tokens, at_place, line, unless_whole
 from sensorium.transformer import FeedForward
 
 REACH = 3                                   # neighbours on each side that a convolution looks at
@@ -80,7 +80,7 @@ class Levels(nn.Module):
             x = block(x * there[..., None])
             if i % (len(self.blocks) // self.levels) == 0:
                 x, there = halved(x, there)
-        return Tokens(self.last(x), line(x), valid=None if there.all() else there)
+        return Tokens(self.last(x), line(x), valid=unless_whole(there))
 
 
 def halved(x: Float[Tensor, "B T D"], there: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:

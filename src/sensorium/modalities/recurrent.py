@@ -39,7 +39,8 @@ class Recurrent(nn.Module):
         if not t.x.shape[1]:
             return t
         real = present(t)
-        places = (~real).int().argsort(dim=1, stable=True)[..., None].expand_as(t.x)     # the valid ones first
+        places = (torch.arange(real.shape[1], device=real.device) - (1 << 40) * real).argsort(1)    # the valid first
+        places = places[..., None].expand_as(t.x)
         read = self._read(t.x if t.valid is None else t.x.gather(1, places), real.sum(1))
         if t.valid is not None:
             read = torch.zeros_like(read).scatter(1, places, read) * real[..., None]

@@ -96,10 +96,10 @@ class Row(nn.Module):
         """Tokens in the order of `columns`, which is that of `there`; a column not given has none that is valid."""
         x = []
         if self.bins is not None:
-            zero = there.new_zeros(len(there), dtype=torch.float32)
+            zero = there.new_zeros(there.shape[0], dtype=torch.float32)
             x.append(self.bins(torch.stack([given.get(name, zero) for name in self.numbers], 1)))
         for name, embed in zip(self.others, self.embeds, strict=True):
-            nothing = there.new_zeros(len(there), self.dim, dtype=torch.float32)
+            nothing = there.new_zeros(there.shape[0], self.dim, dtype=torch.float32)
             x.append((embed(given[name]) if name in given else nothing)[:, None])
         joined = torch.cat([part.float() for part in x], 1)
         return Tokens(joined, line(joined), None, there)

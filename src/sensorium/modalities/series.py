@@ -22,7 +22,7 @@ from sensorium.kernels import Linear
 from sensorium.modalities.modality import checked, settings
 from sensorium.modalities.readings import ENDINGS, drawn, read
 from sensorium.positions import sines
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import Tokens, line, unless_whole
 
 LONGER = ("subsample", "cut")
 FLAT = 1e-4                             # the least spread of a channel within a series, of that over all of them
@@ -243,4 +243,4 @@ class Windows(nn.Module):
         x = x + self.size(torch.cat([mean.asinh(), spread.log()], -1))[:, None]
         x = x if self.places is None else x + self.places[:x.shape[1]]
         valid = rearrange(steps(series), "b (t p) -> b t p", p=self.patch).any(-1)
-        return Tokens(x, line(x), valid=None if valid.all() else valid)
+        return Tokens(x, line(x), valid=unless_whole(valid))

@@ -184,7 +184,7 @@ class PaddedWords(nn.Module):
     def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B L"]:
         """Texts of a batch, each filled to the full length."""
         place = torch.arange(self.length, device=ids.device)
-        fill = (self.vocab - self.length + place).expand(len(ids), -1)
+        fill = (self.vocab - self.length + place).expand(ids.shape[0], -1)
         wide = nn.functional.pad(ids, (0, self.length - ids.shape[1]))
         return torch.where(place <= last_place(ids, self.end, self.pad)[:, None], wide, fill)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sensorium.kernels import Linear
 from sensorium.models import Decoder
-from sensorium.tokens import CAUSAL, Tokens, line
+from sensorium.tokens import CAUSAL, Tokens, line, unless_whole
 from sensorium.transformer import Transformer
 
 PAD = -1                                    # what follows a shorter text in a batch: no id of any vocabulary
@@ -29,7 +29,7 @@ class Ids(nn.Module):
         real = ids != PAD
         x = self.ids(ids.clamp(min=0))
         x = x if self.places is None else x + self.places[:ids.shape[1]]
-        return Tokens(x, line(x), CAUSAL, None if real.all() else real)
+        return Tokens(x, line(x), CAUSAL, unless_whole(real))
 
     def head(self) -> Linear:
         """What says the next id by the ids' own vectors (tied weights)."""
