@@ -16,17 +16,17 @@ TEXTS = ["a red bicycle", "two blue cats on a very long red sofa, and a third, a
 SMALL = {"dim": 64, "depth": 2, "text_depth": 2, "embed_dim": 16}
 
 
-def run(tmp_path: Path, square: str = "crop", **keywords: object) -> Model:
+def run(tmp_path: Path, square: str = "crop", recipe: str = "clip", **keywords: object) -> Model:
     """A run with first weights; its pictures are as a published model's."""
     text = Text(length=12, vocab_size=300).fit(["a red bicycle", "two blue cats"] * 4)
     image = Image(size=16, square=square, resample="bicubic")
     schema = Schema({"picture": Column("picture", image), "words": Column("words", text)})
     torch.manual_seed(0)
-    recipe, filled = build(RECIPES["clip"], schema, SMALL | keywords)
+    made, filled = build(RECIPES[recipe], schema, SMALL | keywords)
     with torch.no_grad():
-        for value in recipe.model.parameters():
+        for value in made.model.parameters():
             value.add_(0.1 * torch.randn(value.shape))
-    return Model(recipe, schema, Config("clip", filled, "fp32", {}), "", tmp_path / "run")
+    return Model(made, schema, Config(recipe, filled, "fp32", {}), "", tmp_path / "run")
 
 
 def pictures() -> list[np.ndarray]:

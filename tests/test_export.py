@@ -1,9 +1,7 @@
 """The way out: a run as Hugging Face's CLIP and as graphs, with the run's own vectors."""
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -53,26 +51,3 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     with pytest.raises(SensoriumError, match="new folder"):
         export(run(tmp_path), "torch", tmp_path)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without checks of shapes, which would tie a graph to those of its example."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("keywords", [{}, {"tower": "resnet", "depth": 3}])
-def test_towers_become_graphs(tmp_path: Path, keywords: dict[str, Any]) -> None:
-    off = export(run(tmp_path, **keywords), "torch", tmp_path / "out")
-    assert set(off) == {"picture", "words"} and max(off.values()) < 1e-5
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"picture.pt2", "words.pt2"}
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_towers_become_onnx(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    off = export(run(tmp_path), "onnx", tmp_path / "out")
-    assert set(off) == {"picture", "words"} and max(off.values()) < 1e-5

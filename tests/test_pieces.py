@@ -30,9 +30,8 @@ def test_a_run_keeps_the_pieces_it_has_met(data: Dataset, tmp_path: Path) -> Non
         assert len(spelt) == 1 and spelt[0].get_buffer("known").min() < NOTHING
     texts = ["a red circle", "some reddish circles"]
     assert (model.embed(text=texts) == again.embed(text=texts)).all()
-    with pytest.raises(SensoriumError, match="--no-pieces"):
-        export(model, "torch", tmp_path / "graph")
-    assert not (tmp_path / "graph").exists()
+    with pytest.raises(SensoriumError, match="no vision transformer"):
+        export(model, "hf", tmp_path / "out")
 
 
 def test_a_word_never_seen_is_known_by_what_it_shares(data: Dataset, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ EXAMPLES = {
     "export": """
         sensorium export runs/photos --to hf --out photos-clip
         sensorium export runs/photos --to open_clip --out photos-open-clip
-        sensorium export runs/photos --to onnx --out photos-onnx""",
+        sensorium export runs/houses --to onnx --out houses-onnx""",
     "index": """
         sensorium index runs/photos photos/
         sensorium index runs/photos new-photos/ --out new.index""",

@@ -168,10 +168,11 @@ def search(index: Annotated[Path, Parameter(help="folder of an index, or of a ru
 
 def export(run: Run, /, *, to: Literal["hf", "open_clip", "onnx", "torch"], out: Path, recipe: Own = None,
            as_json: Json = False) -> None:
-    """Write a model as others load it, and say how far each part is from the run's own vectors.
+    """Write a model as others load it, and say how far each part is from what the run itself answers.
 
     Args:
-        to: hf (a CLIPModel of transformers), open_clip, or a graph of each tower: onnx, torch (torch.export)
+        to: hf (a CLIPModel of transformers), open_clip, or graphs of towers or of what predicts: onnx, torch
+            (torch.export)
         out: a new folder
     """
     from sensorium.interop.export import export

@@ -5,7 +5,7 @@ from typing import Literal
 from sensorium import durable
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
-from sensorium.interop.graph import as_onnx, as_torch, parts
+from sensorium.interop.graph import Part, as_onnx, as_torch, parts, program, shapes
 from sensorium.interop.pair import Pair, hugging_face, open_clip, pair
 from sensorium.modalities.image import Image
 
@@ -35,13 +35,48 @@ The run `{run}` of Sensorium in another form; its vectors are {off:.1e} from the
 {pictures}
 What it was trained on, and what is known of its licence, says the README.md of the run.
 """
+GRAPHS = """---
+tags:
+- sensorium
+---
+# {title}
+
+The run `{run}` of Sensorium as {form}. Its answers are at most {off:.1e} from the run's, as a share of the largest.
+
+| file | reads | | answers |
+|---|---|---|---|
+{table}
+
+`COLUMN.valid` says in which rows a column has a value; what stands where it has none does not matter. A class has its
+probabilities, in the order of `schema.json`, and so have ranks and tags; of a number what is expected, and its standard
+deviation. `schema.json` (and `tokenizer.json`) says how raw values become these tensors, and Sensorium does it:
+
+```python
+from sensorium.data.schema import Schema
+column = Schema.load("{folder}")["{column}"]
+values = column.collate([column.load(raw) for raw in ...])
+```
+
+{use}
+"""
+RUN = {
+    "onnx": """```python
+import onnxruntime
+session = onnxruntime.InferenceSession("{folder}/{name}.onnx")
+answers = session.run(None, {{name: values.numpy(), ...}})
+```""",
+    "torch": """```python
+import torch
+answers = torch.export.load("{folder}/{name}.pt2").module()({how})
+```"""}
 LIBRARY = {"hf": "transformers", "open_clip": "open_clip"}
 
 
 def export(model: Model, to: Form, out: Path) -> dict[str, float]:
     """Write a run in another form into the new folder `out`; how far each part is from the run's own vectors, at most.
 
-    to: hf (CLIPModel of transformers), open_clip, onnx (a file a tower) or torch (torch.export, a file a tower).
+    to: hf (CLIPModel of transformers), open_clip, or graphs, by onnx or torch (torch.export): a file for each tower, or
+    one of what is predicted from any columns, any of them missing.
     Raises SensoriumError where `out` holds something, or the form has no place for what the model is.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -52,9 +87,25 @@ def export(model: Model, to: Form, out: Path) -> dict[str, float]:
         (hugging_face if to == "hf" else open_clip)(made, out)
         durable.write(out / "README.md", _card(model, made, to, out).encode())
         return {"vectors": made.off}
-    towers, write = parts(model), as_onnx if to == "onnx" else as_torch
+    made = {name: (part, program(name, part)) for name, part in parts(model).items()}
     out.mkdir(parents=True, exist_ok=True)
-    return {name: write(part, out / name) for name, part in towers.items()}
+    off = {name: (as_onnx if to == "onnx" else as_torch)(*found, out / name) for name, found in made.items()}
+    model.schema.save(out)
+    told = {name: (part, shapes(graph)) for name, (part, graph) in made.items()}
+    durable.write(out / "README.md", _graphs(model, told, to, out, max(off.values())).encode())
+    return off
+
+
+def _graphs(model: Model, told: dict[str, tuple[Part, list[str]]], to: Form, out: Path, off: float) -> str:
+    """told: file → what it holds, and the type and shape of each of its inputs."""
+    ending, (name, (first, _)) = "onnx" if to == "onnx" else "pt2", next(iter(told.items()))
+    lines = [f"| {file}.{ending} | `{read}` | {shape} | {', '.join(f'`{said}`' for said in part.said)} |"
+             for file, (part, each) in told.items() for read, shape in zip(part.inputs, each, strict=True)]
+    several = isinstance(first.given, dict)
+    use = RUN[to].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
+    return GRAPHS.format(title=out.name, run=model.folder.name, off=off, table="\n".join(lines), folder=out.name,
+                         use=use, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
+                         column=next(iter(first.inputs)) if several else name)
 
 
 def _card(model: Model, made: Pair, to: str, out: Path) -> str:

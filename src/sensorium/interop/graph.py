@@ -4,6 +4,8 @@
 """
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,13 @@ from torch import Tensor, nn
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused
-from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Number
-from sensorium.modalities.text import Text
 from sensorium.models import Batch, Towers
 from sensorium.verbs.predict import Predictor
 
 ROWS = 3                                # of an example: neither 0 nor 1, which graphs take for constants
+LONG = {"text": 1, "series": 1, "audio": 2}             # the axis along which values of a kind are of any length
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Part:
 
     module: nn.Module
     given: Tensor | dict[str, Tensor]
-    fixed: frozenset[str] = frozenset()                 # inputs of which nothing but the number of rows may vary
+    free: Mapping[str, int]                             # of inputs, the axis along which values are of any length
     said: tuple[str, ...] = ("vectors",)                # names of what it answers
 
     @property
@@ -47,7 +48,7 @@ class Part:
             return _named(module(more if isinstance(self.given, dict) else more["values"]))
 
     def off(self, said: Mapping[str, Tensor]) -> float:
-        """How far answers are from the module's, at most, as a share of the largest of their kind if that is above 1."""
+        """How far answers are from the module's, at most, as a share of the largest if that is above 1."""
         return max(float((said[name] - value).abs().max() / value.abs().max().clamp(min=1))
                    for name, value in self.answer(self.module).items())
 
@@ -79,7 +80,7 @@ def parts(model: Model) -> dict[str, Part]:
     """
     rng, predict = torch.Generator().manual_seed(0), model.recipe.verbs.get("predict")
     if isinstance(model.module, Towers):
-        return {name: Part(model.module[name].eval(), _example(name, settings, rng), _fixed({"values": settings}))
+        return {name: Part(model.module[name].eval(), _example(name, settings, rng), _free({"values": settings}))
                 for name, settings in ((name, model.schema[name]) for name in model.module)}
     if not isinstance(predict, Predictor):
         raise SensoriumError(f"{model.folder} neither has towers nor predicts; graphs are made of those")
@@ -91,11 +92,11 @@ def parts(model: Model) -> dict[str, Part]:
         given[f"{name}.valid"] = torch.rand(ROWS, generator=rng) < 0.7
     module = Predictions(predict.model, predict.targets).eval()
     with torch.inference_mode():
-        return {"predict": Part(module, given, _fixed(predict.columns), tuple(module(given)))}
+        return {"predict": Part(module, given, _free(predict.columns), tuple(module(given)))}
 
 
-def _fixed(columns: Mapping[str, Modality]) -> frozenset[str]:
-    return frozenset(name for name, settings in columns.items() if isinstance(settings, Image))
+def _free(columns: Mapping[str, Modality]) -> dict[str, int]:
+    return {name: LONG[settings.kind] for name, settings in columns.items() if settings.kind in LONG}
 
 
 def _example(name: str, settings: Modality, rng: torch.Generator) -> Tensor:
@@ -106,22 +107,40 @@ def _example(name: str, settings: Modality, rng: torch.Generator) -> Tensor:
     return fake(ROWS, rng)
 
 
-def program(part: Part) -> torch.export.ExportedProgram:
-    """The module as torch.export sees it, for as many rows, and as long values, as it can take."""
-    free = {name: dict.fromkeys(range(1 if name in part.fixed else value.dim()), torch.export.Dim.AUTO)
-            for name, value in part.inputs.items()}
-    with torch.no_grad():
-        return torch.export.export(part.module, (part.given,), strict=False,
-                                   dynamic_shapes=(free if isinstance(part.given, dict) else free["values"],))
+def program(name: str, part: Part) -> torch.export.ExportedProgram:
+    """The module as torch.export sees it, for any number of rows, and values as long as it takes them.
+
+    Raises SensoriumError where it is made of what torch.export cannot follow.
+    """
+    free = {name: dict.fromkeys([0, part.free[name]] if name in part.free else [0], torch.export.Dim.DYNAMIC)
+            for name in part.inputs}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attributes", UserWarning)     # of recurrent layers: weights
+            return torch.export.export(part.module, (part.given,), strict=False,
+                                       dynamic_shapes=(free if isinstance(part.given, dict) else free["values"],))
+    except Exception as e:                              # of modules that are not ours, it may raise anything
+        raise SensoriumError(f"{name} cannot be a graph: {str(e).strip().splitlines()[0]}") from e
 
 
-def as_torch(part: Part, path: Path) -> float:
+def shapes(made: torch.export.ExportedProgram) -> list[str]:
+    """Of each input in turn, its type and shape: "int64 [rows, any]"."""
+    names, found = set(made.graph_signature.user_inputs), []
+    for node in made.graph.nodes:
+        if node.name in names:
+            value = node.meta["val"]
+            sizes = ["rows", *(str(size) if isinstance(size, int) else "any" for size in value.shape[1:])]
+            found.append(f"{str(value.dtype).removeprefix('torch.')} [{', '.join(sizes)}]")
+    return found
+
+
+def as_torch(part: Part, made: torch.export.ExportedProgram, path: Path) -> float:
     """Write PATH.pt2; how far its answers are from the module's (see `Part.off`)."""
-    torch.export.save(program(part), path.with_suffix(".pt2"))
+    torch.export.save(made, path.with_suffix(".pt2"))
     return part.off(part.answer(torch.export.load(path.with_suffix(".pt2")).module()))
 
 
-def as_onnx(part: Part, path: Path) -> float:
+def as_onnx(part: Part, made: torch.export.ExportedProgram, path: Path) -> float:
     """Write PATH.onnx; how far onnxruntime's answers are from the module's (see `Part.off`).
 
     Raises SensoriumError where the extra `export` is not installed.
@@ -132,14 +151,18 @@ def as_onnx(part: Part, path: Path) -> float:
     except ImportError as e:
         raise SensoriumError('ONNX needs more: pip install "sensorium[export]"') from e
     file = path.with_suffix(".onnx")
-    torch.onnx.export(program(part), (), file, input_names=[*part.inputs], output_names=[*part.said],
-                      dynamo=True, external_data=False, verbose=False)
+    with warnings.catch_warnings():
+        for of_torch_itself in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", of_torch_itself)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)                         # that torchvision is not there
+        torch.onnx.export(made, (), file, input_names=[*part.inputs], output_names=[*part.said],
+                          dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(given: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         values = given if isinstance(given, dict) else {"values": given}
         asked = {one.name: values[one.name].numpy() for one in session.get_inputs()}
-        return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=True))
+        return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=False))
     return part.off(part.answer(run))
 
 

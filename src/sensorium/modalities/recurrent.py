@@ -5,6 +5,7 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -52,12 +53,38 @@ class Recurrent(nn.Module):
         turned = turning(lengths, x.shape[1])[..., None]
         for i, forwards in enumerate(self.forwards):
             x = self.drop(x) if i else x
-            ways = [forwards(x)[0]]
+            ways = [_along(forwards, x)]
             if self.backwards is not None:
-                back = self.backwards[i](x.gather(1, turned.expand_as(x)))[0]
+                back = _along(self.backwards[i], x.gather(1, turned.expand_as(x)))
                 ways.append(back.gather(1, turned.expand_as(back)))
             x = torch.cat(ways, -1)
         return x
+
+
+def _along(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+    """What a layer says at each token; in a graph step by step: PyTorch's own way is tied to its example's length."""
+    assert isinstance(layer, nn.GRU | nn.LSTM)
+    if not torch.compiler.is_compiling():
+        return layer(x)[0]
+    from torch._higher_order_ops.scan import scan  # not needed where no graph is made
+    into, bias_in, weight, bias = (layer.get_parameter(f"{name}_l0")
+                                   for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
+    given = F.linear(x, into, bias_in).transpose(0, 1)
+    start = x.new_zeros(x.shape[0], layer.hidden_size)
+
+    def gru(h: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+        (r, z, n), (from_r, from_z, from_n) = now.chunk(3, 1), F.linear(h, weight, bias).chunk(3, 1)
+        new = (n + (r + from_r).sigmoid() * from_n).tanh()
+        h = new + (z + from_z).sigmoid() * (h - new)
+        return h, h.clone()
+
+    def lstm(held: tuple[Tensor, Tensor], now: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        i, f, g, o = (now + F.linear(held[0], weight, bias)).chunk(4, 1)
+        c = f.sigmoid() * held[1] + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return (h, c), h.clone()
+    _, said = scan(gru, start, given) if isinstance(layer, nn.GRU) else scan(lstm, (start, start.clone()), given)
+    return said.transpose(0, 1)
 
 
 def turning(lengths: Int[Tensor, "B"], most: int) -> Int[Tensor, "B T"]:

@@ -101,7 +101,7 @@ class Row(nn.Module):
         for name, embed in zip(self.others, self.embeds, strict=True):
             nothing = there.new_zeros(there.shape[0], self.dim, dtype=torch.float32)
             x.append((embed(given[name]) if name in given else nothing)[:, None])
-        joined = torch.cat([part.float() for part in x], 1)
+        joined = torch.cat([part.float() for part in x], 1).masked_fill(~there[..., None], 0)
         return Tokens(joined, line(joined), None, there)
 
     def vector(self, t: Tokens) -> Float[Tensor, "B D"]:
