@@ -30,7 +30,7 @@ from sensorium.recipes.recipe import build
 RNG = np.random.default_rng(0)
 WALKS = [RNG.normal(size=(n, 2)) for n in (30, 21, 9)]
 RAW: dict[str, list[Any]] = {
-    "photo": [RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8), None, RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)],
+    "photo": [RNG.integers(0, 256, (20, 30, 3), np.uint8), None, RNG.integers(0, 256, (16, 16, 3), np.uint8)],
     "words": ["a red bicycle", "two reddish cats, long ago", None], "walk": [None, WALKS[0], WALKS[2]],
     "size": [1.5, None, -3.0], "kind": ["b", "never seen", None], "when": [None, "2020-02-03", "2021-01-01"],
     "marks": [["x"], None, ["y", "z"]]}
@@ -110,8 +110,8 @@ def test_towers_become_onnx(tmp_path: Path) -> None:
     off = export(run(tmp_path), "onnx", tmp_path / "out")
     assert set(off) == {"picture", "words"} and max(off.values()) < 1e-5
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| picture.onnx | `values` | float32 [rows, 3, 16, 16] | `vectors` |" in card
-    assert "| words.onnx | `values` | int64 [rows, any] | `vectors` |" in card
+    assert "| picture.onnx | `values` | float32 [rows, 3, 16, 16] |" in card
+    assert "| words.onnx | `values` | int64 [rows, any] |" in card and "`vectors`" in card
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -160,6 +160,7 @@ def test_what_predicts_becomes_onnx(tmp_path: Path) -> None:
         assert np.allclose(said[name], values, atol=1e-5), name
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `walk` | float32 [rows, any, 4] |" in card and "| `size.valid` | bool [rows] |" in card
+    assert "`price.spread`" in card
     again = Schema.load(tmp_path / "out")
     assert again["kind"].load("c") == COLUMNS["kind"].load("c")
 

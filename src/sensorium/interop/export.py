@@ -43,13 +43,13 @@ tags:
 
 The run `{run}` of Sensorium as {form}. Its answers are at most {off:.1e} from the run's, as a share of the largest.
 
-| file | reads | | answers |
-|---|---|---|---|
+| file | reads | type and shape |
+|---|---|---|
 {table}
 
-`COLUMN.valid` says in which rows a column has a value; what stands where it has none does not matter. A class has its
-probabilities, in the order of `schema.json`, and so have ranks and tags; of a number what is expected, and its standard
-deviation. `schema.json` (and `tokenizer.json`) says how raw values become these tensors, and Sensorium does it:
+{answers}
+
+`schema.json` (and `tokenizer.json`) says how raw values become these tensors, and Sensorium does it:
 
 ```python
 from sensorium.data.schema import Schema
@@ -69,6 +69,12 @@ answers = session.run(None, {{name: values.numpy(), ...}})
 import torch
 answers = torch.export.load("{folder}/{name}.pt2").module()({how})
 ```"""}
+ANSWERS = {
+    "vectors": "Each answers `vectors` of length one, in the space that all of them share.",
+    "predictions": """It answers {said}.
+Of classes, ranks and tags it says the probabilities of all, in the order of `schema.json`; of a number what is
+expected, and its standard deviation. `COLUMN.valid` says in which rows a column has a value; what stands where it has
+none does not matter."""}
 LIBRARY = {"hf": "transformers", "open_clip": "open_clip"}
 
 
@@ -99,12 +105,13 @@ def export(model: Model, to: Form, out: Path) -> dict[str, float]:
 def _graphs(model: Model, told: dict[str, tuple[Part, list[str]]], to: Form, out: Path, off: float) -> str:
     """told: file → what it holds, and the type and shape of each of its inputs."""
     ending, (name, (first, _)) = "onnx" if to == "onnx" else "pt2", next(iter(told.items()))
-    lines = [f"| {file}.{ending} | `{read}` | {shape} | {', '.join(f'`{said}`' for said in part.said)} |"
+    lines = [f"| {file}.{ending} | `{read}` | {shape} |"
              for file, (part, each) in told.items() for read, shape in zip(part.inputs, each, strict=True)]
     several = isinstance(first.given, dict)
+    answers = ANSWERS["predictions" if several else "vectors"].format(said=", ".join(f"`{s}`" for s in first.said))
     use = RUN[to].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
     return GRAPHS.format(title=out.name, run=model.folder.name, off=off, table="\n".join(lines), folder=out.name,
-                         use=use, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
+                         use=use, answers=answers, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
                          column=next(iter(first.inputs)) if several else name)
 
 
