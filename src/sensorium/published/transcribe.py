@@ -16,6 +16,7 @@ from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
 from sensorium.modalities.audio import Audio
 from sensorium.models import Decoder
+from sensorium.objectives.next_token import likeliest
 from sensorium.published.chat import Beginning, beginning
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses
@@ -76,7 +77,7 @@ class Transcriber:
         said, ended = list[Tensor](), torch.zeros(len(heard), dtype=torch.bool)
         while True:
             logits[:, list(self.text.never)] = -torch.inf
-            ids = torch.where(ended, end, logits.argmax(1))
+            ids = torch.where(ended, end, likeliest(logits))
             said.append(ids)
             ended = ended | (ids == end)
             if ended.all() or len(said) == most:
