@@ -13,7 +13,7 @@ from sensorium.load import settle
 from sensorium.modalities.image import Patches
 from sensorium.modalities.text import END, PAD, START, Text, Words
 from sensorium.models import Decoder, Encoder
-from sensorium.objectives.next_token import Beams, NextToken, Sampling, choose, generate, search
+from sensorium.objectives.next_token import Beams, NextToken, Sampling, choose, generate, likeliest, search
 from sensorium.positions import Rotary
 from sensorium.transformer import Block, FeedForward, Transformer, transformer
 
@@ -208,3 +208,11 @@ def test_a_decoder_ready_to_answer_says_the_same(trunk: Callable[[], Transformer
     assert all(torch.equal(value, kept[name]) for name, value in copied.state_dict().items())
     settle(model, "int8")
     assert len([*generate(model, given, "text", 6, Sampling(temperature=0))]) == 6
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_first_of_the_likeliest_is_said(kind: torch.dtype) -> None:
+    logits = torch.randn(5, VOCAB).to(kind)
+    logits[0, [3, 7]] = 9.0
+    logits[1, 2:] = -torch.inf
+    assert torch.equal(likeliest(logits), logits.argmax(1)) and likeliest(logits)[0] == 3
