@@ -104,7 +104,7 @@ class Calibration(nn.Module):
 
 def decreasing(said: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """Logits of cuts such that a higher cut is never likelier to be passed than a lower one."""
-    if torch.compiler.is_compiling():                   # ONNX has no running minimum; ranks are few
+    if torch.compiler.is_exporting():                   # ONNX has no running minimum; ranks are few
         beyond = torch.ones(said.shape[1], said.shape[1], dtype=torch.bool, device=said.device).triu(1)
         return said[:, None].masked_fill(beyond, math.inf).amin(2)
     return said.cummin(1).values

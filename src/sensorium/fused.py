@@ -149,12 +149,12 @@ def alone(x: Float[Tensor, "B D"]) -> Tokens:
 
 def _some(there: Bool[Tensor, "*rows"]) -> bool:
     """Whether any value is there: a graph is made for values that are."""
-    return torch.compiler.is_compiling() or bool(there.any())
+    return torch.compiler.is_exporting() or bool(there.any())
 
 
 def _spread(sense: nn.Module, raw: Tensor, there: Bool[Tensor, "B"], tokens: bool) -> Tokens:
     """What a sense makes of the rows that have its value; the others have no valid token, and cost nothing."""
-    if torch.compiler.is_compiling():                   # a graph reads all, and leaves out what is not there
+    if torch.compiler.is_exporting():                   # a graph reads all, and leaves out what is not there
         t = sense(raw.where(there.view(-1, *[1] * (raw.dim() - 1)), 0), tokens)
         return replace(t, order=None, valid=present(t) & there[:, None])
     if there.all():

@@ -101,7 +101,7 @@ def present(t: Tokens) -> Bool[Tensor, "B T"]:
 
 def unless_whole(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
     """`valid`, or None where all are real; not asked in a graph, whose shapes must not hang on values."""
-    return valid if torch.compiler.is_compiling() or not valid.all() else None
+    return valid if torch.compiler.is_exporting() or not valid.all() else None
 
 
 def may_see(q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 T S"]:

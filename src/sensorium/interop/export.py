@@ -112,7 +112,7 @@ def _graphs(model: Model, told: dict[str, tuple[Part, list[str]]], to: Form, out
     use = RUN[to].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
     return GRAPHS.format(title=out.name, run=model.folder.name, off=off, table="\n".join(lines), folder=out.name,
                          use=use, answers=answers, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
-                         column=next(iter(first.inputs)) if several else name)
+                         column=first.inputs[0] if several else name)
 
 
 def _card(model: Model, made: Pair, to: str, out: Path) -> str:

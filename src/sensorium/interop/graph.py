@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,34 +24,31 @@ from sensorium.modalities.table import Number
 from sensorium.models import Batch, Towers
 from sensorium.verbs.predict import Predictor
 
-ROWS = 3                                # of an example: neither 0 nor 1, which graphs take for constants
+ROWS = 3, 7                             # of examples: neither 0 nor 1, which graphs take for constants
 LONG = {"text": 1, "series": 1, "audio": 2}             # the axis along which values of a kind are of any length
 
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one graph, and an example of what it reads: a tensor, or several by their names."""
+    """What becomes one graph, and two examples, unlike in size, of what it reads: a tensor, or several by name."""
 
     module: nn.Module
-    given: Tensor | dict[str, Tensor]
+    given: Tensor | dict[str, Tensor]                   # that the graph is made by
+    other: Tensor | dict[str, Tensor]                   # that it is tried on
     free: Mapping[str, int]                             # of inputs, the axis along which values are of any length
     said: tuple[str, ...] = ("vectors",)                # names of what it answers
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What it reads, by name."""
-        return self.given if isinstance(self.given, dict) else {"values": self.given}
+    def inputs(self) -> list[str]:
+        """Names of what it reads."""
+        return [*self.given] if isinstance(self.given, dict) else ["values"]
 
-    def answer(self, module: Any) -> dict[str, Tensor]:
-        """What a module says of more rows than the example has."""
-        more = {name: torch.cat([value, value]) for name, value in self.inputs.items()}
+    def off(self, graph: Any) -> float:
+        """How far a graph's answers are from the module's, at most, as a share of the largest if that is above 1."""
         with torch.inference_mode():
-            return _named(module(more if isinstance(self.given, dict) else more["values"]))
-
-    def off(self, said: Mapping[str, Tensor]) -> float:
-        """How far answers are from the module's, at most, as a share of the largest if that is above 1."""
+            said, wanted = (_named(one(self.other)) for one in (graph, self.module))
         return max(float((said[name] - value).abs().max() / value.abs().max().clamp(min=1))
-                   for name, value in self.answer(self.module).items())
+                   for name, value in wanted.items())
 
 
 class Predictions(nn.Module):
@@ -78,33 +76,39 @@ def parts(model: Model) -> dict[str, Part]:
 
     Raises SensoriumError where the model has neither, or reads what a graph cannot.
     """
-    rng, predict = torch.Generator().manual_seed(0), model.recipe.verbs.get("predict")
+    predict = model.recipe.verbs.get("predict")
     if isinstance(model.module, Towers):
-        return {name: Part(model.module[name].eval(), _example(name, settings, rng), _free({"values": settings}))
-                for name, settings in ((name, model.schema[name]) for name in model.module)}
+        return {name: _tower(name, model.module[name].eval(), model.schema[name]) for name in model.module}
     if not isinstance(predict, Predictor):
         raise SensoriumError(f"{model.folder} neither has towers nor predicts; graphs are made of those")
-    if model.module.get_submodule("boosted")._modules:
+    if len(predict.model.boosted):
         raise SensoriumError(f"{model.folder} has trees (head=boosting), which no graph holds: train it without")
-    given: dict[str, Tensor] = {}
-    for name, settings in predict.columns.items():
-        given[name] = _example(name, settings, rng)
-        given[f"{name}.valid"] = torch.rand(ROWS, generator=rng) < 0.7
-    module = Predictions(predict.model, predict.targets).eval()
+
+    def given(rows: int) -> dict[str, Tensor]:
+        found, there = dict[str, Tensor](), torch.arange(rows)
+        for i, (name, settings) in enumerate(predict.columns.items()):
+            found |= {name: _made(name, settings, rows), f"{name}.valid": (there + i) % 3 > 0}
+        return found
+    module, (one, other) = Predictions(predict.model, predict.targets).eval(), map(given, ROWS)
     with torch.inference_mode():
-        return {"predict": Part(module, given, _free(predict.columns), tuple(module(given)))}
+        return {"predict": Part(module, one, other, _free(predict.columns), tuple(module(one)))}
+
+
+def _tower(name: str, tower: nn.Module, settings: Modality) -> Part:
+    one, other = (_made(name, settings, rows) for rows in ROWS)
+    return Part(tower, one, other, _free({"values": settings}))
 
 
 def _free(columns: Mapping[str, Modality]) -> dict[str, int]:
     return {name: LONG[settings.kind] for name, settings in columns.items() if settings.kind in LONG}
 
 
-def _example(name: str, settings: Modality, rng: torch.Generator) -> Tensor:
+def _made(name: str, settings: Modality, rows: int) -> Tensor:
     fake = getattr(settings, "fake", None)
     if fake is None:
         raise SensoriumError(f"the column {name} is of the kind {settings.kind}, which has no method fake(n, rng): "
                              "a graph is made by an example")
-    return fake(ROWS, rng)
+    return fake(rows, torch.Generator().manual_seed(rows))
 
 
 def program(name: str, part: Part) -> torch.export.ExportedProgram:
@@ -112,8 +116,8 @@ def program(name: str, part: Part) -> torch.export.ExportedProgram:
 
     Raises SensoriumError where it is made of what torch.export cannot follow.
     """
-    free = {name: dict.fromkeys([0, part.free[name]] if name in part.free else [0], torch.export.Dim.DYNAMIC)
-            for name in part.inputs}
+    free = {one: dict.fromkeys([0, part.free[one]] if one in part.free else [0], torch.export.Dim.DYNAMIC)
+            for one in part.inputs}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The tensor attributes", UserWarning)     # of recurrent layers: weights
@@ -137,7 +141,7 @@ def shapes(made: torch.export.ExportedProgram) -> list[str]:
 def as_torch(part: Part, made: torch.export.ExportedProgram, path: Path) -> float:
     """Write PATH.pt2; how far its answers are from the module's (see `Part.off`)."""
     torch.export.save(made, path.with_suffix(".pt2"))
-    return part.off(part.answer(torch.export.load(path.with_suffix(".pt2")).module()))
+    return part.off(torch.export.load(path.with_suffix(".pt2")).module())
 
 
 def as_onnx(part: Part, made: torch.export.ExportedProgram, path: Path) -> float:
@@ -151,19 +155,31 @@ def as_onnx(part: Part, made: torch.export.ExportedProgram, path: Path) -> float
     except ImportError as e:
         raise SensoriumError('ONNX needs more: pip install "sensorium[export]"') from e
     file = path.with_suffix(".onnx")
-    with warnings.catch_warnings():
-        for of_torch_itself in (FutureWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", of_torch_itself)
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)                         # that torchvision is not there
-        torch.onnx.export(made, (), file, input_names=[*part.inputs], output_names=[*part.said],
-                          dynamo=True, external_data=False, verbose=False)
+    with _quiet():
+        torch.onnx.export(made, (), file, input_names=part.inputs, output_names=[*part.said], dynamo=True,
+                          external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(given: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         values = given if isinstance(given, dict) else {"values": given}
         asked = {one.name: values[one.name].numpy() for one in session.get_inputs()}
-        return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=False))
-    return part.off(part.answer(run))
+        return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=True))
+    return part.off(run)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself, and of torchvision, which is not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for of_itself in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", of_itself)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _named(said: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
 def _along(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
     """What a layer says at each token; in a graph step by step: PyTorch's own way is tied to its example's length."""
     assert isinstance(layer, nn.GRU | nn.LSTM)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_exporting():
         return layer(x)[0]
     from torch._higher_order_ops.scan import scan  # not needed where no graph is made
     into, bias_in, weight, bias = (layer.get_parameter(f"{name}_l0")

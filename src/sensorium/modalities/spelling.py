@@ -74,7 +74,7 @@ class Spelling(nn.Module):
             return Tokens(x, line(x))
         spelt, ids = self._spelt(ids)
         word, piece, there = pieces(spelt, self.get_buffer("powers"))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             return self._traced(word, piece, there, 2 + self.words * ids.shape[1])
         row, known = there.nonzero()[:, 0], self.get_buffer("known")
         begins, word = (word[there] + spelt.shape[1] * row).unique(return_inverse=True)
@@ -132,7 +132,7 @@ def closed(spelt: Int[Tensor, "B N"]) -> Int[Tensor, "B M"]:
     """Letters without the zeros between them, and a space after the last."""
     there, n = spelt > 0, spelt.shape[1]
     ends = there.sum(1, keepdim=True)
-    most = n if torch.compiler.is_compiling() else int(ends.max())
+    most = n if torch.compiler.is_exporting() else int(ends.max())
     at = torch.where(there, there.cumsum(1) - 1, n)                     # what is nothing, behind all letters
     return spelt.new_zeros(spelt.shape[0], n + 1).scatter(1, at, spelt)[:, :most + 1].scatter(1, ends, SPACE)
 
@@ -161,7 +161,7 @@ def pieces(spelt: Int[Tensor, "B M"], powers: Int[Tensor, "2 S"]) -> tuple[
 def _sought(known: Int[Tensor, "K"], what: Int[Tensor, "*rows"]) -> tuple[Int[Tensor, "*rows"], Bool[Tensor, "*rows"]]:
     """(where each stands among what is known, in order; whether it does)."""
     most = known.shape[0]
-    if torch.compiler.is_compiling():                   # ONNX has no search: half by half
+    if torch.compiler.is_exporting():                   # ONNX has no search: half by half
         place = torch.zeros_like(what)
         for bit in reversed(range(most.bit_length())):
             ahead = place + (1 << bit)
