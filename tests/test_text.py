@@ -200,7 +200,7 @@ def test_a_word_is_read_alike_wherever_it_stands(text: Text) -> None:
 
 
 def test_a_word_never_seen_is_like_one_that_shares_its_letters(text: Text) -> None:
-    read, roomy = spelling(64, text, "bicycle", "zebra", "motor")
+    read, roomy = spelling(1024, text, "bicycle", "zebra", "motor")          # so wide that chance vectors are square
     bicycle, motorcycle, zebra = read(roomy.collate([*map(roomy.load, ("bicycle", "motorcycle", "zebra"))])).x[:, 0]
     assert torch.cosine_similarity(bicycle, motorcycle, 0) > torch.cosine_similarity(bicycle, zebra, 0) + 0.2
 

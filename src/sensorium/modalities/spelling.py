@@ -125,7 +125,7 @@ def letters(text: Text) -> Int64[np.ndarray, "V L"]:
 
 def powers(n: int) -> Int[Tensor, "2 n"]:
     """Of BASE and of what undoes it, from 0 on, in 64 bits."""
-    return torch.tensor([[1, *[base] * (n - 1)] for base in (BASE, UNBASE)]).cumprod(1)
+    return torch.tensor(np.cumprod([[1, *[base] * (n - 1)] for base in (BASE, UNBASE)], 1))
 
 
 def closed(spelt: Int[Tensor, "B N"]) -> Int[Tensor, "B M"]:
