@@ -14,6 +14,7 @@ from sensorium.checkpoint import Model
 from sensorium.config import Config
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
+from sensorium.interop import graph
 from sensorium.interop.export import export
 from sensorium.interop.graph import parts
 from sensorium.modalities.audio import Audio
@@ -134,13 +135,13 @@ def test_words_by_their_pieces_become_onnx(tmp_path: Path) -> None:
 def test_a_graph_says_what_predict_says_for_any_subset(tmp_path: Path, keywords: dict[str, Any]) -> None:
     model = predicting(tmp_path, **keywords)
     assert export(model, "torch", tmp_path / "out")["predict"] < 1e-5
-    graph = torch.export.load(tmp_path / "out" / "predict.pt2").module()
+    loaded = torch.export.load(tmp_path / "out" / "predict.pt2").module()
     some = {name: [values[0], None] for name, values in RAW.items()} | {"size": [None, None], "kind": [None, "a"]}
     for raw in (RAW, some):
         wanted = told(model, raw)
         for nothing in (0.0, float("nan")):
             with torch.inference_mode():
-                said = graph(asked(COLUMNS, raw, nothing))
+                said = loaded(asked(COLUMNS, raw, nothing))
             assert set(said) == set(wanted) == {*TARGETS, "price.spread"}
             for name, values in wanted.items():
                 assert np.allclose(said[name].numpy(), values, atol=1e-5), name
@@ -174,6 +175,22 @@ def test_the_least_so_far_is_the_same_in_a_graph() -> None:
 class _Least(torch.nn.Module):
     def forward(self, said: torch.Tensor) -> torch.Tensor:
         return decreasing(said)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path, wrong: float,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    model = predicting(tmp_path, {"size": COLUMNS["size"]})
+
+    class Otherwise(graph.Predictions):
+        def forward(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            said = super().forward(given)
+            return {name: value + wrong for name, value in said.items()} if torch.compiler.is_exporting() else said
+    monkeypatch.setattr(graph, "Predictions", Otherwise)
+    with pytest.raises(SensoriumError, match="nothing is written"):
+        export(model, "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_no_graph_can_be_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """A run → a folder that others load, with a card that says what it is and how far it is from the run."""
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -6,7 +7,7 @@ from sensorium import durable
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
 from sensorium.interop.graph import Part, as_onnx, as_torch, parts, program, shapes
-from sensorium.interop.pair import Pair, hugging_face, open_clip, pair
+from sensorium.interop.pair import NEAR, Pair, hugging_face, open_clip, pair
 from sensorium.modalities.image import Image
 
 Form = Literal["hf", "open_clip", "onnx", "torch"]
@@ -83,7 +84,7 @@ def export(model: Model, to: Form, out: Path) -> dict[str, float]:
 
     to: hf (CLIPModel of transformers), open_clip, or graphs, by onnx or torch (torch.export): a file for each tower, or
     one of what is predicted from any columns, any of them missing.
-    Raises SensoriumError where `out` holds something, or the form has no place for what the model is.
+    Raises SensoriumError where `out` holds something, the form has no place for what the model is, or answers differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SensoriumError(f"{out} is there already: name a new folder")
@@ -96,6 +97,9 @@ def export(model: Model, to: Form, out: Path) -> dict[str, float]:
     made = {name: (part, program(name, part)) for name, part in parts(model).items()}
     out.mkdir(parents=True, exist_ok=True)
     off = {name: (as_onnx if to == "onnx" else as_torch)(*found, out / name) for name, found in made.items()}
+    if odd := [name for name, far in off.items() if far > NEAR]:
+        shutil.rmtree(out)
+        raise SensoriumError(f"as a graph {odd[0]} would answer {off[odd[0]]:.2g} off: nothing is written")
     model.schema.save(out)
     told = {name: (part, shapes(graph)) for name, (part, graph) in made.items()}
     durable.write(out / "README.md", _graphs(model, told, to, out, max(off.values())).encode())

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,11 +45,14 @@ class Part:
         return [*self.given] if isinstance(self.given, dict) else ["values"]
 
     def off(self, graph: Any) -> float:
-        """How far a graph's answers are from the module's, at most, as a share of the largest if that is above 1."""
+        """How far a graph's answers are from the module's, at most, as a share of the largest if that is above 1.
+
+        Endless where one of them is no number.
+        """
         with torch.inference_mode():
             said, wanted = (_named(one(self.other)) for one in (graph, self.module))
-        return max(float((said[name] - value).abs().max() / value.abs().max().clamp(min=1))
-                   for name, value in wanted.items())
+        far = [(said[name] - value).abs().max() / value.abs().max().clamp(min=1) for name, value in wanted.items()]
+        return float(torch.stack(far).nan_to_num(nan=math.inf).max())
 
 
 class Predictions(nn.Module):
