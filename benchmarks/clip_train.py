@@ -22,6 +22,7 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models import Towers
 from sensorium.recipes.clip import clip
+from sensorium.tokens import Batch
 
 VOCAB, START, END, LENGTH, SIZE = 49408, 49406, 49407, 32, 64
 BASE = "open_clip fp32"
@@ -99,7 +100,7 @@ def step_of(name: str, model: nn.Module, lr: float) -> Step:
     """One update. open_clip in fp32 has torch's default AdamW; the rest the fused one. Everything else is equal."""
     if isinstance(model, Towers):
         def loss(images: Tensor, texts: Tensor) -> Tensor:
-            return model.objective(model, {"image": images, "text": texts})["model"]
+            return model.objective(model, Batch({"image": images, "text": texts}))["model"]
     else:
         from open_clip import ClipLoss
         contrast = ClipLoss()

@@ -66,7 +66,7 @@ def trained(name: str, data: Dataset, given: argparse.Namespace) -> tuple[Again,
     more = {"anneal": steps} if TRAINED[name].get("quantizer") == "dvae" else {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        model = train(codes, data, out=Path(folder) / "run", epochs=given.epochs, evaluate_every=given.epochs,
+        model = train(codes, data, out=Path(folder) / "run", epochs=given.epochs, eval_interval=given.epochs,
                       seed=given.seed, **TRAINED[name], **more)
         seconds = time.process_time() - start
     image, module = model.schema["image"], model.module

@@ -18,6 +18,7 @@ from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.gpt2 import GPT2
 from sensorium.published.published import fill
 from sensorium.quantize import quantized
+from sensorium.tokens import Batch
 
 VOCAB, PROMPT = 50257, 16
 
@@ -49,7 +50,8 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
         return said[:, PROMPT:]
 
     def sensorium(model: Decoder) -> Callable[[], Tensor]:
-        return lambda: torch.stack(list(generate(model, {"text": ids}, "text", new, Sampling(temperature=0))), 1)
+        return lambda: torch.stack(list(generate(model, Batch({"text": ids}), "text", new,
+                                                  Sampling(temperature=0))), 1)
     return {"transformers": hugging_face} | {f"sensorium{how}": sensorium(model) for how, model in models.items()}
 
 

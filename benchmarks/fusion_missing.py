@@ -63,7 +63,7 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     how = {"precision": "fp32", **({"drop": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
     model, test = trained(splits, seed, folder, **how), splits["test"]
     data, target = opened(test), TASKS[test.folder.name].target
-    prepared, rows = data.prepare(model.schema, model.recipe.columns), np.sort(data.splits["test"])
+    prepared, rows = data.prepare(model.schema, model.recipe.data.columns), np.sort(data.splits["test"])
     assert len(rows) == len(test), "rows were left out: the hidden cells would be others"
 
     def answer(cells: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -
     os.environ["SENSORIUM_HOME"] = str(folder / "home")
     rows, task = splits["train"], TASKS[splits["train"].folder.name]
     return train(fusion, opened(rows), out=folder / "run", quiet=True, target=task.target,
-                 columns=",".join(rows.columns), seed=seed, **keywords)
+                 columns=tuple(rows.columns), seed=seed, **keywords)
 
 
 def opened(rows: Rows) -> Any:
@@ -60,23 +60,27 @@ def quick(splits: dict[str, Rows], seed: int) -> np.ndarray:
 
 def pretrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """With the trained text model of the folder TEXT_MODEL, frozen, as the reader of words."""
-    return ours(splits, seed, encoders=_reading(splits, ""))
+    return ours(splits, seed, encoders=_reading(splits))
 
 
 def tuned(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """The same, with corrections of low rank to what it learned before."""
-    return ours(splits, seed, encoders=_reading(splits, "+lora"))
+    return ours(splits, seed, encoders=_reading(splits), encoder_train=_training(splits, "lora"))
 
 
 def retrained(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
     """The same, all of which learns on."""
-    return ours(splits, seed, encoders=_reading(splits, "+all"), **keywords)
+    return ours(splits, seed, encoders=_reading(splits), encoder_train=_training(splits, "all"), **keywords)
 
 
 def advised(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """One rule for every table: boosted trees beside the head, and texts read by that model, all of which learns on."""
-    return ours(splits, seed, head="boosting", encoders=_reading(splits, "+all"))
+    return ours(splits, seed, head="boosting", encoders=_reading(splits), encoder_train=_training(splits, "all"))
 
 
-def _reading(splits: dict[str, Rows], tune: str) -> dict[str, str]:
-    return {name: os.environ["TEXT_MODEL"] + tune for name in splits["train"].of("text")}
+def _reading(splits: dict[str, Rows]) -> dict[str, str]:
+    return dict.fromkeys(splits["train"].of("text"), os.environ["TEXT_MODEL"])
+
+
+def _training(splits: dict[str, Rows], mode: str) -> dict[str, str]:
+    return dict.fromkeys(splits["train"].of("text"), mode)

@@ -36,7 +36,7 @@ SIDE = 24                                                   # of a scene: 8 pixe
 SIZE = "image:size=32:square=trim"
 OTHERS = ("openmoji", "emojione-1")                         # artists in none of the painter's pictures
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
-VOICED: dict[str, Any] = {"epochs": 2, "lr": 5e-4, "batch_size": 32, "evaluate_every": 0.5, "save_every": 0.5}
+VOICED: dict[str, Any] = {"epochs": 2, "lr": 5e-4, "batch_size": 32, "eval_interval": 0.5, "checkpoint_interval": 0.5}
 HELD = ("test", "test_pairs", "test_four", "test_relations")
 SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face", "Christmas tree", "green apple",
          "flag", "black cat")
@@ -93,13 +93,13 @@ class Stages:
 
     def eye(self) -> Model:
         """The CLIP through which captions are said: it has seen what the captioner may learn from, and no more."""
-        return self.run("eye", sn.recipes.clip_small, emoji, epochs=20, evaluate_every=5)
+        return self.run("eye", sn.recipes.clip_small, emoji, epochs=20, eval_interval=5)
 
     def captions(self) -> None:
         """Captions on held-out artists and things. Unseen things alone must not say when to stop: the last is kept."""
         eye = self.eye()
         model = self.run("captions", sn.recipes.captioner, emoji, clip=str(eye.folder), epochs=20, augment="strong",
-                         dropout=0.2, smoothing=0.1, evaluate_every=20, **MUON)
+                         dropout=0.2, smoothing=0.1, eval_interval=20, **MUON)
         self._judged("captions", model, emoji(), most=300, by=eye)
 
     def voiced(self) -> None:
@@ -112,17 +112,17 @@ class Stages:
 
     def judge(self) -> Model:
         """A CLIP by which painted emoji are judged."""
-        return self.run("judge", sn.recipes.clip_small, lambda: others(self.full), epochs=20, evaluate_every=20)
+        return self.run("judge", sn.recipes.clip_small, lambda: others(self.full), epochs=20, eval_interval=20)
 
     def codes(self) -> Model:
         """What the painter says pictures in."""
-        return self.run("codes", sn.recipes.codes, emoji, epochs=4, precision="bf16", evaluate_every=2)
+        return self.run("codes", sn.recipes.codes, emoji, epochs=4, precision="bf16", eval_interval=2)
 
     def painted(self) -> None:
         """Emoji for captions."""
         self.codes()
         model = self.run("painted", sn.recipes.dalle, emoji, codes=str(self.folder / "codes"), dim=192, depth=5,
-                         epochs=10, copies=3, evaluate_every=2.5, **MUON)
+                         epochs=10, copies=3, eval_interval=2.5, **MUON)
         judge = self.judge()
         self._painted("painted", model, emoji(), {"guidance": 2.0, "top_p": 0.95}, most=150, by=judge)
         pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
@@ -132,10 +132,10 @@ class Stages:
         """Scenes for captions, also for combinations never seen."""
         def data() -> sn.Dataset:
             return scenes(60_000, {"caption": 32})
-        codes = self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, evaluate_every=0.5,
+        codes = self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, eval_interval=0.5,
                          precision="bf16")
         model = self.run("scenes", sn.recipes.dalle, data, codes=str(codes.folder), dim=192, depth=4, epochs=3.5,
-                         copies=1, dropout=0.0, evaluate_every=0.5, **MUON)
+                         copies=1, dropout=0.0, eval_interval=0.5, **MUON)
         for split in HELD:                                  # there and back: no words can better what codes can show
             real, captions = few(data(), split, 200)
             peers.record("generation", stage="scene-codes", split=split,
@@ -154,7 +154,7 @@ class Stages:
             return scenes(60_000, {"question": 24, "answer": 4})
         how: dict[str, Any] = {"question": "question", "text": "answer", "dim": 128, "batch_size": 64, "dropout": 0.0,
                                **MUON}
-        model = self.run("answers", sn.recipes.captioner, data, epochs=7, augment="none", evaluate_every=1, **how)
+        model = self.run("answers", sn.recipes.captioner, data, epochs=7, augment="none", eval_interval=1, **how)
         blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=1.5, **how)
         self._judged("answers", model, data(), blind=blind)
 

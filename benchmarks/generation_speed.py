@@ -20,7 +20,7 @@ from sensorium.kernels import Linear, lay_out, settle_allocator
 from sensorium.modalities.text import PaddedWords, Text, Words
 from sensorium.models import Decoder
 from sensorium.objectives.next_token import NextToken, Sampling, generate
-from sensorium.tokens import CAUSAL, Tokens, line
+from sensorium.tokens import CAUSAL, Batch, Tokens, line
 from sensorium.transformer import Block, FeedForward, GatedFeedForward, Transformer
 
 WORDS, LENGTH, CODES, CELLS, DIM, DEPTH, HEADS = 1000, 32, 1024, 256, 256, 6, 4
@@ -71,7 +71,7 @@ def image(rounds: int) -> None:
     """Milliseconds of 256 codes."""
     text, ours, theirs = torch.randint(3, WORDS, (1, LENGTH)), painter().eval(), dalle_pytorch().eval()
     lay_out(ours)                                                   # as `sensorium.load` does
-    given, how = {"text": text, "image": torch.full((1, 1), CODES)}, Sampling(top_k=CODES // 2)
+    given, how = Batch({"text": text, "image": torch.full((1, 1), CODES)}), Sampling(top_k=CODES // 2)
     calls = {"dalle-pytorch": lambda: theirs.generate_images(text, use_cache=True),
              "sensorium": lambda: list(generate(ours, given, "image", CELLS, how))}
     peers.compare("generation_image", peers.paired(calls, rounds, warm=1), ("dalle-pytorch",))
@@ -96,7 +96,7 @@ def step(rounds: int) -> None:
             return value.item()
         return once
 
-    said = {"text": text, "image": codes}
+    said = Batch({"text": text, "image": codes})
     calls = {"dalle-pytorch": stepped(theirs, lambda: theirs(text, codes, return_loss=True)),
              "sensorium": stepped(ours, lambda: objective(ours, said)["model"]),
              "sensorium bf16": stepped(ours, lambda: objective(ours, said)["model"], bf16=True)}
@@ -118,7 +118,7 @@ def text(rounds: int) -> None:
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "use_cache": True,
                "attention_mask": torch.ones_like(ids)}
     calls = {"transformers": lambda: theirs.generate(ids, **options),
-             "sensorium": lambda: list(generate(ours, {"text": ids}, "text", NEW, Sampling(temperature=0)))}
+             "sensorium": lambda: list(generate(ours, Batch({"text": ids}), "text", NEW, Sampling(temperature=0)))}
     peers.compare("generation_text", peers.paired(calls, rounds, warm=1), ("transformers",))
 
 

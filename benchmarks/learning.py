@@ -40,11 +40,11 @@ def shortened(figures: dict[str, dict[str, float]]) -> dict[str, list[float]]:
 
 def ours(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
     """`clip_small`, for a number of epochs; every figure of its report is kept."""
-    settings = json.loads(given.keywords) | {"text": ",".join(["caption", *(f"caption_{c}" for c in given.languages)])}
+    settings = json.loads(given.keywords) | {"text": ("caption", *(f"caption_{c}" for c in given.languages))}
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        model = train(clip_small, data, out=Path(folder) / "run", epochs=given.epochs, evaluate_every=given.epochs,
-                      save_every=given.epochs, seed=given.seed, **settings)
+        model = train(clip_small, data, out=Path(folder) / "run", epochs=given.epochs, eval_interval=given.epochs,
+                      checkpoint_interval=given.epochs, seed=given.seed, **settings)
         seconds = time.process_time() - start
         parameters = sum(p.numel() for p in model.module.parameters())
         others = {column: shortened(evaluate(model, data, text=column).figures) for column in given.text}

@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         model = train(lit, data, out=Path(folder) / "run", image_from=given.eye, text_from=given.voice, text="caption",
-                      image="image", epochs=given.epochs, evaluate_every=given.epochs, seed=given.seed)
+                      image="image", epochs=given.epochs, eval_interval=given.epochs, seed=given.seed)
         seconds = time.process_time() - start
         report, described = evaluate(model, data).figures, evaluate(model, data, every=True).figures
         learned = sum(p.numel() for p in model.module.parameters() if p.requires_grad)

@@ -1,87 +1,165 @@
-"""docs/painting.md out of results/generation.jsonl: python benchmarks/painting_page.py"""
+"""Write the text-to-image section of docs/benchmarks/generation.md.
+
+Run it with `python benchmarks/painting_page.py`.
+"""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from peers import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "painting.md"
-HELD = {"val": "rows held out to choose settings by", "test_artist": "known things, an artist never seen",
-        "test_concept": "things never seen, by known artists", "test_both": "things and artist never seen",
-        "test": "new scenes of what it has seen", "test_relations": "two shapes arranged as never before",
-        "test_four": "four things, where three were the most", "test_pairs": "a colour on a shape that never had it",
-        "test_words": "captions in other words"}
-HEAD = """# Pictures from words
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "generation.md"
+BEGIN = "<!-- text-to-image: written by benchmarks/painting_page.py -->\n"
+END = "<!-- end of text-to-image -->\n"
+SPLITS = {
+    "val": "validation (chose the settings)",
+    "test_artist": "known concepts, unseen artist",
+    "test_concept": "unseen concepts, known artists",
+    "test_both": "unseen concepts, unseen artist",
+    "test": "new scenes",
+    "test_relations": "unseen arrangement of two shapes",
+    "test_four": "four objects (training: at most three)",
+    "test_pairs": "unseen pair of color and shape",
+    "test_words": "captions in other words",
+}
+KINDS = {"made": "generated", "real": "real", "neighbour": "nearest caption", "mean": "mean image"}
+METRICS = {"true": "exact", "things": "objects"}  # headings that differ from the results' keys
+SETTINGS = {"guidance": "guidance scale"}
+EMOJI = """## Text to image: emoji
 
-Written by `benchmarks/painting_page.py` from `benchmarks/results/generation.jsonl`, which
-`python benchmarks/generation.py emoji-full` adds to. One seed, one thread.
+{table}
+
+Conditions: `dalle` on the bundled emoji at 32 pixels, one seed, one thread;
+{seconds}.
+Up to 150
+captions per split, each once. CLIP scores and Fréchet features come from a CLIP trained on two
+artists in none of the generator's training images (OpenMoji and the first EmojiOne; a later
+EmojiOne by the same studio is among them). Nearest caption: the training image whose caption
+shares most words. Real Fréchet: between two halves of the real images. Nearest: difference (0 to
+1) to the most similar training image; copies: share below 0.02.
+
+![Emoji generated from captions: the best 6 of 16 by that CLIP](../painted.png)
 
 """
-EMOJI = """![Emoji painted for words they were asked for](painted.png)
+SCENES = """## Text to image: scenes
 
-`dalle` on the embedded emoji at 32 pixels, {seconds}. Judged by a CLIP trained on two artists in none of the painter's
-pictures (OpenMoji and the first EmojiOne; a later EmojiOne by the same studio is among the painter's); its vectors are
-the features of the Fréchet distance. Up to 150 captions of a split, each once. *neighbour*: the training picture whose
-caption has most words in common; *mean*: the mean training picture; *real* Fréchet: between two halves of the real
-ones. nearest: difference, from 0 to 1, to the most similar training picture; copies: share in which it is below 0.02.
-In the picture the best 6 of 16 by that CLIP.
+{table}
 
-"""
-SCENES = """
-![Scenes painted for captions; framed in green where a program finds the caption true](scenes.png)
+Conditions: `dalle` on `scenes` at 24 pixels, one seed, one thread;
+{seconds}.
+Up to 200 captions
+per split. A program checks each image. Exact: it shows all that the caption states and nothing
+else. Objects, relations: share of those stated that are present. Real images, and real images
+through the image tokenizer and back, are exact in every case; the mean image in none.
 
-On `scenes` (24 pixels) a program tells whether a picture shows all that its caption says and nothing else: `dalle`,
-{seconds}. Up to 200 captions a split. Real pictures, and the same said in codes and back, are true in every case; the
-mean picture in none. Left of the frames in the picture: the real one. things, relations: shares of those told that are
-there.
+![Scenes generated from captions; green: exact; left of the frames: the real image](../scenes.png)
 
 """
-Lines = dict[tuple[str, str], dict]
+Results = dict[tuple[str, str], dict]
 
 
-def read(stage: str) -> Lines:
-    """(how it was sampled, split) -> the last line measured."""
-    found: Lines = {}
-    for line in map(json.loads, (RESULTS / "generation.jsonl").read_text().splitlines()):
-        if line.get("stage") == stage and isinstance(sampled := line.get("sampled"), dict):
-            how = ", ".join(f"{name} {value:g}" for name, value in sampled.items()) or "plain"
-            found[how, line["split"]] = line
-    return found
+def read_lines() -> list[dict]:
+    """Return the records of results/generation.jsonl."""
+    return [json.loads(line) for line in (RESULTS / "generation.jsonl").read_text().splitlines()]
 
 
-def cost(*stages: str) -> str:
-    """What the last run of each stage took."""
-    last = {line["stage"]: line for line in map(json.loads, (RESULTS / "generation.jsonl").read_text().splitlines())
-            if "cpu_seconds" in line}
-    told = [f"{last[stage]['cpu_seconds']:,.0f} CPU seconds ({stage})" for stage in stages]
-    cpu = last[stages[-1]].get("machine", {}).get("cpu")
-    return " and ".join(told) + (f" on {cpu}" if cpu else "")
+def read_results(stage: str) -> Results:
+    """Return (sampling settings, split) -> the last result of a stage."""
+    results: Results = {}
+    for line in read_lines():
+        sampled = line.get("sampled")
+        if line.get("stage") != stage or not isinstance(sampled, dict):
+            continue
+        settings = [f"{SETTINGS.get(name, name)} {value:g}" for name, value in sampled.items()]
+        results[", ".join(settings) or "plain", line["split"]] = line
+    return results
 
 
-def table(lines: Lines, columns: dict[str, tuple[str, ...]], digits: int) -> Iterator[str]:
-    """A line for each split and way of sampling; columns: figure -> kinds of pictures it is told of."""
-    names = [f"{figure}: {kind}" for figure, kinds in columns.items() for kind in kinds]
-    yield f"| captions of | sampled | {' | '.join(names)} |"
-    yield "|---" * (len(names) + 2) + "|"
-    for split, told in HELD.items():
-        for how, line in ((how, line) for (how, at), line in lines.items() if at == split):
-            cells = [_shown(line.get(f"{kind} {figure}"), 1 if figure == "CLIP" else digits)
-                     for figure, kinds in columns.items() for kind in kinds]
-            yield f"| {told} | {how} | {' | '.join(cells)} |"
+def training_cost(stages: dict[str, str]) -> str:
+    """Return what the last run of each stage took.
+
+    Args:
+        stages: name in the results -> name in the page.
+    """
+    last = {line["stage"]: line for line in read_lines() if "cpu_seconds" in line}
+    parts = [
+        f"{last[stage]['cpu_seconds']:,.0f} CPU seconds ({name})" for stage, name in stages.items()
+    ]
+    cpu = last[[*stages][-1]].get("machine", {}).get("cpu")
+    return " and ".join(parts) + (f" on {cpu}" if cpu else "")
 
 
-def _shown(value: float | None, digits: int) -> str:
+def table(results: Results, columns: dict[str, tuple[str, ...]], digits: int) -> str:
+    """Return a row for each split and sampling setting.
+
+    Args:
+        results: what `read_results` returned.
+        columns: metric -> kinds of images it is given for.
+        digits: decimals, except of CLIP scores.
+    """
+    names = [
+        f"{METRICS.get(metric, metric)}: {KINDS[kind]}"
+        for metric, kinds in columns.items()
+        for kind in kinds
+    ]
+    return "\n".join(
+        [
+            f"| split | sampling | {' | '.join(names)} |",
+            "|---" * (len(names) + 2) + "|",
+            *_rows(results, columns, digits),
+        ]
+    )
+
+
+def _rows(results: Results, columns: dict[str, tuple[str, ...]], digits: int) -> Iterator[str]:
+    for split, title in SPLITS.items():
+        for (settings, name), line in results.items():
+            if name != split:
+                continue
+            cells = [
+                _format(line.get(f"{kind} {metric}"), 1 if metric == "CLIP" else digits)
+                for metric, kinds in columns.items()
+                for kind in kinds
+            ]
+            yield f"| {title} | {settings} | {' | '.join(cells)} |"
+
+
+def _format(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def main() -> None:
+def section() -> str:
+    """Return the section."""
     every = ("made", "real", "neighbour", "mean")
-    emoji = table(read("painted"), {"CLIP": every, "Fréchet": every, "diversity": ("made", "real"),
-                                    "nearest": ("made", "real"), "copies": ("made", "real")}, 3)
-    scenes = table(read("scenes"), {"true": ("made", "neighbour"), "things": ("made", "neighbour"),
-                                    "relations": ("made", "neighbour"), "copies": ("made", "real")}, 2)
-    PAGE.write_text(HEAD + EMOJI.format(seconds=cost("codes", "painted")) + "\n".join(emoji) + "\n"
-                    + SCENES.format(seconds=cost("scene-codes", "scenes")) + "\n".join(scenes) + "\n", encoding="utf-8")
+    emoji = {
+        "CLIP": every,
+        "Fréchet": every,
+        "diversity": ("made", "real"),
+        "nearest": ("made", "real"),
+        "copies": ("made", "real"),
+    }
+    scenes = {
+        "true": ("made", "neighbour"),
+        "things": ("made", "neighbour"),
+        "relations": ("made", "neighbour"),
+        "copies": ("made", "real"),
+    }
+    return EMOJI.format(
+        table=table(read_results("painted"), emoji, 3),
+        seconds=training_cost({"codes": "tokenizer", "painted": "generator"}),
+    ) + SCENES.format(
+        table=table(read_results("scenes"), scenes, 2),
+        seconds=training_cost({"scene-codes": "tokenizer", "scenes": "generator"}),
+    )
+
+
+def main() -> None:
+    """Replace the section in the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(before + BEGIN + "\n" + section() + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import sensorium as sn
+from sensorium.tokens import Batch
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"
 PROSE = Path(__file__).parents[1] / "LICENSE"
@@ -27,7 +28,7 @@ def perplexity(model: Any, text: str) -> float:
     windows = torch.from_numpy(read.load(text)).long().split(WINDOW)
     losses = []
     for ids in windows:
-        said = model.module({"text": ids[None]})["text"].x[0, :-1]
+        said = model.module(Batch({"text": ids[None]}))["text"].x[0, :-1]
         losses.append(F.cross_entropy(model.module.heads["text"](said).float(), ids[1:], reduction="none"))
     return math.exp(torch.cat(losses).mean())
 

@@ -27,7 +27,7 @@ from sensorium import config, durable, progress, run, snapshot, step, stored
 from sensorium.errors import SensoriumError
 from sensorium.train import train
 
-KEYWORDS: dict[str, Any] = {"epochs": 3, "save_every": 3 / 7, "evaluate_every": 4 / 7, "ema": 0.9, "dropout": 0.2}
+KEYWORDS: dict[str, Any] = {"epochs": 3, "checkpoint_interval": 3 / 7, "eval_interval": 4 / 7, "ema_decay": 0.9, "dropout": 0.2}
 DATA = tiny.rows()
 phase, instants, fatal, torn, pipe = ["start"], 0, 0, False, -1
 

@@ -35,7 +35,7 @@ def test_from_a_table_to_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     alone = call.collate([call.load(tmp_path / "0.wav")])
     assert torch.equal(batch["call"][1, :, :alone.shape[2]], alone[0])
     assert (batch["call"][1, :, alone.shape[2]:] == NOTHING).all() and (batch["call"][2] == NOTHING).all()
-    assert batch["call.valid"].tolist() == [True, True, False]
+    assert batch.present["call"].tolist() == [True, True, False]
 
 
 def test_nothing_but_missing_sounds() -> None:

@@ -23,6 +23,7 @@ from sensorium.modalities.tags import Tags
 from sensorium.recipes import RECIPES, boosting
 from sensorium.run import Run
 from sensorium.stored import tensors
+from sensorium.tokens import Batch
 from sensorium.train import train
 from sensorium.trees import Boosted, Trees, plain, width
 
@@ -51,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def run(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    train(RECIPES["fusion"], data, out=out, target="price", columns="a,b,colour", **SHORT)
+    train(RECIPES["fusion"], data, out=out, target="price", columns=("a", "b", "colour"), **SHORT)
     return out
 
 
@@ -133,8 +134,8 @@ def test_it_learns_what_trees_learn_is_calibrated_and_comes_back(run: Path, data
     card = (run / "README.md").read_text()
     assert "| trees val_loss | " in card and "| linear val_loss | " in card
     with torch.no_grad():                                   # what is kept is what was judged
-        prepared = data.prepare(model.schema, model.recipe.columns, quiet=True)
-        judged = model.recipe.validate(model.module, prepared, data.splits["val"])
+        prepared = data.prepare(model.schema, model.recipe.data.columns, quiet=True)
+        judged = model.recipe.evaluation.validate(model.module, prepared, data.splits["val"]).figures
     assert judged["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-6)
 
 
@@ -145,14 +146,14 @@ def test_what_is_missing_is_missing_and_nothing_gets_the_prior(run: Path) -> Non
     assert found.value[0] == pytest.approx(model.schema["price"].mean, abs=1e-4)
     zero = model.predict([{"a": model.schema["a"].mean, "b": 1.0, "colour": "x"}])["price"]
     assert zero.value[0] != pytest.approx(found.value[1], abs=1e-3)
-    batch = {"a": torch.zeros(3), "a.valid": torch.tensor([False, False, True]), "b": torch.ones(3)}
-    other = {**batch, "a": torch.tensor([7.0, -7.0, 0.0])}
+    batch = Batch({"a": torch.zeros(3), "b": torch.ones(3)}, {"a": torch.tensor([False, False, True])})
+    other = batch.changed({"a": torch.tensor([7.0, -7.0, 0.0])})
     with torch.no_grad():
         assert torch.equal(model.module(batch)["price"], model.module(other)["price"])
 
 
 def test_classes_two_and_more_at_once(data: Dataset, tmp_path: Path) -> None:
-    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target="level,grade", columns="a,b,colour", **SHORT)
+    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=("level", "grade"), columns=("a", "b", "colour"), **SHORT)
     found = model.predict(rows_of(data, "test"))
     for name in ("level", "grade"):
         right = np.array(found[name].value) == np.array(data.raw(name, data.splits["test"]))
@@ -170,7 +171,7 @@ def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Run, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(RECIPES["fusion"], data, out=tmp_path / "run", target="price", columns="a,b,colour", **SHORT)
+            train(RECIPES["fusion"], data, out=tmp_path / "run", target="price", columns=("a", "b", "colour"), **SHORT)
     train(RECIPES["fusion"], data, out=tmp_path / "run", resume=True, quiet=True)
     whole, found = load_file(run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
@@ -179,7 +180,7 @@ def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_pat
 @pytest.mark.parametrize("head", ["linear", "boosting"])
 def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head: str,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
-    asked = f"--target price --columns a,b,colour --dim 16 --depth 1 --head {head} --json"
+    asked = f"--target price --columns a --columns b --columns colour --dim 16 --depth 1 --head {head} --json"
     assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split()]) == 0
     before = json.loads(capsys.readouterr().out)
     assert cli.run(["show", str(run), "--json"]) == 0

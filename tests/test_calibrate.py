@@ -1,7 +1,8 @@
 """What a head says is read as held-out rows have shown it, and what is served is what was fitted."""
-import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 import sensorium as sn
 from sensorium.calibrate import LEVELS, Calibration, answered
 from sensorium.checkpoint import Model
+from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.fused import Fused
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
+from sensorium.recipes import prediction
 from sensorium.recipes.fusion import fusion
-from sensorium.recipes.prediction import Asked, said_of
+from sensorium.recipes.prediction import said_of
 from sensorium.verbs.predict import read
 
 KINDS = Category(classes=("a", "b", "c"))
@@ -125,37 +129,34 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(fusion, table, out=tmp_path_factory.mktemp("runs") / "run", target="label,price", columns="a,b",
-                    epochs=6, dim=16, quiet=True, precision="fp32", ema=0.9)
+    return sn.train(fusion, table, out=tmp_path_factory.mktemp("runs") / "run", target=("label", "price"), columns=("a", "b"),
+                    epochs=6, dim=16, quiet=True, precision="fp32", ema_decay=0.9)
 
 
 def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(table: Dataset, run: Model) -> None:
     kept = {name: value.clone() for name, value in run.module.state_dict().items() if "calibrations" in name}
     assert all(not torch.equal(value, torch.ones(())) for name, value in kept.items() if name.endswith("scale"))
-    assert run.recipe.calibrate is not None
-    prepared = table.prepare(run.schema, run.recipe.columns)
-    with torch.inference_mode():
-        run.recipe.calibrate(run.module, prepared, table.splits["val"])
-    for name, value in kept.items():
-        assert torch.equal(run.module.state_dict()[name], value), name
+    assert run.recipe.hooks.calibrate is not None and run.recipe.evaluation.validate is not None
+    prepared = table.prepare(run.schema, run.recipe.data.columns)
+    result = run.recipe.evaluation.validate(run.module, prepared, table.splits["val"])
+    for predictions in (None, result.predictions):
+        with torch.inference_mode():
+            run.recipe.hooks.calibrate(run.module, prepared, table.splits["val"], predictions)
+        for name, value in kept.items():
+            assert torch.equal(run.module.state_dict()[name], value), name
 
 
-def test_a_model_is_asked_again_only_when_something_changed(table: Dataset, run: Model) -> None:
-    asked, prepared = Asked(), table.prepare(run.schema, run.recipe.columns)
-    rows, model = table.splits["val"], run.module
-    first = asked(model, prepared, rows, ["price"])
-    assert asked(model, prepared, rows, ["price"]) is first
-    for given in ((rows.copy(), ["price"]), (rows, ["label"])):
-        assert asked(model, prepared, *given) is not first
-    first = asked(model, prepared, rows, ["price"])
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1.1)
-    then = asked(model, prepared, rows, ["price"])
-    assert torch.equal(then[0]["price"], said_of(model, prepared, rows, ["price"])[0]["price"])
-    assert not torch.equal(then[0]["price"], first[0]["price"])
-    model.load_state_dict(before)
+def test_calibration_takes_what_validation_predicted(table: Dataset, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(model: Fused, prepared: Prepared, rows: np.ndarray, targets: Sequence[str]) -> Any:
+        calls.append(len(rows))
+        return said_of(model, prepared, rows, targets)
+    monkeypatch.setattr(prediction, "said_of", counted)
+    sn.train(fusion, table, out=tmp_path / "run", target="price", columns="a", epochs=3, dim=8, quiet=True,
+             precision="fp32", early_stopping_patience=0)
+    assert calls == [len(table.splits["val"])] * 3                  # once for each evaluation
 
 
 def test_intervals_and_sets_hold_on_rows_never_seen(table: Dataset, run: Model) -> None:

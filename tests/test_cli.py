@@ -3,19 +3,23 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_recipes import SHIPPED
 
 from sensorium import cli, commands, keywords
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import Training
+from sensorium.recipes.recipe import build
+from sensorium.recipes.training_config import TrainingConfig
 
 TINY = "--dim 64 --depth 1 --text-depth 1 --epochs 1 --batch-size 4".split()
 MINE = '''
@@ -178,8 +182,25 @@ def test_keywords_read_are_the_keywords_there_are() -> None:
     for name, taken in keywords.shipped().items():
         there = [p for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
         assert {k.name: k.default for k in taken.own} == {p.name: p.default for p in there}
-        assert {k.name: k.type for k in taken.loop} == inspect.get_annotations(Training, eval_str=True)
+        assert {k.name: k.type for k in taken.loop} == inspect.get_annotations(TrainingConfig, eval_str=True)
         assert all(k.doc for k in taken.own + taken.loop), f"{name}: a keyword without a word about it"
+
+
+def test_help_shows_the_training_defaults_there_are() -> None:
+    """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
+    for name, how in SHIPPED.items():
+        taken = keywords.shipped()[name]
+        found = [asdict(build(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
+        for field in taken.loop:
+            if not field.computed:
+                assert all(one[field.name] == field.default for one in found), f"{name}: {field.name}"
+            for option in re.findall(r"--([a-z-]+)", field.computed):
+                assert option.replace("-", "_") in {keyword.name for keyword in taken.own}, f"{name}: --{option}"
+
+
+def test_help_says_what_a_computed_default_depends_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, told in {"fusion": "chosen by the number of rows", "captioner": "4 with --voice"}.items():
+        assert told in " ".join(said(capsys, "train", name, "--help").replace("│", "").split())
 
 
 def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

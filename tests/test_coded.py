@@ -15,13 +15,14 @@ from sensorium.data.codes import Coded, Coder, coded
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.models import Batch
+from sensorium.tokens import Batch
 from sensorium.recipes import codes
 from sensorium.recipes.codes import frozen
-from sensorium.recipes.recipe import Recipe, Training
+from sensorium.recipes.recipe import DataSpec, Recipe
+from sensorium.recipes.training_config import TrainingConfig
 from sensorium.train import train
 
-CODES = "image.codes"
+CODES = ("image", "codes")
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +149,8 @@ def neighbours(schema: Schema, *, first: str) -> Recipe:
 
     def derived(data: Dataset) -> dict[str, Coded]:
         return {CODES: coded(coder, data, "image", copies=2, change={"flip": 0.5}, quiet=True)}
-    return Recipe(model=Neighbours(coder), objective=objective, columns=(), derived=derived, verbs={},
-                  training=Training(epochs=6, batch_size=8, lr=0.1, augment="none", precision="fp32"))
+    return Recipe(model=Neighbours(coder), objective=objective, verbs={},
+                  data=DataSpec(columns=(), derived_columns=derived), training=TrainingConfig(epochs=6, batch_size=8, lr=0.1, augment="none", precision="fp32"))
 
 
 def test_a_second_stage_trains_on_codes_without_the_encoder(first: Path, tmp_path: Path, encoded: list[int]) -> None:

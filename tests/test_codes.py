@@ -18,6 +18,7 @@ from sensorium.modalities.quantize import FSQ, VQ, Gumbel, Quantizer
 from sensorium.objectives.reconstruct import Reconstruct, edge_distance, logit_laplace
 from sensorium.recipes import codes
 from sensorium.recipes.recipe import build
+from sensorium.tokens import Batch
 from sensorium.train import train
 
 IMAGE = Image(size=16, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.25))
@@ -116,21 +117,21 @@ def test_the_loss_is_the_same_for_a_batch_twice_over(pixel: str) -> None:
     for _ in range(3):
         model.after_step()
     objective, x = Reconstruct("image", pixel), pictures()
-    once, twice = (objective(model, {"image": torch.cat([x] * n)})["model"] for n in (1, 2))
+    once, twice = (objective(model, Batch({"image": torch.cat([x] * n)}))["model"] for n in (1, 2))
     torch.testing.assert_close(once, twice)
 
 
 def test_a_missing_picture_is_left_out() -> None:
     model, x = made(FSQ()).eval(), pictures()
-    gap = {"image": x, "image.valid": torch.tensor([True, True, False, True, False, True])}
+    gap = Batch({"image": x}, {"image": torch.tensor([True, True, False, True, False, True])})
     torch.testing.assert_close(Reconstruct("image")(model, gap)["model"],
-                               Reconstruct("image")(model, {"image": x[[0, 1, 3, 5]]})["model"])
+                               Reconstruct("image")(model, Batch({"image": x[[0, 1, 3, 5]]}))["model"])
 
 
 def test_pixels_are_compared_on_one_scale_whatever_the_settings() -> None:
     model, x = made(FSQ()).eval(), pictures()
     found = model.unit(model(x).pixels) - model.unit(x)
-    torch.testing.assert_close(Reconstruct("image", "l2", 0)(model, {"image": x})["model"], found.square().mean())
+    torch.testing.assert_close(Reconstruct("image", "l2", 0)(model, Batch({"image": x}))["model"], found.square().mean())
 
 
 def test_figures_of_codes() -> None:
@@ -164,7 +165,7 @@ def test_fsq_says_which_vocabularies_it_has() -> None:
                          ids=lambda k: k["quantizer"])
 def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, object], tmp_path: Path) -> None:
     how = {**SMALL, **keywords, "batch_size": 8, "epochs": 2, "lr": 1e-3, "precision": "fp32", "quiet": True,
-           "evaluate_every": 2}                             # the interrupted run is not judged half-way either
+           "eval_interval": 2}                             # the interrupted run is not judged half-way either
     data = dataset()
     whole = train(codes, data, out=tmp_path / "whole", **how)
     half = tmp_path / "half"
@@ -182,9 +183,11 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, o
 
 def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> None:
     """A run that ends after so many steps, as if its machine had."""
+    from sensorium.recipes.recipe import planned
     from sensorium.run import begin
     folder.mkdir()
-    run = begin(codes, data, folder, {k: v for k, v in how.items() if k != "quiet"})
+    given = {k: v for k, v in how.items() if k != "quiet"}
+    run = begin(codes, data, folder, given, planned(codes, data.schema, given))
     batches = iter(run.loader)
     for k in range(steps):
         run.step(next(batches), k)

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -34,11 +35,12 @@ def table(folder: Path, n: int = 90) -> Path:
     return folder / "table.csv"
 
 
-def made(values: dict[str, list[float]], folds: int = 0, sign: int = -1) -> Comparison:
+def made(values: dict[str, list[float]], folds: int = 0,
+         mode: Literal["min", "max"] = "min") -> Comparison:
     """A comparison in which each setting came to these losses."""
     results = [({"way": way}, f"fold={i}", Result("x", {"loss": loss}, len(way), 1.0))
                for way, losses in values.items() for i, loss in enumerate(losses)]
-    return Comparison("r", ["d"], "loss", sign, folds, {"dim": 8}, results, Path("out"))
+    return Comparison("r", ["d"], "loss", mode, folds, {"dim": 8}, results, Path("out"))
 
 
 class TestFolds:
@@ -131,7 +133,7 @@ def test_what_is_taken_and_what_is_not_told_apart() -> None:
     assert [s.name for s in found.settings] == ["way=a", "way=bb", "way=ccc"]
     assert [s.name for s in found.near] == ["way=bb"], "paired: how hard a fold is does not count"
     assert "Take way=a: loss 1.05 ± 0.13, 4 runs" in found.verdict() and "way=a has the fewest" in found.verdict()
-    assert made({"a": [1.0, 1.2], "b": [2.0, 2.2]}, sign=1).settings[0].name == "way=b"
+    assert made({"a": [1.0, 1.2], "b": [2.0, 2.2]}, mode="max").settings[0].name == "way=b"
     # differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.46 < 4.30; without chance none is near
     assert made({"a": [0.0, 0.0, 0.0], "b": [1.0, 2.0, 3.0]}).near
     assert not made({"a": [0.0, 0.0, 0.0], "b": [1.4, 2.0, 2.6]}).near        # t = 5.8
@@ -141,7 +143,7 @@ def test_what_is_taken_and_what_is_not_told_apart() -> None:
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
-    found = compare(guess, rows(), out=tmp_path / "out", lr=[1e-2, 1e30], epochs=1, clip_norm=0, **QUIET)
+    found = compare(guess, rows(), out=tmp_path / "out", lr=[1e-2, 1e30], epochs=1, max_grad_norm=0, **QUIET)
     assert found.best is not None and found.best.values == {"lr": 1e-2}
     assert found.settings[-1].failed and "lr=1e+30 failed: " in found.verdict() and found.rows()[-1][1] == "failed"
     assert math.isfinite(found.best.mean("fit"))

@@ -1,5 +1,6 @@
 """The contrastive losses: identities, duplicates, missing rows, accumulation that keeps its negatives."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from sensorium.objectives.contrastive import (
     sigmoid_loss,
     similarity,
 )
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import Batch, Tokens, line
 from sensorium.transformer import transformer
 
 TEXT = Text(length=12, vocab_size=300)
@@ -32,10 +33,10 @@ def towers(align: str = "linear", loss: str = "infonce", dropout: float = 0.0) -
     return Towers(made, biased=loss == "siglip")
 
 
-def batch(n: int = 8) -> dict[str, torch.Tensor]:
+def batch(n: int = 8) -> Batch:
     rng = torch.Generator().manual_seed(0)
-    return {"image": torch.randn(n, 3, 16, 16, generator=rng), "text": TEXT.fake(n, rng), "row": torch.arange(n),
-            "group": torch.arange(n)}
+    return Batch({"image": torch.randn(n, 3, 16, 16, generator=rng), "text": TEXT.fake(n, rng)},
+                 row=torch.arange(n), group=torch.arange(n))
 
 
 def gradients(model: Towers) -> dict[str, torch.Tensor]:
@@ -70,7 +71,7 @@ def test_the_sigmoid_bias_starts_at_the_odds() -> None:
 
 def test_order_of_rows_is_irrelevant() -> None:
     model, b = towers(), batch()
-    turned = {k: v.flip(0) for k, v in b.items()}
+    turned = b.take(torch.arange(len(b)).flip(0))
     for loss in ("infonce", "siglip"):
         model = towers(loss=loss)
         objective = Contrastive("image", "text", loss)
@@ -82,7 +83,7 @@ def test_duplicates_are_no_negatives() -> None:
     assert torch.equal(positives(b, "image", "text"), torch.eye(4, dtype=torch.bool))
     b["text"][2] = b["text"][0]
     assert positives(b, "image", "text")[0].tolist() == [True, False, True, False]
-    b["group"] = torch.tensor([0, 1, 2, 1])
+    b = replace(b, group=torch.tensor([0, 1, 2, 1]))
     assert positives(b, "image", "text")[1].tolist() == [False, True, False, True]
 
 
@@ -108,7 +109,7 @@ def test_a_repeated_text_is_read_once_and_said_twice(align: str) -> None:
 
 def test_several_texts_of_a_row_are_all_right() -> None:
     b = batch(3)
-    b["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)          # the second of each is another's first
+    b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)          # the second of each is another's first
     b["text"][1, 1] = b["text"][1, 0]
     assert positives(b, "image", "text").int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 1]]
 
@@ -117,7 +118,7 @@ def test_several_texts_of_a_row_are_all_right() -> None:
 def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
     """Each of two equal texts is half as likely, so the loss is log(2) / 2 higher, and its gradient the same."""
     model, once, objective = towers(align), batch(), Contrastive("image", "text")
-    twice = {**once, "text": once["text"][:, None].repeat(1, 2, 1)}
+    twice = once.changed({"text": once["text"][:, None].repeat(1, 2, 1)})
     plain = objective(model, once)["model"]
     plain.backward()
     grads = gradients(model)
@@ -131,11 +132,10 @@ def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
 
 def test_a_missing_partner_leaves_the_row_out() -> None:
     model, b = towers(), batch()
-    gone = {**b, "text.valid": torch.tensor([True] * 5 + [False] * 3)}
-    kept = {k: v[:5] for k, v in b.items()}
+    gone, kept = b.changed(present={"text": torch.tensor([True] * 5 + [False] * 3)}), b.take(slice(5))
     objective = Contrastive("image", "text")
     torch.testing.assert_close(objective(model, gone)["model"], objective(model, kept)["model"])
-    assert len(complete(gone, "image", "text")["row"]) == 5
+    assert len(complete(gone, "image", "text")) == 5
 
 
 @pytest.mark.parametrize("align", ["linear", "multiscale"])
@@ -145,8 +145,8 @@ def test_a_missing_partner_leaves_the_row_out() -> None:
 def test_accumulation_keeps_its_negatives(align: str, loss: str, dropout: float, captions: int) -> None:
     model, b, objective = towers(align, loss, dropout), batch(), Contrastive("image", "text", loss)
     if captions > 1:
-        b["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)
-    parts = [{k: v[:3] for k, v in b.items()}, {k: v[3:] for k, v in b.items()}]
+        b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)
+    parts = [b.take(slice(3)), b.take(slice(3, None))]
     torch.manual_seed(1)
     split = objective.accumulate(model, parts)["model"]
     split_grads = gradients(model)

@@ -176,7 +176,7 @@ def test_published_weights_are_brought_to_the_width_asked_for(published: Path, k
     start = chosen(kind, str(published))
     assert isinstance(start, Start)
     modality = start.senses()[kind]
-    read = encoder(modality, replace(start, tune=tune), DIM, 1).train()
+    read = encoder(modality, start, DIM, 1, train=tune).train()
     assert isinstance(read.embed, Projected) and read.embed.project.in_features == width
     batch = modality.fake(3, torch.Generator().manual_seed(0))
     inner, _ = start.encoder(kind)

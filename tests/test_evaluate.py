@@ -51,7 +51,7 @@ def data(folder: Path) -> Dataset:
 def model(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return sn.train(sn.recipes.clip, data, out=tmp_path_factory.mktemp("runs") / "squares", quiet=True, dim=32, depth=1,
                     text_depth=1, embed_dim=16, text="caption", epochs=60, batch_size=24, lr=3e-3, augment="none",
-                    precision="fp32", evaluate_every=60, save_every=60)
+                    precision="fp32", eval_interval=60, checkpoint_interval=60)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_the_middle_of_a_low_rank_correction_is_half_of_it() -> None:
     up, down = "x.parametrizations.weight.0.up", "x.parametrizations.weight.0.down"
     start = {up: torch.zeros(4, 2), down: torch.randn(2, 3)}
     trained = {up: torch.randn(4, 2), down: torch.randn(2, 3)}
-    middle = between(start, trained, 0.5)
+    middle = between(start, trained, 0.5, {down})
     torch.testing.assert_close(middle[up] @ middle[down], 0.5 * trained[up] @ trained[down])
 
 

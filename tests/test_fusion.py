@@ -26,7 +26,7 @@ from sensorium.modalities.text import Text
 from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, mixed, together
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import Batch, Tokens, line
 from sensorium.train import train
 from sensorium.verbs.predict import read
 
@@ -40,7 +40,7 @@ READ = [name for name in SCHEMA.columns if name not in ("kind", "price")]
 
 def made(**keywords: Any) -> Recipe:
     torch.manual_seed(0)
-    given = {"target": "kind,price", "dim": 32, "depth": 1, "dropout": 0.0, "drop": 0.0}
+    given = {"target": ("kind", "price"), "dim": 32, "depth": 1, "dropout": 0.0, "drop": 0.0}
     recipe = build(RECIPES["fusion"], SCHEMA, {**given, **keywords})[0]
     for part in recipe.model.modules():
         if isinstance(part, Spelling):                  # no word is unknown
@@ -51,20 +51,20 @@ def made(**keywords: Any) -> Recipe:
     return recipe
 
 
-def fake(n: int = 6, seed: int = 0) -> dict[str, Tensor]:
+def fake(n: int = 6, seed: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
-    return {"row": torch.arange(n), **{c.name: c.modality.fake(n, rng) for c in SCHEMA.columns.values()}}
+    return Batch({c.name: c.modality.fake(n, rng) for c in SCHEMA.columns.values()}, row=torch.arange(n))
 
 
-def without(batch: Mapping[str, Tensor], *names: str, rows: slice = slice(None)) -> dict[str, Tensor]:
+def without(batch: Batch, *names: str, rows: slice = slice(None)) -> Batch:
     """The batch in which these columns are not there."""
-    flags = {f"{name}.valid": torch.ones(len(batch["row"]), dtype=torch.bool) for name in names}
+    flags = {name: torch.ones(len(batch), dtype=torch.bool) for name in names}
     for flag in flags.values():
         flag[rows] = False
-    return {**batch, **flags}
+    return batch.changed(present=flags)
 
 
-def said(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def said(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
     model.eval()
     with torch.no_grad():
         return model(batch)
@@ -82,7 +82,7 @@ class TestMissing:
     @pytest.mark.parametrize("name", READ)
     def test_what_stands_in_the_place_of_a_missing_value_changes_nothing(self, keywords: dict, name: str) -> None:
         model, batch = made(**keywords).model, fake()
-        other = {**batch, name: fake(seed=1)[name]}
+        other = batch.changed({name: fake(seed=1)[name]})
         assert not same(said(model, batch), said(model, other)), "where it is there it counts"
         some = slice(0, 3)
         lacks, other = without(batch, name, rows=some), without(other, name, rows=some)
@@ -93,7 +93,7 @@ class TestMissing:
     def test_a_column_that_is_not_given_is_missing_in_every_row(self, keywords: dict) -> None:
         model, batch = made(**keywords).model, fake()
         for name in READ:
-            absent = {column: values for column, values in batch.items() if column != name}
+            absent = batch.only(set(batch.columns) - {name})
             assert same(said(model, absent), said(model, without(batch, name)))
 
     def test_a_row_with_nothing_gets_the_prior(self, keywords: dict) -> None:
@@ -106,7 +106,7 @@ class TestMissing:
 
     def test_rows_do_not_know_each_other(self, keywords: dict) -> None:
         model, batch = made(**keywords).model, fake()
-        alone = [said(model, {name: values[i:i + 1] for name, values in batch.items()}) for i in range(6)]
+        alone = [said(model, batch.take(slice(i, i + 1))) for i in range(6)]
         assert same(said(model, batch), {name: torch.cat([a[name] for a in alone]) for name in alone[0]})
 
 
@@ -160,12 +160,12 @@ class TestTargets:
     def test_a_class_never_seen_is_not_learned_from(self) -> None:
         objective = Supervised({"kind": Classes(KIND)})
         raw, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
-        batch = {"kind": y, "row": torch.arange(4)}
+        batch = Batch({"kind": y}, row=torch.arange(4))
         assert torch.allclose(objective.of({"kind": raw}, batch), torch.nn.functional.cross_entropy(raw[:3], y[:3]))
-        batch["kind.valid"] = torch.tensor([True, False, True, True])
+        batch = batch.changed(present={"kind": torch.tensor([True, False, True, True])})
         few = torch.nn.functional.cross_entropy(raw[[0, 2]], y[[0, 2]])
         assert torch.allclose(objective.of({"kind": raw}, batch), few)
-        batch["kind.valid"][:] = False
+        batch.present["kind"][:] = False
         assert objective.of({"kind": raw}, batch) == 0
 
     def test_balance_gives_every_class_the_same_weight(self) -> None:

@@ -17,7 +17,6 @@ from sensorium.data.vectors import Vectors, vectors
 from sensorium.errors import SensoriumError
 from sensorium.fused import Fused, Sense
 from sensorium.modalities.spelling import NOTHING, Spelling
-from sensorium.published.start import Start, named
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import Narrowed, chosen
 from sensorium.recipes.recipe import Recipe, build
@@ -45,28 +44,28 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Pat
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     recipe = made(table, encoders={"photo": str(published), "title": str(published)})
-    schema = table.schema.fit(table, np.arange(len(table)), recipe.columns, recipe.settings)
-    assert recipe.derived is not None
-    derived, rows = recipe.derived(table), np.arange(12)
+    schema = table.schema.fit(table, np.arange(len(table)), recipe.data.columns, recipe.data.column_settings)
+    assert recipe.data.derived_columns is not None
+    derived, rows = recipe.data.derived_columns(table), np.arange(12)
     assert set(derived) == {"photo", "title"} and all(isinstance(column, Vectors) for column in derived.values())
-    raw = table.prepare(schema, recipe.columns).batch(rows)
-    read = table.prepare(schema, recipe.columns, derived=derived).batch(rows)
-    assert read["title.valid"].equal(raw["title.valid"]) and not read["title"][~read["title.valid"]].any()
+    raw = table.prepare(schema, recipe.data.columns).batch(rows)
+    read = table.prepare(schema, recipe.data.columns, derived=derived).batch(rows)
+    assert read.present["title"].equal(raw.present["title"]) and not read["title"][~read.present["title"]].any()
     model = recipe.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(model(read)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4)
         model.senses[1].encode.whole(raw["title"])                  # nor does it hurt to be asked for nothing
     with monkeypatch.context() as blind:
         blind.setattr(Still, "forward", lambda *_: pytest.fail("it read again"))
-        assert all(again.batch(rows, None, {}).equal(read[name]) for name, again in recipe.derived(table).items())
+        assert all(again.batch(rows, None, {}).equal(read[name]) for name, again in recipe.data.derived_columns(table).items())
 
 
 def test_what_must_be_read_each_time_is(published: Path, table: Dataset) -> None:
     frozen = {"photo": str(published)}
-    assert made(table, encoders=frozen).derived is not None
-    for keywords in ({"encoders": {}}, {"encoders": {"photo": f"{published}+lora"}}, {"encoders": frozen} | {
+    assert made(table, encoders=frozen).data.derived_columns is not None
+    for keywords in ({"encoders": {}}, {"encoders": frozen, "encoder_train": {"photo": "lora"}}, {"encoders": frozen} | {
             "fuse": "sequence"}, {"encoders": frozen, "align": "multiscale"}):
-        assert made(table, **keywords).derived is None
+        assert made(table, **keywords).data.derived_columns is None
 
 
 @pytest.mark.parametrize("titles", ['["a sun", "a star"]', "null"])
@@ -78,19 +77,11 @@ def test_of_several_captions_none_is_read_for_all_and_of_nothing_nothing(titles:
     assert isinstance(found, Captions)
 
 
-def test_a_folder_may_be_called_as_if_it_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs+all").mkdir()
-    assert named("theirs+all") == ("theirs+all", "none")
-    assert named("theirs+all+lora") == ("theirs+all", "lora")
-    assert named("theirs+lora") == ("theirs", "lora") and named("a+b") == ("a+b", "none")
-
-
 @pytest.mark.parametrize("tune", ["none", "lora", "all"])
 def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: Path, table: Dataset, tmp_path: Path,
                                                                     tune: str) -> None:
-    source = str(published) if tune == "none" else f"{published}+{tune}"
-    model = sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={source}", **SHORT)
+    train = () if tune == "none" else (f"photo={tune}",)
+    model = sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}", encoder_train=train, **SHORT)
     assert isinstance(model.module, Fused) and isinstance(sense := model.module.senses[0], Sense)
     assert isinstance(sense.encode, Narrowed) and isinstance(sense.encode.inner, Still) == (tune == "none")
     assert any(isinstance(part, LowRank) for part in sense.encode.modules()) == (tune == "lora")
@@ -99,7 +90,7 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
     after = {name.replace("parametrizations.", "").replace(".original", ""): value
              for name, value in sense.encode.inner.state_dict().items()}
     assert all(value.equal(after[name]) for name, value in before.items()) == (tune != "all")
-    assert model.config.keywords["encoders"]["photo"].get("tune", "none") == tune
+    assert model.config.keywords["encoder_train"] == list(train)
     photos = [table.raw("photo", [i])[0] for i in range(6)]
     said = model.predict(photo=photos)["colour"].probability
     hidden = published.rename(published.with_name("hidden"))
@@ -110,10 +101,9 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
 
 
 def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(SensoriumError, match=r"\+loar"):
-        sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}+loar", **SHORT)
-    with pytest.raises(SensoriumError, match=r"\+lora"):              # where none of it can learn, none is asked
-        Start.of(f"{published}+lora")
+    for train in ("photo=loar", "title=lora", "photo"):             # no such mode, no pretrained weights, no mode
+        with pytest.raises(SensoriumError, match=f"encoder_train: {train}"):
+            sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}", encoder_train=(train,), **SHORT)
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -121,7 +111,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(saved: bool, published: Path, t
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """What it took from training texts, and what it starts from, are those it was begun with."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "encoders": f"photo={published}", "columns": "photo,title", "seed": 1}
+    keywords = {**SHORT, "encoders": f"photo={published}", "columns": ("photo", "title"), "seed": 1}
     whole = sn.train(fusion, table, out=tmp_path / "whole", **keywords)
     at_step(monkeypatch, 6 if saved else 1, ask() if saved else killed)
     with pytest.raises(Stopped if saved else KeyboardInterrupt):

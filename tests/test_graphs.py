@@ -48,7 +48,7 @@ def predicting(folder: Path, columns: dict[str, Any] = COLUMNS, **keywords: obje
     """A run of `fusion` with first weights, whose answers are read as none would be by chance."""
     schema = Schema({name: Column(name, modality) for name, modality in (columns | TARGETS).items()})
     torch.manual_seed(0)
-    asked = {"target": ",".join(TARGETS), "dim": 32, "depth": 1} | keywords
+    asked = {"target": tuple(TARGETS), "dim": 32, "depth": 1} | keywords
     recipe, filled = build(RECIPES["fusion"], schema, asked)
     with torch.no_grad():
         for value in recipe.model.parameters():
@@ -130,8 +130,8 @@ def test_words_by_their_pieces_become_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("keywords", [
-    {}, {"fuse": "sequence", "align": "multiscale"}, {"fuse": "bottleneck", "encoders": "words=gru,walk=transformer"},
-    {"fuse": "attention", "encoders": "photo=vit,words=transformer,walk=cnn"}], ids=str)
+    {}, {"fuse": "sequence", "align": "multiscale"}, {"fuse": "bottleneck", "encoders": ("words=gru", "walk=transformer")},
+    {"fuse": "attention", "encoders": {"photo": "vit", "words": "transformer", "walk": "cnn"}}], ids=str)
 def test_a_graph_says_what_predict_says_for_any_subset(tmp_path: Path, keywords: dict[str, Any]) -> None:
     model = predicting(tmp_path, **keywords)
     assert export(model, "torch", tmp_path / "out")["predict"] < 1e-5

@@ -21,6 +21,7 @@ from sensorium.modalities.text import Text
 from sensorium.recipes.fusion import fusion
 from sensorium.recipes.judge_missing import SHARES, Hiding, Point, lost, nothing, only
 from sensorium.report import Report
+from sensorium.tokens import Batch
 
 COLUMNS = {"stars": "ordinal", "tags": "set", "words": "text", "label": "category", "kind": "category"}
 
@@ -50,8 +51,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(fusion, data, out=tmp_path_factory.mktemp("run") / "run", target="price,label,stars,tags", epochs=8,
-                    dim=16, quiet=True, precision="fp32", batch_size=32, lr=5e-3, ema=0.9)
+    return sn.train(fusion, data, out=tmp_path_factory.mktemp("run") / "run", target=("price", "label", "stars", "tags"), epochs=8,
+                    dim=16, quiet=True, precision="fp32", batch_size=32, lr=5e-3, ema_decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +124,14 @@ def test_the_command_says_it_and_writes_it(run: Model, data: Dataset, capsys: py
 
 def test_what_is_hidden_is_masked_or_filled_and_nothing_else_changes() -> None:
     reads = {"x": Number(), "kind": Category(("a", "b"), (3, 5))}
-    batch = {"row": torch.tensor([2, 0]), "x": torch.tensor([1.0, 2.0]), "kind": torch.tensor([0, 0]),
-             "kind.valid": torch.tensor([True, False]), "y": torch.tensor([5.0, 6.0])}
+    batch = Batch({"x": torch.tensor([1.0, 2.0]), "kind": torch.tensor([0, 0]), "y": torch.tensor([5.0, 6.0])},
+                  {"kind": torch.tensor([True, False])}, torch.tensor([2, 0]))
     gone = torch.tensor([[True, True], [False, False], [False, True]])      # of the data set's rows
     masked, filled = Hiding(reads, gone).masked(batch), Hiding(reads, gone).filled(batch)
-    assert masked["x.valid"].tolist() == [True, False] and masked["kind.valid"].tolist() == [False, False]
-    assert filled["x"].tolist() == [1.0, 0.0] and "x.valid" not in filled
+    assert masked.present["x"].tolist() == [True, False] and masked.present["kind"].tolist() == [False, False]
+    assert filled["x"].tolist() == [1.0, 0.0] and "x" not in filled.present
     assert filled["kind"].tolist() == [1, 0], "what the data lack stays as it is"
-    assert filled["kind.valid"].tolist() == [True, False]
+    assert filled.present["kind"].tolist() == [True, False]
     assert masked["y"] is batch["y"] and masked["x"] is batch["x"]
 
 
@@ -146,7 +147,7 @@ def test_what_is_filled_in_says_nothing() -> None:
 
 
 def test_a_row_of_which_all_is_hidden_is_given_the_prior(run: Model, data: Dataset) -> None:
-    prepared = data.prepare(run.schema, run.recipe.columns)
+    prepared = data.prepare(run.schema, run.recipe.data.columns)
     with torch.inference_mode():
         batch = only(run.module, [])(prepared.batch(data.splits["test"][:3]))
         said, prior = run.module(batch), run.module.answer({}, 3)

@@ -19,7 +19,7 @@ from sensorium.evaluate import evaluate
 from sensorium.recipes.judge_pictures import pictures
 from sensorium.recipes.judge_words import answers, captions
 from sensorium.recipes.judging import LARGEST, ink, pixels
-from sensorium.recipes.recipe import Recipe
+from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Recipe
 from sensorium.verbs.verb import Answers
 
 Judge = Callable[..., Any]
@@ -41,8 +41,9 @@ class Known(Answers):
     def __init__(self, schema: Schema, judge: Judge | None, **verbs: Callable[..., Any]):
         super().__init__("known", verbs)
         self.module, self.schema, self.folder, self.fingerprint = nn.Identity(), schema, "nowhere", "0"
-        self.recipe = Recipe(model=self.module, objective=lambda model, batch: {}, columns=("image", "caption"),
-                             verbs=dict(verbs), judge=judge)
+        self.recipe = Recipe(model=self.module, objective=lambda model, batch: {}, verbs=dict(verbs),
+                             data=DataSpec(columns=("image", "caption")),
+                             evaluation=EvaluationSpec(metric="loss", mode="min", evaluator=judge))
         self.config = type("Config", (), {"recipe": "known"})
 
 

@@ -55,7 +55,7 @@ def test_a_row_costs_little_memory(tmp_path: Path) -> None:
 def test_predictions_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Dataset.open(table(tmp_path, 600))
     model = train(RECIPES["fusion"], data.take(np.arange(200)), out=tmp_path / "run", target="price",
-                  columns="a,b,shop", dim=8, epochs=1, quiet=True)
+                  columns=("a", "b", "shop"), dim=8, epochs=1, quiet=True)
     sizes, predict = list[int](), model.recipe.verbs["predict"]
     real = type(predict).__call__
 

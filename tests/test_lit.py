@@ -11,6 +11,7 @@ from test_resume import ask, at_step, killed
 import sensorium as sn
 from sensorium.adapt import Still
 from sensorium.data.dataset import Dataset
+from sensorium.data.vectors import beside
 from sensorium.errors import SensoriumError
 from sensorium.recipes import lit
 from sensorium.recipes.recipe import build
@@ -24,19 +25,19 @@ def test_what_the_eye_says_is_worked_out_once(published: Path, data: Dataset, tm
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     recipe, _ = build(lit, data.schema, {"image_from": str(published), "text_from": str(published)})
-    schema = data.schema.fit(data, np.arange(len(data)), recipe.columns, recipe.settings)
-    assert recipe.derived is not None
-    prepared = data.prepare(schema, recipe.columns, derived=recipe.derived(data))
+    schema = data.schema.fit(data, np.arange(len(data)), recipe.data.columns, recipe.data.column_settings)
+    assert recipe.data.derived_columns is not None
+    prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
     batch = prepared.batch(np.arange(8))
     eye = recipe.model["image"].encode
     assert isinstance(eye, Still)
-    torch.testing.assert_close(batch["image.vector"], eye.whole(batch["image"]), atol=1e-5, rtol=1e-5)
-    anew = {name: values for name, values in batch.items() if "vector" not in name}
+    torch.testing.assert_close(batch[beside("image")], eye.whole(batch["image"]), atol=1e-5, rtol=1e-5)
+    anew = batch.only(schema.columns)
     torch.testing.assert_close(recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew))
     with monkeypatch.context() as blind:
         blind.setattr(Still, "forward", lambda *_: pytest.fail("it looked again"))
-        again = recipe.derived(data)["image.vector"].batch(np.arange(8), None, {})
-    assert again.equal(batch["image.vector"])
+        again = recipe.data.derived_columns(data)[beside("image")].batch(np.arange(8), None, {})
+    assert again.equal(batch[beside("image")])
 
 
 def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(published: Path, data: Dataset,

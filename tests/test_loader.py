@@ -21,7 +21,9 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.text import Text
+from sensorium.tokens import Batch, column_key
 
+BOTH = ("caption", "german")                # read as one
 TEXT = Text(length=8, vocab_size=400).fit(["a cat", "a dog", "un chat", "un chien", "two cats and a dog"] * 5)
 
 
@@ -88,8 +90,8 @@ def test_pictures_come_as_loaded(tmp_path: Path) -> None:
     batch = prepared.batch([4, 0, 1, 3, 2])
     expected = image.collate([image.load(r) for r in (raw[4], raw[0], raw[1], raw[2])])
     assert torch.equal(batch["image"][[0, 1, 2, 4]], expected)
-    assert batch["image.valid"].tolist() == [True, True, True, False, True]
-    assert batch["row"].tolist() == [4, 0, 1, 3, 2] and prepared.complete().tolist() == [0, 1, 2, 4]
+    assert batch.present["image"].tolist() == [True, True, True, False, True]
+    assert batch.row.tolist() == [4, 0, 1, 3, 2] and prepared.complete().tolist() == [0, 1, 2, 4]
     assert np.array_equal(np.asarray(prepared.picture("image", 2)), image.load(raw[2]))
 
 
@@ -179,7 +181,7 @@ def test_bad_pictures_are_named_and_counted(tmp_path: Path, decodes: list[Any], 
     prepared = Prepared(Rows({"image": values}), schema(image=Image(size=8)), ["image"])
     for p in (prepared, Prepared(Rows({"image": values}), schema(image=Image(size=8)), ["image"])):
         assert [(b.row, b.column, b.where) for b in p.bad] == [(7, "image", "row 7")] and "JPEG" in p.bad[0].reason
-        assert not p.batch([7])["image.valid"] and len(p.complete([6, 7, 8, 9])) == 2
+        assert not p.batch([7]).present["image"] and len(p.complete([6, 7, 8, 9])) == 2
     assert len(decodes) == 99, "what is bad is remembered too"
     assert "left out: row 7" in capfd.readouterr().err
     values[9] = b"another"
@@ -249,7 +251,7 @@ def test_two_processes_at_once() -> None:
 def test_no_rows_and_no_pictures() -> None:
     assert len(of_pictures([])) == 0 and of_pictures([]).batch([])["image"].shape == (0, 3, 8, 8)
     batch = of_pictures([None, None]).batch([1, 0])
-    assert not batch["image.valid"].any() and batch["image"].isfinite().all()
+    assert not batch.present["image"].any() and batch["image"].isfinite().all()
 
 
 # ---------------------------------------------------------------- words, numbers, categories
@@ -259,14 +261,14 @@ GERMAN = [["un chat", "a dog"], "un chien", None, None, "a cat"]
 
 
 def of_words(**columns: Any) -> Prepared:
-    return Prepared(Rows(columns), schema(**dict.fromkeys(columns, TEXT)), [",".join(columns)], quiet=True, max_bad=1.0)
+    return Prepared(Rows(columns), schema(**dict.fromkeys(columns, TEXT)), [column_key([*columns])], quiet=True, max_bad=1.0)
 
 
 def test_the_first_caption_without_a_generator() -> None:
     prepared = of_words(caption=CAPTIONS)
     batch = prepared.batch(np.arange(5))
     assert torch.equal(batch["caption"][[0, 2, 4]], TEXT.collate(TEXT.encode(["a cat", "a dog", "un chat"])))
-    assert batch["caption.valid"].tolist() == [True, False, True, False, True]
+    assert batch.present["caption"].tolist() == [True, False, True, False, True]
     assert (batch["caption"][[1, 3]] == TEXT.pad).all()
     assert prepared.caption("caption", 2) == "a dog" and prepared.caption("caption", 1) == ""
     assert prepared.batch([1])["caption"].shape == (1, 1)
@@ -274,16 +276,16 @@ def test_the_first_caption_without_a_generator() -> None:
 
 def test_joined_columns_are_one_with_all_captions() -> None:
     prepared = of_words(caption=CAPTIONS, german=GERMAN)
-    assert list(prepared.columns) == ["caption,german"]
+    assert list(prepared.columns) == [BOTH]
     seen: dict[int, set[str]] = {}
     for seed in range(60):
         batch = prepared.batch(np.arange(5), torch.Generator().manual_seed(seed))
-        for row, ids in enumerate(batch["caption,german"]):
+        for row, ids in enumerate(batch[BOTH]):
             seen.setdefault(row, set()).add(TEXT.show(ids))
     assert seen == {0: {"a cat", "un chat", "a dog"}, 1: {"un chien"}, 2: {"a dog", "two cats and a dog"}, 3: {""},
                     4: {"un chat", "a cat"}}
-    assert batch["caption,german.valid"].tolist() == [True, True, True, False, True]
-    assert prepared.caption("caption,german", 1) == "un chien"
+    assert batch.present[BOTH].tolist() == [True, True, True, False, True]
+    assert prepared.caption(BOTH, 1) == "un chien"
 
 
 def test_captions_are_drawn_evenly_and_again_alike() -> None:
@@ -298,14 +300,14 @@ def test_captions_are_drawn_evenly_and_again_alike() -> None:
 def test_several_captions_lie_evenly_over_the_list() -> None:
     """As many as there are columns of equal length: one of each, whatever the start."""
     prepared = of_words(caption=[["a cat", "a dog"]] * 9 + [None], german=[["un chat", "un chien"]] * 9 + [None])
-    how = {"caption,german": {"captions": 2.0}}
-    drawn = prepared.batch(range(10), torch.Generator().manual_seed(0), how)["caption,german"]
+    how = {BOTH: {"captions": 2.0}}
+    drawn = prepared.batch(range(10), torch.Generator().manual_seed(0), how)[BOTH]
     assert drawn.shape[:2] == (10, 2) and (drawn[9] == TEXT.pad).all()
     said = {tuple(TEXT.show(ids) for ids in row) for row in drawn[:9]}
     assert said == {("a cat", "un chat"), ("a dog", "un chien")}
-    assert prepared.batch(range(10), None, how)["caption,german"].ndim == 2
-    fewer = prepared.batch(range(9), torch.Generator(), {"caption,german": {"captions": 2.0, "drop": 0.5}})
-    assert fewer["caption,german"].shape[:2] == (9, 2)
+    assert prepared.batch(range(10), None, how)[BOTH].ndim == 2
+    fewer = prepared.batch(range(9), torch.Generator(), {BOTH: {"captions": 2.0, "drop": 0.5}})
+    assert fewer[BOTH].shape[:2] == (9, 2)
 
 
 def test_words_are_dropped_when_asked() -> None:
@@ -328,8 +330,8 @@ def test_numbers_and_categories() -> None:
     prepared = Prepared(Rows(columns), known, ["price", "kind"], quiet=True, max_bad=0.5)
     batch = prepared.batch(range(4))
     assert batch["price"][[0, 2]].tolist() == [-0.5, 0.5] and batch["kind"][:2].tolist() == [0, 1]
-    assert batch["price.valid"].tolist() == [True, False, True, False]
-    assert batch["kind.valid"].tolist() == [True, True, False, True]
+    assert batch.present["price"].tolist() == [True, False, True, False]
+    assert batch.present["kind"].tolist() == [True, True, False, True]
     assert batch["kind"][3] == 2, "a class that training did not see is one of its own"
     assert [(b.row, b.column) for b in prepared.bad] == [(3, "price")]
 
@@ -338,7 +340,7 @@ def test_columns_that_are_not_there_or_do_not_join() -> None:
     with pytest.raises(SensoriumError, match="foo"):
         Prepared(Rows({"a": ["x"]}), schema(a=TEXT), ["foo"])
     with pytest.raises(SensoriumError, match="must hold text"):
-        Prepared(Rows({"a": [1.0], "b": [2.0]}), schema(a=Number(), b=Number()), ["a,b"])
+        Prepared(Rows({"a": [1.0], "b": [2.0]}), schema(a=Number(), b=Number()), [("a", "b")])
 
 
 # ---------------------------------------------------------------- the loader
@@ -354,12 +356,16 @@ def mixed() -> Prepared:
 AUGMENT = {"image": {"flip": 0.5, "shift": 0.2, "brightness": 0.3, "erase": 0.5}, "caption": {"drop": 0.3}}
 
 
-def taken(loader: Loader, n: int) -> list[dict[str, torch.Tensor]]:
+def taken(loader: Loader, n: int) -> list[Batch]:
     return [batch for _, batch in zip(range(n), loader, strict=False)]
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same(a: Batch, b: Batch) -> bool:
+    one, other = ({**batch.columns, "mask of": batch.present, "row of": batch.row, "group of": batch.group}
+                  for batch in (a, b))
+    assert one.pop("mask of").keys() == other.pop("mask of").keys()
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) and all(
+        torch.equal(a.present[k], b.present[k]) for k in a.present)
 
 
 def test_every_row_once_an_epoch(mixed: Prepared) -> None:
@@ -369,8 +375,8 @@ def test_every_row_once_an_epoch(mixed: Prepared) -> None:
     orders = []
     for _ in range(3):
         batches = taken(loader, 4)
-        assert [len(b["row"]) for b in batches] == [5, 5, 5, 3]
-        orders.append(torch.cat([b["row"] for b in batches]).tolist())
+        assert [len(b) for b in batches] == [5, 5, 5, 3]
+        orders.append(torch.cat([b.row for b in batches]).tolist())
         assert sorted(orders[-1]) == rows.tolist()
     assert orders[0] != orders[1] != orders[2]
 
@@ -380,11 +386,11 @@ def test_dropped_rows_differ_from_epoch_to_epoch(mixed: Prepared) -> None:
     assert loader.steps_per_epoch == 4
     left = []
     for _ in range(6):
-        seen = torch.cat([b["row"] for b in taken(loader, 4)]).tolist()
+        seen = torch.cat([b.row for b in taken(loader, 4)]).tolist()
         assert len(set(seen)) == 20
         left.append(frozenset(range(23)) - set(seen))
     assert len(set(left)) > 1
-    assert [len(b["row"]) for b in taken(Loader(mixed, [3, 1], 5), 3)] == [2, 2, 2]
+    assert [len(b) for b in taken(Loader(mixed, [3, 1], 5), 3)] == [2, 2, 2]
 
 
 def test_batches_depend_on_seed_epoch_and_position_alone(mixed: Prepared) -> None:
@@ -393,7 +399,7 @@ def test_batches_depend_on_seed_epoch_and_position_alone(mixed: Prepared) -> Non
     for i in (14, 0, 7, 5, 6):
         assert same(b.batch(i // 5, i % 5), in_order[i])
     assert not same(Loader(mixed, np.arange(23), 4, seed=4, augment=AUGMENT).batch(0, 0), in_order[0])
-    assert not torch.equal(in_order[0]["image"][0], mixed.batch(in_order[0]["row"].numpy())["image"][0])
+    assert not torch.equal(in_order[0]["image"][0], mixed.batch(in_order[0].row.numpy())["image"][0])
     torch.manual_seed(0)
     before = torch.get_rng_state()
     b.batch(0, 0)
@@ -464,4 +470,4 @@ def test_a_real_folder(tmp_path: Path) -> None:
     columns = [fitted.pick("image", None), fitted.pick("text", None)]
     batch = next(iter(Loader(data.prepare(fitted, columns, quiet=True), np.arange(12), 6)))
     assert batch[columns[0]].shape[:2] == (6, 3) and batch[columns[1]].shape[0] == 6
-    assert len(batch["group"].unique()) == 6
+    assert len(batch.group.unique()) == 6

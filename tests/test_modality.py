@@ -20,7 +20,8 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.table import Category
 from sensorium.models import Encoder
 from sensorium.recipes.encoders import ENCODERS, add_modality, encoder
-from sensorium.recipes.recipe import Recipe, Training
+from sensorium.recipes.recipe import DataSpec, Recipe
+from sensorium.recipes.training_config import TrainingConfig
 from sensorium.tokens import present
 
 FILE = Path(__file__).parents[1] / "examples" / "points.py"
@@ -81,9 +82,9 @@ def shapes(schema: Schema, *, dim: int = 32, how: str = "") -> Recipe:
         return [shape.show(one) for one in found]
 
     return Recipe(model=model, objective=lambda model, batch: {"model": F.cross_entropy(
-        model(batch["scan"]), batch["shape"])}, columns=("scan", "shape"), verbs={"predict": predict},
-        training=Training(epochs=20, batch_size=16, lr=1e-2, augment="light"),
-        augment={"light": {"scan": {"turn": 180.0, "jitter": 0.01}}})
+        model(batch["scan"]), batch["shape"])}, verbs={"predict": predict},
+        training=TrainingConfig(epochs=20, batch_size=16, lr=1e-2, augment="light"),
+        data=DataSpec(columns=("scan", "shape"), augment={"light": {"scan": {"turn": 180.0, "jitter": 0.01}}}))
 
 
 def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(

@@ -15,6 +15,7 @@ from sensorium.modalities.text import END, PAD, START, Text, Words
 from sensorium.models import Decoder, Encoder
 from sensorium.objectives.next_token import Beams, NextToken, Sampling, choose, generate, likeliest, search
 from sensorium.positions import Rotary
+from sensorium.tokens import Batch
 from sensorium.transformer import Block, FeedForward, Transformer, transformer
 
 DIM, VOCAB, LENGTH = 32, 11, 12
@@ -52,13 +53,13 @@ PROMPTS = texts([START, 5, 6, 7], [START], [START, 9])
 @pytest.mark.parametrize("seen", [True, False], ids=["prefix", "alone"])
 def test_with_a_cache_it_says_what_it_says_without(trunk: object, seen: bool) -> None:
     model = decoder(rotary() if trunk else None)
-    given = {"text": PROMPTS, **({"image": pictures(3)} if seen else {})}
+    given = Batch({"text": PROMPTS, **({"image": pictures(3)} if seen else {})})
     cache, places = Cache(4), torch.tensor([4, 1, 2])
     logits = model.begin(given, "text", cache)
     said = [[5, 6, 7], [], [9]]
     for step in range(4):
         whole = texts(*[[START, *row] for row in said])
-        full = model.heads["text"](model({**given, "text": whole})["text"].x)
+        full = model.heads["text"](model(given.changed({"text": whole}))["text"].x)
         at = torch.tensor([len(row) for row in said])
         torch.testing.assert_close(logits, full[torch.arange(3), at], atol=1e-5 * full.abs().amax().item(), rtol=1e-5)
         ids = torch.tensor([3 + step, 8 - step, 4])
@@ -69,7 +70,7 @@ def test_with_a_cache_it_says_what_it_says_without(trunk: object, seen: bool) ->
 
 def test_a_full_cache_says_so() -> None:
     model, cache = decoder(), Cache(1)
-    model.begin({"text": PROMPTS}, "text", cache)
+    model.begin(Batch({"text": PROMPTS}), "text", cache)
     model.go_on("text", torch.tensor([3, 3, 3]), torch.tensor([4, 1, 2]), cache)
     with pytest.raises(ValueError, match="cannot take 1 more"):
         model.go_on("text", torch.tensor([3, 3, 3]), torch.tensor([5, 2, 3]), cache)
@@ -78,28 +79,29 @@ def test_a_full_cache_says_so() -> None:
 def test_the_prefix_is_seen_and_what_is_missing_is_not_there() -> None:
     model, ids = decoder(), texts([START, 5, 6, END], [START, 7, END])
     objective = NextToken({"image": "image", "text": "text"}, {"text": 1.0})
-    with_it = {"image": pictures(2), "text": ids}
+    with_it = Batch({"image": pictures(2), "text": ids})
     seen = model(with_it)["text"].x
-    assert (seen - model({**with_it, "image": pictures(2) + 1})["text"].x).abs().amax() > 1e-3
-    nobody = {**with_it, "image.valid": torch.tensor([False, False])}
-    torch.testing.assert_close(model(nobody)["text"].x, model({"text": ids})["text"].x)
-    torch.testing.assert_close(objective(model, nobody)["model"], objective(model, {"text": ids})["model"])
+    assert (seen - model(with_it.changed({"image": pictures(2) + 1}))["text"].x).abs().amax() > 1e-3
+    nobody = with_it.changed(present={"image": torch.tensor([False, False])})
+    torch.testing.assert_close(model(nobody)["text"].x, model(Batch({"text": ids}))["text"].x)
+    torch.testing.assert_close(objective(model, nobody)["model"], objective(model, Batch({"text": ids}))["model"])
 
 
 def test_the_loss_is_of_real_tokens_after_the_first() -> None:
     model, ids = decoder(), texts([START, 5, 6, END], [START, 7, END])
-    loss = NextToken({"text": "caption"}, {"text": 1.0})(model, {"caption": ids})["model"]
-    logits = model.heads["text"](model({"text": ids})["text"].x)
+    loss = NextToken({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": ids}))["model"]
+    logits = model.heads["text"](model(Batch({"text": ids}))["text"].x)
     pairs = [(0, 0, 5), (0, 1, 6), (0, 2, END), (1, 0, 7), (1, 1, END)]
     by_hand = -torch.stack([logits[b, t].log_softmax(0)[target] for b, t, target in pairs]).mean()
     torch.testing.assert_close(loss, by_hand)
     wider = torch.cat([ids, torch.full((2, 3), PAD)], 1)
-    torch.testing.assert_close(NextToken({"text": "caption"}, {"text": 1.0})(model, {"caption": wider})["model"], loss)
+    again = NextToken({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": wider}))["model"]
+    torch.testing.assert_close(again, loss)
 
 
 def test_a_batch_without_the_part_costs_nothing_and_is_finite() -> None:
     model = decoder()
-    batch = {"text": PROMPTS, "text.valid": torch.tensor([False] * 3)}
+    batch = Batch({"text": PROMPTS}, {"text": torch.tensor([False] * 3)})
     loss = NextToken({"text": "text"}, {"text": 1.0})(model, batch)["model"]
     assert loss.item() == 0.0
     loss.backward()
@@ -107,29 +109,29 @@ def test_a_batch_without_the_part_costs_nothing_and_is_finite() -> None:
 
 def test_dropping_a_part_leaves_the_callers_batch_alone() -> None:
     model = decoder().train()
-    batch = {"image": pictures(3), "text": PROMPTS.clone()}
+    batch = Batch({"image": pictures(3), "text": PROMPTS.clone()})
     objective = NextToken({"image": "image", "text": "text"}, {"text": 1.0}, drop={"image": 1.0})
     without = objective(model, batch)["model"]
-    assert set(batch) == {"image", "text"} and batch["text"].equal(PROMPTS) and batch["image"].equal(pictures(3))
-    torch.testing.assert_close(without, objective(model, {"text": PROMPTS})["model"])
+    assert set(batch.columns) == {"image", "text"} and not batch.present and batch["text"].equal(PROMPTS) and batch["image"].equal(pictures(3))
+    torch.testing.assert_close(without, objective(model, Batch({"text": PROMPTS}))["model"])
 
 
 @pytest.mark.parametrize("how", [Sampling(seed=3), Sampling(temperature=0), Sampling(top_k=3, temperature=0.7, seed=1),
                                  Sampling(top_p=0.8, seed=2), Sampling(guidance=2.0, guide=("image",), seed=4)])
 def test_a_row_is_said_alike_in_every_batch(how: Sampling) -> None:
-    model, given = decoder(), {"image": pictures(3), "text": PROMPTS}
+    model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
     whole = torch.stack(list(generate(model, given, "text", 6, how, end=END, banned=(PAD, START))), 1)
-    first = {"image": pictures(3)[:1], "text": PROMPTS[:1]}
+    first = Batch({"image": pictures(3)[:1], "text": PROMPTS[:1]})
     alone = torch.stack(list(generate(model, first, "text", 6, how, end=END, banned=(PAD, START))), 1)
     assert whole[0, :alone.shape[1]].equal(alone[0])
     assert not ((whole == PAD) | (whole == START)).any()
-    assert given["text"].equal(PROMPTS) and set(given) == {"image", "text"}
+    assert given["text"].equal(PROMPTS) and set(given.columns) == {"image", "text"}
     again = torch.stack(list(generate(model, given, "text", 6, how, end=END, banned=(PAD, START))), 1)
     assert again.equal(whole)
 
 
 def test_after_the_end_comes_only_the_end() -> None:
-    model, given = decoder(), {"text": PROMPTS}
+    model, given = decoder(), Batch({"text": PROMPTS})
     said = torch.stack(list(generate(model, given, "text", 8, Sampling(seed=5, temperature=2.0), end=END)), 1)
     for row in said.tolist():
         if END in row:
@@ -151,13 +153,13 @@ def test_choices_follow_the_probabilities() -> None:
 
 
 def test_no_guidance_is_what_was_said_and_more_of_it_goes_further() -> None:
-    model, given = decoder(), {"image": pictures(3), "text": PROMPTS}
+    model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
 
-    def said(given: dict[str, Tensor], **how: float) -> Tensor:
+    def said(given: Batch, **how: float) -> Tensor:
         return torch.stack(list(generate(model, given, "text", 4, Sampling(temperature=0, guide=("image",), **how))), 1)
 
     assert said(given).equal(said(given, guidance=1.0))
-    assert said(given, guidance=0.0).equal(said({"text": PROMPTS}))
+    assert said(given, guidance=0.0).equal(said(Batch({"text": PROMPTS})))
 
 
 def test_wide_search_finds_the_likeliest_of_all() -> None:
@@ -166,19 +168,19 @@ def test_wide_search_finds_the_likeliest_of_all() -> None:
 
     @torch.no_grad()
     def score(ids: tuple[int, ...]) -> float:
-        logits = model.heads["text"](model({"text": torch.tensor([[START, *ids]])})["text"].x)[0].detach().clone()
+        logits = model.heads["text"](model(Batch({"text": torch.tensor([[START, *ids]])}))["text"].x)[0].detach().clone()
         logits[:, [PAD, START]] = -torch.inf
         return sum(logits[i].log_softmax(0)[token].item() for i, token in enumerate(ids)) / len(ids)
 
     every = [ids for n in (1, 2, 3) for ids in product(legal, repeat=n)
              if END not in ids[:-1] and (n == 3 or ids[-1] == END)]
     best = max(every, key=score)
-    found = search(model, {"text": start}, "text", 3, Beams(81), end=END, banned=(PAD, START))[0].tolist()
+    found = search(model, Batch({"text": start}), "text", 3, Beams(81), end=END, banned=(PAD, START))[0].tolist()
     assert found[:len(best)] == list(best) and set(found[len(best):]) <= {END}
 
 
 def test_one_beam_is_greedy() -> None:
-    model, given = decoder(), {"image": pictures(3), "text": PROMPTS}
+    model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
     greedy = torch.stack(list(generate(model, given, "text", 5, Sampling(temperature=0), end=END)), 1)
     assert search(model, given, "text", 5, Beams(1), end=END)[:, :greedy.shape[1]].equal(greedy)
 
@@ -193,7 +195,7 @@ def test_a_decoder_ready_to_answer_says_the_same(trunk: Callable[[], Transformer
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """On AMD its weights are turned over in memory, and it can still be saved, quantized and copied."""
     monkeypatch.setattr(kernels, "amd", lambda: True)
-    model, given = decoder(trunk()), {"image": pictures(2), "text": texts([START, 5], [START, 7])}
+    model, given = decoder(trunk()), Batch({"image": pictures(2), "text": texts([START, 5], [START, 7])})
     before = torch.stack([*generate(model, given, "text", 6, Sampling(temperature=0))])
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     settle(model)

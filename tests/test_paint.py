@@ -20,6 +20,7 @@ from sensorium.models import Decoder
 from sensorium.objectives.next_token import NextToken, Sampling, generate
 from sensorium.recipes import dalle
 from sensorium.recipes.recipe import Recipe, build
+from sensorium.tokens import Batch
 from sensorium.train import Stopped
 from sensorium.verbs.paint import Painter
 
@@ -54,10 +55,10 @@ def photos(n: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8))
 
 
-def batch(n: int = 3) -> dict[str, Tensor]:
+def batch(n: int = 3) -> Batch:
     rng = torch.Generator().manual_seed(1)
-    return {"caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
-            "image": torch.randint(0, 512, (n, 4, 4), generator=rng)}
+    return Batch({"caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
+                  "image": torch.randint(0, 512, (n, 4, 4), generator=rng)})
 
 
 def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
@@ -76,7 +77,7 @@ def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Reci
     """DALL-E's one head over words and codes, logits of the wrong kind at minus infinity, gives the same loss."""
     model, objective = recipe.model, recipe.objective
     assert isinstance(model, Decoder) and isinstance(objective, NextToken)
-    given = {part: model.said(part).spelt(raw) for part, raw in objective.given(batch()).items()}
+    given = Batch({part: model.said(part).spelt(raw) for part, raw in objective.given(batch()).columns.items()})
     said = model(given)
     both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
     vocab, offset = model.heads["text"].weight.shape[0], {"text": 0, "image": model.heads["text"].weight.shape[0]}
@@ -92,11 +93,12 @@ def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Reci
 def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = {"text": model.said("text").spelt(batch()["caption"]), "image": model.said("image").spelt(batch()["image"])}
-    other = {**given, "image": given["image"].flip(0)}
+    given = Batch({"text": model.said("text").spelt(batch()["caption"]),
+                   "image": model.said("image").spelt(batch()["image"])})
+    other = given.changed({"image": given["image"].flip(0)})
     before, after = model(given), model(other)
     torch.testing.assert_close(before["text"].x, after["text"].x)
-    swapped = model({**given, "text": given["text"].flip(0)})
+    swapped = model(given.changed({"text": given["text"].flip(0)}))
     assert (swapped["image"].x - before["image"].x).abs().amax() > 1e-3
 
 
@@ -104,30 +106,32 @@ def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> No
 def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, guidance: float) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = {"text": model.said("text").spelt(batch()["caption"]), "image": torch.full((3, 1), 512)}
-    before = {name: values.clone() for name, values in given.items()}
+    given = Batch({"text": model.said("text").spelt(batch()["caption"]), "image": torch.full((3, 1), 512)})
+    before = {name: values.clone() for name, values in given.columns.items()}
     how = Sampling(temperature=0, guidance=guidance, guide=("text",))
     said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
     whole = torch.cat([given["image"], said], 1)
-    with_it = model.heads["image"](model({**given, "image": whole})["image"].x)
-    without = model.heads["image"](model({"image": whole})["image"].x)
+    with_it = model.heads["image"](model(given.changed({"image": whole}))["image"].x)
+    without = model.heads["image"](model(Batch({"image": whole}))["image"].x)
     guided = without + guidance * (with_it - without)
     best = guided[:, :-1].topk(2).values
     assert (best[..., 0] - best[..., 1]).min() > 1e-4               # no tie that rounding could decide
     assert guided[:, :-1].argmax(-1).equal(said)
-    assert set(given) == set(before) and all(given[name].equal(before[name]) for name in given)
+    assert set(given.columns) == set(before) and not given.present
+    assert all(given[name].equal(value) for name, value in before.items())
     assert guidance == 1 or not said.equal(torch.stack(list(generate(
         model, given, "image", 16, Sampling(temperature=0))), 1))
 
 
 def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> None:
     model, given = recipe.model, batch()
-    before = {name: values.clone() for name, values in given.items()}
+    before = {name: values.clone() for name, values in given.columns.items()}
     model.train()
     losses = {recipe.objective(model, given)["model"].item() for _ in range(8)}
     model.eval()
     assert len(losses) > 1                                          # another caption dropped each time
-    assert set(given) == set(before) and all(given[name].equal(before[name]) for name in given)
+    assert set(given.columns) == set(before) and not given.present
+    assert all(given[name].equal(value) for name, value in before.items())
 
 
 def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: Painter) -> None:

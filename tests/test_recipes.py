@@ -17,6 +17,7 @@ from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build
+from sensorium.tokens import Batch
 
 SCHEMA = Schema({"image": Column("image", Image(size=16)),
                  "caption": Column("caption", Text(length=12, vocab_size=300))})
@@ -63,10 +64,10 @@ SHIPPED = {
     "fusion": Shipped({"target": "kind", "dim": 32, "depth": 1, "dropout": 0.0, "drop": 0.0},
                       [{}, *({"fuse": how} for how in FUSIONS), {"fuse": "sequence", "align": "multiscale"},
                        {"align": "multiscale"}, {"align": "nonlinear"}, {"target": "price"}, {"target": "stars"},
-                       {"target": "genres"}, {"target": "price,kind,genres"}, {"columns": "image,caption"},
-                       {"columns": "price,day"}, {"contrast": 0.1}, {"head": "balanced"}, {"head": "boosting"},
+                       {"target": "genres"}, {"target": ("price", "kind", "genres")}, {"columns": ("image", "caption")},
+                       {"columns": ("price", "day")}, {"contrast": 0.1}, {"head": "balanced"}, {"head": "boosting"},
                        {"drop": 0.05}, {"mixup": 0.1},
-                       {"encoders": "image=cnn,caption=gru"}], ROWS),
+                       {"encoders": {"image": "cnn", "caption": "gru"}}], ROWS),
     "lit": Shipped({"image_from": PUBLISHED_CLIP, "text_from": PUBLISHED_CLIP, "embed_dim": 16},
                    [{}, {"image_tune": "lora", "text_tune": "all"}, {"align": "linear"}]),
     "gpt": Shipped({"dim": 32, "depth": 2, "dropout": 0.0}),
@@ -87,11 +88,11 @@ def made(name: str, keywords: Mapping[str, object]) -> Recipe:
     return build(RECIPES[name], SHIPPED[name].schema, keywords)[0]
 
 
-def fake(name: str, n: int = 8) -> dict[str, torch.Tensor]:
+def fake(name: str, n: int = 8) -> Batch:
     """n rows of every column that the recipe may read."""
     rng = torch.Generator().manual_seed(0)
     columns = {c.name: c.modality.fake(n, rng) for c in SHIPPED[name].schema.columns.values()}
-    return {**columns, "row": torch.arange(n), "group": torch.arange(n)}
+    return Batch({**columns}, row=torch.arange(n), group=torch.arange(n))
 
 
 @pytest.mark.parametrize("name, keywords", cases())
@@ -117,8 +118,8 @@ class TestRecipe:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if recipe.after_step:
-                recipe.after_step(recipe.model)
+            if recipe.hooks.after_step:
+                recipe.hooks.after_step(recipe.model)
         floor = 0.75 if keywords.get("smoothing") else 0.85 if keywords.get("voice") else 0.5
         assert losses[-1] < floor * losses[0]
 

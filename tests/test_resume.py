@@ -28,7 +28,7 @@ from sensorium.stored import digest
 from sensorium.train import Stopped, train
 
 HERE = Path(__file__).parent
-SHORT: dict[str, Any] = {"epochs": 2, "save_every": 3 / 7, "evaluate_every": 4 / 7, "quiet": True}
+SHORT: dict[str, Any] = {"epochs": 2, "checkpoint_interval": 3 / 7, "eval_interval": 4 / 7, "quiet": True}
 
 
 def nursery(folder: Path, kills: int, mode: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -78,12 +78,12 @@ def pairs(n: int = 40) -> Dataset:
 
 
 CLIP: dict[str, Any] = {
-    "dim": 32, "depth": 2, "text_depth": 1, "patch": 8, "batch_size": 8, "dropout": 0.1, "ema": 0.9}
+    "dim": 32, "depth": 2, "text_depth": 1, "patch": 8, "batch_size": 8, "dropout": 0.1, "ema_decay": 0.9}
 KINDS: list[Any] = [
-    (tiny.guess, tiny.rows, {}), (tiny.guess, tiny.rows, {"ema": 0.0, "accumulate": 2, "optimizer": "muon"}),
+    (tiny.guess, tiny.rows, {}), (tiny.guess, tiny.rows, {"ema_decay": 0.0, "grad_accumulation_steps": 2, "optimizer": "muon"}),
     (tiny.guess, tiny.rows, {"optimizer": "lion", "precision": "bf16"}), (tiny.guess, tiny.rows, {"optimizer": "sgd"}),
-    pytest.param(RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "save_every": 0.5, "evaluate_every": 1}, id="threads"),
-    (RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "accumulate": 2, "loss": "siglip"})]
+    pytest.param(RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "checkpoint_interval": 0.5, "eval_interval": 1}, id="threads"),
+    (RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "grad_accumulation_steps": 2, "loss": "siglip"})]
 
 
 def ended(folder: Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_weights_are_those_of_the_best_step(tmp_path: Path) -> None:
-    train(tiny.guess, tiny.rows(), out=tmp_path / "run", **{**SHORT, "ema": 0.0, "evaluate_every": 1, "save_every": 1})
+    train(tiny.guess, tiny.rows(), out=tmp_path / "run", **{**SHORT, "ema_decay": 0.0, "eval_interval": 1, "checkpoint_interval": 1})
     found = [e for e in metrics(tmp_path / "run") if "evaluation" in e]
     best = max(found, key=lambda e: e["evaluation"]["fit"])["step"]
     kept = load_file(tmp_path / "run" / "model.safetensors")

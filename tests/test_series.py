@@ -265,7 +265,7 @@ def test_from_a_table_to_a_batch(table: Path) -> None:
     assert isinstance(motion, Series) and motion.channels == ("x", "y") and motion.usual == 8
     prepared = data.prepare(schema, ["motion", "short", "label"])
     batch = prepared.batch([0, 11, 12])
-    assert batch["motion"].shape == (3, 14, 4) and batch["motion.valid"].tolist() == [True, True, False]
+    assert batch["motion"].shape == (3, 14, 4) and batch.present["motion"].tolist() == [True, True, False]
     alone = motion.collate([motion.load(table.parent / "runs/11.csv")])
     assert torch.equal(batch["motion"][1], alone[0]) and not batch["motion"][2].any()
     assert batch["short"][0, :, 1].tolist() == [1, 0, 1]

@@ -19,8 +19,9 @@ from sensorium import run as runs
 from sensorium.errors import SensoriumError
 from sensorium.progress import Log, clock, curve, read_metrics
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import Recipe
-from sensorium.step import NonFinite, Step, measured_precision, split
+from sensorium.recipes.recipe import EvaluationSpec, Recipe, ValidationResult
+from sensorium.step import NonFinite, Step, measured_precision
+from sensorium.tokens import Batch
 from sensorium.train import train
 
 
@@ -41,7 +42,7 @@ def with_objective(objective: Callable[..., Any], **more: Any) -> Callable[..., 
 
 def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    model = train(tiny.guess, tiny.rows(), out=out, epochs=20, dropout=0.0, evaluate_every=5, save_every=10)
+    model = train(tiny.guess, tiny.rows(), out=out, epochs=20, dropout=0.0, eval_interval=5, checkpoint_interval=10)
     losses, rates = lines(out, "loss"), lines(out, "lr")
     assert np.mean(losses[-7:]) < 0.5 * np.mean(losses[:7]) and len(losses) == 140
     assert max(rates) == pytest.approx(1e-2) and rates[0] == pytest.approx(1e-2 / 7) and rates[-1] < 1e-5
@@ -73,9 +74,9 @@ def test_keywords_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'; did you mean 'epochs'"):
         train(tiny.guess, tiny.rows(), out=tmp_path / "run", epoch=3)
     assert not (tmp_path / "run").exists()
-    for keyword, message in (({"lr": -1.0}, "lr is -1.0; it must be at least 0"), ({"ema": 1.5}, "ema is 1.5.*most 1"),
-                             ({"precision": "fp8"}, "precision 'fp8' is not one of auto, fp32, bf16"),
-                             ({"optimizer": "adamm"}, "called 'adamm'"), ({"accumulate": 0}, "accumulate")):
+    for keyword, message in (({"lr": -1.0}, "lr is -1.0; it must be at least 0"), ({"ema_decay": 1.5}, "ema_decay is 1.5.*most 1"),
+                             ({"precision": "fp8"}, "precision='fp8' is not one of auto, fp32, bf16"),
+                             ({"optimizer": "adamm"}, "optimizer='adamm' is not one of adamw"), ({"grad_accumulation_steps": 0}, "grad_accumulation_steps")):
         with pytest.raises(SensoriumError, match=message):
             train(tiny.guess, tiny.rows(), out=tmp_path / "run", quiet=True, **keyword)
     train(tiny.guess, tiny.rows(), out=tmp_path / "run", epochs=0.1, quiet=True)    # none of them has made it a run
@@ -131,12 +132,14 @@ def test_it_runs_beside_the_main_thread(tmp_path: Path) -> None:
 
 def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     figures = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
-    make = with_objective(tiny.objective, validate=lambda model, prepared, rows: {"fit": next(figures)})
-    train(make, tiny.rows(), out=tmp_path / "run", epochs=9, patience=3, quiet=True)
+    make = with_objective(tiny.objective, evaluation=EvaluationSpec(
+        metric="fit", mode="max", validate=lambda model, prepared, rows: ValidationResult({"fit": next(figures)})))
+    train(make, tiny.rows(), out=tmp_path / "run", epochs=9, early_stopping_patience=3, quiet=True)
     assert len(lines(tmp_path / "run", "evaluation")) == 5 and len(lines(tmp_path / "run", "loss")) == 35
     losses = iter([0.4, 0.2, 0.3, 0.1])
-    make = with_objective(tiny.objective, metric="val_loss",
-                          validate=lambda model, prepared, rows: {"val_loss": next(losses)})
+    make = with_objective(tiny.objective, evaluation=EvaluationSpec(
+        metric="val_loss", mode="min",
+        validate=lambda model, prepared, rows: ValidationResult({"val_loss": next(losses)})))
     train(make, tiny.rows(), out=tmp_path / "loss", epochs=4, quiet=True)
     assert reached(tmp_path / "loss")["best"] == 0.1
 
@@ -159,7 +162,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> Non
     row = 11
     data.table.columns["a"][row] = 30.0
     with pytest.raises(NonFinite) as fault:
-        train(cracked, data, out=out, batch_size=4, save_every=1 / 14, evaluate_every=0, quiet=True)
+        train(cracked, data, out=out, batch_size=4, checkpoint_interval=1 / 14, eval_interval=0, quiet=True)
     step = len(lines(out, "loss")) + 1
     assert str(fault.value).startswith(
         f"step {step}: the loss of model is nan; it begins in module 1, samples tiny.csv:{row + 2} (row {row}). "
@@ -175,9 +178,9 @@ def once(change: Callable[[nn.Module, Tensor], Tensor]) -> Step:
         "model": change(model, tiny.objective(model, batch)["model"])}), 10, "fp32")
 
 
-def batch(n: int = 6) -> dict[str, Tensor]:
+def batch(n: int = 6) -> Batch:
     rng = torch.Generator().manual_seed(0)
-    return {**{name: torch.randn(n, generator=rng) for name in tiny.COLUMNS}, "row": torch.arange(100, 100 + n)}
+    return Batch({name: torch.randn(n, generator=rng) for name in tiny.COLUMNS}, row=torch.arange(100, 100 + n))
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_update() -> None:
@@ -201,14 +204,15 @@ def test_parts_of_a_batch_add_up() -> None:
     net = nn.Linear(3, 1)
     recipe = replace(tiny.guess(tiny.rows().schema), model=net, objective=lambda m, b: {
         "model": (m(tiny.inputs(b)).squeeze(1) - b["y"]).square().mean()})
-    whole, parts = (Step(replace(recipe, training=replace(recipe.training, accumulate=n)), 10, "fp32") for n in (1, 4))
+    whole, parts = (Step(replace(recipe, training=replace(recipe.training, grad_accumulation_steps=n)), 10, "fp32") for n in (1, 4))
     a = whole._gradients(batch(6))
     wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     b = parts._gradients(batch(6))
     assert a["model"] == pytest.approx(b["model"], rel=1e-6)
     for x, y in zip(wanted, net.parameters(), strict=True):
         torch.testing.assert_close(x, y.grad)
-    assert [len(p["row"]) for p in split(batch(6), 4)] == [2, 2, 1, 1] and len(split(batch(2), 5)) == 2
+    assert [len(p) for p in batch(6).split(4)] == [2, 2, 1, 1] and len(batch(2).split(5)) == 2
+    assert Batch.joined(batch(6).split(4)).row.equal(batch(6).row)
 
 
 def test_an_objective_may_see_all_parts_at_once() -> None:
@@ -219,12 +223,12 @@ def test_an_objective_may_see_all_parts_at_once() -> None:
             raise AssertionError("the parts belong together")
 
         def accumulate(self, model: nn.Module, batches: Any) -> dict[str, Tensor]:
-            seen.extend(len(b["row"]) for b in batches)
+            seen.extend(len(b) for b in batches)
             loss = torch.stack([tiny.objective(model, b)["model"] for b in batches]).mean()
             loss.backward()
             return {"model": loss.detach()}
     recipe = tiny.guess(tiny.rows().schema)
-    step = Step(replace(recipe, objective=Together(), training=replace(recipe.training, accumulate=3)), 10, "fp32")
+    step = Step(replace(recipe, objective=Together(), training=replace(recipe.training, grad_accumulation_steps=3)), 10, "fp32")
     assert step(batch(6), 0)["loss"] > 0 and seen == [2, 2, 2]
 
 
@@ -242,7 +246,7 @@ def test_two_players_each_learn_from_their_own_loss() -> None:
             score = model.judge(model.maker(tiny.inputs(batch))).mean()
             return {"maker": -score, "judge": score}
     recipe = replace(tiny.guess(tiny.rows().schema), model=Pair(), objective=Duel())
-    step = Step(replace(recipe, training=replace(recipe.training, clip_norm=0.0, weight_decay=0.0)), 10, "fp32")
+    step = Step(replace(recipe, training=replace(recipe.training, max_grad_norm=0.0, weight_decay=0.0)), 10, "fp32")
     wanted = torch.autograd.grad(-Duel()(step.model, batch())["judge"], list(step.model.maker.parameters()))
     figures = step(batch(), 0)
     for p, g in zip(step.model.maker.parameters(), wanted, strict=True):

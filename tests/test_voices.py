@@ -80,10 +80,10 @@ def test_what_an_eye_said_before_is_what_it_says(data: Dataset, published: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     recipe, _ = build(captioner, data.schema, {"eye_from": str(published), "voice": str(voice)})
-    schema = data.schema.fit(data, range(len(data)), recipe.columns, recipe.settings)
+    schema = data.schema.fit(data, range(len(data)), recipe.data.columns, recipe.data.column_settings)
     recipe, _ = build(captioner, schema, {"eye_from": str(published), "voice": str(voice)})
-    assert recipe.derived is not None
-    prepared = data.prepare(schema, recipe.columns, derived=recipe.derived(data))
+    assert recipe.data.derived_columns is not None
+    prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
     batch = prepared.batch(range(8))
     anew = {name: values for name, values in batch.items() if "vector" not in name}
     assert len(anew) < len(batch) and not recipe.model.eval().training
@@ -109,7 +109,7 @@ def test_stopped_and_resumed_it_ends_the_same(step: int, data: Dataset, publishe
 def test_a_question_is_read_before_and_padding_changes_nothing(voice: Path) -> None:
     data = Dataset.open("scenes", n=100, size=24)
     recipe, _ = build(captioner, data.schema, {"voice": str(voice), "question": "question", "text": "answer"})
-    schema = data.schema.fit(data, range(len(data)), recipe.columns, recipe.settings)
+    schema = data.schema.fit(data, range(len(data)), recipe.data.columns, recipe.data.column_settings)
     recipe, _ = build(captioner, schema, {"voice": str(voice), "question": "question", "text": "answer"})
     say, rows = recipe.verbs["generate"], range(6)
     asked = {"image": data.raw("image", rows), "question": [q if isinstance(q, str) else q[0]

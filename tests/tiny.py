@@ -10,8 +10,9 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
 from sensorium.modalities.table import Number
-from sensorium.models import Batch
-from sensorium.recipes.recipe import Recipe, Training
+from sensorium.tokens import Batch
+from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Recipe, ValidationResult
+from sensorium.recipes.training_config import TrainingConfig
 
 COLUMNS = ("a", "b", "c", "y")
 
@@ -42,17 +43,18 @@ def guess(schema: Schema, *, dim: int = 8, dropout: float = 0.1) -> Recipe:
     """A recipe of the user's own."""
     model = Guess(dim, dropout)
 
-    def validate(model: nn.Module, prepared: Any, rows: np.ndarray) -> dict[str, float]:
+    def validate(model: nn.Module, prepared: Any, rows: np.ndarray) -> ValidationResult:
         with torch.no_grad():
             loss = objective(model, prepared.batch(rows))["model"].item()
-        return {"val_loss": loss, "fit": 1 / (1 + loss)}
+        return ValidationResult({"val_loss": loss, "fit": 1 / (1 + loss)})
 
     def predict(*, x: list[list[float]]) -> np.ndarray:
         with torch.inference_mode():
             return model(torch.tensor(x)).numpy()
 
-    return Recipe(model=model, objective=objective, columns=COLUMNS, verbs={"predict": predict}, validate=validate,
-                  metric="fit", training=Training(epochs=3, batch_size=8, lr=1e-2, ema=0.9, augment="none"))
+    return Recipe(model=model, objective=objective, data=DataSpec(columns=COLUMNS), verbs={"predict": predict},
+                  evaluation=EvaluationSpec(metric="fit", mode="max", validate=validate),
+                  training=TrainingConfig(epochs=3, batch_size=8, lr=1e-2, ema_decay=0.9, augment="none"))
 
 
 def rows(n: int = 64, seed: int = 0) -> Dataset:

@@ -2,7 +2,7 @@
 al. 2022)."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sensorium import durable
+from sensorium.adapt import LowRank
 from sensorium.checkpoint import Model
 from sensorium.config import START, WEIGHTS
 from sensorium.data.dataset import Dataset
@@ -62,26 +63,30 @@ def curve(model: Model, data: Dataset, reference: Dataset | None = None,
     to the start: the mean cosine between what both say of the run's own held-out rows.
     Raises SensoriumError for a run that has no start, or one whose recipe has no metric.
     """
-    if model.recipe.validate is None:
+    if model.recipe.evaluation.validate is None:
         raise SensoriumError(f"a run of {model.config.recipe} has no metric to blend by")
+    inner = _inner(model)
     ends = begun(model), {name: value.clone() for name, value in weights(model.module).items()}
     new, old, first = [], [], None
     try:
         for alpha in alphas:
-            put(model, between(*ends, alpha))
+            put(model, between(*ends, alpha, inner))
             new.append(figure(model, data))
             said = None if reference is not None else _said(model, data)
             first = said if first is None else first
             old.append(figure(model, reference) if reference is not None else _likeness(first, said))
     finally:
         put(model, ends[1])
-    told = f"{model.recipe.metric}, {reference.name}" if reference is not None else "likeness to the start"
-    return Curve(tuple(alphas), tuple(new), tuple(old), model.recipe.metric, told)
+    told = f"{model.recipe.evaluation.metric}, {reference.name}" if reference is not None else "likeness to the start"
+    return Curve(tuple(alphas), tuple(new), tuple(old), model.recipe.evaluation.metric, told)
 
 
-def between(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Weights alpha of the way from start to tuned. A correction of low rank is made smaller by its outer factor."""
-    inner = {name for name in tuned if name.endswith("parametrizations.weight.0.down")}
+def between(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float,
+            inner: Collection[str] = ()) -> dict[str, Tensor]:
+    """Weights alpha of the way from start to tuned.
+
+    inner: names of inner factors of low-rank corrections: a correction is made smaller by its outer factor alone.
+    """
     return {name: value if name in inner or not value.is_floating_point() else start[name].lerp(value, alpha)
             for name, value in tuned.items()}
 
@@ -104,9 +109,9 @@ def put(model: Model, values: Mapping[str, Tensor]) -> None:
 def figure(model: Model, data: Dataset) -> float:
     """The model's own metric on held-out rows: of the split val, else test, else all."""
     rows = data.splits.get("val", data.splits.get("test", np.arange(len(data))))
-    prepared = data.prepare(model.schema, model.recipe.columns)
-    assert model.recipe.validate is not None
-    return model.recipe.validate(model.module, prepared, prepared.complete(rows))[model.recipe.metric]
+    prepared, evaluation = data.prepare(model.schema, model.recipe.data.columns), model.recipe.evaluation
+    assert evaluation.validate is not None
+    return evaluation.validate(model.module, prepared, prepared.complete(rows)).figures[evaluation.metric]
 
 
 def save(model: Model, alpha: float, out: str | Path) -> Path:
@@ -116,15 +121,20 @@ def save(model: Model, alpha: float, out: str | Path) -> Path:
         raise SensoriumError(f"{out} is not empty: choose a new folder for the blend")
     out.mkdir(parents=True, exist_ok=True)
     now = {name: value.clone() for name, value in weights(model.module).items()}
-    durable.write(out / WEIGHTS, tensors(between(begun(model), now, alpha), {"alpha": str(alpha)}))
+    durable.write(out / WEIGHTS, tensors(between(begun(model), now, alpha, _inner(model)), {"alpha": str(alpha)}))
     model.schema.save(out)
     replace(model.config, data={**model.config.data, "blend": alpha}).save(out)
     return out
 
 
+def _inner(model: Model) -> set[str]:
+    """Names of the inner factors of all low-rank corrections."""
+    return {f"{name}.down" for name, part in model.module.named_modules() if isinstance(part, LowRank)}
+
+
 def _said(model: Model, data: Dataset) -> Tensor:
     rows = data.splits.get("val", np.arange(len(data)))[:512]
-    pair = model.recipe.columns[0], model.recipe.columns[1]
+    pair = model.recipe.data.columns[0], model.recipe.data.columns[1]
     assert isinstance(towers := model.module, Towers)
     return torch.cat(embed_rows(towers, data.prepare(model.schema, pair), rows, pair)[0])
 

@@ -6,6 +6,7 @@ from typing import Any
 from sensorium import durable
 from sensorium.run import Run
 from sensorium.stored import digest
+from sensorium.tokens import column_label
 
 _CARD = """---
 library_name: sensorium
@@ -58,7 +59,8 @@ def card(run: Run, entries: Sequence[Mapping[str, Any]]) -> None:
         title=run.folder.resolve().name, folder=run.folder.resolve().name, recipe=config.recipe.rpartition(":")[2],
         given=", recipe=mine" if own else "", verbs=", ".join(run.recipe.verbs) or "nothing yet",
         parameters=sum(p.numel() for p in run.recipe.model.parameters()), sensorium=config.versions["sensorium"],
-        data=data["name"], rows=data["rows"], columns=", ".join(f"`{c}`" for c in run.recipe.columns),
+        data=data["name"], rows=data["rows"],
+        columns=", ".join(f"`{column_label(key)}`" for key in run.recipe.data.columns),
         splits=_table(("split", "rows"), data["splits"].items()), result=_result(run, entries),
         keywords=_table(("keyword", "value"), config.keywords.items()), precision=config.precision,
         steps=run.reached.step, versions=", ".join(f"{name} {number}" for name, number in config.versions.items()))
@@ -68,12 +70,12 @@ def card(run: Run, entries: Sequence[Mapping[str, Any]]) -> None:
 def farewell(run: Run) -> str:
     """Where the model is, how good it is, and three commands to try."""
     best, data = run.reached.best, run.config.data["name"]
-    figure = "" if best is None else f"{run.recipe.metric} {best:.4g} at step {run.reached.best_step}, "
+    figure = "" if best is None else f"{run.recipe.evaluation.metric} {best:.4g} at step {run.reached.best_step}, "
     tries = [f"evaluate {run.folder} {data}", f"index {run.folder} {data}", f'search {run.folder} "a red bicycle"']
     tries = tries if "embed" in run.recipe.verbs else [f"show {run.folder}", f"evaluate {run.folder} {data}", "--help"]
     if made := getattr(run.recipe.verbs.get("generate"), "makes", None):
         how = '"a red apple" -n 4 -o apples.png' if made == "image" else \
-            "--image picture.png" if len(run.recipe.columns) > 1 else '"once" --temperature 0.8'
+            "--image picture.png" if len(run.recipe.data.columns) > 1 else '"once" --temperature 0.8'
         tries = [f"generate {run.folder} {how}", f"show {run.folder}"]
     return f"{figure}kept in {run.folder}. What to try next:\n" + "\n".join(f"  sensorium {one}" for one in tries)
 

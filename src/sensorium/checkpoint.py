@@ -8,6 +8,7 @@
 """
 import inspect
 from pathlib import Path
+from typing import Any
 
 from sensorium.config import Config
 from sensorium.data.schema import Schema
@@ -20,7 +21,7 @@ from sensorium.verbs.verb import Answers
 class Model(Answers):
     """A trained recipe. It has the verbs of its recipe (`embed`, `generate`, `predict`) and no others."""
 
-    def __init__(self, recipe: Recipe, schema: Schema, config: Config, fingerprint: str, folder: Path):
+    def __init__(self, recipe: Recipe[Any], schema: Schema, config: Config, fingerprint: str, folder: Path):
         super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
         self.recipe, self.schema, self.config = recipe, schema, config
         self.fingerprint, self.folder = fingerprint, folder     # SHA-256 of the weights' file, and the run it lies in
@@ -30,7 +31,7 @@ class Model(Answers):
         return f"Model({self.config.recipe} from {self.folder}, verbs: {', '.join(self.recipe.verbs)})"
 
 
-def load(folder: str | Path, *, recipe: Make | None = None) -> Model:
+def load(folder: str | Path, *, recipe: Make[Any] | None = None) -> Model:
     """The best model of a run, ready to answer.
 
     recipe: the function it was trained with, where that is not one of sensorium's own; a path found in a file is
@@ -40,7 +41,7 @@ def load(folder: str | Path, *, recipe: Make | None = None) -> Model:
     return Model(found.recipe, found.schema, found.config, found.fingerprint, found.folder)
 
 
-def known_recipe(config: Config, folder: Path) -> Make:
+def known_recipe(config: Config, folder: Path) -> Make[Any]:
     """The function that a run's config names, from sensorium's own table."""
     from sensorium.recipes import RECIPES
     if config.recipe not in RECIPES:
@@ -50,7 +51,7 @@ def known_recipe(config: Config, folder: Path) -> Make:
     return RECIPES[config.recipe]
 
 
-def recipe_name(make: Make) -> str:
+def recipe_name(make: Make[Any]) -> str:
     """How config.json names a recipe: by its name if it is one of ours, else by file and function."""
     from sensorium.recipes import RECIPES
     name, source = make.__name__, Path(inspect.getsourcefile(make) or "")

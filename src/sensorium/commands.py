@@ -70,10 +70,8 @@ def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None,
 
     Every keyword of the recipe is an option.
     """
-    from sensorium.recipes.recipe import planned
     from sensorium.train import train
     make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)
-    planned(make, found.schema, given)                  # what does not fit is said before any work
     train(make, found, out=out, resume=resume, reference=reading.open(reference) if reference else None, **given)
 
 
@@ -148,18 +146,18 @@ def index(run: Run, data: Data, /, *, split: str | None = None, out: Path | None
 def search(index: Annotated[Path, Parameter(help="folder of an index, or of a run that holds one")],
            text: Annotated[str | None, Parameter(help="what to look for, in words")] = None, /, *,
            image: Path | None = None, k: Annotated[int, Parameter(name="-k")] = 10, out: Path | None = None,
-           made_by: Annotated[str, Parameter(name="--run")] = "", as_json: Json = False) -> None:
+           made_by: Annotated[Path | None, Parameter(name="--run")] = None, recipe: Own = None,
+           as_json: Json = False) -> None:
     """Find what is nearest to words, to a picture, or to both together.
 
     Args:
         image: a picture to look for
         k: how many answers
         out: where to draw them: a .png or .html file
-        made_by: the run that made the index, if it was moved; with a recipe of your own RUN=./mine.py:recipe
+        made_by: the run that made the index, if it was moved
     """
     from sensorium.tasks.search import Index
-    run, _, recipe = made_by.partition("=")
-    with Index.open(index, model=_model(Path(run), recipe or None) if run else None) as opened:
+    with Index.open(index, model=_model(made_by, recipe) if made_by else None) as opened:
         found = opened.search(text=text, image=image, k=k)
     if out:
         found.save(out)

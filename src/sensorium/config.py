@@ -42,7 +42,9 @@ class Config:
         if wrong := {f.name for f in fields(cls)} ^ {"library_name", *found}:
             raise SensoriumError(f"{folder / 'config.json'} has missing or unknown keys: {', '.join(sorted(wrong))}. "
                                  "It was changed by hand or damaged.")
-        return cls(**found)
+        keywords = {name: tuple(value) if isinstance(value, list) else value        # as they were given
+                    for name, value in found["keywords"].items()}
+        return cls(**{**found, "keywords": keywords})
 
 
 def versions() -> dict[str, str]:

@@ -32,6 +32,7 @@ FIGURES = {
     "text to image recall@1": "words find the picture first", "text to image recall@10": "… in the first ten",
     "image to text recall@10": "pictures find the words in the first ten", "chance recall@10": "ten by chance",
     "pixel neighbour recall@10": "ten by likeness of pixels"}
+BASELINES = ("chance recall@10", "pixel neighbour recall@10")
 MORE = """
 table{border-collapse:collapse;width:100%;background:var(--card);border-radius:14px;overflow:hidden}
 th,td{padding:10px 14px;text-align:right;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
@@ -72,7 +73,7 @@ def _trained(data: Dataset, run: Path) -> Model:
         print(f"      is done: {run}")
         return load(run)
     try:
-        return train(clip_small, data, out=run, resume=(run / "config.json").exists(), epochs=20, evaluate_every=5)
+        return train(clip_small, data, out=run, resume=(run / "config.json").exists(), epochs=20, eval_interval=5)
     except Stopped as stopped:
         raise Stopped("stopped, and all is saved: the same command goes on from here", stopped.code) from None
 
@@ -146,7 +147,7 @@ def _table(report: Report) -> str:
 def _share(value: float | None, name: str) -> str:
     if value is None:
         return "<small>cannot answer</small>"
-    return f"{value:.1%}" if name.startswith(("chance", "pixel")) else f"<b>{value:.1%}</b>"
+    return f"{value:.1%}" if name in BASELINES else f"<b>{value:.1%}</b>"
 
 
 def _next(run: Path) -> list[str]:

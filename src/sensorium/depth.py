@@ -32,7 +32,9 @@ def set_stochastic_depth(model: nn.Module, most: float) -> int:
         row = [(block, part) for block in parent.children() for part in block.children()
                if isinstance(part, StochasticDepth)]
         for i, (block, part) in enumerate(row, 1):
-            learns = any(p.requires_grad for name, p in block.named_parameters() if not name.startswith("cross."))
+            cross = getattr(block, "cross", None)
+            apart = {*cross.parameters()} if isinstance(cross, nn.Module) else set()
+            learns = any(p.requires_grad for p in block.parameters() if p not in apart)
             part.chance = most * i / len(row) if learns else 0.0
             count += learns
     return count

@@ -1,4 +1,4 @@
-"""How good is a trained model? Every split by itself, as its recipe says it is judged (`Recipe.judge`)."""
+"""How good is a trained model? Every split by itself, as its recipe says it is judged (`EvaluationSpec.evaluator`)."""
 from __future__ import annotations
 
 import inspect
@@ -22,9 +22,10 @@ def evaluate(model: Model, dataset: Dataset, *, splits: Sequence[str] | None = N
     Raises SensoriumError for a split or column that is not there, a question the judge does not take, or a recipe that
     does not say how it is judged.
     """
-    judge = model.recipe.judge
+    judge = model.recipe.evaluation.evaluator
     if judge is None:
-        raise SensoriumError(f"recipe {model.config.recipe} does not say how it is judged: give its Recipe a judge")
+        raise SensoriumError(f"recipe {model.config.recipe} does not say how it is judged: give its "
+                             "EvaluationSpec an evaluator")
     _check(judge, asked, model.config.recipe)
     for split in splits or ():
         if split not in dataset.splits:

@@ -13,11 +13,11 @@ from sensorium.align import MultiscaleAlign
 from sensorium.calibrate import Calibration
 from sensorium.kernels import Linear
 from sensorium.modalities.row import Row
-from sensorium.models import Batch, Encoder, mean
-from sensorium.tokens import Tokens, join, line, present
+from sensorium.models import Encoder, mean
+from sensorium.tokens import Batch, ColumnKey, Tokens, join, line, present
 from sensorium.transformer import FeedForward
 
-ROW = "row"                                 # the part that all single values make together
+ROW: ColumnKey = ()                         # the part that all single values make together: the key of no column
 
 
 class Sense(nn.Module):
@@ -57,7 +57,7 @@ class Head(nn.Module):
 
 
 class Fused(nn.Module):
-    """Columns, some perhaps missing in a row ("COLUMN.valid") or in all of them, → what is said of each target.
+    """Columns, some perhaps missing in a row or in all of them, → what is said of each target.
 
     senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
     training, the share of rows of which some values are hidden, be it few or all but one (`hidden`). straight:
@@ -79,28 +79,28 @@ class Fused(nn.Module):
     def forward(self, given: Batch) -> dict[str, Float[Tensor, "B K"]]:
         parts = self.read(given)
         if self.training or not self.boosted or not parts:
-            return self.answer(parts, _size(given))
+            return self.answer(parts, given.rows)
         x, known = self.whole(parts)
         there = dict(zip(self.columns, self.there(given).unbind(1), strict=True))
-        return {name: torch.where(known[:, None], second(said, given, there, x), said)
+        return {name: torch.where(known[:, None], second(said, given.columns, there, x), said)
                 for (name, said), second in zip(self.heard(x, known).items(), self.boosted, strict=True)}
 
-    def read(self, given: Batch) -> dict[str, Tokens]:
+    def read(self, given: Batch) -> dict[ColumnKey, Tokens]:
         """The parts of which something is there: a column of its own each, and ROW."""
         there = self.there(given)
         if self.training and self.drop:
             there = hidden(there, self.drop)
-        parts = {}
+        parts: dict[ColumnKey, Tokens] = {}
         for i, (name, sense) in enumerate(zip(self.names, self.senses, strict=True)):
             if name in given and _some(there[:, i]):
                 parts[name] = _spread(sense, given[name], there[:, i], bool(self.fuse.tokens))
         if self.row is not None and _some(there[:, len(self.names):]):
-            t = self.row(given, there[:, len(self.names):])
+            t = self.row(given.columns, there[:, len(self.names):])
             parts[ROW] = t if self.fuse.tokens else Tokens(self.row.vector(t)[:, None], t.pos[:, :1], None,
                                                            present(t).any(1, keepdim=True))
         return parts
 
-    def answer(self, parts: Mapping[str, Tokens], rows: int) -> dict[str, Float[Tensor, "B K"]]:
+    def answer(self, parts: Mapping[ColumnKey, Tokens], rows: int) -> dict[str, Float[Tensor, "B K"]]:
         """What is said of each target, from what was read of so many rows."""
         if not parts:
             return {name: head.get_buffer("prior").expand(rows, -1)
@@ -111,7 +111,7 @@ class Fused(nn.Module):
         """What the linear heads say of each target."""
         return {name: head(x, known) for name, head in zip(self.targets, self.heads, strict=True)}
 
-    def whole(self, parts: Mapping[str, Tokens]) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
+    def whole(self, parts: Mapping[ColumnKey, Tokens]) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
         """(all parts as one vector, whether a row has any)."""
         x = self.fuse(parts)
         said = self.last(x + self.mlp(self.norm(x)))
@@ -125,9 +125,7 @@ class Fused(nn.Module):
 
     def there(self, given: Batch) -> Bool[Tensor, "B C"]:
         """Which value of which column is there."""
-        some = next(iter(given.values()))
-        every, none = (torch.full(some.shape[:1], found, device=some.device) for found in (True, False))
-        return torch.stack([given.get(f"{name}.valid", every) if name in given else none for name in self.columns], 1)
+        return torch.stack([given.there(name) for name in self.columns], 1)
 
 
 def hidden(there: Bool[Tensor, "B C"], rows: float) -> Bool[Tensor, "B C"]:
@@ -165,6 +163,3 @@ def _spread(sense: nn.Module, raw: Tensor, there: Bool[Tensor, "B"], tokens: boo
     return Tokens(t.x.new_zeros(whole).index_copy(0, rows, t.x), t.pos.new_zeros(*whole[:2], 3),
                   None, present(t).new_zeros(whole[:2]).index_copy(0, rows, present(t)))
 
-
-def _size(given: Batch) -> int:
-    return next(iter(given.values())).shape[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sensorium.attention import CrossAttention
 from sensorium.kernels import drawn
 from sensorium.models import mean
-from sensorium.tokens import Tokens, join, line, present
+from sensorium.tokens import ColumnKey, Tokens, join, line, present
 from sensorium.transformer import FeedForward, transformer
 
 HEAD = 32                                   # width of one attention head
@@ -28,12 +28,12 @@ class Apart(nn.Module):
 
     tokens = False
 
-    def __init__(self, names: Sequence[str], dim: int, std: float = 1.0):
+    def __init__(self, names: Sequence[ColumnKey], dim: int, std: float = 1.0):
         super().__init__()
         self.names = list(names)
         self.weight = drawn(len(names), dim, dim, std=std * dim ** -0.5)
 
-    def stacked(self, parts: Mapping[str, Tokens]) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
+    def stacked(self, parts: Mapping[ColumnKey, Tokens]) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
         """(vectors, which of them are there)."""
         some = next(iter(parts.values()))
         nothing = Tokens(torch.zeros_like(some.x[:, :1]), some.pos[:, :1], None, torch.zeros_like(present(some)[:, :1]))
@@ -48,11 +48,11 @@ class Apart(nn.Module):
 class Concat(Apart):
     """One matrix on all vectors side by side; in the place of an absent one stands what was learned for its absence."""
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__(names, dim, len(names) ** -0.5)
         self.absent = nn.Parameter(torch.zeros(len(names), dim))
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stacked(parts)
         return torch.where(there[..., None], self.turned(x), self.absent.to(x.dtype)).sum(1)
 
@@ -60,7 +60,7 @@ class Concat(Apart):
 class Sum(Apart):
     """The mean of the parts that are there, each by its own matrix."""
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stacked(parts)
         return _weighed(self.turned(x), there.to(x.dtype)[..., None])
 
@@ -68,12 +68,12 @@ class Sum(Apart):
 class Gated(Apart):
     """A sum in which every number of every part has a weight that depends on the part (after Arevalo et al. 2017)."""
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__(names, dim)
         self.gate = nn.Parameter(torch.zeros(len(names), dim, dim))
         self.lean = nn.Parameter(torch.zeros(len(names), dim))
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stacked(parts)
         gates = torch.sigmoid(torch.einsum("bpd,pde->bpe", x, self.gate.to(x.dtype)) + self.lean.to(x.dtype))
         return _weighed(self.turned(x), gates * there[..., None])
@@ -84,13 +84,13 @@ class Parallel(nn.Module):
 
     tokens = False
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__()
         self.stack = Apart(names, dim)
         self.ways = nn.ModuleList(FeedForward(dim, 2 * dim) for _ in names)
         self.trust = nn.Parameter(torch.zeros(len(names)))
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stack.stacked(parts)
         x = self.stack.turned(x)
         ends = torch.stack([x[:, i] + way(x[:, i]) for i, way in enumerate(self.ways)], 1)
@@ -100,12 +100,12 @@ class Parallel(nn.Module):
 class Product(Apart):
     """Parts multiplied with each other, at a low rank (Liu et al. 2018); an absent one is a factor of 1."""
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__(names, dim)
         self.factor = drawn(len(names), RANK, dim, dim, std=0.5 * dim ** -0.5)
         self.rank = nn.Parameter(torch.full((RANK,), 1 / RANK))
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stacked(parts)
         factors = 1 + torch.einsum("bpd,prde->bpre", x, self.factor.to(x.dtype))
         whole = factors.masked_fill(~there[..., None, None], 1).prod(1)
@@ -117,14 +117,14 @@ class Crossed(nn.Module):
 
     tokens = True
 
-    def __init__(self, names: Sequence[str], dim: int):
+    def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__()
         self.names = list(names)
         self.kinds = drawn(len(names), dim, std=0.02)
         self.norm, self.look = nn.LayerNorm(dim), CrossAttention(dim, _heads(dim))
         self.mlp_norm, self.mlp = nn.LayerNorm(dim), FeedForward(dim, 2 * dim)
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         numbers = [self.names.index(name) for name in parts]
         marked = [replace(t, x=t.x + self.kinds[i].to(t.x.dtype), order=None)
                   for i, t in zip(numbers, parts.values(), strict=True)]
@@ -141,13 +141,13 @@ class Early(nn.Module):
 
     tokens = True
 
-    def __init__(self, names: Sequence[str], dim: int, depth: int, dropout: float):
+    def __init__(self, names: Sequence[ColumnKey], dim: int, depth: int, dropout: float):
         super().__init__()
         self.names = list(names)
         self.kinds, self.whole = drawn(len(names), dim, std=0.02), nn.Parameter(torch.zeros(dim))
         self.trunk = transformer(dim, depth, _heads(dim), dropout=dropout)
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         marked = [replace(t, x=t.x + self.kinds[self.names.index(name)].to(t.x.dtype), order=None)
                   for name, t in parts.items()]
         some = marked[0]
@@ -161,14 +161,14 @@ class Bottleneck(nn.Module):
 
     tokens = True
 
-    def __init__(self, names: Sequence[str], dim: int, depth: int, dropout: float):
+    def __init__(self, names: Sequence[ColumnKey], dim: int, depth: int, dropout: float):
         super().__init__()
         self.names = list(names)
         self.neck = drawn(NECK, dim, std=0.02)
         self.layers = nn.ModuleList(nn.ModuleList(transformer(dim, 1, _heads(dim), dropout=dropout) for _ in names)
                                     for _ in range(depth))
 
-    def forward(self, parts: Mapping[str, Tokens]) -> Float[Tensor, "B D"]:
+    def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         parts = {name: replace(t, order=None) for name, t in parts.items()}
         some = next(iter(parts.values()))
         neck = self.neck.to(some.x.dtype).expand(some.x.shape[0], -1, -1)
@@ -194,7 +194,7 @@ def _heads(dim: int) -> int:
     return max(1, dim // HEAD)
 
 
-FUSIONS: dict[str, Callable[[Sequence[str], int, int, float], nn.Module]] = {
+FUSIONS: dict[str, Callable[[Sequence[ColumnKey], int, int, float], nn.Module]] = {
     "concat": lambda names, dim, depth, dropout: Concat(names, dim),
     "sum": lambda names, dim, depth, dropout: Sum(names, dim),
     "gated": lambda names, dim, depth, dropout: Gated(names, dim),

@@ -1,28 +1,39 @@
 """What a recipe takes, read from its file and never run: `train clip --help` and a slip of the pen cost no torch."""
 import ast
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sensorium.errors import SensoriumError
 
 RECIPES = Path(__file__).parent / "recipes"
 PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
+NAMES, STRINGS = tuple[str, ...], ("str", "(str, ...)", "str, ...")     # of what is given once for each
 
 
 @dataclass(frozen=True)
 class Keyword:
-    """One option: `default` is a value, or the text of an expression where the file does not state one."""
+    """One option.
+
+    Attributes:
+        name: the keyword.
+        type: what a value must be.
+        default: its value where none is given; None where `computed` says how it is found.
+        doc: its help.
+        computed: of a default that is no constant, what it depends on, in words.
+    """
 
     name: str
     type: Any
     default: Any
     doc: str = ""
+    computed: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Taken:
     name: str                               # what the command line calls it: clip, ./mine.py:recipe
     doc: str                                # its docstring, without the keywords
     own: tuple[Keyword, ...]
-    loop: tuple[Keyword, ...]               # fields of Training, with the recipe's own defaults
+    loop: tuple[Keyword, ...]               # fields of TrainingConfig, with the recipe's own defaults
 
     @property
     def line(self) -> str:
@@ -47,7 +58,7 @@ def shipped(asked: str = "*") -> dict[str, Taken]:
     """
     paths = [path for path in sorted(RECIPES.glob("*.py")) if path.stem == asked] or sorted(RECIPES.glob("*.py"))
     found = (f for path in paths for f in _parse(path).body if isinstance(f, ast.FunctionDef))
-    return {f.name: _taken(f.name, f) for f in found if _annotations(f) == ("Schema", "Recipe")}
+    return {f.name: _taken(f.name, f) for f in found if _is_recipe(f)}
 
 
 def read(where: str) -> Taken:
@@ -83,6 +94,12 @@ def use(path: str) -> None:
     _run(Path(path))
 
 
+def takes_names(make: Callable[..., Any], keyword: str) -> bool:
+    """Whether a keyword of a recipe may be several names at once, such as columns that are read as one."""
+    found = signature(make).parameters.get(keyword)
+    return found is not None and any(name in str(found.annotation) for name in ("Sequence[str]", "tuple[str", "list["))
+
+
 def is_file(where: str) -> bool:
     """Whether it is written as FILE:FUNCTION."""
     return ".py" in where
@@ -112,10 +129,11 @@ def _parse(path: Path) -> ast.Module:
         raise SensoriumError(f"{path} is not Python: {e}.") from e
 
 
-def _annotations(f: ast.FunctionDef) -> tuple[str, str]:
-    """(type of the first parameter, type of the result), as written."""
+def _is_recipe(f: ast.FunctionDef) -> bool:
+    """Whether it is written as (schema: Schema, ...) -> Recipe, or Recipe[MODEL]."""
     first = f.args.args[0].annotation if f.args.args else None
-    return ast.unparse(first) if first else "", ast.unparse(f.returns) if f.returns else ""
+    result = f.returns.value if isinstance(f.returns, ast.Subscript) else f.returns
+    return isinstance(first, ast.Name) and isinstance(result, ast.Name) and (first.id, result.id) == ("Schema", "Recipe")
 
 
 def _taken(name: str, f: ast.FunctionDef) -> Taken:
@@ -123,26 +141,42 @@ def _taken(name: str, f: ast.FunctionDef) -> Taken:
     docs = _documented(arguments)
     own = tuple(Keyword(a.arg, _type(a.annotation), _value(default), docs.get(a.arg, ""))
                 for a, default in zip(f.args.kwonlyargs, f.args.kw_defaults, strict=True))
-    calls = (n for n in ast.walk(f) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Training")
-    set_here: Mapping[str | None, Any] = {k.arg: _value(k.value) for call in calls for k in call.keywords}
-    loop = tuple(replace(k, default=set_here.get(k.name, k.default)) for k in training())
+    calls = [n for n in ast.walk(f) if isinstance(n, ast.Call)]
+    set_here, declared = ({k.arg: k.value for call in calls if _called(call) == what for k in call.keywords if k.arg}
+                          for what in ("TrainingConfig", "training_defaults"))
+    loop = tuple(_with_default(k, {**set_here, **declared}.get(k.name)) for k in training())
     return Taken(name, doc.strip(), own, loop)
+
+
+def _called(call: ast.Call) -> str:
+    """The last name of what is called."""
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def _with_default(field: Keyword, node: ast.expr | None) -> Keyword:
+    """A field of TrainingConfig with a recipe's own default: a literal, or a text that says what it depends on."""
+    if node is None:
+        return field
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return replace(field, default=None, computed="set by the recipe")
+    in_words = isinstance(value, str) and value not in get_args(field.type)
+    return replace(field, default=None, computed=value) if in_words else replace(field, default=value)
 
 
 @cache
 def training() -> tuple[Keyword, ...]:
-    """The fields of Training, each documented by the comment behind it."""
-    path = RECIPES / "recipe.py"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    settings = next(c for c in _parse(path).body if isinstance(c, ast.ClassDef) and c.name == "Training")
-    fields = [f for f in settings.body if isinstance(f, ast.AnnAssign)]
-    docs = [lines[f.lineno - 1].partition("# ")[2] for f in fields]
-    return tuple(Keyword(ast.unparse(f.target), _type(f.annotation), _value(f.value), doc)
-                 for f, doc in zip(fields, docs, strict=True))
+    """The fields of TrainingConfig, documented by its docstring."""
+    tree = _parse(RECIPES / "training_config.py")
+    settings = next(c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == "TrainingConfig")
+    docs = _documented((ast.get_docstring(settings) or "").partition("\nAttributes:\n")[2])
+    return tuple(Keyword(name := ast.unparse(f.target), _type(f.annotation), _value(f.value), docs[name])
+                 for f in settings.body if isinstance(f, ast.AnnAssign))
 
 
 def _documented(arguments: str) -> dict[str, str]:
-    """{name: text} of the lines `name: text` under Args; a line indented further goes on."""
+    """{name: text} of the lines `name: text` under Args or Attributes; a line indented further goes on."""
     docs: dict[str, str] = {}
     name, edge = "", len(arguments) - len(arguments.lstrip())
     for line in filter(str.strip, arguments.splitlines()):
@@ -162,7 +196,10 @@ def _value(node: ast.expr | None) -> Any:
 
 
 def _type(node: ast.expr | None) -> Any:
-    """int, float, bool, str, None, unions of them, Literal; str for whatever else."""
+    """int, float, bool, str, None, unions of them, Literal; str for whatever else.
+
+    Of whatever takes a sequence of str (`str | Sequence[str]`, `tuple[str, ...] | None`), NAMES: one str at a time.
+    """
     match node:
         case ast.Constant(value=None):
             return NoneType
@@ -171,8 +208,11 @@ def _type(node: ast.expr | None) -> Any:
         case ast.Name(id=name):
             return PLAIN.get(name, str)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _type(left) | _type(right)
+            either = _type(left), _type(right)
+            return NAMES if NAMES in either else either[0] | either[1]
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             values = ast.literal_eval(choices)
             return Literal[values if isinstance(values, tuple) else (values,)]
+        case ast.Subscript(value=ast.Name(id="Sequence" | "tuple" | "list"), slice=of) if ast.unparse(of) in STRINGS:
+            return NAMES
     return str

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.series import Series, levelled, steps
+from sensorium.tokens import ColumnKey
 
 SIDE, PLACES = 16, 8                            # of a picture: pixels of a side, cells of a side
 SHADES, TURNS = 4, 8                            # steps of a colour, ways of an edge
@@ -21,7 +22,7 @@ TINY = 1e-6                                     # a direction of less spread tha
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BANDS = 16                                      # of the spectrum of a channel, each wider than the one below
 WIDE = 3 * SIDE ** 2 + SHADES ** 3 + TURNS * PLACES ** 2        # all measures of a picture
-Values = Mapping[str, Tensor]
+Values = Mapping[ColumnKey, Tensor]
 
 
 class Measures(nn.Module):

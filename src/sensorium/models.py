@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from sensorium.align import MultiscaleAlign
 from sensorium.attention import Cache
-from sensorium.tokens import CAUSAL, Tokens, at_place, join, present, turns
+from sensorium.tokens import CAUSAL, Batch, ColumnKey, Tokens, at_place, column_names, join, present, turns
 from sensorium.transformer import Transformer
-
-Batch = Mapping[str, Tensor]
 
 
 @runtime_checkable
@@ -94,23 +92,42 @@ class Tower(nn.Module):
         return Aligned(unit(self.align(whole)), replace(tokens, x=unit(self.align.part(tokens.x))))
 
 
+def module_name(key: ColumnKey) -> str:
+    """A column's name as that of a module: the same, but for what torch or another key would take it for.
+
+    Other keys have other names. A dot, a comma and "%" are written as in a URL; "%" comes before a name that modules
+    have themselves.
+    """
+    name = ",".join(part.replace("%", "%25").replace(".", "%2E").replace(",", "%2C") for part in column_names(key))
+    return f"%{name}" if not name or name in TAKEN else name
+
+
+TAKEN = frozenset([*dir(nn.ModuleDict()), "log_scale", "bias"])
+
+
 class Towers(nn.ModuleDict):
-    """Several towers that meet in one space, with the temperature their similarities are read at.
+    """Several towers that meet in one space, by the column that each reads, with the temperature their similarities are
+    read at.
 
     With `biased`, also an offset that a sigmoid loss needs; it is learned on top of the one that fits a batch's size.
     """
 
-    def __init__(self, towers: dict[str, Tower], *, temperature: float = 0.07, biased: bool = False):
-        super().__init__(towers)
+    def __init__(self, towers: Mapping[ColumnKey, Tower], *, temperature: float = 0.07, biased: bool = False):
+        super().__init__({module_name(key): tower for key, tower in towers.items()})
+        self.columns: list[ColumnKey] = list(towers)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.bias = nn.Parameter(torch.zeros(())) if biased else None
 
-    def __getitem__(self, key: str) -> Tower:
-        tower = super().__getitem__(key)
+    def __getitem__(self, key: ColumnKey) -> Tower:
+        tower = super().__getitem__(module_name(key))
         assert isinstance(tower, Tower)
         return tower
 
-    def called(self, names: Mapping[str, str]) -> "Towers":
+    def by_column(self) -> dict[ColumnKey, Tower]:
+        """Every tower."""
+        return {key: self[key] for key in self.columns}
+
+    def called(self, names: Mapping[ColumnKey, ColumnKey]) -> "Towers":
         """The same towers, those named as keys, under other names."""
         others = Towers({new: self[old] for old, new in names.items()}, biased=self.bias is not None)
         others.log_scale, others.bias = self.log_scale, self.bias
@@ -142,7 +159,7 @@ class Decoder(nn.Module):
 
     A part with a head is read causally and begins with a start token, so its token i + 1 is said at its token i. Parts
     without one come first, a prefix that everything after sees; those of no order see each other. A part that a batch
-    does not have, or that a row lacks ("PART.valid"), is not there: nobody sees it. `beside`: encoders of parts that
+    does not have, or that is not present in a row, is not there: nobody sees it. `beside`: encoders of parts that
     are not in line; blocks that look at a context look at what they make of them.
     """
 
@@ -164,7 +181,7 @@ class Decoder(nn.Module):
 
     def begin(self, given: Batch, part: str, cache: Cache) -> Float[Tensor, "B V"]:
         """Read all that is given, up to and including what there is of `part`: logits for its next token."""
-        read = self.read({name: given[name] for name in given if name.partition(".")[0] in self._until(part)})
+        read = self.read(given.only(self._until(part)))
         at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + present(read[part]).sum(1) - 1
         return self.heads[part](self.trunk(in_line(read), self.context(given), only=at, cache=cache).x[:, 0])
 
@@ -192,8 +209,8 @@ class Decoder(nn.Module):
         """Tokens of the parts that are there."""
         read = {name: embed(given[name]) for name, embed in self.parts.items() if name in given}
         for name, t in read.items():
-            if f"{name}.valid" in given:
-                t = replace(t, valid=present(t) & given[f"{name}.valid"][:, None])
+            if name in given.present:
+                t = replace(t, valid=present(t) & given.present[name][:, None])
             read[name] = t
         return read
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token, convert
 
 from sensorium.errors import SensoriumError
-from sensorium.keywords import Keyword, Taken
+from sensorium.keywords import NAMES, Keyword, Taken
 
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
@@ -88,8 +88,8 @@ def _plain(text: str) -> Any:
 class Judging:
     """What a judge is asked besides; each kind of model takes some of it."""
 
-    text: str | None = None
-    """retrieval: another caption column than the model was trained on, such as another language"""
+    text: Annotated[tuple[str, ...], Flag] = ()
+    """retrieval: another caption column than the model was trained on, such as another language (once for each)"""
     every: Annotated[bool, Flag] = False
     """retrieval: a row's text is the mean of all its captions, not the first alone"""
     most: int | None = None
@@ -104,7 +104,7 @@ class Judging:
     def given(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
         """Those that were set, as keywords of `evaluate`."""
         runs = {"by": self.by, "blind": self.blind}
-        plain = {"text": self.text, "every": self.every or None, "most": self.most,
+        plain = {"text": self.text or None, "every": self.every or None, "most": self.most,
                  "ablate": self.ablate or None}
         return {name: value for name, value in plain.items() if value is not None} | {
             name: load(run, None) for name, run in runs.items() if run is not None}
@@ -163,7 +163,8 @@ AS_GUESSED = Reading()
 
 def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None,
                   several: bool = False) -> Callable[..., None]:
-    """`command(recipe, ..., **given)` for one recipe: its keywords and those of Training are options, as its file says.
+    """`command(recipe, ..., **given)` for one recipe: its keywords and those of TrainingConfig are options, as its file
+    says.
 
     several: each takes several values, and is given as a tuple.
     Raises SensoriumError for a keyword that is an option of the command already.
@@ -174,16 +175,29 @@ def with_keywords(command: Callable[..., None], recipe: Taken, doc: str | None,
     if clash := {p.name for p in kept} & {k.name for k in recipe.own}:
         raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
     option = _several if several else _option
-    options = [option(k, "Recipe") for k in recipe.own] + [option(k, "Training") for k in recipe.loop]
+    options = [(_names if k.type == NAMES else option)(k, "Recipe") for k in recipe.own]
+    options += [option(k, "Training") for k in recipe.loop]
     of_recipe.__doc__ = doc
     vars(of_recipe)["__signature__"] = inspect.Signature([*kept, *options])
     return of_recipe
 
 
 def _option(keyword: Keyword, group: str) -> inspect.Parameter:
-    about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=keyword.default not in (None, ""))
+    shown = (lambda _: keyword.computed) if keyword.computed else keyword.default not in (None, "")
+    about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=shown)
     return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
                              annotation=Annotated[keyword.type, about])
+
+
+def _names(keyword: Keyword, group: str) -> inspect.Parameter:
+    """The same, for names that are given once each: one alone is a str, several are a tuple."""
+    def converted(_: Any, tokens: Sequence[Token]) -> Any:
+        names = tuple(token.value for token in tokens)
+        return names[0] if len(names) == 1 else names
+
+    about = Parameter(group=group, help=keyword.doc.rstrip("."), negative="", converter=converted, show_default=False)
+    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
+                             annotation=Annotated[NAMES, about])
 
 
 def _several(keyword: Keyword, group: str) -> inspect.Parameter:
@@ -194,7 +208,7 @@ def _several(keyword: Keyword, group: str) -> inspect.Parameter:
         parts = [t.evolve(value=part) for t in tokens for part in ([t.value] if words else t.value.split(","))]
         return convert(tuple[keyword.type, ...], parts)
 
-    default = str(keyword.default) if keyword.default not in (None, "") else ""
+    default = keyword.computed or (str(keyword.default) if keyword.default not in (None, "") else "")
     about = Parameter(group=group, help=keyword.doc.rstrip("."), negative="", converter=converted,
                       show_default=(lambda _: default) if default else False)
     shown = str if keyword.type is bool else keyword.type

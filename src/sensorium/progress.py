@@ -51,7 +51,7 @@ class Log:
         self._add({"step": step, **figures})
         now = time.monotonic()
         rate = (step - self._done) * self.batch_size / max(now - self._last, 1e-9)
-        line = f"loss {_total(figures):.4f}  lr {figures['lr']:.2g}"
+        line = f"loss {figures['loss']:.4f}  lr {figures['lr']:.2g}"
         self._bar.update(self._task, completed=step, figures=f"{line}  {rate:,.0f} samples/s")
         if now - self._last >= (EVERY if self._bar.disable else 1.0) or step == self._start + 1:
             left = (now - self._since) / (step - self._start) * (self.steps - step)
@@ -96,7 +96,7 @@ def read_metrics(path: Path, until: int | None = None) -> list[dict[str, Any]]:
 
 def curve(entries: Sequence[Mapping[str, Any]], metric: str, size: tuple[int, int] = (960, 420)) -> bytes:
     """A PNG: the loss of every step from the left scale, the validation metric from the right one."""
-    losses = [(e["step"], _total(e)) for e in entries if "evaluation" not in e]
+    losses = [(e["step"], e["loss"]) for e in entries if "evaluation" not in e]
     found = [(e["step"], e["evaluation"][metric]) for e in entries if metric in e.get("evaluation", {})]
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
@@ -139,11 +139,6 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
     n = math.ceil(len(points) / most) or 1
     stretches = [points[i:i + n] for i in range(0, len(points), n)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]
-
-
-def _total(figures: Mapping[str, Any]) -> float:
-    """The losses of all players as one figure."""
-    return sum(v for k, v in figures.items() if k.startswith("loss"))
 
 
 def _font() -> Any:

@@ -21,9 +21,9 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.loader import Loader
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe, build, planned, ready, split_keywords
+from sensorium.recipes.recipe import Make, Recipe, ValidationResult, build, ready, split_keywords
 from sensorium.snapshot import Snapshots
-from sensorium.step import Step, check, measured_precision, split
+from sensorium.step import Step, check, measured_precision
 from sensorium.stored import read_tensors, read_weights, tensors, weights
 
 WORTH_MEASURING = 100                                   # steps from which on it pays to measure bf16
@@ -47,7 +47,8 @@ class Run:
 
     folder: Path
     config: Config
-    recipe: Recipe
+    recipe: Recipe[Any]
+    schema: Schema                                      # fitted on the training rows
     prepared: Prepared
     rows: np.ndarray                                    # that it trains on
     validation: np.ndarray                              # rows that it is judged on
@@ -61,8 +62,8 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Every step is done, or the metric has not moved for `patience` evaluations."""
-        patience = self.recipe.training.patience
+        """Every step is done, or the metric has not moved for `early_stopping_patience` evaluations."""
+        patience = self.recipe.training.early_stopping_patience
         return self.reached.step >= self.steps or 0 < patience <= self.reached.stale
 
     def due(self, epochs: float) -> bool:
@@ -83,8 +84,8 @@ class Run:
 
     def start(self) -> None:
         """What the recipe takes from its training rows before it learns."""
-        if self.recipe.begin:
-            self.recipe.begin(self.recipe.model, self.prepared, self.rows)
+        if self.recipe.hooks.on_start:
+            self.recipe.hooks.on_start(self.recipe.model, self.prepared, self.rows)
 
     def restore(self, path: Path) -> None:
         """Go back to a whole save, whose weights the model has already."""
@@ -99,71 +100,76 @@ class Run:
         self.reached = Reached(**state["reached"])
         torch.set_rng_state(read_tensors(path / "random.safetensors")["torch"].clone())
 
-    def keep_best(self, value: float | None) -> bool:
-        """Calibrate and write model.safetensors if the metric is the best so far; without a metric, always."""
-        now = self.reached
-        sign = self.recipe.sign
-        better = value is None or now.best is None or math.isnan(now.best) or sign * value > sign * now.best
+    def keep_best(self, result: ValidationResult | None) -> bool:
+        """Calibrate and write model.safetensors if the metric is the best so far; without validation, always."""
+        now, evaluation = self.reached, self.recipe.evaluation
+        value = None if result is None else result.figures[evaluation.metric]
+        better = value is None or now.best is None or math.isnan(now.best) or (
+            value < now.best if evaluation.mode == "min" else value > now.best)
         now.stale = 0 if better else now.stale + 1
         if better:
             now.best, now.best_step = value, now.step
-            self._keep()
+            self._keep(result)
         return better
 
     def finish(self) -> dict[str, float]:
         """What the recipe does with the best weights, once they are known: figures of it, and of what is kept then."""
-        if self.recipe.finish is None:
+        if self.recipe.hooks.on_end is None:
             return {}
         ready(self.recipe)
         model = self.step.model.eval()
         read_weights(model, self.folder / WEIGHTS)
-        figures = self.recipe.finish(model, self.prepared, self.rows, self.validation)
-        if self.recipe.validate:
-            figures = {**self.recipe.validate(model, self.prepared, self.validation), **figures}
-            self.reached.best = figures[self.recipe.metric]
-        self._keep()
+        figures, result = self.recipe.hooks.on_end(model, self.prepared, self.rows, self.validation), None
+        if self.recipe.evaluation.validate:
+            result = self.recipe.evaluation.validate(model, self.prepared, self.validation)
+            figures = {**result.figures, **figures}
+            self.reached.best = figures[self.recipe.evaluation.metric]
+        self._keep(result)
         return figures
 
-    def _keep(self) -> None:
-        if self.recipe.calibrate and len(self.validation):
-            self.recipe.calibrate(self.step.model, self.prepared, self.validation)
+    def _keep(self, result: ValidationResult | None) -> None:
+        if self.recipe.hooks.calibrate and len(self.validation):
+            predictions = None if result is None else result.predictions
+            self.recipe.hooks.calibrate(self.step.model, self.prepared, self.validation, predictions)
         durable.write(self.folder / WEIGHTS, tensors(weights(self.step.model), {"step": str(self.reached.best_step)}))
 
 
-def begin(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any]) -> Run:
-    """A new run: fit the schema on the training rows, build, prepare; config.json, written last, makes it one."""
+def begin(make: Make[Any], dataset: Dataset, folder: Path, keywords: Mapping[str, Any], plan: Recipe[Any]) -> Run:
+    """A new run: fit the schema on the training rows, build, prepare; config.json, written last, makes it one.
+
+    plan: a dry build of the same recipe (`planned`), which says what is read before there is anything to learn from.
+    """
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no rows to train on: its splits are {', '.join(dataset.splits)}")
-    plan = planned(make, dataset.schema, keywords)                          # before there is anything to learn from
-    schema = dataset.schema.fit(dataset, rows, plan.columns, plan.settings)
+    schema = dataset.schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
     recipe, keywords = _built(make, schema, keywords)
     config = Config(recipe_name(make), keywords, "fp32", fingerprint(dataset) | {"source": dataset.source}, versions())
     run = _assembled(config, recipe, dataset, schema, folder)
     run.start()
-    if recipe.finish and not len(run.validation):
+    if recipe.hooks.on_end and not len(run.validation):
         raise SensoriumError(f"{dataset.name} has no validation rows, by which {make.__name__} so told ends its "
                              "training: name some val")
     if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _gains(run):
         run.config, run.step.precision = replace(config, precision="bf16"), "bf16"
     schema.save(folder)
-    if recipe.keeps_start:
+    if recipe.measures_forgetting:
         durable.write(folder / START, tensors(weights(recipe.model)))
     run.config.save(folder)
     return run
 
 
-def go_on(make: Make, dataset: Dataset, folder: Path, keywords: Mapping[str, Any], say: Say) -> Run:
+def go_on(make: Make[Any], dataset: Dataset, folder: Path, keywords: Mapping[str, Any], say: Say) -> Run:
     """The run in `folder`, where its last whole save left it. Raises SensoriumError where recipe or data differ."""
     config = Config.load(folder)
     if config.recipe != recipe_name(make):
         raise SensoriumError(f"{folder} was begun with recipe {config.recipe}, not {recipe_name(make)}")
     for name, value in keywords.items():
         kept = config.keywords.get(name)
-        kept = kept.get("source") if isinstance(kept, dict) else kept       # of published weights, where they lay
+        kept = kept["source"] if isinstance(kept, dict) and "source" in kept else kept      # where weights lay
         if isinstance(value, Mapping) and isinstance(kept, str):
             continue                                                        # settings of a stage that is trained
-        if name in config.keywords and kept != json.loads(json.dumps(value)):
+        if name in config.keywords and json.loads(json.dumps([kept, kept])) != json.loads(json.dumps([kept, value])):
             raise SensoriumError(f"{folder} was begun with {name}={kept!r}, not {value!r}. A resumed "
                                  f"run keeps its settings: leave {name} out, or train into a new folder.")
     if {**config.data, "source": {}} != fingerprint(dataset) | {"source": {}}:      # wherever they lie now
@@ -244,7 +250,7 @@ def numbered(parent: Path, name: str) -> Path:
     raise SensoriumError(f"{parent} holds 9,999 runs of {name}: remove some, or name a folder with out= (--out)")
 
 
-def _built(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def _built(make: Make[Any], schema: Schema, keywords: Mapping[str, Any]) -> tuple[Recipe[Any], dict[str, Any]]:
     """The recipe, its first weights drawn from the seed."""
     _, loop = split_keywords(make, keywords)
     torch.manual_seed(loop.get("seed", 0))
@@ -256,9 +262,10 @@ def _built(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> tuple[Rec
         raise SensoriumError(f"a keyword of {make.__name__} cannot be stored in config.json: {e}") from e
 
 
-def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema, folder: Path) -> Run:
-    training, derived = recipe.training, recipe.derived(dataset) if recipe.derived else {}
-    prepared = dataset.prepare(schema, recipe.columns, derived=derived)
+def _assembled(config: Config, recipe: Recipe[Any], dataset: Dataset, schema: Schema, folder: Path) -> Run:
+    training, data = recipe.training, recipe.data
+    derived = data.derived_columns(dataset) if data.derived_columns else {}
+    prepared = dataset.prepare(schema, data.columns, derived=derived)
     if prepared.bad:
         lines = [json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in prepared.bad]
         durable.write(folder / "quarantine.jsonl", "".join(lines).encode())
@@ -267,10 +274,10 @@ def _assembled(config: Config, recipe: Recipe, dataset: Dataset, schema: Schema,
     rows = splits["train"]
     if len(rows) == 0:
         raise SensoriumError(f"{dataset.name} has no training row that can be read: see {folder / 'quarantine.jsonl'}")
-    loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.per_group,
-                    augment=recipe.augment.get(training.augment))
+    loader = Loader(prepared, rows, training.batch_size, seed=training.seed, per_group=training.samples_per_group,
+                    augment=data.augment.get(training.augment))
     steps = max(1, round(training.epochs * loader.steps_per_epoch))
-    return Run(folder, config, recipe, prepared, rows, splits.get("val", rows[:0]), loader, steps,
+    return Run(folder, config, recipe, schema, prepared, rows, splits.get("val", rows[:0]), loader, steps,
                Step(recipe, steps, config.precision))
 
 
@@ -280,7 +287,7 @@ def _gains(run: Run) -> bool:
         return False
     training = run.recipe.training
     batch = run.prepared.batch(run.rows[:training.batch_size])
-    return measured_precision(run.recipe, split(batch, training.accumulate)[0]) == "bf16"
+    return measured_precision(run.recipe, batch.split(training.grad_accumulation_steps)[0]) == "bf16"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium.data.infer import infer
 from sensorium.data.sources import Table
+from sensorium.models import Towers
 from sensorium.recipes.recipe import Make, Recipe, planned
+from sensorium.tokens import Batch, ColumnKey, column_label
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -55,7 +57,7 @@ class Summary:
         yield table
 
 
-def summary(make: Make, schema: Schema, keywords: Mapping[str, Any]) -> Summary:
+def summary(make: Make[Any], schema: Schema, keywords: Mapping[str, Any]) -> Summary:
     """What `make` would build for these columns and keywords."""
     return _summary(make.__name__, planned(make, schema, keywords), schema)
 
@@ -73,33 +75,40 @@ def made_up(columns: Mapping[str, str]) -> Schema:
     return infer(table, dict(columns))
 
 
-def _summary(name: str, recipe: Recipe, schema: Schema) -> Summary:
+def _summary(name: str, recipe: Recipe[Any], schema: Schema) -> Summary:
     training, model = recipe.training, recipe.model
-    batch = _batch(recipe, schema, max(1, training.batch_size // training.accumulate))
+    batch = _batch(recipe, schema, max(1, training.batch_size // training.grad_accumulation_steps))
     held = _Held(model)
     with torch.device("meta"), _AllDistinct(), FlopCounterMode(display=False) as counted:
         with saved_tensors_hooks(held.add, lambda x: x):
             loss = torch.stack(list(recipe.objective(model, batch).values())).sum()
         forward = counted.get_total_flops()
         loss.backward()
-    rows, size = len(next(iter(batch.values()))), _size(model)
+    rows, size = len(batch), _size(model)
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = STATES.get(training.optimizer, 2) + (1 if training.ema else 0)
+    kept = STATES.get(training.optimizer, 2) + (1 if training.ema_decay else 0)
     memory = {"weights": size, "gradients": learned, "optimizer": kept * learned}
     return Summary(
-        name, size, {part: _size(module) for part, module in model.named_children()},
-        {column: repr(schema[column]) for column in recipe.columns},
+        name, size, {part: _size(module) for part, module in _parts(model)},
+        {column_label(column): repr(schema[column]) for column in recipe.data.columns},
         forward // rows, counted.get_total_flops() // rows, training.batch_size,
         {part: FLOAT * n for part, n in memory.items()} | {"activations": held.bytes})
 
 
-def _batch(recipe: Recipe, schema: Schema, rows: int) -> dict[str, Tensor]:
+def _parts(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The parts of a model by name; towers by their columns."""
+    if isinstance(model, Towers):
+        return [(column_label(column), tower) for column, tower in model.by_column().items()]
+    return model.named_children()
+
+
+def _batch(recipe: Recipe[Any], schema: Schema, rows: int) -> Batch:
     """A batch without content, texts at full length."""
     rng = torch.Generator().manual_seed(0)
-    modalities: dict[str, Any] = {column: schema[column] for column in recipe.columns}
+    modalities: dict[ColumnKey, Any] = {column: schema[column] for column in recipe.data.columns}
     shapes = {column: modality.fake(64, rng) for column, modality in modalities.items()}
-    batch = {column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta") for column, x in shapes.items()}
-    return batch | {name: torch.empty(rows, dtype=torch.long, device="meta") for name in ("row", "group")}
+    columns = {column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta") for column, x in shapes.items()}
+    return Batch(columns, {}, *(torch.empty(rows, dtype=torch.long, device="meta") for _ in ("row", "group")))
 
 
 class _AllDistinct(TorchDispatchMode):

@@ -14,8 +14,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sensorium import optim
 from sensorium.depth import set_stochastic_depth
 from sensorium.errors import SensoriumError
-from sensorium.models import Batch
-from sensorium.recipes.recipe import Recipe, Training
+from sensorium.recipes.recipe import Recipe
+from sensorium.recipes.training_config import TrainingConfig
+from sensorium.tokens import Batch, column_label
 
 Losses = dict[str, Tensor]
 BETA1 = 0.9
@@ -42,7 +43,7 @@ class NonFinite(SensoriumError):
 class Step:
     """A recipe with one optimiser per player. An objective of several players names them in `objective.players`."""
 
-    def __init__(self, recipe: Recipe, steps: int, precision: str):
+    def __init__(self, recipe: Recipe[Any], steps: int, precision: str):
         self.recipe, self.training, self.steps, self.precision = recipe, recipe.training, steps, precision
         self.model = recipe.model
         if not set_stochastic_depth(self.model, self.training.stochastic_depth) and self.training.stochastic_depth:
@@ -53,10 +54,13 @@ class Step:
                                 self.training.layer_decay)
         self.optimizers = {name: optim.make(self.training.optimizer, m, options) for name, m in modules.items()}
         self.params = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
-        self.average = optim.Average(self.model, self.training.ema) if self.training.ema else None
+        self.average = optim.Average(self.model, self.training.ema_decay) if self.training.ema_decay else None
 
     def __call__(self, batch: Batch, k: int) -> dict[str, float]:
-        """Update k (from 0): losses, gradient lengths, learning rate. Raises NonFinite, the weights untouched."""
+        """Update k (from 0): the loss, that of each player, gradient norms, learning rate.
+
+        Raises NonFinite, the weights untouched.
+        """
         self.model.train()
         chance = torch.get_rng_state()
         losses = self._gradients(batch)
@@ -65,20 +69,20 @@ class Step:
             raise self._fault(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
         if bad := [name for name in norms if not math.isfinite(norms[name])]:
             raise self._fault(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
-        part = optim.share(k, self.steps, self.training.warmup)
+        part = optim.share(k, self.steps, self.training.warmup_ratio)
         self._move(part, k)
-        return {**_named("loss", losses), **_named("grad_norm", norms), "lr": self.training.lr * part}
+        return {"loss": sum(losses.values()), **_named("loss", losses), **_named("grad_norm", norms), "lr": self.training.lr * part}
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         for optimizer in (o for several in self.optimizers.values() for o in several):
             optimizer.zero_grad()
-        objective, parts = self.recipe.objective, split(batch, self.training.accumulate)
+        objective, parts = self.recipe.objective, batch.split(self.training.grad_accumulation_steps)
         if len(parts) > 1 and isinstance(objective, Accumulating):
             with cast(self.precision, self.model):
                 return {name: loss.item() for name, loss in objective.accumulate(self.model, parts).items()}
         totals = dict.fromkeys(self.params, 0.0)
         for part in parts:
-            weight = _rows(part) / _rows(batch)
+            weight = len(part) / len(batch)
             with cast(self.precision, self.model):
                 losses = objective(self.model, part)
             for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
@@ -88,8 +92,8 @@ class Step:
 
     def _clip(self, params: list[nn.Parameter]) -> float:
         norm = get_total_norm([p.grad for p in params if p.grad is not None])
-        if self.training.clip_norm and norm.isfinite():
-            clip_grads_with_norm_(params, self.training.clip_norm, norm)
+        if self.training.max_grad_norm and norm.isfinite():
+            clip_grads_with_norm_(params, self.training.max_grad_norm, norm)
         return norm.item()
 
     def _move(self, part: float, k: int) -> None:
@@ -97,25 +101,26 @@ class Step:
             for group in optimizer.param_groups:
                 group["lr"] = group["top"] * part
             optimizer.step()
-        if self.recipe.after_step:
-            self.recipe.after_step(self.model)
+        if self.recipe.hooks.after_step:
+            self.recipe.hooks.after_step(self.model)
         if self.average:
             self.average.update(k)
 
     def _fault(self, what: str, batch: Batch, chance: Tensor) -> NonFinite:
         """Where it began: a column of the batch, else the first module of a second forward, else a parameter."""
-        for column, values in batch.items():
-            if rows := _unsound(values, _rows(batch)):
-                return NonFinite(what, f"column {column} of the batch is not finite", _named_rows(batch, rows))
+        for column, values in batch.columns.items():
+            if rows := _unsound(values, len(batch)):
+                return NonFinite(what, f"column {column_label(column)} of the batch is not finite",
+                                 _named_rows(batch, rows))
         torch.set_rng_state(chance)
         with torch.no_grad(), cast(self.precision, self.model):
-            found = first_unsound(self.model, lambda: self.recipe.objective(self.model, batch), _rows(batch))
+            found = first_unsound(self.model, lambda: self.recipe.objective(self.model, batch), len(batch))
         if found:
             return NonFinite(what, f"it begins in module {found[0]}", _named_rows(batch, found[1]))
         graded = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         names = [name for name, grad in graded if not grad.isfinite().all()]
         place = f"it begins in the gradient of {names[-1]}" if names else "every module's output is finite"
-        return NonFinite(what, place, _named_rows(batch, list(range(_rows(batch)))))
+        return NonFinite(what, place, _named_rows(batch, list(range(len(batch)))))
 
 
 def first_unsound(model: nn.Module, forward: Callable[[], object], size: int) -> tuple[str, list[int]] | None:
@@ -138,7 +143,7 @@ def first_unsound(model: nn.Module, forward: Callable[[], object], size: int) ->
     return found[0] if found else None
 
 
-def measured_precision(recipe: Recipe, batch: Batch) -> str:
+def measured_precision(recipe: Recipe[Any], batch: Batch) -> str:
     """fp32 or bf16: whichever trains a copy of the model faster on this batch. Weights and chance stay as they are."""
     seconds = {}
     with torch.random.fork_rng():
@@ -156,23 +161,15 @@ def cast(precision: str, model: nn.Module) -> AbstractContextManager[object]:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch as that many of nearly equal size, in order; fewer where it has fewer rows."""
-    parts = max(1, min(parts, _rows(batch)))
-    if parts == 1:
-        return [batch]
-    pieces = {name: values.tensor_split(parts) for name, values in batch.items()}
-    return [{name: several[i] for name, several in pieces.items()} for i in range(parts)]
-
-
-def check(training: Training) -> None:
+def check(training: TrainingConfig) -> None:
     """Raises SensoriumError for settings that cannot train."""
-    for name, least in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("ema", 0),
-                        ("warmup", 0), ("clip_norm", 0), ("patience", 0), ("evaluate_every", 0), ("save_every", 0),
+    for name, least in (("epochs", 0), ("batch_size", 1), ("grad_accumulation_steps", 1), ("lr", 0),
+                        ("weight_decay", 0), ("ema_decay", 0), ("warmup_ratio", 0), ("max_grad_norm", 0),
+                        ("early_stopping_patience", 0), ("eval_interval", 0), ("checkpoint_interval", 0),
                         ("layer_decay", 0), ("stochastic_depth", 0)):
         if not getattr(training, name) >= least:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at least {least}")
-    for name in ("ema", "warmup", "beta2", "layer_decay"):
+    for name in ("ema_decay", "warmup_ratio", "beta2", "layer_decay"):
         if getattr(training, name) > 1:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at most 1")
     if training.stochastic_depth >= 1:
@@ -181,7 +178,7 @@ def check(training: Training) -> None:
         raise SensoriumError(f"precision {training.precision!r} is not one of auto, fp32, bf16")
 
 
-def _timed(model: nn.Module, recipe: Recipe, batch: Batch, precision: str) -> float:
+def _timed(model: nn.Module, recipe: Recipe[Any], batch: Batch, precision: str) -> float:
     start = time.perf_counter()
     with cast(precision, model):
         losses = recipe.objective(model, batch)
@@ -216,10 +213,6 @@ def _unsound(value: Tensor, size: int) -> list[int]:
     return (~value.isfinite().reshape(size, -1).all(1)).nonzero().flatten().tolist()
 
 
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
 def _named_rows(batch: Batch, rows: list[int]) -> list[int]:
     """Positions in the batch as rows of the data set."""
-    return batch["row"][rows].tolist() if "row" in batch else rows
+    return rows if batch.row is None else batch.row[rows].tolist()

@@ -1,13 +1,118 @@
-"""The one thing every room hands to the next: a batch of token sequences, and who in it may look at whom.
+"""What every room hands to the next: a batch of columns, a batch of token sequences, and who in it may look at whom.
 
     B batch   T tokens   S context tokens   D width
 """
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+ColumnKey = str | tuple[str, ...]           # a column by its name; several columns of texts that are read as one
+
+
+def column_names(key: ColumnKey) -> tuple[str, ...]:
+    """The columns of a data set behind a key."""
+    return (key,) if isinstance(key, str) else key
+
+
+def column_key(names: str | Sequence[str]) -> ColumnKey:
+    """The key of one column, or of several that are read as one."""
+    if isinstance(names, str):
+        return names
+    return names[0] if len(names) == 1 else tuple(names)
+
+
+def column_label(key: ColumnKey) -> str:
+    """A key in messages."""
+    return ", ".join(column_names(key))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a data set, column by column; or what a Decoder reads, part by part.
+
+    present: in which rows a column has a value; a column without an entry has one in all of them. row: their numbers in
+    the data set. group: rows of one number show the same thing.
+    """
+
+    columns: dict[ColumnKey, Tensor]
+    present: dict[ColumnKey, Tensor] = field(default_factory=dict)
+    row: Tensor | None = None
+    group: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, key: ColumnKey) -> Tensor:
+        return self.columns[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.columns
+
+    @property
+    def rows(self) -> int:
+        """How many; in a graph a symbol, which `len` would fix."""
+        some = self._some()
+        return 0 if some is None else some.shape[0]
+
+    def there(self, key: ColumnKey) -> Bool[Tensor, "B"]:
+        """In which rows a column has a value; in none where the batch lacks the column."""
+        if key in self.columns and key in self.present:
+            return self.present[key]
+        some = self._some()
+        if some is None:
+            return torch.zeros(0, dtype=torch.bool)
+        return torch.full(some.shape[:1], key in self.columns, device=some.device)
+
+    def only(self, keys: Iterable[ColumnKey]) -> "Batch":
+        """The same rows with these columns alone, as far as they are there."""
+        kept = set(keys)
+        return replace(self, columns={key: values for key, values in self.columns.items() if key in kept},
+                       present={key: flags for key, flags in self.present.items() if key in kept})
+
+    def changed(self, columns: dict[ColumnKey, Tensor] | None = None,
+                present: dict[ColumnKey, Tensor] | None = None) -> "Batch":
+        """The same rows with these columns and flags in the place of others, or besides."""
+        return replace(self, columns={**self.columns, **(columns or {})}, present={**self.present, **(present or {})})
+
+    def beside(self, other: "Batch") -> "Batch":
+        """The same rows with the columns of another batch of them."""
+        return self.changed(other.columns, other.present)
+
+    def take(self, rows: Tensor | slice) -> "Batch":
+        """These rows, by number or by flag."""
+        return Batch({key: values[rows] for key, values in self.columns.items()},
+                     {key: flags[rows] for key, flags in self.present.items()},
+                     None if self.row is None else self.row[rows], None if self.group is None else self.group[rows])
+
+    def split(self, parts: int) -> "list[Batch]":
+        """As that many of nearly equal size, in order; fewer where it has fewer rows."""
+        parts = max(1, min(parts, len(self)))
+        if parts == 1:
+            return [self]
+        size, longer = divmod(len(self), parts)
+        starts = [size * i + min(i, longer) for i in range(parts + 1)]
+        return [self.take(slice(*ends)) for ends in zip(starts, starts[1:], strict=False)]
+
+    @staticmethod
+    def joined(parts: "Sequence[Batch]") -> "Batch":
+        """Batches of the same columns as one."""
+        first = parts[0]
+        flagged = {key for part in parts for key in part.present}
+        return Batch({key: torch.cat([part[key] for part in parts]) for key in first.columns},
+                     {key: torch.cat([part.there(key) for part in parts]) for key in first.columns if key in flagged},
+                     None if first.row is None else torch.cat([part.row for part in parts if part.row is not None]),
+                     None if first.group is None else torch.cat([p.group for p in parts if p.group is not None]))
+
+    def _some(self) -> Tensor | None:
+        return next(self._tensors(), None)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.columns.values()
+        yield from (found for found in (self.row, self.group) if found is not None)
 
 
 class Order(Enum):

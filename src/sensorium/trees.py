@@ -13,6 +13,7 @@ from sensorium.modalities.dates import FEATURES, Date
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Ordinal
 from sensorium.modalities.tags import Tags
+from sensorium.tokens import ColumnKey
 
 MOST = 64                                   # classes of a column that have a feature each: the most common ones
 AT_ONCE = 1 << 20                           # rows times trees that are walked together
@@ -91,7 +92,7 @@ class Boosted(nn.Module):
         self.lacked = nn.Buffer(torch.zeros(len(columns), dtype=torch.bool))
         self.share = nn.Buffer(torch.tensor([1.0, 0.0, 1.0]))
 
-    def forward(self, linear: Float[Tensor, "B K"], given: Mapping[str, Tensor], there: There,
+    def forward(self, linear: Float[Tensor, "B K"], given: Mapping[ColumnKey, Tensor], there: There,
                 x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         if not len(self.trees.get_buffer("root")):
             return linear
@@ -102,7 +103,8 @@ class Boosted(nn.Module):
         """Whether trees have learned from rows like these."""
         return (there | self.lacked).all(1)
 
-    def features(self, given: Mapping[str, Tensor], there: There, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
+    def features(self, given: Mapping[ColumnKey, Tensor], there: There,
+                 x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
         """What the trees see of a row: its single values, then measures, then the fused vector."""
         return torch.cat([plain(self.singles, given, there), self.measures(given, there), x.float()], 1)
 
@@ -116,7 +118,7 @@ class Boosted(nn.Module):
         return linear * by + (torch.cat([-add, add], 1) / 2 if add.shape[1] < linear.shape[1] else add)
 
 
-def plain(columns: Mapping[str, Modality], given: Mapping[str, Tensor], there: There) -> Float[Tensor, "B F"]:
+def plain(columns: Mapping[str, Modality], given: Mapping[ColumnKey, Tensor], there: There) -> Float[Tensor, "B F"]:
     """Columns of single values as trees read them: NaN where a value is not there.
 
     A class is a feature of its own, as far as it is among the MOST common ones of its column; one never seen is none of

@@ -25,6 +25,7 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.text import Text
+from sensorium.tokens import Batch, ColumnKey, column_label, column_names
 
 READ = 4096             # rows whose texts are held at a time
 SHOWN = 5               # bad values named one by one
@@ -56,19 +57,19 @@ class Stored(Protocol):
 class Prepared:
     """N rows with their values at hand. A value that is missing, or that could not be read, is not `valid`.
 
-    columns: names; "caption,caption_de" reads several text columns as one whose captions are all of theirs.
+    columns: names; ("caption", "caption_de") reads several text columns as one whose captions are all of theirs.
     max_bad: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
     derived: further columns, ready already.
     bad: what could not be read, by name.
     """
 
-    def __init__(self, dataset: Source, schema: Schema, columns: Sequence[str], *, max_bad: float = 0.01,
-                 derived: Mapping[str, Stored] | None = None, quiet: bool = False):
+    def __init__(self, dataset: Source, schema: Schema, columns: Sequence[ColumnKey], *, max_bad: float = 0.01,
+                 derived: Mapping[ColumnKey, Stored] | None = None, quiet: bool = False):
         self.dataset, self.schema = dataset, schema
         console = Console(stderr=True, quiet=quiet)
-        self.columns: dict[str, Stored] = {name: _stored(dataset, schema, name, console) for name in columns}
+        self.columns: dict[ColumnKey, Stored] = {name: _stored(dataset, schema, name, console) for name in columns}
         self.columns |= derived or {}
-        found = [Bad(row, name, dataset.where(row), why)
+        found = [Bad(row, column_label(name), dataset.where(row), why)
                  for name, column in self.columns.items() for row, why in sorted(column.wrong.items())]
         self.bad = [*dataset.bad, *found]
         check_share(self.bad, len(dataset) + len(dataset.bad), max_bad)
@@ -91,8 +92,8 @@ class Prepared:
         return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)] if self.columns else rows
 
     def batch(self, rows: Int[np.ndarray, " B"] | Sequence[int], rng: torch.Generator | None = None,
-              augment: Mapping[str, Mapping[str, float]] | None = None, *, alike: bool = False) -> dict[str, Tensor]:
-        """{column: values, column.valid: Bool [B] where the column has gaps, "row": [B], "group": [B]}.
+              augment: Mapping[ColumnKey, Mapping[str, float]] | None = None, *, alike: bool = False) -> Batch:
+        """The values of some rows, flags of the columns that have gaps, the rows' numbers and groups.
 
         Without `rng`: each row's first caption, nothing changed. With it: a caption drawn for each row, and the changes
         that `augment` asks for, {column: {change: how far}}. The same rng gives the same batch. With `alike`, rows of
@@ -102,8 +103,9 @@ class Prepared:
         group = self.groups[rows]
         for name in augment:
             if name not in self.columns:
-                raise SensoriumError(f"augment names the column {name!r}; this run reads {', '.join(self.columns)}.")
-        out: dict[str, Tensor] = {}
+                raise SensoriumError(f"augment names the column {name!r}; this run reads "
+                                     f"{', '.join(map(column_label, self.columns))}.")
+        out, present = dict[ColumnKey, Tensor](), dict[ColumnKey, Tensor]()
         for name, column in self.columns.items():
             how = augment.get(name, {})
             if alike and isinstance(column, Captions):
@@ -111,10 +113,10 @@ class Prepared:
             else:
                 out[name] = column.batch(rows, rng, how)
             if not column.valid.all():
-                out[f"{name}.valid"] = torch.from_numpy(column.valid[rows])
-        return out | {"row": torch.from_numpy(rows), "group": torch.from_numpy(group)}
+                present[name] = torch.from_numpy(column.valid[rows])
+        return Batch(out, present, torch.from_numpy(rows), torch.from_numpy(group))
 
-    def met(self, column: str, rows: Int[np.ndarray, " R"]) -> Iterator[Tensor]:
+    def met(self, column: ColumnKey, rows: Int[np.ndarray, " R"]) -> Iterator[Tensor]:
         """What `rows` hold of a column, as it is, in batches; of many rows MET, of several captions all."""
         stored = self.columns[column]
         rows = spaced(rows[stored.valid[rows]], MET)
@@ -124,15 +126,15 @@ class Prepared:
             yield (stored.batch(part, None, {}) if several == 1 else
                    stored.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1))
 
-    def picture(self, column: str, row: int) -> PIL.Image.Image:
+    def picture(self, column: ColumnKey, row: int) -> PIL.Image.Image:
         """What is stored of one row's picture, to look at."""
         stored = self.columns[column]
         assert isinstance(stored, Pictures)
         return PIL.Image.fromarray(np.ascontiguousarray(stored.pixels[row].transpose(1, 2, 0)))
 
-    def caption(self, column: str, row: int) -> str:
+    def caption(self, column: ColumnKey, row: int) -> str:
         """A row's first caption; "" where there is none."""
-        return next((text for name in column.split(",") for text in _texts(self.dataset.raw(name, [row])[0])), "")
+        return next((text for name in column_names(column) for text in _texts(self.dataset.raw(name, [row])[0])), "")
 
 
 class Pictures:
@@ -200,16 +202,16 @@ class Values:
         return self.modality.augment(batch, rng, **how) if rng is not None and how else batch
 
 
-def _stored(dataset: Source, schema: Schema, name: str, console: Console) -> Stored:
-    parts = name.split(",")
+def _stored(dataset: Source, schema: Schema, key: ColumnKey, console: Console) -> Stored:
+    name, *others = parts = column_names(key)
     for part in parts:
         if part not in schema.columns:
             raise SensoriumError(f"there is no column {part!r}; there are {', '.join(schema.columns)}.")
-    modality = schema.columns[parts[0]].modality
+    modality = schema.columns[name].modality
     if isinstance(modality, Text):
         return _captions(dataset, parts, modality)
-    if len(parts) > 1:
-        raise SensoriumError(f"columns joined by a comma must hold text; {parts[0]!r} holds {modality.kind}.")
+    if others:
+        raise SensoriumError(f"columns that are read as one must hold text; {name!r} holds {modality.kind}.")
     if isinstance(modality, Image):
         return Pictures(modality, decoded(modality, partial(dataset.raw, name), len(dataset), name, console))
     if endings(modality.kind) is not None:

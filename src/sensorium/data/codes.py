@@ -3,8 +3,8 @@
     N rows   C copies, each changed at random in its own way   B batch   h, w sides of the grid
 
     coder = sensorium.recipes.codes.frozen("runs/codes")        # in the later stage's recipe:
-    Recipe(..., columns=("caption",), derived=lambda data: {"image.codes": coded(coder, data, "image")})
-    batch["image.codes"]                                        # in its objective: Int [B h w], each below coder.vocab
+    Recipe(..., columns=("caption",), derived=lambda data: {("image", "codes"): coded(coder, data, "image")})
+    batch["image", "codes"]                                     # in its objective: Int [B h w], each below coder.vocab
     coder.pictures(ids)                                         # in its sampler: pictures to look at
 
 A file's name is a hash of the pictures, of how they are read and changed, and of the autoencoder's weights.

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium.data.ahead import ahead
-from sensorium.data.schema import Schema, endings, unknown
+from sensorium.data.schema import Schema, endings, split_pair, unknown
 from sensorium.data.sources import Bad, Table
 from sensorium.data.splits import SHARES, as_given, by_hash, in_folds, in_order
 from sensorium.data.synonyms import Synonyms
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
+from sensorium.tokens import ColumnKey
 
 if TYPE_CHECKING:
     from sensorium.data.cache import Prepared
@@ -66,6 +67,7 @@ class Dataset:
             return cls(*read_like(Path(source), like, max_bad, options), max_bad=max_bad)
         found = read(Path(source), chosen, split, None if test is None else Path(test), max_bad, options)
         opened = cls(*found, max_bad=max_bad)
+        words = dict(split_pair(f"{name}={path}", opened.schema.columns) for name, path in words.items())
         opened.synonyms = {name: opened._listed(name, path) for name, path in words.items()}
         at = Path(source)
         asked = {"split": split, "group": group, "test": test, **options,
@@ -221,7 +223,7 @@ class Dataset:
 
         return chain.from_iterable(ahead(part, range(0, len(rows), 256), waits=True))
 
-    def prepare(self, schema: Schema, columns: Sequence[str], **how: Any) -> "Prepared":
+    def prepare(self, schema: Schema, columns: Sequence[ColumnKey], **how: Any) -> "Prepared":
         """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
         from sensorium.data.cache import Prepared
         return Prepared(self, schema, columns, **{"max_bad": self.max_bad, **how})

@@ -105,14 +105,15 @@ def open_sheets(path: str | Path, *, languages: Sequence[str] | None = None, sty
                  for own, other in ((header.test_artist, test_artist), (header.val_artist, val_artist)))
     rows = [(sheet, concept) for sheet in sheets for concept in concepts if sheet.style in concept["styles"]]
     columns: dict[str, Any] = {"image": _drawings(folder, header, sheets, concepts)}
-    for language in _chosen("language", languages, header.languages):
+    spoken = {language: caption_column(language) for language in _chosen("language", languages, header.languages)}
+    for language, column in spoken.items():
         lists = _captions(concepts, language, captions)
-        columns[caption_column(language)] = [lists[concept["code"]] for _, concept in rows]
+        columns[column] = [lists[concept["code"]] for _, concept in rows]
     columns["concept"] = [concept["label"]["en"] for _, concept in rows]
     columns |= {key: [concept[key] for _, concept in rows] for key in ("family", "category")}
     columns |= {key: [getattr(sheet, key) for sheet, _ in rows] for key in ("artist", "style")}
     columns["split"] = [_row_split(concept["split"], sheet.artist, test, val) for sheet, concept in rows]
-    kinds = {name: "image" if name == "image" else "text" if name.startswith("caption") else "category"
+    kinds = {name: "image" if name == "image" else "text" if name in spoken.values() else "category"
              for name in columns if name != "split"}
     return Table(columns, [f"{sheet.file}:{concept['label']['en']}" for sheet, concept in rows], split="split",
                  group="concept", kinds=kinds, why=dict.fromkeys(kinds, f"a set of {FORMAT} says so"), root=folder)

@@ -4,12 +4,13 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sensorium.data.cell import NUMBERS, absent, as_list, as_number, is_address
-from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, endings, unknown
+from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, endings, split_pair, unknown
 from sensorium.data.sources import PICTURES, Table, parse_json
 from sensorium.data.splits import KNOWN
 from sensorium.errors import SensoriumError
@@ -44,7 +45,7 @@ def infer(table: Table, chosen: dict[str, str | Modality], tolerance: float = 0.
     tolerance: the share of values that may fail to fit what a column is taken for.
     Raises SensoriumError for a column that is not there, a kind that is none, or pictures that are only addresses.
     """
-    chosen = {name: _said(table, name, kind) for name, kind in chosen.items()}
+    chosen = {name: _said(table, name, kind) for name, kind in map(partial(_meant, table), chosen.items())}
     taken = {kind: name for name, kind in chosen.items() if kind in ("split", "group")}
     columns: dict[str, Column] = {}
     roles: dict[str, Role] = {}
@@ -59,6 +60,12 @@ def infer(table: Table, chosen: dict[str, str | Modality], tolerance: float = 0.
         else:
             roles[name] = Role(name, kind, why)
     return _without_pictures(Schema(columns, roles))
+
+
+def _meant(table: Table, given: tuple[str, str | Modality]) -> tuple[str, str | Modality]:
+    """(column, kind) of what a command line parts at the first "=", which may be in the column's name."""
+    name, kind = given
+    return split_pair(f"{name}={kind}", table.columns) if isinstance(kind, str) and "=" in kind else given
 
 
 def _said(table: Table, name: str, kind: str | Modality) -> str | Modality:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.errors import SensoriumError
+from sensorium.tokens import Batch, ColumnKey
 
-Augment = Mapping[str, Mapping[str, float]]
+Augment = Mapping[ColumnKey, Mapping[str, float]]
 
 
 class Loader:
@@ -36,13 +36,13 @@ class Loader:
         if not len(self.rows):
             raise SensoriumError("there are no rows to draw batches from.")
         if batch_size < 1 or per_group < 0 or batch_size % max(1, per_group):
-            raise SensoriumError(f"batch_size={batch_size} must be 1 or more, and a multiple of per_group={per_group}.")
+            raise SensoriumError(f"batch_size={batch_size} must be 1 or more, and a multiple of samples_per_group={per_group}.")
         each = len(order(self.rows, prepared.groups[self.rows] if per_group else None, per_group, 0, seed))
         self.batch_size = min(batch_size, each)
         self.steps_per_epoch = each // self.batch_size if drop_last else -(-each // self.batch_size)
         self._order: tuple[int, np.ndarray] = (-1, self.rows)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Batches from where `epoch` and `position` stand; when one is handed out they stand at the next."""
         while True:
             batch = self.batch(self.epoch, self.position)
@@ -51,7 +51,7 @@ class Loader:
                 self.epoch, self.position = self.epoch + 1, 0
             yield batch
 
-    def batch(self, epoch: int, position: int) -> dict[str, Tensor]:
+    def batch(self, epoch: int, position: int) -> Batch:
         """The batch at that place, whatever was asked for before."""
         if self._order[0] != epoch:
             groups = self.prepared.groups[self.rows] if self.per_group else None

@@ -24,7 +24,8 @@ def read(source: Path, chosen: dict[str, str | Modality], split: str | None = No
     if test is not None:
         table = join([(None, table), ("test", _table(test, options)[0])])
     if split is not None and split not in table.columns:
-        table.columns["split"], split = read_splits(Path(split), table), "split"
+        name = "split" if "split" not in table.columns else f"split ({Path(split).name})"
+        table.columns[name], split = read_splits(Path(split), table), name
     schema = infer(table, {**chosen, **({split: "split"} if split is not None else {})}, max_bad)
     return settle(table, schema, max_bad), schema, name
 

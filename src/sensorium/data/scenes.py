@@ -32,7 +32,8 @@ from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
 
 HOLDS = ("pairs", "four", "relations", "words")
-SHARES = {"val": 0.05, "test": 0.05, **{f"test_{hold}": 0.05 for hold in HOLDS}}
+HELD = {f"test_{hold}": hold for hold in HOLDS}         # split -> what only it has
+SHARES = {"val": 0.05, "test": 0.05, **dict.fromkeys(HELD, 0.05)}
 MOST = 1_000_000                            # scenes
 _CAPTIONS = 2
 _KINDS = {"image": "image", "caption": "text", "question": "text", "answer": "text", "kind": "ignore",
@@ -87,7 +88,7 @@ def _check(n: Any, size: Any, questions: Any, hold: Sequence[str]) -> None:
 
 def _scenes(n: int, hold: Sequence[str], rng: np.random.Generator) -> tuple[list[str], Integer[np.ndarray, "N 9"]]:
     """(the split of each scene, all scenes), no two the same."""
-    sizes = {name: round(n * share) for name, share in SHARES.items() if name.removeprefix("test_") in (*hold, *SHARES)}
+    sizes = {name: round(n * share) for name, share in SHARES.items() if HELD.get(name, name) in (*hold, *SHARES)}
     plain = {name: sizes[name] for name in ("val", "test", "test_words") if name in sizes}
     special = {name: size for name, size in sizes.items() if name not in plain}
     plain = {"train": n - sum(sizes.values()), **plain}
@@ -96,7 +97,7 @@ def _scenes(n: int, hold: Sequence[str], rng: np.random.Generator) -> tuple[list
     found = [ordinary]
     for name, size in special.items():
         counts = [4] if name == "test_four" else range(2 if name == "test_relations" else 1, most + 1)
-        found.append(_drawn(size, counts, _allowed(hold, name.removeprefix("test_")), rng, seen))
+        found.append(_drawn(size, counts, _allowed(hold, HELD.get(name, name)), rng, seen))
     names = [name for name, size in {**plain, **special}.items() for _ in range(size)]
     return names, np.concatenate(found)
 
@@ -133,7 +134,7 @@ def _drawn(n: int, counts: Sequence[int], allowed: Allowed, rng: np.random.Gener
 def _rows(cells: Integer[np.ndarray, "9"], split: str, pen: random.Random, questions: int,
           hold: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """(captions, question, answer, kind, program) for each question about a scene."""
-    seen, only = things(cells), split.removeprefix("test_") if split.startswith("test_") else ""
+    seen, only = things(cells), HELD.get(split, "")
     captions = [caption(seen, pen, held=only == "relations") for _ in range(_CAPTIONS if len(seen) > 1 else 1)]
     told = [astuple(thing) for thing in seen]
     if not questions:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,7 @@ from sensorium.modalities.series import Series
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
 from sensorium.modalities.text import Text
+from sensorium.tokens import ColumnKey, column_key, column_names
 
 VERSION = 1
 MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Number, Category, Ordinal, Date, Tags, Series, Audio)}
@@ -71,19 +72,26 @@ class Schema:
     columns: dict[str, Column]
     roles: dict[str, Role] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Modality:
+    def __getitem__(self, key: ColumnKey) -> Modality:
         """The settings of a column; of several text columns read as one, those of the first."""
-        return self.columns[name.split(",")[0]].modality
+        return self.columns[column_names(key)[0]].modality
+
+    def texts(self, names: str | Sequence[str] | None = None) -> ColumnKey:
+        """The text column of that name, several that are read as one, or, as `pick` has it, the usual one."""
+        if not names:
+            return self.pick("text")
+        for name in column_names(key := column_key(names)):
+            self.pick("text", name)
+        return key
 
     def pick(self, kind: str, name: str | None = None) -> str:
-        """The column of that kind called `name` ('caption,caption_de': several text columns read as one).
+        """The column of that kind called `name`.
 
         Without a name: the one with a usual name (image, photo; caption, title), or else the only one of its kind.
         Raises SensoriumError, listing what there is, where the name is wrong or several would do.
         """
         if name is not None:
-            for part in name.split(","):
-                self._check(kind, part)
+            self._check(kind, name)
             return name
         found = [c.name for c in self.columns.values() if c.kind == kind]
         usual = [c for u in _USUAL.get(kind, ()) for c in found if c.lower() == u]
@@ -98,7 +106,9 @@ class Schema:
         if role := self.roles.get(name):
             raise SensoriumError(f"no model reads the column {name!r} ({role.kind}: {role.why}). {self._listed()}")
         if name not in self.columns:
-            raise unknown(name, [*self.columns, *self.roles], self._listed())
+            several = [part.strip() for part in name.split(",")]
+            hint = f"Several are named each by itself, as in {several}. " if {*several} <= {*self.columns} else ""
+            raise unknown(name, [*self.columns, *self.roles], hint + self._listed())
         return self.columns[name]
 
     def _check(self, kind: str, name: str) -> None:
@@ -114,8 +124,8 @@ class Schema:
         """The column that has this role."""
         return next((r.name for r in self.roles.values() if r.kind == kind), None)
 
-    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray, read: Iterable[str] | None = None,
-            given: Mapping[str, Modality] | None = None) -> Schema:
+    def fit(self, dataset: Rows, rows: Sequence[int] | np.ndarray, read: Iterable[ColumnKey] | None = None,
+            given: Mapping[ColumnKey, Modality] | None = None) -> Schema:
         """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer.
 
         read: the columns that a model reads (default: all). The others teach nothing. given: settings of columns that
@@ -123,7 +133,7 @@ class Schema:
         """
         if given:
             return self.taking(given).fit(dataset, rows, read).taking(given)
-        known = set(self.columns) if read is None else {part for name in read for part in name.split(",")}
+        known = set(self.columns) if read is None else {part for key in read for part in column_names(key)}
 
         def values(name: str) -> Iterator[Any]:
             return (v for v in dataset.raw(name, rows) if v is not None)
@@ -140,9 +150,9 @@ class Schema:
                 fitted[name] = _fitted(c, values(name)) if name in known else c.modality
         return replace(self, columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()})
 
-    def taking(self, given: Mapping[str, Modality]) -> Schema:
+    def taking(self, given: Mapping[ColumnKey, Modality]) -> Schema:
         """A copy in which these columns have these settings."""
-        parts = {part: settings for name, settings in given.items() for part in name.split(",")}
+        parts = {part: settings for key, settings in given.items() for part in column_names(key)}
         return replace(self, columns={name: replace(c, modality=parts.get(name, c.modality))
                                       for name, c in self.columns.items()})
 
@@ -202,6 +212,16 @@ def _column(path: Path, name: str, given: Any, tokenizer: Tokenizer | None) -> C
 def _role(path: Path, name: str, given: Any) -> Role:
     given = _closed(path, f"column {name!r}", given, {"kind", "why"})
     return Role(name, _known(path, given["kind"], ROLES), given["why"])
+
+
+def split_pair(text: str, known: Container[str]) -> tuple[str, str]:
+    """NAME=VALUE as (name, value), whatever signs a name holds.
+
+    The name is the longest that is known, or else what is before the first "=".
+    """
+    ends = [at for at, sign in enumerate(text) if sign == "="]
+    at = next((end for end in reversed(ends) if text[:end] in known), ends[0] if ends else len(text))
+    return text[:at], text[at + 1:]
 
 
 def unknown(name: str, known: Iterable[str], more: str = "") -> SensoriumError:

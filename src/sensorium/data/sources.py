@@ -4,6 +4,7 @@ Nothing here decides what a column means, and no picture is opened: that is for 
 """
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,6 +18,7 @@ from sensorium.errors import SensoriumError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_HALF = re.compile("[\ud800-\udfff]")      # of a character: a lone surrogate, which no file can hold
 _MOST_COLUMNS = 1024        # JSONL where every line has its own keys would grow with the square of its length
 
 
@@ -191,6 +193,17 @@ def _form(head: str) -> dict[str, Any]:
     return {"delimiter": mark}
 
 
+def named(names: Iterable[str], where: Path | str) -> list[str]:
+    """Column names as they are used ever after: a half of a character (a lone surrogate) becomes U+FFFD.
+
+    Raises SensoriumError where two are then the same.
+    """
+    made = [_HALF.sub("\ufffd", name) for name in names]
+    if twice := {name for name in made if made.count(name) > 1}:
+        raise SensoriumError(f"{where}: the column {min(twice)!r} is there twice. Rename one of them.")
+    return made
+
+
 def _header(path: Path, first: int, last: int, names: list[str], reason: str) -> list[str]:
     if reason:
         raise SensoriumError(f"{path}:{first}: the header cannot be read: {reason}.")
@@ -198,10 +211,7 @@ def _header(path: Path, first: int, last: int, names: list[str], reason: str) ->
     if any(name.lower().endswith(PICTURES) for name in names):
         raise SensoriumError(f"{path} has no header: its first line is {', '.join(names)[:80]!r}. "
                              "Put the columns' names there, e.g. filepath,caption.")
-    names = [name or f"column {i}" for i, name in enumerate(names, 1)]          # pandas leaves its index column unnamed
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SensoriumError(f"{path}: the column {min(twice)!r} is there twice. Rename one of them in the first line.")
-    return names
+    return named((name or f"column {i}" for i, name in enumerate(names, 1)), path)     # pandas leaves its index unnamed
 
 
 # JSONL ----------------------------------------------------------------------------------------------------------
@@ -250,7 +260,7 @@ def from_records(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
                     column.append(None)
         if len(columns) > _MOST_COLUMNS:
             raise SensoriumError(f"more than {_MOST_COLUMNS} different keys by record {n}: this is no table.")
-    return columns
+    return dict(zip(named(columns, "keys of records"), columns.values(), strict=True))
 
 
 # Parquet --------------------------------------------------------------------------------------------------------
@@ -265,7 +275,7 @@ def _parquet(path: Path, called: str) -> Table:
     try:
         with pq.ParquetFile(path) as f:
             classes = _class_names(f.schema_arrow.metadata or {})
-            columns: dict[str, list[Any]] = {name: [] for name in f.schema_arrow.names}
+            columns: dict[str, list[Any]] = {name: [] for name in named(f.schema_arrow.names, path)}
             for batch in f.iter_batches(batch_size=4096):       # bounded: never two copies of the file in memory
                 for name, values in zip(batch.schema.names, batch.columns, strict=True):
                     if pa.types.is_temporal(values.type):       # not every time has a Python object

@@ -16,9 +16,18 @@ from torch import Tensor
 from sensorium.data.cache import Captions, Pictures, Prepared, Source, Stored
 from sensorium.data.once import once
 from sensorium.data.schema import Schema
+from sensorium.tokens import ColumnKey, column_label, column_names
 
 VERSION = 1                             # of what an encoder says: another version asks it anew
 PIECE = 64                              # values at a time
+
+
+def beside(picture: ColumnKey) -> ColumnKey:
+    """The key of what a frozen encoder says of a picture column, beside the pictures themselves.
+
+    No text columns read as one have it, since the first of those is no picture column.
+    """
+    return *column_names(picture), "vector"
 
 
 class Vectors:
@@ -31,7 +40,7 @@ class Vectors:
         return self.values[torch.from_numpy(rows)]
 
 
-def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, dataset: Source, column: str,
+def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, dataset: Source, column: ColumnKey,
             schema: Schema, *, quiet: bool = False) -> Stored:
     """The vector of every value, read as `schema` says; a column of several captions a row, of nothing, or neither of
     pictures nor of texts, comes as it is. Raises SensoriumError as `Prepared` does.
@@ -42,8 +51,8 @@ def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, d
     if not isinstance(stored, Pictures | Captions) or not stored.valid.any():
         return stored
     if isinstance(stored, Captions) and stored.counts.max() > 1:
-        Console(stderr=True, quiet=quiet).print(f"{column}: several texts a row, so what reads them does so in each "
-                                                "epoch, not once", highlight=False, markup=False)
+        Console(stderr=True, quiet=quiet).print(f"{column_label(column)}: several texts a row, so what reads them does "
+                                                "so in each epoch, not once", highlight=False, markup=False)
         return stored
     name = stored.name if isinstance(stored, Pictures) else _name(stored)
 
@@ -55,7 +64,8 @@ def vectors(whole: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, d
         return found.new_zeros(len(stored.valid), found.shape[1]).index_copy(0, torch.from_numpy(rows), found)
 
     asked = [VERSION, fingerprint, name, schema[column].to_json()]
-    return Vectors(once("vectors", asked, said, f"reading {column} once", Console(stderr=True, quiet=quiet)), stored)
+    told = f"reading {column_label(column)} once"
+    return Vectors(once("vectors", asked, said, told, Console(stderr=True, quiet=quiet)), stored)
 
 
 def _name(texts: Captions) -> str:

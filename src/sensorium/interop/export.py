@@ -1,4 +1,5 @@
 """A run → a folder that others load, with a card that says what it is and how far it is from the run."""
+import json
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from sensorium.errors import SensoriumError
 from sensorium.interop.graph import Part, as_onnx, as_torch, parts, program, shapes
 from sensorium.interop.pair import NEAR, Pair, hugging_face, open_clip, pair
 from sensorium.modalities.image import Image
+from sensorium.tokens import ColumnKey
 
 Form = Literal["hf", "open_clip", "onnx", "torch"]
 USE = {
@@ -54,7 +56,7 @@ The run `{run}` of Sensorium as {form}. Its answers are at most {off:.1e} from t
 
 ```python
 from sensorium.data.schema import Schema
-column = Schema.load("{folder}")["{column}"]
+column = Schema.load("{folder}")[{column}]
 values = column.collate([column.load(raw) for raw in ...])
 ```
 
@@ -113,10 +115,18 @@ def _graphs(model: Model, told: dict[str, tuple[Part, list[str]]], to: Form, out
              for file, (part, each) in told.items() for read, shape in zip(part.inputs, each, strict=True)]
     several = isinstance(first.given, dict)
     answers = ANSWERS["predictions" if several else "vectors"].format(said=", ".join(f"`{s}`" for s in first.said))
+    answers += "".join(f"\n\n`{name}` is {what}." for name, what in first.changed.items())
     use = RUN[to].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
     return GRAPHS.format(title=out.name, run=model.folder.name, off=off, table="\n".join(lines), folder=out.name,
                          use=use, answers=answers, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
-                         column=first.inputs[0] if several else name)
+                         column=_quoted(first.column))
+
+
+def _quoted(key: ColumnKey) -> str:
+    """A column's key as Python has it."""
+    if isinstance(key, str):
+        return json.dumps(key, ensure_ascii=False)
+    return f"({', '.join(map(_quoted, key))})"
 
 
 def _card(model: Model, made: Pair, to: str, out: Path) -> str:

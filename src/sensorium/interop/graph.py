@@ -4,12 +4,15 @@
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from sensorium.errors import SensoriumError
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Number
-from sensorium.models import Batch, Towers
+from sensorium.models import Towers, module_name
+from sensorium.tokens import Batch, ColumnKey, column_label
 from sensorium.verbs.predict import Predictor
 
 ROWS = 3, 7                             # of examples: neither 0 nor 1, which graphs take for constants
@@ -38,6 +42,8 @@ class Part:
     other: Tensor | dict[str, Tensor]                   # that it is tried on
     free: Mapping[str, int]                             # of inputs, the axis along which values are of any length
     said: tuple[str, ...] = ("vectors",)                # names of what it answers
+    column: ColumnKey = ""                              # that it reads, or the first of them
+    changed: Mapping[str, str] = field(default_factory=dict)    # inputs and answers that are not called as a column is
 
     @property
     def inputs(self) -> list[str]:
@@ -57,50 +63,103 @@ class Part:
 
 class Predictions(nn.Module):
     """What a model predicts, as its verb does, from values that are tensors: "COLUMN.valid" says in which rows one is
-    there. Of a class, rank or tag the probabilities, of a number what is expected, and "TARGET.spread" around it."""
+    there. Of a class, rank or tag the probabilities, of a number what is expected, and "TARGET.spread" around it.
+    """
 
-    def __init__(self, model: Fused, targets: Mapping[str, Modality]):
+    def __init__(self, model: Fused, columns: Iterable[str], targets: Mapping[str, Modality]):
         super().__init__()
-        self.model, self.targets = model, dict(targets)
+        self.model, self.targets, self.names = model, dict(targets), Names.of(columns, targets)
 
-    def forward(self, given: Batch) -> dict[str, Float[Tensor, "B *C"]]:
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Float[Tensor, "B *C"]]:
         found: dict[str, Tensor] = {}
-        for name, said in self.model(given).items():
-            of, calibration = self.targets[name], self.model.calibration(name)
+        batch = Batch({name: given[key] for name, key in self.names.values.items()},
+                      {name: given[key] for name, key in self.names.masks.items()})
+        for name, said in self.model(batch).items():
+            of, calibration, key = self.targets[name], self.model.calibration(name), self.names.answers[name]
             if isinstance(of, Number):
                 amount = calibration.amount(said)
-                found |= {name: amount.mean * of.std + of.mean, f"{name}.spread": amount.spread * of.std}
+                found |= {key: amount.mean * of.std + of.mean, self.names.spreads[name]: amount.spread * of.std}
             else:
-                found[name] = calibration.probabilities(of, said)
+                found[key] = calibration.probabilities(of, said)
         return found
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a graph calls what it reads of each column and says of each target; no two are called the same."""
+
+    values: dict[str, str]
+    masks: dict[str, str]                               # in which rows a column has a value
+    answers: dict[str, str]
+    spreads: dict[str, str]
+
+    @classmethod
+    def of(cls, columns: Iterable[str], targets: Iterable[str]) -> Names:
+        """COLUMN, COLUMN.valid, TARGET and TARGET.spread; with "_" in the place of signs that the code of a graph has
+        no place for, and after a name that is taken."""
+        taken: set[str] = set()
+
+        def free(name: str) -> str:
+            name = "".join(sign if sign.isprintable() and sign not in "'\"`\\|" else "_" for sign in name)
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            return name
+        columns, targets = list(columns), list(targets)
+        values, answers = ({name: free(name) for name in names} for names in (columns, targets))
+        return cls(values, {name: free(f"{name}.valid") for name in columns}, answers,
+                   {name: free(f"{name}.spread") for name in targets})
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """What is not called as one would think: its name → what it is."""
+        usual = [(self.values, "the column {}"), (self.masks, "whether {} is there"), (self.answers, "the target {}"),
+                 (self.spreads, "the spread of {}")]
+        ends = ("", ".valid", "", ".spread")
+        return {key: what.format(json.dumps(name, ensure_ascii=False))
+                for (keys, what), end in zip(usual, ends, strict=True) for name, key in keys.items()
+                if key != f"{name}{end}"}
+
+
 def parts(model: Model) -> dict[str, Part]:
-    """What can be a graph: each tower by its name, or "predict".
+    """What can be a graph, by the name of its file: each tower by its column, or "predict".
 
     Raises SensoriumError where the model has neither, or reads what a graph cannot.
     """
     predict = model.recipe.verbs.get("predict")
     if isinstance(model.module, Towers):
-        return {name: _tower(name, model.module[name].eval(), model.schema[name]) for name in model.module}
+        return {file_name(key): _tower(key, tower.eval(), model.schema[key])
+                for key, tower in model.module.by_column().items()}
     if not isinstance(predict, Predictor):
         raise SensoriumError(f"{model.folder} neither has towers nor predicts; graphs are made of those")
     if len(predict.model.boosted):
         raise SensoriumError(f"{model.folder} has trees (head=boosting), which no graph holds: train it without")
 
+    module = Predictions(predict.model, predict.columns, predict.targets).eval()
+    names = module.names
+
     def given(rows: int) -> dict[str, Tensor]:
         found, there = dict[str, Tensor](), torch.arange(rows)
         for i, (name, settings) in enumerate(predict.columns.items()):
-            found |= {name: _made(name, settings, rows), f"{name}.valid": (there + i) % 3 > 0}
+            found |= {names.values[name]: _made(name, settings, rows), names.masks[name]: (there + i) % 3 > 0}
         return found
-    module, (one, other) = Predictions(predict.model, predict.targets).eval(), map(given, ROWS)
+    one, other = map(given, ROWS)
     with torch.inference_mode():
-        return {"predict": Part(module, one, other, _free(predict.columns), tuple(module(one)))}
+        free = {names.values[name]: axis for name, axis in _free(predict.columns).items()}
+        return {"predict": Part(module, one, other, free, tuple(module(one)), next(iter(predict.columns)),
+                                names.changed)}
 
 
-def _tower(name: str, tower: nn.Module, settings: Modality) -> Part:
-    one, other = (_made(name, settings, rows) for rows in ROWS)
-    return Part(tower, one, other, _free({"values": settings}))
+def file_name(key: ColumnKey) -> str:
+    """A column's name as that of a file: the same, but for signs that files do not have everywhere, and for length."""
+    name = module_name(key)
+    plain = re.sub(r"[^\w ,=+()-]+", "-", name)[:50]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _tower(key: ColumnKey, tower: nn.Module, settings: Modality) -> Part:
+    one, other = (_made(column_label(key), settings, rows) for rows in ROWS)
+    return Part(tower, one, other, _free({"values": settings}), column=key)
 
 
 def _free(columns: Mapping[str, Modality]) -> dict[str, int]:
@@ -160,8 +219,11 @@ def as_onnx(part: Part, made: torch.export.ExportedProgram, path: Path) -> float
         raise SensoriumError('ONNX needs more: pip install "sensorium[export]"') from e
     file = path.with_suffix(".onnx")
     with _quiet():
-        torch.onnx.export(made, (), file, input_names=part.inputs, output_names=[*part.said], dynamo=True,
-                          external_data=False, verbose=False)
+        found = torch.onnx.export(made, (), input_names=part.inputs, output_names=[*part.said], dynamo=True,
+                                  verbose=False)
+        assert found is not None
+        _rename_inner(found.model.graph, {*part.inputs, *part.said})
+        found.save(file, external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(given: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,6 +231,19 @@ def as_onnx(part: Part, made: torch.export.ExportedProgram, path: Path) -> float
         asked = {one.name: values[one.name].numpy() for one in session.get_inputs()}
         return dict(zip(part.said, map(torch.from_numpy, session.run(None, asked)), strict=True))
     return part.off(run)
+
+
+def _rename_inner(graph: Any, taken: set[str]) -> None:
+    """Have no weight and no step of an ONNX graph the name of an input or output, which columns bring along."""
+    for name in [name for name in graph.initializers if name in taken]:
+        value = graph.initializers.pop(name)
+        value.name = f"{name} (inner)"
+        graph.initializers[value.name] = value
+    ends = {id(value) for value in graph.outputs}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and id(value) not in ends:
+                value.name = f"{value.name} (inner)"
 
 
 @contextmanager

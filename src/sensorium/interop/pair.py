@@ -42,7 +42,7 @@ class Pair:
 def pair(model: Model) -> Pair:
     """The towers of a run as CLIP's. Raises SensoriumError saying what CLIP has no place for."""
     towers = model.module
-    kinds = {type(model.schema[column]): column for column in model.recipe.columns}
+    kinds = {type(model.schema[column]): column for column in model.recipe.data.columns}
     if not isinstance(towers, Towers) or set(kinds) != {Image, Text}:
         raise SensoriumError(f"{model.folder} is no pair of a picture and a text tower, which is what a CLIP is")
     ours = towers.called({kinds[Image]: "image", kinds[Text]: "text"})

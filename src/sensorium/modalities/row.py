@@ -14,7 +14,7 @@ from sensorium.modalities.dates import FEATURES, Date
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import ColumnKey, Tokens, line
 
 FAR = 10.0                                  # spreads beyond which a number is taken for that far
 
@@ -92,7 +92,7 @@ class Row(nn.Module):
         self.whole = nn.Sequential(Linear(len(columns) * dim, hidden), nn.GELU(), nn.Dropout(dropout),
                                    Linear(hidden, dim)) if hidden else None
 
-    def forward(self, given: Mapping[str, Tensor], there: Bool[Tensor, "B C"]) -> Tokens:
+    def forward(self, given: Mapping[ColumnKey, Tensor], there: Bool[Tensor, "B C"]) -> Tokens:
         """Tokens in the order of `columns`, which is that of `there`; a column not given has none that is valid."""
         x = []
         if self.bins is not None:

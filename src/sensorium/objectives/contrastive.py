@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sensorium.models import Aligned, Batch, Tower, Towers
-from sensorium.tokens import Tokens, present
+from sensorium.models import Aligned, Tower, Towers
+from sensorium.tokens import Batch, ColumnKey, Tokens, present
 
 LOSSES = ("infonce", "siglip")
 
@@ -28,8 +28,8 @@ class Contrastive:
     one of the two is missing are left out. `b` may hold several texts a row, [B K T]: each is a positive of its row.
     """
 
-    a: str
-    b: str
+    a: ColumnKey
+    b: ColumnKey
     loss: str = "infonce"
     smoothing: float = 0.0
 
@@ -112,29 +112,28 @@ def _shares(side: Aligned, now: Aligned, at: int) -> list[tuple[Tensor, Tensor]]
     return [(x, grad[rows][:, :x.shape[1]]) for x, grad in pairs if grad is not None]
 
 
-def complete(batch: Batch, *columns: str) -> Batch:
+def complete(batch: Batch, *columns: ColumnKey) -> Batch:
     """The rows of a batch in which none of `columns` is missing."""
-    known = [batch[f"{c}.valid"] for c in columns if f"{c}.valid" in batch]
+    known = [batch.present[c] for c in columns if c in batch.present]
     if not known or torch.stack(known).all():
         return batch
-    keep = torch.stack(known).all(0)
-    return {name: values[keep] for name, values in batch.items()}
+    return batch.take(torch.stack(known).all(0))
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
     """Several batches as one, short rows padded with zeros."""
-    longest = {k: max(b[k].shape[-1] for b in batches) for k in batches[0] if batches[0][k].ndim in (2, 3)}
-    return {k: torch.cat([F.pad(b[k], (0, longest[k] - b[k].shape[-1])) if k in longest else b[k] for b in batches])
-            for k in batches[0]}
+    longest = {k: max(b[k].shape[-1] for b in batches) for k, x in batches[0].columns.items() if x.ndim in (2, 3)}
+    return Batch.joined([b.changed({k: F.pad(b[k], (0, size - b[k].shape[-1])) for k, size in longest.items()})
+                         for b in batches])
 
 
-def positives(batch: Batch, a: str, b: str) -> Bool[Tensor, "B C"]:
+def positives(batch: Batch, a: ColumnKey, b: ColumnKey) -> Bool[Tensor, "B C"]:
     """Which row of `a` goes with which text (or row) of `b`: those of one group, and those that share ids in a column.
     """
     first, second = batch[a], batch[b]
     same = torch.eye(len(first), dtype=torch.bool, device=first.device)
-    if "group" in batch:
-        same = same | (batch["group"][:, None] == batch["group"])
+    if batch.group is not None:
+        same = same | (batch.group[:, None] == batch.group)
     if first.ndim == 2 and not first.is_floating_point():
         same = same | (first[:, None] == first).all(-1)
     if second.ndim not in (2, 3) or second.is_floating_point():

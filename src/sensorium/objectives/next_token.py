@@ -4,18 +4,19 @@
 """
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.attention import Cache
 from sensorium.data.loader import generator
+from sensorium.data.vectors import beside
 from sensorium.errors import SensoriumError
-from sensorium.models import Batch, Decoder
-from sensorium.tokens import Tokens, present
+from sensorium.models import Decoder
+from sensorium.tokens import Batch, ColumnKey, Tokens, present
 
 NOTHING = -100                              # a target that does not count
 Length = int | Int[Tensor, "B"]             # for all rows, or for each (where rows can end)
@@ -30,26 +31,28 @@ class NextToken:
     so that a sampler can be guided (classifier-free guidance, Ho & Salimans 2022); a part dropped is a part missing.
     """
 
-    columns: Mapping[str, str]
+    columns: Mapping[str, ColumnKey]
     shares: Mapping[str, float]
     drop: Mapping[str, float] = field(default_factory=dict)
     smoothing: float = 0.0
 
     def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
         given = self.given(batch)
-        given |= {part: model.said(part).spelt(given[part]) for part in self.shares}
+        given = given.changed({part: model.said(part).spelt(given[part]) for part in self.shares})
         if model.training:
-            given = given | {f"{part}.valid": _held(given, part) & (torch.rand(_size(given)) >= often)
-                             for part, often in self.drop.items() if often}
+            given = given.changed(present={part: given.there(part) & (torch.rand(len(given)) >= often)
+                                           for part, often in self.drop.items() if often})
         said = model(given)
         losses = {part: self._of(model, part, said[part], given[part]) for part in self.shares}
         whole = sum(self.shares.values())
         return {"model": torch.stack([losses[part] * share / whole for part, share in self.shares.items()]).sum()}
 
-    def given(self, batch: Batch) -> dict[str, Tensor]:
+    def given(self, batch: Batch) -> Batch:
         """A batch of columns as parts; of a picture, what a frozen eye said of it before, where that is at hand."""
-        return {part + end: batch.get(f"{column}.vector{end}", batch[column + end])
-                for part, column in self.columns.items() for end in ("", ".valid") if column + end in batch}
+        read = {part: key for part, column in self.columns.items() if column in batch
+                for key in [beside(column) if beside(column) in batch else column]}
+        return replace(batch, columns={part: batch[key] for part, key in read.items()},
+                       present={part: batch.present[key] for part, key in read.items() if key in batch.present})
 
     def _of(self, model: Decoder, part: str, said: Tokens, ids: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         x, ids, ahead = said.x[:, :-1], ids[:, 1:said.x.shape[1]], present(said)[:, 1:]
@@ -61,14 +64,6 @@ class NextToken:
         loss = F.cross_entropy(logits, ids.flatten(), ignore_index=NOTHING, reduction="sum",
                                label_smoothing=self.smoothing)
         return loss / ahead.sum().clamp(min=1)
-
-
-def _held(given: Batch, part: str) -> Bool[Tensor, "B"]:
-    return given.get(f"{part}.valid", torch.ones(_size(given), dtype=torch.bool))
-
-
-def _size(given: Batch) -> int:
-    return len(next(iter(given.values())))
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,8 @@ def generate(model: Decoder, given: Batch, part: str, length: Length, how: Sampl
     given: the parts before it, and `part` itself with at least its start token; rows may be of unequal length. The
     model is used as it is: call eval() first. Tokens read are kept in a cache, so each step reads one.
     """
-    rows, guided = _size(given), how.guidance != 1 and bool(how.guide)
-    given = _twice(given, how.guide) if guided else dict(given)
+    rows, guided = len(given), how.guidance != 1 and bool(how.guide)
+    given = _twice(given, how.guide) if guided else given
     most, limit = _limits(length, rows)
     cache, places, ended = Cache(most), _lengths(model, given, part), limit < 1
     numbers = how.rows or range(rows)
@@ -151,7 +146,7 @@ class Beams:
 def search(model: Decoder, given: Batch, part: str, length: Length, how: Beams, *, end: int,
            banned: Sequence[int] = ()) -> Int[Tensor, "B T"]:
     """The likeliest continuation of each row that beam search finds; one that has ended is followed by `end`."""
-    rows, beams = _size(given), how.width
+    rows, beams = len(given), how.width
     most, limit = _limits(length, rows)
     cache, places = Cache(most), _lengths(model, given, part)
     logits = model.begin(given, part, cache)
@@ -188,14 +183,14 @@ def _limits(length: Length, rows: int) -> tuple[int, Int[Tensor, "B"]]:
 
 def _lengths(model: Decoder, given: Batch, part: str) -> Int[Tensor, "B"]:
     """The place in `part` of the next token of each row."""
-    return present(model.read({part: given[part]})[part]).sum(1)
+    return present(model.read(Batch({part: given[part]}))[part]).sum(1)
 
 
-def _twice(given: Batch, guide: Sequence[str]) -> dict[str, Tensor]:
+def _twice(given: Batch, guide: Sequence[str]) -> Batch:
     """Each row as it is, then each row without the parts that guide."""
-    rows = _size(given)
-    held = {f"{part}.valid": torch.cat([_held(given, part), torch.zeros(rows, dtype=torch.bool)]) for part in guide}
-    return {name: torch.cat([values, values]) for name, values in given.items()} | held
+    none = torch.zeros(len(given), dtype=torch.bool)
+    return Batch.joined([given, given]).changed(
+        present={part: torch.cat([given.there(part), none]) for part in guide})
 
 
 def _guided(logits: Float[Tensor, "B2 V"], scale: float) -> Float[Tensor, "B V"]:

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sensorium.modalities.codes import PictureCodes, squeezed
-from sensorium.models import Batch
 from sensorium.objectives.contrastive import complete
+from sensorium.tokens import Batch
 
 PIXELS = ("l2", "l1", "laplace")
 SCALES = 3                                  # at which edges are compared: as given, half, a quarter

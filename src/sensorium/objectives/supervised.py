@@ -18,9 +18,9 @@ from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.modalities.tags import Tags
-from sensorium.models import Batch, mean, unit
+from sensorium.models import mean, unit
 from sensorium.objectives.contrastive import infonce
-from sensorium.tokens import Tokens, present
+from sensorium.tokens import Batch, ColumnKey, Tokens, present
 
 BETA = 0.5                                  # how far a wide spread excuses an error (Seitzer et al. 2022)
 TEMPERATURE = 0.1                           # at which parts of a row are told from those of others
@@ -150,14 +150,13 @@ class Supervised:
     contrast: float = 0.0
 
     def __call__(self, model: Fused, batch: Batch) -> dict[str, Tensor]:
-        parts, rows = model.read(batch), len(batch["row"])
+        parts, rows = model.read(batch), len(batch)
         extra = self.contrast * together(parts) if self.contrast else torch.zeros(())
         if not (model.training and self.mixup):
             return {"model": self.of(model.answer(parts, rows), batch) + extra}
         share, other = _drawn(self.mixup), torch.randperm(rows)
         said = model.answer({name: mixed(t, other, share) for name, t in parts.items()}, rows)
-        shuffled = {name: values[other] for name, values in batch.items()}
-        return {"model": share * self.of(said, batch) + (1 - share) * self.of(said, shuffled) + extra}
+        return {"model": share * self.of(said, batch) + (1 - share) * self.of(said, batch.take(other)) + extra}
 
     def of(self, said: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """The loss of what is said of each target."""
@@ -168,7 +167,7 @@ class Supervised:
     def known(self, name: str, batch: Batch) -> Bool[Tensor, "B"]:
         """Rows that have this target."""
         known = self.targets[name].known(batch[name])
-        return known & batch[f"{name}.valid"] if f"{name}.valid" in batch else known
+        return known & batch.present[name] if name in batch.present else known
 
 
 def mixed(t: Tokens, other: Int[Tensor, "B"], share: float) -> Tokens:
@@ -177,7 +176,7 @@ def mixed(t: Tokens, other: Int[Tensor, "B"], share: float) -> Tokens:
     return replace(t, x=torch.where(both, share * t.x + (1 - share) * t.x[other], t.x))
 
 
-def together(parts: Mapping[str, Tokens]) -> Float[Tensor, ""]:
+def together(parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, ""]:
     """InfoNCE between all pairs of parts, over the rows that have both."""
     losses = []
     for a, b in combinations(parts.values(), 2):

@@ -70,7 +70,7 @@ def verbs(module: nn.Module, senses: Senses) -> Verbs:
     assert isinstance(module, Classifier)
     image = senses["image"]
     assert isinstance(image, Image)
-    answers: Verbs = {"embed": Embedder(module, {"image": ("image", image)})}
+    answers: Verbs = {"embed": Embedder(module, {"image": (module["image"], image)})}
     return {**answers, "predict": Namer(module, image)} if "head" in module else answers
 
 

@@ -50,7 +50,7 @@ def _side(given: Any) -> int:
 def embedding(module: nn.Module, senses: Senses) -> Verbs:
     """The verb `embed`, for whatever senses there are; each has a tower of its name."""
     assert isinstance(module, nn.ModuleDict)
-    return {"embed": Embedder(module, {kind: (kind, settings) for kind, settings in senses.items()})}
+    return {"embed": Embedder(module, {kind: (module[kind], settings) for kind, settings in senses.items()})}
 
 
 def present(**senses: Modality | None) -> Senses:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sensorium.adapt import TUNES
 from sensorium.errors import SensoriumError
 from sensorium.models import Encoder, Tower
 from sensorium.published import PUBLISHED
@@ -18,39 +16,33 @@ from sensorium.published.files import Opened, open_weights
 from sensorium.published.load import recognised
 from sensorium.published.published import Config, Published, Senses, weighted
 
-TOLD = {"source", "family", "config", "tune"}
+TOLD = {"source", "family", "config"}
 
 
 @dataclass(frozen=True)
 class Start:
-    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights.
-
-    tune: what of it learns (`sensorium.adapt.TUNES`), where whoever starts from it asks.
-    """
+    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights."""
 
     source: str
     family: Published
     config: Config
     opened: Opened | None = None
-    tune: str = "none"
 
     @classmethod
-    def of(cls, given: str | Mapping[str, Any], *, learns: bool = False) -> Start:
-        """A folder, file or hub id, where it `learns` perhaps with +lora or +all after it; or what `told` said of one.
+    def of(cls, given: str | Mapping[str, Any]) -> Start:
+        """A folder, file or hub id; or what `told` said of one.
 
         Raises SensoriumError where it is neither.
         """
         if isinstance(given, str):
             if not given:
                 raise SensoriumError("which published model is to be the start? Name a folder, a file or a hub id")
-            source, tune = named(given) if learns else (given, "none")
-            opened = open_weights(source)
+            opened = open_weights(given)
             family, config = recognised(opened)
-            return cls(source, family, config, opened, tune)
-        kept = {"tune": "none", **given}
-        if set(kept) != TOLD or kept["family"] not in PUBLISHED or kept["tune"] not in TUNES:
+            return cls(given, family, config, opened)
+        if set(given) != TOLD or given["family"] not in PUBLISHED:
             raise SensoriumError(f"a start is {{source, family, config}} of a known family; found {str(given)[:80]}")
-        return cls(kept["source"], PUBLISHED[kept["family"]], kept["config"], tune=kept["tune"])
+        return cls(given["source"], PUBLISHED[given["family"]], given["config"])
 
     def module(self) -> nn.Module:
         """Our module of that layout; with its weights, where they are at hand and not on the meta device."""
@@ -73,20 +65,11 @@ class Start:
 
     def told(self) -> dict[str, Any]:
         """All that a run must keep to build the same layout again, as plain values."""
-        return {"source": self.source, "family": self.family.name, "config": dict(self.config), "tune": self.tune}
-
-
-def named(given: str) -> tuple[str, str]:
-    """(the source, what of it learns) of a source that perhaps has +lora or +all after it."""
-    source, _, tune = given.rpartition("+")
-    return (source, tune) if source and tune in TUNES and not Path(given).exists() else (given, "none")
+        return {"source": self.source, "family": self.family.name, "config": dict(self.config)}
 
 
 def untold(keywords: Any) -> Any:
     """Keywords of a run that holds no weights yet: published ones are named by where they lie, as at first."""
     if not isinstance(keywords, Mapping):
         return keywords
-    if set(keywords) | {"tune"} != TOLD:
-        return {name: untold(value) for name, value in keywords.items()}
-    tune = keywords.get("tune", "none")
-    return keywords["source"] if tune == "none" else f"{keywords['source']}+{tune}"
+    return keywords["source"] if set(keywords) == TOLD else {name: untold(value) for name, value in keywords.items()}

@@ -20,6 +20,7 @@ from sensorium.objectives.next_token import likeliest
 from sensorium.published.chat import Beginning, beginning
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses
+from sensorium.tokens import Batch
 from sensorium.verbs.asked import lists, only
 from sensorium.verbs.verb import at_rest, load
 
@@ -69,7 +70,7 @@ class Transcriber:
         most = min(length or self.text.length // 2, self.text.length - 1 - len(told))
         cache, end = Cache(self.text.length), self.text.ends[0]
         ids = torch.full((len(heard),), self.start)
-        logits = self.model.begin({"audio": heard, "text": ids[:, None]}, "text", cache)
+        logits = self.model.begin(Batch({"audio": heard, "text": ids[:, None]}), "text", cache)
         for token in told:
             ids = self._language(logits) if token is None else torch.full_like(ids, token)
             logits = self._after(ids, cache)

@@ -12,6 +12,7 @@ from sensorium.objectives.next_token import Sampling, generate
 from sensorium.published.chat import Beginning, beginning, chat
 from sensorium.published.files import Opened
 from sensorium.published.published import Senses, Verbs
+from sensorium.tokens import Batch
 from sensorium.verbs.asked import batched, lists, only
 from sensorium.verbs.verb import at_rest, load
 
@@ -41,8 +42,9 @@ class Writer:
         for some, numbers in batched({"text": rows}, len(rows), n, batch_size):
             how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
             with at_rest(self.model):
-                steps = list(generate(self.model, {"text": self.text.collate(some["text"])}, "text", length, how,
-                                      end=next(iter(self.text.ends), None), banned=self.text.never))
+                batch = Batch({"text": self.text.collate(some["text"])})
+                steps = list(generate(self.model, batch, "text", length, how, end=next(iter(self.text.ends), None),
+                                      banned=self.text.never))
             said += [self.text.show(row) for row in torch.stack(steps, 1)]
         return said
 

@@ -2,7 +2,7 @@
 
     N rows   F features   K numbers that a head says   S shares
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number, Ordinal
 from sensorium.objectives.supervised import Supervised
 from sensorium.recipes.prediction import SIZE, joined, loss_of
-from sensorium.recipes.recipe import BadKeyword
+from sensorium.recipes.recipe import BadKeyword, OnEnd
+from sensorium.tokens import Batch
 from sensorium.trees import LIKE, Boosted
 
 ROUNDS, PATIENCE = 1000, 50                 # trees at most, and how many that do not help before it stops
@@ -31,7 +32,6 @@ GROWN = {"learning_rate": 0.05, "num_leaves": 31, "feature_fraction": 0.7, "bagg
 ENOUGH = 20_000                             # that say in which directions pictures differ
 LACKED = 0.02                               # a column missing in so many training rows is one that trees know without
 SHARES = [i / 20 for i in range(21)]        # of the trees in what is said, that are tried
-Finish = Callable[[Fused, Prepared, np.ndarray, np.ndarray], dict[str, float]]
 
 
 def with_trees(model: Fused, reads: Mapping[str, Modality], aims: Mapping[str, Modality], dim: int) -> None:
@@ -48,7 +48,7 @@ def with_trees(model: Fused, reads: Mapping[str, Modality], aims: Mapping[str, M
         model.boosted.append(Boosted(of, model.columns, single, measures, dim))
 
 
-def grown(objective: Supervised, aims: Mapping[str, Modality]) -> Finish:
+def grown(objective: Supervised, aims: Mapping[str, Modality]) -> OnEnd[Fused]:
     """Grow the trees of each target once its model is trained, and weigh them against the linear head.
 
     Validation rows say when to stop, whether measures and the fused vector help beside single values, and how much
@@ -94,19 +94,18 @@ class _Seen:
         second = model.boosted[0]
         assert isinstance(second, Boosted)
         features, said, true, held = [], [], [], []
-        wanted = {*model.targets, *(f"{name}.valid" for name in model.targets)}
         for start in range(0, len(rows), SIZE):
             given = prepared.batch(rows[start:start + SIZE])
             there, parts = model.there(given), model.read(given)
             if parts:
                 keep, known = there.any(1), dict(zip(model.columns, there.unbind(1), strict=True))
                 x, _ = model.whole(parts)
-                features.append(second.features(given, known, x)[keep])
+                features.append(second.features(given.columns, known, x)[keep])
                 held.append(there[keep])
                 said.append({name: values[keep] for name, values in model.answer(parts, len(there)).items()})
-                true.append({name: values[keep] for name, values in given.items() if name in wanted})
+                true.append(given.only(model.targets).take(keep))
         self.features, self.there = torch.cat(features), torch.cat(held)
-        self.said, self.true = (joined(part) for part in (said, true))
+        self.said, self.true = joined(said), Batch.joined(true)
 
 
 class _Growing:
@@ -114,9 +113,10 @@ class _Growing:
 
     def __init__(self, second: Boosted, name: str, objective: Supervised, train: _Seen, val: _Seen):
         self.second, self.of, self.kind = second, second.of, objective.targets[name]
-        (self.x, self.y, _, there), (self.val_x, self.val_y, self.linear, val_there) = (
-            (seen.features[known], seen.true[name][known], seen.said[name][known], seen.there[known])
-            for seen in (train, val) for known in [objective.known(name, seen.true)])
+        rows, val_rows = objective.known(name, train.true), objective.known(name, val.true)
+        self.x, self.y, there = train.features[rows], train.true[name][rows], train.there[rows]
+        self.val_x, self.val_y, val_there = val.features[val_rows], val.true[name][val_rows], val.there[val_rows]
+        self.linear = val.said[name][val_rows]
         second.lacked.copy_((~there).float().mean(0) >= LACKED)
         self.known = second.known(val_there)
         if not len(self.val_y):

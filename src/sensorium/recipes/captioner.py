@@ -1,15 +1,18 @@
 """Words for pictures: a picture, and perhaps a question, is read at once; then words are said one by one."""
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sensorium.data.schema import Schema
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.text import Text
+from sensorium.models import Decoder
 from sensorium.objectives.next_token import NextToken
 from sensorium.recipes.eyes import EYES, Eye
 from sensorium.recipes.generation import said_to, validate
-from sensorium.recipes.recipe import BadKeyword, Recipe, Training, one_of
+from sensorium.recipes.recipe import BadKeyword, DataSpec, EvaluationSpec, Evaluator, Recipe, one_of
+from sensorium.recipes.training_config import TrainingConfig, training_defaults
 from sensorium.recipes.voices import Own, Voice
+from sensorium.tokens import ColumnKey
 from sensorium.verbs.say import Speaker
 
 AUGMENT = {                                 # no mirror images: what is said of left and right stays true
@@ -18,15 +21,17 @@ AUGMENT = {                                 # no mirror images: what is said of 
                "tint": 0.2, "grey": 0.1}}
 
 
-def captioner(schema: Schema, *, image: str | None = None, text: str | None = None, question: str | None = None,
-              eye: Literal["resnet", "patches"] = "resnet", clip: str | Mapping[str, Any] = "",
-              eye_from: str | Mapping[str, Any] = "", voice: str | Mapping[str, Any] = "", dim: int = 192,
-              depth: int = 4, patch: int = 0, dropout: float = 0.1, smoothing: float = 0.0) -> Recipe:
+@training_defaults(epochs="20; 4 with --voice", batch_size="128; 8 with --voice", lr="0.001; 0.0005 with --voice")
+def captioner(schema: Schema, *, image: str | None = None, text: str | Sequence[str] | None = None,
+              question: str | None = None, eye: Literal["resnet", "patches"] = "resnet",
+              clip: str | Mapping[str, Any] = "", eye_from: str | Mapping[str, Any] = "",
+              voice: str | Mapping[str, Any] = "", dim: int = 192,
+              depth: int = 4, patch: int = 0, dropout: float = 0.1, smoothing: float = 0.0) -> Recipe[Decoder]:
     """Words for a picture: captions, or answers where there is a question to each picture.
 
     Args:
         image: picture column; by default the only one, "" for none.
-        text: column of what is to be said, or several joined by commas; by default the only one.
+        text: column of what is to be said (once for each, where several are read as one); by default the only one.
         question: column of questions, each read beside its picture before the answer is said.
         eye: what reads pictures before the decoder does: resnet (convolutions) or patches (nothing more).
         clip: folder of a finished run of clip or clip_small, whose vector of a picture is read; it stays as it is.
@@ -51,14 +56,20 @@ def captioner(schema: Schema, *, image: str | None = None, text: str | None = No
     objective, speaker = NextToken(columns, {"text": 1.0}, smoothing=smoothing), Speaker(model, given, said)
     changes = AUGMENT.items() if "image" in columns and not eye_from else ()
     return Recipe(
-        model=model, objective=objective, columns=tuple(dict.fromkeys(columns.values())), settings=settings,
-        told=_told(clip, trained, speaks), verbs={"generate": speaker}, training=_training(speaks),
-        derived=trained.derived(columns["image"], schema.taking(settings)) if trained else None,
-        augment={strength: {columns["image"]: how} for strength, how in changes}, metric="val_loss",
-        validate=validate(objective), samples=said_to(speaker, objective), judge=_judge(columns))
+        model=model, objective=objective,
+        data=DataSpec(
+            columns=tuple(dict.fromkeys(columns.values())), column_settings=settings,
+            derived_columns=trained.derived(columns["image"], schema.taking(settings)) if trained else None,
+            augment={strength: {columns["image"]: how} for strength, how in changes}),
+        verbs={"generate": speaker}, training=_training(speaks),
+        evaluation=EvaluationSpec(
+            metric="val_loss", mode="min", validate=validate(objective), write_samples=said_to(speaker, objective),
+            evaluator=_judge(columns)),
+        stored_keywords=_told(clip, trained, speaks))
 
 
-def _eye(clip: str | Mapping[str, Any], published: str | Mapping[str, Any], columns: Mapping[str, str]) -> Eye | None:
+def _eye(clip: str | Mapping[str, Any], published: str | Mapping[str, Any],
+         columns: Mapping[str, ColumnKey]) -> Eye | None:
     """The trained eye that is asked for; None where it is to be learned."""
     if clip and published:
         raise BadKeyword("clip= and eye_from= are both eyes: give one of them")
@@ -69,9 +80,10 @@ def _eye(clip: str | Mapping[str, Any], published: str | Mapping[str, Any], colu
     return found
 
 
-def _settings(schema: Schema, columns: Mapping[str, str], eye: Eye | None, speaks: Own | Voice) -> dict[str, Modality]:
+def _settings(schema: Schema, columns: Mapping[str, ColumnKey], eye: Eye | None,
+              speaks: Own | Voice) -> dict[ColumnKey, Modality]:
     """Of columns that trained weights read and say in their own way."""
-    seen: dict[str, Modality] = {columns["image"]: eye.image} if eye and eye.image else {}
+    seen: dict[ColumnKey, Modality] = {columns["image"]: eye.image} if eye and eye.image else {}
     if isinstance(speaks, Voice):
         for column in (name for part, name in columns.items() if part != "image"):
             words = schema[column]
@@ -85,23 +97,24 @@ def _told(clip: str | Mapping[str, Any], eye: Eye | None, speaks: Own | Voice) -
     return seen | ({"voice": speaks.told} if isinstance(speaks, Voice) else {})
 
 
-def _training(speaks: Own | Voice) -> Training:
+def _training(speaks: Own | Voice) -> TrainingConfig:
     """A published voice costs the same a row however many there are at a time: the fewer, the more updates."""
-    return Training(epochs=4, batch_size=8, lr=5e-4) if isinstance(speaks, Voice) else Training()
+    return TrainingConfig(epochs=4, batch_size=8, lr=5e-4) if isinstance(speaks, Voice) else TrainingConfig()
 
 
-def _columns(schema: Schema, image: str | None, question: str | None, text: str | None) -> dict[str, str]:
+def _columns(schema: Schema, image: str | None, question: str | None,
+             text: str | Sequence[str] | None) -> dict[str, ColumnKey]:
     """Part → column, in the order in which they are read."""
-    columns = {} if image == "" else {"image": schema.pick("image", image)}
+    columns: dict[str, ColumnKey] = {} if image == "" else {"image": schema.pick("image", image)}
     columns |= {"question": schema.pick("text", question)} if question else {}
-    return {**columns, "text": schema.pick("text", text)}
+    return {**columns, "text": schema.texts(text)}
 
 
-def _judge(columns: dict[str, str]) -> Callable[..., Any] | None:
+def _judge(columns: dict[str, ColumnKey]) -> Evaluator | None:
     from sensorium.recipes.judge_words import answers, captions  # not needed while training
     match columns:
-        case {"image": picture, "question": question, "text": words}:
+        case {"image": str(picture), "question": str(question), "text": words}:
             return answers(picture, question, words)
-        case {"image": picture, "text": words}:
+        case {"image": str(picture), "text": words}:
             return captions(picture, words)
     return None

@@ -7,7 +7,6 @@ from sensorium.config import WEIGHTS, Config
 from sensorium.data.codes import Coder
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.codes import PictureCodes
 from sensorium.modalities.image import Image
 from sensorium.recipes.codes import codes, frozen
 from sensorium.recipes.recipe import build
@@ -30,7 +29,6 @@ def coder(source: str | Mapping[str, Any], schema: Schema, column: str) -> Coder
     assert isinstance(image, Image)
     keywords = {**source.get("keywords", {} if "source" in source else source), "image": column}
     recipe, _ = build(codes, Schema({column: Column(column, image)}), keywords)
-    assert isinstance(recipe.model, PictureCodes)
     return Coder(recipe.model.requires_grad_(False), image, "")
 
 

@@ -18,8 +18,18 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.quantize import FSQ, VQ, Gumbel, Quantizer
 from sensorium.models import frozen as freeze
 from sensorium.objectives.reconstruct import PIXELS, Reconstruct
-from sensorium.recipes.recipe import Recipe, Training, one_of
+from sensorium.recipes.recipe import (
+    DataSpec,
+    EvaluationSpec,
+    Hooks,
+    Recipe,
+    Validate,
+    ValidationResult,
+    WriteSamples,
+    one_of,
+)
 from sensorium.recipes.stage import restored
+from sensorium.recipes.training_config import TrainingConfig
 from sensorium.verbs.asked import only
 from sensorium.verbs.verb import at_rest, load
 
@@ -31,7 +41,7 @@ SHOWN, SHARP = 12, 8.0                      # pictures in a sheet of samples; ho
 def codes(schema: Schema, *, image: str | None = None, quantizer: Literal["fsq", "vq", "dvae"] = "fsq",
           vocab: int = 512, patch: int = 4, dim: int = 128, depth: int = 2, width: int = 64,
           pixel: Literal["l2", "l1", "laplace"] = "l2", edges: float = 1.0, restart: bool = True,
-          anneal: int = 500) -> Recipe:
+          anneal: int = 500) -> Recipe[PictureCodes]:
     """Pictures as a grid of codes and back: what generates pictures as words are generated builds on it.
 
     Args:
@@ -55,10 +65,13 @@ def codes(schema: Schema, *, image: str | None = None, quantizer: Literal["fsq",
     made: Quantizer = middle[one_of("quantizer", quantizer, list(middle))]()
     model = PictureCodes(seen, made, patch=patch, dim=dim, depth=depth, laplace=pixel == "laplace")
     return Recipe(
-        model=model, objective=Reconstruct(column, pixel, edges), columns=(column,), metric="psnr",
-        training=Training(epochs=10, lr=2e-3, weight_decay=0.0), verbs={"generate": again(model, seen)},
-        augment={"light": {column: {"flip": 0.5}}, "strong": {column: {"flip": 0.5, "shift": 0.1, "scale": 0.25}}},
-        validate=validate(column), samples=samples(column, seen), after_step=PictureCodes.after_step)
+        model=model, objective=Reconstruct(column, pixel, edges),
+        data=DataSpec(columns=(column,), augment={
+            "light": {column: {"flip": 0.5}}, "strong": {column: {"flip": 0.5, "shift": 0.1, "scale": 0.25}}}),
+        training=TrainingConfig(epochs=10, lr=2e-3, weight_decay=0.0), verbs={"generate": again(model, seen)},
+        hooks=Hooks(after_step=PictureCodes.after_step),
+        evaluation=EvaluationSpec(metric="psnr", mode="max", validate=validate(column),
+                                  write_samples=samples(column, seen)))
 
 
 def frozen(folder: str | Path) -> Coder:
@@ -66,11 +79,10 @@ def frozen(folder: str | Path) -> Coder:
     if (recipe := Config.load(Path(folder)).recipe) != codes.__name__:
         raise SensoriumError(f"{folder} is a run of {recipe}; here one of codes is needed: sensorium train codes.")
     found = restored(folder, codes)
-    image = found.schema[found.recipe.columns[0]]
+    image = found.schema[found.recipe.data.columns[0]]
     assert isinstance(image, Image)
-    module = freeze(found.recipe.model).eval()
-    assert isinstance(module, PictureCodes)
-    return Coder(module, image, found.fingerprint)
+    freeze(found.recipe.model).eval()
+    return Coder(found.recipe.model, image, found.fingerprint)
 
 
 def _levels(vocab: int) -> tuple[int, ...]:
@@ -92,10 +104,10 @@ def again(model: PictureCodes, seen: Image) -> Callable[..., list[PIL.Image.Imag
     return generate
 
 
-def validate(column: str) -> Callable[[PictureCodes, Prepared, np.ndarray], dict[str, float]]:
+def validate(column: str) -> Validate[PictureCodes]:
     """Held-out pictures there and back: mean squared error and PSNR on 0..1, codes used, their perplexity."""
     @torch.inference_mode()
-    def judge(model: PictureCodes, prepared: Prepared, rows: np.ndarray) -> dict[str, float]:
+    def judge(model: PictureCodes, prepared: Prepared, rows: np.ndarray) -> ValidationResult:
         squares, used, rows = [], torch.zeros(model.vocab), prepared.complete(rows)
         for start in range(0, len(rows), 256):
             pixels = prepared.batch(rows[start:start + 256])[column]
@@ -104,11 +116,12 @@ def validate(column: str) -> Callable[[PictureCodes, Prepared, np.ndarray], dict
             squares.append(wrong.square().mean((1, 2, 3)))
             used += torch.bincount(ids.flatten(), minlength=model.vocab)
         mse = torch.cat(squares).mean().item()
-        return {"psnr": psnr(mse), "mse": mse, "codes used": float((used > 0).sum()), "perplexity": perplexity(used)}
+        return ValidationResult({"psnr": psnr(mse), "mse": mse, "codes used": float((used > 0).sum()),
+                                 "perplexity": perplexity(used)})
     return judge
 
 
-def samples(column: str, image: Image) -> Callable[[PictureCodes, Prepared, np.ndarray, Path], None]:
+def samples(column: str, image: Image) -> WriteSamples[PictureCodes]:
     """A picture: held-out pictures, and below each what its codes say."""
     @torch.inference_mode()
     def draw(model: PictureCodes, prepared: Prepared, rows: np.ndarray, path: Path) -> None:

@@ -30,7 +30,7 @@ from sensorium.modalities.text import Text, Words, WordVectors
 from sensorium.models import Encoder
 from sensorium.published.bert import First
 from sensorium.published.resnet import LAYOUTS, residuals
-from sensorium.published.start import Start, named
+from sensorium.published.start import Start
 from sensorium.recipes.recipe import BadKeyword
 from sensorium.tokens import Tokens
 from sensorium.transformer import Transformer, transformer
@@ -40,19 +40,19 @@ LONG = 64                                   # steps of a series that a recurrent
 Build = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
 
 
-def encoder(modality: Modality, how: str | Mapping[str, Any] | Start, dim: int, depth: int,
-            dropout: float = 0.0) -> Encoder:
+def encoder(modality: Modality, how: str | Mapping[str, Any] | Start, dim: int, depth: int, dropout: float = 0.0,
+            train: str = "none") -> Encoder:
     """What reads a column of this modality: Tokens of width `dim`, padding and gaps not valid, no order among them.
 
     how: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
     where the encoder has any number of them. The width of published weights is brought to `dim` by one layer, which
-    always learns; they do too as far as their `tune` says.
+    always learns; `train` says how much of them does (`sensorium.adapt.TUNES`).
     Raises BadKeyword naming what there is.
     """
     found = chosen(modality.kind, how)
     if isinstance(found, Start):
         inner, width = found.encoder(modality.kind)
-        return Narrowed(tuned(inner, found.tune), width, dim, dropout)
+        return Narrowed(tuned(inner, train), width, dim, dropout)
     return ENCODERS[modality.kind][found](modality, dim, depth, dropout)
 
 
@@ -60,7 +60,7 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
     """The name of one of the encoders of a kind; or the published model that a folder, a file, a hub id or a run's
     config names: `senses()[kind]` of it are then the settings that its column must have, `told()` what the run keeps.
 
-    After what is named, +lora or +all say how it learns on. Raises BadKeyword where it is neither.
+    Raises BadKeyword where it is neither.
     """
     if isinstance(how, Start):
         return how
@@ -69,8 +69,8 @@ def chosen(kind: str, how: str | Mapping[str, Any] | Start) -> str | Start:
         raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
     if not how:
         return known[0]
-    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(named(how)[0]).exists()):
-        return Start.of(how, learns=True)
+    if isinstance(how, Mapping) or how not in known and ("/" in how or Path(how).exists()):
+        return Start.of(how)
     if how not in known:
         raise BadKeyword(f"{how!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
                          "or a hub id of published weights")

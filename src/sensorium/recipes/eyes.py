@@ -3,7 +3,7 @@ a published one.
 
     B batch   S side in pixels   E width of CLIP's space   T tokens   D width of a token
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from sensorium.modalities.image import Image, Patches
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text
-from sensorium.models import Encoder, Tower
+from sensorium.models import Encoder, Tower, Towers
 from sensorium.published.start import Start
 from sensorium.recipes.clip import clip, clip_small
-from sensorium.recipes.recipe import build
+from sensorium.recipes.recipe import DeriveColumns, Make, build
 from sensorium.recipes.stage import restored
 from sensorium.stored import digest
-from sensorium.tokens import Tokens, line
+from sensorium.tokens import ColumnKey, Tokens, line
 
 LOOKS = 8                                   # tokens that a trained eye's one vector becomes
-MAKES = {"clip": clip, "clip_small": clip_small}
+MAKES: dict[str, Make[Towers]] = {"clip": clip, "clip_small": clip_small}
 
 
 class Impression(nn.Module):
@@ -84,7 +84,7 @@ class Eye:
         image = Image.from_json(source["image"])
         columns = {"image": Column("image", image), "text": Column("text", Text())}
         recipe, _ = build(MAKES[source["recipe"]], Schema(columns), source["keywords"])
-        return cls(_tower(recipe.model, "image"), image, source, False)
+        return cls(recipe.model["image"], image, source, False)
 
     @classmethod
     def published(cls, source: str | Mapping[str, Any]) -> "Eye":
@@ -99,14 +99,14 @@ class Eye:
         """What makes pictures tokens of that width."""
         return Impression(self.tower, dim, LOOKS, dropout)
 
-    def derived(self, picture: str, schema: Schema) -> Callable[[Source], Mapping[str, Stored]]:
+    def derived(self, picture: ColumnKey, schema: Schema) -> DeriveColumns:
         """What a published eye says of each picture, as a column; of others, nothing.
 
         Raises SensoriumError where training would go on with an eye that has not learned.
         """
         from sensorium.recipes.lit import looked  # not needed with an eye that learns
 
-        def ready(data: Source) -> Mapping[str, Stored]:
+        def ready(data: Source) -> Mapping[ColumnKey, Stored]:
             if not self.there:
                 raise SensoriumError(f"pictures are seen by {self.told['source']}, which is not there any more: to go "
                                      "on, put it back")
@@ -120,18 +120,12 @@ def _trained(folder: str) -> Eye:
     if name not in MAKES:
         raise SensoriumError(f"{folder} is a run of {name}; here one of {' or '.join(MAKES)} is needed.")
     found = restored(folder, MAKES[name])
-    picture = found.recipe.columns[0]
+    picture = found.recipe.data.columns[0]
     image = found.schema[picture]
     assert isinstance(image, Image)
     told = {"source": folder, "fingerprint": found.fingerprint, "recipe": name, "image": image.to_json(),
             "keywords": {**found.config.keywords, "image": "image", "text": "text"}}
-    return Eye(_tower(found.recipe.model, picture), image, told)
-
-
-def _tower(model: nn.Module, picture: str) -> Tower:
-    tower = model.get_submodule(picture)
-    assert isinstance(tower, Tower)
-    return tower
+    return Eye(found.recipe.model[picture], image, told)
 
 
 def resnet(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:

@@ -1,15 +1,18 @@
 """Words after words (GPT, Radford et al. 2018): a captioner with nothing to look at."""
+from collections.abc import Sequence
+
 from sensorium.data.schema import Schema
+from sensorium.models import Decoder
 from sensorium.recipes.captioner import captioner
 from sensorium.recipes.recipe import Recipe
 
 
-def gpt(schema: Schema, *, text: str | None = None, dim: int = 256, depth: int = 6, dropout: float = 0.1,
-        smoothing: float = 0.0) -> Recipe:
+def gpt(schema: Schema, *, text: str | Sequence[str] | None = None, dim: int = 256, depth: int = 6,
+        dropout: float = 0.1, smoothing: float = 0.0) -> Recipe[Decoder]:
     """Words that go on from words.
 
     Args:
-        text: column of words, or several joined by commas; by default the only one.
+        text: column of words (once for each, where several are read as one); by default the only one.
         dim: width.
         depth: blocks.
         dropout: share of activations dropped in each block.

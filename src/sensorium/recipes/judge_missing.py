@@ -17,8 +17,8 @@ from sensorium.modalities.modality import Modality
 from sensorium.modalities.series import Series
 from sensorium.modalities.table import Category
 from sensorium.modalities.text import Text
-from sensorium.models import Batch
 from sensorium.recipes.prediction import said_of
+from sensorium.tokens import Batch, ColumnKey
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 Score = Callable[[Mapping[str, Tensor], Batch], dict[str, float]]
@@ -72,31 +72,31 @@ class Hiding:
 
     def masked(self, batch: Batch) -> Batch:
         """The batch without them."""
-        flags = {f"{name}.valid": there & ~self._gone(i, batch) for i, name, there in self._given(batch)}
-        return {**batch, **flags}
+        return batch.changed(present={name: there & ~self._gone(i, batch) for i, name, there in self._given(batch)})
 
     def filled(self, batch: Batch, by: Callable[[Modality, Tensor], Tensor] = nothing) -> Batch:
         """The batch with what `by` makes in their place, marked as there."""
-        values = {}
+        values: dict[ColumnKey, Tensor] = {}
         for i, name, there in self._given(batch):
             at = self._gone(i, batch) & there
             values[name] = batch[name].clone()
             values[name][at] = by(self.reads[name], batch[name])
-        return {**batch, **values}
+        return batch.changed(values)
 
     def _given(self, batch: Batch) -> Iterator[tuple[int, str, Bool[Tensor, "B"]]]:
         for i, name in enumerate(self.reads):
             if name in batch:
-                yield i, name, batch.get(f"{name}.valid", torch.ones(len(batch[name]), dtype=torch.bool))
+                yield i, name, batch.there(name)
 
     def _gone(self, i: int, batch: Batch) -> Bool[Tensor, "B"]:
-        return self.gone[batch["row"], i]
+        assert batch.row is not None
+        return self.gone[batch.row, i]
 
 
 def only(model: Fused, part: Sequence[str]) -> Callable[[Batch], Batch]:
     """Batches in which nothing but these columns is there."""
     hidden = set(model.columns) - set(part)
-    return lambda batch: {name: values for name, values in batch.items() if name.removesuffix(".valid") not in hidden}
+    return lambda batch: batch.only(set(batch.columns) - hidden)
 
 
 def lost(points: Sequence[Point], target: str, share: float = 0.5) -> float | None:

@@ -27,8 +27,9 @@ from sensorium.modalities.image import Image
 from sensorium.models import unit
 from sensorium.recipes.judge_words import Judge
 from sensorium.recipes.judging import alike, distinct, made_of_things, pixels, training_rows
-from sensorium.recipes.recipe import Trained
+from sensorium.recipes.protocol import Trained
 from sensorium.report import Report
+from sensorium.tokens import ColumnKey, column_label
 
 Picture = PIL.Image.Image
 COPY = 0.02                                 # of the range of a pixel
@@ -46,7 +47,7 @@ Of the data set scenes: true is the share of pictures in which a program finds w
 (data/scenes_check.py), things and relations are the shares of what it says that is there."""
 
 
-def pictures(picture: str, words: str) -> Judge:
+def pictures(picture: str, words: ColumnKey) -> Judge:
     """A judge of pictures made for captions, for the columns of a recipe."""
     def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 500, seed: int = 0,
               by: Any = None) -> Report:
@@ -65,14 +66,14 @@ def pictures(picture: str, words: str) -> Judge:
                 made = model.generate("image", text=[prepared.caption(words, row) for row in rows.tolist()], seed=seed)
                 figures[split] = {"pictures": float(len(rows)), **found.figures(dataset, rows, made)}
         features = f"{PIXELS} x {PIXELS} pixels" if by is None else f"vectors of {by}"
-        return Report(figures, {"text": words, "features": features}, "pictures", (), DEFINITIONS)
+        return Report(figures, {"text": column_label(words), "features": features}, "pictures", (), DEFINITIONS)
     return judge
 
 
 class _Compared:
     """Training pictures, and the space in which pictures are compared."""
 
-    def __init__(self, prepared: Prepared, columns: tuple[str, str], train: Int[np.ndarray, "T"], by: Any):
+    def __init__(self, prepared: Prepared, columns: tuple[str, ColumnKey], train: Int[np.ndarray, "T"], by: Any):
         self.prepared, self.train, self.by = prepared, train, by
         self.picture, self.words = columns
         self.trained = pixels(prepared, self.picture, train) if len(train) else None

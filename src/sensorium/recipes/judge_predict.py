@@ -18,7 +18,7 @@ from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.splits import spaced
 from sensorium.errors import SensoriumError
-from sensorium.fused import ROW, Fused
+from sensorium.fused import Fused
 from sensorium.metrics import predictions as figures_of
 from sensorium.metrics.calibration import class_sets
 from sensorium.metrics.predictions import Figures
@@ -28,8 +28,9 @@ from sensorium.modalities.tags import Tags
 from sensorium.recipes.judge_missing import SHARES, Point, against_missing, lost, only
 from sensorium.recipes.judge_pages import pages
 from sensorium.recipes.prediction import said_of
-from sensorium.recipes.recipe import Trained
+from sensorium.recipes.protocol import Trained
 from sensorium.report import Report
+from sensorium.tokens import Batch
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 HIDDEN = 2000                               # rows of a split, at most, on which values are hidden
@@ -61,10 +62,11 @@ def predictions(targets: Mapping[str, Modality]) -> Judge:
               ablate: bool = False) -> Report:
         """most: rows of a split that are judged, evenly spaced. ablate: also with each column alone."""
         assert isinstance(fused := model.module, Fused)
-        lacking = [name for name in model.recipe.columns if name not in dataset.table.columns]
+        columns = [name for name in model.recipe.data.columns if isinstance(name, str)]
+        lacking = [name for name in columns if name not in dataset.table.columns]
         if wrong := [name for name in lacking if name in targets]:
             raise SensoriumError(f"{dataset.name} has no column {wrong[0]!r}: without it there is nothing to judge by")
-        kept = [name for name in model.recipe.columns if name not in lacking]
+        kept = [name for name in columns if name not in lacking]
         prepared = dataset.prepare(model.schema, kept)
         reads = {name: model.schema[name] for name in kept if name not in targets}
         found = _Judging(fused, prepared, reads, targets)
@@ -117,19 +119,19 @@ class _Judging:
     def _called(self, name: str, what: str) -> str:
         return what if len(self.targets) == 1 else f"{name}: {what}"
 
-    def _seen(self, rows: np.ndarray, change: Callable[..., Mapping[str, Tensor]]) -> dict[str, _Seen]:
+    def _seen(self, rows: np.ndarray, change: Callable[[Batch], Batch]) -> dict[str, _Seen]:
         return self._known(*said_of(self.model, self.prepared, rows, [*self.targets], change))
 
-    def _known(self, said: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> dict[str, _Seen]:
+    def _known(self, said: Mapping[str, Tensor], true: Batch) -> dict[str, _Seen]:
         """Of each target the rows that have it."""
         prior = self.model.answer({}, 1)
         found = {}
         for name, of in self.targets.items():
-            known = true.get(f"{name}.valid", torch.ones(len(true[name]), dtype=torch.bool))
+            known = true.there(name)
             found[name] = _Seen(of, self.model.calibration(name), said[name][known], true[name][known], prior[name])
         return found
 
-    def _scores(self, said: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> dict[str, float]:
+    def _scores(self, said: Mapping[str, Tensor], true: Batch) -> dict[str, float]:
         """The main figure of each target, where it is defined."""
         found = {name: one.plain(one.calibration).values.get(MAIN[one.of.kind])
                  for name, one in self._known(said, true).items()}
@@ -137,8 +139,10 @@ class _Judging:
 
     def _alone(self, rows: np.ndarray) -> dict[str, dict[str, float]]:
         """{part: {target: main figure}} with nothing but that part."""
-        parts = {name: [name] for name in self.model.names} | (
-            {ROW: self.model.columns[len(self.model.names):]} if self.model.row is not None else {})
+        parts = {name: [name] for name in self.model.names}
+        if self.model.row is not None:
+            row = "row" if "row" not in parts else "row (all single values)"
+            parts |= {row: self.model.columns[len(self.model.names):]}
         if len(parts) < 2:
             self.notes.append("there is one part alone: nothing to take away")
             return {}
@@ -162,7 +166,7 @@ class _Seen:
         prior = figures(self.of, Calibration(), self.prior.expand(len(self.y), -1), self.y, {})
         found.values |= {f"prior {name}": prior.values[name] for name in PLAIN[self.of.kind] if name in prior.values}
         found.values |= {f"uncalibrated {name}": bare.values[name] for name in bare.values
-                         if name in ("calibration error", "log loss") or name.startswith("coverage")}
+                         if name in ("calibration error", "log loss", *(f"coverage at {level:.0%}" for level in LEVELS))}
         if isinstance(self.of, Category) and len(self.y):
             self._sets(self.of, found)
             self._abstaining(self.of, found)

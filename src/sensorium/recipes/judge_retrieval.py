@@ -18,9 +18,11 @@ from sensorium.data.dataset import Dataset
 from sensorium.metrics import accuracy, ranks, recall
 from sensorium.models import Towers, unit
 from sensorium.recipes.judging import ink, training_rows
-from sensorium.recipes.recipe import Trained
-from sensorium.recipes.retrieval import embed_rows, retrieve
+from sensorium.recipes.protocol import Trained
+from sensorium.recipes.recipe import EvaluationSpec
+from sensorium.recipes.retrieval import embed_rows, retrieve, samples, validate
 from sensorium.report import Report
+from sensorium.tokens import ColumnKey, column_label, column_names
 
 TEMPLATES = ("{}", "a picture of {}", "an icon of {}", "{}, drawn")
 SHOWN = ("rows", "captions", "image to text recall@1", "image to text recall@10", "text to image recall@1",
@@ -37,8 +39,15 @@ zero-shot accuracy: the class whose name, in several templates averaged, is near
 of the most common class."""
 
 
-def retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *, text: str | None = None, every: bool = False,
-              classes: str | None = None, templates: Sequence[str] = TEMPLATES) -> Report:
+def retrieval_evaluation(columns: tuple[ColumnKey, ColumnKey]) -> EvaluationSpec[Towers]:
+    """How recipes of two towers are measured."""
+    return EvaluationSpec(metric="recall@1", mode="max", validate=validate(columns), write_samples=samples(columns),
+                          evaluator=retrieval)
+
+
+def retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *,
+              text: str | Sequence[str] | None = None, every: bool = False, classes: str | None = None,
+              templates: Sequence[str] = TEMPLATES) -> Report:
     """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
 
     text: another caption column than the one trained on (another language). every: a row's text is the mean of all its
@@ -46,8 +55,8 @@ def retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *, text: 
     Raises SensoriumError for a column that is not there.
     """
     assert isinstance(towers := model.module, Towers)
-    picture, trained = model.recipe.columns
-    words = dataset.schema.pick("text", text or trained)
+    picture, trained = model.recipe.data.columns
+    words = dataset.schema.texts(text or column_names(trained))
     prepared = dataset.prepare(model.schema, (picture, words))
     labels = Labels.of(dataset, classes)
     train = training_rows(dataset, prepared)
@@ -59,20 +68,20 @@ def retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *, text: 
                                       say=partial(_said, model, dataset, words) if every else None) \
                 | _pixels(prepared, picture, train, rows) \
                 | (labels.zero_shot(model, prepared, rows, templates) if labels else {})
-    about = {"text": words, "captions": "all, averaged" if every else "the first"}
+    about = {"text": column_label(words), "captions": "all, averaged" if every else "the first"}
     return Report(figures, about, "retrieval", SHOWN, DEFINITIONS)
 
 
-def _said(model: Trained, dataset: Dataset, words: str, rows: list[int]) -> Float[Tensor, "N E"]:
+def _said(model: Trained, dataset: Dataset, words: ColumnKey, rows: list[int]) -> Float[Tensor, "N E"]:
     """The mean of what the model says of every caption of a row, as a vector of length one."""
     lists = [[list(dict.fromkeys([c] if isinstance(c, str) else c or ())) for c in dataset.raw(name, rows)]
-             for name in words.split(",")]
+             for name in column_names(words)]
     each = [[text for captions in row for text in captions] for row in zip(*lists, strict=True)]
     vectors = torch.from_numpy(model.embed(text=[text for row in each for text in row]))
     return unit(torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])]))
 
 
-def _pixels(prepared: Prepared, picture: str, train: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+def _pixels(prepared: Prepared, picture: ColumnKey, train: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     """What the nearest training pictures, by pixels alone, say a picture shows."""
     known, asked = prepared.groups[train], prepared.groups[rows]
     if not len(train) or not np.isin(asked, known).any():
@@ -114,12 +123,12 @@ class Labels:
         rows = rows[self.of_row[rows] >= 0]
         if not len(rows):
             return {}
-        picture = model.recipe.columns[0]
+        picture = model.recipe.data.columns[0]
         asked = [t.format(n) for n in self.names for t in templates]
         texts = torch.from_numpy(model.embed(text=asked)).view(len(self.names), len(templates), -1)
         assert isinstance(towers := model.module, Towers)
         (vectors, _), which = embed_rows(towers, prepared, rows, (picture, picture))
-        label = torch.from_numpy(self.of_row[which["row"].numpy()])
+        label = torch.from_numpy(self.of_row[which.row.numpy()])
         common = np.bincount(self.of_row[rows]).max() / len(rows)
         scores = vectors @ unit(texts.mean(1)).T
         return {"zero-shot accuracy": accuracy(scores, label), "most common class": float(common)}

@@ -19,8 +19,9 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.splits import spaced
 from sensorium.metrics.words import chrf, cider_d, exact, plain
 from sensorium.recipes.judging import alike, distinct, ink, made_of_things, references, training_rows
-from sensorium.recipes.recipe import Trained
+from sensorium.recipes.protocol import Trained
 from sensorium.report import Report
+from sensorium.tokens import ColumnKey, column_label
 
 Judge = Callable[..., Report]
 CAPTIONS = """\
@@ -38,7 +39,7 @@ model trained without; other picture, the same model given the picture of anothe
 looks is far above all four. accuracy of K: of the questions of kind K."""
 
 
-def captions(picture: str, words: str) -> Judge:
+def captions(picture: str, words: ColumnKey) -> Judge:
     """A judge of captions for the columns of a recipe."""
     def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 1000, by: Any = None) -> Report:
         """most: pictures of a split that are judged, evenly spaced. by: a model with `embed(image=)`, by whose vectors
@@ -52,12 +53,12 @@ def captions(picture: str, words: str) -> Judge:
                 figures[split] = {"pictures": float(len(rows)), **_compared(dataset, words, rows, said)}
                 for name, texts in cheap.said(rows).items():
                     figures[split] |= {f"{name} {k}": v for k, v in _compared(dataset, words, rows, texts).items()}
-        about = {"text": words} if by is None else {"text": words, "CLIP": str(by)}
+        about = {"text": column_label(words), **({} if by is None else {"CLIP": str(by)})}
         return Report(figures, about, "captions", (), CAPTIONS)
     return judge
 
 
-def _compared(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"], said: Sequence[str]) -> dict[str, float]:
+def _compared(dataset: Dataset, words: ColumnKey, rows: Int[np.ndarray, "N"], said: Sequence[str]) -> dict[str, float]:
     bare, others = [plain(t) for t in said], [[plain(t) for t in texts] for texts in references(dataset, words, rows)]
     found = {"chrF": chrf(bare, others), "CIDEr-D": cider_d(bare, others), "exact": exact(bare, others)}
     if not made_of_things(dataset):
@@ -69,7 +70,7 @@ def _compared(dataset: Dataset, words: str, rows: Int[np.ndarray, "N"], said: Se
 class _Cheap:
     """Captions that cost nothing: those of the nearest training pictures, and the most common one."""
 
-    def __init__(self, dataset: Dataset, prepared: Prepared, columns: tuple[str, str], by: Any):
+    def __init__(self, dataset: Dataset, prepared: Prepared, columns: tuple[str, ColumnKey], by: Any):
         self.known = distinct(prepared, columns[0], training_rows(dataset, prepared))
         self.captions = [prepared.caption(columns[1], row) for row in self.known.tolist()]
         self.spaces: dict[str, Callable[..., Tensor]] = {"neighbour": partial(ink, prepared, columns[0])}
@@ -95,7 +96,7 @@ class _Guess:
     of: dict[str, Counter[str]]
 
     @classmethod
-    def learned(cls, dataset: Dataset, question: str, words: str, train: Int[np.ndarray, "T"]) -> "_Guess":
+    def learned(cls, dataset: Dataset, question: str, words: ColumnKey, train: Int[np.ndarray, "T"]) -> "_Guess":
         every, of = Counter[str](), defaultdict[str, Counter[str]](Counter)
         for asked, said in zip(*(references(dataset, name, train) for name in (question, words)), strict=True):
             every[said[0]] += 1
@@ -110,7 +111,7 @@ class _Guess:
         return {"majority": exact([common] * len(asked), right), "question's majority": exact(guessed, right)}
 
 
-def answers(picture: str, question: str, words: str) -> Judge:
+def answers(picture: str, question: str, words: ColumnKey) -> Judge:
     """A judge of answers to questions about pictures, for the columns of a recipe."""
     def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 2000,
               blind: Trained | None = None) -> Report:
@@ -122,11 +123,11 @@ def answers(picture: str, question: str, words: str) -> Judge:
             rows = spaced(prepared.complete(dataset.splits[split]), most)
             if len(rows):
                 figures[split] = _answered(model, blind, dataset, (picture, question, words), rows, guess)
-        return Report(figures, {"question": question, "answer": words}, "answers", (), ANSWERS)
+        return Report(figures, {"question": question, "answer": column_label(words)}, "answers", (), ANSWERS)
     return judge
 
 
-def _answered(model: Trained, blind: Trained | None, dataset: Dataset, columns: tuple[str, str, str],
+def _answered(model: Trained, blind: Trained | None, dataset: Dataset, columns: tuple[str, str, ColumnKey],
               rows: Int[np.ndarray, "N"], guess: _Guess) -> dict[str, float]:
     picture, question, words = columns
     seen, asked = dataset.raw(picture, rows), [texts[0] for texts in references(dataset, question, rows)]

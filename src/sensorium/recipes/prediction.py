@@ -1,6 +1,5 @@
 """Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +9,11 @@ from sensorium.calibrate import Calibration, decreasing
 from sensorium.data.cache import Prepared
 from sensorium.fused import Fused
 from sensorium.modalities.modality import Modality
-from sensorium.models import Batch
 from sensorium.objectives.supervised import Amount, Choices, Classes, Ranks, Supervised, Target
+from sensorium.recipes.recipe import Calibrate, Predictions, Validate, ValidationResult
+from sensorium.tokens import Batch
 
 SIZE = 512                                  # rows at a time
-Ask = Callable[[Fused, Prepared, np.ndarray, Sequence[str]], tuple[dict[str, Tensor], Batch]]
 
 
 @torch.inference_mode()
@@ -22,46 +21,19 @@ def said_of(model: Fused, prepared: Prepared, rows: np.ndarray, targets: Sequenc
             change: Callable[[Batch], Batch] = lambda batch: batch) -> tuple[dict[str, Tensor], Batch]:
     """(what the model says of each target, the targets themselves) of `rows`. change: of what it is shown."""
     said, true = [], []
-    wanted = {*targets, *(f"{name}.valid" for name in targets), "row"}
     for start in range(0, len(rows), SIZE):
         batch = prepared.batch(rows[start:start + SIZE])
         said.append(model(change(batch)))
-        true.append({name: values for name, values in batch.items() if name in wanted})
-    return joined(said), joined(true)
+        true.append(batch.only(targets))
+    return joined(said), Batch.joined(true)
 
 
 def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Pieces of a batch as one."""
+    """Pieces of what is said of each target as one."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-class Asked:
-    """`said_of`, which answers from memory while neither the rows nor the weights have changed."""
-
-    def __init__(self) -> None:
-        self._last: tuple[object, ...] = ()
-        self._state: object = None
-        self._found: tuple[dict[str, Tensor], Batch] = {}, {}
-
-    def __call__(self, model: Fused, prepared: Prepared, rows: np.ndarray,
-                 targets: Sequence[str]) -> tuple[dict[str, Tensor], Batch]:
-        asked = (model, prepared, rows)
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version)          # which moves with every change in place
-                 for t in (*model.parameters(), *model.buffers())], list(targets)
-        if len(self._last) != 3 or any(a is not b for a, b in zip(asked, self._last, strict=True)) or (
-                state != self._state):
-            self._last, self._state, self._found = asked, state, said_of(model, prepared, rows, targets)
-        return self._found
-
-
-def judged(objective: Supervised, targets: Mapping[str, Modality]) -> dict[str, Any]:
-    """`validate` and `calibrate` of a recipe, which ask the model once for both."""
-    asked = Asked()
-    return {"validate": validate(objective, targets, asked), "calibrate": calibrate(targets, asked)}
-
-
-def validate(objective: Supervised, targets: Mapping[str, Modality],
-             ask: Ask = said_of) -> Callable[[Fused, Prepared, np.ndarray], dict[str, float]]:
+def validate(objective: Supervised, targets: Mapping[str, Modality]) -> Validate[Fused]:
     """val_loss, and of each target accuracy, R² or F1; those of several targets by name.
 
     The loss is that of what would be said after calibration: how sure a model is of itself is mended when it is kept,
@@ -69,8 +41,8 @@ def validate(objective: Supervised, targets: Mapping[str, Modality],
     """
     names = list(targets)
 
-    def judge(model: Fused, prepared: Prepared, rows: np.ndarray) -> dict[str, float]:
-        said, true = ask(model, prepared, rows, names)
+    def judge(model: Fused, prepared: Prepared, rows: np.ndarray) -> ValidationResult:
+        said, true = said_of(model, prepared, rows, names)
         figures = {"val_loss": 0.0}
         for name, of in targets.items():
             known, kind = objective.known(name, true), objective.targets[name]
@@ -79,7 +51,7 @@ def validate(objective: Supervised, targets: Mapping[str, Modality],
                 figures["val_loss"] += loss_of(kind, of, one, y)[0]
                 what, value = _figure(kind, one, y)
                 figures[what if len(names) == 1 else f"{name} {what}"] = value
-        return figures
+        return ValidationResult(figures, Predictions(said, true))
     return judge
 
 
@@ -90,13 +62,13 @@ def loss_of(kind: Target, of: Modality, said: Tensor, y: Tensor) -> tuple[float,
     return kind.loss(calibration.scaled(of, said), y).mean().item(), calibration
 
 
-def calibrate(targets: Mapping[str, Modality],
-              ask: Ask = said_of) -> Callable[[Fused, Prepared, np.ndarray], None]:
+def calibrate(targets: Mapping[str, Modality]) -> Calibrate[Fused]:
     """Fit how each head is read on rows that the model did not learn from."""
-    def fit(model: Fused, prepared: Prepared, rows: np.ndarray) -> None:
-        said, true = ask(model, prepared, rows, [*targets])
+    def fit(model: Fused, prepared: Prepared, rows: np.ndarray, predictions: Predictions | None) -> None:
+        said, true = ((predictions.outputs, predictions.targets) if predictions is not None
+                      else said_of(model, prepared, rows, [*targets]))
         for name, modality in targets.items():
-            known = true.get(f"{name}.valid", torch.ones(len(rows), dtype=torch.bool))
+            known = true.there(name)
             model.calibration(name).fit(modality, said[name][known], true[name][known])
     return fit
 

@@ -1,6 +1,8 @@
 """A recipe is a function of a schema; its keyword arguments are the whole configuration of a run.
 
     def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
+
+    N rows of the data set   T training rows   V validation rows
 """
 from __future__ import annotations
 
@@ -10,104 +12,219 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from sensorium.data.cache import Source, Stored
+from sensorium.data.cache import Prepared, Source, Stored
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Meets, Modality
-from sensorium.models import Batch
 from sensorium.published.published import undrawn
+from sensorium.recipes.training_config import TrainingConfig
+from sensorium.tokens import Batch, ColumnKey
+
+if TYPE_CHECKING:
+    from sensorium.data.dataset import Dataset
+    from sensorium.recipes.protocol import Trained
+    from sensorium.report import Report
+
+M = TypeVar("M", bound=nn.Module)
+M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
+Augment = Mapping[ColumnKey, Mapping[str, float]]
+Evaluator = Callable[Concatenate["Trained", "Dataset", Sequence[str], ...], "Report"]
 
 
 class BadKeyword(SensoriumError, TypeError):
     """A keyword that is not known, or has a value it cannot take."""
 
 
-Objective = Callable[[Any, Batch], dict[str, Tensor]]
-Make = Callable[..., "Recipe"]
-Augment = Mapping[str, Mapping[str, float]]
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts for rows of a data set, and their targets.
+
+    Attributes:
+        outputs: raw model outputs (logits, means) by target column.
+        targets: the target columns of the same rows.
+    """
+
+    outputs: Mapping[str, Tensor]
+    targets: Batch
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a run goes. A recipe sets defaults; every field is a keyword of `train` and an option of its command."""
+class ValidationResult:
+    """What `EvaluationSpec.validate` returns.
 
-    epochs: float = 20                      # passes over the training rows
-    batch_size: int = 128                   # rows in a step
-    accumulate: int = 1                     # split a step's rows into this many parts to save memory
-    per_group: int = 0                      # rows of the same thing side by side in a batch; 0: as they come
-    augment: str = "light"                  # how far training samples are changed at random: none, light, strong
-    lr: float = 1e-3                        # the highest learning rate
-    optimizer: str = "adamw"                # adamw, adam, sgd, lion, muon
-    weight_decay: float = 0.1               # on weight matrices alone
-    beta2: float = 0.98                     # memory of squared gradients
-    layer_decay: float = 1.0                # of a block's learning rate, for the block below it (fine-tuning: 0.7)
-    stochastic_depth: float = 0.0           # chance that the last block is left out for a sample; less for those below
-    warmup: float = 0.05                    # share of the steps in which the rate rises
-    clip_norm: float = 1.0                  # longest gradient; 0: any
-    ema: float = 0.0                        # decay of the averaged weights that are kept; 0: no average
-    precision: str = "auto"                 # fp32, bf16, or whichever measures faster
-    patience: int = 0                       # evaluations without improvement before stopping; 0: never
-    evaluate_every: float = 1.0             # epochs
-    save_every: float = 1.0                 # epochs
-    seed: int = 0                           # of first weights, order and chance: the same seed, the same run
+    Attributes:
+        figures: metrics by name.
+        predictions: what they were computed from, where `Hooks.calibrate` needs it.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a family is made of, ready to train."""
-
-    model: nn.Module
-    objective: Objective                                            # (model, batch) -> {player: loss}
-    columns: tuple[str, ...]                                        # what it reads; "a,b" is the union of two
-    settings: Mapping[str, Modality] = field(default_factory=dict)  # of columns, where they are given and not learned
-    told: Mapping[str, Any] = field(default_factory=dict)           # keywords as a run keeps them, where that differs
-    keeps_start: bool = False                                       # begun with trained weights that are worth keeping
-    verbs: dict[str, Callable[..., Any]]                            # embed, generate, predict: on raw values
-    stages: Mapping[str, tuple[Make, Mapping[str, Any]]] = field(default_factory=dict)  # keyword -> what to train first
-    derived: Callable[[Source], Mapping[str, Stored]] | None = None # further columns, computed once from the data
-    begin: Callable[[Any, Any, np.ndarray], None] | None = None     # (model, prepared, rows): fit buffers, then train
-    training: Training = field(default_factory=Training)
-    augment: Mapping[str, Augment] = field(default_factory=dict)    # strength -> column -> how, while training
-    metric: str = "loss"                                            # of `validate`; higher is better unless a loss
-    validate: Callable[[Any, Any, np.ndarray], dict[str, float]] | None = None   # (model, prepared, rows) -> figures
-    samples: Callable[[Any, Any, np.ndarray, Path], None] | None = None          # the same, and a picture to write
-    calibrate: Callable[[Any, Any, np.ndarray], None] | None = None # the same: fit buffers before weights are kept
-    finish: Callable[[Any, Any, np.ndarray, np.ndarray], dict[str, float]] | None = None    # the same of train and val
-    needs: Mapping[str, str] = field(default_factory=dict)          # module that training imports -> its extra
-    judge: Callable[..., Any] | None = None         # (Trained, data set, names of splits, ...) -> Report
-    after_step: Callable[[Any], None] | None = None                 # what must hold after each update
-    compared: Mapping[str, Sequence[Any]] = field(default_factory=dict)     # keyword -> values that are worth comparing
-
-    @property
-    def sign(self) -> int:
-        """-1 where a lower metric is better."""
-        return -1 if "loss" in self.metric else 1
+    figures: Mapping[str, float]
+    predictions: Predictions | None = None
 
 
 @runtime_checkable
-class Trained(Protocol):
-    """What a judge is given: a recipe with its trained weights, and its verbs as methods."""
+class Objective(Protocol[M_contra]):
+    """The training loss of each player: {"model": loss}, or {"generator": ..., "discriminator": ...}."""
 
-    recipe: Recipe
-    schema: Schema
-    module: nn.Module
-
-    def __getattr__(self, name: str) -> Callable[..., Any]: ...
+    def __call__(self, model: M_contra, batch: Batch, /) -> dict[str, Tensor]: ...
 
 
-def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`given` as (the recipe's own keywords, fields of Training).
+@runtime_checkable
+class DeriveColumns(Protocol):
+    """Compute columns once from the data set, instead of reading them."""
+
+    def __call__(self, data: Source, /) -> Mapping[ColumnKey, Stored]: ...
+
+
+@runtime_checkable
+class OnStart(Protocol[M_contra]):
+    """Fit buffers of a new model on the training rows, before the first step."""
+
+    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " T"], /) -> None: ...
+
+
+@runtime_checkable
+class AfterStep(Protocol[M_contra]):
+    """Restore what must hold of the weights after each optimizer step."""
+
+    def __call__(self, model: M_contra, /) -> None: ...
+
+
+@runtime_checkable
+class Calibrate(Protocol[M_contra]):
+    """Fit calibration buffers on the validation rows, each time that new best weights are about to be saved.
+
+    `predictions`: those of the same weights on the same rows, where `validate` returned them.
+    """
+
+    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"],
+                 predictions: Predictions | None, /) -> None: ...
+
+
+@runtime_checkable
+class OnEnd(Protocol[M_contra]):
+    """Extend the trained model, which has its best weights, from the training and validation rows; returns metrics."""
+
+    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " T"],
+                 validation: Int[np.ndarray, " V"], /) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Validate(Protocol[M_contra]):
+    """Compute metrics on the validation rows."""
+
+    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"], /) -> ValidationResult: ...
+
+
+@runtime_checkable
+class WriteSamples(Protocol[M_contra]):
+    """Write an image that shows what the model does with some validation rows."""
+
+    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"], path: Path, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The columns that a recipe reads.
+
+    Attributes:
+        columns: names of the columns read; a tuple of names is several text columns read as one.
+        column_settings: settings of columns that are given, and not fitted on the training rows.
+        derived_columns: computes further columns once from the data.
+        augment: random augmentation while training: strength -> column -> parameters.
+    """
+
+    columns: tuple[ColumnKey, ...]
+    column_settings: Mapping[ColumnKey, Modality] = field(default_factory=dict)
+    derived_columns: DeriveColumns | None = None
+    augment: Mapping[str, Augment] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks(Generic[M]):
+    """What a recipe adds to the training loop.
+
+    Attributes:
+        on_start: called once, before the first step.
+        after_step: called after each optimizer step.
+        calibrate: called on the validation rows before new best weights are saved.
+        on_end: called once with the best weights; the weights are saved again afterwards.
+    """
+
+    on_start: OnStart[M] | None = None
+    after_step: AfterStep[M] | None = None
+    calibrate: Calibrate[M] | None = None
+    on_end: OnEnd[M] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec(Generic[M]):
+    """How a model is measured, while training and afterwards.
+
+    Attributes:
+        metric: the figure of `validate` that chooses the best weights.
+        mode: whether the lowest ("min") or the highest ("max") value of the metric is the best.
+        validate: computes metrics on the validation rows.
+        write_samples: draws what the model does with some validation rows.
+        evaluator: what `sensorium evaluate` runs: (trained model, data set, names of splits, options) -> Report.
+        sweep: keywords with values worth comparing, for `sensorium compare` where none is varied.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+    validate: Validate[M] | None = None
+    write_samples: WriteSamples[M] | None = None
+    evaluator: Evaluator | None = None
+    sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Generic[M]):
+    """What a family of models is made of, ready to train.
+
+    Attributes:
+        model: the model, with its first weights.
+        objective: the training loss.
+        data: the columns it reads.
+        verbs: what a trained model answers (`embed`, `generate`, `predict`): functions of raw values.
+        training: defaults of the training loop.
+        hooks: what it adds to the training loop.
+        evaluation: how it is measured.
+        stored_keywords: keywords as config.json stores them, where that differs from what was passed.
+        measures_forgetting: whether it starts from pretrained weights whose abilities are measured before and after.
+        prerequisites: keyword -> (recipe, keywords) of a run to train first, whose folder becomes the keyword's value.
+        extras: modules that training imports -> the extra of Sensorium that installs each.
+    """
+
+    model: M
+    objective: Objective[M]
+    data: DataSpec
+    verbs: Mapping[str, Callable[..., Any]]
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    hooks: Hooks[M] = field(default_factory=lambda: Hooks())
+    evaluation: EvaluationSpec[M] = field(default_factory=lambda: EvaluationSpec(metric="loss", mode="min"))
+    stored_keywords: Mapping[str, Any] = field(default_factory=dict)
+    measures_forgetting: bool = False
+    prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(default_factory=dict)
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+
+Make = Callable[..., Recipe[M]]
+
+
+def split_keywords(make: Make[Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`given` as (the recipe's own keywords, fields of TrainingConfig).
 
     Raises BadKeyword, naming the nearest known keyword, for one that is neither.
     """
     own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    loop = {f.name for f in fields(Training)}
+    loop = {f.name for f in fields(TrainingConfig)}
     for name in given:
         if name not in own | loop:
             near = difflib.get_close_matches(name, sorted(own | loop), 1)
@@ -116,19 +233,22 @@ def split_keywords(make: Make, given: Mapping[str, Any]) -> tuple[dict[str, Any]
     return {k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own}
 
 
-def build(make: Make, schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def build(make: Make[M], schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe[M], dict[str, Any]]:
     """The recipe with its training settings, and every keyword that went into it: plain values for the checkpoint."""
     own, loop = split_keywords(make, given)
+    for setting in fields(TrainingConfig):
+        if setting.name in loop and (choices := get_args(setting.type)):
+            one_of(setting.name, loop[setting.name], choices)
     bound = inspect.signature(make).bind(schema, **own)
     bound.apply_defaults()
     recipe = make(schema, **own)
     recipe = replace(recipe, training=replace(recipe.training, **loop))
-    if recipe.augment:
-        one_of("augment", recipe.training.augment, ["none", *recipe.augment])
-    return recipe, {**bound.kwargs, **recipe.told, **asdict(recipe.training)}
+    if recipe.data.augment:
+        one_of("augment", recipe.training.augment, ["none", *recipe.data.augment])
+    return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
 
 
-def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
+def planned(make: Make[M], schema: Schema, given: Mapping[str, Any]) -> Recipe[M]:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
         with torch.device("meta"), undrawn():
@@ -141,9 +261,9 @@ def planned(make: Make, schema: Schema, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def ready(recipe: Recipe) -> None:
+def ready(recipe: Recipe[Any]) -> None:
     """Raises SensoriumError where an extra that training needs is not installed."""
-    for module, extra in recipe.needs.items():
+    for module, extra in recipe.extras.items():
         if find_spec(module) is None:
             raise SensoriumError(f'to train this needs {module}: pip install "sensorium[{extra}]"')
 
@@ -156,7 +276,7 @@ def one_of(option: str, given: str, known: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def meet(encoders: Mapping[str, nn.Module], prepared: Any, rows: np.ndarray) -> None:
+def meet(encoders: Mapping[ColumnKey, nn.Module], prepared: Prepared, rows: Int[np.ndarray, " N"]) -> None:
     """Show the encoder of each column what these rows hold of it, where it takes something from that."""
     for name, encoder in encoders.items():
         for part in encoder.modules():

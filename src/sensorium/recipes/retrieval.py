@@ -1,26 +1,37 @@
 """Validation and samples for recipes that embed: how often is the right partner found among the held-out rows?"""
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.data.cache import Prepared
 from sensorium.metrics import chance, retrieval
-from sensorium.models import Batch, Towers
+from sensorium.models import Towers
 from sensorium.objectives.contrastive import complete
 from sensorium.recipes.drawing import framed, sheet
+from sensorium.recipes.recipe import Validate, ValidationResult, WriteSamples
+from sensorium.tokens import ColumnKey
 
 MOST = 5_000                                # rows judged while training; `evaluate` judges all
 Vectors = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
+Pair = tuple[ColumnKey, ColumnKey]
+
+
+class Which(NamedTuple):
+    """Numbers and groups of rows."""
+
+    row: Int[Tensor, "N"]
+    group: Int[Tensor, "N"]
 
 
 @torch.inference_mode()
-def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], *,
-               towers: tuple[str, str] | None = None, size: int = 256) -> tuple[Vectors, Batch]:
-    """Vectors of two columns of `rows` (complete ones only), and {"row", "group"} of those that were complete.
+def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: Pair, *, towers: Pair | None = None,
+               size: int = 256) -> tuple[Vectors, Which]:
+    """Vectors of two columns of `rows` (complete ones only), and which those were.
 
     `towers`: whose towers read them, if not their own (captions in another language).
     """
@@ -30,14 +41,14 @@ def embed_rows(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tup
     for start in range(0, len(rows), size):
         batch = complete(prepared.batch(rows[start:start + size]), *columns)
         vectors = [model[tower](batch[column]) for column, tower in zip(columns, towers or columns, strict=True)]
-        said.append((*vectors, batch["row"], batch["group"]))
+        assert batch.row is not None and batch.group is not None
+        said.append((*vectors, batch.row, batch.group))
     model.train(was_training)
     a, b, row, group = (torch.cat(parts) for parts in zip(*said, strict=True))
-    return (a, b), {"row": row, "group": group}
+    return (a, b), Which(row, group)
 
 
-def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple[str, str], *,
-             towers: tuple[str, str] | None = None,
+def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: Pair, *, towers: Pair | None = None,
              say: Callable[[list[int]], Float[Tensor, "N E"]] | None = None) -> dict[str, float]:
     """Recall both ways between the pictures of `rows` and their distinct captions, beside chance.
 
@@ -47,13 +58,13 @@ def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple
     row of its group, and the other way round.
     """
     (pictures, texts), which = embed_rows(model, prepared, rows, columns, towers=towers)
-    texts = texts if say is None else say(which["row"].tolist())
-    captions = [prepared.caption(columns[1], row) for row in which["row"].tolist()]
+    texts = texts if say is None else say(which.row.tolist())
+    captions = [prepared.caption(columns[1], row) for row in which.row.tolist()]
     number: dict[str, int] = {}
     ids = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
     at = {caption: i for i, caption in reversed(list(enumerate(captions)))}
     first = torch.tensor([at[caption] for caption in number])
-    groups = which["group"].unique(return_inverse=True)[1]
+    groups = which.group.unique(return_inverse=True)[1]
     shows = torch.zeros(int(groups.max()) + 1, len(first), dtype=torch.bool)
     shows[groups, ids] = True                               # a caption is right for all of a group that any of it has
     right = shows[groups]
@@ -62,13 +73,13 @@ def retrieve(model: Towers, prepared: Prepared, rows: np.ndarray, columns: tuple
     return about | retrieval(pictures, texts[first], right, ("image", "text")) | by_chance
 
 
-def validate(columns: tuple[str, str]) -> Callable[[Towers, Prepared, np.ndarray], dict[str, float]]:
+def validate(columns: Pair) -> Validate[Towers]:
     """`retrieve`, for a recipe of these two columns, on at most MOST rows, evenly spaced: it compares all with all."""
-    return lambda model, prepared, rows: retrieve(model, prepared, rows[::max(1, -(-len(rows) // MOST))], columns)
+    return lambda model, prepared, rows: ValidationResult(
+        retrieve(model, prepared, rows[::max(1, -(-len(rows) // MOST))], columns))
 
 
-def samples(columns: tuple[str, str], queries: int = 8,
-            shown: int = 8) -> Callable[[Towers, Prepared, np.ndarray, Path], None]:
+def samples(columns: Pair, queries: int = 8, shown: int = 8) -> WriteSamples[Towers]:
     """A picture: for a few captions of the rows given, the pictures found first; a right one in a green frame."""
     def draw(model: Towers, prepared: Prepared, rows: np.ndarray, path: Path) -> None:
         (pictures, texts), which = embed_rows(model, prepared, rows[:512], columns)
@@ -76,9 +87,9 @@ def samples(columns: tuple[str, str], queries: int = 8,
         found = (texts[asked] @ pictures.T).topk(min(shown, len(pictures))).indices
         lines = []
         for query, hits in zip(asked.tolist(), found.tolist(), strict=True):
-            shown_hits = [prepared.picture(columns[0], int(which["row"][hit])) for hit in hits]
-            right = [bool(which["group"][hit] == which["group"][query]) for hit in hits]
-            lines.append((prepared.caption(columns[1], int(which["row"][query])),
+            shown_hits = [prepared.picture(columns[0], int(which.row[hit])) for hit in hits]
+            right = [bool(which.group[hit] == which.group[query]) for hit in hits]
+            lines.append((prepared.caption(columns[1], int(which.row[query])),
                           [framed(p) if r else p for p, r in zip(shown_hits, right, strict=True)]))
         sheet(lines).save(path)
     return draw

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -61,7 +61,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings side by side. data: as a command line names them. sign: -1 where a lower metric is better.
+    """Settings side by side. data: as a command line names them. mode: whether the lowest or the highest metric
+    is the best.
 
     fixed: keywords that all have in common. results: (setting, repetition, result) of each run.
     """
@@ -69,7 +70,7 @@ class Comparison:
     recipe: str
     data: Sequence[str]
     metric: str
-    sign: int
+    mode: Literal["min", "max"]
     folds: int
     fixed: dict[str, Any]
     results: Sequence[tuple[dict[str, Any], str, Result]]
@@ -82,8 +83,8 @@ class Comparison:
         for values, repeat, result in self.results:
             found.setdefault(str(values), Setting(values)).runs[repeat] = result
         failed = [s for s in found.values() if s.failed]
-        return sorted((s for s in found.values() if not s.failed), key=lambda s: -self.sign * s.mean(self.metric)
-                      ) + failed
+        return sorted((s for s in found.values() if not s.failed), key=lambda s: s.mean(self.metric),
+                      reverse=self.mode == "max") + failed
 
     @property
     def best(self) -> Setting | None:
@@ -169,8 +170,15 @@ class Comparison:
         if not self.folds:
             return f"It lies in {self.folder / next(iter(best.runs.values())).folder}"
         given = [self.recipe, *self.data] + [part for name, value in {**self.fixed, **best.values}.items()
-                 for part in (f"--{name.strip('_').replace('_', '-')}", _plain(value))]
+                 for one in _each(value) for part in (f"--{name.strip('_').replace('_', '-')}", _plain(one))]
         return f"To train it on all rows of train: sensorium train {shlex.join(given)}"
+
+
+def _each(value: Any) -> list[Any]:
+    """What an option is given, once for each."""
+    if isinstance(value, dict):
+        return [f"{name}={one}" for name, one in value.items()]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _plain(value: Any) -> str:

@@ -20,7 +20,8 @@ from sensorium import durable
 from sensorium.checkpoint import Model, load, recipe_name
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import BadKeyword, Make, Recipe, planned, split_keywords
+from sensorium.keywords import takes_names
+from sensorium.recipes.recipe import BadKeyword, Make, planned, split_keywords
 from sensorium.run import alone, fingerprint, numbered
 from sensorium.step import NonFinite, check
 from sensorium.tasks.compared import Comparison, Result
@@ -42,15 +43,17 @@ class Trial:
     repeat: str
 
 
-def compare(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, folds: int = 0, say: Say = print,
+def compare(recipe: Make[Any], dataset: Dataset, *, out: str | Path | None = None, folds: int = 0, say: Say = print,
             **keywords: Any) -> Comparison:
     """Train a recipe with each combination of the keywords that are given several values (a list or tuple).
 
+    Of a keyword that may be several names at once (columns), a tuple is one value, and a list several.
     All see the same rows, the same epochs and the same chance (`seed`). Of several seeds, and with `folds`, each
     setting is trained so many times, and its figures are means. Without folds, figures are those of the validation
     rows, which also chose each run's weights. With them, the rows of train are dealt into so many parts (see
     `Dataset.folds`); each run is judged on the one it was not trained on, which chose nothing. Rows of test are never
-    looked at. Where no keyword is varied, those are that the recipe names (`Recipe.compared`; fusion: how parts meet).
+    looked at. Where no keyword is varied, those are that the recipe names (`EvaluationSpec.sweep`; fusion: how parts
+    meet).
     out: the folder; None: the next of runs/compare-0001, .... What is finished there is not trained again.
     Raises SensoriumError, before any run is made, for keywords that one could not be built with; Stopped on SIGINT or
     SIGTERM, after a save: the same call then goes on. A run whose numbers do not stay finite is told of in the table.
@@ -66,8 +69,8 @@ def compare(recipe: Make, dataset: Dataset, *, out: str | Path | None = None, fo
         for i, trial in enumerate(trials, 1):
             told = _told(record.result(recipe, trial))
             say(f"[{i}/{len(trials)}] {trial.name or 'as it comes'}: {told}")
-        first = planned(recipe, dataset.schema, trials[0].keywords)
-        found = Comparison(recipe.__name__, _asked_for(dataset), first.metric, first.sign, folds, fixed,
+        judged = planned(recipe, dataset.schema, trials[0].keywords).evaluation
+        found = Comparison(recipe.__name__, _asked_for(dataset), judged.metric, judged.mode, folds, fixed,
                            [(trial.setting, trial.repeat, record.results[trial.name]) for trial in trials], folder)
         durable.write(folder / "comparison.md", found.markdown().encode())
     return found
@@ -94,11 +97,12 @@ def _folder(out: str | Path | None) -> Path:
                              "(--out)") from e
 
 
-def _asked(recipe: Make, dataset: Dataset, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def _asked(recipe: Make[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """(keywords that are the same in all runs, values of those that are varied)."""
     split_keywords(recipe, keywords)
     several = {name: [value for i, value in enumerate(values) if value not in values[:i]]
-               for name, values in keywords.items() if isinstance(values, list | tuple)}
+               for name, values in keywords.items()
+               if isinstance(values, list) or isinstance(values, tuple) and not takes_names(recipe, name)}
     if empty := [name for name, values in several.items() if not values]:
         raise BadKeyword(f"{empty[0]} was given no value")
     varied = {name: values for name, values in several.items() if len(values) > 1}
@@ -106,11 +110,11 @@ def _asked(recipe: Make, dataset: Dataset, keywords: Mapping[str, Any]) -> tuple
              if name not in varied}
     if not varied.keys() - {"seed"}:
         usual = planned(recipe, dataset.schema, {**fixed, **{name: values[0] for name, values in varied.items()}})
-        varied |= {name: list(values) for name, values in usual.compared.items() if name not in fixed}
+        varied |= {name: list(values) for name, values in usual.evaluation.sweep.items() if name not in fixed}
     return fixed, varied
 
 
-def _trials(recipe: Make, dataset: Dataset, folds: int, fixed: Mapping[str, Any],
+def _trials(recipe: Make[Any], dataset: Dataset, folds: int, fixed: Mapping[str, Any],
             varied: Mapping[str, Sequence[Any]]) -> Iterator[Trial]:
     """Every setting once, then every setting again. Raises SensoriumError where there is nothing to compare."""
     names = [name for name in varied if name != "seed"]
@@ -162,7 +166,7 @@ class _Record:
             "plan": self.plan, "spent": self.spent,
             "runs": {name: asdict(result) for name, result in self.results.items()}})
 
-    def result(self, recipe: Make, trial: Trial) -> Result:
+    def result(self, recipe: Make[Any], trial: Trial) -> Result:
         """What a run came to; it is made, or gone on with, where it is not finished."""
         at = self.folder / _safe(trial.name)
         if trial.name not in self.results or not (at / "README.md").exists() and not self.results[trial.name].failed:
@@ -184,7 +188,7 @@ class _Record:
         return self.results[trial.name]
 
 
-def _trained(recipe: Make, trial: Trial, at: Path) -> Model:
+def _trained(recipe: Make[Any], trial: Trial, at: Path) -> Model:
     if (at / "README.md").exists():                     # what a run writes last
         return load(at, recipe=recipe)
     return train(recipe, trial.data, out=at, resume=(at / "config.json").exists(), quiet=True, **trial.keywords)
@@ -192,13 +196,14 @@ def _trained(recipe: Make, trial: Trial, at: Path) -> Model:
 
 def _judged(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
     """(what validation finds on the rows that are to judge, how many parameters)."""
-    made: Recipe = model.recipe
-    if made.validate is None:
-        raise SensoriumError(f"recipe {model.config.recipe} has no figure to compare by: give its Recipe a validate")
-    derived = made.derived(trial.data) if made.derived else {}
-    prepared = trial.data.prepare(model.schema, made.columns, derived=derived, quiet=True)
+    data, validate = model.recipe.data, model.recipe.evaluation.validate
+    if validate is None:
+        raise SensoriumError(f"recipe {model.config.recipe} has no figure to compare by: give its EvaluationSpec a "
+                             "validate")
+    derived = data.derived_columns(trial.data) if data.derived_columns else {}
+    prepared = trial.data.prepare(model.schema, data.columns, derived=derived, quiet=True)
     rows = np.setdiff1d(trial.data.splits[trial.rows], [b.row for b in prepared.bad])
-    figures = {name: float(value) for name, value in made.validate(model.module, prepared, rows).items()}
+    figures = {name: float(value) for name, value in validate(model.module, prepared, rows).figures.items()}
     return figures, sum(p.numel() for p in model.module.parameters())
 
 

@@ -3,7 +3,7 @@ import csv
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from sensorium import durable
 from sensorium.checkpoint import Model
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.modalities.modality import Modality
+from sensorium.modalities.table import Number
 from sensorium.verbs.predict import Prediction, Predictor
 
 PIECE = 4096                                # rows whose raw values are held at a time
 FORMATS = (".csv", ".jsonl")
+MEANING = {"row": "name", "low": "bound", "high": "bound", "spread": "deviation", "probability": "how sure"}
+Headings = dict[tuple[str, str], str]       # (target, part of what is said of it) -> the name of its column
 
 
 def predict_file(model: Model, data: Dataset, out: Path, say: Callable[[str], object] = print, *,
@@ -37,12 +41,27 @@ def predict_file(model: Model, data: Dataset, out: Path, say: Callable[[str], ob
     for bad in data.bad:
         say(f"left out: {bad.where}, {bad.column}: {bad.reason}" if bad.column else f"left out: {bad.where}: "
             f"{bad.reason}")
-    rows = _rows(partial(predictor, level=level, accuracy=accuracy), data, columns, say)
-    durable.write(out, partial(_csv if out.suffix == ".csv" else _jsonl, rows))
+    names = headings(predictor.targets)
+    rows = _rows(partial(predictor, level=level, accuracy=accuracy), data, columns, names, say)
+    durable.write(out, partial(_csv, rows, names) if out.suffix == ".csv" else partial(_jsonl, rows))
     return len(data)
 
 
-def _rows(predict: Callable[..., dict[str, Prediction]], data: Dataset, columns: list[str],
+def headings(targets: Mapping[str, Modality]) -> Headings:
+    """Names of the columns that are written, no two the same: those of targets stay, and what would be called as one
+    is, such as the lower bound of `temp` beside a target `temp low`, says what it is: `temp low (bound)`."""
+    found: Headings = {(name, ""): name for name in targets}
+    parts = {name: ("low", "high", "spread") if isinstance(of, Number) else ("probability",)
+             for name, of in targets.items()}
+    wanted = [(name, part, f"{name} {part}") for name, several in parts.items() for part in several]
+    for name, part, heading in [("", "row", "row"), *wanted]:
+        while heading in found.values():
+            heading += f" ({MEANING[part]})"
+        found[name, part] = heading
+    return found
+
+
+def _rows(predict: Callable[..., dict[str, Prediction]], data: Dataset, columns: list[str], names: Headings,
           say: Callable[[str], object]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(data), PIECE):
         rows = range(start, min(start + PIECE, len(data)))
@@ -53,21 +72,21 @@ def _rows(predict: Callable[..., dict[str, Prediction]], data: Dataset, columns:
         for warning in said:
             say(str(warning.message))
         for i, row in enumerate(rows):
-            told: dict[str, Any] = {"row": data.where(row)}
+            told: dict[str, Any] = {names["", "row"]: data.where(row)}
             for name, prediction in found.items():
-                told |= _told(name, prediction, i)
+                told |= {names[name, part]: value for part, value in _told(prediction, i).items()}
             yield told
 
 
-def _told(name: str, said: Prediction, i: int) -> dict[str, Any]:
-    """What is said of a target of row i."""
+def _told(said: Prediction, i: int) -> dict[str, Any]:
+    """What is said of a target of row i, part by part."""
     if said.spread is not None:
         assert said.interval is not None
         low, high = (end if math.isfinite(end) else None for end in said.interval[i].tolist())
-        return {name: said.value[i], f"{name} low": low, f"{name} high": high, f"{name} spread": float(said.spread[i])}
+        return {"": said.value[i], "low": low, "high": high, "spread": float(said.spread[i])}
     assert said.probability is not None
     sure = {c: round(float(p), 6) for c, p in zip(said.classes, said.probability[i], strict=False)}
-    return {name: said.value[i], f"{name} probability": sure}
+    return {"": said.value[i], "probability": sure}
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
@@ -75,21 +94,23 @@ def _jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
+def _csv(rows: Iterator[dict[str, Any]], names: Headings, path: Path) -> None:
     """Of a class its probability alone; tags parted by a bar; nothing where it abstains, or a bound is endless."""
+    labels = {names[name, "probability"]: heading for (name, part), heading in names.items()
+              if not part and (name, "probability") in names}
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer: csv.DictWriter[str] | None = None
         for row in rows:
-            plain = {name: _cell(name, value, row) for name, value in row.items()}
+            plain = {name: _cell(value, row.get(labels.get(name, ""))) for name, value in row.items()}
             if writer is None:
                 writer = csv.DictWriter(file, list(plain), lineterminator="\n")
                 writer.writeheader()
             writer.writerow(plain)
 
 
-def _cell(name: str, value: Any, row: dict[str, Any]) -> Any:
+def _cell(value: Any, label: Any) -> Any:
+    """label: what a value that is a dict of probabilities is of."""
     if isinstance(value, dict):
-        label = row[name.removesuffix(" probability")]
         if isinstance(label, list):
             return "|".join(str(value[tag]) for tag in label)
         return max(value.values()) if label is None else value[label]

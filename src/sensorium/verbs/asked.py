@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
+from sensorium.tokens import Batch
 from sensorium.verbs.verb import load
 
 Given = Mapping[str, Sequence[Any]]
@@ -57,12 +57,12 @@ def number(given: Mapping[str, Any], which: int) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def collated(part: str, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
-    """Raw values of one part as a batch; {} where all are missing."""
+def collated(part: str, modality: Modality, values: Sequence[Any]) -> Batch:
+    """Raw values of one part or column as a batch, which is without the part where all are missing."""
     there = [load(modality, value) for value in values if value is not None]
     if not there:
-        return {}
+        return Batch({})
     found, nothing = iter(there), np.zeros_like(there[0])
-    batch = {part: modality.collate([nothing if value is None else next(found) for value in values])}
-    return batch if len(there) == len(values) else batch | {
-        f"{part}.valid": torch.tensor([value is not None for value in values])}
+    batch = Batch({part: modality.collate([nothing if value is None else next(found) for value in values])})
+    return batch if len(there) == len(values) else batch.changed(
+        present={part: torch.tensor([value is not None for value in values])})

@@ -15,8 +15,8 @@ from sensorium.verbs.verb import at_rest, load
 class Embedder:
     """embed(image=[...]) or embed(text=[...]) → float32 [N, E], rows of length one."""
 
-    def __init__(self, model: nn.ModuleDict, senses: Mapping[str, tuple[str, Modality]]):
-        self.model, self.senses = model, senses        # kind -> (tower's name, settings of its column)
+    def __init__(self, model: nn.Module, senses: Mapping[str, tuple[nn.Module, Modality]]):
+        self.model, self.senses = model, senses        # kind -> (its tower, settings of its column)
 
     def __call__(self, *, batch_size: int = 256, **given: Sequence[Any]) -> np.ndarray:
         """One keyword: the kind of value ("image", "text") with a list of raw values.
@@ -29,9 +29,8 @@ class Embedder:
         (kind, values), = given.items()
         if kind not in self.senses:
             raise SensoriumError(f"this model embeds {' and '.join(self.senses)}, not {kind}")
-        name, modality = self.senses[kind]
+        tower, modality = self.senses[kind]
         loaded = [load(modality, value) for value in values]
-        tower = self.model[name]
         assert isinstance(tower, Tower)
         vectors = np.zeros((len(loaded), tower.width), dtype=np.float32)
         by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))         # so that little is padding

@@ -13,8 +13,9 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.cells import Cells
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.models import Batch, Decoder
+from sensorium.models import Decoder
 from sensorium.objectives.next_token import Sampling, generate
+from sensorium.tokens import Batch
 from sensorium.verbs.asked import batched, collated, lists, only
 from sensorium.verbs.verb import at_rest
 
@@ -99,15 +100,15 @@ class Painter:
             raise SensoriumError("rerank takes a model that embeds pictures and words, as in "
                                  "rerank=sn.load('runs/clip'), and words for every picture (text=)")
 
-    def _batch(self, asked: Mapping[str, Sequence[Any]], keep: int, rows: int) -> dict[str, Tensor]:
-        batch = collated("text", self.text, asked["text"]) if "text" in asked else {}
+    def _batch(self, asked: Mapping[str, Sequence[Any]], keep: int, rows: int) -> Batch:
+        batch = collated("text", self.text, asked["text"]) if "text" in asked else Batch({})
         if "text" in batch:
-            batch["text"] = self.model.said("text").spelt(batch["text"])
+            batch = batch.changed({"text": self.model.said("text").spelt(batch["text"])})
         if not keep:
-            return batch | {"image": self.start(rows)}
+            return batch.changed({"image": self.start(rows)})
         with at_rest(self.model):
             codes = self.cells.spelt(collated("image", self.image, asked["image"])["image"])
-        return batch | {"image": codes[:, :1 + keep]}
+        return batch.changed({"image": codes[:, :1 + keep]})
 
 
 def _gaps(values: Sequence[Any]) -> bool:

@@ -20,6 +20,7 @@ from sensorium.metrics.calibration import class_sets
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.table import Category, Number
 from sensorium.modalities.tags import Tags
+from sensorium.tokens import Batch
 from sensorium.verbs.asked import batched, collated, lists
 from sensorium.verbs.verb import at_rest
 
@@ -76,9 +77,9 @@ class Predictor:
         return {name: [row.get(name) for row in rows] for name in names or list(self.columns)[:1]}
 
     def _said(self, some: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-        batch: dict[str, Tensor] = {"row": torch.arange(len(next(iter(some.values()))))}
+        batch = Batch({}, row=torch.arange(len(next(iter(some.values())))))
         for name, values in some.items():
-            batch |= collated(name, self.columns[name], values)
+            batch = batch.beside(collated(name, self.columns[name], values))
         with at_rest(self.model), torch.inference_mode():
             return self.model(batch)
 

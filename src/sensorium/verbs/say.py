@@ -10,8 +10,9 @@ from torch import Tensor
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.text import Text, last_place
-from sensorium.models import Batch, Decoder
+from sensorium.models import Decoder
 from sensorium.objectives.next_token import Beams, Sampling, generate, search
+from sensorium.tokens import Batch
 from sensorium.verbs.asked import batched, collated, lists, only
 from sensorium.verbs.verb import at_rest, load
 
@@ -110,14 +111,14 @@ class Speaker:
         rows = max((len(values) for values in asked.values()), default=1)
         return {"text": [None] * rows, **asked}, rows
 
-    def _batch(self, asked: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    def _batch(self, asked: Mapping[str, Sequence[Any]]) -> Batch:
         begun = [np.array([self._first]) if words is None else load(self.text, words)[:-1]
                  for words in asked["text"]]
         for words, ids in zip(asked["text"], begun, strict=True):
             if len(ids) > self.text.length - 2:
                 raise SensoriumError(f"the beginning {words[:40]!r} leaves no room: this model says {self.text.length} "
                                      "tokens at most")
-        batch = {"text": self.text.collate(begun)}
+        batch = Batch({"text": self.text.collate(begun)})
         for part, values in asked.items():
-            batch |= {} if part == "text" else collated(part, self.given[part], values)
+            batch = batch if part == "text" else batch.beside(collated(part, self.given[part], values))
         return batch
