@@ -15,11 +15,11 @@ from sensorium.data.codes import Coded, Coder, coded
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.tokens import Batch
 from sensorium.recipes import codes
 from sensorium.recipes.codes import frozen
 from sensorium.recipes.recipe import DataSpec, Recipe
 from sensorium.recipes.training_config import TrainingConfig
+from sensorium.tokens import Batch
 from sensorium.train import train
 
 CODES = ("image", "codes")

@@ -131,7 +131,8 @@ def test_a_missing_picture_is_left_out() -> None:
 def test_pixels_are_compared_on_one_scale_whatever_the_settings() -> None:
     model, x = made(FSQ()).eval(), pictures()
     found = model.unit(model(x).pixels) - model.unit(x)
-    torch.testing.assert_close(Reconstruct("image", "l2", 0)(model, Batch({"image": x}))["model"], found.square().mean())
+    loss = Reconstruct("image", "l2", 0)(model, Batch({"image": x}))["model"]
+    torch.testing.assert_close(loss, found.square().mean())
 
 
 def test_figures_of_codes() -> None:

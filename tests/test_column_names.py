@@ -12,9 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from test_graphs import unchecked as unchecked
 from test_loader import Rows
 
 from sensorium import cli
+from sensorium.checkpoint import Model
+from sensorium.config import Config
 from sensorium.data.cache import Prepared
 from sensorium.data.dataset import Dataset
 from sensorium.data.infer import infer
@@ -22,6 +25,7 @@ from sensorium.data.loader import Loader
 from sensorium.data.schema import Column, Schema, split_pair
 from sensorium.data.sources import Table, from_records, read_file
 from sensorium.errors import SensoriumError
+from sensorium.interop.export import export
 from sensorium.interop.graph import file_name
 from sensorium.load import load as load_run
 from sensorium.modalities.image import Image
@@ -116,7 +120,8 @@ def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     sizes = [len(piece) for piece in pieces]
     assert len(pieces) == min(parts, 7) and max(sizes) - min(sizes) <= 1 and sorted(sizes, reverse=True) == sizes
     again = Batch.joined(pieces)
-    assert again.row.equal(whole.row) and again.group.equal(whole.group) and again.there(names[0]).equal(flags[names[0]])
+    assert again.row.equal(whole.row) and again.group.equal(whole.group)
+    assert again.there(names[0]).equal(flags[names[0]])
     assert all(again[name].equal(whole[name]) for name in names) and again.present.keys() == flags.keys()
     assert list(whole.only(names[1:]).columns) == names[1:] and not whole.only(names[1:]).present
     assert not whole.there("no such column").any()
@@ -139,7 +144,8 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
 
 KINDS: dict[str, Any] = {
     "words": Text(length=8, vocab_size=300), "n": Number(count=9), "kind": Category(("p", "q"), (5, 4)),
-    "more": Text(length=8, vocab_size=300), "y": Number(5.0, 2.0, (3.0, 5.0, 7.0), 9), "z": Category(("u", "v"), (4, 5))}
+    "more": Text(length=8, vocab_size=300), "y": Number(5.0, 2.0, (3.0, 5.0, 7.0), 9),
+    "z": Category(("u", "v"), (4, 5))}
 
 
 def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
@@ -203,7 +209,8 @@ def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
         for i in range(n):
             size, kind = rng.normal(), "pq"[i % 2]
             row = [round(size, 3) if i % 5 else None, kind, round(2 * size + (kind == "p"), 3), "uv"[size > 0]]
-            file.write(json.dumps({**dict(zip(names, row, strict=True)), " part ": ("train", "val")[i % 6 == 5]}) + "\n")
+            part = ("train", "val")[i % 6 == 5]
+            file.write(json.dumps({**dict(zip(names, row, strict=True)), " part ": part}) + "\n")
     return dict(zip([*names, " part "], ("number", "category", "number", "category", "split"), strict=True))
 
 
@@ -299,3 +306,23 @@ def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
         assert "Recurrent" in kinds, kinds
     with pytest.raises(SensoriumError, match="no column that an encoder reads"):
         build(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("names, wanted", [
+    (("colour", "colour.valid", "y.spread"),
+     {"colour.valid_": "whether \"colour\"", "y.spread_": "the spread of \"y\""}),
+    (("two\nlines", 'say "so"', "view"), {"two_lines": "the column \"two\\nlines\"", "say _so_": "the column"})])
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_a_graph_has_a_name_for_each_of_them(names: tuple[str, ...], wanted: dict[str, str], to: str,
+                                             tmp_path: Path) -> None:
+    """One that is no name for a graph, or is taken, is called otherwise, and its card says so."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    schema = Schema({name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])})
+    torch.manual_seed(0)
+    recipe, kept = build(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "depth": 1})
+    model = Model(recipe, schema, Config("fusion", kept, "fp32", {}), "", tmp_path / "run")
+    assert export(model, to, tmp_path / "out")["predict"] < 1e-5
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card

@@ -130,7 +130,8 @@ def test_words_by_their_pieces_become_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("keywords", [
-    {}, {"fuse": "sequence", "align": "multiscale"}, {"fuse": "bottleneck", "encoders": ("words=gru", "walk=transformer")},
+    {}, {"fuse": "sequence", "align": "multiscale"},
+    {"fuse": "bottleneck", "encoders": ("words=gru", "walk=transformer")},
     {"fuse": "attention", "encoders": {"photo": "vit", "words": "transformer", "walk": "cnn"}}], ids=str)
 def test_a_graph_says_what_predict_says_for_any_subset(tmp_path: Path, keywords: dict[str, Any]) -> None:
     model = predicting(tmp_path, **keywords)

@@ -22,6 +22,7 @@ from sensorium.published.parts import Shape
 from sensorium.published.published import drain
 from sensorium.published.siglip import AttentionPool
 from sensorium.quantize import Int8Embedding, Int8Linear, quantized
+from sensorium.tokens import Batch
 from sensorium.transformer import transformer
 
 VOCAB, DIM = 61, 64
@@ -42,7 +43,7 @@ def likeness(a: Tensor, b: Tensor) -> float:
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"text": ids})["text"].x)
+    return model.heads["text"](model(Batch({"text": ids}))["text"].x)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -132,7 +133,7 @@ def test_what_was_learned_is_still_said() -> None:
         optimizer.step()
 
     def said(model: Decoder) -> Tensor:
-        steps = generate(model, {"text": ids[:16, :4]}, "text", 16, Sampling(temperature=0))
+        steps = generate(model, Batch({"text": ids[:16, :4]}), "text", 16, Sampling(temperature=0))
         return torch.stack(list(steps), 1)
     plain = said(model)
     assert (plain == ids[:16, 4:20]).float().mean() > 0.95

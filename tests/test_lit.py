@@ -10,8 +10,8 @@ from test_resume import ask, at_step, killed
 
 import sensorium as sn
 from sensorium.adapt import Still
+from sensorium.data.cache import beside
 from sensorium.data.dataset import Dataset
-from sensorium.data.vectors import beside
 from sensorium.errors import SensoriumError
 from sensorium.recipes import lit
 from sensorium.recipes.recipe import build

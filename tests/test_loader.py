@@ -261,7 +261,8 @@ GERMAN = [["un chat", "a dog"], "un chien", None, None, "a cat"]
 
 
 def of_words(**columns: Any) -> Prepared:
-    return Prepared(Rows(columns), schema(**dict.fromkeys(columns, TEXT)), [column_key([*columns])], quiet=True, max_bad=1.0)
+    key = column_key([*columns])
+    return Prepared(Rows(columns), schema(**dict.fromkeys(columns, TEXT)), [key], quiet=True, max_bad=1.0)
 
 
 def test_the_first_caption_without_a_generator() -> None:

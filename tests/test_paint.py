@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from torch import Tensor
 
 import sensorium as sn
 from sensorium.data.schema import Column, Schema

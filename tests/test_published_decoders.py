@@ -17,6 +17,7 @@ from sensorium.published.decoder import PAD
 from sensorium.published.gpt2 import GPT2
 from sensorium.published.llama import LLAMA
 from sensorium.published.published import Published
+from sensorium.tokens import Batch
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 61
@@ -52,7 +53,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Published, Any
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"text": ids})["text"].x)
+    return model.heads["text"](model(Batch({"text": ids}))["text"].x)
 
 
 def test_same_numbers_and_gradients(pair: tuple[Published, Any, Decoder, Any, Path], tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[Published
     ours, ids, cache = pair[2], padded(TEXTS), Cache(2)
     more = torch.tensor([[4, 40], [5, 50], [6, 1]])
     with torch.no_grad():
-        steps = [ours.begin({"text": ids}, "text", cache)]
+        steps = [ours.begin(Batch({"text": ids}), "text", cache)]
         for step in range(2):
             steps.append(ours.go_on("text", more[:, step], (ids != PAD).sum(1) + step, cache))
         for row, text in enumerate(TEXTS):
@@ -83,7 +84,8 @@ def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[Published
 
 def test_same_words_one_by_one_and_together(pair: tuple[Published, Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[1], pair[2]
-    together = torch.stack(list(generate(ours, {"text": padded(TEXTS)}, "text", 12, Sampling(temperature=0))), 1)
+    given = Batch({"text": padded(TEXTS)})
+    together = torch.stack(list(generate(ours, given, "text", 12, Sampling(temperature=0))), 1)
     for row, text in enumerate(TEXTS):
         expected = theirs.generate(torch.tensor([text]), max_new_tokens=12, min_new_tokens=12, do_sample=False,
                                    attention_mask=torch.ones(1, len(text), dtype=torch.long), eos_token_id=None)

@@ -113,7 +113,8 @@ def schema(**columns: Any) -> Schema:
 def test_pick() -> None:
     s = schema(photo=Image(), thumb=Image(), caption=Text(), caption_de=Text(), mood=Category())
     assert s.pick("image") == "photo" and s.pick("text") == "caption" and s.pick("category") == "mood"
-    assert s.pick("text", "caption,caption_de") == "caption,caption_de"
+    assert s.texts(["caption", "caption_de"]) == ("caption", "caption_de")
+    assert s.texts() == s.texts("caption") == s.texts(["caption"]) == "caption"
     for kind, name, says in [("image", "foto", "did you mean 'photo'"), ("image", "caption", "is text, not image"),
                              ("number", None, "there is no number column. Columns: photo (image)"),
                              ("text", "price", "no model reads the column 'price' (ignore: so you said)")]:

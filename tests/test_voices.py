@@ -22,6 +22,7 @@ from sensorium.published.published import drain
 from sensorium.recipes import captioner
 from sensorium.recipes.recipe import BadKeyword, build
 from sensorium.stored import weights
+from sensorium.tokens import Batch
 from sensorium.train import Stopped
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300,
@@ -62,7 +63,8 @@ def test_neither_learns_and_the_run_stands_alone(data: Dataset, published: Path,
     assert [p for p in model.module.parameters() if p.requires_grad] == [*parts(model)[1].spread.parameters()]
     theirs, ours = sn.load(voice).module, model.module
     ids = torch.randint(3, 300, (2, 7))
-    torch.testing.assert_close(ours.trunk(theirs.read({"text": ids})["text"]).x, theirs({"text": ids})["text"].x)
+    given = Batch({"text": ids})
+    torch.testing.assert_close(ours.trunk(theirs.read(given)["text"]).x, theirs(given)["text"].x)
     shown = data.raw("image", [0, 1, 2])
     asked = [{}, {"beams": 2}, {"temperature": 1.0, "seed": 3}, {"text": ["a", None, "a red"]}]
     said = [model.generate(image=shown, **how) for how in asked]
@@ -85,8 +87,8 @@ def test_what_an_eye_said_before_is_what_it_says(data: Dataset, published: Path,
     assert recipe.data.derived_columns is not None
     prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
     batch = prepared.batch(range(8))
-    anew = {name: values for name, values in batch.items() if "vector" not in name}
-    assert len(anew) < len(batch) and not recipe.model.eval().training
+    anew = batch.only(schema.columns)
+    assert len(anew.columns) < len(batch.columns) and not recipe.model.eval().training
     torch.testing.assert_close(recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew))
     assert recipe.model.parts["image"](batch["image"]).pos[0, :, 0].tolist() == [*range(-8, 0)]
 

@@ -10,9 +10,9 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
 from sensorium.modalities.table import Number
-from sensorium.tokens import Batch
 from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Recipe, ValidationResult
 from sensorium.recipes.training_config import TrainingConfig
+from sensorium.tokens import Batch
 
 COLUMNS = ("a", "b", "c", "y")
 

@@ -81,9 +81,10 @@ def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = Non
     """Train a recipe in several ways, like for like, and say which to take: sensorium compare RECIPE DATA.
 
     Any keyword may have several values, parted by commas (--dim 64,128); one that takes words is given once for each
-    (--optimizer adamw --optimizer muon). Each combination is trained on the same rows, once for each --seed 0,1,2 and
-    each of --folds. Without --folds the rows of val judge; with it a part of train that the run did not see. Rows of
-    test are never looked at. What is finished in --out is not trained again.
+    (--optimizer adamw --optimizer muon), but names of columns, given once each, are all read together. Each
+    combination is trained on the same rows, once for each --seed 0,1,2 and each of --folds. Without --folds the rows of
+    val judge; with it a part of train that the run did not see. Rows of test are never looked at. What is finished in
+    --out is not trained again.
     """
     from sensorium.tasks.comparison import compare
     make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)

@@ -165,8 +165,8 @@ def go_on(make: Make[Any], dataset: Dataset, folder: Path, keywords: Mapping[str
     if config.recipe != recipe_name(make):
         raise SensoriumError(f"{folder} was begun with recipe {config.recipe}, not {recipe_name(make)}")
     for name, value in keywords.items():
-        kept = config.keywords.get(name)
-        kept = kept["source"] if isinstance(kept, dict) and "source" in kept else kept      # where weights lay
+        kept = _untold({name: config.keywords.get(name)})[name]             # of published weights, where they lay
+        kept = kept["source"] if isinstance(kept, dict) and "source" in kept else kept
         if isinstance(value, Mapping) and isinstance(kept, str):
             continue                                                        # settings of a stage that is trained
         if name in config.keywords and json.loads(json.dumps([kept, kept])) != json.loads(json.dumps([kept, value])):

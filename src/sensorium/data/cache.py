@@ -137,6 +137,14 @@ class Prepared:
         return next((text for name in column_names(column) for text in _texts(self.dataset.raw(name, [row])[0])), "")
 
 
+def beside(picture: ColumnKey) -> ColumnKey:
+    """The key of what a frozen encoder says of a picture column, beside the pictures themselves.
+
+    No text columns read as one have it, since the first of those is no picture column.
+    """
+    return *column_names(picture), "vector"
+
+
 class Pictures:
     """Decoded pictures, mapped from disk."""
 

@@ -16,18 +16,10 @@ from torch import Tensor
 from sensorium.data.cache import Captions, Pictures, Prepared, Source, Stored
 from sensorium.data.once import once
 from sensorium.data.schema import Schema
-from sensorium.tokens import ColumnKey, column_label, column_names
+from sensorium.tokens import ColumnKey, column_label
 
 VERSION = 1                             # of what an encoder says: another version asks it anew
 PIECE = 64                              # values at a time
-
-
-def beside(picture: ColumnKey) -> ColumnKey:
-    """The key of what a frozen encoder says of a picture column, beside the pictures themselves.
-
-    No text columns read as one have it, since the first of those is no picture column.
-    """
-    return *column_names(picture), "vector"
 
 
 class Vectors:

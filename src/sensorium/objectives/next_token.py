@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.attention import Cache
+from sensorium.data.cache import beside
 from sensorium.data.loader import generator
-from sensorium.data.vectors import beside
 from sensorium.errors import SensoriumError
 from sensorium.models import Decoder
 from sensorium.tokens import Batch, ColumnKey, Tokens, present

@@ -166,7 +166,7 @@ class _Seen:
         prior = figures(self.of, Calibration(), self.prior.expand(len(self.y), -1), self.y, {})
         found.values |= {f"prior {name}": prior.values[name] for name in PLAIN[self.of.kind] if name in prior.values}
         found.values |= {f"uncalibrated {name}": bare.values[name] for name in bare.values
-                         if name in ("calibration error", "log loss", *(f"coverage at {level:.0%}" for level in LEVELS))}
+                         if name in {"calibration error", "log loss"} | {f"coverage at {level:.0%}" for level in LEVELS}}
         if isinstance(self.of, Category) and len(self.y):
             self._sets(self.of, found)
             self._abstaining(self.of, found)

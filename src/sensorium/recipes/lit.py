@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from sensorium.adapt import TUNES, Still, tuned
 from sensorium.align import ALIGNS
-from sensorium.data.cache import Source, Stored
+from sensorium.data.cache import Source, Stored, beside
 from sensorium.data.schema import Schema
-from sensorium.data.vectors import beside, vectors
+from sensorium.data.vectors import vectors
 from sensorium.models import Encoder, Tower, Towers
 from sensorium.objectives.contrastive import Contrastive
 from sensorium.published.start import Start

@@ -4,6 +4,7 @@
     out/comparison.json, out/comparison.md                  what they came to, written after each
 """
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -20,7 +21,6 @@ from sensorium import durable
 from sensorium.checkpoint import Model, load, recipe_name
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.keywords import takes_names
 from sensorium.recipes.recipe import BadKeyword, Make, planned, split_keywords
 from sensorium.run import alone, fingerprint, numbered
 from sensorium.step import NonFinite, check
@@ -102,7 +102,7 @@ def _asked(recipe: Make[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> 
     split_keywords(recipe, keywords)
     several = {name: [value for i, value in enumerate(values) if value not in values[:i]]
                for name, values in keywords.items()
-               if isinstance(values, list) or isinstance(values, tuple) and not takes_names(recipe, name)}
+               if isinstance(values, list) or isinstance(values, tuple) and not _takes_names(recipe, name)}
     if empty := [name for name, values in several.items() if not values]:
         raise BadKeyword(f"{empty[0]} was given no value")
     varied = {name: values for name, values in several.items() if len(values) > 1}
@@ -112,6 +112,12 @@ def _asked(recipe: Make[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> 
         usual = planned(recipe, dataset.schema, {**fixed, **{name: values[0] for name, values in varied.items()}})
         varied |= {name: list(values) for name, values in usual.evaluation.sweep.items() if name not in fixed}
     return fixed, varied
+
+
+def _takes_names(recipe: Make[Any], keyword: str) -> bool:
+    """Whether a keyword may be several names at once, such as columns that are read as one."""
+    found = inspect.signature(recipe).parameters.get(keyword)
+    return found is not None and any(of in str(found.annotation) for of in ("Sequence[str]", "tuple[str", "list[str"))
 
 
 def _trials(recipe: Make[Any], dataset: Dataset, folds: int, fixed: Mapping[str, Any],
