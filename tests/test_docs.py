@@ -42,7 +42,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def command_lines(path: Path) -> Iterator[list[str]]:
-    """Yield the arguments of each `sensorium` command in the bash blocks of a page, without --use FILE."""
+    """Yield the arguments of each `sensorium` command in bash blocks, without --use FILE."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -60,7 +60,7 @@ def attribute(node: ast.expr) -> str:
 
 
 def keywords_of(name: str, call: ast.Call) -> set[str] | None:
-    """Return the keywords that a call of `sn.NAME` may have; None where any keyword may be given."""
+    """Return the keywords that a call of `sn.NAME` may have; None if any may be given."""
     function = importlib.import_module("sensorium")
     for part in name.split(".")[1:]:
         function = getattr(function, part)
@@ -106,7 +106,7 @@ def test_links_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in PAGES if any(command_lines(p))], ids=page_name)
 def test_commands_and_options_exist(path: Path) -> None:
-    """Parse every command line; nothing is run. A recipe of the reader's own (FILE.py:NAME) is not parsed."""
+    """Parse every command line, but those of a recipe in FILE.py:NAME; nothing is run."""
     for argv in command_lines(path):
         if any(".py:" in word for word in argv[:2]):
             continue
@@ -116,7 +116,7 @@ def test_commands_and_options_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=page_name)
 def test_python_names_exist(path: Path) -> None:
-    """Resolve the imports, the `sn` attributes and the keywords of `sn` functions; nothing is run."""
+    """Resolve imports, `sn` attributes and keywords of `sn` functions; nothing is run."""
     for block in blocks(path, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sensorium"):
