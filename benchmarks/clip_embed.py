@@ -13,13 +13,13 @@ import torch
 from clip_train import END, START, VOCAB, copied, ways
 from torch import Tensor, nn
 
-from sensorium.align import LinearAlign
-from sensorium.kernels import settle_allocator
-from sensorium.modalities.image import Patches
-from sensorium.modalities.text import Text, Words
+from sensorium.align import LinearProjection
+from sensorium.kernels import configure_allocator
+from sensorium.modalities.image import PatchEmbedding
+from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.models import Encoder, Tower, Towers
-from sensorium.quantize import quantized
-from sensorium.transformer import transformer
+from sensorium.quantize import quantize_int8
+from sensorium.transformer import build_transformer
 
 SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
 
@@ -41,10 +41,10 @@ def theirs() -> nn.Module:
 
 
 def ours(source: nn.Module) -> Towers:
-    eye = Encoder(Patches(768, SIZE, PATCH), transformer(768, 12, 12, first=True))
+    eye = Encoder(PatchEmbedding(768, SIZE, PATCH), build_transformer(768, 12, 12, input_norm=True))
     text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
-    voice = Encoder(Words(512, text), transformer(512, 12, 8))
-    towers = {"image": Tower(eye, LinearAlign(768, OUT), OUT), "text": Tower(voice, LinearAlign(512, OUT), OUT)}
+    voice = Encoder(TextEmbedding(512, text), build_transformer(512, 12, 8))
+    towers = {"image": Tower(eye, LinearProjection(768, OUT), OUT), "text": Tower(voice, LinearProjection(512, OUT), OUT)}
     return copied(source, Towers(towers)).eval()
 
 
@@ -58,7 +58,7 @@ def contestants(kind: str, size: int) -> dict[str, Callable[[], Tensor]]:
     def bf16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return model[kind](given)
-    small = quantized(copy.deepcopy(model[kind]))
+    small = quantize_int8(copy.deepcopy(model[kind]))
     return {"open_clip": lambda: encode(given, normalize=True), "sensorium": lambda: model[kind](given),
             "sensorium bf16": bf16, "sensorium int8": lambda: small(given)}
 
@@ -70,7 +70,7 @@ def main() -> None:
         parse.add_argument(option, type=int, default=default)
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
-    settle_allocator()                                              # for both, as they share a process
+    configure_allocator()                                              # for both, as they share a process
     peers.record("clip_embed", **peers.machine(), **ways(), batch=a.batch)
     for kind in ("image", "text"):
         calls = contestants(kind, a.batch)

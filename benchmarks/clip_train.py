@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.data.schema import Column, Schema
-from sensorium.kernels import WAYS, settle_allocator, way
+from sensorium.kernels import LINEAR_BACKENDS, configure_allocator, linear_backend
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models import Towers
@@ -32,7 +32,7 @@ Step = Callable[[Tensor, Tensor], float]
 
 def ways() -> dict[str, str]:
     """How sensorium computes products here, for the record."""
-    return {"fp32_way": way(torch.float32), "bf16_way": way(torch.bfloat16)}
+    return {"fp32_way": linear_backend(torch.float32), "bf16_way": linear_backend(torch.bfloat16)}
 
 
 def batch(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def ours() -> Towers:
     """Sensorium's recipe of that size."""
     text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
     schema = Schema({"image": Column("image", Image(size=SIZE)), "text": Column("text", text)})
-    recipe = clip(schema, dim=192, depth=6, text_depth=4)
+    recipe = clip(schema, dim=192, image_layers=6, text_layers=4)
     assert isinstance(recipe.model, Towers)
     recipe.model.objective = recipe.objective                   # kept beside the model for `step_of`
     return recipe.model
@@ -135,7 +135,7 @@ def contestant(name: str, size: int, settle: bool) -> Callable[[], float]:
     if forced:
         os.environ["SENSORIUM_KERNELS"] = forced
     if settle or name.startswith("sensorium"):
-        settle_allocator()
+        configure_allocator()
     step, given = build(name), batch(size, torch.Generator().manual_seed(0))
     return lambda: step(*given)
 
@@ -178,7 +178,7 @@ def memory(names: list[str], size: int) -> None:
 
 def _peak_of(name: str, size: int, settle: bool) -> Callable[[], float]:
     if settle:
-        settle_allocator()
+        configure_allocator()
     step, given = build(name), batch(size, torch.Generator().manual_seed(0))
     for _ in range(4):
         step(*given)
@@ -212,7 +212,7 @@ def main() -> None:
     elif a.curve:
         curve([n for n in names if "fp32" in n], a.batch, a.curve)
     elif a.ways:
-        time_steps([f"sensorium {p} by {w}" for p in ("fp32", "bf16") for w in WAYS], a.batch, a.rounds, True)
+        time_steps([f"sensorium {p} by {w}" for p in ("fp32", "bf16") for w in LINEAR_BACKENDS], a.batch, a.rounds, True)
     elif a.rss:
         memory(names, a.batch)
     else:

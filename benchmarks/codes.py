@@ -22,11 +22,11 @@ from peers import machine, record
 from PIL import Image
 from torch import Tensor
 
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.metrics import perplexity, psnr
+from sensorium.metrics import codebook_perplexity, psnr
 from sensorium.modalities.quantize import VQ
-from sensorium.recipes import codes
+from sensorium.recipes import image_tokenizer
 from sensorium.train import train
 
 SIZE, PATCH, VOCAB = 32, 4, 512
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="where to draw originals above what each says again")
     given = parser.parse_args()
-    data = Dataset.open("emoji", columns={"image": f"image:size={SIZE}:square=trim"})
+    data = Dataset.open("emoji", types={"image": f"image:size={SIZE}:square=trim"})
     prepared = data.prepare(data.schema, ("image",), quiet=True)
     shown = [("as drawn", pictures(prepared, sample(data)))]
     for name in given.only or ["untrained", *TRAINED]:
@@ -66,7 +66,7 @@ def trained(name: str, data: Dataset, given: argparse.Namespace) -> tuple[Again,
     more = {"anneal": steps} if TRAINED[name].get("quantizer") == "dvae" else {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        model = train(codes, data, out=Path(folder) / "run", epochs=given.epochs, eval_interval=given.epochs,
+        model = train(image_tokenizer, data, out=Path(folder) / "run", epochs=given.epochs, eval_interval=given.epochs,
                       seed=given.seed, **TRAINED[name], **more)
         seconds = time.process_time() - start
     image, module = model.schema["image"], model.module
@@ -81,10 +81,10 @@ def trained(name: str, data: Dataset, given: argparse.Namespace) -> tuple[Again,
     return again, {"seed": given.seed, "epochs": given.epochs, "cpu_seconds": round(seconds, 1),
                    "parameters": sum(p.numel() for p in module.parameters()), "vocab": module.vocab,
                    "settings": TRAINED[name], "side": image.size // PATCH,
-                   "val codes used": int((counts > 0).sum()), "val perplexity": round(perplexity(counts), 1)}
+                   "val codes used": int((counts > 0).sum()), "val perplexity": round(codebook_perplexity(counts), 1)}
 
 
-def untrained(data: Dataset, prepared: Prepared) -> dict[str, tuple[Again, dict[str, Any]]]:
+def untrained(data: Dataset, prepared: PreparedDataset) -> dict[str, tuple[Again, dict[str, Any]]]:
     """The mean picture; the mean of each 4 x 4 block, unquantized; each block as the nearest of 512 by k-means."""
     train_pictures = pictures(prepared, data.splits["train"])
     mean, blocks = train_pictures.mean(0), nearest_blocks(train_pictures)
@@ -100,7 +100,7 @@ def nearest_blocks(x: Tensor, passes: int = 3) -> Again:
     for part in x[torch.randperm(len(x))].repeat(passes, 1, 1, 1).split(128):
         book(cut(part))
         book.after_step()
-    return lambda pictures: paste(book.vectors(book.ids(cut(pictures))))
+    return lambda pictures: paste(book.to_vectors(book.to_ids(cut(pictures))))
 
 
 def cut(x: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def paste(x: Tensor) -> Tensor:
     return rearrange(x, "b h w (c p q) -> b c (h p) (w q)", p=PATCH, q=PATCH)
 
 
-def pictures(prepared: Prepared, rows: np.ndarray) -> Tensor:
+def pictures(prepared: PreparedDataset, rows: np.ndarray) -> Tensor:
     """Pixels in 0..1 [N 3 S S]."""
-    stored = np.stack([np.asarray(prepared.picture("image", row)) for row in rows.tolist()])
+    stored = np.stack([np.asarray(prepared.image("image", row)) for row in rows.tolist()])
     return torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
 
 

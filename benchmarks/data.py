@@ -24,9 +24,9 @@ import peers
 import PIL.Image
 import torch
 
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.loader import Loader
+from sensorium.data.loader import BatchLoader
 from sensorium.modalities.image import Image
 from sensorium.modalities.table import Category
 
@@ -89,15 +89,15 @@ def huggingface(folder: Path) -> Iterator[Any]:
     yield from torch.utils.data.DataLoader(OneByOne(folder), BATCH, shuffle=True, drop_last=True)
 
 
-def prepared(folder: Path) -> Prepared:
+def prepared(folder: Path) -> PreparedDataset:
     """The folder as sensorium reads it, decoded if it has not been yet."""
     classes = Category(tuple(f"class{i}" for i in range(10)))
-    data = Dataset.open(folder / "jpeg", columns={"image": IMAGE, "label": classes})
+    data = Dataset.open(folder / "jpeg", types={"image": IMAGE, "label": classes})
     return data.prepare(data.schema, ["image", "label"], quiet=True)
 
 
-def epoch(data: Prepared, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    loader = Loader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
+def epoch(data: PreparedDataset, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    loader = BatchLoader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
     for _, batch in zip(range(loader.steps_per_epoch), loader, strict=False):
         yield batch
 
@@ -110,8 +110,8 @@ def uncached(folder: Path) -> Iterator[Any]:
         paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
         pixels = np.empty((BATCH, STORED, STORED, 3), np.uint8)
         for path, room in zip(paths, pixels, strict=True):
-            IMAGE.load(path, into=room)
-        yield IMAGE.finish(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]), torch.tensor(labels)
+            IMAGE.load(path, out=room)
+        yield IMAGE.preprocess(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]), torch.tensor(labels)
 
 
 def first(folder: Path) -> Iterator[Any]:

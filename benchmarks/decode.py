@@ -12,12 +12,12 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.kernels import lay_out, settle_allocator
+from sensorium.kernels import transpose_weights, configure_allocator
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import Sampling, generate
+from sensorium.objectives.next_token import SamplingConfig, generate
 from sensorium.published.gpt2 import GPT2
-from sensorium.published.published import fill
-from sensorium.quantize import quantized
+from sensorium.published.published import load_into
+from sensorium.quantize import quantize_int8
 from sensorium.tokens import Batch
 
 VOCAB, PROMPT = 50257, 16
@@ -32,8 +32,8 @@ def theirs() -> nn.Module:
 
 def ours(source: nn.Module) -> Decoder:
     config = vars(source.config) | {"model_type": "gpt2"}
-    model = GPT2.build(config).eval()
-    fill(model, source.state_dict(), GPT2.names(config))
+    model = GPT2.build_module(config).eval()
+    load_into(model, source.state_dict(), GPT2.map_weights(config))
     return model
 
 
@@ -41,8 +41,8 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
     """The ids that each says."""
     source, ids = theirs(), torch.randint(VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     plain = ours(source)
-    models = {"": plain, " bf16": copy.deepcopy(plain).bfloat16(), " int8": quantized(copy.deepcopy(plain))}
-    lay_out(plain)                                                  # as `sensorium.load` does
+    models = {"": plain, " bf16": copy.deepcopy(plain).bfloat16(), " int8": quantize_int8(copy.deepcopy(plain))}
+    transpose_weights(plain)                                                  # as `sensorium.load` does
 
     def hugging_face() -> Tensor:
         said = source.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
@@ -51,7 +51,7 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
 
     def sensorium(model: Decoder) -> Callable[[], Tensor]:
         return lambda: torch.stack(list(generate(model, Batch({"text": ids}), "text", new,
-                                                  Sampling(temperature=0))), 1)
+                                                  SamplingConfig(temperature=0))), 1)
     return {"transformers": hugging_face} | {f"sensorium{how}": sensorium(model) for how, model in models.items()}
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         parse.add_argument(option, type=int, default=default)
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
-    settle_allocator()                                              # for both, as they share a process
+    configure_allocator()                                              # for both, as they share a process
     peers.record("decode", **peers.machine(), batch=a.batch, new=a.new)
     calls = contestants(a.batch, a.new)
     expected = calls["transformers"]()

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sensorium.data.splits import by_hash
+from sensorium.data.splits import split_by_hash
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ def csv_rows(data: bytes) -> list[dict[str, str]]:
 
 def divided(rows: list[Row], keys: Sequence[object]) -> list[Row]:
     """The rows with a split each; those of one key stay together."""
-    for name, part in by_hash([str(key) for key in keys], SHARES).items():
+    for name, part in split_by_hash([str(key) for key in keys], SHARES).items():
         for i in part.tolist():
             rows[i]["split"] = name
     return rows
@@ -252,16 +252,16 @@ def flights(packages: Path, out: Path) -> list[Row]:
     return divided(rows, weeks)
 
 
-STONE = {"carat": "number", "cut": "category", "color": "category", "clarity": "category",
-         **dict.fromkeys(("depth", "table", "x", "y", "z"), "number")}
-HOUR = {"when": "date", **dict.fromkeys(("season", "holiday", "weekday", "workingday", "weathersit"), "category"),
-        **dict.fromkeys(("temp", "atemp", "hum", "windspeed"), "number")}
-FLIGHT = {"weather": "series", "when": "date", **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
-          **dict.fromkeys(("distance", "seats", "built"), "number")}
+STONE = {"carat": "numeric", "cut": "category", "color": "category", "clarity": "category",
+         **dict.fromkeys(("depth", "table", "x", "y", "z"), "numeric")}
+HOUR = {"when": "datetime", **dict.fromkeys(("season", "holiday", "weekday", "workingday", "weathersit"), "category"),
+        **dict.fromkeys(("temp", "atemp", "hum", "windspeed"), "numeric")}
+FLIGHT = {"weather": "series", "when": "datetime", **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
+          **dict.fromkeys(("distance", "seats", "built"), "numeric")}
 TASKS = {task.name: task for task in (
     Task("emoji", emoji, "theme", {"image": "image", "text": "text"}),
     Task("icons", icons, "tag", {"image": "image", "text": "text", "author": "category", "style": "category",
-                                 "aliases": "number", "version": "number"}),
+                                 "aliases": "numeric", "version": "numeric"}),
     Task("solar", solar, "cell", {"image": "image", "type": "category"}),
     Task("diamonds", diamonds, "price", STONE, regression=True),
     Task("bikes", bikes, "riders", HOUR, regression=True),

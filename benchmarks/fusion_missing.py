@@ -57,10 +57,10 @@ Answers = Callable[[np.ndarray], np.ndarray]    # hidden cells of the test rows,
 
 def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     """Ours, with hidden cells masked; or without value dropout, with hidden cells filled in, "zeros" or "filled"."""
-    from sensorium.recipes.judge_missing import Hiding
-    from sensorium.recipes.prediction import said_of
-    from sensorium.verbs.predict import read as said
-    how = {"precision": "fp32", **({"drop": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
+    from sensorium.recipes.judge_missing import ValueMasking
+    from sensorium.recipes.prediction import predict_rows
+    from sensorium.verbs.predict import decode_prediction as said
+    how = {"precision": "fp32", **({"modality_dropout": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
     model, test = trained(splits, seed, folder, **how), splits["test"]
     data, target = opened(test), TASKS[test.folder.name].target
     prepared, rows = data.prepare(model.schema, model.recipe.data.columns), np.sort(data.splits["test"])
@@ -69,25 +69,25 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     def answer(cells: np.ndarray) -> np.ndarray:
         gone = torch.zeros(len(prepared), len(test.columns), dtype=torch.bool)
         gone[rows] = torch.from_numpy(cells)
-        hiding = Hiding({name: model.schema[name] for name in test.columns}, gone)
-        change = {"": hiding.masked, "zeros": partial(hiding.filled, by=zero), "filled": hiding.filled}[fill]
-        numbers, _ = said_of(model.module, prepared, rows, [target], change)
+        hiding = ValueMasking({name: model.schema[name] for name in test.columns}, gone)
+        change = {"": hiding.mask, "zeros": partial(hiding.impute, imputer=zero), "filled": hiding.impute}[fill]
+        numbers, _ = predict_rows(model.module, prepared, rows, [target], change)
         return told(said(model.schema[target], numbers[target], model.module.calibration(target)), test)
     return answer
 
 
 def zero(of: Any, values: torch.Tensor) -> torch.Tensor:
     """A value like those of a batch, of zeros as they stand in a file."""
-    from sensorium.recipes.judge_missing import nothing
+    from sensorium.recipes.judge_missing import imputation_value
     match of.kind:
-        case "number" | "date":
+        case "numeric" | "datetime":
             return of.collate([np.array(0.0)])[0]
         case "image":
             return of.collate([np.zeros((of.side, of.side, 3), np.uint8)])[0]
         case "series":
             return of.collate([of.load(np.zeros((values.shape[1], len(of.channels))))])[0]
         case "text":
-            return nothing(of, values)
+            return imputation_value(of, values)
     return torch.zeros_like(values[0])
 
 
@@ -99,7 +99,7 @@ def trees(splits: Splits, seed: int, folder: Path, hide: str) -> Answers:
     known = {name: {value: i for i, value in enumerate(sorted({*values} - {""}))}
              for name, values in train.of("category").items()}
     named = [train.kinds[name] == "category" for name in train.columns
-             for _ in range(4 if train.kinds[name] == "date" else 1)]
+             for _ in range(4 if train.kinds[name] == "datetime" else 1)]
     model = kind(learning_rate=0.05, max_iter=1000, early_stopping=True, n_iter_no_change=20, random_state=seed,
                  categorical_features=named)
     x, y = {}, {}
@@ -119,7 +119,7 @@ def coded(rows: Rows, known: dict[str, dict[str, int]], gone: np.ndarray) -> np.
     out = []
     for i, (name, values) in enumerate(rows.columns.items()):
         plain = [known[name].get(v, np.nan) for v in values] if name in known else values
-        x = np.array([calendar(v) for v in values] if rows.kinds[name] == "date" else plain, float)
+        x = np.array([calendar(v) for v in values] if rows.kinds[name] == "datetime" else plain, float)
         x = x.reshape(len(rows), -1)
         x[gone[:, i]] = np.nan
         out.append(x)

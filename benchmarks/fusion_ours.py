@@ -23,8 +23,8 @@ def opened(rows: Rows) -> Any:
     """The task's own table, as a data set."""
     from sensorium.data.dataset import Dataset
     task = TASKS[rows.folder.name]
-    kinds = rows.kinds | {task.target: "number" if task.regression else "category"}
-    return Dataset.open(rows.folder / "table.csv", columns=kinds)
+    kinds = rows.kinds | {task.target: "numeric" if task.regression else "category"}
+    return Dataset.open(rows.folder / "table.csv", types=kinds)
 
 
 def said(model: Any, rows: Rows) -> np.ndarray:
@@ -42,7 +42,7 @@ def told(found: Any, rows: Rows) -> np.ndarray:
 def raw(rows: Rows, name: str) -> list[Any]:
     """Values of a column as they are given to `predict`; None where missing."""
     kind = rows.kinds[name]
-    if kind == "number":
+    if kind == "numeric":
         return [None if np.isnan(v) else v for v in rows.columns[name]]
     return [None if not v else rows.folder / v if kind in ("image", "series") else v for v in rows.columns[name]]
 

@@ -31,7 +31,7 @@ def frame(rows: Rows) -> Any:
     import pandas as pd
     parts = {}
     for name, values in rows.columns.items():
-        if rows.kinds[name] == "date":
+        if rows.kinds[name] == "datetime":
             for what, column in zip(("month", "day", "weekday", "hour"), np.array([calendar(v) for v in values]).T,
                                     strict=True):
                 parts[f"{name}_{what}"] = column
@@ -45,7 +45,7 @@ def frame(rows: Rows) -> Any:
 
 
 def _numbers(table: Any, rows: Rows) -> list[str]:
-    return [name for name in table if rows.kinds.get(name, "number") == "number"]
+    return [name for name in table if rows.kinds.get(name, "numeric") == "numeric"]
 
 
 class WideDeepInput:
@@ -125,7 +125,7 @@ def autogluon(splits: dict[str, Rows], seed: int, epochs: int = 0) -> np.ndarray
         for table, rows in zip(tables.values(), splits.values(), strict=True):
             table["target"] = [f"class{k:02}" for k in rows.target]
     parts = {"hf_text": train.of("text"), "timm_image": train.of("image"),
-             "ft_transformer": train.of("number", "category", "date", "series")}
+             "ft_transformer": train.of("numeric", "category", "datetime", "series")}
     names = [name for name, there in parts.items() if there]
     settings: dict[str, Any] = {
         "model.names": [*names, "fusion_mlp"] if len(names) > 1 else names, "env.num_gpus": 0, "env.num_workers": 0,
@@ -177,7 +177,7 @@ def ludwig(splits: dict[str, Rows], seed: int) -> np.ndarray:
     small = {"image": {"preprocessing": {"height": SIDE, "width": SIDE, "num_channels": 3, "infer_image_dimensions":
                                          False}, "encoder": {"type": "stacked_cnn"}},
              "number": {"preprocessing": {"normalization": "zscore", "missing_value_strategy": "fill_with_mean"}}}
-    kinds = {name: train.kinds.get(name, "number") for name in tables["train"] if name != "target"}
+    kinds = {name: train.kinds.get(name, "numeric") for name in tables["train"] if name != "target"}
     inputs = [{"name": name, "type": kind, **small.get(kind, {})} for name, kind in kinds.items()]
     output = {"name": "target", "type": "category"} if train.classes else {
         "name": "target", "type": "number", "preprocessing": {"normalization": "zscore"}}

@@ -39,7 +39,7 @@ def read(folder: Path, task: Task) -> dict[str, Rows]:
     """The rows of each split of a task that `fusion_data.py` has built."""
     table = csv_rows((folder / task.name / "table.csv").read_bytes())
     names = [name for name in table[0] if name not in (task.target, "split")]
-    kinds = {name: task.kinds.get(name, "number") for name in names}
+    kinds = {name: task.kinds.get(name, "numeric") for name in names}
     told = sorted({row[task.target] for row in table if row["split"] == "train"})
     classes = () if task.regression else tuple(told)
     number = {name: i for i, name in enumerate(classes)}
@@ -53,7 +53,7 @@ def read(folder: Path, task: Task) -> dict[str, Rows]:
 
 
 def _cell(text: str, kind: str) -> str | float:
-    return text if kind != "number" else float(text) if text else float("nan")
+    return text if kind != "numeric" else float(text) if text else float("nan")
 
 
 def calendar(value: str) -> list[float]:

@@ -26,10 +26,10 @@ import PIL.Image
 import torch
 
 import sensorium as sn
-from sensorium.checkpoint import Model, load
-from sensorium.data.splits import spaced
-from sensorium.recipes.drawing import framed, sheet
-from sensorium.recipes.judge_scenes import true_pictures
+from sensorium.checkpoint import Model, load_checkpoint
+from sensorium.data.splits import sample_evenly
+from sensorium.recipes.drawing import add_frame, draw_contact_sheet
+from sensorium.recipes.judge_scenes import image_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 24                                                   # of a scene: 8 pixels a cell
@@ -44,32 +44,32 @@ SHOWN = ("red apple", "grinning face with smiling eyes", "blue heart", "cat face
 
 def emoji() -> sn.Dataset:
     """The emoji that come along."""
-    return sn.Dataset.open("emoji", columns={"image": SIZE, "caption": "text:length=16"})
+    return sn.Dataset.open("emoji", types={"image": SIZE, "caption": "text:length=16"})
 
 
 def scenes(n: int, texts: dict[str, int]) -> sn.Dataset:
     """Shapes with texts of so many tokens: a caption, or a question and its answer."""
     columns = {name: f"text:length={length}" for name, length in texts.items()}
     return sn.Dataset.open("scenes", n=n, size=SIDE, questions=3 if "question" in texts else 0,
-                           columns={"image": f"image:size={SIDE}", **columns})
+                           types={"image": f"image:size={SIDE}", **columns})
 
 
 def others(full: Path) -> sn.Dataset:
     """Drawings by artists whom the painter has not seen, of all things."""
-    whole = sn.Dataset.open(full, columns={"image": SIZE, "split": "ignore"})
+    whole = sn.Dataset.open(full, types={"image": SIZE, "split": "ignore"})
     artists = whole.raw("artist", range(len(whole)))
     return whole.take(np.array([artist in OTHERS for artist in artists]))
 
 
 def few(data: sn.Dataset, split: str, most: int) -> tuple[list[Any], list[str]]:
     """Pictures of a split, evenly spaced, and a caption of each."""
-    rows = spaced(data.splits[split], most)
+    rows = sample_evenly(data.splits[split], most)
     return data.raw("image", rows), [said[0] for said in data.raw("caption", rows)]
 
 
 def marked(picture: PIL.Image.Image, caption: str) -> PIL.Image.Image:
     """In a frame: green if the caption is true of it, grey if not."""
-    return framed(picture, "green" if true_pictures([picture], [caption], SIDE)["true"] else "lightgrey")
+    return add_frame(picture, "green" if image_metrics([picture], [caption], SIDE)["true"] else "lightgrey")
 
 
 class Stages:
@@ -89,7 +89,7 @@ class Stages:
                          parameters=sum(p.numel() for p in model.module.parameters()),
                          learned=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
                          seed=keywords.get("seed", 0), machine=peers.machine())
-        return load(at)
+        return load_checkpoint(at)
 
     def eye(self) -> Model:
         """The CLIP through which captions are said: it has seen what the captioner may learn from, and no more."""
@@ -105,7 +105,7 @@ class Stages:
     def voiced(self) -> None:
         """English captions by a decoder that learns nothing, of what an eye says that learns nothing."""
         def data() -> sn.Dataset:
-            return sn.Dataset.open(self.full, columns={"caption": "text:length=16"})
+            return sn.Dataset.open(self.full, types={"caption": "text:length=16"})
         model = self.run("voiced", sn.recipes.captioner, data, text="caption", precision="bf16", **VOICED,
                          **self.published)
         self._judged("voiced", model, data(), most=300, by=sn.load(self.published["eye_from"]))
@@ -116,7 +116,7 @@ class Stages:
 
     def codes(self) -> Model:
         """What the painter says pictures in."""
-        return self.run("codes", sn.recipes.codes, emoji, epochs=4, precision="bf16", eval_interval=2)
+        return self.run("codes", sn.recipes.image_tokenizer, emoji, epochs=4, precision="bf16", eval_interval=2)
 
     def painted(self) -> None:
         """Emoji for captions."""
@@ -126,27 +126,27 @@ class Stages:
         judge = self.judge()
         self._painted("painted", model, emoji(), {"guidance": 2.0, "top_p": 0.95}, most=150, by=judge)
         pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
-        sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(DOCS / "painted.png")
+        draw_contact_sheet([(words, pictures[6 * i:6 * i + 6]) for i, words in enumerate(SHOWN)]).save(DOCS / "painted.png")
 
     def scenes(self) -> None:
         """Scenes for captions, also for combinations never seen."""
         def data() -> sn.Dataset:
             return scenes(60_000, {"caption": 32})
-        codes = self.run("scene-codes", sn.recipes.codes, data, epochs=1.5, batch_size=32, eval_interval=0.5,
+        codes = self.run("scene-codes", sn.recipes.image_tokenizer, data, epochs=1.5, batch_size=32, eval_interval=0.5,
                          precision="bf16")
         model = self.run("scenes", sn.recipes.dalle, data, codes=str(codes.folder), dim=192, depth=4, epochs=3.5,
                          copies=1, dropout=0.0, eval_interval=0.5, **MUON)
         for split in HELD:                                  # there and back: no words can better what codes can show
             real, captions = few(data(), split, 200)
             peers.record("generation", stage="scene-codes", split=split,
-                         **true_pictures(codes.generate(image=real), captions, SIDE))
+                         **image_metrics(codes.generate(image=real), captions, SIDE))
         self._painted("scenes", model, data(), {"guidance": 1.5, "top_p": 0.9}, most=200)       # chosen on val
         asked = [(split, *pair) for split in HELD for pair in zip(*few(data(), split, 2), strict=True)]
         painted = model.generate(text=[caption for *_, caption in asked], n=6)
         lines = [(f"{split}: {caption}", [PIL.Image.fromarray(real),
                                           *(marked(picture, caption) for picture in painted[6 * i:6 * i + 6])])
                  for i, (split, real, caption) in enumerate(asked)]
-        sheet(lines).save(DOCS / "scenes.png")
+        draw_contact_sheet(lines).save(DOCS / "scenes.png")
 
     def answers(self) -> None:
         """Questions about scenes, beside a model that never saw one."""
@@ -169,7 +169,7 @@ class Stages:
                 **how: Any) -> None:
         report, told = sn.evaluate(model, data, **how), {} if sampled is None else {"sampled": sampled}
         report.save(model.folder)
-        for split, figures in report.figures.items():
+        for split, figures in report.metrics.items():
             peers.record("generation", stage=name, **told, split=split, **figures)
 
 
@@ -184,5 +184,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     given.runs.mkdir(parents=True, exist_ok=True)
     for stage in given.only:
-        getattr(Stages(given.runs, given.full, {"eye_from": given.eye, "voice": given.voice}), stage)()
+        getattr(Stages(given.runs, given.full, {"vision_weights": given.eye, "language_model": given.voice}), stage)()
     painting_page.main()

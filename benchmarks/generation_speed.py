@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.attention import Attention
-from sensorium.kernels import Linear, lay_out, settle_allocator
-from sensorium.modalities.text import PaddedWords, Text, Words
+from sensorium.kernels import Linear, transpose_weights, configure_allocator
+from sensorium.modalities.text import PaddedTokenEmbedding, Text, TextEmbedding
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextToken, Sampling, generate
-from sensorium.tokens import CAUSAL, Batch, Tokens, line
+from sensorium.objectives.next_token import NextTokenLoss, SamplingConfig, generate
+from sensorium.tokens import CAUSAL, Batch, Tokens, sequence_positions
 from sensorium.transformer import Block, FeedForward, GatedFeedForward, Transformer
 
 WORDS, LENGTH, CODES, CELLS, DIM, DEPTH, HEADS = 1000, 32, 1024, 256, 256, 6, 4
@@ -39,20 +39,20 @@ class Line(nn.Module):
 
     def forward(self, ids: Tensor) -> Tokens:
         x = self.ids(ids) + self.places[:ids.shape[1]]
-        return Tokens(x, line(x), CAUSAL)
+        return Tokens(x, sequence_positions(x), CAUSAL)
 
     def at(self, ids: Tensor, places: Tensor) -> Tokens:
         x = self.ids(ids) + self.places[places]
-        return Tokens(x, line(x), CAUSAL)
+        return Tokens(x, sequence_positions(x), CAUSAL)
 
 
 def painter() -> Decoder:
     """Sensorium's DALL-E in dalle-pytorch's shape."""
     blocks = [Block(Attention(DIM, HEADS), GatedFeedForward(DIM, 4 * DIM, nn.GELU()),
                     (nn.LayerNorm(DIM), nn.LayerNorm(DIM))) for _ in range(DEPTH)]
-    words = PaddedWords(DIM, Text(length=LENGTH, vocab_size=WORDS))
-    return Decoder({"text": words, "image": Line()}, {"text": Linear(DIM, words.vocab), "image": Linear(DIM, CODES)},
-                   Transformer(blocks, last=nn.LayerNorm(DIM)))
+    words = PaddedTokenEmbedding(DIM, Text(length=LENGTH, vocab_size=WORDS))
+    return Decoder({"text": words, "image": Line()}, {"text": Linear(DIM, words.vocab_size), "image": Linear(DIM, CODES)},
+                   Transformer(blocks, final_norm=nn.LayerNorm(DIM)))
 
 
 def dalle_pytorch() -> nn.Module:
@@ -70,8 +70,8 @@ def dalle_pytorch() -> nn.Module:
 def image(rounds: int) -> None:
     """Milliseconds of 256 codes."""
     text, ours, theirs = torch.randint(3, WORDS, (1, LENGTH)), painter().eval(), dalle_pytorch().eval()
-    lay_out(ours)                                                   # as `sensorium.load` does
-    given, how = Batch({"text": text, "image": torch.full((1, 1), CODES)}), Sampling(top_k=CODES // 2)
+    transpose_weights(ours)                                                   # as `sensorium.load` does
+    given, how = Batch({"text": text, "image": torch.full((1, 1), CODES)}), SamplingConfig(top_k=CODES // 2)
     calls = {"dalle-pytorch": lambda: theirs.generate_images(text, use_cache=True),
              "sensorium": lambda: list(generate(ours, given, "image", CELLS, how))}
     peers.compare("generation_image", peers.paired(calls, rounds, warm=1), ("dalle-pytorch",))
@@ -81,7 +81,7 @@ def step(rounds: int) -> None:
     """Milliseconds of forward, backward and AdamW, codes given."""
     text, codes = torch.randint(3, WORDS, (4, LENGTH)), torch.randint(0, CODES, (4, CELLS))
     ours, theirs = painter().train(), dalle_pytorch().train()
-    objective = NextToken({"text": "text", "image": "image"}, {"text": 1.0, "image": 7.0})
+    objective = NextTokenLoss({"text": "text", "image": "image"}, {"text": 1.0, "image": 7.0})
 
     def stepped(model: nn.Module, loss: object, bf16: bool = False) -> object:
         learned = [p for name, p in model.named_parameters() if not name.startswith("vae")]
@@ -110,15 +110,15 @@ def text(rounds: int) -> None:
     ids, dim, depth = torch.randint(3, VOCAB, (1, PROMPT)), 256, 10
     blocks = [Block(Attention(dim, 4), FeedForward(dim, 4 * dim, nn.GELU("tanh")),
                     (nn.LayerNorm(dim), nn.LayerNorm(dim))) for _ in range(depth)]
-    ours = Decoder({"text": Words(dim, Text(length=CONTEXT, vocab_size=VOCAB))},
-                   {"text": Linear(dim, VOCAB, bias=False)}, Transformer(blocks, last=nn.LayerNorm(dim))).eval()
-    lay_out(ours)                                                   # as `sensorium.load` does
+    ours = Decoder({"text": TextEmbedding(dim, Text(length=CONTEXT, vocab_size=VOCAB))},
+                   {"text": Linear(dim, VOCAB, bias=False)}, Transformer(blocks, final_norm=nn.LayerNorm(dim))).eval()
+    transpose_weights(ours)                                                   # as `sensorium.load` does
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=dim, n_layer=depth, n_head=4, n_positions=CONTEXT,
                                         bos_token_id=0, eos_token_id=None, pad_token_id=0)).eval()
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "use_cache": True,
                "attention_mask": torch.ones_like(ids)}
     calls = {"transformers": lambda: theirs.generate(ids, **options),
-             "sensorium": lambda: list(generate(ours, Batch({"text": ids}), "text", NEW, Sampling(temperature=0)))}
+             "sensorium": lambda: list(generate(ours, Batch({"text": ids}), "text", NEW, SamplingConfig(temperature=0)))}
     peers.compare("generation_text", peers.paired(calls, rounds, warm=1), ("transformers",))
 
 
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     asked.add_argument("--threads", type=int, default=1)
     given = asked.parse_args()
     torch.set_num_threads(given.threads)
-    settle_allocator()
+    configure_allocator()
     peers.record("machine", **peers.machine())
     torch.manual_seed(0)
     {"image": image, "step": step, "text": text}[given.what](given.rounds)

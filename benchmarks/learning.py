@@ -21,12 +21,12 @@ from peers import allow_torchvision, machine, record
 from torch import Tensor, nn
 
 from sensorium.data.dataset import Dataset
-from sensorium.data.loader import Loader
+from sensorium.data.loader import BatchLoader
 from sensorium.evaluate import evaluate
-from sensorium.models import unit
+from sensorium.models import l2_normalize
 from sensorium.recipes import clip_small
 from sensorium.recipes.clip import AUGMENT
-from sensorium.recipes.retrieval import retrieve
+from sensorium.recipes.retrieval import compute_retrieval_metrics
 from sensorium.train import train
 
 CELLS = ("test_artist", "test_concept", "test_both", "val")
@@ -47,8 +47,8 @@ def ours(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
                       checkpoint_interval=given.epochs, seed=given.seed, **settings)
         seconds = time.process_time() - start
         parameters = sum(p.numel() for p in model.module.parameters())
-        others = {column: shortened(evaluate(model, data, text=column).figures) for column in given.text}
-        report, described = evaluate(model, data).figures, evaluate(model, data, every=True).figures
+        others = {column: shortened(evaluate(model, data, text=column).metrics) for column in given.text}
+        report, described = evaluate(model, data).metrics, evaluate(model, data, every=True).metrics
     baselines = {cell: {k: round(v, 4) for k, v in f.items() if "chance" in k or "pixel" in k}
                  for cell, f in report.items()}
     return {"cpu_seconds": seconds, "epochs": given.epochs, "parameters": parameters, "recall": shortened(report),
@@ -70,7 +70,7 @@ class _Side(nn.Module):
         self.encode = encode
 
     def forward(self, x: Tensor) -> Tensor:
-        return unit(self.encode(x))
+        return l2_normalize(self.encode(x))
 
 
 class _Words(_Side):
@@ -100,7 +100,7 @@ def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
         text_cfg={"context_length": 32, "vocab_size": vocab + 1, "width": 128, "heads": 4, "layers": 2})
     peer, loss_of = Peer(model, vocab), ClipLoss()
     augment = dict(zip(("image", "caption"), AUGMENT["strong"], strict=True))
-    loader = Loader(prepared, rows, 128, seed=given.seed, augment=augment)
+    loader = BatchLoader(prepared, rows, 128, seed=given.seed, augment=augment)
     groups = [{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.2},
               {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=given.rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
@@ -119,7 +119,7 @@ def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         steps += 1
-    figures = {cell: retrieve(peer, prepared, prepared.complete(data.splits[cell]), ("image", "caption"))
+    figures = {cell: compute_retrieval_metrics(peer, prepared, prepared.complete_rows(data.splits[cell]), ("image", "caption"))
                for cell in CELLS}
     return {"cpu_seconds": time.process_time() - start, "epochs": steps * 128 / len(rows), "lr": given.rate,
             "parameters": sum(p.numel() for p in model.parameters()), "recall": shortened(figures)}
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="open_clip: the highest learning rate")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data = Dataset.open(given.data, columns={"image": "image:size=32:square=trim"})
+    data = Dataset.open(given.data, types={"image": "image:size=32:square=trim"})
     found = {"ours": ours, "open_clip": open_clip}[given.who](data, given)
     record("learning", who=given.who, seed=given.seed, **found, machine=machine())
 

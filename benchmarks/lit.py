@@ -35,7 +35,7 @@ def main() -> None:
         model = train(lit, data, out=Path(folder) / "run", image_from=given.eye, text_from=given.voice, text="caption",
                       image="image", epochs=given.epochs, eval_interval=given.epochs, seed=given.seed)
         seconds = time.process_time() - start
-        report, described = evaluate(model, data).figures, evaluate(model, data, every=True).figures
+        report, described = evaluate(model, data).metrics, evaluate(model, data, every=True).metrics
         learned = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     for name in CELLS:
         print(f"{name}: recall@1 / @10, picture to text and back: {shortened(report)[name]}")

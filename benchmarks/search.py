@@ -39,8 +39,8 @@ import faiss
 import numpy as np
 import torch
 
-from sensorium.tasks.nearest import Exact
-from sensorium.tasks.store import Head, Store
+from sensorium.tasks.nearest import ExactEngine
+from sensorium.tasks.store import IndexHeader, Store
 
 K = 10
 CENTRES = 2000                                      # clustered, as embeddings are: the set of the first study
@@ -105,13 +105,13 @@ def about(threads: int) -> dict[str, object]:
             "load": round(os.getloadavg()[0], 1)}
 
 
-def memory(args: argparse.Namespace, folder: Path) -> Exact:
+def memory(args: argparse.Namespace, folder: Path) -> ExactEngine:
     """The store opened and searched in this process, before anything else is held; its growth in MB."""
     torch._int_mm(torch.ones(32, 32, dtype=torch.int8), torch.ones(32, 32, dtype=torch.int8))
     before = resident()
-    store, engine = Store.open(folder), Exact()
+    store, engine = Store.open(folder), ExactEngine()
     engine.add(store.vectors)
-    store.rest()
+    store.release_memory()
     engine.search(unit(np.random.default_rng(9).standard_normal((1000, args.dim)).astype(np.float32)), K)
     grown, raw = resident() - before, args.rows * args.dim * 4e-6
     over = round(grown / raw - 1, 3)
@@ -119,7 +119,7 @@ def memory(args: argparse.Namespace, folder: Path) -> Exact:
     return engine
 
 
-def compare(args: argparse.Namespace, ours: Exact, peer: faiss.IndexFlatIP, x: np.ndarray) -> None:
+def compare(args: argparse.Namespace, ours: ExactEngine, peer: faiss.IndexFlatIP, x: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     for n in map(int, args.batches.split(",")):
         took: dict[str, list[tuple[float, float]]] = {"ours": [], "faiss": [], "faiss_blas": []}
@@ -167,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if os.fork() == 0:                                          # another process writes the store, so that memory
             x = clustered(args.rows, args.dim)                      # here is only that of opening and searching
-            with Store.create(folder, Head(args.dim, "")) as store:
+            with Store.create(folder, IndexHeader(args.dim, "")) as store:
                 for part in np.array_split(x, max(1, len(x) // 4096)):
                     store.add(part, [b""] * len(part))
                 store.publish()

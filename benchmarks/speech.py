@@ -21,8 +21,8 @@ import torch
 
 import sensorium as sn
 from sensorium.metrics.speech import word_error_rate
-from sensorium.published.published import drain
-from sensorium.published.transcribe import WINDOW
+from sensorium.published.published import export_from
+from sensorium.published.transcribe import WINDOW_SECONDS
 from sensorium.published.whisper import WHISPER
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"
@@ -47,9 +47,9 @@ def beside(model: Any, files: list[Path], language: str) -> list[str]:
     verb, config = model.verbs["generate"], model.config | {"layout": "safetensors"}
     known = WhisperConfig().to_dict()
     source = WhisperForConditionalGeneration(WhisperConfig(**{k: v for k, v in config.items() if k in known})).eval()
-    source.load_state_dict(drain(verb.model, WHISPER.names(config)), strict=False)
+    source.load_state_dict(export_from(verb.model, WHISPER.map_weights(config)), strict=False)
     source.tie_weights()
-    heard, said = replace(verb.audio, seconds=WINDOW), []
+    heard, said = replace(verb.audio, seconds=WINDOW_SECONDS), []
     for file in files:
         told = torch.tensor([[verb.start, *verb._told(language, "transcribe")]])
         ids = source.generate(

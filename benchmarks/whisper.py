@@ -14,12 +14,12 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.attention import Cache
-from sensorium.kernels import lay_out, settle_allocator
+from sensorium.attention import KVCache
+from sensorium.kernels import transpose_weights, configure_allocator
 from sensorium.models import Decoder
-from sensorium.published.published import fill
+from sensorium.published.published import load_into
 from sensorium.published.whisper import WHISPER
-from sensorium.quantize import quantized
+from sensorium.quantize import quantize_int8
 
 MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 
@@ -35,21 +35,21 @@ def theirs() -> nn.Module:
 
 def ours(source: nn.Module) -> Decoder:
     config = vars(source.config) | {"model_type": "whisper", "layout": "safetensors"}
-    model = WHISPER.build(config)
+    model = WHISPER.build_module(config)
     assert isinstance(model, Decoder)
-    fill(model, source.state_dict(), WHISPER.names(config))
+    load_into(model, source.state_dict(), WHISPER.map_weights(config))
     return model.eval()
 
 
 def said(model: Decoder, heard: Tensor) -> Tensor:
     """The likeliest NEW ids after the first."""
-    cache, ids = Cache(1 + NEW), torch.ones(1, dtype=torch.long)
-    logits, out = model.begin({"audio": heard, "text": ids[:, None]}, "text", cache), list[Tensor]()
+    cache, ids = KVCache(1 + NEW), torch.ones(1, dtype=torch.long)
+    logits, out = model.prefill({"audio": heard, "text": ids[:, None]}, "text", cache), list[Tensor]()
     while True:
         out.append(ids := logits.argmax(1))
         if len(out) == NEW:
             return torch.stack(out, 1)
-        logits = model.go_on("text", ids, torch.full_like(ids, cache.length), cache)
+        logits = model.decode_step("text", ids, torch.full_like(ids, cache.length), cache)
 
 
 @torch.inference_mode()
@@ -59,15 +59,15 @@ def main() -> None:
     parse.add_argument("--rounds", type=int, default=5)
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
-    settle_allocator()                                              # for both, as they share a process
+    configure_allocator()                                              # for both, as they share a process
     source = theirs()
     model, silence = ours(source), torch.full((1, MELS, 30 * FRAMES), -0.5)
     heard = torch.cat([torch.randn(1, MELS, SECONDS * FRAMES), silence[..., SECONDS * FRAMES:]], 2)
 
     def transformers() -> Tensor:
         return source.generate(heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1)[:, -NEW:]
-    bf16, int8, short = copy.deepcopy(model).bfloat16(), quantized(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
-    lay_out(model)                                                  # as `sensorium.load` does
+    bf16, int8, short = copy.deepcopy(model).bfloat16(), quantize_int8(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
+    transpose_weights(model)                                                  # as `sensorium.load` does
     calls: dict[str, Callable[[], Tensor]] = {
         "transformers": transformers, "sensorium, 30 s": lambda: said(model, heard),
         "sensorium, 10 s": lambda: said(model, short), "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),

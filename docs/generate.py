@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 os.environ.pop("FORCE_COLOR", None)
-from sensorium.cli import command_line
+from sensorium.cli import build_app
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# The command line
@@ -30,7 +30,7 @@ def _sections() -> Iterator[str]:
         words = command.split()
         text = io.StringIO()
         console = Console(file=text, width=100, force_terminal=False, color_system=None, legacy_windows=False)
-        command_line(words or ["train"]).help_print(words, console=console)
+        build_app(words or ["train"]).help_print(words, console=console)
         body = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
         yield f"\n## sensorium {command}".rstrip() + f"\n\n```\n{body}\n```\n"
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import sensorium as sn
 from sensorium.kernels import Linear
-from sensorium.modalities.modality import checked, settings
+from sensorium.modalities.modality import validate_settings, settings_to_dict
 from sensorium.models import Encoder
-from sensorium.recipes.encoders import heads
+from sensorium.recipes.encoders import num_heads
 from sensorium.tokens import Tokens
-from sensorium.transformer import transformer
+from sensorium.transformer import build_transformer
 
 BYTES = 16 << 20                        # the largest file that is read
 
@@ -85,11 +85,11 @@ class Points:
         return picture
 
     def to_json(self) -> dict[str, Any]:
-        return settings(self)
+        return settings_to_dict(self)
 
     @classmethod
     def from_json(cls, given: dict[str, Any]) -> "Points":
-        return cls(**checked(cls, given))
+        return cls(**validate_settings(cls, given))
 
 
 def _file(path: Path) -> np.ndarray:
@@ -123,7 +123,7 @@ def apart(points: Points, dim: int, depth: int, dropout: float) -> Encoder:
 
 def together(points: Points, dim: int, depth: int, dropout: float) -> Encoder:
     """All points see each other, in no order."""
-    return Encoder(EachPoint(dim), transformer(dim, depth, heads(dim), dropout=dropout))
+    return Encoder(EachPoint(dim), build_transformer(dim, depth, num_heads(dim), dropout=dropout))
 
 
 sn.add_modality(Points, together=together, apart=apart)

@@ -84,12 +84,12 @@ def watch() -> None:
     stored.save_file = watched(stored.save_file, "tensors", half_tensors)
     for name in ("replace", "rename", "fsync", "rmdir"):
         setattr(os, name, watched(getattr(os, name), name))
-    run.Run.save = within(run.Run.save, "save")                             # type: ignore[method-assign]
-    run.Run.keep_best = within(run.Run.keep_best, "best")                   # type: ignore[method-assign]
-    run.begin.__globals__["_assembled"] = within(run._assembled, "begin")
-    progress.Log.evaluation = within(progress.Log.evaluation, "evaluation")  # type: ignore[method-assign]
-    progress.Log.step = within(progress.Log.step, "log")                    # type: ignore[method-assign]
-    step.Step.__call__ = within(step.Step.__call__, "step")                 # type: ignore[method-assign]
+    run.TrainingRun.save = within(run.TrainingRun.save, "save")                             # type: ignore[method-assign]
+    run.TrainingRun.save_best = within(run.TrainingRun.save_best, "best")                   # type: ignore[method-assign]
+    run.create_run.__globals__["_assembled"] = within(run._assemble, "begin")
+    progress.MetricsLog.log_evaluation = within(progress.MetricsLog.log_evaluation, "evaluation")  # type: ignore[method-assign]
+    progress.MetricsLog.log_step = within(progress.MetricsLog.log_step, "log")                    # type: ignore[method-assign]
+    step.TrainStep.__call__ = within(step.TrainStep.__call__, "step")                 # type: ignore[method-assign]
 
 
 def write_in_place(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
@@ -98,7 +98,7 @@ def write_in_place(path: str | Path, content: bytes | Callable[[Path], object]) 
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
 
 
-def save_in_place(self: snapshot.Snapshots, at: int, files: dict[str, Any]) -> Path:
+def save_in_place(self: snapshot.CheckpointStore, at: int, files: dict[str, Any]) -> Path:
     """What `Snapshots.save` must not be: one folder, written over."""
     path = self.folder / "step-000000"
     path.mkdir(parents=True, exist_ok=True)
@@ -108,9 +108,9 @@ def save_in_place(self: snapshot.Snapshots, at: int, files: dict[str, Any]) -> P
 
 
 def make_naive() -> None:
-    durable.write = write_in_place
-    snapshot.Snapshots.save = save_in_place                                 # type: ignore[method-assign]
-    snapshot.Snapshots.latest = (                                           # type: ignore[method-assign]
+    durable.write_file = write_in_place
+    snapshot.CheckpointStore.save = save_in_place                                 # type: ignore[method-assign]
+    snapshot.CheckpointStore.latest = (                                           # type: ignore[method-assign]
         lambda self, say=print: p if (p := self.folder / "step-000000").exists() else None)
 
 
@@ -155,20 +155,20 @@ def live(folder: Path, at: int = 0, half: bool = False, after: float = 0.0) -> t
 
 def result(folder: Path) -> dict[str, str]:
     """Everything that must be equal to the last bit."""
-    last = snapshot.Snapshots(folder / "state").latest()
+    last = snapshot.CheckpointStore(folder / "state").latest()
     files = [folder / name for name in ("metrics.jsonl", "model.safetensors", "config.json", "schema.json")]
     files += sorted(p for p in last.iterdir() if p.name != "manifest.json") if last else []
-    return {path.name if path.parent == folder else f"state/{path.name}": snapshot.digest(path) for path in files}
+    return {path.name if path.parent == folder else f"state/{path.name}": snapshot.file_sha256(path) for path in files}
 
 
 def faults(folder: Path) -> str:
     """What is not whole in a folder in which a life was killed."""
     try:
-        snapshot.Snapshots(folder / "state").latest(lambda text: None)
+        snapshot.CheckpointStore(folder / "state").latest(lambda text: None)
         if (folder / "config.json").exists():
-            config.Config.load(folder)
-        if (folder / config.WEIGHTS).exists():
-            stored.read_tensors(folder / config.WEIGHTS)
+            config.RunConfig.load(folder)
+        if (folder / config.WEIGHTS_FILE).exists():
+            stored.read_tensors(folder / config.WEIGHTS_FILE)
     except SensoriumError as e:
         return str(e)
     return ""

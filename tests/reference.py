@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sensorium.published.files import open_weights
-from sensorium.published.published import Config, Published, drain, fill
-from sensorium.stored import weights
+from sensorium.published.published import ModelConfig, PretrainedFamily, export_from, load_into
+from sensorium.stored import state_tensors
 
 Save = Callable[[nn.Module, Path], None]
 
@@ -41,19 +41,19 @@ def save_pretrained(module: Any, folder: Path) -> None:
     module.save_pretrained(folder)
 
 
-def hosted(family: Published, folder: Path) -> tuple[nn.Module, Config]:
+def hosted(family: PretrainedFamily, folder: Path) -> tuple[nn.Module, ModelConfig]:
     """A published folder in our modules."""
     opened = open_weights(folder)
-    config = family.recognise(opened)
+    config = family.detect_config(opened)
     assert config is not None
-    module = family.build(config)
-    fill(module, opened.tensors, family.names(config), unused=family.unused)
+    module = family.build_module(config)
+    load_into(module, opened.tensors, family.map_weights(config), unused_tensors=family.unused_tensors)
     return module.eval(), config
 
 
-def there_and_back(family: Published, module: nn.Module, config: Config, source: Path, folder: Path) -> Path:
+def there_and_back(family: PretrainedFamily, module: nn.Module, config: ModelConfig, source: Path, folder: Path) -> Path:
     """A folder of our weights under their names beside their config; nothing is lost but what nobody learned."""
-    given, ours = open_weights(source).tensors, drain(module, family.names(config))
+    given, ours = open_weights(source).tensors, export_from(module, family.map_weights(config))
     for name, value in ours.items():
         assert torch.equal(value, given[name]), name
     folder.mkdir()
@@ -71,7 +71,7 @@ def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> None:
     assert (ours - theirs).abs().max() <= most * largest.clamp(min=1)
 
 
-def same_gradients(family: Published, module: nn.Module, reference: Any, config: Config, folder: Path,
+def same_gradients(family: PretrainedFamily, module: nn.Module, reference: Any, config: ModelConfig, folder: Path,
                    save: Save = save_pretrained) -> None:
     """After both went backward: every gradient of ours is theirs to 1e-4 of its length.
 
@@ -81,9 +81,9 @@ def same_gradients(family: Published, module: nn.Module, reference: Any, config:
     for value, slope in zip(slopes.parameters(), reference.parameters(), strict=True):
         value.data = torch.zeros_like(slope) if slope.grad is None else slope.grad
     save(slopes, folder)
-    theirs = family.build(config)
-    fill(theirs, open_weights(folder).tensors, family.names(config), unused=family.unused)
-    expected = weights(theirs)
+    theirs = family.build_module(config)
+    load_into(theirs, open_weights(folder).tensors, family.map_weights(config), unused_tensors=family.unused_tensors)
+    expected = state_tensors(theirs)
     for name, value in module.named_parameters():
         if value.grad is None:
             assert not expected[name].any(), name

@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from sensorium import durable
 from sensorium.data.dataset import Dataset
 from sensorium.modalities.text import train_tokenizer
-from sensorium.published import PUBLISHED
-from sensorium.published.published import drain
+from sensorium.published import PRETRAINED_FAMILIES
+from sensorium.published.published import export_from
 
 CONFIG = {"model_type": "clip", "projection_dim": 16,
           "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -27,8 +27,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as Hugging Face would hold it, with weights nobody trained."""
     folder = tmp_path_factory.mktemp("theirs")
     torch.manual_seed(0)
-    module = PUBLISHED["clip"].build(CONFIG)
-    save_file(drain(module, PUBLISHED["clip"].names(CONFIG)), folder / "model.safetensors")
+    module = PRETRAINED_FAMILIES["clip"].build_module(CONFIG)
+    save_file(export_from(module, PRETRAINED_FAMILIES["clip"].map_weights(CONFIG)), folder / "model.safetensors")
     durable.write_json(folder / "config.json", CONFIG)
     tokenizer = train_tokenizer([f"a {colour} square" for colour in COLOURS], 300)
     tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", pair=None,

@@ -58,7 +58,7 @@ def test_gguf_is_read_as_its_own_package_reads_it(gguf_file: Path) -> None:
     for name, t in theirs.items():
         expected = t.data.view(np.uint16) if name == "BF16" else gguf.dequantize(t.data, t.tensor_type)
         found = opened.tensors[name]
-        assert found.shape == opened.tensors.shape(name) == (5, 64) and opened.tensors.stored[name].dtype == name
+        assert found.shape == opened.tensors.get_shape(name) == (5, 64) and opened.tensors.entries[name].dtype == name
         if name == "BF16":
             assert found.dtype == torch.bfloat16 and np.array_equal(found.view(torch.uint16).numpy(), expected)
         else:
@@ -69,7 +69,7 @@ def test_gguf_is_read_as_its_own_package_reads_it(gguf_file: Path) -> None:
 
 def test_a_folder_with_one_gguf_file_is_that_file(gguf_file: Path) -> None:
     opened = open_weights(gguf_file.parent)
-    assert opened.layout == "gguf" and opened.place == gguf_file.parent and len(opened.tensors) == len(QUANTS)
+    assert opened.layout == "gguf" and opened.path == gguf_file.parent and len(opened.tensors) == len(QUANTS)
 
 
 def test_gguf_cut_anywhere_is_refused(gguf_file: Path, whole: bytes) -> None:
@@ -220,4 +220,4 @@ def test_a_real_whisper_of_ctranslate2(name: str, vocabulary: int, width: int) -
 def test_a_real_sentence_encoder() -> None:
     opened = open_weights(WEIGHTS / "minilm")
     assert opened.config["model_type"] == "bert" and len(opened.tensors) == 104
-    assert opened.json("1_Pooling/config.json")["pooling_mode_mean_tokens"] is True
+    assert opened.read_json("1_Pooling/config.json")["pooling_mode_mean_tokens"] is True

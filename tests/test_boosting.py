@@ -16,18 +16,18 @@ from sensorium import cli
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.load import load
-from sensorium.measures import Measures
-from sensorium.modalities.dates import Date
-from sensorium.modalities.table import Category, Number, Ordinal
-from sensorium.modalities.tags import Tags
+from sensorium.measures import HandcraftedFeatures
+from sensorium.modalities.dates import Datetime
+from sensorium.modalities.table import Category, Numeric, Ordinal
+from sensorium.modalities.tags import Multilabel
 from sensorium.recipes import RECIPES, boosting
-from sensorium.run import Run
-from sensorium.stored import tensors
+from sensorium.run import TrainingRun
+from sensorium.stored import tensor_writer
 from sensorium.tokens import Batch
 from sensorium.train import train
-from sensorium.trees import Boosted, Trees, plain, width
+from sensorium.trees import TreeEnsemble, Trees, tabular_features, num_tabular_features
 
-SHORT = {"dim": 16, "depth": 1, "epochs": 2, "quiet": True, "head": "boosting"}
+SHORT = {"dim": 16, "layers": 1, "epochs": 2, "quiet": True, "head": "boosting"}
 
 
 def table(folder: Path, n: int = 300) -> Path:
@@ -74,7 +74,7 @@ class TestTrees:
             what["num_class"] = classes
         made = lightgbm.train(what, lightgbm.Dataset(x, y), 12)
         trees = Trees(5, max(1, classes if classes > 2 else 1))
-        trees.take(boosting.flat(made.dump_model()["tree_info"]))
+        trees.load_buffers(boosting.from_lightgbm(made.dump_model()["tree_info"]))
         new = rng.normal(size=(100, 5)).astype(np.float32)
         new[rng.random(new.shape) < 0.3] = np.nan
         new[0] = np.nan
@@ -87,35 +87,35 @@ class TestTrees:
         made = lightgbm.train({"objective": "regression", "verbosity": -1, "min_data_in_leaf": 5},
                               lightgbm.Dataset(x, np.sign(x[:, 0])), 5)
         trees = Trees(1, 1)
-        trees.take(boosting.flat(made.dump_model()["tree_info"]))
+        trees.load_buffers(boosting.from_lightgbm(made.dump_model()["tree_info"]))
         high, low, gap = trees(torch.tensor([[5.0], [-5.0], [math.nan]])).flatten().tolist()
         assert gap == high > low
         assert made.predict(np.array([[np.nan]]))[0] == pytest.approx(low), "LightGBM itself takes it for a zero"
 
     def test_without_any_tree_there_is_nothing_to_add(self) -> None:
         assert not Trees(3, 2)(torch.randn(4, 3)).any()
-        second = Boosted(Number(), ["a"], {"a": Number()}, Measures({}), 4)
+        second = TreeEnsemble(Numeric(), ["a"], {"a": Numeric()}, HandcraftedFeatures({}), 4)
         linear = torch.randn(3, 2)
         assert torch.equal(second(linear, {"a": torch.randn(3)}, {"a": torch.ones(3, dtype=torch.bool)},
                                   torch.randn(3, 4)), linear)
 
 
 def test_columns_as_trees_read_them() -> None:
-    columns = {"n": Number(), "c": Category(("x", "y"), (1, 5)), "o": Ordinal(("1", "2"), (1, 1)), "d": Date(),
-               "t": Tags("|", ("p",), (2,), 4), "wide": Category(tuple(map(str, range(99))), tuple(range(99)))}
+    columns = {"n": Numeric(), "c": Category(("x", "y"), (1, 5)), "o": Ordinal(("1", "2"), (1, 1)), "d": Datetime(),
+               "t": Multilabel("|", ("p",), (2,), 4), "wide": Category(tuple(map(str, range(99))), tuple(range(99)))}
     given = {"n": torch.tensor([0.0, 2.0]), "c": torch.tensor([0, 2]), "o": torch.tensor([1, 2]),
-             "d": Date().fake(2, torch.Generator().manual_seed(0)), "t": torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
+             "d": Datetime().fake(2, torch.Generator().manual_seed(0)), "t": torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
              "wide": torch.tensor([98, 3])}
     there = {name: torch.ones(2, dtype=torch.bool) for name in columns}
-    x = plain(columns, given, there)
-    assert x.shape[1] == sum(map(width, columns.values())) == 1 + 2 + 1 + 9 + 2 + 64
+    x = tabular_features(columns, given, there)
+    assert x.shape[1] == sum(map(num_tabular_features, columns.values())) == 1 + 2 + 1 + 9 + 2 + 64
     assert x[0, :4].tolist() == [0, 0, 1, 1], "the commonest class first"
     assert x[1, :3].tolist() == [2, 0, 0], "a class never seen is none of them"
     assert x[1, 3].isnan(), "a rank never seen is missing"
     assert x[0, 15] == 1 and not x[1, 15:].any()
     there["n"][0] = there["t"][1] = False
     there["c"] = torch.zeros(2, dtype=torch.bool)
-    x = plain(columns, {name: values for name, values in given.items() if name != "c"}, there)
+    x = tabular_features(columns, {name: values for name, values in given.items() if name != "c"}, there)
     assert x[0, :3].isnan().all() and x[1, 13:15].isnan().all() and not x[1, 0].isnan()
 
 
@@ -166,10 +166,10 @@ def test_classes_two_and_more_at_once(data: Dataset, tmp_path: Path) -> None:
 
 def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(self: Run) -> None:
+    def killed(self: TrainingRun) -> None:
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "finish", killed)
+        patch.setattr(TrainingRun, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             train(RECIPES["fusion"], data, out=tmp_path / "run", target="price", columns=("a", "b", "colour"), **SHORT)
     train(RECIPES["fusion"], data, out=tmp_path / "run", resume=True, quiet=True)
@@ -187,7 +187,7 @@ def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head:
     after = json.loads(capsys.readouterr().out)
     assert before["flops_forward"] > 1000 and after["parameters"] == sum(
         p.numel() for p in load(run).module.parameters())
-    for more in ("--mixup 0.2", "--contrast 0.1 --fuse attention"):
+    for more in ("--mixup 0.2", "--contrastive-weight 0.1 --fusion attention"):
         assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split(), *more.split()]) == 0
 
 
@@ -208,13 +208,13 @@ def test_a_hostile_file_is_refused_in_one_line(run: Path, tmp_path: Path, name: 
              "leaf": [1.0, 2.0]}
     kinds = {"threshold": torch.float64, "leaf": torch.float64, "missing": torch.bool}
     whole = {part: torch.tensor(values, dtype=kinds.get(part, torch.int32)) for part, values in stump.items()}
-    (trees := Trees(19, 1)).take(whole)
+    (trees := Trees(19, 1)).load_buffers(whole)
     assert trees(torch.zeros(1, 19)).item() == 1
     changed, what = HOSTILE[name]
     for file in ("config.json", "schema.json"):
         (tmp_path / file).write_bytes((run / file).read_bytes())
     kept = load_file(run / "model.safetensors")
-    tensors({**kept, **{f"boosted.0.trees.{part}": v for part, v in {**whole, **changed}.items()}})(
+    tensor_writer({**kept, **{f"boosted.0.trees.{part}": v for part, v in {**whole, **changed}.items()}})(
         tmp_path / "model.safetensors")
     with pytest.raises(SensoriumError, match=what) as error:
         load(tmp_path)
@@ -233,7 +233,7 @@ def test_bytes_that_were_changed_are_refused(run: Path, tmp_path: Path) -> None:
 
 def test_what_it_cannot_do_is_said(data: Dataset, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                    capsys: pytest.CaptureFixture[str]) -> None:
-    ranks = Dataset.open(data.source["path"], columns={"grade": 'ordinal:classes=["a","b","c"]'})
+    ranks = Dataset.open(data.source["path"], types={"grade": 'ordinal:classes=["a","b","c"]'})
     with pytest.raises(SensoriumError, match="'grade' is ordinal: take head='linear'"):
         train(RECIPES["fusion"], ranks, out=tmp_path / "no", target="grade", **SHORT)
     found = importlib.util.find_spec

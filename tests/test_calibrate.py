@@ -9,23 +9,23 @@ import pytest
 import torch
 
 import sensorium as sn
-from sensorium.calibrate import LEVELS, Calibration, answered
+from sensorium.calibrate import LEVELS, Calibration, predicted_class
 from sensorium.checkpoint import Model
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.fused import Fused
-from sensorium.modalities.table import Category, Number, Ordinal
-from sensorium.modalities.tags import Tags
+from sensorium.fused import MultimodalPredictor
+from sensorium.modalities.table import Category, Numeric, Ordinal
+from sensorium.modalities.tags import Multilabel
 from sensorium.recipes import prediction
 from sensorium.recipes.fusion import fusion
-from sensorium.recipes.prediction import said_of
-from sensorium.verbs.predict import read
+from sensorium.recipes.prediction import predict_rows
+from sensorium.verbs.predict import decode_prediction
 
 KINDS = Category(classes=("a", "b", "c"))
 STARS = Ordinal(classes=("1", "2", "3", "4"))
-TAGS = Tags(tags=("x", "y"))
-PRICE = Number(mean=10.0, std=2.0)
+TAGS = Multilabel(tags=("x", "y"))
+PRICE = Numeric(mean=10.0, std=2.0)
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -36,24 +36,24 @@ def test_unfitted_it_reads_as_it_was_learned_and_bounds_nothing() -> None:
     said, plain = torch.randn(5, 3, generator=chance()), Calibration()
     assert torch.equal(plain.probabilities(KINDS, said), said.softmax(1))
     assert torch.equal(plain.probabilities(TAGS, said[:, :2]), said[:, :2].sigmoid())
-    assert plain.bound(0.5) == plain.surely(0.5) == math.inf
-    assert read(KINDS, said, plain).among == [["a", "b", "c"]] * 5
+    assert plain.conformal_quantile(0.5) == plain.selective_threshold(0.5) == math.inf
+    assert decode_prediction(KINDS, said, plain).prediction_set == [["a", "b", "c"]] * 5
 
 
 def test_ranks_have_probabilities_of_sum_one_whatever_the_cuts_say() -> None:
     said = torch.randn(50, 3, generator=chance()) * 3                # not decreasing
     p = Calibration().probabilities(STARS, said)
     assert p.shape == (50, 4) and (p >= 0).all() and torch.allclose(p.sum(1), torch.ones(50))
-    assert torch.equal(answered(STARS, p), (said.cummin(1).values > 0).sum(1))
+    assert torch.equal(predicted_class(STARS, p), (said.cummin(1).values > 0).sum(1))
 
 
 @pytest.mark.parametrize("kind, k", [(KINDS, 3), (STARS, 3), (TAGS, 2)])
-def test_logits_learned_too_large_are_brought_back(kind: Category | Tags, k: int) -> None:
+def test_logits_learned_too_large_are_brought_back(kind: Category | Multilabel, k: int) -> None:
     honest = torch.randn(4000, k, generator=chance()) * (2 if kind is not STARS else 1)
     honest = honest.sort(1, descending=True).values if kind is STARS else honest
     drawn = torch.rand(4000, k, generator=chance(1))
     y = {"category": honest.softmax(1).multinomial(1, generator=chance(1))[:, 0],
-         "ordinal": (drawn[:, :1] < honest.sigmoid()).sum(1), "set": (drawn < honest.sigmoid()).float()}[kind.kind]
+         "ordinal": (drawn[:, :1] < honest.sigmoid()).sum(1), "multilabel": (drawn < honest.sigmoid()).float()}[kind.kind]
     found = Calibration()
     found.fit(kind, honest * 4, y)
     assert found.scale.item() == pytest.approx(4, rel=0.1)
@@ -65,9 +65,9 @@ def test_spreads_learned_too_small_are_brought_back_and_intervals_hold() -> None
     y = said[:, 0] + torch.randn(2000, generator=chance(1))
     found = Calibration()
     found.fit(PRICE, said[:1000], y[:1000])
-    assert found.amount(said).spread[0].item() == pytest.approx(1, rel=0.1)
+    assert found.distribution(said).std[0].item() == pytest.approx(1, rel=0.1)
     for level in (0.5, 0.9):
-        served = read(PRICE, said[1000:], found, level)
+        served = decode_prediction(PRICE, said[1000:], found, level)
         assert served.interval is not None
         true = y[1000:].numpy() * 2 + 10
         held = ((served.interval[:, 0] <= true) & (true <= served.interval[:, 1])).mean()
@@ -77,15 +77,15 @@ def test_spreads_learned_too_small_are_brought_back_and_intervals_hold() -> None
 def test_few_rows_leave_the_scale_alone_and_bound_what_they_can() -> None:
     found, said = Calibration(), torch.randn(9, 3, generator=chance()) * 9
     found.fit(KINDS, said, said.argmax(1))
-    assert found.scale == 1 and math.isfinite(found.bound(0.9)) and found.bound(0.91) == math.inf
+    assert found.scale == 1 and math.isfinite(found.conformal_quantile(0.9)) and found.conformal_quantile(0.91) == math.inf
     found.fit(KINDS, said[:0], said.argmax(1)[:0])
-    assert found.bound(0.5) == found.surely(0.5) == math.inf
+    assert found.conformal_quantile(0.5) == found.selective_threshold(0.5) == math.inf
 
 
 def test_classes_never_seen_are_outside_of_the_sets() -> None:
     found, said = Calibration(), torch.randn(40, 3, generator=chance())
     found.fit(KINDS, said, torch.full((40,), 3))
-    assert found.bound(0.5) == 1 and math.isfinite(found.scale)
+    assert found.conformal_quantile(0.5) == 1 and math.isfinite(found.scale)
 
 
 def test_it_abstains_where_it_is_not_sure_enough() -> None:
@@ -93,20 +93,20 @@ def test_it_abstains_where_it_is_not_sure_enough() -> None:
     y = said.softmax(1).multinomial(1, generator=chance(1))[:, 0]
     found = Calibration()
     found.fit(KINDS, said[:2000], y[:2000])
-    served = read(KINDS, said[2000:], found, accuracy=0.9).value
+    served = decode_prediction(KINDS, said[2000:], found, min_accuracy=0.9).value
     true = [KINDS.classes[i] for i in y[2000:].tolist()]
     right = [a == b for a, b in zip(served, true, strict=True) if a is not None]
     assert 300 < len(right) < 1900 and np.mean(right) > 0.9 - 4 * math.sqrt(0.09 / len(right))
-    assert None not in read(KINDS, said, found).value
+    assert None not in decode_prediction(KINDS, said, found).value
 
 
 def test_levels_are_rounded_up_and_checked() -> None:
     found = Calibration()
-    found.bounds.copy_(torch.tensor(LEVELS))
-    assert found.bound(0.9) == pytest.approx(0.9) and found.bound(0.901) == pytest.approx(0.91)
-    assert found.bound(0.07) == pytest.approx(0.07)
+    found.conformal_quantiles.copy_(torch.tensor(LEVELS))
+    assert found.conformal_quantile(0.9) == pytest.approx(0.9) and found.conformal_quantile(0.901) == pytest.approx(0.91)
+    assert found.conformal_quantile(0.07) == pytest.approx(0.07)
     with pytest.raises(SensoriumError, match="level of 1 is not between"):
-        found.bound(1.0)
+        found.conformal_quantile(1.0)
 
 
 # In a run -------------------------------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ def test_calibration_takes_what_validation_predicted(table: Dataset, tmp_path: P
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def counted(model: Fused, prepared: Prepared, rows: np.ndarray, targets: Sequence[str]) -> Any:
+    def counted(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray, targets: Sequence[str]) -> Any:
         calls.append(len(rows))
-        return said_of(model, prepared, rows, targets)
+        return predict_rows(model, prepared, rows, targets)
     monkeypatch.setattr(prediction, "said_of", counted)
     sn.train(fusion, table, out=tmp_path / "run", target="price", columns="a", epochs=3, dim=8, quiet=True,
              precision="fp32", early_stopping_patience=0)

@@ -18,10 +18,10 @@ from test_recipes import SHIPPED
 
 from sensorium import cli, commands, keywords
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import build
+from sensorium.recipes.recipe import build_recipe
 from sensorium.recipes.training_config import TrainingConfig
 
-TINY = "--dim 64 --depth 1 --text-depth 1 --epochs 1 --batch-size 4".split()
+TINY = "--dim 64 --depth 1 --text-layers 1 --epochs 1 --batch-size 4".split()
 MINE = '''
 from sensorium.data.schema import Schema
 from sensorium.recipes import clip
@@ -35,7 +35,7 @@ def mine(schema: Schema, *, width: "int" = 64, loss: str = "infonce") -> Recipe:
         width: how wide,
             all in all.
     """
-    return clip(schema, dim=width, depth=1, text_depth=1, loss=loss)
+    return clip(schema, dim=width, image_layers=1, text_layers=1, loss=loss)
 
 
 def lacks() -> None:
@@ -92,7 +92,7 @@ def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
     (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
     (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
     (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
-    (["train", "clip", "x", "--align", "multiscales"], 'Did you mean "multiscale"?'),
+    (["train", "clip", "x", "--projection", "multiscales"], 'Did you mean "multiscale"?'),
     (["train", "clip"], "DATA requires an argument"),
     (["data", "build", "emojis", "--out", "x"], '"emoji"'),
     (["search"], "INDEX requires an argument")])
@@ -104,11 +104,11 @@ def test_what_is_not_understood_ends_with_2(
 
 @pytest.mark.parametrize(("argv", "expected"), [
     (["data", "nowhere"], "nowhere"),
-    (["data", "photos", "--column", "caption"], "NAME=KIND"),
-    (["data", "photos", "--column", "captoin=text"], "caption"),
+    (["data", "photos", "--type", "caption"], "NAME=KIND"),
+    (["data", "photos", "--type", "captoin=text"], "caption"),
     (["train", "clip", "photos", "--out", "run"], "--resume"),
     (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
-    (["train", "clip", "photos", "--column", "image=image:size=30", "--patch", "7", "--out", "new2"], "patches of 7"),
+    (["train", "clip", "photos", "--type", "image=image:size=30", "--patch-size", "7", "--out", "new2"], "patches of 7"),
     (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
     (["train", "./mine.py:lacks", "photos"], "must be the schema"),
     (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
@@ -126,7 +126,7 @@ def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capsys, "data", "photos", "--json"))
     assert found["rows"] == 16 and [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
     assert "16 rows" in said(capsys, "data", "photos")
-    ignored = json.loads(said(capsys, "data", "photos", "--json", "--column", "caption=ignore"))
+    ignored = json.loads(said(capsys, "data", "photos", "--json", "--type", "caption=ignore"))
     assert {c["name"]: c["kind"] for c in ignored["columns"]}["caption"] == "ignore"
 
 
@@ -136,7 +136,7 @@ def test_evaluate_writes_and_prints(place: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--json"))
     assert set(found["figures"]) == {"train"}
     assert json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
-    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--every", "--json"))
+    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"))
     assert found["about"]["captions"] == "all, averaged"
 
 
@@ -161,15 +161,15 @@ def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sensorium.checkpoint import load
+    from sensorium.checkpoint import load_checkpoint
     found = json.loads(said(capsys, "show", "run", "--json"))
-    size = sum(p.numel() for p in load(place / "run").module.parameters())
+    size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
     assert found["parameters"] == size and found["bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
     small, large = (json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024"))
     assert large["parameters"] > 30 * small["parameters"] and large["flops_forward"] > 30 * small["flops_forward"]
     assert large["bytes"]["optimizer"] == 8 * large["parameters"]
-    assert "parameters" in said(capsys, "show", "clip", "--column", "image=image")
+    assert "parameters" in said(capsys, "show", "clip", "--type", "image=image")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,28 +178,28 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_keywords_read_are_the_keywords_there_are() -> None:
-    assert list(keywords.shipped()) == sorted(RECIPES)
-    for name, taken in keywords.shipped().items():
+    assert list(keywords.builtin_recipes()) == sorted(RECIPES)
+    for name, taken in keywords.builtin_recipes().items():
         there = [p for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        assert {k.name: k.default for k in taken.own} == {p.name: p.default for p in there}
-        assert {k.name: k.type for k in taken.loop} == inspect.get_annotations(TrainingConfig, eval_str=True)
-        assert all(k.doc for k in taken.own + taken.loop), f"{name}: a keyword without a word about it"
+        assert {k.name: k.default for k in taken.model_options} == {p.name: p.default for p in there}
+        assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(TrainingConfig, eval_str=True)
+        assert all(k.doc for k in taken.model_options + taken.training_options), f"{name}: a keyword without a word about it"
 
 
 def test_help_shows_the_training_defaults_there_are() -> None:
     """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
     for name, how in SHIPPED.items():
-        taken = keywords.shipped()[name]
-        found = [asdict(build(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
-        for field in taken.loop:
+        taken = keywords.builtin_recipes()[name]
+        found = [asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
+        for field in taken.training_options:
             if not field.computed:
                 assert all(one[field.name] == field.default for one in found), f"{name}: {field.name}"
             for option in re.findall(r"--([a-z-]+)", field.computed):
-                assert option.replace("-", "_") in {keyword.name for keyword in taken.own}, f"{name}: --{option}"
+                assert option.replace("-", "_") in {keyword.name for keyword in taken.model_options}, f"{name}: --{option}"
 
 
 def test_help_says_what_a_computed_default_depends_on(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, told in {"fusion": "chosen by the number of rows", "captioner": "4 with --voice"}.items():
+    for name, told in {"fusion": "chosen by the number of rows", "captioner": "4 with --language-model"}.items():
         assert told in " ".join(said(capsys, "train", name, "--help").replace("│", "").split())
 
 

@@ -11,23 +11,23 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Schema
 from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
-from sensorium.metrics import perplexity, psnr
-from sensorium.modalities.codes import PictureCodes, squeezed, unsqueezed
+from sensorium.metrics import codebook_perplexity, psnr
+from sensorium.modalities.codes import ImageTokenizer, squeeze_pixels, unsqueeze_pixels
 from sensorium.modalities.image import Image
-from sensorium.modalities.quantize import FSQ, VQ, Gumbel, Quantizer
-from sensorium.objectives.reconstruct import Reconstruct, edge_distance, logit_laplace
-from sensorium.recipes import codes
-from sensorium.recipes.recipe import build
+from sensorium.modalities.quantize import FSQ, VQ, GumbelQuantizer, Quantizer
+from sensorium.objectives.reconstruct import ReconstructionLoss, edge_distance, logit_laplace_loss
+from sensorium.recipes import image_tokenizer
+from sensorium.recipes.recipe import build_recipe
 from sensorium.tokens import Batch
 from sensorium.train import train
 
 IMAGE = Image(size=16, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.25))
-SMALL = {"dim": 32, "depth": 1, "width": 8}
+SMALL = {"dim": 32, "layers": 1, "width": 8}
 
 
-def made(quantizer: Quantizer, laplace: bool = False, patch: int = 4) -> PictureCodes:
+def made(quantizer: Quantizer, laplace: bool = False, patch: int = 4) -> ImageTokenizer:
     torch.manual_seed(0)
-    return PictureCodes(IMAGE, quantizer, patch=patch, dim=32, depth=1, laplace=laplace)
+    return ImageTokenizer(IMAGE, quantizer, patch_size=patch, dim=32, blocks_per_scale=1, laplace=laplace)
 
 
 def pictures(n: int = 6) -> torch.Tensor:
@@ -48,11 +48,11 @@ def dataset(n: int = 40) -> Dataset:
 def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
     model, x = made(FSQ(), patch=patch).eval(), pictures()
     ids = model.encode(x)
-    assert ids.shape == (6, 16 // patch, 16 // patch) and model.side == 16 // patch
+    assert ids.shape == (6, 16 // patch, 16 // patch) and model.grid_size == 16 // patch
     assert ids.max() < model.vocab and model.decode(ids).shape == x.shape
 
 
-@pytest.mark.parametrize("quantizer", [FSQ(), VQ(32, 8), Gumbel(32, 8, anneal=5)], ids=lambda q: type(q).__name__)
+@pytest.mark.parametrize("quantizer", [FSQ(), VQ(32, 8), GumbelQuantizer(32, 8, anneal_steps=5)], ids=lambda q: type(q).__name__)
 @pytest.mark.parametrize("laplace", [False, True])
 def test_what_is_decoded_is_what_was_trained(quantizer: Quantizer, laplace: bool) -> None:
     model, x = made(quantizer, laplace).eval(), pictures()
@@ -86,19 +86,19 @@ def test_logit_laplace_is_a_density_of_squeezed_pixels() -> None:
     x = u.sigmoid()
     for location, log_scale in ((0.0, 0.0), (1.5, -1.0), (-2.0, 0.5)):
         said = torch.tensor([location] * 3 + [log_scale] * 3).double().view(1, 6, 1, 1)
-        each = torch.stack([logit_laplace(said, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8])
+        each = torch.stack([logit_laplace_loss(said, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8])
         assert torch.trapezoid((-each).exp() * x * (1 - x), u).item() == pytest.approx(1, abs=5e-3)
 
 
 def test_the_likeliest_pixel_is_what_the_location_says() -> None:
     target = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    right = squeezed(target).logit()
+    right = squeeze_pixels(target).logit()
     said = torch.cat([right, torch.full_like(right, -2)], 1)
-    best = logit_laplace(said, target)
+    best = logit_laplace_loss(said, target)
     for moved in (right + 0.1, right - 0.1):
-        assert logit_laplace(torch.cat([moved, said[:, 3:]], 1), target) > best
-    torch.testing.assert_close(unsqueezed(said[:, :3].sigmoid()), target)
-    assert squeezed(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
+        assert logit_laplace_loss(torch.cat([moved, said[:, 3:]], 1), target) > best
+    torch.testing.assert_close(unsqueeze_pixels(said[:, :3].sigmoid()), target)
+    assert squeeze_pixels(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_edges_see_shape_and_not_brightness() -> None:
@@ -113,10 +113,10 @@ def test_edges_see_shape_and_not_brightness() -> None:
 
 @pytest.mark.parametrize("pixel", ["l1", "l2", "laplace"])
 def test_the_loss_is_the_same_for_a_batch_twice_over(pixel: str) -> None:
-    model = made(Gumbel(32, 8, anneal=5), pixel == "laplace").eval()
+    model = made(GumbelQuantizer(32, 8, anneal_steps=5), pixel == "laplace").eval()
     for _ in range(3):
         model.after_step()
-    objective, x = Reconstruct("image", pixel), pictures()
+    objective, x = ReconstructionLoss("image", pixel), pictures()
     once, twice = (objective(model, Batch({"image": torch.cat([x] * n)}))["model"] for n in (1, 2))
     torch.testing.assert_close(once, twice)
 
@@ -124,20 +124,20 @@ def test_the_loss_is_the_same_for_a_batch_twice_over(pixel: str) -> None:
 def test_a_missing_picture_is_left_out() -> None:
     model, x = made(FSQ()).eval(), pictures()
     gap = Batch({"image": x}, {"image": torch.tensor([True, True, False, True, False, True])})
-    torch.testing.assert_close(Reconstruct("image")(model, gap)["model"],
-                               Reconstruct("image")(model, Batch({"image": x[[0, 1, 3, 5]]}))["model"])
+    torch.testing.assert_close(ReconstructionLoss("image")(model, gap)["model"],
+                               ReconstructionLoss("image")(model, Batch({"image": x[[0, 1, 3, 5]]}))["model"])
 
 
 def test_pixels_are_compared_on_one_scale_whatever_the_settings() -> None:
     model, x = made(FSQ()).eval(), pictures()
-    found = model.unit(model(x).pixels) - model.unit(x)
-    torch.testing.assert_close(Reconstruct("image", "l2", 0)(model, Batch({"image": x}))["model"], found.square().mean())
+    found = model.denormalize(model(x).pixels) - model.denormalize(x)
+    torch.testing.assert_close(ReconstructionLoss("image", "l2", 0)(model, Batch({"image": x}))["model"], found.square().mean())
 
 
 def test_figures_of_codes() -> None:
-    assert perplexity(torch.ones(512)) == pytest.approx(512)
-    assert perplexity(torch.tensor([0.0, 9, 0])) == pytest.approx(1)
-    assert perplexity(torch.tensor([3.0, 3, 0])) == pytest.approx(2)
+    assert codebook_perplexity(torch.ones(512)) == pytest.approx(512)
+    assert codebook_perplexity(torch.tensor([0.0, 9, 0])) == pytest.approx(1)
+    assert codebook_perplexity(torch.tensor([3.0, 3, 0])) == pytest.approx(2)
     assert psnr(0.01) == pytest.approx(20) and psnr(0) == float("inf")
 
 
@@ -145,19 +145,19 @@ def test_figures_of_codes() -> None:
 def test_kl_weighs_as_much_as_codes_do_among_values(pixel: str, part: float) -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     for patch in (2, 4):
-        made = build(codes, schema, {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch": patch})[0]
+        made = build_recipe(image_tokenizer, schema, {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch_size": patch})[0]
         assert made.model.quantizer.weight == pytest.approx(part / (3 * patch ** 2))
 
 
 def test_fsq_says_which_vocabularies_it_has() -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     with pytest.raises(SensoriumError, match="64, 512, 1000"):
-        build(codes, schema, {"vocab": 300})
-    for wrong in ({"quantizer": "vq", "vocab": 0}, {"quantizer": "dvae", "width": 0}, {"depth": -1}, {"dim": 0}):
+        build_recipe(image_tokenizer, schema, {"vocab": 300})
+    for wrong in ({"quantizer": "vq", "vocab": 0}, {"quantizer": "dvae", "width": 0}, {"layers": -1}, {"dim": 0}):
         with pytest.raises(SensoriumError, match="or more"):
-            build(codes, schema, {**SMALL, **wrong})
+            build_recipe(image_tokenizer, schema, {**SMALL, **wrong})
     for vocab in (64, 512, 1000, 4096, 16384):
-        assert build(codes, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
+        assert build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
 
 
 @pytest.mark.parametrize("keywords", [{"quantizer": "fsq"}, {"quantizer": "vq", "vocab": 64},
@@ -167,10 +167,10 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, o
     how = {**SMALL, **keywords, "batch_size": 8, "epochs": 2, "lr": 1e-3, "precision": "fp32", "quiet": True,
            "eval_interval": 2}                             # the interrupted run is not judged half-way either
     data = dataset()
-    whole = train(codes, data, out=tmp_path / "whole", **how)
+    whole = train(image_tokenizer, data, out=tmp_path / "whole", **how)
     half = tmp_path / "half"
     run_for(half, data, how, steps=4)
-    again = train(codes, data, out=half, resume=True, quiet=True)
+    again = train(image_tokenizer, data, out=half, resume=True, quiet=True)
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, again.module.state_dict()[name]), name
     assert whole.fingerprint == again.fingerprint
@@ -183,20 +183,20 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, o
 
 def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> None:
     """A run that ends after so many steps, as if its machine had."""
-    from sensorium.recipes.recipe import planned
-    from sensorium.run import begin
+    from sensorium.recipes.recipe import dry_build
+    from sensorium.run import create_run
     folder.mkdir()
     given = {k: v for k, v in how.items() if k != "quiet"}
-    run = begin(codes, data, folder, given, planned(codes, data.schema, given))
+    run = create_run(image_tokenizer, data, folder, given, dry_build(image_tokenizer, data.schema, given))
     batches = iter(run.loader)
     for k in range(steps):
-        run.step(next(batches), k)
-        run.reached.step += 1
+        run.train_step(next(batches), k)
+        run.progress.step += 1
     run.save()
 
 
 def test_pictures_may_be_named_or_given(tmp_path: Path) -> None:
-    model = build(codes, Schema({"image": Column("image", IMAGE)}), SMALL)[0]
+    model = build_recipe(image_tokenizer, Schema({"image": Column("image", IMAGE)}), SMALL)[0]
     Pillow.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
     said = model.verbs["generate"](image=[tmp_path / "red.png", np.zeros((5, 5, 3), np.uint8)])
     assert [picture.size for picture in said] == [(16, 16)] * 2

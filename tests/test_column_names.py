@@ -15,23 +15,23 @@ from safetensors.torch import load, save
 from test_loader import Rows
 
 from sensorium import cli
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.infer import infer
-from sensorium.data.loader import Loader
+from sensorium.data.infer import infer_schema
+from sensorium.data.loader import BatchLoader
 from sensorium.data.schema import Column, Schema, split_pair
-from sensorium.data.sources import Table, from_records, read_file
+from sensorium.data.sources import Table, columns_from_records, read_table
 from sensorium.errors import SensoriumError
 from sensorium.interop.graph import file_name
 from sensorium.load import load as load_run
 from sensorium.modalities.image import Image
-from sensorium.modalities.spelling import Spelling
-from sensorium.modalities.table import Category, Number
+from sensorium.modalities.spelling import SubwordBagEmbedding
+from sensorium.modalities.table import Category, Numeric
 from sensorium.modalities.text import Text
 from sensorium.models import Towers, module_name
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import build
-from sensorium.stored import weights
+from sensorium.recipes.recipe import build_recipe
+from sensorium.stored import state_tensors
 from sensorium.tasks.prediction import headings, predict_file
 from sensorium.tokens import Batch, column_names
 from sensorium.train import train
@@ -59,22 +59,22 @@ def test_names_of_records_are_kept_but_for_halves_of_characters(names: list[str]
     wanted = ["".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in name) for name in names]
     if len(set(wanted)) < len(wanted):
         with pytest.raises(SensoriumError, match="there twice"):
-            from_records([dict.fromkeys(names, 1)])
+            columns_from_records([dict.fromkeys(names, 1)])
     else:
-        assert list(from_records([dict.fromkeys(names, 1)])) == wanted
+        assert list(columns_from_records([dict.fromkeys(names, 1)])) == wanted
 
 
 def test_half_a_character_in_a_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a\\ud800": 1}\n')
-    assert list(read_file(tmp_path / "t.jsonl").columns) == ["a\ufffd"]
+    assert list(read_table(tmp_path / "t.jsonl").columns) == ["a\ufffd"]
 
 
 @few
 @given(distinct(4))
 def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
-    kinds = dict(zip(names, ("number", "category", "text", "group"), strict=True))
+    kinds = dict(zip(names, ("numeric", "category", "text", "group"), strict=True))
     table = Table({name: ["1", "2", "3"] for name in names}, ["1", "2", "3"])
-    schema = infer(table, kinds)
+    schema = infer_schema(table, kinds)
     with TemporaryDirectory() as folder:
         schema.save(folder)
         assert Schema.load(folder) == schema
@@ -95,9 +95,9 @@ def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], val
 @given(distinct(5))
 def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
     values = {name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)] for k, name in enumerate(names)}
-    schema = Schema({name: Column(name, Number()) for name in names})
-    prepared = Prepared(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
-    for batch in (prepared.batch([3, 1, 6]), Loader(prepared, range(7), 3, seed=1).batch(0, 0)):
+    schema = Schema({name: Column(name, Numeric()) for name in names})
+    prepared = PreparedDataset(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
+    for batch in (prepared.batch([3, 1, 6]), BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0)):
         assert len(batch) == 3 and batch.row is not None and batch.group is not None
         rows = batch.row.tolist()
         assert batch.group.tolist() == [row // 2 for row in rows]
@@ -126,8 +126,8 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
     text = Text(length=8, vocab_size=300).fit(["one", "two", "three"] * 3)
     schema = Schema({name: Column(name, text) for name in ("a", "b", "a,b")})
     rows = Rows({"a": ["one", None], "b": ["two", "two"], "a,b": ["three", None]})
-    batch = Prepared(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
-    assert text.show(batch["a", "b"][0]) == "one" and text.show(batch["a,b"][0]) == "three"
+    batch = PreparedDataset(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
+    assert text.decode(batch["a", "b"][0]) == "one" and text.decode(batch["a,b"][0]) == "three"
     assert "a,b" in batch.present and ("a", "b") not in batch.present
     assert schema.texts(["a", "b"]) == ("a", "b") and schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
     with pytest.raises(SensoriumError, match=r"no column 'a, b'.*each by itself"):
@@ -138,8 +138,8 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
 
 
 KINDS: dict[str, Any] = {
-    "words": Text(length=8, vocab_size=300), "n": Number(count=9), "kind": Category(("p", "q"), (5, 4)),
-    "more": Text(length=8, vocab_size=300), "y": Number(5.0, 2.0, (3.0, 5.0, 7.0), 9), "z": Category(("u", "v"), (4, 5))}
+    "words": Text(length=8, vocab_size=300), "n": Numeric(count=9), "kind": Category(("p", "q"), (5, 4)),
+    "more": Text(length=8, vocab_size=300), "y": Numeric(5.0, 2.0, (3.0, 5.0, 7.0), 9), "z": Category(("u", "v"), (4, 5))}
 
 
 def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
@@ -148,17 +148,17 @@ def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
     called = dict(zip(KINDS, names, strict=True))
     schema = Schema({called[of]: Column(called[of], kind) for of, kind in KINDS.items()})
     torch.manual_seed(0)
-    asked = {"target": (called["y"], called["z"]), "fuse": fuse, "dim": 16, "depth": 1}
-    recipe, _ = build(RECIPES["fusion"], schema, asked)
+    asked = {"target": (called["y"], called["z"]), "fusion": fuse, "dim": 16, "layers": 1}
+    recipe, _ = build_recipe(RECIPES["fusion"], schema, asked)
     batch = Batch({called[of]: kind.fake(5, rng) for of, kind in KINDS.items()}, {
         called["n"]: torch.tensor([True, False, True, True, False])}, torch.arange(5), torch.arange(5))
     for part in recipe.model.modules():
-        if isinstance(part, Spelling):
-            part.meet([batch[called["words"]], batch[called["more"]]])
+        if isinstance(part, SubwordBagEmbedding):
+            part.fit_on_data([batch[called["words"]], batch[called["more"]]])
     loss = recipe.objective(recipe.model, batch)["model"]
     with torch.no_grad():
         said = recipe.model.eval()(batch)
-    return [loss.detach(), said[called["y"]], said[called["z"]], *weights(recipe.model).values()]
+    return [loss.detach(), said[called["y"]], said[called["z"]], *state_tensors(recipe.model).values()]
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -185,12 +185,12 @@ def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
     assert all(len(file_name(key).encode()) < 250 and "/" not in file_name(key) for key in keys)
     schema = Schema({image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}})
     torch.manual_seed(0)
-    small = {"image": image, "text": texts, "dim": 8, "depth": 1, "text_depth": 1, "embed_dim": 8}
-    model = build(RECIPES["clip"], schema, small)[0].model
+    small = {"image": image, "text": texts, "dim": 8, "image_layers": 1, "text_layers": 1, "embed_dim": 8}
+    model = build_recipe(RECIPES["clip"], schema, small)[0].model
     assert isinstance(model, Towers) and [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
     kept = save({name: value.contiguous() for name, value in model.state_dict().items()})
     model.load_state_dict(load(kept))
-    assert model.log_scale.item() == pytest.approx(math.log(1 / 0.07)) and len(list(model.children())) == 2
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07)) and len(list(model.children())) == 2
 
 
 # A run and its predictions --------------------------------------------------------------------------------------------
@@ -204,15 +204,15 @@ def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
             size, kind = rng.normal(), "pq"[i % 2]
             row = [round(size, 3) if i % 5 else None, kind, round(2 * size + (kind == "p"), 3), "uv"[size > 0]]
             file.write(json.dumps({**dict(zip(names, row, strict=True)), " part ": ("train", "val")[i % 6 == 5]}) + "\n")
-    return dict(zip([*names, " part "], ("number", "category", "number", "category", "split"), strict=True))
+    return dict(zip([*names, " part "], ("numeric", "category", "numeric", "category", "split"), strict=True))
 
 
 def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
     """A run on columns called so: what it predicts, and the cells that it writes, headings first."""
     with TemporaryDirectory() as place:
         folder = Path(place)
-        data = Dataset.open(folder / "t.jsonl", columns=table(folder / "t.jsonl", names))
-        train(RECIPES["fusion"], data, out=folder / "run", target=names[2:], columns=names[:2], dim=8, depth=1,
+        data = Dataset.open(folder / "t.jsonl", types=table(folder / "t.jsonl", names))
+        train(RECIPES["fusion"], data, out=folder / "run", target=names[2:], columns=names[:2], dim=8, layers=1,
               epochs=1, batch_size=10, quiet=True, precision="fp32")
         model = load_run(folder / "run")
         rows = [{name: data.raw(name, [i])[0] for name in names[:2]} for i in range(6)]
@@ -237,15 +237,15 @@ def test_a_run_is_saved_read_and_asked_whatever_its_columns_are_called(names: li
 
 
 def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
-    names = headings({"temp": Number(), "temp low": Number(), "row": Category(("a", "b"))})
+    names = headings({"temp": Numeric(), "temp low": Numeric(), "row": Category(("a", "b"))})
     assert names["temp", "low"] == "temp low (bound)" and names["temp low", ""] == "temp low"
     assert names["", "row"] == "row (name)" and len({*names.values()}) == len(names)
     cells = predicted(["size", "kind", "temp low", "temp"])[1]
     assert cells[0] == ["row", "temp low", "temp low low", "temp low high", "temp low spread", "temp",
                         "temp probability"]
     kinds = table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
-    data = Dataset.open(tmp_path / "t.jsonl", columns=kinds)
-    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=["temp", "temp low"], dim=8, depth=1, epochs=1,
+    data = Dataset.open(tmp_path / "t.jsonl", types=kinds)
+    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=["temp", "temp low"], dim=8, layers=1, epochs=1,
                   batch_size=10, quiet=True, precision="fp32")
     predict_file(model, data, tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
@@ -272,7 +272,7 @@ SHORT = ("--dim", "8", "--depth", "1", "--epochs", "1", "--precision", "fp32")
 def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path: Path,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     path, run = header(tmp_path / "t.csv", *names), str(tmp_path / "run")
-    kinds = [part for name in names for part in ("--column", f"{name}=number")]
+    kinds = [part for name in names for part in ("--type", f"{name}=number")]
     asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
     assert cli.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
@@ -284,8 +284,8 @@ def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path
     with open(tmp_path / "out.csv", newline="") as file:
         found = [float(row["price"]) for row in csv.DictReader(file)]
     plain = header(tmp_path / "plain.csv", "one", "two")
-    model = train(RECIPES["fusion"], Dataset.open(plain, columns={"one": "number", "two": "number"}), target="price",
-                  dim=8, depth=1, epochs=1, precision="fp32", out=tmp_path / "plain", quiet=True)
+    model = train(RECIPES["fusion"], Dataset.open(plain, types={"one": "numeric", "two": "numeric"}), target="price",
+                  dim=8, layers=1, epochs=1, precision="fp32", out=tmp_path / "plain", quiet=True)
     rows = list(csv.DictReader(plain.read_text().splitlines()))
     wanted = model.predict([{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows])
     assert found == pytest.approx(wanted["price"].value)
@@ -294,8 +294,8 @@ def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path
 def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
     schema = Schema({name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")} | {"y": Column("y", KINDS["y"])})
     for encoders in (["a=b=gru", "a, b=bag"], {"a=b": "gru", "a, b": "bag"}):
-        model = build(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "depth": 1, "encoders": encoders})[0].model
-        kinds = {type(part).__name__ for sense in model.senses for part in sense.modules()}
+        model = build_recipe(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1, "encoders": encoders})[0].model
+        kinds = {type(part).__name__ for sense in model.encoders for part in sense.modules()}
         assert "Recurrent" in kinds, kinds
     with pytest.raises(SensoriumError, match="no column that an encoder reads"):
-        build(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
+        build_recipe(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})

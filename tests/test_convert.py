@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sensorium.convert.convert import CHILD, convert
+from sensorium.convert.convert import WORKER_SCRIPT, convert_checkpoint
 from sensorium.errors import SensoriumError
 
 WEIGHTS = Path(os.environ.get("SENSORIUM_WEIGHTS", "weights"))
@@ -37,9 +37,9 @@ def converted(value: Any, folder: Path, legacy: bool = False,
               key: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
     path = folder / "model.pt"
     torch.save(value, path, _use_new_zipfile_serialization=not legacy)
-    made = convert(path, key=key)
-    assert made.out == folder / "model.safetensors"
-    return load_file(made.out), made.dropped
+    made = convert_checkpoint(path, key=key)
+    assert made.path == folder / "model.safetensors"
+    return load_file(made.path), made.dropped_keys
 
 
 # ------------------------------------------------------------------------------------------------ number for number
@@ -103,7 +103,7 @@ def refuse(path: Path, said: str) -> None:
     """The file is refused with one line, and leaves nothing behind."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(SensoriumError, match=said) as caught:
-        convert(path)
+        convert_checkpoint(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert sorted(path.parent.iterdir()) == before
 
@@ -187,7 +187,7 @@ def test_tensors_may_not_reach_beyond_their_numbers(tmp_path: Path) -> None:
 
 def fenced(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Code where the reader of pickles would be, behind the same fence."""
-    inside = CHILD[:CHILD.index("from sensorium.convert.child")]
+    inside = WORKER_SCRIPT[:WORKER_SCRIPT.index("from sensorium.convert.child")]
     root = str(Path(sys.modules["sensorium"].__file__ or "").parents[1])
     code = f"{inside}\nfrom sensorium.convert.fence import shut\n{code}"
     return subprocess.run([sys.executable, "-I", "-c", code, root, "", str(tmp_path / "out"), "", "1000"],
@@ -215,13 +215,13 @@ def test_memory_and_output_are_limited(tmp_path: Path) -> None:
     ("resemblyzer/pretrained.pt", 16, ["step", "optimizer_state"]),
     ("efficientnet-lite0/efficientnet-lite0-57934424.pth", 296, [])])
 def test_real_pickles(file: str, tensors: int, dropped: list[str], tmp_path: Path) -> None:
-    made = convert(WEIGHTS / file, tmp_path / "out.safetensors")
-    assert made.tensors == tensors and made.dropped == dropped
+    made = convert_checkpoint(WEIGHTS / file, tmp_path / "out.safetensors")
+    assert made.num_tensors == tensors and made.dropped_keys == dropped
     theirs = torch.load(WEIGHTS / file, map_location="cpu", weights_only=True)
-    assert same(load_file(made.out), dict(theirs.get("model_state", theirs)))
+    assert same(load_file(made.path), dict(theirs.get("model_state", theirs)))
 
 
 @pytest.mark.weights
 def test_a_real_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match="TorchScript"):
-        convert(WEIGHTS / "silero-vad" / "silero_vad.jit", tmp_path / "out.safetensors")
+        convert_checkpoint(WEIGHTS / "silero-vad" / "silero_vad.jit", tmp_path / "out.safetensors")

@@ -10,34 +10,34 @@ from squares import published as published
 from test_resume import ask, at_step, killed
 
 import sensorium as sn
-from sensorium.adapt import LowRank, Still
-from sensorium.data.cache import Captions
+from sensorium.adapt import LoRA, FrozenEncoder
+from sensorium.data.cache import TextColumn
 from sensorium.data.dataset import Dataset
-from sensorium.data.vectors import Vectors, vectors
+from sensorium.data.vectors import EmbeddingColumn, embed_column
 from sensorium.errors import SensoriumError
-from sensorium.fused import Fused, Sense
-from sensorium.modalities.spelling import NOTHING, Spelling
+from sensorium.fused import MultimodalPredictor, ColumnEncoder
+from sensorium.modalities.spelling import EMPTY_HASH, SubwordBagEmbedding
 from sensorium.recipes import fusion
-from sensorium.recipes.encoders import Narrowed, chosen
-from sensorium.recipes.recipe import Recipe, build
-from sensorium.train import Stopped
+from sensorium.recipes.encoders import ProjectedEncoder, resolve_encoder
+from sensorium.recipes.recipe import Recipe, build_recipe
+from sensorium.train import Interrupted
 
-SHORT = {"target": "colour", "epochs": 4, "batch_size": 8, "dim": 16, "depth": 1, "precision": "fp32", "quiet": True}
+SHORT = {"target": "colour", "epochs": 4, "batch_size": 8, "dim": 16, "layers": 1, "precision": "fp32", "quiet": True}
 
 
 @pytest.fixture(scope="module")
 def table(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The squares, what is said of every second, and their colour."""
     names, folder = list(COLOURS), tmp_path_factory.mktemp("table")
-    rows = [f"{data.raw('image', [i])[0]},{'' if i % 2 else 'a square'},{names[int(Path(data.where(i)).stem) % 4]},"
+    rows = [f"{data.raw('image', [i])[0]},{'' if i % 2 else 'a square'},{names[int(Path(data.location(i)).stem) % 4]},"
             f"{'val' if i % 6 == 5 else 'train'}" for i in range(len(data))]
     (folder / "table.csv").write_text("\n".join(["photo,title,colour,split", *rows]) + "\n")
-    return Dataset.open(folder / "table.csv", columns={"title": "text", "colour": "category"})
+    return Dataset.open(folder / "table.csv", types={"title": "text", "colour": "category"})
 
 
 def made(data: Dataset, **keywords: object) -> Recipe:
-    keywords = {"target": "colour", "dim": 16, "depth": 1, "dropout": 0.0, "drop": 0.0} | keywords
-    return build(fusion, data.schema.fit(data, np.arange(len(data)), [*data.schema.columns]), keywords)[0]
+    keywords = {"target": "colour", "dim": 16, "layers": 1, "dropout": 0.0, "modality_dropout": 0.0} | keywords
+    return build_recipe(fusion, data.schema.fit(data, np.arange(len(data)), [*data.schema.columns]), keywords)[0]
 
 
 def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Path, table: Dataset, tmp_path: Path,
@@ -47,7 +47,7 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Pat
     schema = table.schema.fit(table, np.arange(len(table)), recipe.data.columns, recipe.data.column_settings)
     assert recipe.data.derived_columns is not None
     derived, rows = recipe.data.derived_columns(table), np.arange(12)
-    assert set(derived) == {"photo", "title"} and all(isinstance(column, Vectors) for column in derived.values())
+    assert set(derived) == {"photo", "title"} and all(isinstance(column, EmbeddingColumn) for column in derived.values())
     raw = table.prepare(schema, recipe.data.columns).batch(rows)
     read = table.prepare(schema, recipe.data.columns, derived=derived).batch(rows)
     assert read.present["title"].equal(raw.present["title"]) and not read["title"][~read.present["title"]].any()
@@ -56,7 +56,7 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Pat
         torch.testing.assert_close(model(read)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4)
         model.senses[1].encode.whole(raw["title"])                  # nor does it hurt to be asked for nothing
     with monkeypatch.context() as blind:
-        blind.setattr(Still, "forward", lambda *_: pytest.fail("it read again"))
+        blind.setattr(FrozenEncoder, "forward", lambda *_: pytest.fail("it read again"))
         assert all(again.batch(rows, None, {}).equal(read[name]) for name, again in recipe.data.derived_columns(table).items())
 
 
@@ -64,17 +64,17 @@ def test_what_must_be_read_each_time_is(published: Path, table: Dataset) -> None
     frozen = {"photo": str(published)}
     assert made(table, encoders=frozen).data.derived_columns is not None
     for keywords in ({"encoders": {}}, {"encoders": frozen, "encoder_train": {"photo": "lora"}}, {"encoders": frozen} | {
-            "fuse": "sequence"}, {"encoders": frozen, "align": "multiscale"}):
+            "fusion": "sequence"}, {"encoders": frozen, "projection": "multiscale"}):
         assert made(table, **keywords).data.derived_columns is None
 
 
 @pytest.mark.parametrize("titles", ['["a sun", "a star"]', "null"])
 def test_of_several_captions_none_is_read_for_all_and_of_nothing_nothing(titles: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(f'{{"title": {titles}, "kind": "x"}}\n' * 3)
-    data = Dataset.open(tmp_path / "rows.jsonl", columns={"title": "text", "kind": "category"})
+    data = Dataset.open(tmp_path / "rows.jsonl", types={"title": "text", "kind": "category"})
     schema = data.schema.fit(data, np.arange(3), ["title", "kind"])
-    found = vectors(lambda raw: pytest.fail("it was read"), "", data, "title", schema, quiet=True)
-    assert isinstance(found, Captions)
+    found = embed_column(lambda raw: pytest.fail("it was read"), "", data, "title", schema, quiet=True)
+    assert isinstance(found, TextColumn)
 
 
 @pytest.mark.parametrize("tune", ["none", "lora", "all"])
@@ -82,13 +82,13 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
                                                                     tune: str) -> None:
     train = () if tune == "none" else (f"photo={tune}",)
     model = sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}", encoder_train=train, **SHORT)
-    assert isinstance(model.module, Fused) and isinstance(sense := model.module.senses[0], Sense)
-    assert isinstance(sense.encode, Narrowed) and isinstance(sense.encode.inner, Still) == (tune == "none")
-    assert any(isinstance(part, LowRank) for part in sense.encode.modules()) == (tune == "lora")
-    start = chosen("image", str(published))
-    before = start.encoder("image")[0].state_dict()                 # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(model.module, MultimodalPredictor) and isinstance(sense := model.module.encoders[0], ColumnEncoder)
+    assert isinstance(sense.encoder, ProjectedEncoder) and isinstance(sense.encoder.inner, FrozenEncoder) == (tune == "none")
+    assert any(isinstance(part, LoRA) for part in sense.encoder.modules()) == (tune == "lora")
+    start = resolve_encoder("image", str(published))
+    before = start.build_encoder("image")[0].state_dict()                 # pyright: ignore[reportAttributeAccessIssue]
     after = {name.replace("parametrizations.", "").replace(".original", ""): value
-             for name, value in sense.encode.inner.state_dict().items()}
+             for name, value in sense.encoder.inner.state_dict().items()}
     assert all(value.equal(after[name]) for name, value in before.items()) == (tune != "all")
     assert model.config.keywords["encoder_train"] == list(train)
     photos = [table.raw("photo", [i])[0] for i in range(6)]
@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(saved: bool, published: Path, t
     keywords = {**SHORT, "encoders": f"photo={published}", "columns": ("photo", "title"), "seed": 1}
     whole = sn.train(fusion, table, out=tmp_path / "whole", **keywords)
     at_step(monkeypatch, 6 if saved else 1, ask() if saved else killed)
-    with pytest.raises(Stopped if saved else KeyboardInterrupt):
+    with pytest.raises(Interrupted if saved else KeyboardInterrupt):
         sn.train(fusion, table, out=tmp_path / "cut", **keywords)
     assert sn.train(fusion, table, out=tmp_path / "cut", resume=True, quiet=True).fingerprint == whole.fingerprint
-    assert any(part.known.min() < NOTHING for part in whole.module.modules() if isinstance(part, Spelling))
+    assert any(part.known.min() < EMPTY_HASH for part in whole.module.modules() if isinstance(part, SubwordBagEmbedding))

@@ -11,7 +11,7 @@ from PIL import Image
 from sensorium import cli
 from sensorium.quantize import Int8Linear
 
-TINY = "--column image=image:size=16 --epochs 1 --batch-size 4 --precision fp32 --dim 32 --depth 1".split()
+TINY = "--type image=image:size=16 --epochs 1 --batch-size 4 --precision fp32 --dim 32 --depth 1".split()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(here / "photos" / f"{i:02}.png")
         (here / "photos" / f"{i:02}.txt").write_text(f"a picture of number {i}\n")
-    for recipe, more in {"captioner": [], "gpt": [], "codes": [], "dalle": ["--codes", "codes"]}.items():
+    for recipe, more in {"captioner": [], "gpt": [], "image_tokenizer": [], "dalle": ["--tokenizer", "image_tokenizer"]}.items():
         assert cli.run(["train", recipe, "photos", "--out", recipe, *TINY, *more]) == 0
     yield here
     os.chdir(before)
@@ -46,14 +46,14 @@ def test_pictures_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -
     first = Path("grid.png").read_bytes()
     said(capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png")
     assert Path("grid.png").read_bytes() == first
-    said(capsys, "dalle", "one", "--image", "photos/03.png", "--keep", "8", "--guidance", "2", "-o", "kept.png")
+    said(capsys, "dalle", "one", "--image", "photos/03.png", "--prefix-tokens", "8", "--guidance-scale", "2", "-o", "kept.png")
 
 
 def test_words_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     streamed = said(capsys, "captioner", "--image", "photos/03.png")
     assert json.loads(said(capsys, "captioner", "--image", "photos/03.png", "--json")) == {"text": [streamed[:-1]]}
     both = ["captioner", "--image", "photos/03.png", "--image", "photos/04.png"]
-    assert json.loads(said(capsys, *both, "--beams", "2", "--json"))["text"] == said(capsys, *both, "--beams",
+    assert json.loads(said(capsys, *both, "--num-beams", "2", "--json"))["text"] == said(capsys, *both, "--num-beams",
                                                                                       "2")[:-1].split("\n")
     assert len(said(capsys, "gpt", "a picture", "--temperature", "1", "-n", "3").splitlines()) >= 3
 
@@ -71,9 +71,9 @@ def test_weights_in_bytes_answer_too(place: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["dalle", "x", "-o", "x.gif"], "written as .png"),
-    (["dalle", "x", "--beams", "3"], "not beams"),
+    (["dalle", "x", "--num-beams", "3"], "not beams"),
     (["captioner", "--image", "nowhere.png"], "nowhere.png"),
-    (["codes", "x"], "dalle, captioner and gpt do"),
+    (["image_tokenizer", "x"], "dalle, captioner and gpt do"),
     (["photos", "x"], "not a run")])
 def test_what_cannot_be_done_is_one_line(
         place: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

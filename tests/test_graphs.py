@@ -9,24 +9,24 @@ import pytest
 import torch
 from export_case import TEXTS, run
 
-from sensorium.calibrate import decreasing
+from sensorium.calibrate import monotone_logits
 from sensorium.checkpoint import Model
-from sensorium.config import Config
+from sensorium.config import RunConfig
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
 from sensorium.interop import graph
-from sensorium.interop.export import export
-from sensorium.interop.graph import parts
+from sensorium.interop.export import export_model
+from sensorium.interop.graph import build_graphs
 from sensorium.modalities.audio import Audio
-from sensorium.modalities.dates import Date
+from sensorium.modalities.dates import Datetime
 from sensorium.modalities.image import Image
 from sensorium.modalities.series import Series
-from sensorium.modalities.spelling import Spelling
-from sensorium.modalities.table import Category, Number, Ordinal
-from sensorium.modalities.tags import Tags
+from sensorium.modalities.spelling import SubwordBagEmbedding
+from sensorium.modalities.table import Category, Numeric, Ordinal
+from sensorium.modalities.tags import Multilabel
 from sensorium.modalities.text import Text
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import build
+from sensorium.recipes.recipe import build_recipe
 
 RNG = np.random.default_rng(0)
 WALKS = [RNG.normal(size=(n, 2)) for n in (30, 21, 9)]
@@ -37,33 +37,33 @@ RAW: dict[str, list[Any]] = {
     "marks": [["x"], None, ["y", "z"]]}
 COLUMNS = {
     "photo": Image(size=16), "words": Text(length=12, vocab_size=300).fit([*TEXTS, "a red bicycle"] * 4),
-    "walk": Series().fit(WALKS), "size": Number().fit(RNG.normal(size=50)), "kind": Category().fit(["a", "b", "c"] * 5),
-    "when": Date().fit(["2020-01-02", "2021-03-04"] * 5), "marks": Tags().fit([["x", "y"], ["y"], ["z", "x"]] * 4)}
+    "walk": Series().fit(WALKS), "size": Numeric().fit(RNG.normal(size=50)), "kind": Category().fit(["a", "b", "c"] * 5),
+    "when": Datetime().fit(["2020-01-02", "2021-03-04"] * 5), "marks": Multilabel().fit([["x", "y"], ["y"], ["z", "x"]] * 4)}
 TARGETS = {
-    "label": Category().fit(["u", "v", "w"] * 5), "price": Number().fit(10 + 3 * RNG.normal(size=50)),
-    "rank": Ordinal().fit(["1", "2", "3", "4"] * 5), "said": Tags().fit([["p", "q"], ["q"]] * 4)}
+    "label": Category().fit(["u", "v", "w"] * 5), "price": Numeric().fit(10 + 3 * RNG.normal(size=50)),
+    "rank": Ordinal().fit(["1", "2", "3", "4"] * 5), "said": Multilabel().fit([["p", "q"], ["q"]] * 4)}
 
 
 def predicting(folder: Path, columns: dict[str, Any] = COLUMNS, **keywords: object) -> Model:
     """A run of `fusion` with first weights, whose answers are read as none would be by chance."""
     schema = Schema({name: Column(name, modality) for name, modality in (columns | TARGETS).items()})
     torch.manual_seed(0)
-    asked = {"target": tuple(TARGETS), "dim": 32, "depth": 1} | keywords
-    recipe, filled = build(RECIPES["fusion"], schema, asked)
+    asked = {"target": tuple(TARGETS), "dim": 32, "layers": 1} | keywords
+    recipe, filled = build_recipe(RECIPES["fusion"], schema, asked)
     with torch.no_grad():
         for value in recipe.model.parameters():
             value.add_(0.05 * torch.randn(value.shape))
         for name, scale in zip(TARGETS, (0.5, 2.0, 0.7, 1.5), strict=True):
-            recipe.model.calibration(name).scale.fill_(scale)
+            recipe.model.get_calibration(name).scale.fill_(scale)
     spell(recipe.model, schema["words"] if "words" in columns else None)
-    return Model(recipe, schema, Config("fusion", filled, "fp32", {}), "", folder / "run")
+    return Model(recipe, schema, RunConfig("fusion", filled, "fp32", {}), "", folder / "run")
 
 
 def spell(model: torch.nn.Module, text: Any) -> None:
     """Let it know pieces of words."""
     for part in model.modules():
-        if isinstance(part, Spelling):
-            part.meet([text.collate(text.encode(TEXTS))] * 2)
+        if isinstance(part, SubwordBagEmbedding):
+            part.fit_on_data([text.collate(text.encode(TEXTS))] * 2)
 
 
 def asked(columns: dict[str, Any], raw: dict[str, list[Any]], nothing: float) -> dict[str, torch.Tensor]:
@@ -97,9 +97,9 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("keywords", [{}, {"tower": "resnet", "depth": 3}])
+@pytest.mark.parametrize("keywords", [{}, {"image_encoder": "resnet", "image_layers": 3}])
 def test_towers_become_graphs(tmp_path: Path, keywords: dict[str, Any]) -> None:
-    off = export(run(tmp_path, **keywords), "torch", tmp_path / "out")
+    off = export_model(run(tmp_path, **keywords), "torch", tmp_path / "out")
     assert set(off) == {"picture", "words"} and max(off.values()) < 1e-5
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "picture.pt2", "words.pt2", "README.md", "schema.json", "tokenizer.json"}
@@ -108,7 +108,7 @@ def test_towers_become_graphs(tmp_path: Path, keywords: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_towers_become_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    off = export(run(tmp_path), "onnx", tmp_path / "out")
+    off = export_model(run(tmp_path), "onnx", tmp_path / "out")
     assert set(off) == {"picture", "words"} and max(off.values()) < 1e-5
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| picture.onnx | `values` | float32 [rows, 3, 16, 16] |" in card
@@ -121,7 +121,7 @@ def test_words_by_their_pieces_become_onnx(tmp_path: Path) -> None:
     model = run(tmp_path, recipe="clip_small")
     text = model.schema["words"]
     spell(model.module, text)
-    assert max(export(model, "onnx", tmp_path / "out").values()) < 1e-5
+    assert max(export_model(model, "onnx", tmp_path / "out").values()) < 1e-5
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "words.onnx"))
     for texts in (["reddish bicycles"], ["x", "", "<end> of it", "a blue sofa behind two cats", "漢字 ü"]):
         said, = session.run(None, {"values": text.collate(text.encode(texts)).numpy()})
@@ -130,11 +130,11 @@ def test_words_by_their_pieces_become_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("keywords", [
-    {}, {"fuse": "sequence", "align": "multiscale"}, {"fuse": "bottleneck", "encoders": ("words=gru", "walk=transformer")},
-    {"fuse": "attention", "encoders": {"photo": "vit", "words": "transformer", "walk": "cnn"}}], ids=str)
+    {}, {"fusion": "sequence", "projection": "multiscale"}, {"fusion": "bottleneck", "encoders": ("words=gru", "walk=transformer")},
+    {"fusion": "attention", "encoders": {"photo": "vit", "words": "transformer", "walk": "cnn"}}], ids=str)
 def test_a_graph_says_what_predict_says_for_any_subset(tmp_path: Path, keywords: dict[str, Any]) -> None:
     model = predicting(tmp_path, **keywords)
-    assert export(model, "torch", tmp_path / "out")["predict"] < 1e-5
+    assert export_model(model, "torch", tmp_path / "out")["predict"] < 1e-5
     loaded = torch.export.load(tmp_path / "out" / "predict.pt2").module()
     some = {name: [values[0], None] for name, values in RAW.items()} | {"size": [None, None], "kind": [None, "a"]}
     for raw in (RAW, some):
@@ -153,7 +153,7 @@ def test_what_predicts_becomes_onnx(tmp_path: Path) -> None:
     columns = {**COLUMNS, "sound": Audio()}
     raw = {**RAW, "sound": [None, RNG.normal(size=8000) * 0.1, RNG.normal(size=4000) * 0.1]}
     model = predicting(tmp_path, columns)
-    assert export(model, "onnx", tmp_path / "out")["predict"] < 1e-5
+    assert export_model(model, "onnx", tmp_path / "out")["predict"] < 1e-5
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "predict.onnx"))
     given = {name: value.numpy() for name, value in asked(columns, raw, 0.0).items()}
     said = dict(zip([one.name for one in session.get_outputs()], session.run(None, given), strict=True))
@@ -169,12 +169,12 @@ def test_what_predicts_becomes_onnx(tmp_path: Path) -> None:
 def test_the_least_so_far_is_the_same_in_a_graph() -> None:
     said = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     made = torch.export.export(_Least(), (said,))
-    assert torch.equal(made.module()(said), decreasing(said)) and "cummin" not in str(made.graph)
+    assert torch.equal(made.module()(said), monotone_logits(said)) and "cummin" not in str(made.graph)
 
 
 class _Least(torch.nn.Module):
     def forward(self, said: torch.Tensor) -> torch.Tensor:
-        return decreasing(said)
+        return monotone_logits(said)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -183,13 +183,13 @@ def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path, wrong: fl
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     model = predicting(tmp_path, {"size": COLUMNS["size"]})
 
-    class Otherwise(graph.Predictions):
+    class Otherwise(graph.PredictionGraph):
         def forward(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             said = super().forward(given)
             return {name: value + wrong for name, value in said.items()} if torch.compiler.is_exporting() else said
     monkeypatch.setattr(graph, "Predictions", Otherwise)
     with pytest.raises(SensoriumError, match="nothing is written"):
-        export(model, "torch", tmp_path / "out")
+        export_model(model, "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -197,10 +197,10 @@ def test_what_no_graph_can_be_is_said(tmp_path: Path) -> None:
     model = predicting(tmp_path, {"size": COLUMNS["size"]})
     model.module.boosted.append(torch.nn.Identity())
     with pytest.raises(SensoriumError, match="boosting"):
-        parts(model)
+        build_graphs(model)
     text = {"words": COLUMNS["words"]}
-    recipe, filled = build(RECIPES["gpt"], Schema({"words": Column("words", text["words"])}), {"dim": 32, "depth": 1})
-    writer = Model(recipe, Schema({}), Config("gpt", filled, "fp32", {}), "", tmp_path / "writer")
+    recipe, filled = build_recipe(RECIPES["gpt"], Schema({"words": Column("words", text["words"])}), {"dim": 32, "layers": 1})
+    writer = Model(recipe, Schema({}), RunConfig("gpt", filled, "fp32", {}), "", tmp_path / "writer")
     with pytest.raises(SensoriumError, match="neither has towers nor predicts"):
-        export(writer, "onnx", tmp_path / "out")
+        export_model(writer, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

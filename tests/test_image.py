@@ -14,12 +14,12 @@ import torch
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities import decode as decoding
-from sensorium.modalities.augment import Change
+from sensorium.modalities.augment import ImageAugmentation
 from sensorium.modalities.image import Image
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 LOSSY = {"JPEG": 12, "WEBP": 25, "GIF": 20}
-CHANGES = [field.name for field in fields(Change)]
+CHANGES = [field.name for field in fields(ImageAugmentation)]
 
 
 def smooth(wide: int = 60, high: int = 40) -> PIL.Image.Image:
@@ -101,7 +101,7 @@ def test_pictures_stand_upright(turn: int, format: str, square: str) -> None:
     exif[0x112] = turn
     data = encoded(smooth(), format, exif=exif)
     expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert("RGB")
-    assert mean_gap(Image(size=24, square=square).load(data), Image(size=24, square=square).load(expected)) < 2.5
+    assert mean_gap(Image(size=24, resize_mode=square).load(data), Image(size=24, resize_mode=square).load(expected)) < 2.5
 
 
 def test_first_frame_of_an_animation() -> None:
@@ -114,7 +114,7 @@ def test_first_frame_of_an_animation() -> None:
 def test_the_three_ways_to_a_square() -> None:
     picture = PIL.Image.new("RGB", (80, 40), "red")
     picture.paste("blue", (0, 0, 20, 40))
-    crop, pad, stretch = (Image(size=40, square=s).load(picture) for s in ("crop", "pad", "stretch"))
+    crop, pad, stretch = (Image(size=40, resize_mode=s).load(picture) for s in ("crop", "pad", "stretch"))
     assert (crop[:, 2:] == (255, 0, 0)).all()                            # the blue quarter is cut off
     assert (pad[:10] == 255).all() and (pad[30:] == 255).all()
     assert tuple(pad[20, 4]) == tuple(stretch[20, 4]) == (0, 0, 255)
@@ -131,8 +131,8 @@ def test_margin_keeps_more_of_the_picture() -> None:
 def test_large_jpegs_are_reduced_as_they_are_decoded() -> None:
     picture = smooth(1000, 700)
     for square in ("crop", "pad", "stretch"):
-        image = Image(size=32, square=square)
-        assert decoding.reduction(1000, 700, 32, square) == 8
+        image = Image(size=32, resize_mode=square)
+        assert decoding.jpeg_scale(1000, 700, 32, square) == 8
         assert mean_gap(image.load(encoded(picture, "JPEG", quality=95)), image.load(picture)) < 1.5
 
 
@@ -141,9 +141,9 @@ def test_large_jpegs_are_reduced_as_they_are_decoded() -> None:
 def test_simplejpeg_gives_the_pixels_of_pillow(how: dict, size: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("simplejpeg")
     data = encoded(smooth(*size), "JPEG", **how)
-    loaders = [Image(size=s, square=q) for s in (16, 64) for q in ("crop", "pad", "stretch")]
+    loaders = [Image(size=s, resize_mode=q) for s in (16, 64) for q in ("crop", "pad", "stretch")]
     quick = [i.load(data) for i in loaders]
-    assert all(decoding._quick_jpeg(data, i.side, i.square) is not None for i in loaders)
+    assert all(decoding._decode_jpeg_fast(data, i.stored_size, i.resize_mode) is not None for i in loaders)
     monkeypatch.setattr(decoding, "_quick_jpeg", lambda *a: None)
     for image, pixels in zip(loaders, quick, strict=True):
         assert np.abs(pixels.astype(int) - image.load(data)).max() <= 1
@@ -156,9 +156,9 @@ def test_a_picture_fills_the_room_it_is_given(format: str, size: tuple) -> None:
     turned[0x112] = 6
     for how in ({}, {"exif": turned}):
         data = encoded(smooth(*size), format, **how)
-        for image in (Image(size=24), Image(size=24, square="trim"), Image(size=24, resample="bicubic")):
+        for image in (Image(size=24), Image(size=24, resize_mode="trim"), Image(size=24, resample="bicubic")):
             room = np.full((2, 24, 24, 3), 7, np.uint8)
-            assert image.load(data, into=room[1]) is not None
+            assert image.load(data, out=room[1]) is not None
             assert np.array_equal(room[1], image.load(data)) and (room[0] == 7).all()
 
 
@@ -257,7 +257,7 @@ def test_files_changed_at_random_load_or_raise_valueerror(format: str) -> None:
 # ---------------------------------------------------------------- settings
 
 def test_settings_go_to_json_and_back() -> None:
-    image = Image(size=48, square="pad", margin=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    image = Image(size=48, resize_mode="pad", margin=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert Image.from_json(image.to_json()) == image
     with pytest.raises(SensoriumError, match="sise"):
         Image.from_json({"sise": 3})
@@ -287,7 +287,7 @@ def test_collate_normalises_and_show_undoes_it() -> None:
     x = image.collate(pixels)
     by_hand = (np.stack(pixels) / 255 - image.mean) / image.std
     assert x.dtype == torch.float32 and np.allclose(x.permute(0, 2, 3, 1).numpy(), by_hand, atol=1e-5)
-    assert np.array_equal(np.asarray(image.show(x[3])), pixels[3])
+    assert np.array_equal(np.asarray(image.decode(x[3])), pixels[3])
     assert image.collate([]).shape == (0, 3, 16, 16)
     assert image.fake(5, generator()).shape == (5, 3, 16, 16)
 
@@ -303,12 +303,12 @@ IMAGE = Image(size=16, margin=4)
 
 
 def shown(x: torch.Tensor) -> torch.Tensor:
-    return IMAGE._stored(x)
+    return IMAGE._denormalize(x)
 
 
 def test_nothing_changes_unless_asked(stored: torch.Tensor) -> None:
-    plain = IMAGE.finish(stored)
-    assert torch.equal(IMAGE.finish(stored, generator()), plain)
+    plain = IMAGE.preprocess(stored)
+    assert torch.equal(IMAGE.preprocess(stored, generator()), plain)
     assert torch.equal(IMAGE.augment(plain, generator()), plain)
     assert torch.equal(shown(plain), stored[..., 2:18, 2:18])
 
@@ -316,13 +316,13 @@ def test_nothing_changes_unless_asked(stored: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_change_keeps_shape_and_range_and_repeats(name: str, stored: torch.Tensor) -> None:
     before, how = stored.clone(), {name: 10.0 if name == "rotate" else 0.5}
-    x = IMAGE.finish(stored, generator(1), **how)
+    x = IMAGE.preprocess(stored, generator(1), **how)
     assert x.shape == (24, 3, 16, 16) and x.isfinite().all()
     raw = x * 0.5 + 0.5
     assert raw.min() >= -1e-3 and raw.max() <= 1 + 1e-3
-    assert not torch.equal(x, IMAGE.finish(stored))
-    assert torch.equal(x, IMAGE.finish(stored, generator(1), **how))
-    assert not torch.equal(x, IMAGE.finish(stored, generator(2), **how))
+    assert not torch.equal(x, IMAGE.preprocess(stored))
+    assert torch.equal(x, IMAGE.preprocess(stored, generator(1), **how))
+    assert not torch.equal(x, IMAGE.preprocess(stored, generator(2), **how))
     assert torch.equal(stored, before), "what is stored must not change"
 
 
@@ -337,7 +337,7 @@ def test_each_change_works_on_normalised_batches(name: str) -> None:
 
 @pytest.mark.parametrize("how", [{"flip": 1.0}, {"flip": 1.0, "rotate": 1e-6}])
 def test_flip_is_a_mirror_image(how: dict, stored: torch.Tensor) -> None:
-    x = shown(IMAGE.finish(stored, generator(), **how))
+    x = shown(IMAGE.preprocess(stored, generator(), **how))
     assert (x.int() - stored[..., 2:18, 2:18].flip(-1).int()).abs().max() <= 1
 
 
@@ -345,7 +345,7 @@ def test_shift_brings_in_the_margin_then_repeats_the_border() -> None:
     y, x = torch.meshgrid(torch.arange(20), torch.arange(20), indexing="ij")
     stored = torch.stack([y, x, x + y]).to(torch.uint8).expand(64, 3, 20, 20).contiguous()
     for how, most in (({"shift": 2 / 16}, 2), ({"shift": 6 / 16}, 6)):
-        seen = shown(IMAGE.finish(stored, generator(), **how)).int()
+        seen = shown(IMAGE.preprocess(stored, generator(), **how)).int()
         dy, dx = seen[:, 0, 8, 8] - 10, seen[:, 1, 8, 8] - 10
         assert dy.abs().max() == most and dx.abs().max() == most
         place = torch.arange(16)
@@ -355,34 +355,34 @@ def test_shift_brings_in_the_margin_then_repeats_the_border() -> None:
 
 def test_colours_that_must_hold() -> None:
     stored = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (32, 3, 20, 20), dtype=np.uint8))
-    grey = shown(IMAGE.finish(stored, generator(), grey=1.0)).int()
+    grey = shown(IMAGE.preprocess(stored, generator(), grey=1.0)).int()
     assert (grey.amax(1) - grey.amin(1)).max() <= 1
-    plain = shown(IMAGE.finish(stored)).int()
-    shuffled = shown(IMAGE.finish(stored, generator(), shuffle=1.0)).int()
+    plain = shown(IMAGE.preprocess(stored)).int()
+    shuffled = shown(IMAGE.preprocess(stored, generator(), shuffle=1.0)).int()
     assert (shuffled.sort(1).values - plain.sort(1).values).abs().max() <= 1
     flat = torch.full((8, 3, 20, 20), 77, dtype=torch.uint8)
     for name in ("contrast", "saturation", "blur", "outline", "erase", "rotate", "crop"):
         how = {name: 0.5}
-        assert (shown(IMAGE.finish(flat, generator(), **how)).int() - 77).abs().max() <= 1, how
+        assert (shown(IMAGE.preprocess(flat, generator(), **how)).int() - 77).abs().max() <= 1, how
 
 
 def test_outlines_are_dark_and_only_at_edges() -> None:
     stored = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
     stored[..., 10:] = 60
     for seed in range(10):                                              # column 7 is the last light one
-        seen = shown(IMAGE.finish(stored, generator(seed), outline=1.0))[0, 0]
+        seen = shown(IMAGE.preprocess(stored, generator(seed), outline=1.0))[0, 0]
         assert seen[:, 7].max() <= 115 and (seen[:, :7] == 255).all() and (seen[:, 9:] == 60).all()
 
 
 def test_tint_leaves_paper_white() -> None:
     paper = torch.full((8, 3, 20, 20), 255, dtype=torch.uint8)
     paper[..., 5:9] = 90
-    seen = shown(IMAGE.finish(paper, generator(), tint=0.5)).int()
+    seen = shown(IMAGE.preprocess(paper, generator(), tint=0.5)).int()
     assert (seen[..., 8:] == 255).all() and (seen[..., 4] - 90).abs().max() > 20
 
 
 def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:
-    plain, seen = IMAGE.finish(stored), IMAGE.finish(stored, generator(), erase=1.0)
+    plain, seen = IMAGE.preprocess(stored), IMAGE.preprocess(stored, generator(), erase=1.0)
     gone = (plain != seen).any(1)
     size = gone.any(1).sum(1) * gone.any(2).sum(1)
     assert (gone.sum((1, 2)) == size).float().mean() > 0.9              # a pixel that had the mean colour does not tell
@@ -392,9 +392,9 @@ def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:
 @pytest.mark.parametrize("wrong", [{"flip": -0.1}, {"shift": float("nan")}, {"crop": float("inf")}])
 def test_impossible_changes(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Change(**wrong)
+        ImageAugmentation(**wrong)
 
 
 def test_a_misspelt_change_is_a_typeerror(stored: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="flop"):
-        IMAGE.finish(stored, generator(), flop=0.5)
+        IMAGE.preprocess(stored, generator(), flop=0.5)

@@ -18,13 +18,13 @@ import pytest
 from sensorium import durable
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.modalities.decode import decode
+from sensorium.modalities.decode import decode_image
 from sensorium.tasks import search, store
-from sensorium.tasks.answer import Answer, Hit, Payload
-from sensorium.tasks.nearest import Exact, bytes_are_quick
+from sensorium.tasks.answer import SearchResult, Hit, RowInfo
+from sensorium.tasks.nearest import ExactEngine, int8_is_faster
 from sensorium.tasks.search import Index
-from sensorium.tasks.sheet import page, save
-from sensorium.tasks.store import Head, Store
+from sensorium.tasks.sheet import render_html, save_results
+from sensorium.tasks.store import IndexHeader, Store
 
 KILLS = 24
 DIM = 16
@@ -41,7 +41,7 @@ class Words:
             out = np.stack([np.bincount(np.frombuffer(v.encode(), np.uint8) % DIM, minlength=DIM) for v in values])
         else:
             try:
-                out = np.stack([np.resize(decode(v, 8)[0, 0] + 1.0, DIM) for v in values])
+                out = np.stack([np.resize(decode_image(v, 8)[0, 0] + 1.0, DIM) for v in values])
             except ValueError as e:
                 raise SensoriumError(f"cannot read {values[0]}: {e}") from e
         return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
@@ -77,7 +77,7 @@ def test_exact_is_brute_force(kind: str, bytes_first: bool) -> None:
     sizes = (1, 16, 1, 1), (7, 16, 3, 2), (9, 33, 100, 1), (100, 17, 10, 130), (4097, 16, 10, 3), (5000, 24, 5, 9)
     for n, dim, k, queries in sizes:
         x, q = rows_of(kind, n, dim, rng), rng.standard_normal((queries, dim), dtype=np.float32)
-        engine, alive = Exact(bytes_first), np.ones(n, bool)
+        engine, alive = ExactEngine(bytes_first), np.ones(n, bool)
         engine.add(x[:n // 3])
         engine.add(x)
         for dead in (0.0, 0.6, 1.0):
@@ -89,18 +89,18 @@ def test_exact_is_brute_force(kind: str, bytes_first: bool) -> None:
 
 
 def test_an_engine_with_nothing_in_it_finds_nothing() -> None:
-    scores, rows = Exact().search(np.ones((2, 4), np.float32), 3)
+    scores, rows = ExactEngine().search(np.ones((2, 4), np.float32), 3)
     assert (scores == -np.inf).all() and (rows == -1).all() and scores.shape == (2, 3)
 
 
 def test_a_product_that_is_wrong_is_never_chosen() -> None:
-    assert not bytes_are_quick(1)                                   # torch 2.13 gets width 1 wrong
+    assert not int8_is_faster(1)                                   # torch 2.13 gets width 1 wrong
 
 
 def filled(path: Path, n: int = 40) -> tuple[np.ndarray, list[bytes]]:
     x = np.random.default_rng(1).standard_normal((n, DIM), dtype=np.float32)
-    payloads = [Payload(f"row {i}", "text", [f"caption {i}"]).pack(b"") for i in range(n)]
-    with Store.create(path, Head(DIM, Words.fingerprint)) as made:
+    payloads = [RowInfo(f"row {i}", "text", [f"caption {i}"]).pack(b"") for i in range(n)]
+    with Store.create(path, IndexHeader(DIM, Words.fingerprint)) as made:
         made.publish()
         for start in range(0, n, 10):
             made.add(x[start:start + 10], payloads[start:start + 10])
@@ -110,7 +110,7 @@ def filled(path: Path, n: int = 40) -> tuple[np.ndarray, list[bytes]]:
 def test_store_keeps_what_it_was_given(tmp_path: Path) -> None:
     x, payloads = filled(tmp_path / "i")
     with Store.open(tmp_path / "i") as kept:
-        assert np.array_equal(kept.vectors, x) and [kept.payload(r) for r in range(40)] == payloads
+        assert np.array_equal(kept.vectors, x) and [kept.read_payload(r) for r in range(40)] == payloads
         kept.delete([3, 39])
         with pytest.raises(SensoriumError, match="no row 3"):
             kept.delete([2, 3])
@@ -120,7 +120,7 @@ def test_store_keeps_what_it_was_given(tmp_path: Path) -> None:
         small.delete([40])
     with Store.open(tmp_path / "i").compact() as again:
         assert again.add(x[:1], payloads[:1]) == [41]               # an id is never used twice
-        again.check()
+        again.verify()
     assert sorted(p.name for p in (tmp_path / "i").iterdir()) == [
         "index.json", "lock", "log.3.jsonl", "payload.3.bin", "vectors.3.f32"]
 
@@ -184,14 +184,14 @@ def killed(path: Path, seconds: float, code: str) -> list[tuple[str, int]]:
 def lost(path: Path, said: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """What was acknowledged and is not so."""
     with Store.open(path) as kept:
-        kept.check()
+        kept.verify()
         row = {i: r for r, i in enumerate(kept.ids)}
         return [(did, i) for did, i in said if i not in row or (did == "deleted") != (not kept.alive[row[i]])
-                or kept.payload(row[i]) != b"%d" % (i - i % 2) or kept.vectors[row[i], 0] != i - i % 2]
+                or kept.read_payload(row[i]) != b"%d" % (i - i % 2) or kept.vectors[row[i], 0] != i - i % 2]
 
 
 def test_what_is_acknowledged_survives_kill_9(tmp_path: Path) -> None:
-    with Store.create(tmp_path / "i", Head(DIM, "")) as made:
+    with Store.create(tmp_path / "i", IndexHeader(DIM, "")) as made:
         made.publish()
     code = ADDER.format(tests=".", acknowledge="", store="Store", dim=DIM)
     said: list[tuple[str, int]] = []
@@ -206,7 +206,7 @@ def test_what_is_acknowledged_survives_kill_9(tmp_path: Path) -> None:
 
 
 def test_acknowledging_before_writing_is_found_out(tmp_path: Path) -> None:
-    with Store.create(tmp_path / "i", Head(DIM, "")) as made:
+    with Store.create(tmp_path / "i", IndexHeader(DIM, "")) as made:
         made.publish()
     said = killed(tmp_path / "i", 0.05, ADDER.format(tests=".", acknowledge=HASTY, store="Hasty", dim=DIM))
     assert said and lost(tmp_path / "i", said)
@@ -259,7 +259,7 @@ def test_a_torn_tail_is_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     with Store.open(tmp_path / "i") as kept:
         kept.add(x[:1], payloads[:1])
     with Store.open(tmp_path / "i") as kept:
-        kept.check()
+        kept.verify()
         assert np.array_equal(kept.vectors[-1], x[0])
 
 
@@ -271,9 +271,9 @@ def test_damage_is_reported_with_the_file(tmp_path: Path, name: str) -> None:
     for at in (0, len(whole) // 3, len(whole) // 2, len(whole) - 2):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
         with pytest.raises(SensoriumError, match=f"{name} is damaged"):
-            Store.open(tmp_path / "i").check()
+            Store.open(tmp_path / "i").verify()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if name.startswith("log") else whole)
-    Store.open(tmp_path / "i").check()                              # the end of the last line carries nothing
+    Store.open(tmp_path / "i").verify()                              # the end of the last line carries nothing
     path.unlink()
     with pytest.raises(SensoriumError, match=f"{name} is damaged: it is missing"):
         Store.open(tmp_path / "i")
@@ -309,7 +309,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 patched.setattr(os, "pwrite", full)
                 kept.add(x[:1], payloads[:1])
         assert kept.add(x[:1], payloads[:1]) == [40]
-    Store.open(tmp_path / "i").check()
+    Store.open(tmp_path / "i").verify()
 
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (128, 128, 128)}
@@ -352,7 +352,7 @@ def test_index_from_pictures_to_answers(tmp_path: Path, data: Dataset) -> None:
 
 
 def test_index_of_words(tmp_path: Path, data: Dataset) -> None:
-    column = data.schema.pick("text")
+    column = data.schema.resolve_column("text")
     with Index.build(Words(), data, tmp_path / "i", column=column) as index:
         assert index.search(text="green <b>thing</b>", k=1)[0].payload.captions == ["green <b>thing</b>"]
     temporary = Index.build(Words(), data)
@@ -397,8 +397,8 @@ def test_faiss_behind_the_same_door(tmp_path: Path, capsys: pytest.CaptureFixtur
     pytest.importorskip("faiss")
     x = np.random.default_rng(0).standard_normal((3000, DIM), dtype=np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    with Store.create(tmp_path / "i", Head(DIM, "")) as made:
-        made.add(x, [Payload(str(i), "vector", []).pack(b"") for i in range(3000)])
+    with Store.create(tmp_path / "i", IndexHeader(DIM, "")) as made:
+        made.add(x, [RowInfo(str(i), "vector", []).pack(b"") for i in range(3000)])
         made.publish()
     with Index.open(tmp_path / "i", engine="faiss") as index:
         assert index.search(vector=x[5], k=3)[0].id == 5
@@ -415,18 +415,18 @@ HOSTILE = '<script>alert(1)</script>" onerror="x" \' &'
 def test_the_page_escapes_what_comes_from_data(tmp_path: Path) -> None:
     out = io.BytesIO()
     PIL.Image.new("RGB", (8, 8), "red").save(out, "PNG")
-    hits = [Hit(0, 0.5, Payload(HOSTILE, "image", [HOSTILE])), Hit(1, -0.5, Payload("b", "image", []))]
-    answer = Answer(HOSTILE, hits, [out.getvalue(), b""], out.getvalue())
-    text = page([answer])
+    hits = [Hit(0, 0.5, RowInfo(HOSTILE, "image", [HOSTILE])), Hit(1, -0.5, RowInfo("b", "image", []))]
+    answer = SearchResult(HOSTILE, hits, [out.getvalue(), b""], out.getvalue())
+    text = render_html([answer])
     assert "<script" not in text and HOSTILE not in text and '" onerror' not in text
     assert text.count("data:image/png;base64,") == 2 and "&lt;script&gt;" in text
     for name in ("a.png", "a.html"):
-        save([answer, Answer("nothing", [])], tmp_path / name)
+        save_results([answer, SearchResult("nothing", [])], tmp_path / name)
     with PIL.Image.open(tmp_path / "a.png") as sheet:
         assert sheet.width > 500
     with pytest.raises(SensoriumError, match=r"\.png or \.html"):
-        save([answer], tmp_path / "a.pdf")
+        save_results([answer], tmp_path / "a.pdf")
 
 
 def test_nothing_here_needs_more_than_it_says() -> None:
-    assert search.HEAD == store.HEAD == "index.json"
+    assert search.HEADER_FILE == store.HEADER_FILE == "index.json"

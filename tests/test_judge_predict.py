@@ -12,18 +12,18 @@ from sensorium import cli
 from sensorium.checkpoint import Model
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.modalities.dates import Date
+from sensorium.modalities.dates import Datetime
 from sensorium.modalities.image import Image
 from sensorium.modalities.series import Series
-from sensorium.modalities.table import Category, Number
-from sensorium.modalities.tags import Tags
+from sensorium.modalities.table import Category, Numeric
+from sensorium.modalities.tags import Multilabel
 from sensorium.modalities.text import Text
 from sensorium.recipes.fusion import fusion
-from sensorium.recipes.judge_missing import SHARES, Hiding, Point, lost, nothing, only
-from sensorium.report import Report
+from sensorium.recipes.judge_missing import MISSING_FRACTIONS, ValueMasking, MissingValuePoint, relative_loss, imputation_value, keep_columns
+from sensorium.report import EvaluationReport
 from sensorium.tokens import Batch
 
-COLUMNS = {"stars": "ordinal", "tags": "set", "words": "text", "label": "category", "kind": "category"}
+COLUMNS = {"stars": "ordinal", "tags": "multilabel", "words": "text", "label": "category", "kind": "category"}
 
 
 def written(path: Path, n: int = 480) -> Path:
@@ -46,7 +46,7 @@ def written(path: Path, n: int = 480) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset.open(written(tmp_path_factory.mktemp("data") / "t.csv"), split="split", columns=COLUMNS)
+    return Dataset.open(written(tmp_path_factory.mktemp("data") / "t.csv"), split="split", types=COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def run(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def report(run: Model, data: Dataset) -> Report:
+def report(run: Model, data: Dataset) -> EvaluationReport:
     return sn.evaluate(run, data, splits=["test", "flat"], ablate=True)
 
 
-def test_every_target_is_judged_beside_what_is_said_where_nothing_is_known(report: Report) -> None:
-    found = report.figures["test"]
+def test_every_target_is_judged_beside_what_is_said_where_nothing_is_known(report: EvaluationReport) -> None:
+    found = report.metrics["test"]
     assert found["price: rows"] == 64 and found["label: rows"] == 80           # a sixteenth of test has no price
     assert found["price: R2"] > 0.5 and found["price: MAE"] < 0.7 * found["price: prior MAE"]
     assert found["label: accuracy"] > found["label: prior accuracy"] + 0.1
@@ -69,28 +69,28 @@ def test_every_target_is_judged_beside_what_is_said_where_nothing_is_known(repor
     assert found["price: uncalibrated coverage at 90%"] <= 1 and found["label: uncalibrated calibration error"] > 0
 
 
-def test_what_rows_cannot_tell_is_left_out_and_said(report: Report) -> None:
-    test, flat = report.figures["test"], report.figures["flat"]
+def test_what_rows_cannot_tell_is_left_out_and_said(report: EvaluationReport) -> None:
+    test, flat = report.metrics["test"], report.metrics["flat"]
     assert test["label: rows of classes never seen"] == 20
     assert "label: ROC AUC" not in flat and "label: accuracy" in flat
     assert any(note.startswith("flat, label: ROC AUC: the rows are all of one class") for note in report.notes)
-    assert all(np.isfinite(v) for figures in report.figures.values() for v in figures.values())
+    assert all(np.isfinite(v) for figures in report.metrics.values() for v in figures.values())
 
 
-def test_more_missing_is_worse_and_with_nothing_hidden_it_is_what_it_was(report: Report) -> None:
-    found = report.figures["test"]
+def test_more_missing_is_worse_and_with_nothing_hidden_it_is_what_it_was(report: EvaluationReport) -> None:
+    found = report.metrics["test"]
     assert found["price: R2 at 0% missing"] == found["price: R2 at 0% missing, filled"] == pytest.approx(
         found["price: R2"])
     assert found["price: R2 at 90% missing"] < found["price: R2 at 25% missing"] < found["price: R2"]
-    assert {f"tags: mAP at {share:.0%} missing" for share in SHARES} <= set(found)
+    assert {f"tags: mAP at {share:.0%} missing" for share in MISSING_FRACTIONS} <= set(found)
 
 
-def test_each_part_alone_says_less_than_all(report: Report) -> None:
-    found = report.figures["test"]
+def test_each_part_alone_says_less_than_all(report: EvaluationReport) -> None:
+    found = report.metrics["test"]
     assert found["price: words alone R2"] < found["price: row alone R2"] < found["price: R2"]
 
 
-def test_pictures_lie_beside_the_report(report: Report, tmp_path: Path) -> None:
+def test_pictures_lie_beside_the_report(report: EvaluationReport, tmp_path: Path) -> None:
     report.save(tmp_path)
     drawn = sorted(p.name for p in (tmp_path / "evaluation").iterdir())
     assert {"test-0-intervals.svg", "test-1-confusion.svg", "test-1-risk.svg", "test-3-reliability.svg",
@@ -107,14 +107,14 @@ def test_data_without_a_column_are_judged_without_it_but_not_without_a_target(ru
     for drop, name in ((2, "no-words.csv"), (3, "no-price.csv")):
         (tmp_path / name).write_text("\n".join(",".join(c for i, c in enumerate(cs) if i != drop) for cs in lines))
     columns = {name: kind for name, kind in COLUMNS.items() if name != "words"}
-    found = sn.evaluate(run, Dataset.open(tmp_path / "no-words.csv", split="split", columns=columns), splits=["test"])
-    assert "no column words: judged without it" in found.notes and found.figures["test"]["price: rows"] == 64
+    found = sn.evaluate(run, Dataset.open(tmp_path / "no-words.csv", split="split", types=columns), splits=["test"])
+    assert "no column words: judged without it" in found.notes and found.metrics["test"]["price: rows"] == 64
     with pytest.raises(SensoriumError, match="no column 'price'"):
-        sn.evaluate(run, Dataset.open(tmp_path / "no-price.csv", split="split", columns=COLUMNS), splits=["test"])
+        sn.evaluate(run, Dataset.open(tmp_path / "no-price.csv", split="split", types=COLUMNS), splits=["test"])
 
 
 def test_the_command_says_it_and_writes_it(run: Model, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["evaluate", str(run.folder), "--split", "test", "--most", "60", "--json"]) == 0
+    assert cli.run(["evaluate", str(run.folder), "--split", "test", "--max-samples", "60", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["figures"]["test"]
     assert found["label: rows"] == 60 and (run.folder / "evaluation" / "test-0-missing.svg").exists()
 
@@ -123,11 +123,11 @@ def test_the_command_says_it_and_writes_it(run: Model, data: Dataset, capsys: py
 
 
 def test_what_is_hidden_is_masked_or_filled_and_nothing_else_changes() -> None:
-    reads = {"x": Number(), "kind": Category(("a", "b"), (3, 5))}
+    reads = {"x": Numeric(), "kind": Category(("a", "b"), (3, 5))}
     batch = Batch({"x": torch.tensor([1.0, 2.0]), "kind": torch.tensor([0, 0]), "y": torch.tensor([5.0, 6.0])},
                   {"kind": torch.tensor([True, False])}, torch.tensor([2, 0]))
     gone = torch.tensor([[True, True], [False, False], [False, True]])      # of the data set's rows
-    masked, filled = Hiding(reads, gone).masked(batch), Hiding(reads, gone).filled(batch)
+    masked, filled = ValueMasking(reads, gone).mask(batch), ValueMasking(reads, gone).impute(batch)
     assert masked.present["x"].tolist() == [True, False] and masked.present["kind"].tolist() == [False, False]
     assert filled["x"].tolist() == [1.0, 0.0] and "x" not in filled.present
     assert filled["kind"].tolist() == [1, 0], "what the data lack stays as it is"
@@ -137,24 +137,24 @@ def test_what_is_hidden_is_masked_or_filled_and_nothing_else_changes() -> None:
 
 def test_what_is_filled_in_says_nothing() -> None:
     rng = torch.Generator().manual_seed(0)
-    text = nothing(Text(), torch.full((2, 5), 9))
+    text = imputation_value(Text(), torch.full((2, 5), 9))
     assert text.tolist() == [Text().start, Text().end, *[Text().pad] * 3]
-    assert nothing(Tags(tags=("p",)), torch.ones(1, 2)).tolist() == [0, 0]
-    assert nothing(Date(mean=1e9), Date(mean=1e9).fake(2, rng))[0] == 0
-    assert (nothing(Image(size=8), torch.ones(1, 3, 8, 8)) == 0).all()
+    assert imputation_value(Multilabel(tags=("p",)), torch.ones(1, 2)).tolist() == [0, 0]
+    assert imputation_value(Datetime(mean=1e9), Datetime(mean=1e9).fake(2, rng))[0] == 0
+    assert (imputation_value(Image(size=8), torch.ones(1, 3, 8, 8)) == 0).all()
     series = Series(channels=("a", "b"), mean=(0.0, 0.0), std=(1.0, 1.0))
-    assert nothing(series, series.fake(2, rng))[0].tolist() == [0, 0, 1, 1]
+    assert imputation_value(series, series.fake(2, rng))[0].tolist() == [0, 0, 1, 1]
 
 
 def test_a_row_of_which_all_is_hidden_is_given_the_prior(run: Model, data: Dataset) -> None:
     prepared = data.prepare(run.schema, run.recipe.data.columns)
     with torch.inference_mode():
-        batch = only(run.module, [])(prepared.batch(data.splits["test"][:3]))
+        batch = keep_columns(run.module, [])(prepared.batch(data.splits["test"][:3]))
         said, prior = run.module(batch), run.module.answer({}, 3)
     assert all(torch.equal(said[name], prior[name]) for name in said)
 
 
 def test_the_part_of_a_loss() -> None:
-    points = [Point(0.0, {"y": 1.0}, {"y": 1.0}), Point(0.5, {"y": 0.9}, {"y": 0.6})]
-    assert lost(points, "y") == pytest.approx(0.25)
-    assert lost([points[0], Point(0.5, {"y": 0.9}, {"y": 1.0})], "y") is None
+    points = [MissingValuePoint(0.0, {"y": 1.0}, {"y": 1.0}), MissingValuePoint(0.5, {"y": 0.9}, {"y": 0.6})]
+    assert relative_loss(points, "y") == pytest.approx(0.25)
+    assert relative_loss([points[0], MissingValuePoint(0.5, {"y": 0.9}, {"y": 1.0})], "y") is None

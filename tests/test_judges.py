@@ -10,17 +10,17 @@ from PIL import Image
 from torch import nn
 
 import sensorium as sn
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
-from sensorium.data.splits import spaced
+from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError
 from sensorium.evaluate import evaluate
-from sensorium.recipes.judge_pictures import pictures
-from sensorium.recipes.judge_words import answers, captions
-from sensorium.recipes.judging import LARGEST, ink, pixels
+from sensorium.recipes.judge_pictures import image_generation_evaluator
+from sensorium.recipes.judge_words import answer_evaluator, caption_evaluator
+from sensorium.recipes.judging import MAX_IMAGE_SIZE, inverted_pixels, load_pixels
 from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Recipe
-from sensorium.verbs.verb import Answers
+from sensorium.verbs.verb import VerbModel
 
 Judge = Callable[..., Any]
 
@@ -35,7 +35,7 @@ def schema(data: Dataset) -> Schema:
     return data.schema.fit(data, data.splits["train"])
 
 
-class Known(Answers):
+class Known(VerbModel):
     """A model that does what it is told."""
 
     def __init__(self, schema: Schema, judge: Judge | None, **verbs: Callable[..., Any]):
@@ -48,7 +48,7 @@ class Known(Answers):
 
 
 def figures(model: Known, data: Dataset, **asked: Any) -> dict[str, float]:
-    return evaluate(model, data, splits=["test"], **asked).figures["test"]
+    return evaluate(model, data, splits=["test"], **asked).metrics["test"]
 
 
 def by_pixels(data: Dataset, column: str) -> Callable[[Any, str], str]:
@@ -66,7 +66,7 @@ def by_pixels(data: Dataset, column: str) -> Callable[[Any, str], str]:
 
 def test_a_captioner_that_is_right(data: Dataset, schema: Schema) -> None:
     tell = by_pixels(data, "caption")
-    model = Known(schema, captions("image", "caption"), generate=lambda what, image: [tell(p) for p in image])
+    model = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: [tell(p) for p in image])
     found = figures(model, data)
     assert found["pictures"] == 20 and found["chrF"] == pytest.approx(100) and found["CIDEr-D"] > 5
     assert (found["exact"], found["true"], found["things"], found["relations"]) == (1, 1, 1, 1)
@@ -74,21 +74,21 @@ def test_a_captioner_that_is_right(data: Dataset, schema: Schema) -> None:
 
 
 def test_a_captioner_that_says_nothing(data: Dataset, schema: Schema) -> None:
-    model = Known(schema, captions("image", "caption"), generate=lambda what, image: ["?"] * len(image))
+    model = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: ["?"] * len(image))
     found = figures(model, data, most=7)
     assert found["pictures"] == 7 and found["chrF"] == found["true"] == found["things"] == 0
 
 
 def test_a_clip_finds_another_neighbour(data: Dataset, schema: Schema) -> None:
     """One that sees nothing but how red a picture is finds, for every row, the caption of the reddest of all."""
-    seen = Answers("red", {"embed": lambda image: np.stack([np.asarray(p, np.float32)[..., :1].mean((0, 1))
+    seen = VerbModel("red", {"embed": lambda image: np.stack([np.asarray(p, np.float32)[..., :1].mean((0, 1))
                                                             for p in image])})
-    model = Known(schema, captions("image", "caption"), generate=lambda what, image: ["?"] * len(image))
+    model = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: ["?"] * len(image))
     found = figures(model, data, by=seen)
     train = data.splits["train"]
     red = [np.asarray(p)[..., 0].mean() for p in data.raw("image", train)]
     reddest = data.raw("caption", train)[int(np.argmax(red))]
-    same = Known(schema, captions("image", "caption"), generate=lambda what, image: [reddest[0]] * len(image))
+    same = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: [reddest[0]] * len(image))
     assert found["CLIP neighbour chrF"] == figures(same, data)["chrF"] != found["neighbour chrF"]
 
 
@@ -100,7 +100,7 @@ def answering(data: Dataset, schema: Schema, looks: bool) -> Known:
 
     def generate(what: str, image: list[Any], question: list[str]) -> list[str]:
         return [tell(p, q) if looks and p is not None else "yes" for p, q in zip(image, question, strict=True)]
-    return Known(schema, answers("image", "question", "answer"), generate=generate)
+    return Known(schema, answer_evaluator("image", "question", "answer"), generate=generate)
 
 
 def test_a_model_that_looks_is_above_all_controls(data: Dataset, schema: Schema) -> None:
@@ -125,7 +125,7 @@ def test_a_blind_model_stands_for_no_picture(data: Dataset, schema: Schema) -> N
 
 
 def painter(data: Dataset, schema: Schema, paint: Callable[[str], np.ndarray]) -> Known:
-    return Known(schema, pictures("image", "caption"),
+    return Known(schema, image_generation_evaluator("image", "caption"),
                  generate=lambda what, text, seed: [Image.fromarray(paint(caption)) for caption in text])
 
 
@@ -148,13 +148,13 @@ def test_a_painter_that_is_right(data: Dataset, schema: Schema, drawn: dict[str,
 def test_a_painter_is_asked_for_each_caption_once(data: Dataset, schema: Schema,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """The same words give the same picture, and copies among those judged would distort every distance."""
-    monkeypatch.setattr(Prepared, "caption", lambda self, column, row: "abcdefg"[row % 7])
+    monkeypatch.setattr(PreparedDataset, "caption", lambda self, column, row: "abcdefg"[row % 7])
     asked: list[str] = []
 
     def generate(what: str, text: list[str], seed: int) -> list[Image.Image]:
         asked.extend(text)
         return [Image.fromarray(np.full((24, 24, 3), ord(caption), np.uint8)) for caption in text]
-    found = figures(Known(schema, pictures("image", "caption"), generate=generate), data)
+    found = figures(Known(schema, image_generation_evaluator("image", "caption"), generate=generate), data)
     assert sorted(asked) == list("abcdefg") and found["pictures"] == 7
 
 
@@ -189,7 +189,7 @@ def test_a_model_that_embeds_gives_features_and_clip_scores(data: Dataset, schem
 
 
 def test_what_a_judge_does_not_take_is_said(data: Dataset, schema: Schema) -> None:
-    model = Known(schema, captions("image", "caption"), generate=lambda what, image: [])
+    model = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: [])
     with pytest.raises(SensoriumError, match="not judged by 'every'; it takes most"):
         evaluate(model, data, every=True)
     with pytest.raises(SensoriumError, match="does not say how it is judged"):
@@ -199,24 +199,24 @@ def test_what_a_judge_does_not_take_is_said(data: Dataset, schema: Schema) -> No
 
 
 def test_a_report_says_what_figures_mean(data: Dataset, schema: Schema) -> None:
-    model = Known(schema, captions("image", "caption"), generate=lambda what, image: ["a cat"] * len(image))
+    model = Known(schema, caption_evaluator("image", "caption"), generate=lambda what, image: ["a cat"] * len(image))
     report = evaluate(model, data, splits=["test", "test_four"])
-    assert report.about["data"] == "scenes" and report.table().row_count == len(report.figures["test"])
+    assert report.metadata["data"] == "scenes" and report.table().row_count == len(report.metrics["test"])
     page = report.markdown()
     assert "| CIDEr-D |" in page and "all captions of a row" in page and "test_four" in page
 
 
 def test_rows_are_evenly_spaced() -> None:
-    assert spaced(np.arange(10), 4).tolist() == [0, 3, 6, 9] and spaced(np.arange(3), 9).tolist() == [0, 1, 2]
+    assert sample_evenly(np.arange(10), 4).tolist() == [0, 3, 6, 9] and sample_evenly(np.arange(3), 9).tolist() == [0, 1, 2]
 
 
 def test_a_trained_captioner_is_judged(data: Dataset, tmp_path: Any) -> None:
     """From training to figures: nothing is learned in so few steps, and the figures say so."""
     model = sn.train(sn.recipes.captioner, data, out=tmp_path / "run", quiet=True, text="answer", question="question",
-                     dim=32, depth=1, epochs=1, batch_size=64, precision="fp32")
+                     dim=32, layers=1, epochs=1, batch_size=64, precision="fp32")
     found = sn.evaluate(model, data, splits=["test"], most=20)
-    assert found.task == "answers" and 0 <= found.figures["test"]["accuracy"] <= 0.8
-    assert {"without picture", "other picture", "majority"} <= set(found.figures["test"])
+    assert found.task == "answers" and 0 <= found.metrics["test"]["accuracy"] <= 0.8
+    assert {"without picture", "other picture", "majority"} <= set(found.metrics["test"])
 
 
 def test_large_pictures_are_compared_small(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_large_pictures_are_compared_small(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.fromarray(drawn).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)
-    data = Dataset.open(tmp_path, columns={"image": "image:size=160"})
+    data = Dataset.open(tmp_path, types={"image": "image:size=160"})
     prepared, rows = data.prepare(data.schema, ("image",)), np.arange(2)
-    assert pixels(prepared, "image", rows).shape == (2, 3 * 160 ** 2)
-    small = ink(prepared, "image", rows)
-    assert small.shape[1] <= 3 * LARGEST ** 2
+    assert load_pixels(prepared, "image", rows).shape == (2, 3 * 160 ** 2)
+    small = inverted_pixels(prepared, "image", rows)
+    assert small.shape[1] <= 3 * MAX_IMAGE_SIZE ** 2
     torch.testing.assert_close((small[0] * small[1]).sum(), torch.tensor(1.0))

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium import kernels
 from sensorium.errors import SensoriumError
-from sensorium.kernels import WAYS, Linear, attend, linear, self_attend
+from sensorium.kernels import LINEAR_BACKENDS, Linear, attend, linear, self_attend
 
 onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -39,7 +39,7 @@ def _layer(dtype=torch.float32, shape=(3, 7, 24), bias=True):
 @onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 7, 24), (5, 24), (24,)])
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", LINEAR_BACKENDS)
 def test_linear_equals_torch(take, how, shape, bias):
     take(how)
     given = _layer(shape=shape, bias=bias)
@@ -74,7 +74,7 @@ def test_weights_laid_out_for_answering_say_the_same(monkeypatch, rows):
     layers, x = nn.Sequential(Linear(24, 40), Linear(40, 24), Linear(24, 24).to(torch.bfloat16)), torch.randn(rows, 24)
     before = [layers[0](x), layers[0].part(x, 8, 32), layers[1](layers[0](x))]
     names = {name: value.clone() for name, value in layers.state_dict().items()}
-    kernels.lay_out(layers)
+    kernels.transpose_weights(layers)
     with torch.no_grad():
         after = [layers[0](x), layers[0].part(x, 8, 32), layers[1](layers[0](x))]
     torch.testing.assert_close(after, [y.detach() for y in before], rtol=1e-5, atol=1e-6)
@@ -117,17 +117,17 @@ def test_onlookers_see_torch_s_own_operators(take):
 
 @onednn
 def test_the_choice_is_fixed_and_can_be_overridden(monkeypatch):
-    for forced in WAYS:
+    for forced in LINEAR_BACKENDS:
         monkeypatch.setenv("SENSORIUM_KERNELS", forced)
-        kernels.way.cache_clear()
-        assert kernels.way(torch.float32) == kernels.way(torch.bfloat16) == forced
+        kernels.linear_backend.cache_clear()
+        assert kernels.linear_backend(torch.float32) == kernels.linear_backend(torch.bfloat16) == forced
     monkeypatch.setenv("SENSORIUM_KERNELS", "fastest")
-    kernels.way.cache_clear()
+    kernels.linear_backend.cache_clear()
     with pytest.raises(SensoriumError, match="fastest"):
-        kernels.way(torch.float32)
+        kernels.linear_backend(torch.float32)
     monkeypatch.delenv("SENSORIUM_KERNELS")
-    assert kernels.way(torch.float32) in WAYS
-    kernels.way.cache_clear()
+    assert kernels.linear_backend(torch.float32) in LINEAR_BACKENDS
+    kernels.linear_backend.cache_clear()
 
 
 def _heads(dtype, t=5, s=5):
@@ -160,7 +160,7 @@ def test_short_attention_has_the_right_gradient(causal):
     """In float64, where the comparison is exact."""
     seen = torch.ones(5, 5, dtype=torch.bool).tril() if causal else None
     given = _heads(torch.float64)
-    assert torch.autograd.gradcheck(lambda q, k, v: kernels._Attend.apply(q, k, v, seen, 0.3), given)
+    assert torch.autograd.gradcheck(lambda q, k, v: kernels._AttentionFunction.apply(q, k, v, seen, 0.3), given)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -206,4 +206,4 @@ def test_dropout_only_where_asked():
 
 
 def test_settling_the_allocator_is_asked_for_and_answers():
-    assert kernels.settle_allocator() in (True, False)
+    assert kernels.configure_allocator() in (True, False)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from sensorium.measures import DIRECTIONS, WIDE, Measures, measurable, measured, of_pictures, of_series, width
+from sensorium.measures import PCA_COMPONENTS, RAW_IMAGE_FEATURES, HandcraftedFeatures, has_handcrafted_features, compute_features, image_features, series_features, num_handcrafted_features
 from sensorium.modalities.image import Image
 from sensorium.modalities.series import Series
-from sensorium.modalities.table import Number
+from sensorium.modalities.table import Numeric
 
 SERIES = Series(channels=("a", "b"), mean=(0.0, 0.0), std=(1.0, 1.0), length=64)
 
@@ -20,8 +20,8 @@ def series(*rows: list[list[float]]) -> torch.Tensor:
 def test_of_a_series() -> None:
     t = torch.arange(20.0)
     x = torch.stack([t, (2 * math.pi * t / 4).cos()], 1).tolist()
-    found = of_series(series(x), 64)[0]
-    assert len(found) == width(SERIES)
+    found = series_features(series(x), 64)[0]
+    assert len(found) == num_handcrafted_features(SERIES)
     size, mean, spread, quantiles, rest = found[0], found[1:3], found[3:5], found[5:15].view(5, 2), found[15:]
     assert size == 20 and mean[0] == pytest.approx(9.5) and mean[1].abs() < 1e-6
     assert spread[0] == pytest.approx(np.arange(20).std(), rel=1e-5)
@@ -36,63 +36,63 @@ def test_of_a_series() -> None:
 def test_padding_gaps_and_company_change_nothing() -> None:
     rng = np.random.default_rng(0)
     short, long = rng.normal(size=(9, 2)).tolist(), rng.normal(size=(50, 2)).tolist()
-    alone, beside = of_series(series(short), 64)[0], of_series(series(short, long), 64)[0]
+    alone, beside = series_features(series(short), 64)[0], series_features(series(short, long), 64)[0]
     torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-5)
     short[3][1] = math.nan
     batch = series(short, long)
     other = batch.clone()
     other[0, 3, 1] = 0.0                                    # what stands where nothing was read is zero in a batch
-    assert torch.equal(of_series(batch, 64), of_series(other, 64)) and of_series(batch, 64).isfinite().all()
-    nothing = of_series(torch.zeros(1, 5, 4), 64)
+    assert torch.equal(series_features(batch, 64), series_features(other, 64)) and series_features(batch, 64).isfinite().all()
+    nothing = series_features(torch.zeros(1, 5, 4), 64)
     assert nothing.isfinite().all() and nothing.abs().max() < 1e-3, "the least spread that a channel is taken to have"
 
 
 def test_of_pictures() -> None:
     plain = torch.full((1, 3, 32, 32), 0.6)
-    found = of_pictures(plain)[0]
+    found = image_features(plain)[0]
     small, colours, edges = found.split([768, 64, 512])
-    assert found.shape == (WIDE,) and (small - 0.6).abs().max() < 1e-6
+    assert found.shape == (RAW_IMAGE_FEATURES,) and (small - 0.6).abs().max() < 1e-6
     assert colours.argmax() == 2 * 16 + 2 * 4 + 2 and colours.sum() == pytest.approx(1) and not edges.any()
     step = plain.clone()
     step[..., 16:] = 0.2                                    # an upright edge: brightness changes across
-    ways = of_pictures(step)[0, -512:].view(8, 8, 8)        # way, row, column
+    ways = image_features(step)[0, -512:].view(8, 8, 8)        # way, row, column
     assert ways.sum((1, 2)).argmax() == 0 and ways.sum((0, 1)).argsort()[-2:].sort().values.tolist() == [3, 4]
-    assert of_pictures(torch.rand(2, 3, 24, 24)).shape == (2, WIDE), "any side"
+    assert image_features(torch.rand(2, 3, 24, 24)).shape == (2, RAW_IMAGE_FEATURES), "any side"
 
 
 def test_directions_are_of_training_rows_and_gaps_are_gaps() -> None:
     image, rng = Image(size=16), torch.Generator().manual_seed(0)
-    measures = Measures({"photo": image, "curve": SERIES})
-    assert measures.width == DIRECTIONS + width(SERIES) and measurable(image) and not measurable(Number())
+    measures = HandcraftedFeatures({"photo": image, "curve": SERIES})
+    assert measures.num_features == PCA_COMPONENTS + num_handcrafted_features(SERIES) and has_handcrafted_features(image) and not has_handcrafted_features(Numeric())
     pictures, curves = torch.randn(40, 3, 16, 16, generator=rng), SERIES.fake(40, rng)
     there = {"photo": torch.arange(40) > 0, "curve": torch.arange(40) != 1}
     before = measures({"photo": pictures, "curve": curves}, there)
-    assert not before[1:, :DIRECTIONS].any()
-    measures.fit([measured(image, pictures)])
+    assert not before[1:, :PCA_COMPONENTS].any()
+    measures.fit([compute_features(image, pictures)])
     found = measures({"photo": pictures, "curve": curves}, there)
-    assert found[0, :DIRECTIONS].isnan().all() and found[1, DIRECTIONS:].isnan().all()
-    assert found[2:].isfinite().all() and not found[1:, 39:DIRECTIONS].abs().gt(1e-3).any(), "40 rows, 39 directions"
+    assert found[0, :PCA_COMPONENTS].isnan().all() and found[1, PCA_COMPONENTS:].isnan().all()
+    assert found[2:].isfinite().all() and not found[1:, 39:PCA_COMPONENTS].abs().gt(1e-3).any(), "40 rows, 39 directions"
     spread = found[2:, :39].std(0)
     assert spread[0] > spread[20] > 0
     without = measures({"curve": curves}, {"photo": torch.zeros(40, dtype=torch.bool), "curve": there["curve"]})
-    assert without[:, :DIRECTIONS].isnan().all() and torch.equal(without[2:, DIRECTIONS:], found[2:, DIRECTIONS:])
+    assert without[:, :PCA_COMPONENTS].isnan().all() and torch.equal(without[2:, PCA_COMPONENTS:], found[2:, PCA_COMPONENTS:])
 
 
 def test_no_rows() -> None:
-    assert of_pictures(torch.zeros(0, 3, 32, 32)).shape == (0, WIDE)
-    assert measured(SERIES, torch.zeros(0, 5, 4)).shape == (0, width(SERIES))
-    measures = Measures({"photo": Image(size=16)})
-    measures.fit([torch.zeros(0, WIDE)])
-    assert not measures.basis.any()
+    assert image_features(torch.zeros(0, 3, 32, 32)).shape == (0, RAW_IMAGE_FEATURES)
+    assert compute_features(SERIES, torch.zeros(0, 5, 4)).shape == (0, num_handcrafted_features(SERIES))
+    measures = HandcraftedFeatures({"photo": Image(size=16)})
+    measures.fit([torch.zeros(0, RAW_IMAGE_FEATURES)])
+    assert not measures.components.any()
 
 
 def test_quantiles_are_those_of_numpy_and_know_no_limit() -> None:
     x = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(1))
     there = (torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.7).float()
-    found = of_series(torch.cat([x * there, there], -1), 64)[:, 5:15].view(3, 5, 2)
+    found = series_features(torch.cat([x * there, there], -1), 64)[:, 5:15].view(3, 5, 2)
     for row in range(3):
         for channel in range(2):
             held = x[row, there[row, :, channel] > 0, channel].numpy()
             assert found[row, :, channel].numpy() == pytest.approx(np.quantile(held, [0, 0.25, 0.5, 0.75, 1]), abs=1e-5)
     wide = torch.ones(70, 1000, 2 * 256)
-    assert of_series(wide, 1024).shape == (70, 1 + 256 * 28), "more numbers than torch.quantile takes"
+    assert series_features(wide, 1024).shape == (70, 1 + 256 * 28), "more numbers than torch.quantile takes"

@@ -2,50 +2,50 @@
 import pytest
 import torch
 
-from sensorium.metrics import accuracy, chance, ranks, recall, recalls, retrieval
+from sensorium.metrics import accuracy, chance_recall, retrieval_ranks, recall_at_k, recall_metrics, retrieval_metrics
 from sensorium.metrics.speech import word_error_rate
-from sensorium.models import unit
+from sensorium.models import l2_normalize
 
 EYE = torch.eye(4, dtype=torch.bool)
 
 
 def test_a_perfect_model() -> None:
-    vectors = unit(torch.randn(4, 8))
-    assert retrieval(vectors, vectors, EYE, ("image", "text"))["recall@1"] == 1.0
+    vectors = l2_normalize(torch.randn(4, 8))
+    assert retrieval_metrics(vectors, vectors, EYE, ("image", "text"))["recall@1"] == 1.0
 
 
 def test_ranks_by_hand() -> None:
     queries = torch.eye(2)
-    candidates = unit(torch.tensor([[0.9, 0.1], [1.0, 0.0], [0.0, 1.0]]))
+    candidates = l2_normalize(torch.tensor([[0.9, 0.1], [1.0, 0.0], [0.0, 1.0]]))
     right = torch.tensor([[True, False, False], [False, False, True]])
-    assert ranks(queries, candidates, right).tolist() == [2, 1]
+    assert retrieval_ranks(queries, candidates, right).tolist() == [2, 1]
 
 
 def test_ties_count_against() -> None:
     same = torch.ones(3, 2)
-    assert ranks(same, same, EYE[:3, :3]).tolist() == [3, 3, 3]
+    assert retrieval_ranks(same, same, EYE[:3, :3]).tolist() == [3, 3, 3]
 
 
 def test_any_duplicate_will_do() -> None:
     candidates = torch.eye(3)
     right = torch.tensor([[True, False, True]])
-    assert ranks(candidates[2:], candidates, right).tolist() == [1]
+    assert retrieval_ranks(candidates[2:], candidates, right).tolist() == [1]
 
 
 def test_chance_is_what_a_random_order_gets() -> None:
-    assert chance(torch.eye(20, dtype=torch.bool), 5) == pytest.approx(0.25)
+    assert chance_recall(torch.eye(20, dtype=torch.bool), 5) == pytest.approx(0.25)
     right = torch.zeros(1, 10, dtype=torch.bool)
     right[0, :3] = True
-    assert chance(right, 2) == pytest.approx(1 - 7 / 10 * 6 / 9)
-    assert chance(right, 8) == pytest.approx(1.0)
+    assert chance_recall(right, 2) == pytest.approx(1 - 7 / 10 * 6 / 9)
+    assert chance_recall(right, 8) == pytest.approx(1.0)
     rng = torch.Generator().manual_seed(0)
-    drawn = [recall(ranks(torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right), 2)
+    drawn = [recall_at_k(retrieval_ranks(torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right), 2)
              for _ in range(4000)]
-    assert sum(drawn) / 4000 == pytest.approx(chance(right, 2), abs=0.03)
+    assert sum(drawn) / 4000 == pytest.approx(chance_recall(right, 2), abs=0.03)
 
 
 def test_recalls_and_median() -> None:
-    figures = recalls(torch.tensor([1, 3, 7, 100]))
+    figures = recall_metrics(torch.tensor([1, 3, 7, 100]))
     assert (figures["recall@1"], figures["recall@5"], figures["recall@10"]) == (0.25, 0.5, 0.75)
     assert figures["median_rank"] == 3
 

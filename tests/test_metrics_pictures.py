@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from sensorium.metrics.pictures import clip_score, diversity, frechet, kernel_distance, nearest
-from sensorium.models import unit
+from sensorium.metrics.pictures import clip_score, diversity, frechet_distance, kernel_distance, nearest_neighbors
+from sensorium.models import l2_normalize
 
 
 def normal(n: int, e: int, seed: int = 0) -> torch.Tensor:
@@ -19,9 +19,9 @@ def whitened(n: int, e: int, seed: int = 0) -> torch.Tensor:
 
 def test_frechet_of_equal_sets_is_zero() -> None:
     x = normal(200, 16)
-    assert frechet(x, x) == pytest.approx(0, abs=1e-9) and frechet(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9) and frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
     few = normal(5, 16)                                         # singular covariances
-    assert frechet(few, few) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
 def test_frechet_of_two_gaussians() -> None:
@@ -30,18 +30,18 @@ def test_frechet_of_two_gaussians() -> None:
     s, t = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([1.0, 1.0, 2.0, 0.1]).double()
     move = torch.tensor([3.0, 0.0, -1.0, 0.5]).double()
     closed = move.square().sum() + (s - t).square().sum()
-    assert frechet(x * s, y * t + move) == pytest.approx(closed.item(), rel=1e-9)
+    assert frechet_distance(x * s, y * t + move) == pytest.approx(closed.item(), rel=1e-9)
 
 
 def test_frechet_does_not_see_a_turn_of_both() -> None:
     a, b, turn = normal(60, 8, 0), 2 * normal(60, 8, 1) + 1, torch.linalg.qr(normal(8, 8, 2))[0]
-    assert frechet(a @ turn, b @ turn) == pytest.approx(frechet(a, b), rel=1e-4)
-    assert frechet(a, b) == pytest.approx(frechet(b, a))
+    assert frechet_distance(a @ turn, b @ turn) == pytest.approx(frechet_distance(a, b), rel=1e-4)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
 
 
 def test_frechet_of_few_pictures_is_too_high() -> None:
     """The caution of its docstring: two samples of one distribution."""
-    assert frechet(normal(40, 32, 0), normal(40, 32, 1)) > 5 * frechet(normal(4000, 32, 0), normal(4000, 32, 1))
+    assert frechet_distance(normal(40, 32, 0), normal(40, 32, 1)) > 5 * frechet_distance(normal(4000, 32, 0), normal(4000, 32, 1))
 
 
 def test_kernel_distance_by_hand() -> None:
@@ -51,9 +51,9 @@ def test_kernel_distance_by_hand() -> None:
 
 
 def test_kernel_distance_is_unbiased() -> None:
-    drawn = [kernel_distance(unit(normal(20, 8, 2 * i)), unit(normal(20, 8, 2 * i + 1))) for i in range(400)]
+    drawn = [kernel_distance(l2_normalize(normal(20, 8, 2 * i)), l2_normalize(normal(20, 8, 2 * i + 1))) for i in range(400)]
     assert abs(sum(drawn) / 400) < 0.002 and min(drawn) < 0
-    assert kernel_distance(unit(normal(50, 8)), unit(normal(50, 8, 1) + 1)) > 0.1
+    assert kernel_distance(l2_normalize(normal(50, 8)), l2_normalize(normal(50, 8, 1) + 1)) > 0.1
 
 
 def test_diversity() -> None:
@@ -63,16 +63,16 @@ def test_diversity() -> None:
 
 def test_nearest_finds_copies() -> None:
     trained = normal(3000, 6)
-    distance, which = nearest(torch.cat([trained[[7, 2999]], trained[:1] + 10]), trained)
+    distance, which = nearest_neighbors(torch.cat([trained[[7, 2999]], trained[:1] + 10]), trained)
     assert which[:2].tolist() == [7, 2999] and distance[:2] == pytest.approx([0, 0], abs=1e-6) and distance[2] > 1
 
 
 def test_clip_score() -> None:
-    x = unit(normal(10, 4))
+    x = l2_normalize(normal(10, 4))
     assert clip_score(x, x) == pytest.approx(100) and clip_score(x, -x) == 0
 
 
-@pytest.mark.parametrize("figure", [frechet, kernel_distance, lambda a, b: diversity(a)])
+@pytest.mark.parametrize("figure", [frechet_distance, kernel_distance, lambda a, b: diversity(a)])
 def test_one_row_has_no_spread(figure: object) -> None:
     with pytest.raises(ValueError, match="two rows"):
         figure(torch.ones(1, 3), torch.ones(1, 3))

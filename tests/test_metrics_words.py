@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sensorium.metrics.words import chrf, cider_d, exact, plain
+from sensorium.metrics.words import chrf, cider_d, exact_match, normalize_text
 
 CORPUS = json.loads((Path(__file__).parent / "said.json").read_text())
 SAID, REFERENCES = CORPUS["said"], CORPUS["references"]
@@ -35,9 +35,9 @@ def test_order_of_rows_and_of_references_is_irrelevant() -> None:
 
 
 def test_nothing_said_is_nothing() -> None:
-    assert chrf([], []) == cider_d([], []) == exact([], []) == 0
+    assert chrf([], []) == cider_d([], []) == exact_match([], []) == 0
 
 
 def test_plain_and_exact() -> None:
-    assert plain("  A red, round ring. ") == "a red round ring" and plain("don't!") == "don't"
-    assert exact(["The ring.", "2", "yes"], [["ring"], ["two", "2"], ["no"]]) == pytest.approx(2 / 3)
+    assert normalize_text("  A red, round ring. ") == "a red round ring" and normalize_text("don't!") == "don't"
+    assert exact_match(["The ring.", "2", "yes"], [["ring"], ["two", "2"], ["no"]]) == pytest.approx(2 / 3)

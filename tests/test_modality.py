@@ -19,10 +19,10 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.modalities.table import Category
 from sensorium.models import Encoder
-from sensorium.recipes.encoders import ENCODERS, add_modality, encoder
+from sensorium.recipes.encoders import ENCODERS, add_modality, build_encoder
 from sensorium.recipes.recipe import DataSpec, Recipe
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import present
+from sensorium.tokens import valid_mask
 
 FILE = Path(__file__).parents[1] / "examples" / "points.py"
 
@@ -30,7 +30,7 @@ FILE = Path(__file__).parents[1] / "examples" / "points.py"
 @pytest.fixture
 def added() -> Iterator[Any]:
     """The class of the example, known for the length of a test."""
-    keywords.use(str(FILE))
+    keywords.run_user_file(str(FILE))
     yield schemas.MODALITIES["points"]
     forget()
 
@@ -67,19 +67,19 @@ class Guess(nn.Module):
         self.encode, self.head = encode, nn.Linear(dim, classes)
 
     def forward(self, clouds: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encode.whole(clouds))
+        return self.head(self.encode.pooled(clouds))
 
 
 def shapes(schema: Schema, *, dim: int = 32, how: str = "") -> Recipe:
     """Which shape a scan is of."""
     points, shape = schema["scan"], schema["shape"]
     assert isinstance(shape, Category)
-    model = Guess(encoder(points, how, dim, 1), dim, max(1, len(shape.classes)))
+    model = Guess(build_encoder(points, how, dim, 1), dim, max(1, len(shape.classes)))
 
     def predict(*, scan: list[Any]) -> list[str]:
         with torch.inference_mode():
             found = model(points.collate([points.load(one) for one in scan])).argmax(1)
-        return [shape.show(one) for one in found]
+        return [shape.decode(one) for one in found]
 
     return Recipe(model=model, objective=lambda model, batch: {"model": F.cross_entropy(
         model(batch["scan"]), batch["shape"])}, verbs={"predict": predict},
@@ -92,7 +92,7 @@ def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     data = sn.Dataset.open(table)
     assert data.schema.columns["scan"].kind == "points"
-    assert data.schema.columns["scan"].why == "96 of 96 values end in .xyz and 96 exist"
+    assert data.schema.columns["scan"].reason == "96 of 96 values end in .xyz and 96 exist"
     model = sn.train(shapes, data, out=tmp_path / "run", quiet=True)
     held = np.concatenate([data.splits["val"], data.splits["test"]])
     scans, truth = data.raw("scan", held), data.raw("shape", held)
@@ -102,7 +102,7 @@ def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(
     forget()
     with pytest.raises(SensoriumError, match=r"'scan' is of the kind 'points'.*sensorium --use mine.py"):
         sn.load(tmp_path / "run", recipe=shapes)
-    keywords.use(str(FILE))
+    keywords.run_user_file(str(FILE))
     assert sn.load(tmp_path / "run", recipe=shapes).predict(scan=scans) == said
 
 
@@ -130,13 +130,13 @@ def test_it_can_be_imported_in_a_fresh_python() -> None:
 def test_padding_and_the_order_of_points_change_nothing(added: Any, how: str) -> None:
     torch.manual_seed(0)
     points = added()
-    read = encoder(points, how, 16, 2).eval()
+    read = build_encoder(points, how, 16, 2).eval()
     batch = points.fake(3, torch.Generator().manual_seed(0))
     said = read(batch)
     for row in range(3):
         alone = points.collate([batch[row, batch[row, :, 3] > 0, :3].numpy()])
-        torch.testing.assert_close(read(alone).x[0], said.x[row][present(said)[row]], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(read.whole(alone), read.whole(alone.flip(1)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read(alone).x[0], said.x[row][valid_mask(said)[row]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read.pooled(alone), read.pooled(alone.flip(1)), atol=1e-5, rtol=1e-4)
 
 
 def test_bad_scans_say_why(added: Any, tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from sensorium import kernels
-from sensorium.attention import Attention, Cache
+from sensorium.attention import Attention, KVCache
 from sensorium.kernels import Linear
-from sensorium.load import settle
-from sensorium.modalities.image import Patches
-from sensorium.modalities.text import END, PAD, START, Text, Words
+from sensorium.load import prepare_for_inference
+from sensorium.modalities.image import PatchEmbedding
+from sensorium.modalities.text import END, PAD, START, Text, TextEmbedding
 from sensorium.models import Decoder, Encoder
-from sensorium.objectives.next_token import Beams, NextToken, Sampling, choose, generate, likeliest, search
+from sensorium.objectives.next_token import BeamConfig, NextTokenLoss, SamplingConfig, sample_token, generate, greedy, beam_search
 from sensorium.positions import Rotary
 from sensorium.tokens import Batch
-from sensorium.transformer import Block, FeedForward, Transformer, transformer
+from sensorium.transformer import Block, FeedForward, Transformer, build_transformer
 
 DIM, VOCAB, LENGTH = 32, 11, 12
 TEXT = Text(length=LENGTH, vocab_size=VOCAB)
@@ -29,8 +29,8 @@ def rotary() -> Transformer:
 
 def decoder(trunk: Transformer | None = None, seed: int = 0) -> Decoder:
     torch.manual_seed(seed)
-    parts = {"image": Encoder(Patches(DIM, 8, 4)), "text": Words(DIM, TEXT)}
-    model = Decoder(parts, {"text": Linear(DIM, VOCAB)}, trunk or transformer(DIM, 2, 2)).eval()
+    parts = {"image": Encoder(PatchEmbedding(DIM, 8, 4)), "text": TextEmbedding(DIM, TEXT)}
+    model = Decoder(parts, {"text": Linear(DIM, VOCAB)}, trunk or build_transformer(DIM, 2, 2)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3)                                               # far from uniform, so that choices are clear
@@ -54,8 +54,8 @@ PROMPTS = texts([START, 5, 6, 7], [START], [START, 9])
 def test_with_a_cache_it_says_what_it_says_without(trunk: object, seen: bool) -> None:
     model = decoder(rotary() if trunk else None)
     given = Batch({"text": PROMPTS, **({"image": pictures(3)} if seen else {})})
-    cache, places = Cache(4), torch.tensor([4, 1, 2])
-    logits = model.begin(given, "text", cache)
+    cache, places = KVCache(4), torch.tensor([4, 1, 2])
+    logits = model.prefill(given, "text", cache)
     said = [[5, 6, 7], [], [9]]
     for step in range(4):
         whole = texts(*[[START, *row] for row in said])
@@ -65,20 +65,20 @@ def test_with_a_cache_it_says_what_it_says_without(trunk: object, seen: bool) ->
         ids = torch.tensor([3 + step, 8 - step, 4])
         said = [[*row, i] for row, i in zip(said, ids.tolist(), strict=True)]
         if step < 3:
-            logits = model.go_on("text", ids, places + step, cache)
+            logits = model.decode_step("text", ids, places + step, cache)
 
 
 def test_a_full_cache_says_so() -> None:
-    model, cache = decoder(), Cache(1)
-    model.begin(Batch({"text": PROMPTS}), "text", cache)
-    model.go_on("text", torch.tensor([3, 3, 3]), torch.tensor([4, 1, 2]), cache)
+    model, cache = decoder(), KVCache(1)
+    model.prefill(Batch({"text": PROMPTS}), "text", cache)
+    model.decode_step("text", torch.tensor([3, 3, 3]), torch.tensor([4, 1, 2]), cache)
     with pytest.raises(ValueError, match="cannot take 1 more"):
-        model.go_on("text", torch.tensor([3, 3, 3]), torch.tensor([5, 2, 3]), cache)
+        model.decode_step("text", torch.tensor([3, 3, 3]), torch.tensor([5, 2, 3]), cache)
 
 
 def test_the_prefix_is_seen_and_what_is_missing_is_not_there() -> None:
     model, ids = decoder(), texts([START, 5, 6, END], [START, 7, END])
-    objective = NextToken({"image": "image", "text": "text"}, {"text": 1.0})
+    objective = NextTokenLoss({"image": "image", "text": "text"}, {"text": 1.0})
     with_it = Batch({"image": pictures(2), "text": ids})
     seen = model(with_it)["text"].x
     assert (seen - model(with_it.changed({"image": pictures(2) + 1}))["text"].x).abs().amax() > 1e-3
@@ -89,20 +89,20 @@ def test_the_prefix_is_seen_and_what_is_missing_is_not_there() -> None:
 
 def test_the_loss_is_of_real_tokens_after_the_first() -> None:
     model, ids = decoder(), texts([START, 5, 6, END], [START, 7, END])
-    loss = NextToken({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": ids}))["model"]
+    loss = NextTokenLoss({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": ids}))["model"]
     logits = model.heads["text"](model(Batch({"text": ids}))["text"].x)
     pairs = [(0, 0, 5), (0, 1, 6), (0, 2, END), (1, 0, 7), (1, 1, END)]
     by_hand = -torch.stack([logits[b, t].log_softmax(0)[target] for b, t, target in pairs]).mean()
     torch.testing.assert_close(loss, by_hand)
     wider = torch.cat([ids, torch.full((2, 3), PAD)], 1)
-    again = NextToken({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": wider}))["model"]
+    again = NextTokenLoss({"text": "caption"}, {"text": 1.0})(model, Batch({"caption": wider}))["model"]
     torch.testing.assert_close(again, loss)
 
 
 def test_a_batch_without_the_part_costs_nothing_and_is_finite() -> None:
     model = decoder()
     batch = Batch({"text": PROMPTS}, {"text": torch.tensor([False] * 3)})
-    loss = NextToken({"text": "text"}, {"text": 1.0})(model, batch)["model"]
+    loss = NextTokenLoss({"text": "text"}, {"text": 1.0})(model, batch)["model"]
     assert loss.item() == 0.0
     loss.backward()
 
@@ -110,29 +110,29 @@ def test_a_batch_without_the_part_costs_nothing_and_is_finite() -> None:
 def test_dropping_a_part_leaves_the_callers_batch_alone() -> None:
     model = decoder().train()
     batch = Batch({"image": pictures(3), "text": PROMPTS.clone()})
-    objective = NextToken({"image": "image", "text": "text"}, {"text": 1.0}, drop={"image": 1.0})
+    objective = NextTokenLoss({"image": "image", "text": "text"}, {"text": 1.0}, part_dropout={"image": 1.0})
     without = objective(model, batch)["model"]
     assert set(batch.columns) == {"image", "text"} and not batch.present and batch["text"].equal(PROMPTS) and batch["image"].equal(pictures(3))
     torch.testing.assert_close(without, objective(model, Batch({"text": PROMPTS}))["model"])
 
 
-@pytest.mark.parametrize("how", [Sampling(seed=3), Sampling(temperature=0), Sampling(top_k=3, temperature=0.7, seed=1),
-                                 Sampling(top_p=0.8, seed=2), Sampling(guidance=2.0, guide=("image",), seed=4)])
-def test_a_row_is_said_alike_in_every_batch(how: Sampling) -> None:
+@pytest.mark.parametrize("how", [SamplingConfig(seed=3), SamplingConfig(temperature=0), SamplingConfig(top_k=3, temperature=0.7, seed=1),
+                                 SamplingConfig(top_p=0.8, seed=2), SamplingConfig(guidance_scale=2.0, guided_parts=("image",), seed=4)])
+def test_a_row_is_said_alike_in_every_batch(how: SamplingConfig) -> None:
     model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
-    whole = torch.stack(list(generate(model, given, "text", 6, how, end=END, banned=(PAD, START))), 1)
+    whole = torch.stack(list(generate(model, given, "text", 6, how, end_token=END, suppressed_tokens=(PAD, START))), 1)
     first = Batch({"image": pictures(3)[:1], "text": PROMPTS[:1]})
-    alone = torch.stack(list(generate(model, first, "text", 6, how, end=END, banned=(PAD, START))), 1)
+    alone = torch.stack(list(generate(model, first, "text", 6, how, end_token=END, suppressed_tokens=(PAD, START))), 1)
     assert whole[0, :alone.shape[1]].equal(alone[0])
     assert not ((whole == PAD) | (whole == START)).any()
     assert given["text"].equal(PROMPTS) and set(given.columns) == {"image", "text"}
-    again = torch.stack(list(generate(model, given, "text", 6, how, end=END, banned=(PAD, START))), 1)
+    again = torch.stack(list(generate(model, given, "text", 6, how, end_token=END, suppressed_tokens=(PAD, START))), 1)
     assert again.equal(whole)
 
 
 def test_after_the_end_comes_only_the_end() -> None:
     model, given = decoder(), Batch({"text": PROMPTS})
-    said = torch.stack(list(generate(model, given, "text", 8, Sampling(seed=5, temperature=2.0), end=END)), 1)
+    said = torch.stack(list(generate(model, given, "text", 8, SamplingConfig(seed=5, temperature=2.0), end_token=END)), 1)
     for row in said.tolist():
         if END in row:
             assert set(row[row.index(END):]) == {END}
@@ -142,21 +142,21 @@ def test_choices_follow_the_probabilities() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
     p = logits.softmax(1)[0]
     even = (torch.arange(20_000) + 0.5) / 20_000
-    drawn = torch.bincount(choose(logits.expand(20_000, 4), even, Sampling()), minlength=4) / 20_000
+    drawn = torch.bincount(sample_token(logits.expand(20_000, 4), even, SamplingConfig()), minlength=4) / 20_000
     torch.testing.assert_close(drawn, p, atol=1e-4, rtol=0)
     for temperature in (0.5, 2.0):
-        drawn = torch.bincount(choose(logits.expand(20_000, 4), even, Sampling(temperature)), minlength=4) / 20_000
+        drawn = torch.bincount(sample_token(logits.expand(20_000, 4), even, SamplingConfig(temperature)), minlength=4) / 20_000
         torch.testing.assert_close(drawn, (logits / temperature).softmax(1)[0], atol=1e-4, rtol=0)
-    assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_k=2)).tolist()) == {1, 2}
-    assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_p=0.5)).tolist()) == {1}
-    assert set(choose(logits.expand(99, 4), even[::203], Sampling(top_p=0.8)).tolist()) == {1, 2}
+    assert set(sample_token(logits.expand(99, 4), even[::203], SamplingConfig(top_k=2)).tolist()) == {1, 2}
+    assert set(sample_token(logits.expand(99, 4), even[::203], SamplingConfig(top_p=0.5)).tolist()) == {1}
+    assert set(sample_token(logits.expand(99, 4), even[::203], SamplingConfig(top_p=0.8)).tolist()) == {1, 2}
 
 
 def test_no_guidance_is_what_was_said_and_more_of_it_goes_further() -> None:
     model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
 
     def said(given: Batch, **how: float) -> Tensor:
-        return torch.stack(list(generate(model, given, "text", 4, Sampling(temperature=0, guide=("image",), **how))), 1)
+        return torch.stack(list(generate(model, given, "text", 4, SamplingConfig(temperature=0, guided_parts=("image",), **how))), 1)
 
     assert said(given).equal(said(given, guidance=1.0))
     assert said(given, guidance=0.0).equal(said(Batch({"text": PROMPTS})))
@@ -175,19 +175,19 @@ def test_wide_search_finds_the_likeliest_of_all() -> None:
     every = [ids for n in (1, 2, 3) for ids in product(legal, repeat=n)
              if END not in ids[:-1] and (n == 3 or ids[-1] == END)]
     best = max(every, key=score)
-    found = search(model, Batch({"text": start}), "text", 3, Beams(81), end=END, banned=(PAD, START))[0].tolist()
+    found = beam_search(model, Batch({"text": start}), "text", 3, BeamConfig(81), end_token=END, suppressed_tokens=(PAD, START))[0].tolist()
     assert found[:len(best)] == list(best) and set(found[len(best):]) <= {END}
 
 
 def test_one_beam_is_greedy() -> None:
     model, given = decoder(), Batch({"image": pictures(3), "text": PROMPTS})
-    greedy = torch.stack(list(generate(model, given, "text", 5, Sampling(temperature=0), end=END)), 1)
-    assert search(model, given, "text", 5, Beams(1), end=END)[:, :greedy.shape[1]].equal(greedy)
+    greedy = torch.stack(list(generate(model, given, "text", 5, SamplingConfig(temperature=0), end_token=END)), 1)
+    assert beam_search(model, given, "text", 5, BeamConfig(1), end_token=END)[:, :greedy.shape[1]].equal(greedy)
 
 
 def test_parts_with_a_head_stand_last() -> None:
     with pytest.raises(ValueError, match="must stand last"):
-        Decoder({"text": Words(DIM, TEXT), "image": Patches(DIM, 8, 4)}, {"text": Linear(DIM, VOCAB)}, rotary())
+        Decoder({"text": TextEmbedding(DIM, TEXT), "image": PatchEmbedding(DIM, 8, 4)}, {"text": Linear(DIM, VOCAB)}, rotary())
 
 
 @pytest.mark.parametrize("trunk", [lambda: None, rotary], ids=["plain", "rotary"])
@@ -196,20 +196,20 @@ def test_a_decoder_ready_to_answer_says_the_same(trunk: Callable[[], Transformer
     """On AMD its weights are turned over in memory, and it can still be saved, quantized and copied."""
     monkeypatch.setattr(kernels, "amd", lambda: True)
     model, given = decoder(trunk()), Batch({"image": pictures(2), "text": texts([START, 5], [START, 7])})
-    before = torch.stack([*generate(model, given, "text", 6, Sampling(temperature=0))])
+    before = torch.stack([*generate(model, given, "text", 6, SamplingConfig(temperature=0))])
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    settle(model)
+    prepare_for_inference(model)
     mlp = model.trunk.blocks[0].mlp
     assert mlp.up.weight.t().is_contiguous() and mlp.down.weight.is_contiguous()
-    assert torch.equal(torch.stack([*generate(model, given, "text", 6, Sampling(temperature=0))]), before)
-    tower = Encoder(Patches(DIM, 8, 4), transformer(DIM, 1, 2))
-    settle(tower)
+    assert torch.equal(torch.stack([*generate(model, given, "text", 6, SamplingConfig(temperature=0))]), before)
+    tower = Encoder(PatchEmbedding(DIM, 8, 4), build_transformer(DIM, 1, 2))
+    prepare_for_inference(tower)
     assert all(p.is_contiguous() for p in tower.parameters()), "only what answers token by token"
     copied = decoder(trunk())
     copied.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
     assert all(torch.equal(value, kept[name]) for name, value in copied.state_dict().items())
-    settle(model, "int8")
-    assert len([*generate(model, given, "text", 6, Sampling(temperature=0))]) == 6
+    prepare_for_inference(model, "int8")
+    assert len([*generate(model, given, "text", 6, SamplingConfig(temperature=0))]) == 6
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -217,4 +217,4 @@ def test_the_first_of_the_likeliest_is_said(kind: torch.dtype) -> None:
     logits = torch.randn(5, VOCAB).to(kind)
     logits[0, [3, 7]] = 9.0
     logits[1, 2:] = -torch.inf
-    assert torch.equal(likeliest(logits), logits.argmax(1)) and likeliest(logits)[0] == 3
+    assert torch.equal(greedy(logits), logits.argmax(1)) and greedy(logits)[0] == 3

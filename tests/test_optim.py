@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from sensorium.errors import SensoriumError
 from sensorium.optim import (
     OPTIMIZERS,
-    WIDE,
-    Average,
+    MIN_BF16_SIZE,
+    EMA,
     Lion,
-    Options,
-    make,
-    memory,
-    orthogonal,
-    remember,
-    share,
+    OptimizerConfig,
+    build_optimizers,
+    state_dict,
+    orthogonalize,
+    load_state_dict,
+    lr_scale,
 )
 
-OPTIONS = Options(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
+OPTIONS = OptimizerConfig(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
 
 
 def model() -> nn.Module:
@@ -40,7 +40,7 @@ def learn(net: nn.Module, step: Callable[[], object], times: int = 4) -> list[Te
 
 
 def steps(net: nn.Module, name: str) -> Callable[[], None]:
-    several = make(name, net, OPTIONS)
+    several = build_optimizers(name, net, OPTIONS)
     return lambda: [o.step() for o in several][0]
 
 
@@ -74,7 +74,7 @@ def test_lion_is_its_paper_written_out() -> None:
 
 def test_muon_takes_the_maps_and_adamw_the_rest() -> None:
     net = model()
-    muon, adamw = make("muon", net, OPTIONS)
+    muon, adamw = build_optimizers("muon", net, OPTIONS)
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [net[i].weight.shape for i in (1, 3, 4)]
     rest = {id(p) for g in adamw.param_groups for p in g["params"]}
     assert {id(net[0].weight), id(net[1].bias), id(net[2].weight)} <= rest
@@ -92,8 +92,8 @@ def test_a_step_is_orthogonal_in_either_precision(shape: tuple[int, int], bf16: 
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sensorium.optim.multiplies_bf16", lambda: bf16)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    way = orthogonal(x)
-    assert (way.dtype == torch.bfloat16) == (bf16 and min(shape) >= WIDE)
+    way = orthogonalize(x)
+    assert (way.dtype == torch.bfloat16) == (bf16 and min(shape) >= MIN_BF16_SIZE)
     values = torch.linalg.svdvals(way.float())
     assert 0.6 < values.min() and values.max() < 1.3
     torch.testing.assert_close((way.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0)    # along x
@@ -103,7 +103,7 @@ def test_a_step_is_orthogonal_in_either_precision(shape: tuple[int, int], bf16: 
 def test_what_has_one_axis_is_never_decayed(name: str) -> None:
     net = model()
     still = copy.deepcopy(net)
-    several = make(name, net, OPTIONS)
+    several = build_optimizers(name, net, OPTIONS)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     for optimizer in several:
@@ -121,61 +121,61 @@ def test_what_is_remembered_goes_on_exactly(name: str) -> None:
     straight = steps(whole, name)
     learn(whole, straight, 3)
     net = model()
-    several = make(name, net, OPTIONS)
+    several = build_optimizers(name, net, OPTIONS)
     learn(net, lambda: [o.step() for o in several], 3)
-    flat = {k: v.clone() for k, v in memory({"model": several}).items()}
+    flat = {k: v.clone() for k, v in state_dict({"model": several}).items()}
     other = copy.deepcopy(net)
-    again = make(name, other, OPTIONS)
-    remember({"model": again}, flat)
+    again = build_optimizers(name, other, OPTIONS)
+    load_state_dict({"model": again}, flat)
     for a, b in zip(learn(whole, straight, 3), learn(other, lambda: [o.step() for o in again], 3), strict=True):
         assert torch.equal(a, b)
 
 
 def test_each_part_keeps_its_own_rate() -> None:
     """Muon's other half goes slower; a schedule scales both."""
-    muon, adamw = make("muon", model(), OPTIONS)
+    muon, adamw = build_optimizers("muon", model(), OPTIONS)
     assert muon.param_groups[0]["top"] == OPTIONS.lr and adamw.param_groups[0]["top"] == pytest.approx(OPTIONS.lr / 3)
 
 
 def test_memory_is_laid_out_as_its_parameter() -> None:
     """The fused kernels walk both in memory order: one laid out otherwise would be read wrongly."""
     net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    several = make("adamw", net, OPTIONS)
+    several = build_optimizers("adamw", net, OPTIONS)
     learn(net, several[0].step, 1)
-    again = make("adamw", net, OPTIONS)
-    remember({"model": again}, {k: v.contiguous() for k, v in memory({"model": several}).items()})
+    again = build_optimizers("adamw", net, OPTIONS)
+    load_state_dict({"model": again}, {k: v.contiguous() for k, v in state_dict({"model": several}).items()})
     assert again[0].state[net.weight]["exp_avg"].stride() == net.weight.stride()
 
 
 def test_frozen_parameters_are_left_alone() -> None:
     net = model()
     net[1].requires_grad_(False)
-    held = {id(p) for o in make("adamw", net, OPTIONS) for g in o.param_groups for p in g["params"]}
+    held = {id(p) for o in build_optimizers("adamw", net, OPTIONS) for g in o.param_groups for p in g["params"]}
     assert not held & {id(p) for p in net[1].parameters()}
     with pytest.raises(SensoriumError, match="frozen"):
-        make("adamw", nn.Linear(2, 2).requires_grad_(False), OPTIONS)
+        build_optimizers("adamw", nn.Linear(2, 2).requires_grad_(False), OPTIONS)
     with pytest.raises(SensoriumError, match="no optimizer is called 'adamm'; there are adamw, adam, sgd, lion, muon"):
-        make("adamm", net, OPTIONS)
+        build_optimizers("adamm", net, OPTIONS)
 
 
 def test_the_rate_goes_up_in_a_line_and_down_in_a_cosine() -> None:
-    rates = [share(k, 100, 0.1) for k in range(101)]
+    rates = [lr_scale(k, 100, 0.1) for k in range(101)]
     assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0, abs=1e-12)
     assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[99] > 0
-    assert share(0, 10, 0.0) == 1.0 and share(9, 10, 1.0) == 1.0 and share(0, 1, 0.5) == 1.0
+    assert lr_scale(0, 10, 0.0) == 1.0 and lr_scale(9, 10, 1.0) == 1.0 and lr_scale(0, 1, 0.5) == 1.0
 
 
 def test_the_average_warms_up_and_can_be_worn() -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.0)
-    average, wanted = Average(net, 0.9), 0.0
+    average, wanted = EMA(net, 0.9), 0.0
     for k in range(40):
         nn.init.constant_(net.weight, float(k + 1))
         average.update(k)
         decay = min(0.9, (k + 1) / (k + 10))
         wanted = decay * wanted + (1 - decay) * (k + 1)
     assert average.weights["weight"].item() == pytest.approx(wanted, rel=1e-5)
-    with average.worn():
+    with average.applied():
         assert net.weight.item() == pytest.approx(wanted, rel=1e-5)
     assert net.weight.item() == 40.0 and average.weights["weight"].item() == pytest.approx(wanted, rel=1e-5)

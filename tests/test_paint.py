@@ -13,16 +13,16 @@ from torch import Tensor
 import sensorium as sn
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.cells import Cells
+from sensorium.modalities.cells import ImageTokenEmbedding
 from sensorium.modalities.image import Image
-from sensorium.modalities.text import PaddedWords, Text
+from sensorium.modalities.text import PaddedTokenEmbedding, Text
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextToken, Sampling, generate
+from sensorium.objectives.next_token import NextTokenLoss, SamplingConfig, generate
 from sensorium.recipes import dalle
-from sensorium.recipes.recipe import Recipe, build
+from sensorium.recipes.recipe import Recipe, build_recipe
 from sensorium.tokens import Batch
-from sensorium.train import Stopped
-from sensorium.verbs.paint import Painter
+from sensorium.train import Interrupted
+from sensorium.verbs.paint import ImageGenerator
 
 WORDS = ["a red apple", "the green cat", "a blue dog runs", "grey"]
 TEXT = Text(length=8, vocab_size=280).fit(WORDS * 3)
@@ -32,7 +32,7 @@ SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("ca
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     torch.manual_seed(0)
-    made = build(dalle, SCHEMA, {"dim": 32, "depth": 2, "dropout": 0.0, "drop": 0.5})[0]
+    made = build_recipe(dalle, SCHEMA, {"dim": 32, "layers": 2, "dropout": 0.0, "caption_dropout": 0.5})[0]
     made.model.eval()
     with torch.no_grad():
         for p in made.model.parameters():
@@ -41,9 +41,9 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def painter(recipe: Recipe) -> Painter:
+def painter(recipe: Recipe) -> ImageGenerator:
     said = recipe.verbs["generate"]
-    assert isinstance(said, Painter)
+    assert isinstance(said, ImageGenerator)
     return said
 
 
@@ -62,22 +62,22 @@ def batch(n: int = 3) -> Batch:
 
 
 def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
-    words = PaddedWords(16, TEXT)
-    ids = words.spelt(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
-    assert ids.shape == (2, TEXT.length) and words.vocab == TEXT.vocab_size + TEXT.length
+    words = PaddedTokenEmbedding(16, TEXT)
+    ids = words.tokenize(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
+    assert ids.shape == (2, TEXT.length) and words.vocab_size == TEXT.vocab_size + TEXT.length
     for row, text in zip(ids.tolist(), ("a red apple", "grey"), strict=True):
         n = len(TEXT.load(text))
         assert row[:n] == TEXT.load(text).tolist()
         assert row[n:] == [TEXT.vocab_size + place for place in range(n, TEXT.length)]
     t = words(ids)
-    assert t.valid is None and words.at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
+    assert t.valid is None and words.embed_at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
 
 
 def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Recipe) -> None:
     """DALL-E's one head over words and codes, logits of the wrong kind at minus infinity, gives the same loss."""
     model, objective = recipe.model, recipe.objective
-    assert isinstance(model, Decoder) and isinstance(objective, NextToken)
-    given = Batch({part: model.said(part).spelt(raw) for part, raw in objective.given(batch()).columns.items()})
+    assert isinstance(model, Decoder) and isinstance(objective, NextTokenLoss)
+    given = Batch({part: model.output_part(part).tokenize(raw) for part, raw in objective.select_inputs(batch()).columns.items()})
     said = model(given)
     both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
     vocab, offset = model.heads["text"].weight.shape[0], {"text": 0, "image": model.heads["text"].weight.shape[0]}
@@ -93,8 +93,8 @@ def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Reci
 def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = Batch({"text": model.said("text").spelt(batch()["caption"]),
-                   "image": model.said("image").spelt(batch()["image"])})
+    given = Batch({"text": model.output_part("text").tokenize(batch()["caption"]),
+                   "image": model.output_part("image").tokenize(batch()["image"])})
     other = given.changed({"image": given["image"].flip(0)})
     before, after = model(given), model(other)
     torch.testing.assert_close(before["text"].x, after["text"].x)
@@ -106,9 +106,9 @@ def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> No
 def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, guidance: float) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = Batch({"text": model.said("text").spelt(batch()["caption"]), "image": torch.full((3, 1), 512)})
+    given = Batch({"text": model.output_part("text").tokenize(batch()["caption"]), "image": torch.full((3, 1), 512)})
     before = {name: values.clone() for name, values in given.columns.items()}
-    how = Sampling(temperature=0, guidance=guidance, guide=("text",))
+    how = SamplingConfig(temperature=0, guidance_scale=guidance, guided_parts=("text",))
     said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
     whole = torch.cat([given["image"], said], 1)
     with_it = model.heads["image"](model(given.changed({"image": whole}))["image"].x)
@@ -120,7 +120,7 @@ def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, gu
     assert set(given.columns) == set(before) and not given.present
     assert all(given[name].equal(value) for name, value in before.items())
     assert guidance == 1 or not said.equal(torch.stack(list(generate(
-        model, given, "image", 16, Sampling(temperature=0))), 1))
+        model, given, "image", 16, SamplingConfig(temperature=0))), 1))
 
 
 def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> None:
@@ -134,7 +134,7 @@ def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> Non
     assert all(given[name].equal(value) for name, value in before.items())
 
 
-def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: Painter) -> None:
+def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: ImageGenerator) -> None:
     for how in ({"seed": 3}, {"top_k": 20, "temperature": 0.8}, {"top_p": 0.7, "guidance": 2.0}):
         together = painter(text=WORDS, n=2, **how)
         assert len(together) == 8
@@ -144,23 +144,23 @@ def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: Painter) -
     assert pixels(painter(text="grey", seed=1)) != pixels(painter(text="grey", seed=2))
 
 
-def test_without_words_it_paints_what_a_missing_caption_paints(painter: Painter) -> None:
+def test_without_words_it_paints_what_a_missing_caption_paints(painter: ImageGenerator) -> None:
     assert pixels(painter()) == pixels(painter(text=[None])) == pixels(painter(text=["grey", None]))[1:]
 
 
-def test_what_is_kept_of_a_picture_stays(painter: Painter) -> None:
+def test_what_is_kept_of_a_picture_stays(painter: ImageGenerator) -> None:
     given = photos(2)
     raw = painter.image.collate([painter.image.load(photo) for photo in given])
-    cells = painter.cells.spelt(raw)
+    cells = painter.token_embedding.tokenize(raw)
     for keep in (1, 7, 15):
-        kept = painter._batch({"image": given, "text": WORDS[:2]}, keep, 2)
-        said = painter.paint(kept, Sampling(seed=5))
+        kept = painter._build_batch({"image": given, "text": WORDS[:2]}, keep, 2)
+        said = painter.generate_tokens(kept, SamplingConfig(seed=5))
         assert said.shape == (2, 16) and said[:, :keep].equal(cells[:, 1:1 + keep])
         assert not said[:, keep:].equal(cells[:, 1 + keep:])
-    assert pixels(painter(image=given, keep=16)) == pixels(painter.shown(cells[:, 1:]))
+    assert pixels(painter(image=given, keep=16)) == pixels(painter.decode_images(cells[:, 1:]))
 
 
-def test_the_best_of_many_are_chosen(painter: Painter) -> None:
+def test_the_best_of_many_are_chosen(painter: ImageGenerator) -> None:
     class Bright:
         """Whose words are all 'bright'."""
 
@@ -175,13 +175,13 @@ def test_the_best_of_many_are_chosen(painter: Painter) -> None:
         assert pixels(best[2 * row:2 * row + 2]) == pixels(light[:2])
 
 
-def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: Painter) -> None:
+def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: ImageGenerator) -> None:
     """The start has no place; code i, which is said at place i, is that of cell i - 1, row by row."""
-    cells, side = painter.cells, len(painter.cells.rows)
+    cells, side = painter.token_embedding, len(painter.token_embedding.row_embedding)
     ids = torch.full((1, 1 + side * side), 3)
     with torch.no_grad():
-        said = cells(ids).x[0] - cells.ids(ids)[0]
-        expected = (cells.rows[:, None] + cells.columns[None]).flatten(0, 1)
+        said = cells(ids).x[0] - cells.token_embedding(ids)[0]
+        expected = (cells.row_embedding[:, None] + cells.column_embedding[None]).flatten(0, 1)
     assert not said[0].any()
     torch.testing.assert_close(said[1:], expected, rtol=1e-5, atol=1e-6)
     assert cells(ids).pos[0, 1:, 1:].tolist() == [[row, column] for row in range(side) for column in range(side)]
@@ -196,7 +196,7 @@ def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: Painter
     ({"keep": 4}, "keep=4"), ({"image": photos(1)}, "keep=0"), ({"image": photos(1), "keep": 17}, "1 to 16"),
     ({"guidance": 2.0}, "words to be guided by"), ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
     ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"), ({"words": "x"}, "text, image, not words")])
-def test_what_cannot_be_painted_is_said(painter: Painter, asked: dict[str, object], message: str) -> None:
+def test_what_cannot_be_painted_is_said(painter: ImageGenerator, asked: dict[str, object], message: str) -> None:
     with pytest.raises(SensoriumError, match=message):
         painter(**asked)
 
@@ -206,11 +206,11 @@ def data(folder: Path, n: int = 12) -> sn.Dataset:
     for i, photo in enumerate(photos(n)):
         Picture.fromarray(photo).save(folder / f"{i:02}.png")
         (folder / f"{i:02}.txt").write_text(f"picture {i}\n")
-    return sn.Dataset.open(folder, columns={"image": "image:size=16"})
+    return sn.Dataset.open(folder, types={"image": "image:size=16"})
 
 
-SMALL = {"dim": 32, "depth": 1, "epochs": 1, "batch_size": 4, "copies": 2, "precision": "fp32"}
-FIRST = {"dim": 32, "depth": 1, "epochs": 2, "precision": "fp32"}
+SMALL = {"dim": 32, "layers": 1, "epochs": 1, "batch_size": 4, "copies": 2, "precision": "fp32"}
+FIRST = {"dim": 32, "layers": 1, "epochs": 2, "precision": "fp32"}
 
 
 def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,11 +219,11 @@ def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: 
     model = sn.train(dalle, found, out=out, codes=FIRST, quiet=True, **SMALL)
     first = sn.load(out / "codes")
     cells = model.module.parts["image"]
-    assert isinstance(cells, Cells) and not any(p.requires_grad for p in cells.codes.parameters())
+    assert isinstance(cells, ImageTokenEmbedding) and not any(p.requires_grad for p in cells.tokenizer.parameters())
     for name, value in first.module.state_dict().items():
-        assert cells.codes.state_dict()[name].equal(value), name
+        assert cells.tokenizer.state_dict()[name].equal(value), name
     painted = pixels(model.generate(text="picture 3", n=2))
-    named = sn.train(dalle, found, out=tmp_path / "named", codes=str(out / "codes"), quiet=True, **SMALL)
+    named = sn.train(dalle, found, out=tmp_path / "named", tokenizer=str(out / "codes"), quiet=True, **SMALL)
     assert pixels(named.generate(text="picture 3", n=2)) == painted
     shutil.rmtree(out / "codes")
     assert pixels(sn.load(out).generate(text="picture 3", n=2)) == painted
@@ -237,7 +237,7 @@ def test_a_run_stopped_in_its_first_stage_goes_on(tmp_path: Path, monkeypatch: p
     whole = sn.train(dalle, found, out=tmp_path / "whole", codes=FIRST, quiet=True, **SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["sensorium.train"], "interruptions", _at_once)
-        with pytest.raises(Stopped, match=f"--out {tmp_path / 'run'} --resume"):
+        with pytest.raises(Interrupted, match=f"--out {tmp_path / 'run'} --resume"):
             sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, quiet=True, **SMALL)
     again = sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, resume=True, quiet=True, **SMALL)
     assert pixels(again.generate(text="picture 3")) == pixels(whole.generate(text="picture 3"))

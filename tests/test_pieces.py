@@ -8,13 +8,13 @@ import torch
 import sensorium as sn
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.interop.export import export
-from sensorium.modalities.spelling import NOTHING, Spelling
+from sensorium.interop.export import export_model
+from sensorium.modalities.spelling import EMPTY_HASH, SubwordBagEmbedding
 from sensorium.models import Encoder
-from sensorium.recipes.clip import Voice, clip_small
-from sensorium.show import made_up, summary
+from sensorium.recipes.clip import TextEncoderWithSubwords, clip_small
+from sensorium.show import default_schema, summarize_recipe
 
-SMALL: dict[str, Any] = {"dim": 32, "text_depth": 1, "embed_dim": 16, "epochs": 1, "batch_size": 32, "quiet": True}
+SMALL: dict[str, Any] = {"dim": 32, "text_layers": 1, "embed_dim": 16, "epochs": 1, "batch_size": 32, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +26,31 @@ def test_a_run_keeps_the_pieces_it_has_met(data: Dataset, tmp_path: Path) -> Non
     model = sn.train(clip_small, data, out=tmp_path / "run", **SMALL)
     again = sn.load(tmp_path / "run")
     for one in (model, again):
-        spelt = [part for part in one.module.modules() if isinstance(part, Spelling)]
-        assert len(spelt) == 1 and spelt[0].get_buffer("known").min() < NOTHING
+        spelt = [part for part in one.module.modules() if isinstance(part, SubwordBagEmbedding)]
+        assert len(spelt) == 1 and spelt[0].get_buffer("known").min() < EMPTY_HASH
     texts = ["a red circle", "some reddish circles"]
     assert (model.embed(text=texts) == again.embed(text=texts)).all()
     with pytest.raises(SensoriumError, match="no vision transformer"):
-        export(model, "hf", tmp_path / "out")
+        export_model(model, "hf", tmp_path / "out")
 
 
 def test_a_word_never_seen_is_known_by_what_it_shares(data: Dataset, tmp_path: Path) -> None:
     model = sn.train(clip_small, data, out=tmp_path / "run", **SMALL)
     voice, text = model.module.get_submodule("caption.encode"), model.schema["caption"]
-    assert isinstance(voice, Voice)
+    assert isinstance(voice, TextEncoderWithSubwords)
     seen, like, other = (text.collate([text.load(word)]) for word in ("circle", "circlet", "xylophon"))
     with torch.no_grad():
-        whole, spelt, ordered = voice.whole(seen), voice.spelt.whole(seen), Encoder.whole(voice, seen)
+        whole, spelt, ordered = voice.pooled(seen), voice.subword_encoder.pooled(seen), Encoder.pooled(voice, seen)
         assert torch.allclose(whole, spelt + ordered) and spelt.abs().sum() > 0 and ordered.abs().sum() > 0
-        near, far = (torch.cosine_similarity(spelt, voice.spelt.whole(ids)).item() for ids in (like, other))
+        near, far = (torch.cosine_similarity(spelt, voice.subword_encoder.pooled(ids)).item() for ids in (like, other))
         assert near > 0.5 > far
-        again, tokens = voice.parts(seen)
+        again, tokens = voice.pooled_and_tokens(seen)
         assert torch.allclose(again, whole, atol=1e-6) and tokens.x.shape[2] == 32
 
 
 def test_it_may_be_left_out_and_is_planned(data: Dataset, tmp_path: Path) -> None:
     model = sn.train(clip_small, data, out=tmp_path / "run", pieces=False, **SMALL)
-    assert not any(isinstance(part, Spelling) for part in model.module.modules())
-    assert set(export(model, "torch", tmp_path / "graph")) == {"image", "caption"}
-    plain, wide = (summary(clip_small, made_up({}), {"pieces": pieces}) for pieces in (False, True))
+    assert not any(isinstance(part, SubwordBagEmbedding) for part in model.module.modules())
+    assert set(export_model(model, "torch", tmp_path / "graph")) == {"image", "caption"}
+    plain, wide = (summarize_recipe(clip_small, default_schema({}), {"subword_features": pieces}) for pieces in (False, True))
     assert wide.parameters > plain.parameters and wide.flops_forward == plain.flops_forward

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import sensorium as sn
 from sensorium.errors import SensoriumError
-from sensorium.published.describe import describe
-from sensorium.published.files import Opened, open_weights
-from sensorium.published.load import load
-from sensorium.published.published import Name, Published, drain, fill, same, shaped, stacked, turned
+from sensorium.published.describe import describe_pretrained
+from sensorium.published.files import WeightFiles, open_weights
+from sensorium.published.load import load_pretrained_model
+from sensorium.published.published import WeightMapping, PretrainedFamily, export_from, load_into, rename, reshape, concat, transpose
 
 
 class Toy(nn.Module):
@@ -26,24 +26,24 @@ class Toy(nn.Module):
         self.qkv, self.patch, self.out = nn.Linear(dim, 2 * dim), nn.Linear(3 * 4, dim, bias=False), nn.Linear(dim, 5)
 
 
-def names(config: Any) -> list[Name]:
+def names(config: Any) -> list[WeightMapping]:
     dim = config["dim"]
-    return [*(stacked(f"qkv.{part}", *(f"{x}.{part}" for x in "qkv"), sizes=(dim, dim // 2, dim // 2))
+    return [*(concat(f"qkv.{part}", *(f"{x}.{part}" for x in "qkv"), sizes=(dim, dim // 2, dim // 2))
               for part in ("weight", "bias")),
-            shaped("patch.weight", "conv.weight", (dim, 12), (dim, 3, 2, 2)),
-            turned("out.weight", "out.weight"), same("out.bias", "out.bias")]
+            reshape("patch.weight", "conv.weight", (dim, 12), (dim, 3, 2, 2)),
+            transpose("out.weight", "out.weight"), rename("out.bias", "out.bias")]
 
 
-TOY = Published("toy", lambda opened: opened.config if opened.config.get("model_type") == "toy" else None,
+TOY = PretrainedFamily("toy", lambda opened: opened.config if opened.config.get("model_type") == "toy" else None,
                 lambda config: Toy(config["dim"]), names, lambda config, opened: {},
-                lambda module, senses: {"predict": lambda **given: given}, unused=("*.position_ids",))
+                lambda module, senses: {"predict": lambda **given: given}, unused_tensors=("*.position_ids",))
 FAMILIES = {"toy": TOY}
 DIM = 4
 
 
 def theirs() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return drain(Toy(DIM), names({"dim": DIM}))
+    return export_from(Toy(DIM), names({"dim": DIM}))
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def shard(folder: Path) -> dict[str, Any]:
 
 def test_there_and_back_is_the_same() -> None:
     before, module = theirs(), Toy(DIM)
-    fill(module, before, names({"dim": DIM}))
-    after = drain(module, names({"dim": DIM}))
+    load_into(module, before, names({"dim": DIM}))
+    after = export_from(module, names({"dim": DIM}))
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert torch.equal(module.qkv.weight, torch.cat([before[f"{x}.weight"] for x in "qkv"]))
     assert torch.equal(module.out.weight, before["out.weight"].T)
@@ -88,33 +88,33 @@ def test_what_does_not_fit_is_said(change: Callable[[dict[str, Tensor]], object]
     values = theirs()
     change(values)
     with pytest.raises(SensoriumError, match=said):
-        fill(Toy(DIM), values, names({"dim": DIM}))
+        load_into(Toy(DIM), values, names({"dim": DIM}))
 
 
 def test_a_buffer_that_is_not_learned_may_be_there() -> None:
-    fill(Toy(DIM), {**theirs(), "x.position_ids": torch.arange(3)}, names({"dim": DIM}), unused=TOY.unused)
+    load_into(Toy(DIM), {**theirs(), "x.position_ids": torch.arange(3)}, names({"dim": DIM}), unused_tensors=TOY.unused_tensors)
 
 
 def test_tied_weights_stored_twice_must_agree() -> None:
-    twice = [*names({"dim": DIM}), same("out.bias", "head.bias", optional=True)]
+    twice = [*names({"dim": DIM}), rename("out.bias", "head.bias", optional=True)]
     values = theirs()
-    fill(Toy(DIM), values, twice)
-    fill(Toy(DIM), {**values, "head.bias": values["out.bias"].clone()}, twice)
-    assert "head.bias" not in drain(Toy(DIM), twice)
+    load_into(Toy(DIM), values, twice)
+    load_into(Toy(DIM), {**values, "head.bias": values["out.bias"].clone()}, twice)
+    assert "head.bias" not in export_from(Toy(DIM), twice)
     with pytest.raises(SensoriumError, match="tied"):
-        fill(Toy(DIM), {**values, "head.bias": values["out.bias"] + 1}, twice)
+        load_into(Toy(DIM), {**values, "head.bias": values["out.bias"] + 1}, twice)
 
 
 def test_a_family_must_speak_of_all_its_weights() -> None:
     with pytest.raises(ValueError, match="out.bias"):
-        fill(Toy(DIM), theirs(), names({"dim": DIM})[:-1])
+        load_into(Toy(DIM), theirs(), names({"dim": DIM})[:-1])
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 def test_a_folder_becomes_a_model_with_its_verbs(folder: Path) -> None:
-    model = load(folder, families=FAMILIES)
-    assert all(torch.equal(v, drain(model.module, names({"dim": DIM}))[k]) for k, v in theirs().items())
+    model = load_pretrained_model(folder, families=FAMILIES)
+    assert all(torch.equal(v, export_from(model.module, names({"dim": DIM}))[k]) for k, v in theirs().items())
     assert model.predict(a=1) == {"a": 1} and not model.module.training
     with pytest.raises(SensoriumError, match="cannot embed; it can predict"):
         model.embed()
@@ -123,31 +123,31 @@ def test_a_folder_becomes_a_model_with_its_verbs(folder: Path) -> None:
 
 
 def test_shards_are_one(folder: Path) -> None:
-    whole = load(folder, families=FAMILIES)
+    whole = load_pretrained_model(folder, families=FAMILIES)
     shard(folder)
-    parts = load(folder, families=FAMILIES)
+    parts = load_pretrained_model(folder, families=FAMILIES)
     assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True))
     assert whole.fingerprint == parts.fingerprint
 
 
 def test_half_precision_is_widened_or_kept(folder: Path) -> None:
     save_file({k: v.to(torch.bfloat16) for k, v in theirs().items()}, folder / "model.safetensors")
-    assert load(folder, families=FAMILIES).module.out.bias.dtype == torch.float32
-    assert load(folder, families=FAMILIES, dtype=torch.bfloat16).module.out.bias.dtype == torch.bfloat16
+    assert load_pretrained_model(folder, families=FAMILIES).module.out.bias.dtype == torch.float32
+    assert load_pretrained_model(folder, families=FAMILIES, dtype=torch.bfloat16).module.out.bias.dtype == torch.bfloat16
 
 
 def test_numbers_are_read_when_they_are_asked_for(folder: Path) -> None:
     opened = open_weights(folder)
-    assert opened.tensors.shape("conv.weight") == (DIM, 3, 2, 2) and opened.tensors.shape("none") is None
+    assert opened.tensors.get_shape("conv.weight") == (DIM, 3, 2, 2) and opened.tensors.get_shape("none") is None
     assert set(opened.tensors) == set(theirs()) and opened.config["dim"] == DIM and opened.layout == "safetensors"
     assert torch.equal(open_weights(folder / "model.safetensors").tensors["out.bias"], theirs()["out.bias"])
 
 
 def test_a_folder_is_described_before_its_numbers_are_read(folder: Path) -> None:
-    said = describe(folder, families=FAMILIES)
+    said = describe_pretrained(folder, families=FAMILIES)
     assert said.family == "toy" and said.layout == "safetensors" and said.verbs == ["predict"]
-    assert said.parameters == sum(v.numel() for v in theirs().values()) == sum(said.stored.values())
-    assert said.parts == {"qkv": 40, "patch": 48, "out": 25} and set(said.stored) == {"F32"}
+    assert said.num_parameters == sum(v.numel() for v in theirs().values()) == sum(said.elements_by_dtype.values())
+    assert said.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25} and set(said.elements_by_dtype) == {"F32"}
 
 
 def test_two_models_have_two_fingerprints(folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_the_front_door_says_what_it_takes(tmp_path: Path) -> None:
 def test_another_family_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(SensoriumError, match="'mamba'"):
-        load(folder, families=FAMILIES)
+        load_pretrained_model(folder, families=FAMILIES)
 
 
 def test_code_that_comes_along_is_refused(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_code_that_comes_along_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_toy.py").write_text("raise SystemExit('executed')")
     with pytest.raises(SensoriumError, match="asks for code to be run .auto_map"):
-        load(folder, families=FAMILIES)
+        load_pretrained_model(folder, families=FAMILIES)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff", '{"a": 1}' + "}" * 9])
@@ -275,10 +275,10 @@ def test_a_pickle_is_refused_with_the_way_out(folder: Path, name: str) -> None:
 
 def test_not_a_number_is_carried_over(folder: Path) -> None:
     save_file({**theirs(), "out.bias": torch.full((5,), torch.nan)}, folder / "model.safetensors")
-    assert load(folder, families=FAMILIES).module.out.bias.isnan().all()
+    assert load_pretrained_model(folder, families=FAMILIES).module.out.bias.isnan().all()
 
 
 def test_opened_is_what_families_are_told_by(folder: Path) -> None:
     (folder / "vocab.txt").write_text("[UNK]\n")
     opened = open_weights(folder)
-    assert isinstance(opened, Opened) and list(opened.files) == ["vocab.txt"] and opened.json("tokenizer.json") == {}
+    assert isinstance(opened, WeightFiles) and list(opened.files) == ["vocab.txt"] and opened.read_json("tokenizer.json") == {}

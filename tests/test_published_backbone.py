@@ -7,11 +7,11 @@ from reference import close, lively
 from safetensors.torch import save_file
 
 from sensorium.errors import SensoriumError
-from sensorium.published import PUBLISHED
+from sensorium.published import PRETRAINED_FAMILIES
 from sensorium.published.backbone import BACKBONE
 from sensorium.published.files import open_weights
-from sensorium.published.load import load, recognised
-from sensorium.published.published import undrawn
+from sensorium.published.load import load_pretrained_model, detect_family
+from sensorium.published.published import skip_init
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
@@ -29,8 +29,8 @@ def test_words(masked: bool, tmp_path: Path) -> None:
     whole = lively((transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config))
     theirs = whole.roberta if masked else whole
     whole.save_pretrained(tmp_path / "theirs")
-    assert recognised(open_weights(tmp_path / "theirs"))[0] is BACKBONE
-    ours = load(tmp_path / "theirs").module
+    assert detect_family(open_weights(tmp_path / "theirs"))[0] is BACKBONE
+    ours = load_pretrained_model(tmp_path / "theirs").module
     given, real = ids(), (ids() != 1).float()[..., None]
     said = theirs(input_ids=given, attention_mask=(given != 1).long()).last_hidden_state
     close(ours["text"].encode.whole(given), (said * real).sum(1) / real.sum(1))
@@ -41,7 +41,7 @@ def test_pictures(tmp_path: Path) -> None:
                                        patch_size=4)
     theirs = lively(transformers.Dinov2Model(config))
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load(tmp_path / "theirs").module
+    ours = load_pretrained_model(tmp_path / "theirs").module
     pictures = torch.randn(2, 3, 16, 16)
     said = theirs(pixel_values=pictures).last_hidden_state
     tokens = ours["image"].encode(pictures)
@@ -62,20 +62,20 @@ def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
     save_file({k: v for k, v in model.state_dict().items() if "layer.1.output.dense.bias" not in k},
               tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(SensoriumError, match="layer.1.output.dense.bias"):
-        load(tmp_path)
+        load_pretrained_model(tmp_path)
 
 
 def test_what_transformers_does_not_know_either(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing_of_the_kind"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(SensoriumError, match="nothing_of_the_kind"):
-        recognised(open_weights(tmp_path), PUBLISHED)
+        detect_family(open_weights(tmp_path), PRETRAINED_FAMILIES)
 
 
 def test_first_weights_that_are_not_drawn_end_whatever_stood_in_memory() -> None:
     """torch draws a cut normal distribution again until no value lies outside of it."""
     weight, other = torch.full((9,), 1e9), torch.nn.Parameter(torch.full((9,), float("nan")))
-    with undrawn():
+    with skip_init():
         torch.nn.init.trunc_normal_(weight, mean=1.0, std=0.02, a=0.5, b=2.0)
         torch.nn.init.trunc_normal_(other, a=-2.0, b=2.0)
     assert (weight == 1).all() and not other.any()

@@ -14,7 +14,7 @@ import sensorium as sn
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import train_tokenizer
 from sensorium.published.clip import CLIP
-from sensorium.published.senses import picture
+from sensorium.published.senses import image_preprocessing
 
 BATCH = 4
 VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16,
@@ -64,7 +64,7 @@ def test_pixels_are_those_of_its_processor(extent: tuple[int, int], settings: di
     processor = transformers.CLIPImageProcessorPil(**settings)
     drawn = np.random.default_rng(0).integers(0, 256, (*extent, 3), dtype=np.uint8)
     theirs = processor(PIL.Image.fromarray(drawn), return_tensors="pt").pixel_values
-    ours = picture(processor.to_dict(), 32, Image())
+    ours = image_preprocessing(processor.to_dict(), 32, Image())
     assert ours.std == pytest.approx(processor.image_std)
     assert (ours.collate([ours.load(drawn)]) - theirs).abs().max() < 1e-5
 

@@ -9,14 +9,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 import sensorium as sn
-from sensorium.attention import Cache
+from sensorium.attention import KVCache
 from sensorium.errors import SensoriumError
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.decoder import PAD
+from sensorium.objectives.next_token import SamplingConfig, generate
+from sensorium.published.decoder import PAD_ID
 from sensorium.published.gpt2 import GPT2
 from sensorium.published.llama import LLAMA
-from sensorium.published.published import Published
+from sensorium.published.published import PretrainedFamily
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 61
@@ -35,11 +35,11 @@ TEXTS = [[3, 7, 11, 2, 9, 30, 44], [5, 60, 1], [17, 17, 8, 29, 50]]
 
 
 def padded(texts: list[list[int]]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in texts], batch_first=True, padding_value=PAD)
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in texts], batch_first=True, padding_value=PAD_ID)
 
 
 @pytest.fixture(params=MODELS)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Published, Any, Decoder, Any, Path]:
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PretrainedFamily, Any, Decoder, Any, Path]:
     """The family, their model, ours, its config and the folder that both were read from."""
     family, name, settings = MODELS[request.param]
     ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=None)
@@ -55,7 +55,7 @@ def logits(model: Decoder, ids: Tensor) -> Tensor:
     return model.heads["text"](model({"text": ids})["text"].x)
 
 
-def test_same_numbers_and_gradients(pair: tuple[Published, Any, Decoder, Any, Path], tmp_path: Path) -> None:
+def test_same_numbers_and_gradients(pair: tuple[PretrainedFamily, Any, Decoder, Any, Path], tmp_path: Path) -> None:
     family, theirs, ours, config, folder = pair
     ids = torch.randint(VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
     said, expected = logits(ours, ids), theirs(ids).logits
@@ -69,21 +69,21 @@ def test_same_numbers_and_gradients(pair: tuple[Published, Any, Decoder, Any, Pa
     assert torch.equal(again(ids).logits, expected)
 
 
-def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[Published, Any, Decoder, Any, Path]) -> None:
-    ours, ids, cache = pair[2], padded(TEXTS), Cache(2)
+def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[PretrainedFamily, Any, Decoder, Any, Path]) -> None:
+    ours, ids, cache = pair[2], padded(TEXTS), KVCache(2)
     more = torch.tensor([[4, 40], [5, 50], [6, 1]])
     with torch.no_grad():
-        steps = [ours.begin({"text": ids}, "text", cache)]
+        steps = [ours.prefill({"text": ids}, "text", cache)]
         for step in range(2):
-            steps.append(ours.go_on("text", more[:, step], (ids != PAD).sum(1) + step, cache))
+            steps.append(ours.decode_step("text", more[:, step], (ids != PAD_ID).sum(1) + step, cache))
         for row, text in enumerate(TEXTS):
             whole = logits(ours, torch.tensor([text + more[row].tolist()]))[0, len(text) - 1:]
             close(torch.stack([step[row] for step in steps]), whole)
 
 
-def test_same_words_one_by_one_and_together(pair: tuple[Published, Any, Decoder, Any, Path]) -> None:
+def test_same_words_one_by_one_and_together(pair: tuple[PretrainedFamily, Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[1], pair[2]
-    together = torch.stack(list(generate(ours, {"text": padded(TEXTS)}, "text", 12, Sampling(temperature=0))), 1)
+    together = torch.stack(list(generate(ours, {"text": padded(TEXTS)}, "text", 12, SamplingConfig(temperature=0))), 1)
     for row, text in enumerate(TEXTS):
         expected = theirs.generate(torch.tensor([text]), max_new_tokens=12, min_new_tokens=12, do_sample=False,
                                    attention_mask=torch.ones(1, len(text), dtype=torch.long), eos_token_id=None)
@@ -174,7 +174,7 @@ CONVERSATIONS: list[Any] = [
 
 def test_a_question_is_put_as_the_template_says(chatty: tuple[Any, Any, Path]) -> None:
     _, words, folder = chatty
-    asked = sn.load(folder).senses["prompt"]
+    asked = sn.load(folder).preprocessing["prompt"]
     for conversation in CONVERSATIONS[1:]:
         theirs = words.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
         assert asked.load(conversation).tolist() == theirs

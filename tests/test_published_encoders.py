@@ -9,9 +9,9 @@ import torch
 from reference import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor, nn
 
-from sensorium.models import Tower, unit
+from sensorium.models import Tower, l2_normalize
 from sensorium.published.bert import BERT
-from sensorium.published.published import Published
+from sensorium.published.published import PretrainedFamily
 from sensorium.published.siglip import SIGLIP
 from sensorium.published.t5 import T5
 from sensorium.published.vit import VIT
@@ -36,7 +36,7 @@ def texts() -> Values:
 def mean(said: Any, given: Values) -> Tensor:
     """As sentence-transformers pools and normalises."""
     there = given["attention_mask"][..., None].float()
-    return unit((said.last_hidden_state * there).sum(1) / there.sum(1))
+    return l2_normalize((said.last_hidden_state * there).sum(1) / there.sum(1))
 
 
 def tower(module: nn.Module, kind: str) -> Tower:
@@ -50,7 +50,7 @@ def tower(module: nn.Module, kind: str) -> Tower:
 class Case:
     """A reference, what is put into both, and the two answers that must be one."""
 
-    family: Published
+    family: PretrainedFamily
     model: str
     config: dict[str, Any]
     given: Callable[[], Values]
@@ -68,7 +68,7 @@ def sees(module: nn.Module, given: Values) -> Tensor:
 
 
 def first(said: Any, given: Values) -> Tensor:
-    return unit(said.last_hidden_state[:, 0])
+    return l2_normalize(said.last_hidden_state[:, 0])
 
 
 def both(module: Any, given: Values) -> Tensor:

@@ -52,7 +52,7 @@ def test_every_command_is_understood(place: Path) -> None:
     found = [*commands("\n".join(blocks(""))), *commands("\n".join(inline))]
     assert len(found) >= 8
     for argv in found:
-        _, _, rest, *_ = cli.command_line(argv).parse_known_args(argv)
+        _, _, rest, *_ = cli.build_app(argv).parse_known_args(argv)
         assert not rest, argv
 
 
@@ -66,7 +66,7 @@ def test_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_python_works(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code = next(b for b in blocks("python") if "sn.train" in b)
-    small = code.replace("dim=128", "dim=64, depth=1, text_depth=1, epochs=1").replace("runs/photos", "runs/python")
+    small = code.replace("dim=128", "dim=64, image_layers=1, text_layers=1, epochs=1").replace("runs/photos", "runs/python")
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     assert "recall" in capsys.readouterr().out

@@ -22,10 +22,10 @@ from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.progress import Log
+from sensorium.progress import MetricsLog
 from sensorium.recipes import RECIPES
-from sensorium.stored import digest
-from sensorium.train import Stopped, train
+from sensorium.stored import file_sha256
+from sensorium.train import Interrupted, train
 
 HERE = Path(__file__).parent
 SHORT: dict[str, Any] = {"epochs": 2, "checkpoint_interval": 3 / 7, "eval_interval": 4 / 7, "quiet": True}
@@ -78,7 +78,7 @@ def pairs(n: int = 40) -> Dataset:
 
 
 CLIP: dict[str, Any] = {
-    "dim": 32, "depth": 2, "text_depth": 1, "patch": 8, "batch_size": 8, "dropout": 0.1, "ema_decay": 0.9}
+    "dim": 32, "image_layers": 2, "text_layers": 1, "patch_size": 8, "batch_size": 8, "dropout": 0.1, "ema_decay": 0.9}
 KINDS: list[Any] = [
     (tiny.guess, tiny.rows, {}), (tiny.guess, tiny.rows, {"ema_decay": 0.0, "grad_accumulation_steps": 2, "optimizer": "muon"}),
     (tiny.guess, tiny.rows, {"optimizer": "lion", "precision": "bf16"}), (tiny.guess, tiny.rows, {"optimizer": "sgd"}),
@@ -89,7 +89,7 @@ KINDS: list[Any] = [
 def ended(folder: Path) -> dict[str, Any]:
     last = max((folder / "state").glob("step-*"))
     files = [*last.iterdir(), folder / "model.safetensors", folder / "metrics.jsonl"]
-    return {str(p.relative_to(folder)): digest(p) for p in files}
+    return {str(p.relative_to(folder)): file_sha256(p) for p in files}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -98,14 +98,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[], object]) -> None:
     """Something happens while the run is at that step, once."""
-    log = Log.step
+    log = MetricsLog.log_step
 
-    def then(self: Log, now: int, figures: Any) -> None:
+    def then(self: MetricsLog, now: int, figures: Any) -> None:
         if now == step:
-            monkeypatch.setattr(Log, "step", log)
+            monkeypatch.setattr(MetricsLog, "step", log)
             do()
         log(self, now, figures)
-    monkeypatch.setattr(Log, "step", then)
+    monkeypatch.setattr(MetricsLog, "step", then)
 
 
 def ask(number: int = signal.SIGTERM) -> Callable[[], None]:
@@ -135,9 +135,9 @@ def test_stopped_and_resumed_it_ends_the_same(
     whole = train(make, data(), out=tmp_path / "whole", **keywords)
     before = signal.getsignal(signal.SIGTERM)
     at_step(monkeypatch, 5, ask())
-    with pytest.raises(Stopped, match=r"stopped after step 5; all is saved in .*--resume") as stopped:
+    with pytest.raises(Interrupted, match=r"stopped after step 5; all is saved in .*--resume") as stopped:
         train(make, data(), out=tmp_path / "cut", **keywords)
-    assert stopped.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.exit_code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
     torch.manual_seed(99)                                                  # chance of the new process is another
     again = train(make, data(), out=tmp_path / "cut", resume=True, quiet=True)
     assert ended(tmp_path / "cut") == ended(tmp_path / "whole") and again.fingerprint == whole.fingerprint
@@ -156,9 +156,9 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_asks_and_a_second_one_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 2, ask(signal.SIGINT))
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
-    assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stopped.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     at_step(monkeypatch, 3, lambda: (ask(signal.SIGINT)(), ask(signal.SIGINT)()))
     with pytest.raises(KeyboardInterrupt):
         train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
@@ -209,7 +209,7 @@ def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_would_make_it_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     at_step(monkeypatch, 2, ask())
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train(tiny.guess, tiny.rows(), out=run, **SHORT)
     again: dict[str, Any] = {"out": run, "resume": True, "quiet": True}
     with pytest.raises(SensoriumError, match=r"begun with lr=0.01, not 0.5.*leave lr out"):

@@ -13,7 +13,7 @@ import pytest
 
 import sensorium.data.infer
 from sensorium.data.dataset import Dataset
-from sensorium.data.splits import by_hash
+from sensorium.data.splits import split_by_hash
 from sensorium.errors import SensoriumError
 
 NAMES = [f"p{i:02}.png" for i in range(20)]
@@ -52,10 +52,10 @@ def test_captions_beside_the_pictures(photos: Path) -> None:
     for name, caption in zip(NAMES, CAPTIONS, strict=True):
         (photos / name).with_suffix(".txt").write_text(f"{caption}\n\nthe same in other words\n{caption}\n")
     data = Dataset.open(photos)
-    assert kinds(data) == {"image": "image", "caption": "text"} and len(data) == 20 and not data.bad
+    assert kinds(data) == {"image": "image", "caption": "text"} and len(data) == 20 and not data.bad_samples
     assert data.raw("image", [3]) == [photos / NAMES[3]]
     assert data.raw("caption", [3]) == [[CAPTIONS[3], "the same in other words"]]
-    assert "20 of 20 pictures" in data.schema.columns["caption"].why
+    assert "20 of 20 pictures" in data.schema.columns["caption"].reason
 
 
 def test_json_beside_the_pictures_brings_columns(photos: Path) -> None:
@@ -89,11 +89,11 @@ def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
     (photos / "p99.heic").write_bytes(b"x")
     message = refusal(photos)
     assert "5 of 22 rows" in message and "--max-bad" in message and "p00.txt" in message
-    data = Dataset.open(photos, max_bad=0.5)
-    reasons = {b.where: b.reason for b in data.bad}
+    data = Dataset.open(photos, max_invalid_fraction=0.5)
+    reasons = {b.location: b.reason for b in data.bad_samples}
     assert sorted(reasons) == ["alone.txt", "p00.txt", "p01.json", "p02.json", "p99.heic"]
     assert "utf-8" in reasons["p00.txt"] and "not JSON" in reasons["p01.json"] and "JPEG" in reasons["p99.heic"]
-    assert len(data) == 17 and all(b.row == -1 for b in data.bad)
+    assert len(data) == 17 and all(b.row == -1 for b in data.bad_samples)
 
 
 def test_a_folder_per_class(photos: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_folder_per_class(photos: Path) -> None:
         (photos / name).rename(photos / ("cat", "dog")[i % 2] / name)
     data = Dataset.open(photos)
     assert kinds(data) == {"image": "image", "label": "category"}
-    assert sorted(set(data.raw("label", range(20)))) == ["cat", "dog"] and data.where(0) == "cat/p00.png"
+    assert sorted(set(data.raw("label", range(20)))) == ["cat", "dog"] and data.location(0) == "cat/p00.png"
 
 
 def test_train_and_test_folders_are_splits(photos: Path) -> None:
@@ -113,7 +113,7 @@ def test_train_and_test_folders_are_splits(photos: Path) -> None:
     data = Dataset.open(photos)
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 7, "val": 7, "test": 6}
     assert data.raw("image", data.splits["test"])[0] == photos / "test" / "cat" / "p02.png"
-    assert set(data.raw("label", range(20))) == {"cat", "dog"} and "'split' says" in data.splits_from
+    assert set(data.raw("label", range(20))) == {"cat", "dog"} and "'split' says" in data.split_rule
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "captions.tsv", "metadata.jsonl", "anything.csv"])
@@ -126,8 +126,8 @@ def test_a_table_in_the_folder(photos: Path, name: str) -> None:
               "\t" if name.endswith("tsv") else ",")
     data = Dataset.open(photos)
     assert kinds(data) == {"file_name": "image", "text": "text"} and data.raw("text", [5]) == [CAPTIONS[5]]
-    assert "20 of 20 values end in .png and 20 exist" in data.schema.columns["file_name"].why
-    assert data.where(0).startswith(name)
+    assert "20 of 20 values end in .png and 20 exist" in data.schema.columns["file_name"].reason
+    assert data.location(0).startswith(name)
 
 
 def test_tables_of_the_parts(photos: Path) -> None:
@@ -138,8 +138,8 @@ def test_tables_of_the_parts(photos: Path) -> None:
         table(photos / part / "metadata.csv", [["file_name", "text"], *([n, f"about {n}"] for n in some)])
     data = Dataset.open(photos)
     assert data.splits["test"].tolist() == list(range(8)) and len(data.splits["train"]) + len(data.splits["val"]) == 12
-    assert data.where(0) == "test/metadata.csv:2" and data.raw("file_name", [0]) == [photos / "test" / "p12.png"]
-    assert "val is 10 % of train" in data.splits_from
+    assert data.location(0) == "test/metadata.csv:2" and data.raw("file_name", [0]) == [photos / "test" / "p12.png"]
+    assert "val is 10 % of train" in data.split_rule
 
 
 def test_several_tables_need_a_choice(photos: Path) -> None:
@@ -162,7 +162,7 @@ def test_links_are_followed_but_not_in_circles(photos: Path, tmp_path_factory: p
     (folder / "dog" / "again").symlink_to(folder)
     (folder / "dog" / "gone.png").symlink_to(folder / "nowhere.png")
     data = Dataset.open(folder)
-    assert len(data) == 21 and data.where(20) == "dog/gone.png"
+    assert len(data) == 21 and data.location(20) == "dog/gone.png"
 
 
 # Files of rows --------------------------------------------------------------------------------------------------
@@ -173,10 +173,10 @@ def test_csv_as_spreadsheets_write_it(photos: Path) -> None:
             'p02.png;drei Äpfel;n/a\r\n')
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         (photos / "a.csv").write_text(text, encoding=encoding, newline="")
-        data = Dataset.open(photos / "a.csv", columns={"words": "text", "price": "number"})
+        data = Dataset.open(photos / "a.csv", types={"words": "text", "price": "numeric"})
         assert data.raw("words", range(3)) == ['one; with "marks"', "two\nlines", "drei Äpfel"]
         assert data.raw("price", range(3)) == [1.5, None, None]
-        assert [data.where(i) for i in range(3)] == ["a.csv:2", "a.csv:4", "a.csv:6"]
+        assert [data.location(i) for i in range(3)] == ["a.csv:2", "a.csv:4", "a.csv:6"]
 
 
 def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
@@ -184,13 +184,13 @@ def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
     rows[3:5] = ["p03.png", "p04.png,a,b,c"]
     rows[7] = 'p07.png,"a "quoted" word"'
     (photos / "a.csv").write_text("file,caption\n" + "\n".join(rows) + "\n")
-    data = Dataset.open(photos / "a.csv", max_bad=0.2)
-    assert [b.where for b in data.bad] == ["a.csv:5", "a.csv:6", "a.csv:9"] and len(data) == 17
-    assert "1 cells where the header has 2" in data.bad[0].reason and "quotation marks" in data.bad[2].reason
+    data = Dataset.open(photos / "a.csv", max_invalid_fraction=0.2)
+    assert [b.location for b in data.bad_samples] == ["a.csv:5", "a.csv:6", "a.csv:9"] and len(data) == 17
+    assert "1 cells where the header has 2" in data.bad_samples[0].reason and "quotation marks" in data.bad_samples[2].reason
     assert data.raw("file", [5]) == [photos / "p08.png"]        # reading went on with the next line
     assert "3 of 20 rows" in refusal(photos / "a.csv")
     (photos / "a.csv").write_text("file,caption\np00.png,x\n" + 'p01.png,"x\np02.png,"y"\n')
-    assert Dataset.open(photos / "a.csv", max_bad=0.5).bad[0].where == "a.csv:3-4"      # two lines that became one row
+    assert Dataset.open(photos / "a.csv", max_invalid_fraction=0.5).bad_samples[0].location == "a.csv:3-4"      # two lines that became one row
     (photos / "a.csv").write_text("file,caption\np00.png\n")
     assert "1 of 1 rows" in refusal(photos / "a.csv", max_bad=1)                        # nothing would be left
 
@@ -225,15 +225,15 @@ def test_lists_of_captions(photos: Path) -> None:
     for name in ("a.jsonl", "a.csv"):
         data = Dataset.open(photos / name)
         assert data.raw("captions", [2]) == [[CAPTIONS[2], "other"]] and kinds(data)["captions"] == "text"
-        assert "lists of texts, 2.0 a row" in data.schema.columns["captions"].why
+        assert "lists of texts, 2.0 a row" in data.schema.columns["captions"].reason
 
 
 def test_jsonl_lines_that_are_none(photos: Path) -> None:
     lines = [json.dumps({"image": n, "text": c}) for n, c in zip(NAMES, CAPTIONS, strict=True)]
     lines[4], lines[5], lines[6] = '{"image": ', "[1, 2]", "[" * 100_000
     (photos / "a.jsonl").write_text("\n".join(lines))
-    data = Dataset.open(photos / "a.jsonl", max_bad=0.2)
-    assert [b.where for b in data.bad] == ["a.jsonl:5", "a.jsonl:6", "a.jsonl:7"] and len(data) == 17
+    data = Dataset.open(photos / "a.jsonl", max_invalid_fraction=0.2)
+    assert [b.location for b in data.bad_samples] == ["a.jsonl:5", "a.jsonl:6", "a.jsonl:7"] and len(data) == 17
 
 
 def test_parquet(photos: Path) -> None:
@@ -247,15 +247,15 @@ def test_parquet(photos: Path) -> None:
     pq.write_table(whole.replace_schema_metadata({"huggingface": json.dumps(classes)}), photos / "a.parquet")
     data = Dataset.open(photos / "a.parquet")
     assert kinds(data) == {"image": "image", "raw": "image", "label": "category", "captions": "text",
-                           "nested": "ignore", "price": "number", "when": "date"}
+                           "nested": "ignore", "price": "numeric", "when": "datetime"}
     assert data.raw("image", [1]) == [pictures[1]["bytes"]] and data.raw("label", [0, 1]) == ["cat", "dog"]
-    assert data.raw("captions", [1]) == [[CAPTIONS[1], "other"]] and data.where(0) == "a.parquet:1"
+    assert data.raw("captions", [1]) == [[CAPTIONS[1], "other"]] and data.location(0) == "a.parquet:1"
     for part in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
         (photos / "hub" / "data").mkdir(parents=True, exist_ok=True)
         pq.write_table(whole, photos / "hub" / "data" / f"{part}.parquet")
     hub = Dataset.open(photos / "hub")
     assert {k: len(v) for k, v in hub.splits.items()} == {"train": 40, "val": 20}
-    assert hub.where(20) == "data/train-00001-of-00002.parquet:1"
+    assert hub.location(20) == "data/train-00001-of-00002.parquet:1"
     (photos / "b.parquet").write_bytes(b"PAR1 not really")
     assert "b.parquet is not a Parquet file" in refusal(photos / "b.parquet")
 
@@ -312,8 +312,8 @@ def test_paths_outside_are_refused_unless_they_are_given_in_full(photos: Path) -
     (photos / "sub").mkdir()
     path = table(photos / "sub" / "a.csv", [["file", "caption"], ["../p00.png", "x"], [str(photos / "p01.png"), "y"],
                                             ["./x/../../p02.png", "z"], ["..\\p03.png", "w"]])
-    data = Dataset.open(path, max_bad=1)
-    assert [b.where for b in data.bad] == ["a.csv:2", "a.csv:4", "a.csv:5"] and "full path" in data.bad[0].reason
+    data = Dataset.open(path, max_invalid_fraction=1)
+    assert [b.location for b in data.bad_samples] == ["a.csv:2", "a.csv:4", "a.csv:5"] and "full path" in data.bad_samples[0].reason
     assert data.raw("file", [0]) == [photos / "p01.png"]
 
 
@@ -322,10 +322,10 @@ def test_values_of_another_type_are_quarantined(photos: Path) -> None:
     rows[2]["price"], rows[3]["text"], rows[4]["image"] = "cheap", {"en": "x"}, 5
     rows[5]["image"], rows[6]["price"] = "https://a.b/c.png", 1e999
     (photos / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = Dataset.open(photos / "a.jsonl", max_bad=0.3)
-    found = [f"{b.where} {b.column}".removeprefix("a.jsonl:") for b in data.bad]
+    data = Dataset.open(photos / "a.jsonl", max_invalid_fraction=0.3)
+    found = [f"{b.location} {b.column}".removeprefix("a.jsonl:") for b in data.bad_samples]
     assert sorted(found) == ["3 price", "4 text", "5 image", "6 image", "7 price"]
-    assert len(data) == 15 and kinds(data) == {"image": "image", "price": "number", "text": "text"}
+    assert len(data) == 15 and kinds(data) == {"image": "image", "price": "numeric", "text": "text"}
 
 
 # Splits and groups ----------------------------------------------------------------------------------------------
@@ -334,18 +334,18 @@ def test_values_of_another_type_are_quarantined(photos: Path) -> None:
 def test_the_hash_keeps_copies_together_and_stays_when_rows_are_added() -> None:
     keys = [f"k{i % 500}" for i in range(1500)]
     shares = {"train": 0.8, "val": 0.1, "test": 0.1}
-    splits = by_hash(keys, shares)
+    splits = split_by_hash(keys, shares)
     sides = {name: {keys[i] for i in rows} for name, rows in splits.items()}
     assert sum(map(len, sides.values())) == 500 and 340 < len(sides["train"]) < 440
-    longer = by_hash([*keys, *(f"new{i}" for i in range(300))], shares)
+    longer = split_by_hash([*keys, *(f"new{i}" for i in range(300))], shares)
     assert all(set(rows) <= set(longer[name]) for name, rows in splits.items())
 
 
 def test_small_data_still_have_something_to_judge_by() -> None:
     for n in (3, 5, 10, 20):
-        splits = by_hash([f"k{i}" for i in range(n)], {"train": 0.8, "val": 0.1, "test": 0.1})
+        splits = split_by_hash([f"k{i}" for i in range(n)], {"train": 0.8, "val": 0.1, "test": 0.1})
         assert all(len(rows) for rows in splits.values()) and sum(map(len, splits.values())) == n
-    assert [len(r) for r in by_hash(["a", "a"], {"train": 0.8, "val": 0.2}).values()] in ([2, 0], [0, 2])
+    assert [len(r) for r in split_by_hash(["a", "a"], {"train": 0.8, "val": 0.2}).values()] in ([2, 0], [0, 2])
 
 
 def test_identical_pictures_are_one_group(photos: Path) -> None:
@@ -359,18 +359,18 @@ def test_identical_pictures_are_one_group(photos: Path) -> None:
     for i in range(5):
         a, b = names.index(f"copy{i}.png"), names.index(NAMES[i])
         assert groups[a] == groups[b] and side[a] == side[b]
-    assert "md5 of the content of 'image'" in data.splits_from
+    assert "md5 of the content of 'image'" in data.split_rule
 
 
 def test_a_group_column_never_crosses(photos: Path) -> None:
     path = table(photos / "a.csv", [["file", "caption", "product_id"],
                                     *([n, c, i // 4] for i, (n, c) in enumerate(zip(NAMES, CAPTIONS, strict=True)))])
     data = Dataset.open(path)
-    assert data.group == "product_id" and len(set(data.groups().tolist())) == 5
+    assert data.group_column == "product_id" and len(set(data.groups().tolist())) == 5
     sides = [{int(data.groups()[i]) for i in rows} for rows in data.splits.values()]
     assert sum(map(len, sides)) == 5 and len(set.union(*sides)) == 5
     other = Dataset.open(path, group="caption")
-    assert other.group == "caption" and kinds(other)["product_id"] == "ignore"
+    assert other.group_column == "caption" and kinds(other)["product_id"] == "ignore"
 
 
 def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
@@ -387,7 +387,7 @@ def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
         (photos / name).write_text(text)
         data = Dataset.open(path, split=str(photos / name))
         assert data.splits["test"].tolist() == [0, 1, 2, 3, 4] and kinds(data)["fold"] == "ignore"
-        assert len(data.splits["train"]) + len(data.splits["val"]) == 10 and data.describe().unsplit == 5
+        assert len(data.splits["train"]) + len(data.splits["val"]) == 10 and data.describe().num_unassigned == 5
     (photos / "s.csv").write_text("p00.png,test\nnobody.png,train\n")
     assert "s.csv:2 puts 'nobody.png'" in refusal(path, split=str(photos / "s.csv"))
 
@@ -399,7 +399,7 @@ def test_another_file_as_the_test_split(photos: Path) -> None:
     b = table(photos / "more" / "b.csv", [["file", "caption"], ["p19.png", "held out"]])
     data = Dataset.open(a, test=b)
     assert data.splits["test"].tolist() == [15] and len(data.splits["train"]) + len(data.splits["val"]) == 15
-    assert data.raw("file", [15]) == [photos / "more" / "p19.png"] and data.where(15) == "b.csv:2"
+    assert data.raw("file", [15]) == [photos / "more" / "p19.png"] and data.location(15) == "b.csv:2"
 
 
 def test_a_part_keeps_its_rows_in_their_splits(photos: Path) -> None:
@@ -407,7 +407,7 @@ def test_a_part_keeps_its_rows_in_their_splits(photos: Path) -> None:
     part = data.take(data.splits["test"])
     assert len(part) == len(data.splits["test"]) and part.splits["test"].tolist() == list(range(len(part)))
     assert not len(part.splits["train"]) and part.raw("image", [0]) == data.raw("image", data.splits["test"][:1])
-    assert part.where(0) == data.where(int(data.splits["test"][0]))
+    assert part.location(0) == data.location(int(data.splits["test"][0]))
 
 
 # The whole ------------------------------------------------------------------------------------------------------
@@ -417,9 +417,9 @@ def test_describe_is_plain_data_that_rich_can_print(photos: Path) -> None:
     path = table(photos / "a.csv", [["file", "caption", "price"], *([n, c if i else "", i] for i, (n, c) in
                                                                     enumerate(zip(NAMES, CAPTIONS, strict=True)))])
     told = Dataset.open(path).describe()
-    assert [(c.name, c.kind, c.missing) for c in told.columns] == [("file", "image", 0), ("caption", "text", 1),
-                                                                   ("price", "number", 0)]
-    assert told.rows == 20 and sum(told.splits.values()) == 20 and told.columns[2].examples == ("0", "1")
+    assert [(c.name, c.kind, c.num_missing) for c in told.columns] == [("file", "image", 0), ("caption", "text", 1),
+                                                                   ("price", "numeric", 0)]
+    assert told.num_rows == 20 and sum(told.split_sizes.values()) == 20 and told.columns[2].examples == ("0", "1")
     from rich.console import Console
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(told)
@@ -435,8 +435,8 @@ def test_a_long_file_is_decided_on_by_a_sample_that_is_said(tmp_path: Path, monk
     monkeypatch.setattr(sensorium.data.infer, "SAMPLE", 50)
     path = table(tmp_path / "a.csv", [["n", "text"], *(["x" if i == 5 else i, f"words {i}"] for i in range(1000))])
     data = Dataset.open(path)
-    assert "(50 of 1,000 rows were looked at)" in data.schema.columns["n"].why
-    assert [b.where for b in data.bad] == ["a.csv:7"] and len(data) == 999
+    assert "(50 of 1,000 rows were looked at)" in data.schema.columns["n"].reason
+    assert [b.location for b in data.bad_samples] == ["a.csv:7"] and len(data) == 999
 
 
 def test_opening_needs_no_extra(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,12 +452,12 @@ def test_pictures_that_do_not_decode_are_found_later(photos: Path, monkeypatch: 
     with pytest.raises(SensoriumError, match=r"1 of 20 rows.*\n.*p03\.png"):
         data = Dataset.open(photos)
         data.prepare(data.schema, ["image"])
-    data = Dataset.open(photos, max_bad=0.1)
-    assert [(b.row, b.where) for b in data.prepare(data.schema, ["image"]).bad] == [(3, "p03.png")]
+    data = Dataset.open(photos, max_invalid_fraction=0.1)
+    assert [(b.row, b.location) for b in data.prepare(data.schema, ["image"]).bad_samples] == [(3, "p03.png")]
 
 
 def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,x\n,\n\n \n2,y\n")
     data = Dataset.open(tmp_path / "table.csv")
-    assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0] and not data.bad
-    assert [data.where(row).rpartition(":")[2] for row in range(3)] == ["2", "3", "6"]
+    assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0] and not data.bad_samples
+    assert [data.location(row).rpartition(":")[2] for row in range(3)] == ["2", "3", "6"]

@@ -6,7 +6,7 @@ import pytest
 
 from sensorium.cli import run
 from sensorium.data.dataset import Dataset
-from sensorium.data.synonyms import SEVERAL, Synonyms
+from sensorium.data.synonyms import MAX_PARAPHRASES, Synonyms
 from sensorium.errors import SensoriumError
 from sensorium.recipes import fusion
 from sensorium.run import fingerprint
@@ -28,17 +28,17 @@ def table(folder: Path) -> Path:
 
 
 def test_words_and_phrases_are_exchanged(tmp_path: Path) -> None:
-    words = Synonyms.read(listed(tmp_path))
-    found = words.beside("Big red motor car, carpet")
-    assert 1 <= len(found) <= SEVERAL and len(set(found)) == len(found)
-    assert found == words.beside("Big red motor car, carpet")               # the same text, the same answers
+    words = Synonyms.from_file(listed(tmp_path))
+    found = words.paraphrase("Big red motor car, carpet")
+    assert 1 <= len(found) <= MAX_PARAPHRASES and len(set(found)) == len(found)
+    assert found == words.paraphrase("Big red motor car, carpet")               # the same text, the same answers
     for one in found:
         rest = one.lower().replace("motor car", "*").replace("automobile", "*").replace("large", "big")
         rest = rest.replace("crimson", "red").replace("car, c", "*, c")
         assert rest == "big red *, carpet" and one[0] in "BL"               # phrases as one, parts of words not at all
-    assert words.beside("a blue house") == []
-    assert {*Synonyms([("fine", "nice"), ("fine", "thin")]).beside("fine")} == {"nice", "thin"}
-    assert Synonyms([("car", "car")]).beside("car") == []
+    assert words.paraphrase("a blue house") == []
+    assert {*Synonyms([("fine", "nice"), ("fine", "thin")]).paraphrase("fine")} == {"nice", "thin"}
+    assert Synonyms([("car", "car")]).paraphrase("car") == []
 
 
 @pytest.mark.parametrize(("group", "text", "expected"), [
@@ -49,7 +49,7 @@ def test_words_and_phrases_are_exchanged(tmp_path: Path) -> None:
                                                                              "The America army"),
     (("well-known", "famous"), "(well-known)", "(famous)"), (("known", "famous"), "well-known", None)])
 def test_words_are_whole_words(group: tuple[str, str], text: str, expected: str | None) -> None:
-    assert Synonyms([group]).beside(text) == ([] if expected is None else [expected])
+    assert Synonyms([group]).paraphrase(text) == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize(("text", "told"), [

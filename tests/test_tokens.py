@@ -14,10 +14,10 @@ from odd import lines, odd
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.text import Text, Words
+from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.published import pieces
-from sensorium.published.files import Opened, Tensors, open_weights
-from sensorium.published.tokens import CLIP_WORDS, around, tokenizer, words
+from sensorium.published.files import WeightFiles, LazyTensors, open_weights
+from sensorium.published.tokens import CLIP_SPLIT_PATTERN, find_bos_eos_ids, load_tokenizer, text_preprocessing
 
 transformers = pytest.importorskip("transformers")
 spm = pytest.importorskip("sentencepiece")
@@ -26,12 +26,12 @@ ODD = odd()
 Encode = Callable[[str], list[int]]
 
 
-def opened(folder: Path, config: dict[str, Any] | None = None) -> Opened:
-    return Opened(folder, Tensors({}), config or {}, {path.name: path for path in folder.iterdir()})
+def opened(folder: Path, config: dict[str, Any] | None = None) -> WeightFiles:
+    return WeightFiles(folder, LazyTensors({}), config or {}, {path.name: path for path in folder.iterdir()})
 
 
 def ours(folder: Path) -> Tokenizer:
-    made = tokenizer(opened(folder))
+    made = load_tokenizer(opened(folder))
     made.encode_special_tokens = True                       # as Text sets it
     return made
 
@@ -78,7 +78,7 @@ def gpt2(folder: Path) -> None:
 def clip(folder: Path) -> None:
     made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CLIP_SPLIT_PATTERN), "removed", invert=True),
                                                   pre_tokenizers.ByteLevel(add_prefix_space=False)])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator(lines(), trainers.BpeTrainer(
@@ -166,7 +166,7 @@ def test_a_whole_tokenizer_file_comes_first(folders: Folders, tmp_path: Path) ->
 
 # ------------------------------------------------------------------------------------------------ inside of GGUF
 
-def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> Opened:
+def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> WeightFiles:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
     listed = sorted(vocab, key=vocab.__getitem__)
@@ -182,7 +182,7 @@ def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) ->
 def test_byte_pairs_inside_of_gguf(pre: str, folders: Folders, tmp_path: Path) -> None:
     vocab = json.loads((folders("GPT2Tokenizer") / "vocab.json").read_text())
     merges = (folders("GPT2Tokenizer") / "merges.txt").read_text().splitlines()[1:]
-    made = tokenizer(gguf_keys(tmp_path / "a.gguf", vocab, merges, pre))
+    made = load_tokenizer(gguf_keys(tmp_path / "a.gguf", vocab, merges, pre))
     made.encode_special_tokens = True
     wrong = differing(made, theirs("GPT2Tokenizer", folders("GPT2Tokenizer")))
     assert not wrong if pre == "gpt-2" else wrong, "digits or marks are cut in another way"
@@ -191,10 +191,10 @@ def test_byte_pairs_inside_of_gguf(pre: str, folders: Folders, tmp_path: Path) -
 
 
 def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
-    found = pieces.read(folders("LlamaTokenizer") / "tokenizer.model")
+    found = pieces.read_sentencepiece(folders("LlamaTokenizer") / "tokenizer.model")
     words, scores, kinds = map(list, zip(*found.pieces, strict=True))
     keys = {"model": "llama", "tokens": words, "scores": scores, "token_type": kinds, "bos_token_id": 1}
-    made = tokenizer(Opened(Path("x.gguf"), Tensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}))
+    made = load_tokenizer(WeightFiles(Path("x.gguf"), LazyTensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}))
     made.encode_special_tokens = True
     reference = ours(folders("LlamaTokenizer"))
     assert differing(made, lambda text: reference.encode(text).ids) == []
@@ -202,7 +202,7 @@ def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
 
 def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match="'starcoder'; known are gpt-2"):
-        tokenizer(gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder"))
+        load_tokenizer(gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder"))
 
 
 # ------------------------------------------------------------------------------------------------ as settings of texts
@@ -212,35 +212,35 @@ def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
     ("T5Tokenizer", None, "</s>", 0), ("LlamaTokenizer", "<s>", None, 0), ("GPT2Tokenizer", None, None, 0)])
 def test_what_stands_around_a_text(kind: str, start: str | None, end: str | None, pad: int, folders: Folders) -> None:
     made = ours(folders(kind))
-    assert around(made) == tuple(None if name is None else made.token_to_id(name) for name in (start, end))
+    assert find_bos_eos_ids(made) == tuple(None if name is None else made.token_to_id(name) for name in (start, end))
     if end is None:
         with pytest.raises(SensoriumError, match="no token at the end"):
-            words(opened(folders(kind)), 9, made.get_vocab_size())
+            text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
         return
-    text = words(opened(folders(kind)), 9, made.get_vocab_size())
-    assert text is not None and (text.start, text.end) == around(made) and text.pad == pad
+    text = text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
+    assert text is not None and (text.start, text.end) == find_bos_eos_ids(made) and text.pad == pad
     long = "a model reads a text and much more than it has room for"
     plain, before = made.encode(long, add_special_tokens=False).ids, [] if start is None else [text.start]
     assert text.load(long).tolist() == [*before, *plain[:8 - len(before)], text.end]
-    assert text.show(torch.tensor(text.load("a model"))) == "a model"
+    assert text.decode(torch.tensor(text.load("a model"))) == "a model"
 
 
 def test_a_pad_token_is_found_by_its_name(folders: Folders, tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folders("CLIPTokenizer") / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
-    text = words(opened(tmp_path), 77, 1593)
+    text = text_preprocessing(opened(tmp_path), 77, 1593)
     assert text is not None and text.pad == text.end
 
 
 def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> None:
-    text = words(opened(folders("T5Tokenizer")), 12, 1000)
+    text = text_preprocessing(opened(folders("T5Tokenizer")), 12, 1000)
     assert text is not None and Text.from_json(text.to_json()) == text
     ids = text.fake(20, torch.Generator().manual_seed(0))
-    ends = Words(8, text).summary(ids)
+    ends = TextEmbedding(8, text).pool_index(ids)
     for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
         assert row[end] == text.end and all(i not in (text.pad, text.end) for i in row[:end])
-    dropped = text.augment(ids, torch.Generator().manual_seed(0), drop=0.5)
+    dropped = text.augment(ids, torch.Generator().manual_seed(0), token_dropout=0.5)
     assert (dropped == text.end).sum() == 20 and (dropped != text.pad).sum() < (ids != text.pad).sum()
 
 
@@ -257,10 +257,10 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, files: dict[str, str], s
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="latin-1")
     if said is None:
-        assert tokenizer(opened(tmp_path)) is not None
+        assert load_tokenizer(opened(tmp_path)) is not None
         return
     with pytest.raises(SensoriumError, match=said):
-        tokenizer(opened(tmp_path))
+        load_tokenizer(opened(tmp_path))
 
 
 def test_a_cut_model_file_is_refused(folders: Folders, tmp_path: Path) -> None:
@@ -268,11 +268,11 @@ def test_a_cut_model_file_is_refused(folders: Folders, tmp_path: Path) -> None:
     for length in range(0, len(whole), len(whole) // 12):
         (tmp_path / "spiece.model").write_bytes(whole[:length])
         with pytest.raises(SensoriumError):
-            tokenizer(opened(tmp_path))
+            load_tokenizer(opened(tmp_path))
 
 
 def test_no_files_no_tokenizer(tmp_path: Path) -> None:
-    assert tokenizer(opened(tmp_path)) is None and words(opened(tmp_path), 9, 9) is None
+    assert load_tokenizer(opened(tmp_path)) is None and text_preprocessing(opened(tmp_path), 9, 9) is None
 
 
 # ------------------------------------------------------------------------------------------------ real vocabularies
@@ -280,17 +280,17 @@ def test_no_files_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.weights
 def test_a_real_vocabulary_is_its_own_tokenizer_file(tmp_path: Path) -> None:
     whole = open_weights(WEIGHTS / "minilm")
-    alone = Opened(whole.place, whole.tensors, whole.config,
+    alone = WeightFiles(whole.path, whole.tensors, whole.config,
                    {name: path for name, path in whole.files.items() if name in ("vocab.txt", "tokenizer_config.json")})
-    made, reference = tokenizer(alone), tokenizer(whole)
+    made, reference = load_tokenizer(alone), load_tokenizer(whole)
     made.encode_special_tokens = reference.encode_special_tokens = True
     assert differing(made, lambda text: reference.encode(text).ids) == []
 
 
 @pytest.mark.weights
 def test_the_real_tokenizer_of_a_decoder_spells_everything() -> None:
-    made = tokenizer(open_weights(WEIGHTS / "smollm2"))
+    made = load_tokenizer(open_weights(WEIGHTS / "smollm2"))
     made.encode_special_tokens = True
-    assert made.get_vocab_size() == 49152 and around(made) == (None, None)
+    assert made.get_vocab_size() == 49152 and find_bos_eos_ids(made) == (None, None)
     assert all(made.decode(made.encode(text).ids) == text for text in ODD)
     assert made.encode("12 apples").tokens == ["1", "2", "Ġapples"]

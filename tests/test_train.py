@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sensorium import run as runs
 from sensorium.errors import SensoriumError
-from sensorium.progress import Log, clock, curve, read_metrics
+from sensorium.progress import MetricsLog, format_duration, draw_training_curve, read_metrics
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import EvaluationSpec, Recipe, ValidationResult
-from sensorium.step import NonFinite, Step, measured_precision
+from sensorium.step import NonFiniteError, TrainStep, choose_precision
 from sensorium.tokens import Batch
 from sensorium.train import train
 
@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> Non
     data, out = tiny.rows(), tmp_path / "run"
     row = 11
     data.table.columns["a"][row] = 30.0
-    with pytest.raises(NonFinite) as fault:
+    with pytest.raises(NonFiniteError) as fault:
         train(cracked, data, out=out, batch_size=4, checkpoint_interval=1 / 14, eval_interval=0, quiet=True)
     step = len(lines(out, "loss")) + 1
     assert str(fault.value).startswith(
@@ -171,10 +171,10 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> Non
     assert saved[-1:] == ([f"step-{step - 1:06d}"] if step > 1 else [])
 
 
-def once(change: Callable[[nn.Module, Tensor], Tensor]) -> Step:
+def once(change: Callable[[nn.Module, Tensor], Tensor]) -> TrainStep:
     """A step whose loss is changed."""
     recipe = tiny.guess(tiny.rows().schema, dropout=0.0)
-    return Step(replace(recipe, objective=lambda model, batch: {
+    return TrainStep(replace(recipe, objective=lambda model, batch: {
         "model": change(model, tiny.objective(model, batch)["model"])}), 10, "fp32")
 
 
@@ -186,7 +186,7 @@ def batch(n: int = 6) -> Batch:
 def test_a_gradient_that_is_no_number_stops_before_the_update() -> None:
     step = once(lambda model, loss: loss + (0 * model.last.weight).abs().sqrt().sum())
     before = [p.detach().clone() for p in step.model.parameters()]
-    with pytest.raises(NonFinite, match=r"the gradient of model is nan; it begins in the gradient of last.weight"):
+    with pytest.raises(NonFiniteError, match=r"the gradient of model is nan; it begins in the gradient of last.weight"):
         step(batch(), 0)
     assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
 
@@ -194,7 +194,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update() -> None:
 def test_a_batch_that_is_no_number_is_named() -> None:
     given = batch()
     given["b"][2] = math.nan
-    with pytest.raises(NonFinite, match="column b of the batch is not finite") as fault:
+    with pytest.raises(NonFiniteError, match="column b of the batch is not finite") as fault:
         once(lambda model, loss: loss)(given, 0)
     assert fault.value.rows == [102]
 
@@ -204,10 +204,10 @@ def test_parts_of_a_batch_add_up() -> None:
     net = nn.Linear(3, 1)
     recipe = replace(tiny.guess(tiny.rows().schema), model=net, objective=lambda m, b: {
         "model": (m(tiny.inputs(b)).squeeze(1) - b["y"]).square().mean()})
-    whole, parts = (Step(replace(recipe, training=replace(recipe.training, grad_accumulation_steps=n)), 10, "fp32") for n in (1, 4))
-    a = whole._gradients(batch(6))
+    whole, parts = (TrainStep(replace(recipe, training=replace(recipe.training, grad_accumulation_steps=n)), 10, "fp32") for n in (1, 4))
+    a = whole._backward(batch(6))
     wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    b = parts._gradients(batch(6))
+    b = parts._backward(batch(6))
     assert a["model"] == pytest.approx(b["model"], rel=1e-6)
     for x, y in zip(wanted, net.parameters(), strict=True):
         torch.testing.assert_close(x, y.grad)
@@ -228,7 +228,7 @@ def test_an_objective_may_see_all_parts_at_once() -> None:
             loss.backward()
             return {"model": loss.detach()}
     recipe = tiny.guess(tiny.rows().schema)
-    step = Step(replace(recipe, objective=Together(), training=replace(recipe.training, grad_accumulation_steps=3)), 10, "fp32")
+    step = TrainStep(replace(recipe, objective=Together(), training=replace(recipe.training, grad_accumulation_steps=3)), 10, "fp32")
     assert step(batch(6), 0)["loss"] > 0 and seen == [2, 2, 2]
 
 
@@ -246,7 +246,7 @@ def test_two_players_each_learn_from_their_own_loss() -> None:
             score = model.judge(model.maker(tiny.inputs(batch))).mean()
             return {"maker": -score, "judge": score}
     recipe = replace(tiny.guess(tiny.rows().schema), model=Pair(), objective=Duel())
-    step = Step(replace(recipe, training=replace(recipe.training, max_grad_norm=0.0, weight_decay=0.0)), 10, "fp32")
+    step = TrainStep(replace(recipe, training=replace(recipe.training, max_grad_norm=0.0, weight_decay=0.0)), 10, "fp32")
     wanted = torch.autograd.grad(-Duel()(step.model, batch())["judge"], list(step.model.maker.parameters()))
     figures = step(batch(), 0)
     for p, g in zip(step.model.maker.parameters(), wanted, strict=True):
@@ -265,7 +265,7 @@ def test_gradients_are_cut_to_length() -> None:
 def test_the_measured_choice_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
     """Whatever is chosen, the run is the one that asks for it by name: measuring disturbs nothing."""
     def measured(*given: Any) -> str:
-        assert measured_precision(*given) in ("fp32", "bf16")
+        assert choose_precision(*given) in ("fp32", "bf16")
         return faster
     monkeypatch.setattr(runs, "measured_precision", measured)
     monkeypatch.setattr(runs, "WORTH_MEASURING", 1)
@@ -278,13 +278,13 @@ def test_the_measured_choice_is_the_same_run(tmp_path: Path, monkeypatch: pytest
 def test_a_log_is_cut_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
     assert [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-    with Log(tmp_path, 9, 1, 4, quiet=True) as log:
-        log.step(2, {"loss": 1.25, "lr": 0.1})
+    with MetricsLog(tmp_path, 9, 1, 4, quiet=True) as log:
+        log.log_step(2, {"loss": 1.25, "lr": 0.1})
     assert lines(tmp_path, "loss") == [2.0, 1.25]
 
 
 def test_a_curve_can_be_drawn_of_anything() -> None:
     for entries in ([], [{"step": 1, "loss": math.nan}], [{"step": i, "loss": 1.0} for i in range(5000)],
                     [{"step": 3, "evaluation": {"fit": 0.2}}]):
-        assert curve(entries, "fit").startswith(b"\x89PNG")
-    assert clock(59) == "0:59" and clock(3723) == "1:02:03"
+        assert draw_training_curve(entries, "fit").startswith(b"\x89PNG")
+    assert format_duration(59) == "0:59" and format_duration(3723) == "1:02:03"

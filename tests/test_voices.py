@@ -12,17 +12,17 @@ from test_resume import ask, at_step, ended, killed
 
 import sensorium as sn
 from sensorium import durable
-from sensorium.adapt import Still
+from sensorium.adapt import FrozenEncoder
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.modalities.text import train_tokenizer
 from sensorium.models import Decoder
-from sensorium.published import PUBLISHED
-from sensorium.published.published import drain
+from sensorium.published import PRETRAINED_FAMILIES
+from sensorium.published.published import export_from
 from sensorium.recipes import captioner
-from sensorium.recipes.recipe import BadKeyword, build
-from sensorium.stored import weights
-from sensorium.train import Stopped
+from sensorium.recipes.recipe import BadKeyword, build_recipe
+from sensorium.stored import state_tensors
+from sensorium.train import Interrupted
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300,
           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
@@ -36,11 +36,11 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("voice")
     config = {**CONFIG, "layout": "safetensors", "tied": True, "qkv_bias": False, "out_bias": False}
     torch.manual_seed(5)
-    module = PUBLISHED["llama"].build(config)
+    module = PRETRAINED_FAMILIES["llama"].build_module(config)
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(3 if p.ndim > 1 else 1)                      # far from uniform, so that choices are clear
-    save_file(drain(module, PUBLISHED["llama"].names(config)), folder / "model.safetensors")
+    save_file(export_from(module, PRETRAINED_FAMILIES["llama"].map_weights(config)), folder / "model.safetensors")
     durable.write_json(folder / "config.json", CONFIG)
     train_tokenizer([f"a {colour} square" for colour in COLOURS], 300).save(str(folder / "tokenizer.json"))
     return folder
@@ -53,12 +53,12 @@ def parts(run: Any) -> tuple[Decoder, Any]:
 def test_neither_learns_and_the_run_stands_alone(data: Dataset, published: Path, voice: Path, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    starts = {"eye_from": str(published), "voice": str(voice)}
+    starts = {"vision_weights": str(published), "language_model": str(voice)}
     model = sn.train(captioner, data, out=tmp_path / "run", **starts, **SHORT)
-    first = weights(build(captioner, data.schema, starts)[0].model)
-    for name, value in weights(model.module).items():
+    first = state_tensors(build_recipe(captioner, data.schema, starts)[0].model)
+    for name, value in state_tensors(model.module).items():
         assert value.equal(first[name]) == (".spread." not in name), name
-    assert isinstance(model.module.get_submodule("parts.image.tower.encode"), Still)
+    assert isinstance(model.module.get_submodule("parts.image.tower.encode"), FrozenEncoder)
     assert [p for p in model.module.parameters() if p.requires_grad] == [*parts(model)[1].spread.parameters()]
     theirs, ours = sn.load(voice).module, model.module
     ids = torch.randint(3, 300, (2, 7))
@@ -79,9 +79,9 @@ def test_neither_learns_and_the_run_stands_alone(data: Dataset, published: Path,
 def test_what_an_eye_said_before_is_what_it_says(data: Dataset, published: Path, voice: Path, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    recipe, _ = build(captioner, data.schema, {"eye_from": str(published), "voice": str(voice)})
+    recipe, _ = build_recipe(captioner, data.schema, {"vision_weights": str(published), "language_model": str(voice)})
     schema = data.schema.fit(data, range(len(data)), recipe.data.columns, recipe.data.column_settings)
-    recipe, _ = build(captioner, schema, {"eye_from": str(published), "voice": str(voice)})
+    recipe, _ = build_recipe(captioner, schema, {"vision_weights": str(published), "language_model": str(voice)})
     assert recipe.data.derived_columns is not None
     prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
     batch = prepared.batch(range(8))
@@ -96,10 +96,10 @@ def test_stopped_and_resumed_it_ends_the_same(step: int, data: Dataset, publishe
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing had been saved yet (0): then it begins again from the published weights."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "eye_from": str(published), "voice": str(voice)}
+    keywords = {**SHORT, "vision_weights": str(published), "language_model": str(voice)}
     whole = sn.train(captioner, data, out=tmp_path / "whole", **keywords)
     at_step(monkeypatch, max(step, 1), ask() if step else killed)
-    with pytest.raises(Stopped if step else KeyboardInterrupt):
+    with pytest.raises(Interrupted if step else KeyboardInterrupt):
         sn.train(captioner, data, out=tmp_path / "cut", **keywords)
     again = sn.train(captioner, data, out=tmp_path / "cut", resume=True, quiet=True)
     assert again.fingerprint == whole.fingerprint
@@ -108,9 +108,9 @@ def test_stopped_and_resumed_it_ends_the_same(step: int, data: Dataset, publishe
 
 def test_a_question_is_read_before_and_padding_changes_nothing(voice: Path) -> None:
     data = Dataset.open("scenes", n=100, size=24)
-    recipe, _ = build(captioner, data.schema, {"voice": str(voice), "question": "question", "text": "answer"})
+    recipe, _ = build_recipe(captioner, data.schema, {"language_model": str(voice), "question": "question", "text": "answer"})
     schema = data.schema.fit(data, range(len(data)), recipe.data.columns, recipe.data.column_settings)
-    recipe, _ = build(captioner, schema, {"voice": str(voice), "question": "question", "text": "answer"})
+    recipe, _ = build_recipe(captioner, schema, {"language_model": str(voice), "question": "question", "text": "answer"})
     say, rows = recipe.verbs["generate"], range(6)
     asked = {"image": data.raw("image", rows), "question": [q if isinstance(q, str) else q[0]
                                                             for q in data.raw("question", rows)]}
@@ -121,7 +121,7 @@ def test_a_question_is_read_before_and_padding_changes_nothing(voice: Path) -> N
 
 def test_what_cannot_be_is_said(data: Dataset, published: Path, voice: Path, tmp_path: Path) -> None:
     def made(**keywords: Any) -> None:
-        build(captioner, data.schema, keywords)
+        build_recipe(captioner, data.schema, keywords)
 
     with pytest.raises(SensoriumError, match="does not go on from words"):
         made(voice=str(published))

@@ -9,11 +9,11 @@ import torch
 from reference import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor
 
-from sensorium.attention import Cache
-from sensorium.modalities.audio import NOTHING, Audio, log_mel, resampled
+from sensorium.attention import KVCache
+from sensorium.modalities.audio import PADDING_VALUE, Audio, log_mel_spectrogram, resample
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.transcribe import windows
+from sensorium.objectives.next_token import SamplingConfig, generate
+from sensorium.published.transcribe import split_windows
 from sensorium.published.whisper import WHISPER
 
 transformers = pytest.importorskip("transformers")
@@ -65,7 +65,7 @@ def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_pa
 def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[0], pair[1]
     heard, ids = sounds(), words(length=2)
-    said = torch.stack(list(generate(ours, {"audio": heard, "text": ids}, "text", 12, Sampling(temperature=0))), 1)
+    said = torch.stack(list(generate(ours, {"audio": heard, "text": ids}, "text", 12, SamplingConfig(temperature=0))), 1)
     expected = transformers.GenerationMixin.generate(
         theirs, heard, decoder_input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False,
         eos_token_id=None)
@@ -77,17 +77,17 @@ def test_alone_and_beside_longer_ones_and_step_by_step(pair: tuple[Any, Decoder,
     ours, ids = pair[1], words()
     heard, sizes = sounds(), (32, 21, 10)
     for row, size in enumerate(sizes):
-        heard[row, :, size:] = NOTHING
-    together, cache = logits(ours, heard, ids), Cache(5)
-    steps = [ours.begin({"audio": heard, "text": ids[:, :2]}, "text", cache)]
-    steps += [ours.go_on("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)]
+        heard[row, :, size:] = PADDING_VALUE
+    together, cache = logits(ours, heard, ids), KVCache(5)
+    steps = [ours.prefill({"audio": heard, "text": ids[:, :2]}, "text", cache)]
+    steps += [ours.decode_step("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)]
     close(torch.stack(steps, 1), together[:, 1:])
     for row, size in enumerate(sizes):
         close(logits(ours, heard[row:row + 1, :, :size], ids[row:row + 1]), together[row:row + 1])
-    cache = Cache(5)
-    ours.begin({"audio": heard, "text": ids[:, :2]}, "text", cache)
-    cache.pick(torch.tensor([2, 0]))                                    # a search goes on with some rows
-    close(ours.go_on("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2])
+    cache = KVCache(5)
+    ours.prefill({"audio": heard, "text": ids[:, :2]}, "text", cache)
+    cache.reorder(torch.tensor([2, 0]))                                    # a search goes on with some rows
+    close(ours.decode_step("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2])
 
 
 def test_same_log_mel() -> None:
@@ -96,7 +96,7 @@ def test_same_log_mel() -> None:
     expected = heard(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
     assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1e-4
-    assert log_mel(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
+    assert log_mel_spectrogram(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
@@ -124,11 +124,11 @@ def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
 def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
     def tone(rate: int) -> Tensor:
         return torch.sin(2 * torch.pi * 1_000 * torch.arange(rate // 4) / rate + 0.3)
-    made = resampled(tone(rates[0]), *rates)
+    made = resample(tone(rates[0]), *rates)
     expected = tone(rates[1])
     assert made.shape == expected.shape and (made - expected)[400:-400].abs().max() < 1e-3
     above = torch.sin(2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000)           # would fold down to 6.5 kHz
-    assert resampled(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
+    assert resample(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(("raw", "said"), [
@@ -140,7 +140,7 @@ def test_what_cannot_be_heard_is_said(raw: Any, said: str, tmp_path: Path) -> No
         file.setparams((1, 2, 8_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 72_000))
     with pytest.raises(ValueError, match=said):
-        Audio(most=2).load(tmp_path / raw if isinstance(raw, str) else raw)
+        Audio(max_seconds=2).load(tmp_path / raw if isinstance(raw, str) else raw)
 
 
 def test_a_long_sound_is_cut_at_its_pauses() -> None:
@@ -148,6 +148,6 @@ def test_a_long_sound_is_cut_at_its_pauses() -> None:
     pauses = [round(8_000 * seconds) for seconds in (26.0, 49.5)]
     for at in pauses:
         sound[at - 1_000:at + 1_000] *= 0.01
-    pieces = list(windows(sound, 8_000))
+    pieces = list(split_windows(sound, 8_000))
     assert np.array_equal(np.concatenate(pieces), sound) and all(len(piece) <= 30 * 8_000 for piece in pieces)
     assert np.abs(np.cumsum([len(piece) for piece in pieces])[:2] - pauses).max() < 800

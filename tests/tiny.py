@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Role, Schema
 from sensorium.data.sources import Table
-from sensorium.modalities.table import Number
+from sensorium.modalities.table import Numeric
 from sensorium.tokens import Batch
 from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Recipe, ValidationResult
 from sensorium.recipes.training_config import TrainingConfig
@@ -63,5 +63,5 @@ def rows(n: int = 64, seed: int = 0) -> Dataset:
     a, b, c = rng.normal(size=(3, n))
     columns = {"a": a, "b": b, "c": c, "y": a * b + c,
                "split": ["val" if i % 8 == 0 else "train" for i in range(n)]}
-    schema = Schema({name: Column(name, Number()) for name in COLUMNS}, {"split": Role("split", "split")})
+    schema = Schema({name: Column(name, Numeric()) for name in COLUMNS}, {"split": Role("split", "split")})
     return Dataset(Table(columns, [f"tiny.csv:{i + 2}" for i in range(n)], root=Path()), schema, "tiny")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_LAZY_IMPORTS = {
     "Dataset": "sensorium.data.dataset",
     "Index": "sensorium.tasks.search",
     "SensoriumError": "sensorium.errors",
@@ -31,14 +31,14 @@ _HOME = {
     "load": "sensorium.load",
     "train": "sensorium.train",
 }
-__all__ = [*_HOME, "recipes"]
+__all__ = [*_LAZY_IMPORTS, "recipes"]
 
 
 def __getattr__(name: str) -> object:
     if name == "recipes":
         return import_module("sensorium.recipes")
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(import_module(_LAZY_IMPORTS[name]), name)
     raise AttributeError(f"module 'sensorium' has no attribute {name!r}")
 
 
@@ -46,12 +46,12 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-class _Front(ModuleType):
+class _LazyModule(ModuleType):
     """A room that bears the name of its main function (train, evaluate) does not hide it once it is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
+        if not (name in _LAZY_IMPORTS and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Front
+sys.modules[__name__].__class__ = _LazyModule

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sensorium.kernels import Linear, drawn
-from sensorium.models import Embed, Encoder
+from sensorium.kernels import Linear, normal_parameter
+from sensorium.models import InputEmbedding, Encoder
 from sensorium.transformer import Transformer
 
-RANK = 8
+LORA_RANK = 8
 
 
-class LowRank(nn.Module):
+class LoRA(nn.Module):
     """A weight and a correction of low rank, W + (alpha / R) B A (LoRA, Hu et al. 2021).
 
     B starts at zero, so at first nothing has changed. alpha / R is 2, whatever the rank.
@@ -23,22 +23,22 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "E D"], rank: int):
         super().__init__()
-        self.down = drawn(rank, weight.shape[1], std=weight.shape[1] ** -0.5)
-        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        self.lora_A = normal_parameter(rank, weight.shape[1], std=weight.shape[1] ** -0.5)
+        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, weight: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
-        return weight + 2.0 * (self.up @ self.down)
+        return weight + 2.0 * (self.lora_B @ self.lora_A)
 
 
-def low_rank(module: nn.Module, rank: int = RANK) -> nn.Module:
+def add_lora(module: nn.Module, rank: int = LORA_RANK) -> nn.Module:
     """Freeze a module but for corrections of its blocks' linear layers; `folded` makes them part of the weights."""
     module.requires_grad_(False)
-    for layer in _linears(module):
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    for layer in _iter_linear_layers(module):
+        parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
     return module
 
 
-def folded(module: nn.Module) -> nn.Module:
+def merge_lora(module: nn.Module) -> nn.Module:
     """The same module with its corrections added to the weights: as quick, and as large, as one never corrected."""
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer, "weight"):
@@ -46,42 +46,42 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def tuned(encoder: Encoder, how: str) -> Encoder:
+def set_trainable(encoder: Encoder, train_mode: str) -> Encoder:
     """A trained encoder made ready to learn: all of it, "lora" (corrections of low rank alone), or "none"."""
-    if how == "lora":
-        low_rank(encoder)
-    return Still(encoder.embed, encoder.trunk, encoder.pool) if how == "none" else encoder
+    if train_mode == "lora":
+        add_lora(encoder)
+    return FrozenEncoder(encoder.embed, encoder.trunk, encoder.pool) if train_mode == "none" else encoder
 
 
-TUNES = ("none", "lora", "all")
+TRAIN_MODES = ("none", "lora", "all")
 
 
-class Still(Encoder):
+class FrozenEncoder(Encoder):
     """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
 
-    def __init__(self, embed: Embed, trunk: nn.Module | None = None, pool: nn.Module | None = None):
+    def __init__(self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None):
         super().__init__(embed, trunk, pool)
         self.requires_grad_(False)
         self.train(False)
 
-    def whole(self, raw: Tensor) -> Float[Tensor, "B D"]:
+    def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
         """Of a value its vector; of a vector, worked out before, itself."""
-        return raw if raw.ndim == 2 and raw.is_floating_point() else super().whole(raw)
+        return raw if raw.ndim == 2 and raw.is_floating_point() else super().pooled(raw)
 
-    def train(self, mode: bool = True) -> "Still":
+    def train(self, mode: bool = True) -> "FrozenEncoder":
         """Never."""
         super().train(False)
         return self
 
 
-def _linears(module: nn.Module) -> Iterator[Linear]:
+def _iter_linear_layers(module: nn.Module) -> Iterator[Linear]:
     """The linear layers of every block of every transformer within."""
     for trunk in module.modules():
         if isinstance(trunk, Transformer):
             yield from (layer for layer in trunk.blocks.modules() if isinstance(layer, Linear))
 
 
-def depths(module: nn.Module) -> dict[Tensor, int]:
+def layer_depths(module: nn.Module) -> dict[Tensor, int]:
     """How many blocks of its encoder stand above each parameter: 0 for the last block and whatever is after it.
 
     What an encoder's values enter by stands below all of its blocks.

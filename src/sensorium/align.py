@@ -10,38 +10,38 @@ from torch import Tensor, nn
 from sensorium.kernels import Linear
 
 
-class LinearAlign(Linear):
+class LinearProjection(Linear):
     """One matrix, as CLIP has it."""
 
-    def __init__(self, dim: int, out: int):
-        super().__init__(dim, out, bias=False)
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(dim, out_dim, bias=False)
         nn.init.normal_(self.weight, std=dim ** -0.5)
 
 
-class NonlinearAlign(nn.Module):
+class MLPProjection(nn.Module):
     """One matrix and a correction: W x + MLP(x). The correction starts at zero, so it starts as the linear one."""
 
-    def __init__(self, dim: int, out: int):
+    def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.straight = LinearAlign(dim, out)
-        last = Linear(2 * dim, out, bias=False)
+        self.linear = LinearProjection(dim, out_dim)
+        last = Linear(2 * dim, out_dim, bias=False)
         nn.init.zeros_(last.weight)
-        self.bend = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), last)
+        self.mlp = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), last)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
-        return self.straight(x) + self.bend(x)
+        return self.linear(x) + self.mlp(x)
 
 
-class MultiscaleAlign(nn.Module):
+class TokenAndGlobalProjection(nn.Module):
     """One matrix for the whole and another for each token, so that words can also find their part of a picture."""
 
-    def __init__(self, dim: int, out: int):
+    def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.whole, self.part = LinearAlign(dim, out), LinearAlign(dim, out)
+        self.global_projection, self.token_projection = LinearProjection(dim, out_dim), LinearProjection(dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
-        return self.whole(x)
+        return self.global_projection(x)
 
 
-ALIGNS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": LinearAlign, "nonlinear": NonlinearAlign, "multiscale": MultiscaleAlign}
+PROJECTIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": LinearProjection, "nonlinear": MLPProjection, "multiscale": TokenAndGlobalProjection}

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from sensorium import durable
-from sensorium.run import Run
-from sensorium.stored import digest
+from sensorium.run import TrainingRun
+from sensorium.stored import file_sha256
 from sensorium.tokens import column_label
 
-_CARD = """---
+_CARD_TEMPLATE = """---
 library_name: sensorium
 tags:
 - {recipe}
@@ -51,45 +51,45 @@ is for and what not.
 """
 
 
-def card(run: Run, entries: Sequence[Mapping[str, Any]]) -> None:
+def write_model_card(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write the model card, README.md, into the run's folder."""
     config, data = run.config, run.config.data
     own = Path(config.recipe.rpartition(":")[0]).name       # of a recipe in the user's own file, that file
-    text = _CARD.format(
+    text = _CARD_TEMPLATE.format(
         title=run.folder.resolve().name, folder=run.folder.resolve().name, recipe=config.recipe.rpartition(":")[2],
         given=", recipe=mine" if own else "", verbs=", ".join(run.recipe.verbs) or "nothing yet",
         parameters=sum(p.numel() for p in run.recipe.model.parameters()), sensorium=config.versions["sensorium"],
         data=data["name"], rows=data["rows"],
         columns=", ".join(f"`{column_label(key)}`" for key in run.recipe.data.columns),
-        splits=_table(("split", "rows"), data["splits"].items()), result=_result(run, entries),
-        keywords=_table(("keyword", "value"), config.keywords.items()), precision=config.precision,
-        steps=run.reached.step, versions=", ".join(f"{name} {number}" for name, number in config.versions.items()))
-    durable.write(run.folder / "README.md", text.encode())
+        splits=_markdown_table(("split", "rows"), data["splits"].items()), result=_result_section(run, entries),
+        keywords=_markdown_table(("keyword", "value"), config.keywords.items()), precision=config.precision,
+        steps=run.progress.step, versions=", ".join(f"{name} {number}" for name, number in config.versions.items()))
+    durable.write_file(run.folder / "README.md", text.encode())
 
 
-def farewell(run: Run) -> str:
+def summary_message(run: TrainingRun) -> str:
     """Where the model is, how good it is, and three commands to try."""
-    best, data = run.reached.best, run.config.data["name"]
-    figure = "" if best is None else f"{run.recipe.evaluation.metric} {best:.4g} at step {run.reached.best_step}, "
+    best, data = run.progress.best_metric, run.config.data["name"]
+    figure = "" if best is None else f"{run.recipe.evaluation.metric} {best:.4g} at step {run.progress.best_step}, "
     tries = [f"evaluate {run.folder} {data}", f"index {run.folder} {data}", f'search {run.folder} "a red bicycle"']
     tries = tries if "embed" in run.recipe.verbs else [f"show {run.folder}", f"evaluate {run.folder} {data}", "--help"]
-    if made := getattr(run.recipe.verbs.get("generate"), "makes", None):
+    if made := getattr(run.recipe.verbs.get("generate"), "output_modality", None):
         how = '"a red apple" -n 4 -o apples.png' if made == "image" else \
             "--image picture.png" if len(run.recipe.data.columns) > 1 else '"once" --temperature 0.8'
         tries = [f"generate {run.folder} {how}", f"show {run.folder}"]
     return f"{figure}kept in {run.folder}. What to try next:\n" + "\n".join(f"  sensorium {one}" for one in tries)
 
 
-def _result(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
-    kept = run.reached.best_step
+def _result_section(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> str:
+    kept = run.progress.best_step
     figures = next((e["evaluation"] for e in reversed(entries) if e["step"] == kept and e.get("evaluation")), {})
-    told = f"The weights kept are those of step {kept}, SHA-256 `{digest(run.folder / 'model.safetensors')}`."
+    told = f"The weights kept are those of step {kept}, SHA-256 `{file_sha256(run.folder / 'model.safetensors')}`."
     if not figures:
         return f"{told} There were no validation rows: nothing says how good they are."
-    return f"{told} On the {len(run.validation):,} rows of `val`:\n\n" + _table(
+    return f"{told} On the {len(run.validation_rows):,} rows of `val`:\n\n" + _markdown_table(
         ("figure", "value"), ((name, f"{value:.4g}") for name, value in figures.items()))
 
 
-def _table(head: tuple[str, str], rows: Any) -> str:
+def _markdown_table(header: tuple[str, str], rows: Any) -> str:
     lines = [f"| {a} | {b} |" for a, b in rows]
-    return "\n".join([f"| {head[0]} | {head[1]} |", "| --- | --- |", *lines])
+    return "\n".join([f"| {header[0]} | {header[1]} |", "| --- | --- |", *lines])

@@ -10,18 +10,18 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from sensorium.config import Config
+from sensorium.config import RunConfig
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.recipes.recipe import Make, Recipe
-from sensorium.recipes.stage import restored
-from sensorium.verbs.verb import Answers
+from sensorium.recipes.recipe import RecipeFunction, Recipe
+from sensorium.recipes.stage import restore_run
+from sensorium.verbs.verb import VerbModel
 
 
-class Model(Answers):
+class Model(VerbModel):
     """A trained recipe. It has the verbs of its recipe (`embed`, `generate`, `predict`) and no others."""
 
-    def __init__(self, recipe: Recipe[Any], schema: Schema, config: Config, fingerprint: str, folder: Path):
+    def __init__(self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path):
         super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
         self.recipe, self.schema, self.config = recipe, schema, config
         self.fingerprint, self.folder = fingerprint, folder     # SHA-256 of the weights' file, and the run it lies in
@@ -31,17 +31,17 @@ class Model(Answers):
         return f"Model({self.config.recipe} from {self.folder}, verbs: {', '.join(self.recipe.verbs)})"
 
 
-def load(folder: str | Path, *, recipe: Make[Any] | None = None) -> Model:
+def load_checkpoint(folder: str | Path, *, recipe: RecipeFunction[Any] | None = None) -> Model:
     """The best model of a run, ready to answer.
 
     recipe: the function it was trained with, where that is not one of sensorium's own; a path found in a file is
     never imported. Raises SensoriumError where the folder is no run, incomplete, damaged or of another version.
     """
-    found = restored(folder, recipe or known_recipe(Config.load(Path(folder)), Path(folder)))
+    found = restore_run(folder, recipe or resolve_builtin_recipe(RunConfig.load(Path(folder)), Path(folder)))
     return Model(found.recipe, found.schema, found.config, found.fingerprint, found.folder)
 
 
-def known_recipe(config: Config, folder: Path) -> Make[Any]:
+def resolve_builtin_recipe(config: RunConfig, folder: Path) -> RecipeFunction[Any]:
     """The function that a run's config names, from sensorium's own table."""
     from sensorium.recipes import RECIPES
     if config.recipe not in RECIPES:
@@ -51,10 +51,10 @@ def known_recipe(config: Config, folder: Path) -> Make[Any]:
     return RECIPES[config.recipe]
 
 
-def recipe_name(make: Make[Any]) -> str:
+def get_recipe_name(recipe_fn: RecipeFunction[Any]) -> str:
     """How config.json names a recipe: by its name if it is one of ours, else by file and function."""
     from sensorium.recipes import RECIPES
-    name, source = make.__name__, Path(inspect.getsourcefile(make) or "")
-    if RECIPES.get(name) is make:
+    name, source = recipe_fn.__name__, Path(inspect.getsourcefile(recipe_fn) or "")
+    if RECIPES.get(name) is recipe_fn:
         return name
-    return f"{source.resolve() if source.is_file() else make.__module__}:{name}"
+    return f"{source.resolve() if source.is_file() else recipe_fn.__module__}:{name}"

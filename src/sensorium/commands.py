@@ -8,47 +8,47 @@ from cyclopts import Parameter
 from sensorium import keywords
 from sensorium.errors import SensoriumError
 from sensorium.options import (
-    AS_GUESSED,
-    AS_USUAL,
-    DATA,
-    UNSAID,
-    Asked,
-    Bytes,
-    Choice,
-    Compared,
-    Data,
-    Flag,
-    Folds,
-    How,
-    Json,
-    Out,
-    Own,
-    Reading,
-    Reference,
-    Resume,
-    Run,
-    Split,
-    Synonyms,
-    Test,
-    Words,
+    DEFAULT_DATA_OPTIONS,
+    DEFAULT_EVAL_OPTIONS,
+    DATA_PARAMETER,
+    DEFAULT_SAMPLING_OPTIONS,
+    EvalOptionsGroup,
+    QuantizeOption,
+    SamplingOptionsGroup,
+    ComparisonOutputOption,
+    DataArgument,
+    FLAG_PARAMETER,
+    FoldsOption,
+    DataOptionsGroup,
+    JsonOption,
+    OutputOption,
+    RecipeOption,
+    DataOptions,
+    ReferenceOption,
+    ResumeOption,
+    RunArgument,
+    SplitOption,
+    SynonymsOption,
+    TestDataOption,
+    PromptArgument,
 )
-from sensorium.tell import say, shown
+from sensorium.tell import log, emit
 
 if TYPE_CHECKING:
     from sensorium.checkpoint import Model
     from sensorium.data.dataset import Dataset
 
 
-def data(path: Data, /, *, split: Split = None, test: Test = None, reading: How = AS_GUESSED,
-         as_json: Json = False) -> None:
+def data(path: DataArgument, /, *, split: SplitOption = None, test: TestDataOption = None, data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS,
+         as_json: JsonOption = False) -> None:
     """Say what is in a data set.
 
     Columns and what they are taken for, why, what is missing, what is bad, how it is split.
     """
-    shown(reading.open(path, split=split, test=test).describe(), as_json)
+    emit(data_options.open(path, split=split, test=test).describe(), as_json)
 
 
-def build(name: Literal["emoji"], /, *, out: Path, full: Annotated[bool, Flag] = False, size: int = 64,
+def build(name: Literal["emoji"], /, *, out: Path, full: Annotated[bool, FLAG_PARAMETER] = False, size: int = 64,
           packages: Path | None = None) -> None:
     """Build a data set out of packages of drawings and names.
 
@@ -60,24 +60,24 @@ def build(name: Literal["emoji"], /, *, out: Path, full: Annotated[bool, Flag] =
         packages: folder with the packages; without it npm fetches them
     """
     from sensorium.data.emoji_build import build_emoji
-    print(build_emoji(out, full=full, size=size, packages=packages, say=say))
+    print(build_emoji(out, full=full, size=size, packages_folder=packages, log=log))
 
 
-def train(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Synonyms = (),
-          reading: How = AS_GUESSED, out: Out = None, resume: Resume = False, reference: Reference = None,
-          **given: Any) -> None:
+def train(recipe: str, data: DataArgument, /, *, split: SplitOption = None, test: TestDataOption = None, synonyms: SynonymsOption = (),
+          data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS, out: OutputOption = None, resume: ResumeOption = False, reference: ReferenceOption = None,
+          **overrides: Any) -> None:
     """Train a model: sensorium train RECIPE DATA.
 
     Every keyword of the recipe is an option.
     """
     from sensorium.train import train
-    make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)
-    train(make, found, out=out, resume=resume, reference=reading.open(reference) if reference else None, **given)
+    make, found = keywords.resolve_recipe(recipe), data_options.open(data, split=split, test=test, synonyms=synonyms)
+    train(make, found, out=out, resume=resume, reference=data_options.open(reference) if reference else None, **overrides)
 
 
-def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = None, synonyms: Synonyms = (),
-            reading: How = AS_GUESSED, out: Compared = None, folds: Folds = 0, as_json: Json = False,
-            **given: Any) -> None:
+def compare(recipe: str, data: DataArgument, /, *, split: SplitOption = None, test: TestDataOption = None, synonyms: SynonymsOption = (),
+            data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS, out: ComparisonOutputOption = None, folds: FoldsOption = 0, as_json: JsonOption = False,
+            **overrides: Any) -> None:
     """Train a recipe in several ways, like for like, and say which to take: sensorium compare RECIPE DATA.
 
     Any keyword may have several values, parted by commas (--dim 64,128); one that takes words is given once for each
@@ -86,13 +86,13 @@ def compare(recipe: str, data: Data, /, *, split: Split = None, test: Test = Non
     test are never looked at. What is finished in --out is not trained again.
     """
     from sensorium.tasks.comparison import compare
-    make, found = keywords.made(recipe), reading.open(data, split=split, test=test, synonyms=synonyms)
-    result = compare(make, found, out=out, folds=folds, say=say, **given)
-    shown(result.to_json() if as_json else result, as_json)
+    make, found = keywords.resolve_recipe(recipe), data_options.open(data, split=split, test=test, synonyms=synonyms)
+    result = compare(make, found, out=out, folds=folds, log=log, **overrides)
+    emit(result.to_json() if as_json else result, as_json)
 
 
-def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: Annotated[tuple[str, ...], Flag] = (),
-             asked: Asked = AS_USUAL, reading: How = AS_GUESSED, recipe: Own = None, as_json: Json = False) -> None:
+def evaluate(run: RunArgument, data: Annotated[str | None, DATA_PARAMETER] = None, /, *, split: Annotated[tuple[str, ...], FLAG_PARAMETER] = (),
+             eval_options: EvalOptionsGroup = DEFAULT_EVAL_OPTIONS, data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS, recipe: RecipeOption = None, as_json: JsonOption = False) -> None:
     """Judge a model on each split, beside chance and trivial answers.
 
     Retrieval, captions, answers, pictures or predictions, as the model's recipe says. Written into the run as
@@ -102,15 +102,15 @@ def evaluate(run: Run, data: Annotated[str | None, DATA] = None, /, *, split: An
         split: a split to judge by (once for each); by default all but train
     """
     from sensorium.evaluate import evaluate
-    model = _model(run, recipe)
-    report = evaluate(model, _data(model, data, reading), splits=split or None, **asked.given(_model))
+    model = _load_model(run, recipe)
+    report = evaluate(model, _open_dataset(model, data, data_options), splits=split or None, **eval_options.to_keywords(_load_model))
     report.save(run)
-    shown({"figures": report.figures, "about": report.about} if as_json else report.table(), as_json)
+    emit({"figures": report.metrics, "about": report.metadata} if as_json else report.table(), as_json)
 
 
-def blend(run: Run, data: Annotated[str | None, DATA] = None, /, *, reference: Reference = None,
-          alpha: float | None = None, out: Path | None = None, reading: How = AS_GUESSED, recipe: Own = None,
-          as_json: Json = False) -> None:
+def interpolate(run: RunArgument, data: Annotated[str | None, DATA_PARAMETER] = None, /, *, reference: ReferenceOption = None,
+          alpha: float | None = None, out: Path | None = None, data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS, recipe: RecipeOption = None,
+          as_json: JsonOption = False) -> None:
     """Weigh what a fine-tuned model learned against what it could do before.
 
     A table of the weights in between (WiSE-FT); with --out, one of them as a run.
@@ -119,18 +119,18 @@ def blend(run: Run, data: Annotated[str | None, DATA] = None, /, *, reference: R
         alpha: how far from the start towards what was trained, 0 to 1; by default the best of the table
         out: folder to write that blend to
     """
-    from sensorium.blend import curve, save
-    model = _model(run, recipe)
+    from sensorium.blend import evaluate_interpolations, save_interpolation
+    model = _load_model(run, recipe)
     if alpha is None or not out:
-        found = curve(model, _data(model, data, reading), reading.open(reference) if reference else None)
-        shown(found, as_json)
-        alpha = found.best
+        found = evaluate_interpolations(model, _open_dataset(model, data, data_options), data_options.open(reference) if reference else None)
+        emit(found, as_json)
+        alpha = found.best_alpha
     if out:
-        print(f"alpha {alpha:g} in {save(model, alpha, out)}")
+        print(f"alpha {alpha:g} in {save_interpolation(model, alpha, out)}")
 
 
-def index(run: Run, data: Data, /, *, split: str | None = None, out: Path | None = None, reading: How = AS_GUESSED,
-          recipe: Own = None) -> None:
+def index(run: RunArgument, data: DataArgument, /, *, split: str | None = None, out: Path | None = None, data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS,
+          recipe: RecipeOption = None) -> None:
     """Make the pictures of a data set searchable.
 
     Args:
@@ -139,116 +139,116 @@ def index(run: Run, data: Data, /, *, split: str | None = None, out: Path | None
     """
     from sensorium.tasks.search import Index
     out = out or run / "index"
-    with Index.build(_model(run, recipe), reading.open(data), out, split=split) as index:
+    with Index.build(_load_model(run, recipe), data_options.open(data), out, split=split) as index:
         print(f"{len(index):,} rows in {out}. To search them: sensorium search {out} \"...\"")
 
 
 def search(index: Annotated[Path, Parameter(help="folder of an index, or of a run that holds one")],
            text: Annotated[str | None, Parameter(help="what to look for, in words")] = None, /, *,
            image: Path | None = None, k: Annotated[int, Parameter(name="-k")] = 10, out: Path | None = None,
-           made_by: Annotated[Path | None, Parameter(name="--run")] = None, recipe: Own = None,
-           as_json: Json = False) -> None:
+           run_path: Annotated[Path | None, Parameter(name="--run")] = None, recipe: RecipeOption = None,
+           as_json: JsonOption = False) -> None:
     """Find what is nearest to words, to a picture, or to both together.
 
     Args:
         image: a picture to look for
         k: how many answers
         out: where to draw them: a .png or .html file
-        made_by: the run that made the index, if it was moved
+        run_path: the run that made the index, if it was moved
     """
     from sensorium.tasks.search import Index
-    with Index.open(index, model=_model(made_by, recipe) if made_by else None) as opened:
+    with Index.open(index, model=_load_model(run_path, recipe) if run_path else None) as opened:
         found = opened.search(text=text, image=image, k=k)
     if out:
         found.save(out)
-    shown(found, as_json)
+    emit(found, as_json)
 
 
-def export(run: Run, /, *, to: Literal["hf", "open_clip", "onnx", "torch"], out: Path, recipe: Own = None,
-           as_json: Json = False) -> None:
+def export(run: RunArgument, /, *, format: Literal["hf", "open_clip", "onnx", "torch"], out: Path, recipe: RecipeOption = None,
+           as_json: JsonOption = False) -> None:
     """Write a model as others load it, and say how far each part is from what the run itself answers.
 
     Args:
-        to: hf (a CLIPModel of transformers), open_clip, or graphs of towers or of what predicts: onnx, torch
+        format: hf (a CLIPModel of transformers), open_clip, or graphs of towers or of what predicts: onnx, torch
             (torch.export)
         out: a new folder
     """
-    from sensorium.interop.export import export
-    off = export(_model(run, recipe), to, out)
+    from sensorium.interop.export import export_model
+    off = export_model(_load_model(run, recipe), format, out)
     told = "\n".join(f"{part}: at most {far:.1e} from the run" for part, far in off.items())
-    shown(off if as_json else told, as_json)
+    emit(off if as_json else told, as_json)
 
 
-def generate(run: Run, text: Words = (), /, *, choice: Choice = UNSAID,
-             out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("generated.png"), quantize: Bytes = None,
-             recipe: Own = None, as_json: Json = False) -> None:
+def generate(run: RunArgument, text: PromptArgument = (), /, *, sampling: SamplingOptionsGroup = DEFAULT_SAMPLING_OPTIONS,
+             out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("generated.png"), quantize: QuantizeOption = None,
+             recipe: RecipeOption = None, as_json: JsonOption = False) -> None:
     """Make pictures from words, or words from pictures, whichever the model has learned.
 
     Args:
         out: file for pictures; several stand in a grid, a line for each caption
     """
-    from sensorium.load import settle
-    from sensorium.tasks.generation import makes, painted, told
-    model, asked = _model(run, recipe), choice.given(text)
-    settle(model.module, quantize)
+    from sensorium.load import prepare_for_inference
+    from sensorium.tasks.generation import output_modality, generate_images, generate_text
+    model, asked = _load_model(run, recipe), sampling.to_keywords(text)
+    prepare_for_inference(model.module, quantize)
     if "rerank" in asked:
-        asked["rerank"] = _model(asked["rerank"], None)
-    if makes(model) == "image":
-        found = painted(model, out, asked)
-        shown(found if as_json else f"{found['pictures']} in {found['file']}", as_json)
+        asked["rerank"] = _load_model(asked["rerank"], None)
+    if output_modality(model) == "image":
+        found = generate_images(model, out, asked)
+        emit(found if as_json else f"{found['pictures']} in {found['file']}", as_json)
     else:
-        words = told(model, asked, (lambda piece: None) if as_json else partial(print, end="", flush=True))
+        words = generate_text(model, asked, (lambda piece: None) if as_json else partial(print, end="", flush=True))
         if as_json:
-            shown({"text": words}, as_json)
+            emit({"text": words}, as_json)
 
 
-def predict(run: Run, data: Data, /, *, out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("predicted.csv"),
-            level: float = 0.9, accuracy: float = 0.0, recipe: Own = None, max_bad: float = 0.01) -> None:
+def predict(run: RunArgument, data: DataArgument, /, *, out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("predicted.csv"),
+            coverage: float = 0.9, min_accuracy: float = 0.0, recipe: RecipeOption = None, max_invalid_fraction: float = 0.01) -> None:
     """Say the target of each row of a table, from whichever columns it has.
 
     Args:
         out: file to write: .csv, or .jsonl with the probability of every class
-        level: how often the range given for a number is to hold the true one
-        accuracy: how often labels are to be right; rows that are not sure enough are left without. 0: none is
-        max_bad: share of rows that may be unusable
+        coverage: how often the range given for a number is to hold the true one
+        min_accuracy: how often labels are to be right; rows that are not sure enough are left without. 0: none is
+        max_invalid_fraction: share of rows that may be unusable
     """
     from sensorium.data.dataset import Dataset
     from sensorium.tasks.prediction import predict_file
     if Path(data).exists() and out.exists() and out.samefile(data):
         raise SensoriumError(f"{out} is the table to be read: name another file to write with -o")
-    model = _model(run, recipe)
-    n = predict_file(model, Dataset.open(data, like=model.schema, max_bad=max_bad), out, say, level=level,
-                     accuracy=accuracy)
+    model = _load_model(run, recipe)
+    n = predict_file(model, Dataset.open(data, schema_from=model.schema, max_invalid_fraction=max_invalid_fraction), out, log, coverage=coverage,
+                     min_accuracy=min_accuracy)
     print(f"{n:,} rows in {out}")
 
 
-def show(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the columns of these data")] = None,
-         reading: How = AS_GUESSED, as_json: Json = False, **given: Any) -> None:
+def summary(recipe: str, /, *, data: Annotated[str | None, Parameter(help="take the columns of these data")] = None,
+         data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS, as_json: JsonOption = False, **overrides: Any) -> None:
     """Say how large a model would be: parameters, work and memory of a training step. Nothing is trained."""
-    from sensorium.show import made_up, summary
-    schema = reading.open(data).schema if data else made_up(reading.columns())
-    shown(summary(keywords.made(recipe), schema, given), as_json)
+    from sensorium.show import default_schema, summarize_recipe
+    schema = data_options.open(data).schema if data else default_schema(data_options.types())
+    emit(summarize_recipe(keywords.resolve_recipe(recipe), schema, overrides), as_json)
 
 
-def show_run(run: Run, /, *, recipe: Own = None, as_json: Json = False) -> None:
+def summarize_run(run: RunArgument, /, *, recipe: RecipeOption = None, as_json: JsonOption = False) -> None:
     """Say how large a model is: a run's parameters, work and memory of a training step; what published weights hold.
 
     Published weights are a folder, a file, or a hub id such as openai/clip-vit-base-patch32.
     """
-    from sensorium.load import is_run
+    from sensorium.load import is_run_folder
     if not run.exists() and len(run.parts) != 2:
         raise SensoriumError(f"{run} is neither a run nor a recipe; recipes are "
-                             f"{', '.join(keywords.shipped())}.")
-    if recipe or is_run(run):
-        from sensorium.show import summary_of
-        shown(summary_of(_model(run, recipe)), as_json)
+                             f"{', '.join(keywords.builtin_recipes())}.")
+    if recipe or is_run_folder(run):
+        from sensorium.show import summarize_model
+        emit(summarize_model(_load_model(run, recipe)), as_json)
     else:
-        from sensorium.published.describe import describe
-        shown(describe(str(run)), as_json)
+        from sensorium.published.describe import describe_pretrained
+        emit(describe_pretrained(str(run)), as_json)
 
 
-def convert(source: Annotated[Path, Parameter(help="a checkpoint of torch: .pt, .pth, .bin, .ckpt")], /, *,
-            out: Path | None = None, key: str | None = None, as_json: Json = False) -> None:
+def convert_checkpoint(source: Annotated[Path, Parameter(help="a checkpoint of torch: .pt, .pth, .bin, .ckpt")], /, *,
+            out: Path | None = None, key: str | None = None, as_json: JsonOption = False) -> None:
     """Make a safetensors file of a pickle, in a process of its own that executes nothing of it.
 
     Weights come over, number for number. What else the file holds (step, optimizer_state) is left out, and listed. One
@@ -258,8 +258,8 @@ def convert(source: Annotated[Path, Parameter(help="a checkpoint of torch: .pt, 
         out: the file to write; by default the same name with .safetensors
         key: which part holds the weights, where it is not one of the usual (state_dict, model, ...)
     """
-    from sensorium.convert.convert import convert
-    shown(convert(source, out, key=key), as_json)
+    from sensorium.convert.convert import convert_checkpoint
+    emit(convert_checkpoint(source, out, key=key), as_json)
 
 
 def demo(*, out: Path = Path("demo")) -> None:
@@ -272,21 +272,21 @@ def demo(*, out: Path = Path("demo")) -> None:
     demo(out)
 
 
-def doctor(*, as_json: Json = False) -> None:
+def doctor(*, as_json: JsonOption = False) -> None:
     """Look at this machine and this installation: versions, extras, devices, disk, and what is in the way."""
-    from sensorium.doctor import examine
-    shown(examine(), as_json)
+    from sensorium.doctor import check_environment
+    emit(check_environment(), as_json)
 
 
-def _model(run: Path, recipe: str | None) -> "Model":
-    from sensorium.checkpoint import load
-    return load(run, recipe=keywords.made(recipe) if recipe else None)
+def _load_model(run: Path, recipe: str | None) -> "Model":
+    from sensorium.checkpoint import load_checkpoint
+    return load_checkpoint(run, recipe=keywords.resolve_recipe(recipe) if recipe else None)
 
 
-def _data(model: "Model", given: str | None, reading: Reading) -> "Dataset":
+def _open_dataset(model: "Model", path: str | None, data_options: DataOptions) -> "Dataset":
     """The data named, or else those the model was trained on, read as they were then."""
     from sensorium.data.dataset import Dataset
     source = dict(model.config.data["source"])
-    if given is None and not source:
+    if path is None and not source:
         raise SensoriumError(f"on which data? Name them, as in sensorium evaluate {model.folder} path/to/data")
-    return reading.open(given) if given is not None else Dataset.open(source.pop("path"), **source)
+    return data_options.open(path) if path is not None else Dataset.open(source.pop("path"), **source)

@@ -11,21 +11,21 @@ import torch
 from sensorium import __version__, durable
 from sensorium.errors import SensoriumError
 
-FORMAT = 1                                              # of a run folder; a reader of 1 refuses any other
-WEIGHTS = "model.safetensors"
-START = "start.safetensors"                             # the first weights, of a run that began with trained ones
+FORMAT_VERSION = 1                                              # of a run folder; a reader of 1 refuses any other
+WEIGHTS_FILE = "model.safetensors"
+INITIAL_WEIGHTS_FILE = "start.safetensors"                             # the first weights, of a run that began with trained ones
 
 
 @dataclass(frozen=True)
-class Config:
+class RunConfig:
     """config.json: everything that went into a run but the data themselves."""
 
     recipe: str                                         # a name in RECIPES, or FILE:FUNCTION of the user's own
     keywords: dict[str, Any]                            # the recipe's and the training's, all of them
     precision: str                                      # fp32 or bf16: what "auto" came to
     data: dict[str, Any]                                # name, rows, splits, and a hash of which row is where
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    format: int = FORMAT
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    format: int = FORMAT_VERSION
     library_name: str = "sensorium"                     # what a hub of models asks
 
     def save(self, folder: Path) -> None:
@@ -33,12 +33,12 @@ class Config:
         durable.write_json(folder / "config.json", asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Config":
+    def load(cls, folder: Path) -> "RunConfig":
         """Read config.json. Raises SensoriumError where it is missing, damaged or of another version."""
-        found = _json(folder / "config.json")
-        if found.get("format") != FORMAT:
+        found = _read_json(folder / "config.json")
+        if found.get("format") != FORMAT_VERSION:
             raise SensoriumError(f"{folder} is a run of format {found.get('format')!r}; sensorium {__version__} reads "
-                                 f"{FORMAT}. Use the one that wrote it ({found.get('versions')}) or train again.")
+                                 f"{FORMAT_VERSION}. Use the one that wrote it ({found.get('versions')}) or train again.")
         if wrong := {f.name for f in fields(cls)} ^ {"library_name", *found}:
             raise SensoriumError(f"{folder / 'config.json'} has missing or unknown keys: {', '.join(sorted(wrong))}. "
                                  "It was changed by hand or damaged.")
@@ -47,13 +47,13 @@ class Config:
         return cls(**{**found, "keywords": keywords})
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """What a run was made with."""
     return {"sensorium": __version__, "torch": torch.__version__, "numpy": np.__version__,
             "python": platform.python_version()}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:

@@ -12,19 +12,19 @@ class StochasticDepth(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.chance = 0.0
+        self.drop_prob = 0.0
 
-    def forward(self, branch: Float[Tensor, "N *rest"], samples: Int[Tensor, "N"] | None = None,
-                count: int = 0) -> Float[Tensor, "N *rest"]:
+    def forward(self, branch: Float[Tensor, "N *rest"], sample_index: Int[Tensor, "N"] | None = None,
+                num_samples: int = 0) -> Float[Tensor, "N *rest"]:
         """samples: which of `count` samples each row belongs to; without, a row is a sample."""
-        if not (self.training and self.chance):
+        if not (self.training and self.drop_prob):
             return branch
-        kept = torch.rand(len(branch) if samples is None else count).to(branch.device) >= self.chance
-        kept = kept if samples is None else kept[samples]
-        return branch * (kept.to(branch.dtype) / (1 - self.chance)).view(-1, *[1] * (branch.ndim - 1))
+        kept = torch.rand(len(branch) if sample_index is None else num_samples).to(branch.device) >= self.drop_prob
+        kept = kept if sample_index is None else kept[sample_index]
+        return branch * (kept.to(branch.dtype) / (1 - self.drop_prob)).view(-1, *[1] * (branch.ndim - 1))
 
 
-def set_stochastic_depth(model: nn.Module, most: float) -> int:
+def set_stochastic_depth(model: nn.Module, max_drop_prob: float) -> int:
     """How many blocks learn and add to what passes them. The last of each row of blocks is left out with the chance
     `most`, those before it with less, in even steps; what does not learn never is."""
     count = 0
@@ -35,6 +35,6 @@ def set_stochastic_depth(model: nn.Module, most: float) -> int:
             cross = getattr(block, "cross", None)
             apart = {*cross.parameters()} if isinstance(cross, nn.Module) else set()
             learns = any(p.requires_grad for p in block.parameters() if p not in apart)
-            part.chance = most * i / len(row) if learns else 0.0
+            part.drop_prob = max_drop_prob * i / len(row) if learns else 0.0
             count += learns
     return count

@@ -19,12 +19,12 @@ from sensorium import __version__
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-EXTRAS = {"pyarrow": "data", "simplejpeg": "fast", "faiss-cpu": "search", "resvg-py": "emoji",
+PACKAGE_EXTRAS = {"pyarrow": "data", "simplejpeg": "fast", "faiss-cpu": "search", "resvg-py": "emoji",
           "scikit-learn": "predict", "lightgbm": "boosting"}  # package -> extra
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
-MEDDLERS = ("torchvision", "torchaudio", "torchcodec")      # not used here; a broken one breaks other libraries
-SAFE_PILLOW = 13                                            # older ones have known holes in their decoders
-ROOM = 2e9                                                  # bytes that a cache and a run may need
+REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
+KNOWN_BROKEN_PACKAGES = ("torchvision", "torchaudio", "torchcodec")      # not used here; a broken one breaks other libraries
+MIN_PILLOW_VERSION = 13                                            # older ones have known holes in their decoders
+MIN_FREE_BYTES = 2e9                                                  # bytes that a cache and a run may need
 
 
 @dataclass(frozen=True)
@@ -44,51 +44,51 @@ class Health:
         yield from (f"[yellow]{escape(line)}[/]" for line in self.advice or ["Nothing is in the way."])
 
 
-def examine(folder: Path = Path()) -> Health:
+def check_environment(folder: Path = Path()) -> Health:
     """Look. folder: where runs would be written."""
     free = shutil.disk_usage(folder).free
-    fp32, bf16 = (_speed(dtype) for dtype in (torch.float32, torch.bfloat16))
+    fp32, bf16 = (_matmul_gflops(dtype) for dtype in (torch.float32, torch.bfloat16))
     facts = {
         "sensorium": f"{__version__} in {Path(__file__).parent}",
         "python": f"{platform.python_version()} on {platform.platform()}",
-        **{name: version for name in NEEDED if (version := _version(name))},
-        **{name: _version(name) or f'absent: pip install "sensorium[{extra}]"' for name, extra in EXTRAS.items()},
-        "devices": ", ".join(_devices()),
+        **{name: version for name in REQUIRED_PACKAGES if (version := _installed_version(name))},
+        **{name: _installed_version(name) or f'absent: pip install "sensorium[{extra}]"' for name, extra in PACKAGE_EXTRAS.items()},
+        "devices": ", ".join(_iter_devices()),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "products": f"{fp32:,.0f} GFLOP/s in fp32, {bf16:,.0f} in bf16",
         "disk": f"{free / 1e9:,.1f} GB free"}
-    return Health(facts, list(_advice(folder, free)))
+    return Health(facts, list(_iter_advice(folder, free)))
 
 
-def _devices() -> Iterator[str]:
+def _iter_devices() -> Iterator[str]:
     yield "cpu"
     yield from (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     if torch.backends.mps.is_available():
         yield "mps"
 
 
-def _advice(folder: Path, free: int) -> Iterator[str]:
-    if int((_version("pillow") or "0").split(".")[0]) < SAFE_PILLOW:
-        yield f"Pillow is older than {SAFE_PILLOW}: update it before you open pictures of strangers."
-    if free < ROOM:
-        yield f"Little disk: a run and its cache may need {ROOM / 1e9:.0f} GB."
+def _iter_advice(folder: Path, free_bytes: int) -> Iterator[str]:
+    if int((_installed_version("pillow") or "0").split(".")[0]) < MIN_PILLOW_VERSION:
+        yield f"Pillow is older than {MIN_PILLOW_VERSION}: update it before you open pictures of strangers."
+    if free_bytes < MIN_FREE_BYTES:
+        yield f"Little disk: a run and its cache may need {MIN_FREE_BYTES / 1e9:.0f} GB."
     if not os.access(folder, os.W_OK):
         yield f"{folder.absolute()} cannot be written to: give --out."
     if sys.dont_write_bytecode:
         yield "PYTHONDONTWRITEBYTECODE is set: Python is compiled anew at each start, which can take seconds."
-    for name in MEDDLERS:
-        if _version(name) and (fault := _fault(name)):
+    for name in KNOWN_BROKEN_PACKAGES:
+        if _installed_version(name) and (fault := _import_error(name)):
             yield f"{name} is installed and does not load ({fault}): pip uninstall {name}. Sensorium does not need it."
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _fault(module: str) -> str:
+def _import_error(module: str) -> str:
     try:
         import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as e:
@@ -96,7 +96,7 @@ def _fault(module: str) -> str:
     return ""
 
 
-def _speed(dtype: torch.dtype, n: int = 512) -> float:
+def _matmul_gflops(dtype: torch.dtype, n: int = 512) -> float:
     """GFLOP/s of a matrix product, the best of a few."""
     a = torch.ones(n, n, dtype=dtype)
     best = float("inf")

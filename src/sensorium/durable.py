@@ -8,7 +8,7 @@ from pathlib import Path
 from sensorium.errors import SensoriumError
 
 
-def write(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
+def write_file(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
     """Put `content` at `path` so that a reader, now or after a crash, finds the old file or the new one, never a half.
 
     content: the bytes, or a function that writes them to the path it is given (which lies in the same folder).
@@ -18,13 +18,13 @@ def write(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        mode = _create(temporary)
+        mode = _create_empty_file(temporary)
         if isinstance(content, bytes):
             temporary.write_bytes(content)
         else:
             content(temporary)
         os.chmod(temporary, mode)
-        _sync_file(temporary)
+        _fsync_file(temporary)
         os.replace(temporary, path)
         fsync_dir(path.parent)
     except OSError as e:
@@ -36,7 +36,7 @@ def write(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """`write` for JSON that a person can read: indented, UTF-8, and no NaN, which is not JSON (ValueError)."""
-    write(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def fsync_dir(folder: str | Path) -> None:
@@ -48,7 +48,7 @@ def fsync_dir(folder: str | Path) -> None:
         os.close(fd)
 
 
-def sync(fd: int) -> None:
+def full_fsync(fd: int) -> None:
     """fsync that also empties the drive's own cache where the system (macOS) otherwise would not."""
     if sys.platform == "darwin":
         import fcntl
@@ -57,7 +57,7 @@ def sync(fd: int) -> None:
         os.fsync(fd)
 
 
-def sweep(folder: str | Path) -> list[Path]:
+def remove_temporary_files(folder: str | Path) -> list[Path]:
     """Remove the temporary files that killed processes left in `folder`; only its one writer may call this."""
     left = [p for p in Path(folder).glob(".*.tmp") if p.is_file()]
     for path in left:
@@ -65,7 +65,7 @@ def sweep(folder: str | Path) -> list[Path]:
     return left
 
 
-def _create(path: Path) -> int:
+def _create_empty_file(path: Path) -> int:
     """Make an empty file as the umask allows; its mode."""
     fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
     mode = os.fstat(fd).st_mode & 0o777
@@ -73,9 +73,9 @@ def _create(path: Path) -> int:
     return mode
 
 
-def _sync_file(path: Path) -> None:
+def _fsync_file(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        sync(fd)
+        full_fsync(fd)
     finally:
         os.close(fd)

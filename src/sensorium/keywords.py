@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from sensorium.errors import SensoriumError
 
-RECIPES = Path(__file__).parent / "recipes"
-PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+BUILTIN_TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 NAMES, STRINGS = tuple[str, ...], ("str", "(str, ...)", "str, ...")     # of what is given once for each
 
 
@@ -37,61 +37,61 @@ class Keyword:
 
 
 @dataclass(frozen=True)
-class Taken:
+class RecipeSignature:
     """A recipe as its file describes it."""
 
     name: str                               # what the command line calls it: clip, ./mine.py:recipe
     doc: str                                # its docstring, without the keywords
-    own: tuple[Keyword, ...]
-    loop: tuple[Keyword, ...]               # fields of TrainingConfig, with the recipe's own defaults
+    model_options: tuple[Keyword, ...]
+    training_options: tuple[Keyword, ...]               # fields of TrainingConfig, with the recipe's own defaults
 
     @property
-    def line(self) -> str:
+    def summary(self) -> str:
         """The first line of its docstring."""
         return self.doc.split("\n", 1)[0]
 
 
-def shipped(asked: str = "*") -> dict[str, Taken]:
+def builtin_recipes(name: str = "*") -> dict[str, RecipeSignature]:
     """Sensorium's own recipes: functions `(schema: Schema, ...) -> Recipe` in the files of recipes/, one a family.
 
-    asked: only the file of that name is read, if it is there.
+    name: only the file of that name is read, if it is there.
     """
-    paths = [path for path in sorted(RECIPES.glob("*.py")) if path.stem == asked] or sorted(RECIPES.glob("*.py"))
-    found = (f for path in paths for f in _parse(path).body if isinstance(f, ast.FunctionDef))
-    return {f.name: _taken(f.name, f) for f in found if _is_recipe(f)}
+    paths = [path for path in sorted(RECIPES_FOLDER.glob("*.py")) if path.stem == name] or sorted(RECIPES_FOLDER.glob("*.py"))
+    found = (f for path in paths for f in _parse_file(path).body if isinstance(f, ast.FunctionDef))
+    return {f.name: _recipe_signature(f.name, f) for f in found if _is_recipe(f)}
 
 
-def read(where: str) -> Taken:
+def parse_recipe(spec: str) -> RecipeSignature:
     """The recipe FILE:FUNCTION. Raises SensoriumError where there is none, or it is no recipe."""
-    path, function = _place(where)
-    there = {f.name: f for f in _parse(path).body if isinstance(f, ast.FunctionDef)}
+    path, function = _split_spec(spec)
+    there = {f.name: f for f in _parse_file(path).body if isinstance(f, ast.FunctionDef)}
     if function not in there:
         raise SensoriumError(f"{path} has no function {function!r}; it has {', '.join(there) or 'none'}.")
     f = there[function]
     if not f.args.posonlyargs + f.args.args or len(f.args.posonlyargs + f.args.args) > 1 + len(f.args.defaults):
         raise SensoriumError(f"{path}: {function} is no recipe: its one positional parameter must be the schema, as in "
                              f"def {function}(schema: Schema, *, dim: int = 256) -> Recipe.")
-    return _taken(where, f)
+    return _recipe_signature(spec, f)
 
 
-def made(where: str) -> Callable[..., Any]:
+def resolve_recipe(spec: str) -> Callable[..., Any]:
     """The recipe itself: one of ours by name, or FILE:FUNCTION, whose file is run because the user named it."""
     from sensorium.recipes import RECIPES as ours
-    if is_file(where):
-        read(where)
-        path, function = _place(where)
-        return getattr(_run(path), function)
-    if where not in ours:
-        raise SensoriumError(f"there is no recipe {where!r}; there is {', '.join(ours)}, or ./mine.py:recipe.")
-    return ours[where]
+    if is_file_spec(spec):
+        parse_recipe(spec)
+        path, function = _split_spec(spec)
+        return getattr(_import_file(path), function)
+    if spec not in ours:
+        raise SensoriumError(f"there is no recipe {spec!r}; there is {', '.join(ours)}, or ./mine.py:recipe.")
+    return ours[spec]
 
 
-def use(path: str) -> None:
+def run_user_file(path: str) -> None:
     """Run a Python file of the user's own, which adds what it defines. Raises SensoriumError where it is none."""
     if not path.endswith(".py") or not Path(path).is_file():
         raise SensoriumError(f"--use {path}: there is no such Python file.")
-    _parse(Path(path))
-    _run(Path(path))
+    _parse_file(Path(path))
+    _import_file(Path(path))
 
 
 def takes_names(make: Callable[..., Any], keyword: str) -> bool:
@@ -100,21 +100,21 @@ def takes_names(make: Callable[..., Any], keyword: str) -> bool:
     return found is not None and any(name in str(found.annotation) for name in ("Sequence[str]", "tuple[str", "list["))
 
 
-def is_file(where: str) -> bool:
+def is_file_spec(spec: str) -> bool:
     """Whether it is written as FILE:FUNCTION."""
-    return ".py" in where
+    return ".py" in spec
 
 
-def _place(where: str) -> tuple[Path, str]:
-    path, colon, function = where.rpartition(":")
+def _split_spec(spec: str) -> tuple[Path, str]:
+    path, colon, function = spec.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise SensoriumError(f"a recipe of your own is named FILE:FUNCTION, as in ./mine.py:recipe; this is {where!r}.")
+        raise SensoriumError(f"a recipe of your own is named FILE:FUNCTION, as in ./mine.py:recipe; this is {spec!r}.")
     if not Path(path).is_file():
         raise SensoriumError(f"there is no file {path} to take the recipe {function!r} from.")
     return Path(path), function
 
 
-def _run(path: Path) -> Any:
+def _import_file(path: Path) -> Any:
     spec = spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = sys.modules[path.stem] = module_from_spec(spec)
@@ -122,7 +122,7 @@ def _run(path: Path) -> Any:
     return module
 
 
-def _parse(path: Path) -> ast.Module:
+def _parse_file(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as e:
@@ -136,16 +136,16 @@ def _is_recipe(f: ast.FunctionDef) -> bool:
     return isinstance(first, ast.Name) and isinstance(result, ast.Name) and (first.id, result.id) == ("Schema", "Recipe")
 
 
-def _taken(name: str, f: ast.FunctionDef) -> Taken:
-    doc, _, arguments = (ast.get_docstring(f) or "").partition("\nArgs:\n")
-    docs = _documented(arguments)
-    own = tuple(Keyword(a.arg, _type(a.annotation), _value(default), docs.get(a.arg, ""))
-                for a, default in zip(f.args.kwonlyargs, f.args.kw_defaults, strict=True))
-    calls = [n for n in ast.walk(f) if isinstance(n, ast.Call)]
+def _recipe_signature(name: str, function: ast.FunctionDef) -> RecipeSignature:
+    doc, _, arguments = (ast.get_docstring(function) or "").partition("\nArgs:\n")
+    docs = _parse_arguments_doc(arguments)
+    own = tuple(Keyword(a.arg, _annotation_type(a.annotation), _literal_value(default), docs.get(a.arg, ""))
+                for a, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
     set_here, declared = ({k.arg: k.value for call in calls if _called(call) == what for k in call.keywords if k.arg}
                           for what in ("TrainingConfig", "training_defaults"))
-    loop = tuple(_with_default(k, {**set_here, **declared}.get(k.name)) for k in training())
-    return Taken(name, doc.strip(), own, loop)
+    loop = tuple(_with_default(k, {**set_here, **declared}.get(k.name)) for k in training_options())
+    return RecipeSignature(name, doc.strip(), own, loop)
 
 
 def _called(call: ast.Call) -> str:
@@ -166,16 +166,16 @@ def _with_default(field: Keyword, node: ast.expr | None) -> Keyword:
 
 
 @cache
-def training() -> tuple[Keyword, ...]:
+def training_options() -> tuple[Keyword, ...]:
     """The fields of TrainingConfig, documented by its docstring."""
-    tree = _parse(RECIPES / "training_config.py")
+    tree = _parse_file(RECIPES_FOLDER / "training_config.py")
     settings = next(c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == "TrainingConfig")
-    docs = _documented((ast.get_docstring(settings) or "").partition("\nAttributes:\n")[2])
-    return tuple(Keyword(name := ast.unparse(f.target), _type(f.annotation), _value(f.value), docs[name])
+    docs = _parse_arguments_doc((ast.get_docstring(settings) or "").partition("\nAttributes:\n")[2])
+    return tuple(Keyword(name := ast.unparse(f.target), _annotation_type(f.annotation), _literal_value(f.value), docs[name])
                  for f in settings.body if isinstance(f, ast.AnnAssign))
 
 
-def _documented(arguments: str) -> dict[str, str]:
+def _parse_arguments_doc(arguments: str) -> dict[str, str]:
     """{name: text} of the lines `name: text` under Args or Attributes; a line indented further goes on."""
     docs: dict[str, str] = {}
     name, edge = "", len(arguments) - len(arguments.lstrip())
@@ -187,7 +187,7 @@ def _documented(arguments: str) -> dict[str, str]:
     return docs
 
 
-def _value(node: ast.expr | None) -> Any:
+def _literal_value(node: ast.expr | None) -> Any:
     """The value of a literal; of any other expression its text, to be shown only."""
     try:
         return None if node is None else ast.literal_eval(node)
@@ -195,7 +195,7 @@ def _value(node: ast.expr | None) -> Any:
         return ast.unparse(node) if node else None
 
 
-def _type(node: ast.expr | None) -> Any:
+def _annotation_type(node: ast.expr | None) -> Any:
     """int, float, bool, str, None, unions of them, Literal; str for whatever else.
 
     Of whatever takes a sequence of str (`str | Sequence[str]`, `tuple[str, ...] | None`), NAMES: one str at a time.
@@ -204,11 +204,11 @@ def _type(node: ast.expr | None) -> Any:
         case ast.Constant(value=None):
             return NoneType
         case ast.Constant(value=str(text)):
-            return _type(ast.parse(text, mode="eval").body)
+            return _annotation_type(ast.parse(text, mode="eval").body)
         case ast.Name(id=name):
-            return PLAIN.get(name, str)
+            return BUILTIN_TYPES.get(name, str)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            either = _type(left), _type(right)
+            either = _annotation_type(left), _annotation_type(right)
             return NAMES if NAMES in either else either[0] | either[1]
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             values = ast.literal_eval(choices)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sensorium import checkpoint
-from sensorium.kernels import lay_out
+from sensorium.kernels import transpose_weights
 from sensorium.models import Decoder
-from sensorium.quantize import quantized
-from sensorium.recipes.recipe import Make
+from sensorium.quantize import quantize_int8
+from sensorium.recipes.recipe import RecipeFunction
 
 if TYPE_CHECKING:
-    from sensorium.published.load import Pretrained
+    from sensorium.published.load import PretrainedModel
 
 
-def load(source: str | Path, *, recipe: Make | None = None,
-         quantize: str | None = None) -> checkpoint.Model | Pretrained:
+def load(source: str | Path, *, recipe: RecipeFunction | None = None,
+         quantize: str | None = None) -> checkpoint.Model | PretrainedModel:
     """A trained model, ready to answer.
 
     source: the folder of a run; a folder or file of published weights; or a hub id ("openai/clip-vit-base-patch32").
@@ -26,27 +26,27 @@ def load(source: str | Path, *, recipe: Make | None = None,
     Raises SensoriumError where it is none of these, incomplete, damaged or of another version, and for an unknown
     `quantize`.
     """
-    model = _loaded(source, recipe)
-    settle(model.module, quantize)
+    model = _load_source(source, recipe)
+    prepare_for_inference(model.module, quantize)
     return model
 
 
-def settle(module: nn.Module, quantize: str | None = None) -> None:
+def prepare_for_inference(module: nn.Module, quantize: str | None = None) -> None:
     """Make a model that has learned ready to answer: weights as bytes where that is asked for, a decoder's otherwise
     laid out for reading one row at a time."""
     if quantize is not None:
-        quantized(module, quantize)
+        quantize_int8(module, quantize)
     elif isinstance(module, Decoder):
-        lay_out(module)
+        transpose_weights(module)
 
 
-def _loaded(source: str | Path, recipe: Make | None) -> checkpoint.Model | Pretrained:
-    if recipe is not None or is_run(source):
-        return checkpoint.load(source, recipe=recipe)
-    from sensorium.published.load import load as load_published
+def _load_source(source: str | Path, recipe: RecipeFunction | None) -> checkpoint.Model | PretrainedModel:
+    if recipe is not None or is_run_folder(source):
+        return checkpoint.load_checkpoint(source, recipe=recipe)
+    from sensorium.published.load import load_pretrained_model as load_published
     return load_published(source)
 
 
-def is_run(source: str | Path) -> bool:
+def is_run_folder(source: str | Path) -> bool:
     """Whether a folder is a run of sensorium: published folders have no schema.json."""
     return (Path(source) / "schema.json").is_file()

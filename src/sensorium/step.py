@@ -20,11 +20,11 @@ from sensorium.tokens import Batch, column_label
 
 Losses = dict[str, Tensor]
 BETA1 = 0.9
-GAIN = 0.9                                              # bf16 is taken where it needs less than this part of the time
+MIN_SPEEDUP = 0.9                                              # bf16 is taken where it needs less than this part of the time
 
 
 @runtime_checkable
-class Accumulating(Protocol):
+class AccumulatesGradients(Protocol):
     """An objective whose rows depend on one another, so that a batch in parts needs its own way (GradCache)."""
 
     def accumulate(self, model: Any, batches: Sequence[Batch]) -> Losses:
@@ -32,105 +32,105 @@ class Accumulating(Protocol):
         ...
 
 
-class NonFinite(SensoriumError):
+class NonFiniteError(SensoriumError):
     """A loss or gradient that is not a number: raised before the weights are touched."""
 
-    def __init__(self, what: str, place: str, rows: list[int]):
-        super().__init__(f"{what}; {place}")
-        self.what, self.place, self.rows = what, place, rows
+    def __init__(self, reason: str, location: str, rows: list[int]):
+        super().__init__(f"{reason}; {location}")
+        self.reason, self.location, self.rows = reason, location, rows
 
 
-class Step:
+class TrainStep:
     """A recipe with one optimiser per player. An objective of several players names them in `objective.players`."""
 
-    def __init__(self, recipe: Recipe[Any], steps: int, precision: str):
-        self.recipe, self.training, self.steps, self.precision = recipe, recipe.training, steps, precision
+    def __init__(self, recipe: Recipe[Any], total_steps: int, precision: str):
+        self.recipe, self.training, self.total_steps, self.precision = recipe, recipe.training, total_steps, precision
         self.model = recipe.model
         if not set_stochastic_depth(self.model, self.training.stochastic_depth) and self.training.stochastic_depth:
             raise SensoriumError("no block of this model adds to what passes it and learns: leave stochastic_depth out")
         players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
         modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
-        options = optim.Options(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),
+        options = optim.OptimizerConfig(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),
                                 self.training.layer_decay)
-        self.optimizers = {name: optim.make(self.training.optimizer, m, options) for name, m in modules.items()}
+        self.optimizers = {name: optim.build_optimizers(self.training.optimizer, m, options) for name, m in modules.items()}
         self.params = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
-        self.average = optim.Average(self.model, self.training.ema_decay) if self.training.ema_decay else None
+        self.ema = optim.EMA(self.model, self.training.ema_decay) if self.training.ema_decay else None
 
-    def __call__(self, batch: Batch, k: int) -> dict[str, float]:
+    def __call__(self, batch: Batch, step: int) -> dict[str, float]:
         """Update k (from 0): the loss, that of each player, gradient norms, learning rate.
 
         Raises NonFinite, the weights untouched.
         """
         self.model.train()
         chance = torch.get_rng_state()
-        losses = self._gradients(batch)
-        norms = {name: self._clip(params) for name, params in self.params.items()}
+        losses = self._backward(batch)
+        norms = {name: self._clip_gradients(params) for name, params in self.params.items()}
         if bad := [name for name in losses if not math.isfinite(losses[name])]:
-            raise self._fault(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
+            raise self._locate_nonfinite(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
         if bad := [name for name in norms if not math.isfinite(norms[name])]:
-            raise self._fault(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
-        part = optim.share(k, self.steps, self.training.warmup_ratio)
-        self._move(part, k)
-        return {"loss": sum(losses.values()), **_named("loss", losses), **_named("grad_norm", norms), "lr": self.training.lr * part}
+            raise self._locate_nonfinite(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
+        part = optim.lr_scale(step, self.total_steps, self.training.warmup_ratio)
+        self._optimizer_step(part, step)
+        return {"loss": sum(losses.values()), **_prefix_names("loss", losses), **_prefix_names("grad_norm", norms), "lr": self.training.lr * part}
 
-    def _gradients(self, batch: Batch) -> dict[str, float]:
+    def _backward(self, batch: Batch) -> dict[str, float]:
         for optimizer in (o for several in self.optimizers.values() for o in several):
             optimizer.zero_grad()
         objective, parts = self.recipe.objective, batch.split(self.training.grad_accumulation_steps)
-        if len(parts) > 1 and isinstance(objective, Accumulating):
-            with cast(self.precision, self.model):
+        if len(parts) > 1 and isinstance(objective, AccumulatesGradients):
+            with autocast(self.precision, self.model):
                 return {name: loss.item() for name, loss in objective.accumulate(self.model, parts).items()}
         totals = dict.fromkeys(self.params, 0.0)
         for part in parts:
             weight = len(part) / len(batch)
-            with cast(self.precision, self.model):
+            with autocast(self.precision, self.model):
                 losses = objective(self.model, part)
             for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
                 (loss * weight if weight < 1 else loss).backward(inputs=self.params[name], retain_graph=left > 0)
                 totals[name] += loss.item() * weight
         return totals
 
-    def _clip(self, params: list[nn.Parameter]) -> float:
+    def _clip_gradients(self, params: list[nn.Parameter]) -> float:
         norm = get_total_norm([p.grad for p in params if p.grad is not None])
         if self.training.max_grad_norm and norm.isfinite():
             clip_grads_with_norm_(params, self.training.max_grad_norm, norm)
         return norm.item()
 
-    def _move(self, part: float, k: int) -> None:
+    def _optimizer_step(self, lr_scale: float, step: int) -> None:
         for optimizer in (o for several in self.optimizers.values() for o in several):
             for group in optimizer.param_groups:
-                group["lr"] = group["top"] * part
+                group["lr"] = group["top"] * lr_scale
             optimizer.step()
         if self.recipe.hooks.after_step:
             self.recipe.hooks.after_step(self.model)
-        if self.average:
-            self.average.update(k)
+        if self.ema:
+            self.ema.update(step)
 
-    def _fault(self, what: str, batch: Batch, chance: Tensor) -> NonFinite:
+    def _locate_nonfinite(self, reason: str, batch: Batch, rng_state: Tensor) -> NonFiniteError:
         """Where it began: a column of the batch, else the first module of a second forward, else a parameter."""
         for column, values in batch.columns.items():
-            if rows := _unsound(values, len(batch)):
-                return NonFinite(what, f"column {column_label(column)} of the batch is not finite",
-                                 _named_rows(batch, rows))
-        torch.set_rng_state(chance)
-        with torch.no_grad(), cast(self.precision, self.model):
-            found = first_unsound(self.model, lambda: self.recipe.objective(self.model, batch), len(batch))
+            if rows := _nonfinite_rows(values, len(batch)):
+                return NonFiniteError(reason, f"column {column_label(column)} of the batch is not finite",
+                                 _dataset_rows(batch, rows))
+        torch.set_rng_state(rng_state)
+        with torch.no_grad(), autocast(self.precision, self.model):
+            found = first_nonfinite_module(self.model, lambda: self.recipe.objective(self.model, batch), len(batch))
         if found:
-            return NonFinite(what, f"it begins in module {found[0]}", _named_rows(batch, found[1]))
+            return NonFiniteError(reason, f"it begins in module {found[0]}", _dataset_rows(batch, found[1]))
         graded = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         names = [name for name, grad in graded if not grad.isfinite().all()]
         place = f"it begins in the gradient of {names[-1]}" if names else "every module's output is finite"
-        return NonFinite(what, place, _named_rows(batch, list(range(len(batch)))))
+        return NonFiniteError(reason, place, _dataset_rows(batch, list(range(len(batch)))))
 
 
-def first_unsound(model: nn.Module, forward: Callable[[], object], size: int) -> tuple[str, list[int]] | None:
+def first_nonfinite_module(model: nn.Module, forward: Callable[[], object], batch_size: int) -> tuple[str, list[int]] | None:
     """The first module that says something not finite during `forward`, and the rows of the batch for which it does."""
     found: list[tuple[str, list[int]]] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: object, said: object) -> None:
-            for value in _tensors(said):
-                if not found and (rows := _unsound(value, size)):
+            for value in _iter_tensors(said):
+                if not found and (rows := _nonfinite_rows(value, batch_size)):
                     found.append((name or type(module).__name__, rows))
         return hook
 
@@ -143,17 +143,17 @@ def first_unsound(model: nn.Module, forward: Callable[[], object], size: int) ->
     return found[0] if found else None
 
 
-def measured_precision(recipe: Recipe[Any], batch: Batch) -> str:
+def choose_precision(recipe: Recipe[Any], batch: Batch) -> str:
     """fp32 or bf16: whichever trains a copy of the model faster on this batch. Weights and chance stay as they are."""
     seconds = {}
     with torch.random.fork_rng():
         for precision in ("fp32", "bf16"):
             trial = copy.deepcopy(recipe.model).train()
-            seconds[precision] = min([_timed(trial, recipe, batch, precision) for _ in range(3)][1:])
-    return "bf16" if seconds["bf16"] < GAIN * seconds["fp32"] else "fp32"
+            seconds[precision] = min([_time_step(trial, recipe, batch, precision) for _ in range(3)][1:])
+    return "bf16" if seconds["bf16"] < MIN_SPEEDUP * seconds["fp32"] else "fp32"
 
 
-def cast(precision: str, model: nn.Module) -> AbstractContextManager[object]:
+def autocast(precision: str, model: nn.Module) -> AbstractContextManager[object]:
     """The context in which a forward runs in that precision, on the device of the model."""
     if precision not in ("fp32", "bf16"):
         raise SensoriumError(f"precision {precision!r} is not one of auto, fp32, bf16")
@@ -161,7 +161,7 @@ def cast(precision: str, model: nn.Module) -> AbstractContextManager[object]:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def check(training: TrainingConfig) -> None:
+def check_training_config(training: TrainingConfig) -> None:
     """Raises SensoriumError for settings that cannot train."""
     for name, least in (("epochs", 0), ("batch_size", 1), ("grad_accumulation_steps", 1), ("lr", 0),
                         ("weight_decay", 0), ("ema_decay", 0), ("warmup_ratio", 0), ("max_grad_norm", 0),
@@ -178,41 +178,41 @@ def check(training: TrainingConfig) -> None:
         raise SensoriumError(f"precision {training.precision!r} is not one of auto, fp32, bf16")
 
 
-def _timed(model: nn.Module, recipe: Recipe[Any], batch: Batch, precision: str) -> float:
+def _time_step(model: nn.Module, recipe: Recipe[Any], batch: Batch, precision: str) -> float:
     start = time.perf_counter()
-    with cast(precision, model):
+    with autocast(precision, model):
         losses = recipe.objective(model, batch)
     torch.stack([loss for loss in losses.values()]).sum().backward()
     return time.perf_counter() - start
 
 
-def _named(what: str, values: dict[str, float]) -> dict[str, float]:
+def _prefix_names(prefix: str, values: dict[str, float]) -> dict[str, float]:
     """The one player called model needs no name in the log."""
-    return {what if name == "model" else f"{what}_{name}": value for name, value in values.items()}
+    return {prefix if name == "model" else f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _iter_tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in what a module returns."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from _iter_tensors(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from _iter_tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, f.name) for f in fields(value)])
+        yield from _iter_tensors([getattr(value, f.name) for f in fields(value)])
 
 
-def _unsound(value: Tensor, size: int) -> list[int]:
+def _nonfinite_rows(value: Tensor, batch_size: int) -> list[int]:
     """The rows in which a tensor is not finite: all of them where its first axis is not the batch."""
     if not value.is_floating_point() or value.isfinite().all():
         return []
-    if value.ndim == 0 or len(value) != size:
-        return list(range(size))
-    return (~value.isfinite().reshape(size, -1).all(1)).nonzero().flatten().tolist()
+    if value.ndim == 0 or len(value) != batch_size:
+        return list(range(batch_size))
+    return (~value.isfinite().reshape(batch_size, -1).all(1)).nonzero().flatten().tolist()
 
 
-def _named_rows(batch: Batch, rows: list[int]) -> list[int]:
+def _dataset_rows(batch: Batch, rows: list[int]) -> list[int]:
     """Positions in the batch as rows of the data set."""
     return rows if batch.row is None else batch.row[rows].tolist()

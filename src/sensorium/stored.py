@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sensorium.errors import SensoriumError
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and lasting buffers by name; one that has several names (tied weights) by the first."""
     seen: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -21,13 +21,13 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in seen.values()}
 
 
-def tensors(values: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Callable[[Path], None]:
+def tensor_writer(named_tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:
     """For `durable.write`: the tensors as a safetensors file that carries a hash of its own content.
 
     The same values give the same bytes: what there is to say goes under one key, as the order of several is not kept.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in values.items()}
-    told = {"sensorium": json.dumps({**(about or {}), "sha256": content_hash(plain)})}
+    plain = {name: value.detach().cpu().contiguous() for name, value in named_tensors.items()}
+    told = {"sensorium": json.dumps({**(metadata or {}), "sha256": tensors_sha256(plain)})}
 
     def put(path: Path) -> None:
         try:
@@ -47,31 +47,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             recorded = json.loads(file.metadata()["sensorium"])["sha256"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         raise SensoriumError(f"{path} is damaged: {e}") from e
-    if recorded != content_hash(found):
+    if recorded != tensors_sha256(found):
         raise SensoriumError(f"{path} is damaged: its content is not what was written")
     return found
 
 
 @runtime_checkable
-class Sized(Protocol):
+class VariableSizeBuffers(Protocol):
     """A part whose buffers are as long as those that are found, such as trees that were grown."""
 
-    def take(self, found: Mapping[str, Tensor]) -> None:
+    def load_buffers(self, tensors: Mapping[str, Tensor]) -> None:
         """Have these, once they are checked; ValueError where they are not what the part can be."""
         ...
 
 
-def read_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
     """Copy a file's tensors into a module that has exactly those names and shapes, parts that are `Sized` aside."""
     found = read_tensors(path)
     for place, part in module.named_modules():
-        if isinstance(part, Sized):
+        if isinstance(part, VariableSizeBuffers):
             try:
-                part.take({name.removeprefix(f"{place}."): value.clone() for name, value in found.items()
+                part.load_buffers({name.removeprefix(f"{place}."): value.clone() for name, value in found.items()
                            if name.startswith(f"{place}.")})
             except ValueError as e:
                 raise SensoriumError(f"{path} does not fit the recipe, or is damaged: {e}") from e
-    wanted = weights(module)
+    wanted = state_tensors(module)
     wrong = sorted(set(found) ^ set(wanted)) + [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
     if wrong:
         raise SensoriumError(f"{path} does not fit the recipe: {len(wrong)} tensors are missing, unknown or of another "
@@ -81,16 +81,16 @@ def read_weights(module: nn.Module, path: Path) -> None:
             value.copy_(found[name])
 
 
-def digest(path: str | Path) -> str:
+def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_hash(values: Mapping[str, Tensor]) -> str:
+def tensors_sha256(named_tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and numbers, in hex."""
     whole = hashlib.sha256()
-    for name in sorted(values):
-        whole.update(f"{name} {values[name].dtype} {tuple(values[name].shape)}".encode())
-        whole.update(values[name].reshape(-1).view(torch.uint8).numpy().data)
+    for name in sorted(named_tensors):
+        whole.update(f"{name} {named_tensors[name].dtype} {tuple(named_tensors[name].shape)}".encode())
+        whole.update(named_tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()

@@ -4,17 +4,17 @@ import sys
 from dataclasses import asdict, is_dataclass
 
 
-def shown(found: object, as_json: bool) -> None:
+def emit(result: object, as_json: bool) -> None:
     """A result to stdout: a table for people, or JSON."""
     if as_json:
-        plain = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
+        plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
-    elif hasattr(found, "__rich_console__"):
+    elif hasattr(result, "__rich_console__"):
         from rich.console import Console
-        Console().print(found)
+        Console().print(result)
     else:
-        print(found)
+        print(result)
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

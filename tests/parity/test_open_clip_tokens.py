@@ -8,8 +8,8 @@ import pytest
 from odd import odd
 from tokenizers import pre_tokenizers
 
-from sensorium.published.files import Opened, Tensors
-from sensorium.published.tokens import tokenizer
+from sensorium.published.files import WeightFiles, LazyTensors
+from sensorium.published.tokens import load_tokenizer
 
 open_clip = pytest.importorskip("open_clip")
 ftfy = pytest.importorskip("ftfy")
@@ -34,7 +34,7 @@ def plain(text: str) -> bool:
 
 def test_the_ids_of_open_clip(tmp_path: Path) -> None:
     vocabulary(tmp_path)
-    made = tokenizer(Opened(tmp_path, Tensors({}), {}, {path.name: path for path in tmp_path.iterdir()}))
+    made = load_tokenizer(WeightFiles(tmp_path, LazyTensors({}), {}, {path.name: path for path in tmp_path.iterdir()}))
     theirs, texts = open_clip.tokenizer.SimpleTokenizer(), [text for text in odd() if plain(text)]
     wrong = [t for t in texts if "Σ" not in t and made.encode(t, add_special_tokens=False).ids != theirs.encode(t)]
     assert len(texts) > 500 and wrong == []

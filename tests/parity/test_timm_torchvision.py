@@ -9,7 +9,7 @@ from reference import close, hosted, same_gradients, stirred, there_and_back
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sensorium.published import PUBLISHED
+from sensorium.published import PRETRAINED_FAMILIES
 
 timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
 
@@ -44,7 +44,7 @@ def said(ours: Any, picture: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
-    family, make, size = PUBLISHED[REFERENCES[name][0]], *REFERENCES[name][1:]
+    family, make, size = PRETRAINED_FAMILIES[REFERENCES[name][0]], *REFERENCES[name][1:]
     theirs = stirred(make())
     save(theirs, tmp_path / "theirs")
     ours, config = hosted(family, tmp_path / "theirs")

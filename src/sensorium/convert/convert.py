@@ -8,36 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensorium import durable
-from sensorium.convert.fence import SECONDS
+from sensorium.convert.fence import MAX_CPU_SECONDS
 from sensorium.errors import SensoriumError
 
-CHILD = """import sys
+WORKER_SCRIPT = """import sys
 root, source, out, key, size = sys.argv[1:]
 sys.path.insert(0, root)
 from sensorium.convert.fence import fence
 enforced = fence(int(size))
 from sensorium.convert.child import main
 sys.exit(main(source, out, key, enforced))"""
-ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+WORKER_ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """What was made of a pickle."""
 
-    out: Path
-    tensors: int
-    bytes: int
-    dropped: list[str]                                  # what it held beside the weights: step, optimizer_state, ...
-    enforced: list[str]                                 # how the process was held back
+    path: Path
+    num_tensors: int
+    num_bytes: int
+    dropped_keys: list[str]                                  # what it held beside the weights: step, optimizer_state, ...
+    sandbox_limits: list[str]                                 # how the process was held back
 
     def __str__(self) -> str:
-        left = f"; left out: {', '.join(self.dropped)}" if self.dropped else ""
-        made = f"{self.out}: {self.tensors:,} tensors, {self.bytes:,} bytes{left}"
-        return f"{made}\nread with: {'; '.join(self.enforced)}"
+        left = f"; left out: {', '.join(self.dropped_keys)}" if self.dropped_keys else ""
+        made = f"{self.path}: {self.num_tensors:,} tensors, {self.num_bytes:,} bytes{left}"
+        return f"{made}\nread with: {'; '.join(self.sandbox_limits)}"
 
 
-def convert(source: str | Path, out: str | Path | None = None, *, key: str | None = None) -> Converted:
+def convert_checkpoint(source: str | Path, out: str | Path | None = None, *, key: str | None = None) -> ConversionResult:
     """The weights in a checkpoint of torch (.pt, .pth, .bin, .ckpt) as safetensors; nothing in it is executed.
 
     out: the file to write, which must not be there; by default the same name with .safetensors. key: which part holds
@@ -51,18 +51,18 @@ def convert(source: str | Path, out: str | Path | None = None, *, key: str | Non
     if out.exists():
         raise SensoriumError(f"{out} is there already: remove it, or name another with --out")
     reports: list[dict[str, object]] = []
-    durable.write(out, lambda place: reports.append(_read_apart(source, place, key or "")))
-    return Converted(out, **reports[0])                 # type: ignore[arg-type]
+    durable.write_file(out, lambda place: reports.append(_run_worker(source, place, key or "")))
+    return ConversionResult(out, **reports[0])                 # type: ignore[arg-type]
 
 
-def _read_apart(source: Path, place: Path, key: str) -> dict[str, object]:
+def _run_worker(source: Path, out: Path, key: str) -> dict[str, object]:
     root, size = str(Path(__file__).parents[2]), str(source.stat().st_size)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD, root, str(source.resolve()), str(place.resolve()), key, size],
-            env=ALONE, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * SECONDS)
+            [sys.executable, "-I", "-c", WORKER_SCRIPT, root, str(source.resolve()), str(out.resolve()), key, size],
+            env=WORKER_ENV, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * MAX_CPU_SECONDS)
     except subprocess.TimeoutExpired as e:
-        raise SensoriumError(f"{source} was not converted: it took more than {2 * SECONDS} seconds") from e
+        raise SensoriumError(f"{source} was not converted: it took more than {2 * MAX_CPU_SECONDS} seconds") from e
     try:
         report: dict[str, object] = json.loads(done.stdout)
     except ValueError:

@@ -7,40 +7,40 @@ import numpy as np
 
 from sensorium.data.sources import parse_json
 
-NUMBERS = (int, float, np.number, Decimal)
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
+NUMBER_TYPES = (int, float, np.number, Decimal)
+_MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}
 
 
-def absent(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """None, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def is_address(v: Any) -> bool:
+def is_url(cell: Any) -> bool:
     """Whether a cell names something elsewhere."""
-    return isinstance(v, str) and v[:8].lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://"))
+    return isinstance(cell, str) and cell[:8].lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://"))
 
 
-def as_list(v: Any) -> list[Any] | None:
+def parse_list(cell: Any) -> list[Any] | None:
     """The list that a cell of a CSV file spells in JSON."""
-    if not (isinstance(v, str) and v.lstrip().startswith("[") and v.rstrip().endswith("]")):
+    if not (isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
         return None
-    value = parse_json(v)
+    value = parse_json(cell)
     return value if isinstance(value, list) else None
 
 
-def as_number(v: Any) -> float | None:
+def parse_number(cell: Any) -> float | None:
     """The number a cell spells, NaN for 'n/a' and its like; None if it spells none. '007' is a code, not a number."""
-    if isinstance(v, str):
-        v = v.strip()
-        digits = v.lstrip("+-")
-        if v.lower() in _MISSING:
+    if isinstance(cell, str):
+        cell = cell.strip()
+        digits = cell.lstrip("+-")
+        if cell.lower() in _MISSING_MARKERS:
             return math.nan
-        if digits[:1] not in "0123456789." or "_" in v or (digits[0] == "0" and digits[1:2].isdigit()):
+        if digits[:1] not in "0123456789." or "_" in cell or (digits[0] == "0" and digits[1:2].isdigit()):
             return None
-    elif isinstance(v, bool) or not isinstance(v, NUMBERS):
+    elif isinstance(cell, bool) or not isinstance(cell, NUMBER_TYPES):
         return None
     try:
-        return float(v)
+        return float(cell)
     except (ValueError, OverflowError):
         return None

@@ -21,77 +21,77 @@ from jaxtyping import Int, Int32
 from rich.console import Console
 from torch import Tensor
 
-from sensorium.data.cache import Pictures, Prepared, Source
+from sensorium.data.cache import ImageColumn, PreparedDataset, Source
 from sensorium.data.loader import generator
-from sensorium.data.once import once
+from sensorium.data.once import memoize_tensor
 from sensorium.data.schema import Column, Schema
-from sensorium.modalities.codes import PictureCodes
+from sensorium.modalities.codes import ImageTokenizer
 from sensorium.modalities.image import Image
 
-VERSION = 1                             # of what coding gives: another version codes anew
-PIECE = 256                             # pictures coded at a time
+CACHE_VERSION = 1                             # of what coding gives: another version codes anew
+BATCH_SIZE = 256                             # pictures coded at a time
 
 
 @dataclass(frozen=True)
-class Coder:
+class FrozenImageTokenizer:
     """A trained autoencoder that learns no more, how its pictures are read, and the fingerprint of its weights."""
 
-    model: PictureCodes
+    model: ImageTokenizer
     image: Image
     fingerprint: str
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """K: every code is below it."""
         return self.model.vocab
 
     @property
-    def side(self) -> int:
+    def grid_size(self) -> int:
         """h = w: rows and columns of codes."""
-        return self.model.side
+        return self.model.grid_size
 
     @torch.inference_mode()
-    def pictures(self, ids: Int[Tensor, "B h w"]) -> list[PIL.Image.Image]:
+    def decode_images(self, ids: Int[Tensor, "B h w"]) -> list[PIL.Image.Image]:
         """What codes show."""
-        return [self.image.show(picture) for picture in self.model.eval().decode(ids)]
+        return [self.image.decode(picture) for picture in self.model.eval().decode(ids)]
 
 
-class Coded:
+class ImageTokenColumn:
     """The codes of a picture column. With an rng, a batch takes each row's codes from one of the copies."""
 
-    def __init__(self, ids: Int32[Tensor, "C N h w"], pictures: Pictures):
-        self.ids, self.valid, self.wrong = ids, pictures.valid, pictures.wrong
+    def __init__(self, ids: Int32[Tensor, "C N h w"], images: ImageColumn):
+        self.ids, self.valid, self.errors = ids, images.valid, images.errors
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, how: Mapping[str, float]) -> Tensor:
+    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
         which = torch.randint(len(self.ids), (len(rows),), generator=rng) if rng is not None else 0
         return self.ids[which, torch.from_numpy(rows)].long()
 
 
-def coded(coder: Coder, dataset: Source, column: str, *, copies: int = 1,
-          change: Mapping[str, float] | None = None, quiet: bool = False) -> Coded:
+def tokenize_images(tokenizer: FrozenImageTokenizer, dataset: Source, column: str, *, num_copies: int = 1,
+          augment: Mapping[str, float] | None = None, quiet: bool = False) -> ImageTokenColumn:
     """The codes of every picture of a column, from disk if these pictures have met this coder before.
 
-    copies: how many times each picture is coded; the first is unchanged, the others as `change` says (fields of
+    num_copies: how many times each picture is coded; the first is unchanged, the others as `change` says (fields of
     `augment.Change`, as {"flip": 0.5}), the same each time. Raises SensoriumError as `Prepared` does.
     """
-    schema = Schema({column: Column(column, coder.image)})
-    pictures = Prepared(dataset, schema, (column,), max_bad=1.0, quiet=quiet).columns[column]
-    assert isinstance(pictures, Pictures)
-    asked = [VERSION, coder.fingerprint, pictures.name, coder.image.to_json(), copies, dict(change or {})]
-    ids = once("codes", asked, lambda: _computed(coder, pictures, copies, change or {}), f"coding {column}",
+    schema = Schema({column: Column(column, tokenizer.image)})
+    pictures = PreparedDataset(dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet).columns[column]
+    assert isinstance(pictures, ImageColumn)
+    asked = [CACHE_VERSION, tokenizer.fingerprint, pictures.fingerprint, tokenizer.image.to_json(), num_copies, dict(augment or {})]
+    ids = memoize_tensor("codes", asked, lambda: _compute_tokens(tokenizer, pictures, num_copies, augment or {}), f"coding {column}",
                Console(stderr=True, quiet=quiet))
-    return Coded(ids, pictures)
+    return ImageTokenColumn(ids, pictures)
 
 
 @torch.inference_mode()
-def _computed(coder: Coder, pictures: Pictures, copies: int, change: Mapping[str, float]) -> Int32[Tensor, "C N h w"]:
+def _compute_tokens(tokenizer: FrozenImageTokenizer, images: ImageColumn, num_copies: int, augment: Mapping[str, float]) -> Int32[Tensor, "C N h w"]:
     """Copy by copy, PIECE rows at a time."""
-    coder.model.eval()
-    rows, side = len(pictures.pixels), coder.side
-    ids = torch.zeros(copies, rows, side, side, dtype=torch.int32)
-    for copy in range(copies):
-        for start in range(0, rows, PIECE):
-            part = np.arange(start, min(start + PIECE, rows))
-            rng, how = (generator(copy, start), change) if copy else (None, {})
-            ids[copy, part] = coder.model.encode(pictures.batch(part, rng, how)).int()
+    tokenizer.model.eval()
+    rows, side = len(images.pixels), tokenizer.grid_size
+    ids = torch.zeros(num_copies, rows, side, side, dtype=torch.int32)
+    for copy in range(num_copies):
+        for start in range(0, rows, BATCH_SIZE):
+            part = np.arange(start, min(start + BATCH_SIZE, rows))
+            rng, how = (generator(copy, start), augment) if copy else (None, {})
+            ids[copy, part] = tokenizer.model.encode(images.batch(part, rng, how)).int()
     return ids

@@ -12,54 +12,54 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sensorium.data.emoji_names import Concept, Matcher
-from sensorium.data.emoji_packages import Opened
+from sensorium.data.emoji_names import Concept, ConceptMatcher
+from sensorium.data.emoji_packages import PackageContents
 from sensorium.errors import SensoriumError
 
-MAX_DRAWING = 2 << 20               # characters; the longest known has 0.9 million
-_ELEMENTS = frozenset(
+MAX_SVG_CHARS = 2 << 20               # characters; the longest known has 0.9 million
+_ALLOWED_ELEMENTS = frozenset(
     "path circle ellipse rect line polygon polyline g defs use symbol clipPath mask linearGradient radialGradient stop "
     "filter feFlood feBlend feColorMatrix feOffset feGaussianBlur feComposite".split())
 
 
-def columns_for(concepts: Sequence[Concept]) -> int:
+def num_sheet_columns(concepts: Sequence[Concept]) -> int:
     """Drawings in a row of a sheet, so that it is about square."""
     return math.ceil(math.sqrt(len(concepts)))
 
 
-def draw_sheet(icons: Opened, matcher: Matcher, concepts: list[Concept], size: int, skipped: list[str]) -> np.ndarray:
+def draw_sheet(icon_package: PackageContents, matcher: ConceptMatcher, concepts: list[Concept], size: int, skipped: list[str]) -> np.ndarray:
     """The sheet of one set, uint8 [rows * size, columns * size, 3]; says in each concept that this style draws it."""
-    columns = columns_for(concepts)
+    columns = num_sheet_columns(concepts)
     sheet = np.full((-(-len(concepts) // columns) * size, columns * size, 3), 255, np.uint8)
-    book = Icons(icons)
-    names = matcher.drawings(icons, book.names)
+    book = IconSet(icon_package)
+    names = matcher.match_icons(icon_package, book.names)
     for i, concept in enumerate(concepts):
         if concept.code not in names:
             continue
         name = names[concept.code]
         try:
-            pixels = rasterise(book.svg(name), size)
+            pixels = rasterize_svg(book.build_svg(name), size)
         except ValueError as e:
-            skipped.append(f"{icons.package.style}/{name}: {e}")
+            skipped.append(f"{icon_package.package.style}/{name}: {e}")
             continue
         row, column = divmod(i, columns)
         sheet[row * size:(row + 1) * size, column * size:(column + 1) * size] = pixels
-        concept.styles.append(icons.package.style)
+        concept.styles.append(icon_package.package.style)
     return sheet
 
 
-class Icons:
+class IconSet:
     """icons.json of one set: SVG bodies by name, and other names (sometimes mirrored) for them."""
 
-    def __init__(self, icons: Opened):
-        book: Any = icons.json("icons.json")
-        self.path, self.book = icons.path, book
+    def __init__(self, icon_package: PackageContents):
+        book: Any = icon_package.load_json("icons.json")
+        self.path, self.data = icon_package.path, book
         if not isinstance(book, dict) or not all(isinstance(book.get(k, {}), dict) for k in ("icons", "aliases")):
-            raise SensoriumError(f"{icons.path}: icons.json is not a set of icons; fetch {icons.package.name} again.")
+            raise SensoriumError(f"{icon_package.path}: icons.json is not a set of icons; fetch {icon_package.package.name} again.")
         self.icons, self.aliases = book.get("icons", {}), book.get("aliases", {})
         self.names = [*self.icons, *self.aliases]
 
-    def svg(self, name: str) -> str:
+    def build_svg(self, name: str) -> str:
         """The drawing on a square canvas. ValueError on one that cannot be drawn, SensoriumError on an unsafe one."""
         mirrored, seen = False, set()
         while name not in self.icons and isinstance(self.aliases.get(name), dict) and name not in seen:
@@ -69,8 +69,8 @@ class Icons:
         icon = self.icons.get(name)
         if not isinstance(icon, dict) or not isinstance(icon.get("body"), str):
             raise ValueError("it has no drawing")
-        body = safe_drawing(icon["body"], f"{self.path}: icon {name!r}")
-        left, top, width, height = box = [icon.get(k, self.book.get(k, default)) for k, default in
+        body = check_svg(icon["body"], f"{self.path}: icon {name!r}")
+        left, top, width, height = box = [icon.get(k, self.data.get(k, default)) for k, default in
                                           (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
         if not all(isinstance(v, int | float) and abs(v) < 1e5 for v in box) or min(width, height) <= 0:
             raise ValueError("its size is not a number")
@@ -81,18 +81,18 @@ class Icons:
                 f'viewBox="{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}">{body}</svg>')
 
 
-def safe_drawing(body: str, what: str) -> str:
+def check_svg(body: str, label: str) -> str:
     """`body`, if it is only shapes, gradients and filters that point at nothing outside of it; else SensoriumError."""
-    foreign = set(re.findall(r"<\s*/?([^\s/>]*)", body)) - _ELEMENTS
+    foreign = set(re.findall(r"<\s*/?([^\s/>]*)", body)) - _ALLOWED_ELEMENTS
     outside = re.search(r"href\s*=\s*(?![\"']#)|url\(\s*[\"']?(?!#)", body, re.IGNORECASE)
-    if foreign or outside or len(body) > MAX_DRAWING:
+    if foreign or outside or len(body) > MAX_SVG_CHARS:
         why = (f"<{min(foreign)[:20]}>" if foreign else "a link out of the drawing" if outside
                else f"{len(body):,} characters")
-        raise SensoriumError(f"{what} holds {why}, which a drawing of an emoji has no use for; nothing was built.")
+        raise SensoriumError(f"{label} holds {why}, which a drawing of an emoji has no use for; nothing was built.")
     return body
 
 
-def renderer() -> Any:
+def import_renderer() -> Any:
     try:
         import resvg_py
     except ImportError as e:
@@ -100,9 +100,9 @@ def renderer() -> Any:
     return resvg_py
 
 
-def rasterise(svg: str, size: int) -> np.ndarray:
+def rasterize_svg(svg: str, size: int) -> np.ndarray:
     """uint8 [size, size, 3] on white. ValueError where the drawing is broken or blank."""
-    png = renderer().svg_to_bytes(svg_string=svg, width=size, height=size, dpi=96, background="white",
+    png = import_renderer().svg_to_bytes(svg_string=svg, width=size, height=size, dpi=96, background="white",
                                   skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as image:
         pixels = np.asarray(image.convert("RGB"))

@@ -18,8 +18,8 @@ from typing import Any
 
 from sensorium.errors import SensoriumError
 
-UNPACKED_LIMIT = 512 << 20          # bytes; the largest known package unpacks to 104 MB
-PERMISSIVE = ("Apache-2.0", "MIT", "CC-BY-4.0")
+MAX_UNPACKED_BYTES = 512 << 20          # bytes; the largest known package unpacks to 104 MB
+PERMISSIVE_LICENCES = ("Apache-2.0", "MIT", "CC-BY-4.0")
 LANGUAGES = ("bn", "da", "de", "en", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt", "ms",
              "nb", "nl", "pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant")
 
@@ -41,14 +41,14 @@ class Package:
         return self.name.rsplit("/", 1)[-1]
 
     @property
-    def tarball(self) -> str:
+    def tarball_name(self) -> str:
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-NAMES = Package(
+NAMES_PACKAGE = Package(
     "emojibase-data", "17.0.0", "MIT", "Miles Johnson", "https://github.com/milesj/emojibase",
     "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
-STYLES = (
+STYLE_PACKAGES = (
     Package("@iconify-json/noto", "1.2.9", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji",
             "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "google-noto"),
     Package("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "Google Inc", "https://github.com/googlefonts/noto-emoji",
@@ -77,7 +77,7 @@ STYLES = (
 
 
 @dataclass(frozen=True)
-class Opened:
+class PackageContents:
     """The members of one package that were asked for, and what it says about itself."""
 
     package: Package
@@ -85,7 +85,7 @@ class Opened:
     path: Path
     members: dict[str, bytes]
 
-    def json(self, member: str) -> dict[str, Any] | list[Any]:
+    def load_json(self, member: str) -> dict[str, Any] | list[Any]:
         """A member as JSON. Raises SensoriumError where it is absent or broken."""
         if member not in self.members:
             raise SensoriumError(f"{self.path} holds no {member}; fetch {self.package.name} again.")
@@ -95,15 +95,15 @@ class Opened:
             raise SensoriumError(f"{self.path}: {member} is not JSON ({e}); fetch {self.package.name} again.") from e
 
 
-def find(folder: Path, packages: Iterable[Package]) -> dict[str, Path]:
+def find_tarballs(folder: Path, packages: Iterable[Package]) -> dict[str, Path]:
     """Package name -> its tarball in `folder`: the known version, else the only one there is.
 
     Raises SensoriumError naming every package that is missing, with the command that fetches them.
     """
     found, missing = {}, []
     for package in packages:
-        exact = folder / package.tarball
-        stem = package.tarball.removesuffix(f"{package.version}.tgz")
+        exact = folder / package.tarball_name
+        stem = package.tarball_name.removesuffix(f"{package.version}.tgz")
         others = sorted(folder.glob(f"{stem}[0-9]*.tgz"))
         if exact.is_file():
             found[package.name] = exact
@@ -121,7 +121,7 @@ def find(folder: Path, packages: Iterable[Package]) -> dict[str, Path]:
     return found
 
 
-def fetch(into: Path, packages: Iterable[Package]) -> None:
+def fetch_packages(folder: Path, packages: Iterable[Package]) -> None:
     """Fetch the tarballs with the npm client, and check that each is byte for byte the one that was looked at."""
     packages = list(packages)
     specs = [f"{p.name}@{p.version}" for p in packages]
@@ -131,45 +131,45 @@ def fetch(into: Path, packages: Iterable[Package]) -> None:
                              f"run 'npm pack {' '.join(specs)}' elsewhere and pass the folder with --packages.")
     command = [npm, "pack", "--silent", "--ignore-scripts", *specs]
     try:
-        done = subprocess.run(command, cwd=into, timeout=1800, check=False, stdin=subprocess.DEVNULL,
+        done = subprocess.run(command, cwd=folder, timeout=1800, check=False, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired) as e:
         raise SensoriumError(f"npm could not fetch the emoji packages: {e}. Fetch them by hand (--packages).") from e
     if done.returncode != 0:
         raise SensoriumError("npm could not fetch the emoji packages (is there a network?): "
                              f"{(done.stderr or done.stdout).strip()[-300:] or f'exit code {done.returncode}'}")
-    for package, path in zip(packages, find(into, packages).values(), strict=True):
+    for package, path in zip(packages, find_tarballs(folder, packages).values(), strict=True):
         if hashlib.sha256(path.read_bytes()).hexdigest() != package.sha256:
             raise SensoriumError(f"the fetched {path.name} is not the file that is known by that name; nothing was "
                                  "built. Fetch the packages by hand and pass --packages if you trust them.")
 
 
-def open_package(path: Path, package: Package, members: Iterable[str]) -> Opened:
+def open_package(path: Path, package: Package, members: Iterable[str]) -> PackageContents:
     """Read `members` (those that are there) of a tarball that says it is `package`, under the licence known for it."""
-    held = _read(path, {*members, "package.json"})
-    opened = Opened(package, "", path, held)
-    about = opened.json("package.json")
+    held = _read_members(path, {*members, "package.json"})
+    opened = PackageContents(package, "", path, held)
+    about = opened.load_json("package.json")
     name, licence = (about.get("name"), about.get("license")) if isinstance(about, dict) else (None, None)
     if name != package.name:
         raise SensoriumError(f"{path} says it is {name!r}, not {package.name}; rename or remove it.")
     if licence != package.licence:
         raise SensoriumError(f"{path} is under {licence!r}, but {package.name} was known under {package.licence}; its "
                              "terms must be read before it is used.")
-    return Opened(package, str(about["version"]) if isinstance(about, dict) and "version" in about else "", path, held)
+    return PackageContents(package, str(about["version"]) if isinstance(about, dict) and "version" in about else "", path, held)
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, bytes]:
+def _read_members(path: Path, names: set[str]) -> dict[str, bytes]:
     """Members by their name below the tarball's one top folder. Plain files only: a link or a device is passed over."""
     try:
         with gzip.open(path) as stream:
-            raw = stream.read(UNPACKED_LIMIT + 1)
-        if len(raw) > UNPACKED_LIMIT:
-            raise SensoriumError(f"{path} unpacks to more than {UNPACKED_LIMIT >> 20} MB; it is not an emoji package.")
+            raw = stream.read(MAX_UNPACKED_BYTES + 1)
+        if len(raw) > MAX_UNPACKED_BYTES:
+            raise SensoriumError(f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB; it is not an emoji package.")
         held = {}
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
                 name = member.name.partition("/")[2]
-                if name in wanted and member.isreg() and not member.issparse() and member.size <= len(raw):
+                if name in names and member.isreg() and not member.issparse() and member.size <= len(raw):
                     file = tar.extractfile(member)
                     held[name] = file.read() if file else b""
         return held

@@ -8,7 +8,7 @@ from sensorium.data.sources import Table
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class PixelSimilarity:
     """How easily one artist's drawings are found by pixels alone among all other artists'."""
 
     drawings: int
@@ -16,14 +16,14 @@ class Neighbour:
     twin: float                     # share whose nearest neighbour is nearly the same picture
 
 
-def pixel_neighbour(table: Table, by: Literal["artist", "style"] = "artist") -> dict[str, Neighbour]:
+def measure_pixel_similarity(table: Table, group_by: Literal["artist", "style"] = "artist") -> dict[str, PixelSimilarity]:
     """How hard each artist (or style) is: what the nearest neighbour in pixels finds among all *other* artists'.
 
     Nearness is the cosine between the inks (255 - value) at 32 pixels, all colours; drawings are compared as they are.
     A set whose artists copy one another has high shares, and an "unseen" artist of it proves little.
     """
-    ink = _ink(np.asarray(table.columns["image"]))
-    artist, concept, who = (np.asarray(table.columns[name]) for name in ("artist", "concept", by))
+    ink = _ink_vectors(np.asarray(table.columns["image"]))
+    artist, concept, who = (np.asarray(table.columns[name]) for name in ("artist", "concept", group_by))
     result = {}
     for name in dict.fromkeys(who.tolist()):
         mine = np.flatnonzero(who == name)
@@ -35,11 +35,11 @@ def pixel_neighbour(table: Table, by: Literal["artist", "style"] = "artist") -> 
             near = ink[part] @ bank.T
             same += int((concept[others[near.argmax(1)]] == concept[part]).sum())
             twin += int((near.max(1) > 0.95).sum())
-        result[name] = Neighbour(len(mine), round(same / len(mine), 3), round(twin / len(mine), 3))
+        result[name] = PixelSimilarity(len(mine), round(same / len(mine), 3), round(twin / len(mine), 3))
     return result
 
 
-def _ink(images: np.ndarray) -> np.ndarray:
+def _ink_vectors(images: np.ndarray) -> np.ndarray:
     """uint8 [N, S, S, 3] -> unit float32 [N, 32 * 32 * 3] (mean of each cell where S is a multiple of 32)."""
     n, side = len(images), images.shape[1]
     factor = side // 32 if side % 32 == 0 else 1

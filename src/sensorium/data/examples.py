@@ -2,10 +2,10 @@
 from collections.abc import Callable
 from functools import partial
 
-from sensorium.data.emoji import EMBEDDED, is_sheets, open_sheets
+from sensorium.data.emoji import BUNDLED_FOLDER, is_sheets_folder, open_sheets
 from sensorium.data.scenes import open_scenes
 from sensorium.data.sources import Table
 
-__all__ = ["EXAMPLES", "is_sheets", "open_sheets"]
+__all__ = ["BUNDLED_DATASETS", "is_sheets_folder", "open_sheets"]
 
-EXAMPLES: dict[str, Callable[..., Table]] = {"emoji": partial(open_sheets, EMBEDDED), "scenes": open_scenes}
+BUNDLED_DATASETS: dict[str, Callable[..., Table]] = {"emoji": partial(open_sheets, BUNDLED_FOLDER), "scenes": open_scenes}

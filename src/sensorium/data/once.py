@@ -11,17 +11,17 @@ from torch import Tensor
 from sensorium import durable
 from sensorium.data import decoded
 from sensorium.errors import SensoriumError
-from sensorium.stored import read_tensors, tensors
+from sensorium.stored import read_tensors, tensor_writer
 
 
-def once(kind: str, asked: list[Any], make: Callable[[], Tensor], doing: str, console: Console) -> Tensor:
+def memoize_tensor(folder_name: str, key: list[Any], compute: Callable[[], Tensor], status: str, console: Console) -> Tensor:
     """What `make` gives, or gave before for the same `asked` (plain values, all that it depends on).
 
-    kind: the folder it is kept in, beside the decoded pictures. doing: what is shown meanwhile. A file that is damaged
+    folder_name: the folder it is kept in, beside the decoded pictures. doing: what is shown meanwhile. A file that is damaged
     is said, removed and made anew. Raises SensoriumError where the cache cannot be written.
     """
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-    path = decoded.folder().with_name(kind) / f"{name}.safetensors"
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = decoded.image_cache_folder().with_name(folder_name) / f"{name}.safetensors"
     if path.exists():
         try:
             found = read_tensors(path)["made"]
@@ -30,12 +30,12 @@ def once(kind: str, asked: list[Any], make: Callable[[], Tensor], doing: str, co
         except SensoriumError as e:
             console.print(f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True)
             path.unlink(missing_ok=True)
-    with console.status(doing):
-        made = make()
+    with console.status(status):
+        made = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise decoded.refused(path, e) from e
-    durable.write(path, tensors({"made": made}))
-    decoded.prune(path)
+        raise decoded.cache_access_error(path, e) from e
+    durable.write_file(path, tensor_writer({"made": made}))
+    decoded.prune_cache(path)
     return made

@@ -5,64 +5,64 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from sensorium.data.examples import EXAMPLES, is_sheets, open_sheets
+from sensorium.data.examples import BUNDLED_DATASETS, is_sheets_folder, open_sheets
 from sensorium.data.folders import read_folder
-from sensorium.data.infer import infer
-from sensorium.data.quarantine import settle
+from sensorium.data.infer import infer_schema
+from sensorium.data.quarantine import validate_table
 from sensorium.data.schema import Schema
-from sensorium.data.sources import Table, join, read_file
+from sensorium.data.sources import Table, concat_tables, read_table
 from sensorium.data.splits import read_splits
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
 
 
-def read(source: Path, chosen: dict[str, str | Modality], split: str | None = None, test: Path | None = None,
-         max_bad: float = 0.01, options: dict[str, Any] | None = None) -> tuple[Table, Schema, str]:
+def open_table(source: Path, types: dict[str, str | Modality], split: str | None = None, test: Path | None = None,
+         max_invalid_fraction: float = 0.01, source_options: dict[str, Any] | None = None) -> tuple[Table, Schema, str]:
     """(table, schema, name) of a folder, a file or an embedded set: the arguments are those of `Dataset.open`."""
-    options = options or {}
-    table, name = _table(source, options)
+    source_options = source_options or {}
+    table, name = _read_source(source, source_options)
     if test is not None:
-        table = join([(None, table), ("test", _table(test, options)[0])])
+        table = concat_tables([(None, table), ("test", _read_source(test, source_options)[0])])
     if split is not None and split not in table.columns:
         name = "split" if "split" not in table.columns else f"split ({Path(split).name})"
         table.columns[name], split = read_splits(Path(split), table), name
-    schema = infer(table, {**chosen, **({split: "split"} if split is not None else {})}, max_bad)
-    return settle(table, schema, max_bad), schema, name
+    schema = infer_schema(table, {**types, **({split: "split"} if split is not None else {})}, max_invalid_fraction)
+    return validate_table(table, schema, max_invalid_fraction), schema, name
 
 
-def read_like(source: Path, schema: Schema, max_bad: float, options: dict[str, Any]) -> tuple[Table, Schema, str]:
+def open_table_with_schema(source: Path, schema: Schema, max_invalid_fraction: float, source_options: dict[str, Any]) -> tuple[Table, Schema, str]:
     """The same, with what a run's schema says of its columns; other columns are left aside, and some may be missing.
 
     Raises SensoriumError where there is none of them.
     """
-    table, name = _table(source, options)
+    table, name = _read_source(source, source_options)
     known = replace(schema, columns={n: c for n, c in schema.columns.items() if n in table.columns}, roles={})
     if not known.columns:
         raise SensoriumError(f"{source} has none of the columns {', '.join(schema.columns)}; it has "
                              f"{', '.join(table.columns)}.")
-    return settle(table, known, max_bad), known, name
+    return validate_table(table, known, max_invalid_fraction), known, name
 
 
-def _table(source: Path, options: dict[str, Any]) -> tuple[Table, str]:
+def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, str]:
     """(the raw table, what to call it). A path goes before an embedded set of the same name."""
     path = source.expanduser()
     if not path.exists():
-        if str(source) not in EXAMPLES:
+        if str(source) not in BUNDLED_DATASETS:
             raise SensoriumError(f"there is no file or folder {str(source)!r}, and no embedded set of that name "
-                                 f"(there are: {', '.join(EXAMPLES)}).")
-        return _call(EXAMPLES[str(source)], (), options), str(source)
+                                 f"(there are: {', '.join(BUNDLED_DATASETS)}).")
+        return _call_reader(BUNDLED_DATASETS[str(source)], (), source_options), str(source)
     name = path.resolve().name
-    if path.is_dir() and is_sheets(path):
-        return _call(open_sheets, (path,), options), name
-    return _call(read_folder if path.is_dir() else read_file, (path,), options), name
+    if path.is_dir() and is_sheets_folder(path):
+        return _call_reader(open_sheets, (path,), source_options), name
+    return _call_reader(read_folder if path.is_dir() else read_table, (path,), source_options), name
 
 
-def _call(read: Callable[..., Table], arguments: tuple[Any, ...], options: dict[str, Any]) -> Table:
+def _call_reader(reader: Callable[..., Table], arguments: tuple[Any, ...], source_options: dict[str, Any]) -> Table:
     """Call a reader; an option it does not have is the user's mistake, not the program's."""
-    names = signature(read).parameters
+    names = signature(reader).parameters
     known = [n for n in names if n not in ("path", "folder", "name")]
-    for name in options:
+    for name in source_options:
         if name not in known:
             raise SensoriumError(f"unknown option {name!r}; this source takes {', '.join(known)}, and every one takes "
                                  "split, group, columns, test, max_bad, synonyms.")
-    return read(*arguments, **options)
+    return reader(*arguments, **source_options)

@@ -24,121 +24,121 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
-from sensorium.data.scenes_draw import CELLS, CODES, SMALLEST, draw, things
-from sensorium.data.scenes_held import shows_arrangement, shows_pair
-from sensorium.data.scenes_questions import KINDS, ask
-from sensorium.data.scenes_words import caption
+from sensorium.data.scenes_draw import NUM_CELLS, NUM_CODES, MIN_IMAGE_SIZE, draw_scenes, decode_objects
+from sensorium.data.scenes_held import has_held_out_arrangement, has_held_out_pair
+from sensorium.data.scenes_questions import QUESTION_KINDS, generate_questions
+from sensorium.data.scenes_words import generate_caption
 from sensorium.data.sources import Table
 from sensorium.errors import SensoriumError
 
-HOLDS = ("pairs", "four", "relations", "words")
-HELD = {f"test_{hold}": hold for hold in HOLDS}         # split -> what only it has
-SHARES = {"val": 0.05, "test": 0.05, **dict.fromkeys(HELD, 0.05)}
-MOST = 1_000_000                            # scenes
-_CAPTIONS = 2
-_KINDS = {"image": "image", "caption": "text", "question": "text", "answer": "text", "kind": "ignore",
+HOLDOUTS = ("pairs", "four", "relations", "words")
+HELD = {f"test_{hold}": hold for hold in HOLDOUTS}         # split -> what only it has
+SPLIT_FRACTIONS = {"val": 0.05, "test": 0.05, **dict.fromkeys(HELD, 0.05)}
+MAX_SCENES = 1_000_000                            # scenes
+_CAPTIONS_PER_SCENE = 2
+_COLUMN_KINDS = {"image": "image", "caption": "text", "question": "text", "answer": "text", "kind": "ignore",
           "program": "ignore"}
 
 
-class Drawn(Sequence[UInt8[np.ndarray, "S S 3"]]):
+class SceneImages(Sequence[UInt8[np.ndarray, "S S 3"]]):
     """The picture of each row, drawn when it is asked for."""
 
-    def __init__(self, cells: Integer[np.ndarray, "N 9"], scene: Sequence[int], side: int):
-        self.cells, self.scene, self.side = cells, scene, side
+    def __init__(self, cells: Integer[np.ndarray, "N 9"], scene_indices: Sequence[int], side: int):
+        self.cells, self.scene_indices, self.side = cells, scene_indices, side
 
     def __len__(self) -> int:
-        return len(self.scene)
+        return len(self.scene_indices)
 
     def __getitem__(self, row: Any) -> Any:
-        return draw(self.cells[self.scene[row]][None], self.side)[0]
+        return draw_scenes(self.cells[self.scene_indices[row]][None], self.side)[0]
 
 
 def open_scenes(*, n: int = 10_000, seed: int = 0, size: int = 32, questions: int = 3,
-                hold: str | Sequence[str] = HOLDS) -> Table:
+                holdout: str | Sequence[str] = HOLDOUTS) -> Table:
     """`n` scenes, each with as many rows as it has questions, at most `questions`.
 
     size: side of a picture. questions: 0 for one row a scene, without the columns of questions. hold: what is held out
     ("pairs", "four", "relations", "words"; "" for nothing). The same options give the same set, to the last bit.
     Raises SensoriumError for options that cannot be.
     """
-    hold = [h for h in (hold.split(",") if isinstance(hold, str) else hold) if h]
-    _check(n, size, questions, hold)
+    holdout = [h for h in (holdout.split(",") if isinstance(holdout, str) else holdout) if h]
+    _check_options(n, size, questions, holdout)
     rng, pen = np.random.default_rng(seed), random.Random(seed)
-    split, cells = _scenes(n, hold, rng)
-    rows = [(i, *row) for i in range(n) for row in _rows(cells[i], split[i], pen, questions, hold)]
+    split, cells = _sample_scenes(n, holdout, rng)
+    rows = [(i, *row) for i in range(n) for row in _build_rows(cells[i], split[i], pen, questions, holdout)]
     scene, *values = map(list, zip(*rows, strict=True))
-    columns = {"image": Drawn(cells, scene, size), **dict(zip(list(_KINDS)[1:], values, strict=True))}
+    columns = {"image": SceneImages(cells, scene, size), **dict(zip(list(_COLUMN_KINDS)[1:], values, strict=True))}
     if not questions:
         columns = {name: v for name, v in columns.items() if name not in ("question", "answer", "kind")}
     columns |= {"scene": [f"scene {i}" for i in scene], "split": [split[i] for i in scene]}
-    kinds = {name: kind for name, kind in _KINDS.items() if name in columns}
-    return Table(columns, [f"scenes:{i}" for i in range(len(rows))], split="split", group="scene", kinds=kinds,
-                 why={**dict.fromkeys(kinds, "the set says so"), "split": "the set says so",
+    kinds = {name: kind for name, kind in _COLUMN_KINDS.items() if name in columns}
+    return Table(columns, [f"scenes:{i}" for i in range(len(rows))], split_column="split", group_column="scene", kinds=kinds,
+                 reasons={**dict.fromkeys(kinds, "the set says so"), "split": "the set says so",
                       "scene": "rows of one scene show the same thing"})
 
 
-def _check(n: Any, size: Any, questions: Any, hold: Sequence[str]) -> None:
-    for name, value, least, most in (("n", n, 100, MOST), ("size", size, SMALLEST, 1024),
-                                     ("questions", questions, 0, len(KINDS))):
+def _check_options(n: Any, size: Any, questions: Any, holdout: Sequence[str]) -> None:
+    for name, value, least, most in (("n", n, 100, MAX_SCENES), ("size", size, MIN_IMAGE_SIZE, 1024),
+                                     ("questions", questions, 0, len(QUESTION_KINDS))):
         if not isinstance(value, int) or not least <= value <= most:
             raise SensoriumError(f"scenes: {name}={value!r} is no whole number from {least} to {most:,}")
-    if wrong := set(hold) - set(HOLDS):
-        raise SensoriumError(f"scenes: hold={min(wrong)!r} is not one of {', '.join(HOLDS)}")
+    if wrong := set(holdout) - set(HOLDOUTS):
+        raise SensoriumError(f"scenes: hold={min(wrong)!r} is not one of {', '.join(HOLDOUTS)}")
 
 
-def _scenes(n: int, hold: Sequence[str], rng: np.random.Generator) -> tuple[list[str], Integer[np.ndarray, "N 9"]]:
+def _sample_scenes(n: int, holdout: Sequence[str], rng: np.random.Generator) -> tuple[list[str], Integer[np.ndarray, "N 9"]]:
     """(the split of each scene, all scenes), no two the same."""
-    sizes = {name: round(n * share) for name, share in SHARES.items() if HELD.get(name, name) in (*hold, *SHARES)}
+    sizes = {name: round(n * share) for name, share in SPLIT_FRACTIONS.items() if HELD.get(name, name) in (*holdout, *SPLIT_FRACTIONS)}
     plain = {name: sizes[name] for name in ("val", "test", "test_words") if name in sizes}
     special = {name: size for name, size in sizes.items() if name not in plain}
     plain = {"train": n - sum(sizes.values()), **plain}
-    most, seen = 3 if "four" in hold else 4, set[bytes]()
-    ordinary = _drawn(sum(plain.values()), range(1, most + 1), _allowed(hold), rng, seen)
+    most, seen = 3 if "four" in holdout else 4, set[bytes]()
+    ordinary = _sample_cells(sum(plain.values()), range(1, most + 1), _build_holdout_filter(holdout), rng, seen)
     found = [ordinary]
     for name, size in special.items():
         counts = [4] if name == "test_four" else range(2 if name == "test_relations" else 1, most + 1)
-        found.append(_drawn(size, counts, _allowed(hold, HELD.get(name, name)), rng, seen))
+        found.append(_sample_cells(size, counts, _build_holdout_filter(holdout, HELD.get(name, name)), rng, seen))
     names = [name for name, size in {**plain, **special}.items() for _ in range(size)]
     return names, np.concatenate(found)
 
 
-Allowed = Callable[[Integer[np.ndarray, "N 9"]], Bool[np.ndarray, "N"]]
+SceneFilter = Callable[[Integer[np.ndarray, "N 9"]], Bool[np.ndarray, "N"]]
 
 
-def _allowed(hold: Sequence[str], only: str = "") -> Allowed:
+def _build_holdout_filter(holdout: Sequence[str], required: str = "") -> SceneFilter:
     """Which scenes show nothing that is held out, but `only`."""
     def allowed(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
         fits = np.ones(len(cells), bool)
-        for name, shows in (("pairs", shows_pair), ("relations", shows_arrangement)):
-            if name in hold:
-                fits &= shows(cells) == (name == only)
+        for name, shows in (("pairs", has_held_out_pair), ("relations", has_held_out_arrangement)):
+            if name in holdout:
+                fits &= shows(cells) == (name == required)
         return fits
     return allowed
 
 
-def _drawn(n: int, counts: Sequence[int], allowed: Allowed, rng: np.random.Generator,
-           seen: set[bytes]) -> Integer[np.ndarray, "N 9"]:
+def _sample_cells(n: int, object_counts: Sequence[int], scene_filter: SceneFilter, rng: np.random.Generator,
+           existing: set[bytes]) -> Integer[np.ndarray, "N 9"]:
     """`n` scenes that are allowed and not yet `seen`, as many of each count as there can be."""
     found: list[np.ndarray] = []
     while len(found) < n:
-        count = rng.choice(np.array(counts), max(256, n))
-        some = np.where(rng.random((len(count), CELLS)).argsort(1) < count[:, None],
-                        rng.integers(1, CODES, (len(count), CELLS)), 0).astype(np.uint8)
-        for cells in some[allowed(some)]:
-            if (key := cells.tobytes()) not in seen and len(found) < n:
-                seen.add(key)
+        count = rng.choice(np.array(object_counts), max(256, n))
+        some = np.where(rng.random((len(count), NUM_CELLS)).argsort(1) < count[:, None],
+                        rng.integers(1, NUM_CODES, (len(count), NUM_CELLS)), 0).astype(np.uint8)
+        for cells in some[scene_filter(some)]:
+            if (key := cells.tobytes()) not in existing and len(found) < n:
+                existing.add(key)
                 found.append(cells)
-    return np.stack(found) if found else np.zeros((0, CELLS), np.uint8)
+    return np.stack(found) if found else np.zeros((0, NUM_CELLS), np.uint8)
 
 
-def _rows(cells: Integer[np.ndarray, "9"], split: str, pen: random.Random, questions: int,
-          hold: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _build_rows(cells: Integer[np.ndarray, "9"], split: str, rng: random.Random, questions: int,
+          holdout: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """(captions, question, answer, kind, program) for each question about a scene."""
-    seen, only = things(cells), HELD.get(split, "")
-    captions = [caption(seen, pen, held=only == "relations") for _ in range(_CAPTIONS if len(seen) > 1 else 1)]
+    seen, only = decode_objects(cells), HELD.get(split, "")
+    captions = [generate_caption(seen, rng, held_out=only == "relations") for _ in range(_CAPTIONS_PER_SCENE if len(seen) > 1 else 1)]
     told = [astuple(thing) for thing in seen]
     if not questions:
         yield captions, None, None, None, json.dumps({"things": told})
         return
-    for kind, question, answer, program in ask(seen, pen, questions, hold=[h for h in hold if h != only], only=only):
+    for kind, question, answer, program in generate_questions(seen, rng, questions, holdout=[h for h in holdout if h != only], required=only):
         yield captions, question, answer, kind, json.dumps({"things": told, "question": program})

@@ -19,30 +19,30 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float32, Integer, UInt8
 
-from sensorium.data.scenes_draw import CELLS, GRID, frame, tiles
-from sensorium.modalities.decode import squared
+from sensorium.data.scenes_draw import NUM_CELLS, GRID_SIZE, grid_bounds, cell_images
+from sensorium.modalities.decode import resize_square
 
-UNCLEAR = 40.0                              # of 255
-UNREAD = -1
-_BLURS = (0, 1, 3)                          # passes of a filter [1 2 1] / 4: a spread of 0, 0.7 and 1.2 pixels
+MAX_CELL_DISTANCE = 40.0                              # of 255
+UNKNOWN_CODE = -1
+_BLUR_PASSES = (0, 1, 3)                          # passes of a filter [1 2 1] / 4: a spread of 0, 0.7 and 1.2 pixels
 
 
-def read(pictures: UInt8[np.ndarray, "N S S 3"]) -> Integer[np.ndarray, "N 9"]:
+def recognize_cells(images: UInt8[np.ndarray, "N S S 3"]) -> Integer[np.ndarray, "N 9"]:
     """The code of each cell (`scenes_draw`), -1 where it is unclear."""
-    cells, known = _cells(pictures).astype(np.float32), _drawings(pictures.shape[1])
+    cells, known = _crop_cells(images).astype(np.float32), _reference_cells(images.shape[1])
     flat = known.reshape(-1, known.shape[-1])
     apart = (cells ** 2).sum(-1)[..., None] + (flat ** 2).sum(-1) - 2 * cells @ flat.T
     apart = np.sqrt(apart.clip(0) / flat.shape[1]).reshape(*cells.shape[:2], *known.shape[:2]).min(-2)
-    return np.where(apart.min(-1) <= UNCLEAR, apart.argmin(-1), UNREAD)
+    return np.where(apart.min(-1) <= MAX_CELL_DISTANCE, apart.argmin(-1), UNKNOWN_CODE)
 
 
 @cache
-def _drawings(side: int) -> Float32[np.ndarray, "L K P"]:
-    sharp = tiles(side).astype(np.float32)
-    return np.stack([_blurred(sharp, passes).reshape(len(sharp), -1) for passes in _BLURS])
+def _reference_cells(side: int) -> Float32[np.ndarray, "L K P"]:
+    sharp = cell_images(side).astype(np.float32)
+    return np.stack([_blur(sharp, passes).reshape(len(sharp), -1) for passes in _BLUR_PASSES])
 
 
-def _blurred(cells: Float32[np.ndarray, "K c c 3"], passes: int) -> Float32[np.ndarray, "K c c 3"]:
+def _blur(cells: Float32[np.ndarray, "K c c 3"], passes: int) -> Float32[np.ndarray, "K c c 3"]:
     """Blurred on white paper."""
     for _ in range(passes):
         for axis in (1, 2):
@@ -52,13 +52,13 @@ def _blurred(cells: Float32[np.ndarray, "K c c 3"], passes: int) -> Float32[np.n
     return cells
 
 
-def read_images(pictures: Sequence[PIL.Image.Image], side: int) -> Integer[np.ndarray, "N 9"]:
+def recognize_images(images: Sequence[PIL.Image.Image], side: int) -> Integer[np.ndarray, "N 9"]:
     """The same of pictures of any size, brought to `side` x `side` pixels first."""
-    return read(np.stack([squared(p.convert("RGB"), side, "stretch") for p in pictures]))
+    return recognize_cells(np.stack([resize_square(p.convert("RGB"), side, "stretch") for p in images]))
 
 
-def _cells(pictures: UInt8[np.ndarray, "N S S 3"]) -> UInt8[np.ndarray, "N 9 P"]:
-    first, end = frame(pictures.shape[1])
-    c = (end - first) // GRID
-    grid = pictures[:, first:end, first:end].reshape(len(pictures), GRID, c, GRID, c, 3)
-    return grid.swapaxes(2, 3).reshape(len(pictures), CELLS, -1)
+def _crop_cells(images: UInt8[np.ndarray, "N S S 3"]) -> UInt8[np.ndarray, "N 9 P"]:
+    first, end = grid_bounds(images.shape[1])
+    c = (end - first) // GRID_SIZE
+    grid = images[:, first:end, first:end].reshape(len(images), GRID_SIZE, c, GRID_SIZE, c, 3)
+    return grid.swapaxes(2, 3).reshape(len(images), NUM_CELLS, -1)

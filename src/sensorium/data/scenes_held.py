@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from sensorium.data.scenes_draw import CELLS, CODES, COLOURS, GRID, SHAPES, SIZES, Thing, code
+from sensorium.data.scenes_draw import NUM_CELLS, NUM_CODES, COLOURS, GRID_SIZE, SHAPES, SIZES, SceneObject, encode_object
 
 RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITE: dict[str, str] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
-PAIRS = frozenset((colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
+OPPOSITE_RELATIONS: dict[str, str] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+HELD_OUT_PAIRS = frozenset((colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 
 
-def _arrangements() -> Iterator[tuple[str, str, str]]:
+def _build_arrangements() -> Iterator[tuple[str, str, str]]:
     """(shape, "left of" or "above", shape), one for each two shapes."""
     two = [(a, b) for i, a in enumerate(SHAPES) for b in SHAPES[i + 1:]]
     for i, (a, b) in enumerate(two):
@@ -25,58 +25,58 @@ def _arrangements() -> Iterator[tuple[str, str, str]]:
         yield first, "left of" if i % 4 < 2 else "above", second
 
 
-ARRANGEMENTS = frozenset(_arrangements())
+HELD_OUT_ARRANGEMENTS = frozenset(_build_arrangements())
 
 
-def relations(a: Thing, b: Thing) -> list[str]:
+def find_relations(a: SceneObject, b: SceneObject) -> list[str]:
     """All that is true of where `a` lies, seen from `b`."""
     true = (a.column < b.column, a.column > b.column, a.row < b.row, a.row > b.row)
     return [name for name, so in zip(RELATIONS, true, strict=True) if so]
 
 
-def held_arrangement(a: str, relation: str, b: str) -> bool:
+def is_held_out_arrangement(a: str, relation: str, b: str) -> bool:
     """Whether "shape `a` is `relation` shape `b`" is held out, in these words or turned round."""
-    return bool({(a, relation, b), (b, OPPOSITE[relation], a)} & ARRANGEMENTS)
+    return bool({(a, relation, b), (b, OPPOSITE_RELATIONS[relation], a)} & HELD_OUT_ARRANGEMENTS)
 
 
-def held_statement(a: Thing, b: Thing) -> str | None:
+def find_held_out_relation(a: SceneObject, b: SceneObject) -> str | None:
     """The relation of `a` to `b` that is held out, where there is one."""
-    return next((name for name in relations(a, b) if held_arrangement(a.shape, name, b.shape)), None)
+    return next((name for name in find_relations(a, b) if is_held_out_arrangement(a.shape, name, b.shape)), None)
 
 
-def shows_pair(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
+def has_held_out_pair(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
     """Which scenes show a held-out pair."""
-    return np.any(_HELD_CODE[cells], 1)
+    return np.any(_HELD_OUT_CODES[cells], 1)
 
 
-def shows_arrangement(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
+def has_held_out_arrangement(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
     """Which scenes show a held-out arrangement."""
     shape = np.where(cells > 0, (cells - 1) // (len(COLOURS) * len(SIZES)), len(SHAPES))
     found = np.zeros(len(cells), bool)
-    for relation, first, second in _PLACES:
-        found |= _HELD_SHAPES[relation, shape[:, first], shape[:, second]]
+    for relation, first, second in _CELL_PAIRS:
+        found |= _HELD_OUT_SHAPES[relation, shape[:, first], shape[:, second]]
     return found
 
 
-def _held_codes() -> Bool[np.ndarray, "K"]:
-    held = np.zeros(CODES, bool)
-    for colour, shape in PAIRS:
-        held[[code(size, list(COLOURS).index(colour), SHAPES.index(shape)) for size in range(len(SIZES))]] = True
+def _build_held_out_codes() -> Bool[np.ndarray, "K"]:
+    held = np.zeros(NUM_CODES, bool)
+    for colour, shape in HELD_OUT_PAIRS:
+        held[[encode_object(size, list(COLOURS).index(colour), SHAPES.index(shape)) for size in range(len(SIZES))]] = True
     return held
 
 
-def _held_shapes() -> Bool[np.ndarray, "2 s s"]:
+def _build_held_out_shapes() -> Bool[np.ndarray, "2 s s"]:
     held = np.zeros((2, len(SHAPES) + 1, len(SHAPES) + 1), bool)
-    for a, relation, b in ARRANGEMENTS:
+    for a, relation, b in HELD_OUT_ARRANGEMENTS:
         held[("left of", "above").index(relation), SHAPES.index(a), SHAPES.index(b)] = True
     return held
 
 
-def _places() -> Sequence[tuple[int, int, int]]:
+def _build_cell_pairs() -> Sequence[tuple[int, int, int]]:
     """(0: left of, 1: above; a cell; another of which it is true)."""
-    at = [divmod(cell, GRID) for cell in range(CELLS)]
-    return [(how, p, q) for how, axis in ((0, 1), (1, 0)) for p in range(CELLS) for q in range(CELLS)
+    at = [divmod(cell, GRID_SIZE) for cell in range(NUM_CELLS)]
+    return [(how, p, q) for how, axis in ((0, 1), (1, 0)) for p in range(NUM_CELLS) for q in range(NUM_CELLS)
             if at[p][axis] < at[q][axis]]
 
 
-_HELD_CODE, _HELD_SHAPES, _PLACES = _held_codes(), _held_shapes(), _places()
+_HELD_OUT_CODES, _HELD_OUT_SHAPES, _CELL_PAIRS = _build_held_out_codes(), _build_held_out_shapes(), _build_cell_pairs()

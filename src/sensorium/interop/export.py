@@ -7,20 +7,20 @@ from typing import Literal
 from sensorium import durable
 from sensorium.checkpoint import Model
 from sensorium.errors import SensoriumError
-from sensorium.interop.graph import Part, as_onnx, as_torch, parts, program, shapes
-from sensorium.interop.pair import NEAR, Pair, hugging_face, open_clip, pair
+from sensorium.interop.graph import ExportableGraph, save_onnx, save_torch, build_graphs, export_program, input_shapes
+from sensorium.interop.pair import MAX_VECTOR_ERROR, CLIPExport, write_hugging_face, write_open_clip, build_clip
 from sensorium.modalities.image import Image
 from sensorium.tokens import ColumnKey
 
-Form = Literal["hf", "open_clip", "onnx", "torch"]
-USE = {
+ExportFormat = Literal["hf", "open_clip", "onnx", "torch"]
+USAGE_TEMPLATES = {
     "hf": """from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 model = CLIPModel.from_pretrained("{folder}")
 tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), CLIPImageProcessor.from_pretrained("{folder}")""",
     "open_clip": """import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""}
-CARD = """---
+CLIP_CARD_TEMPLATE = """---
 library_name: {library}
 pipeline_tag: zero-shot-image-classification
 tags:
@@ -38,7 +38,7 @@ The run `{run}` of Sensorium in another form; its vectors are {off:.1e} from the
 {pictures}
 What it was trained on, and what is known of its licence, says the README.md of the run.
 """
-GRAPHS = """---
+GRAPH_CARD_TEMPLATE = """---
 tags:
 - sensorium
 ---
@@ -62,7 +62,7 @@ values = column.collate([column.load(raw) for raw in ...])
 
 {use}
 """
-RUN = {
+GRAPH_USAGE_TEMPLATES = {
     "onnx": """```python
 import onnxruntime
 session = onnxruntime.InferenceSession("{folder}/{name}.onnx")
@@ -72,53 +72,53 @@ answers = session.run(None, {{name: values.numpy(), ...}})
 import torch
 answers = torch.export.load("{folder}/{name}.pt2").module()({how})
 ```"""}
-ANSWERS = {
+OUTPUT_DESCRIPTIONS = {
     "vectors": "Each answers `vectors` of length one, in the space that all of them share.",
     "predictions": """It answers {said}.
 Of classes, ranks and tags it says the probabilities of all, in the order of `schema.json`; of a number what is
 expected, and its standard deviation. `COLUMN.valid` says in which rows a column has a value; what stands where it has
 none does not matter."""}
-LIBRARY = {"hf": "transformers", "open_clip": "open_clip"}
+LIBRARY_NAMES = {"hf": "transformers", "open_clip": "open_clip"}
 
 
-def export(model: Model, to: Form, out: Path) -> dict[str, float]:
+def export_model(model: Model, format: ExportFormat, out: Path) -> dict[str, float]:
     """Write a run in another form into the new folder `out`; how far each part is from the run's own vectors, at most.
 
-    to: hf (CLIPModel of transformers), open_clip, or graphs, by onnx or torch (torch.export): a file for each tower, or
+    format: hf (CLIPModel of transformers), open_clip, or graphs, by onnx or torch (torch.export): a file for each tower, or
     one of what is predicted from any columns, any of them missing.
     Raises SensoriumError where `out` holds something, the form has no place for what the model is, or answers differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SensoriumError(f"{out} is there already: name a new folder")
-    if to in LIBRARY:
-        made = pair(model)
+    if format in LIBRARY_NAMES:
+        made = build_clip(model)
         out.mkdir(parents=True, exist_ok=True)
-        (hugging_face if to == "hf" else open_clip)(made, out)
-        durable.write(out / "README.md", _card(model, made, to, out).encode())
-        return {"vectors": made.off}
-    made = {name: (part, program(name, part)) for name, part in parts(model).items()}
+        (write_hugging_face if format == "hf" else write_open_clip)(made, out)
+        durable.write_file(out / "README.md", _clip_card(model, made, format, out).encode())
+        return {"vectors": made.max_error}
+    made = {name: (part, export_program(name, part)) for name, part in build_graphs(model).items()}
     out.mkdir(parents=True, exist_ok=True)
-    off = {name: (as_onnx if to == "onnx" else as_torch)(*found, out / name) for name, found in made.items()}
-    if odd := [name for name, far in off.items() if far > NEAR]:
+    off = {name: (save_onnx if format == "onnx" else save_torch)(*found, out / name) for name, found in made.items()}
+    if odd := [name for name, far in off.items() if far > MAX_VECTOR_ERROR]:
         shutil.rmtree(out)
         raise SensoriumError(f"as a graph {odd[0]} would answer {off[odd[0]]:.2g} off: nothing is written")
     model.schema.save(out)
-    told = {name: (part, shapes(graph)) for name, (part, graph) in made.items()}
-    durable.write(out / "README.md", _graphs(model, told, to, out, max(off.values())).encode())
+    told = {name: (part, input_shapes(graph)) for name, (part, graph) in made.items()}
+    durable.write_file(out / "README.md", _graph_card(model, told, format, out, max(off.values())).encode())
     return off
 
 
-def _graphs(model: Model, told: dict[str, tuple[Part, list[str]]], to: Form, out: Path, off: float) -> str:
+def _graph_card(model: Model, graphs: dict[str, tuple[ExportableGraph, list[str]]], format: ExportFormat, out: Path, max_error: float) -> str:
     """told: file → what it holds, and the type and shape of each of its inputs."""
-    ending, (name, (first, _)) = "onnx" if to == "onnx" else "pt2", next(iter(told.items()))
+    ending, (name, (first, _)) = "onnx" if format == "onnx" else "pt2", next(iter(graphs.items()))
     lines = [f"| {file}.{ending} | `{read}` | {shape} |"
-             for file, (part, each) in told.items() for read, shape in zip(part.inputs, each, strict=True)]
-    several = isinstance(first.given, dict)
-    answers = ANSWERS["predictions" if several else "vectors"].format(said=", ".join(f"`{s}`" for s in first.said))
+             for file, (part, each) in graphs.items() for read, shape in zip(part.input_names, each, strict=True)]
+    several = isinstance(first.example_inputs, dict)
+    answers = OUTPUT_DESCRIPTIONS["predictions" if several else "vectors"].format(said=", ".join(f"`{s}`" for s in first.output_names))
     answers += "".join(f"\n\n`{name}` is {what}." for name, what in first.changed.items())
-    use = RUN[to].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
-    return GRAPHS.format(title=out.name, run=model.folder.name, off=off, table="\n".join(lines), folder=out.name,
-                         use=use, answers=answers, form="an ONNX graph" if to == "onnx" else "a graph of torch.export",
+    use = GRAPH_USAGE_TEMPLATES[format].format(folder=out.name, name=name, how="{name: values, ...}" if several else "values")
+    return GRAPH_CARD_TEMPLATE.format(title=out.name, run=model.folder.name, off=max_error, table="\n".join(lines), folder=out.name,
+                         use=use, answers=answers, form="an ONNX graph" if format == "onnx" else "a graph of torch.export",
                          column=_quoted(first.column))
 
 
@@ -129,17 +129,17 @@ def _quoted(key: ColumnKey) -> str:
     return f"({', '.join(map(_quoted, key))})"
 
 
-def _card(model: Model, made: Pair, to: str, out: Path) -> str:
-    return CARD.format(library=LIBRARY[to], title=out.name, run=model.folder.name, off=made.off,
-                       use=USE[to].format(folder=out.name), pictures=_pictures(made.image, to))
+def _clip_card(model: Model, clip: CLIPExport, format: str, out: Path) -> str:
+    return CLIP_CARD_TEMPLATE.format(library=LIBRARY_NAMES[format], title=out.name, run=model.folder.name, off=clip.max_error,
+                       use=USAGE_TEMPLATES[format].format(folder=out.name), pictures=_image_note(clip.image, format))
 
 
-def _pictures(image: Image, to: str) -> str:
+def _image_note(image: Image, format: str) -> str:
     """How pictures should be handed over, where this is not quite what they were in training."""
-    if image.resample and image.square in ("stretch", "crop" if to == "hf" else "centre"):
+    if image.resample and image.resize_mode in ("stretch", "crop" if format == "hf" else "centre"):
         return ""
-    if image.square not in ("pad", "trim"):
+    if image.resize_mode not in ("pad", "trim"):
         return ("Pictures: in training their middle was not cut out quite as this library does it, which moves them by "
                 "a pixel at most.\n")
-    return (f"Pictures: it was trained on squares made by `{image.square}`, which this library does not know. "
+    return (f"Pictures: it was trained on squares made by `{image.resize_mode}`, which this library does not know. "
             "Make them so before you hand them over.\n")

@@ -14,25 +14,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sensorium.modalities.modality import checked, settings
+from sensorium.modalities.modality import validate_settings, settings_to_dict
 
-DAY = 86_400.0                          # seconds
-FEATURES = 9                            # of a date, as `collate` gives them
-_MONDAY = 4 * DAY                       # 1970-01-05
+SECONDS_PER_DAY = 86_400.0                          # seconds
+NUM_FEATURES = 9                            # of a date, as `collate` gives them
+_FIRST_MONDAY_SECONDS = 4 * SECONDS_PER_DAY                       # 1970-01-05
 
 
 @dataclass(frozen=True)
-class Date:
+class Datetime:
     """Settings of a column of dates, with or without a time of day; one without a zone is taken for UTC.
 
     mean, std: of the training dates, in seconds since 1970.
     """
 
-    kind: ClassVar[str] = "date"
+    kind: ClassVar[str] = "datetime"
     mean: float = 0.0
-    std: float = DAY
+    std: float = SECONDS_PER_DAY
 
-    def fit(self, values: Iterable[Any]) -> Date:
+    def fit(self, values: Iterable[Any]) -> Datetime:
         """Mean and spread of the dates that are there and can be read."""
         there = []
         for raw in values:
@@ -40,7 +40,7 @@ class Date:
                 there.append(float(self.load(raw)))
             except ValueError:
                 continue                # quarantined by name where the data are prepared
-        return replace(self, mean=float(np.mean(there)), std=float(np.std(there)) or DAY) if there else self
+        return replace(self, mean=float(np.mean(there)), std=float(np.std(there)) or SECONDS_PER_DAY) if there else self
 
     def load(self, raw: Any) -> np.ndarray:
         """Seconds since 1970 as float64 []: of a date, a datetime, or ISO 8601 text. Raises ValueError for others."""
@@ -58,12 +58,12 @@ class Date:
         """Standardised time, the square of it, and sine and cosine of the year, the week and the day; a bare hour."""
         seconds = np.asarray(values, np.float64).reshape(-1)
         past = (seconds - self.mean) / self.std
-        turns = (seconds / (365.2425 * DAY), (seconds - _MONDAY) / (7 * DAY), seconds / DAY)
+        turns = (seconds / (365.2425 * SECONDS_PER_DAY), (seconds - _FIRST_MONDAY_SECONDS) / (7 * SECONDS_PER_DAY), seconds / SECONDS_PER_DAY)
         round_ = [wave(2 * np.pi * (t % 1)) for t in turns for wave in (np.sin, np.cos)]
-        weekend = ((seconds - _MONDAY) // DAY % 7 >= 5).astype(np.float64)
+        weekend = ((seconds - _FIRST_MONDAY_SECONDS) // SECONDS_PER_DAY % 7 >= 5).astype(np.float64)
         return torch.from_numpy(np.stack([past, past ** 2, *round_, weekend], 1).astype(np.float32))
 
-    def augment(self, batch: Float[Tensor, "B F"], rng: torch.Generator, **how: float) -> Float[Tensor, "B F"]:
+    def augment(self, batch: Float[Tensor, "B F"], rng: torch.Generator, **options: float) -> Float[Tensor, "B F"]:
         """The batch as it is."""
         return batch
 
@@ -72,13 +72,13 @@ class Date:
         drawn = self.mean + self.std * torch.randn(n, generator=rng).double()
         return self.collate([np.array(value) for value in drawn.tolist()])
 
-    def show(self, value: Float[Tensor, "F"]) -> str:
+    def decode(self, value: Float[Tensor, "F"]) -> str:
         """The date in ISO 8601."""
         return datetime.fromtimestamp(float(value[0]) * self.std + self.mean, UTC).isoformat(timespec="minutes")
 
     def to_json(self) -> dict[str, Any]:
-        return settings(self)
+        return settings_to_dict(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Date:
-        return cls(**checked(cls, given))
+    def from_json(cls, data: dict[str, Any]) -> Datetime:
+        return cls(**validate_settings(cls, data))

@@ -46,26 +46,26 @@ class Modality(Protocol):
 
 
 @runtime_checkable
-class Meets(Protocol):
+class FitsOnData(Protocol):
     """A part of an encoder that takes something from training values before it learns."""
 
-    def meet(self, raw: Iterable[Tensor], /) -> None: ...
+    def fit_on_data(self, values: Iterable[Tensor], /) -> None: ...
 
 
-def settings(modality: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def settings_to_dict(modality: Any, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
     """A settings dataclass as plain JSON values."""
-    return {f.name: getattr(modality, f.name) for f in fields(modality) if f.name not in without}
+    return {f.name: getattr(modality, f.name) for f in fields(modality) if f.name not in exclude}
 
 
-def checked(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+def validate_settings(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """`given` if `cls` knows every key of it; lists become the tuples that frozen settings hold.
 
     Raises SensoriumError naming the first unknown key.
     """
     known = {f.name for f in fields(cls)}
-    for key in given:
+    for key in values:
         if key not in known:
             raise SensoriumError(f"{cls.__name__} settings hold the unknown key {key!r}; they may hold "
                                  f"{', '.join(sorted(known))}."
                                  " The file was written by another version or changed by hand.")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

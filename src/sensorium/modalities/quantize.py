@@ -17,14 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
-from sensorium.kernels import drawn
+from sensorium.kernels import normal_parameter
 
-COOLEST, STRONGEST = 1 / 16, 6.6        # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
-DEAD = 1 / 32                           # a code used less than this part of its fair share is restarted
+MIN_TEMPERATURE, MAX_KL_WEIGHT = 1 / 16, 6.6        # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
+DEAD_CODE_SHARE = 1 / 32                           # a code used less than this part of its fair share is restarted
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizerOutput:
     """x: the vectors of the codes, through which the gradient reaches the features. loss: to be added to the rest."""
 
     x: Float[Tensor, "*rows E"]
@@ -37,16 +37,16 @@ class Quantizer(Protocol):
     """vocab: K. inside, outside: widths D and E."""
 
     vocab: int
-    inside: int
-    outside: int
+    in_dim: int
+    out_dim: int
 
-    def __call__(self, z: Float[Tensor, "*rows D"], /) -> Quantized: ...
+    def __call__(self, z: Float[Tensor, "*rows D"], /) -> QuantizerOutput: ...
 
-    def ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
+    def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
         """The code of each feature vector."""
         ...
 
-    def vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
+    def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
         """What each code stands for."""
         ...
 
@@ -61,9 +61,9 @@ class FSQ(nn.Module):
     A code is a number in mixed radix, the first channel its lowest digit. Nothing is learned, and nothing collapses.
     """
 
-    middle: Tensor
+    zero_level: Tensor
     shift: Tensor
-    place: Tensor
+    place_value: Tensor
     radix: Tensor
 
     def __init__(self, levels: Sequence[int] = (8, 8, 8)):
@@ -71,37 +71,37 @@ class FSQ(nn.Module):
         if not levels or min(levels) < 2:
             raise SensoriumError(f"FSQ levels={tuple(levels)}: each channel needs at least 2.")
         self.levels, self.vocab = tuple(levels), math.prod(levels)
-        self.inside = self.outside = len(levels)
+        self.in_dim = self.out_dim = len(levels)
         self.register_buffer("middle", torch.tensor([n // 2 for n in levels]), persistent=False)
         self.register_buffer("shift", torch.tensor([0.5 * (n % 2 == 0) for n in levels]), persistent=False)
         self.register_buffer("place", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
                              persistent=False)
         self.register_buffer("radix", torch.tensor(levels), persistent=False)
 
-    def forward(self, z: Float[Tensor, "*rows D"]) -> Quantized:
-        bounded = self._bounded(z)
+    def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
+        bounded = self._bound(z)
         level = bounded.detach().round()
-        return Quantized(_straight(level, bounded) / self.middle, self._number(level), bounded.new_zeros(()))
+        return QuantizerOutput(_straight_through(level, bounded) / self.zero_level, self._to_id(level), bounded.new_zeros(()))
 
-    def ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        return self._number(self._bounded(z).round())
+    def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
+        return self._to_id(self._bound(z).round())
 
-    def vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
-        digits = ids[..., None] // self.place % self.radix
-        return (digits - self.middle).float() / self.middle
+    def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        digits = ids[..., None] // self.place_value % self.radix
+        return (digits - self.zero_level).float() / self.zero_level
 
     def after_step(self) -> None:
         return None
 
-    def _bounded(self, z: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    def _bound(self, z: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """Just beyond -n/2 .. n/2 - 1 for an even number n of levels, ±(n - 1)/2 for an odd one, so that rounding
         meets n of them; 0 stays at 0."""
         span = (self.radix - 1) * 1.001 / 2
         return (z.float() + (self.shift / span).atanh()).tanh() * span - self.shift
 
-    def _number(self, level: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
+    def _to_id(self, level: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
         """`level` is rounded already: casting a sum of floats would cut 2.9999 down to 2."""
-        return ((level.long() + self.middle) * self.place).sum(-1)
+        return ((level.long() + self.zero_level) * self.place_value).sum(-1)
 
 
 class VQ(nn.Module):
@@ -112,69 +112,69 @@ class VQ(nn.Module):
     """
 
     codebook: Tensor
-    counts: Tensor
-    seen_counts: Tensor
-    seen_sums: Tensor
+    ema_counts: Tensor
+    batch_counts: Tensor
+    batch_sums: Tensor
 
-    def __init__(self, vocab: int, width: int, *, decay: float = 0.99, commitment: float = 0.25, restart: bool = True):
+    def __init__(self, vocab: int, dim: int, *, decay: float = 0.99, commitment_weight: float = 0.25, restart_dead_codes: bool = True):
         super().__init__()
-        _check(vocab, width)
-        self.vocab, self.inside, self.outside = vocab, width, width
-        self.decay, self.commitment, self.restart = decay, commitment, restart
-        self.register_buffer("codebook", drawn(vocab, width, std=width ** -0.5).detach())
+        _validate_codebook(vocab, dim)
+        self.vocab, self.in_dim, self.out_dim = vocab, dim, dim
+        self.decay, self.commitment_weight, self.restart_dead_codes = decay, commitment_weight, restart_dead_codes
+        self.register_buffer("codebook", normal_parameter(vocab, dim, std=dim ** -0.5).detach())
         self.register_buffer("counts", torch.zeros(vocab))                  # of features, a moving mean
         self.register_buffer("seen_counts", torch.zeros(vocab), persistent=False)       # since the last update
-        self.register_buffer("seen_sums", torch.zeros(vocab, width), persistent=False)
-        self.recent: Tensor | None = None                                   # features of the last batch [N D]
+        self.register_buffer("seen_sums", torch.zeros(vocab, dim), persistent=False)
+        self.last_features: Tensor | None = None                                   # features of the last batch [N D]
 
-    def forward(self, z: Float[Tensor, "*rows D"]) -> Quantized:
+    def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
         z = z.float()
-        ids = self.ids(z)
-        e = self.vectors(ids)
+        ids = self.to_ids(z)
+        e = self.to_vectors(ids)
         if self.training:
-            self._see(z.detach().reshape(-1, self.inside), ids.reshape(-1))
-        return Quantized(_straight(e, z), ids, self.commitment * F.mse_loss(z, e))
+            self._accumulate_batch(z.detach().reshape(-1, self.in_dim), ids.reshape(-1))
+        return QuantizerOutput(_straight_through(e, z), ids, self.commitment_weight * F.mse_loss(z, e))
 
     @torch.no_grad()
-    def ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
+    def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
         with torch.autocast(z.device.type, enabled=False):                  # bf16 would mistake near neighbours
-            flat = z.float().reshape(-1, self.inside)
+            flat = z.float().reshape(-1, self.in_dim)
             distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
         return distance.argmin(1).reshape(z.shape[:-1])
 
-    def vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+    def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
         return self.codebook[ids]
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Move every code towards the mean of the features that chose it; restart those that none chooses."""
-        if self.recent is None:
+        if self.last_features is None:
             return
-        counts = self.counts * self.decay + self.seen_counts * (1 - self.decay)
-        sums = self.codebook * (self.counts * self.decay)[:, None] + self.seen_sums * (1 - self.decay)
+        counts = self.ema_counts * self.decay + self.batch_counts * (1 - self.decay)
+        sums = self.codebook * (self.ema_counts * self.decay)[:, None] + self.batch_sums * (1 - self.decay)
         used = counts > 1e-6
         self.codebook.copy_(torch.where(used[:, None], sums / counts.clamp(min=1e-6)[:, None], self.codebook))
-        self.counts.copy_(counts)
-        if self.restart:
-            self._restart(self.recent)
-        self.seen_counts.zero_()
-        self.seen_sums.zero_()
-        self.recent = None
+        self.ema_counts.copy_(counts)
+        if self.restart_dead_codes:
+            self._restart_dead_codes(self.last_features)
+        self.batch_counts.zero_()
+        self.batch_sums.zero_()
+        self.last_features = None
 
-    def _see(self, z: Float[Tensor, "N D"], ids: Int[Tensor, "N"]) -> None:
-        self.seen_counts.add_(torch.bincount(ids, minlength=self.vocab))
-        self.seen_sums.index_add_(0, ids, z)
-        self.recent = z
+    def _accumulate_batch(self, z: Float[Tensor, "N D"], ids: Int[Tensor, "N"]) -> None:
+        self.batch_counts.add_(torch.bincount(ids, minlength=self.vocab))
+        self.batch_sums.index_add_(0, ids, z)
+        self.last_features = z
 
-    def _restart(self, z: Float[Tensor, "N D"]) -> None:
-        fair = self.counts.sum() / self.vocab
-        dead = (self.counts < DEAD * fair).nonzero().flatten()
+    def _restart_dead_codes(self, z: Float[Tensor, "N D"]) -> None:
+        fair = self.ema_counts.sum() / self.vocab
+        dead = (self.ema_counts < DEAD_CODE_SHARE * fair).nonzero().flatten()
         drawn = torch.randint(len(z), (len(dead),), device=z.device)
         self.codebook[dead] = z[drawn]
-        self.counts[dead] = fair
+        self.ema_counts[dead] = fair
 
 
-class Gumbel(nn.Module):
+class GumbelQuantizer(nn.Module):
     """The discrete VAE of DALL-E (Ramesh et al. 2021): features are logits over codes, drawn by the Gumbel relaxation.
 
     While it learns, a soft draw at a temperature that falls from 1 to 1/16; afterwards the likeliest code. loss: the KL
@@ -186,48 +186,48 @@ class Gumbel(nn.Module):
 
     step: Tensor
 
-    def __init__(self, vocab: int, width: int, *, anneal: int, weight: float = 1.0, sharp: float = 1.0):
+    def __init__(self, vocab: int, dim: int, *, anneal_steps: int, kl_weight: float = 1.0, logit_scale: float = 1.0):
         super().__init__()
-        _check(vocab, width)
-        self.vocab, self.inside, self.outside = vocab, vocab, width
-        self.anneal, self.weight, self.sharp = anneal, weight, sharp
-        self.codebook = drawn(vocab, width, std=width ** -0.5)
+        _validate_codebook(vocab, dim)
+        self.vocab, self.in_dim, self.out_dim = vocab, vocab, dim
+        self.anneal_steps, self.kl_weight, self.logit_scale = anneal_steps, kl_weight, logit_scale
+        self.codebook = normal_parameter(vocab, dim, std=dim ** -0.5)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
-    def forward(self, z: Float[Tensor, "*rows K"]) -> Quantized:
-        z = self.sharp * z.float()
-        ids = self.ids(z)
-        x = self._drawn(z) @ self.codebook if self.training else self.vectors(ids)
-        return Quantized(x, ids, strength(self.progress) * self.weight * kl_to_uniform(z))
+    def forward(self, z: Float[Tensor, "*rows K"]) -> QuantizerOutput:
+        z = self.logit_scale * z.float()
+        ids = self.to_ids(z)
+        x = self._sample_relaxed(z) @ self.codebook if self.training else self.to_vectors(ids)
+        return QuantizerOutput(x, ids, kl_schedule(self.progress) * self.kl_weight * kl_to_uniform(z))
 
     @property
     def progress(self) -> Float[Tensor, ""]:
         """Of the schedule, from 0 to 1."""
-        return (self.step / self.anneal).clamp(max=1)
+        return (self.step / self.anneal_steps).clamp(max=1)
 
-    def ids(self, z: Float[Tensor, "*rows K"]) -> Int[Tensor, "*rows"]:
+    def to_ids(self, z: Float[Tensor, "*rows K"]) -> Int[Tensor, "*rows"]:
         return z.argmax(-1)
 
-    def vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
+    def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
         return self.codebook[ids]
 
     @torch.no_grad()
     def after_step(self) -> None:
         self.step.add_(1)
 
-    def _drawn(self, z: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
+    def _sample_relaxed(self, z: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
         noise = -torch.empty_like(z).exponential_().clamp(min=torch.finfo(z.dtype).tiny).log()
-        return ((z + noise) / temperature(self.progress)).softmax(-1)
+        return ((z + noise) / temperature_schedule(self.progress)).softmax(-1)
 
 
-def temperature(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def temperature_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
     """Of the relaxation, at a progress from 0 to 1: 1 at first, 1/16 at last."""
-    return 1 + (COOLEST - 1) * _risen(progress)
+    return 1 + (MIN_TEMPERATURE - 1) * _cosine_ramp(progress)
 
 
-def strength(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def kl_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
     """Of the KL term, at a progress from 0 to 1: 0 at first, 6.6 at last."""
-    return STRONGEST * _risen(progress)
+    return MAX_KL_WEIGHT * _cosine_ramp(progress)
 
 
 def kl_to_uniform(logits: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
@@ -236,16 +236,16 @@ def kl_to_uniform(logits: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
     return (log.exp() * log).sum(-1).mean() + math.log(logits.shape[-1])
 
 
-def _check(vocab: int, width: int) -> None:
-    if vocab < 2 or width < 1:
-        raise SensoriumError(f"vocab={vocab}, width={width}: expected 2 codes or more, and a width of 1 or more.")
+def _validate_codebook(vocab: int, dim: int) -> None:
+    if vocab < 2 or dim < 1:
+        raise SensoriumError(f"vocab={vocab}, width={dim}: expected 2 codes or more, and a width of 1 or more.")
 
 
-def _risen(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def _cosine_ramp(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
     """Half a cosine from 0 to 1."""
     return (1 - (math.pi * progress).cos()) / 2
 
 
-def _straight(value: Tensor, through: Tensor) -> Tensor:
+def _straight_through(value: Tensor, gradient_source: Tensor) -> Tensor:
     """Exactly `value`, with the gradient of `through` (straight-through estimator)."""
-    return value.detach() + (through - through.detach())
+    return value.detach() + (gradient_source - gradient_source.detach())

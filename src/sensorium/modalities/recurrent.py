@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.tokens import Tokens, at_place, present
+from sensorium.tokens import Tokens, take_token, valid_mask
 
-CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+RNN_CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Recurrent(nn.Module):
@@ -21,47 +21,47 @@ class Recurrent(nn.Module):
     of the width is each way's, and there is no order to keep: ValueError for tokens that have one.
     """
 
-    def __init__(self, dim: int, depth: int = 1, *, cell: str = "gru", both: bool = True, dropout: float = 0.0):
+    def __init__(self, dim: int, depth: int = 1, *, cell: str = "gru", bidirectional: bool = True, dropout: float = 0.0):
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"cell={cell!r} is not one of {', '.join(CELLS)}")
-        if both and dim % 2:
+        if cell not in RNN_CELLS:
+            raise ValueError(f"cell={cell!r} is not one of {', '.join(RNN_CELLS)}")
+        if bidirectional and dim % 2:
             raise ValueError(f"both ways share the width: {dim} is no multiple of 2")
 
         def layers() -> nn.ModuleList:
-            return nn.ModuleList(CELLS[cell](dim, dim // 2 if both else dim, batch_first=True) for _ in range(depth))
-        self.forwards, self.backwards = layers(), layers() if both else None
-        self.drop = nn.Dropout(dropout)
+            return nn.ModuleList(RNN_CELLS[cell](dim, dim // 2 if bidirectional else dim, batch_first=True) for _ in range(depth))
+        self.forward_layers, self.backward_layers = layers(), layers() if bidirectional else None
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, t: Tokens, *, only: Int[Tensor, "B"] | None = None) -> Tokens:
+    def forward(self, t: Tokens, *, query_positions: Int[Tensor, "B"] | None = None) -> Tokens:
         """All tokens; with `only`, one a sequence."""
-        if t.order is not None and self.backwards is not None:
+        if t.order is not None and self.backward_layers is not None:
             raise ValueError("tokens with an order are read forwards only: both=False")
         if not t.x.shape[1]:
             return t
-        real = present(t)
+        real = valid_mask(t)
         places = (torch.arange(real.shape[1], device=real.device) - (1 << 40) * real).argsort(1)    # the valid first
         places = places[..., None].expand_as(t.x)
-        read = self._read(t.x if t.valid is None else t.x.gather(1, places), real.sum(1))
+        read = self._run_layers(t.x if t.valid is None else t.x.gather(1, places), real.sum(1))
         if t.valid is not None:
             read = torch.zeros_like(read).scatter(1, places, read) * real[..., None]
         said = replace(t, x=read)
-        return said if only is None else at_place(said, only)
+        return said if query_positions is None else take_token(said, query_positions)
 
-    def _read(self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
+    def _run_layers(self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
         """What is read of each sequence's first `lengths` tokens; the rest, read after them, changes nothing."""
-        turned = turning(lengths, x.shape[1])[..., None]
-        for i, forwards in enumerate(self.forwards):
-            x = self.drop(x) if i else x
-            ways = [_along(forwards, x)]
-            if self.backwards is not None:
-                back = _along(self.backwards[i], x.gather(1, turned.expand_as(x)))
+        turned = reverse_indices(lengths, x.shape[1])[..., None]
+        for i, forwards in enumerate(self.forward_layers):
+            x = self.dropout(x) if i else x
+            ways = [_run_layer(forwards, x)]
+            if self.backward_layers is not None:
+                back = _run_layer(self.backward_layers[i], x.gather(1, turned.expand_as(x)))
                 ways.append(back.gather(1, turned.expand_as(back)))
             x = torch.cat(ways, -1)
         return x
 
 
-def _along(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+def _run_layer(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
     """What a layer says at each token; in a graph step by step: PyTorch's own way is tied to its example's length."""
     assert isinstance(layer, nn.GRU | nn.LSTM)
     if not torch.compiler.is_exporting():
@@ -87,7 +87,7 @@ def _along(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"
     return said.transpose(0, 1)
 
 
-def turning(lengths: Int[Tensor, "B"], most: int) -> Int[Tensor, "B T"]:
+def reverse_indices(lengths: Int[Tensor, "B"], max_length: int) -> Int[Tensor, "B T"]:
     """Places of each sequence's tokens from its last to its first; what lies beyond its length stays where it is."""
-    place, lengths = torch.arange(most, device=lengths.device), lengths[:, None]
+    place, lengths = torch.arange(max_length, device=lengths.device), lengths[:, None]
     return torch.where(place < lengths, lengths - 1 - place, place)

@@ -10,41 +10,41 @@ from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
 from sensorium.depth import StochasticDepth
-from sensorium.kernels import drawn
-from sensorium.tokens import Tokens, grid
+from sensorium.kernels import normal_parameter
+from sensorium.tokens import Tokens, grid_positions
 
 
-def convolution(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
     """A convolution and the norm of its batch."""
-    convolution = nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outside))
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
-class Residual(nn.Module):
+class BasicBlock(nn.Module):
     """relu(x + two convolutions of x). The second norm starts at zero: a new block changes nothing but the scale."""
 
-    def __init__(self, inside: int, outside: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
-        nn.init.zeros_(self.second.get_parameter("1.weight"))
-        self.deep = StochasticDepth()
-        plain = inside == outside and stride == 1
-        self.skip = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
-                                                               convolution(inside, outside, 1))
+        self.conv1, self.conv2 = conv_norm(in_channels, out_channels, 3, stride), conv_norm(out_channels, out_channels, 3)
+        nn.init.zeros_(self.conv2.get_parameter("1.weight"))
+        self.drop_path = StochasticDepth()
+        plain = in_channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
+                                                               conv_norm(in_channels, out_channels, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
-        return F.relu(self.skip(x) + self.deep(self.second(F.relu(self.first(x)))))
+        return F.relu(self.shortcut(x) + self.drop_path(self.conv2(F.relu(self.conv1(x)))))
 
 
-class Plain(nn.Module):
+class PlainBlock(nn.Module):
     """Two convolutions, one on the other, each with a relu: a block without a way around it."""
 
-    def __init__(self, inside: int, outside: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.first, self.second = convolution(inside, outside, 3, stride), convolution(outside, outside, 3)
+        self.conv1, self.conv2 = conv_norm(in_channels, out_channels, 3, stride), conv_norm(out_channels, out_channels, 3)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
-        return F.relu(self.second(F.relu(self.first(x))))
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
 
 
 class ResNet(nn.Module):
@@ -55,26 +55,26 @@ class ResNet(nn.Module):
     block: Residual, or Plain.
     """
 
-    def __init__(self, dim: int, blocks: int = 1, dropout: float = 0.0, *, size: int = 0, stem: int = 2,
-                 block: Callable[[int, int, int], nn.Module] = Residual):
+    def __init__(self, dim: int, blocks_per_stage: int = 1, dropout: float = 0.0, *, image_size: int = 0, stem_stride: int = 2,
+                 block: Callable[[int, int, int], nn.Module] = BasicBlock):
         super().__init__()
         if dim % 4:
             raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
         widths = (dim // 4, dim // 2, dim)
-        self.stem = nn.Sequential(convolution(3, widths[0], 2 * stem, stem), nn.ReLU())
+        self.stem = nn.Sequential(conv_norm(3, widths[0], 2 * stem_stride, stem_stride), nn.ReLU())
         inside, layers = widths[0], []
         for stage, width in enumerate(widths):
-            for i in range(blocks):
+            for i in range(blocks_per_stage):
                 layers.append(block(inside, width, 2 if stage and not i else 1))
                 inside = width
-        self.stages, self.drop = nn.Sequential(*layers), nn.Dropout(dropout)
-        self.places = drawn((size // (4 * stem)) ** 2, dim, std=0.02) if size else None
+        self.stages, self.dropout = nn.Sequential(*layers), nn.Dropout(dropout)
+        self.pos_embed = normal_parameter((image_size // (4 * stem_stride)) ** 2, dim, std=0.02) if image_size else None
 
-    def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
+    def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         cells = self.stages(self.stem(image.contiguous(memory_format=channels_last)))
-        x = self.drop(rearrange(cells, "b d h w -> b (h w) d"))
-        x = x if self.places is None else x + self.places.to(x.dtype)
-        return Tokens(x, grid(x, cells.shape[-1]))
+        x = self.dropout(rearrange(cells, "b d h w -> b (h w) d"))
+        x = x if self.pos_embed is None else x + self.pos_embed.to(x.dtype)
+        return Tokens(x, grid_positions(x, cells.shape[-1]))

@@ -16,31 +16,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sensorium.modalities.modality import checked, settings
+from sensorium.modalities.modality import validate_settings, settings_to_dict
 
-BINS = 32                               # at most so many bins of equal share are learned of a column of numbers
+MAX_BINS = 32                               # at most so many bins of equal share are learned of a column of numbers
 
 
 @dataclass(frozen=True)
-class Number:
+class Numeric:
     """Settings of a column of numbers: what a model sees is (value - mean) / std.
 
     edges: between bins that hold equal shares of the training values, in the column's own unit. count: how many there
     were.
     """
 
-    kind: ClassVar[str] = "number"
+    kind: ClassVar[str] = "numeric"
     mean: float = 0.0
     std: float = 1.0
     edges: tuple[float, ...] = ()
     count: int = 0
 
-    def fit(self, values: Iterable[float | None]) -> Number:
+    def fit(self, values: Iterable[float | None]) -> Numeric:
         """Mean, spread and bins of the values that are there; a column that never changes keeps a spread of 1."""
         there = np.fromiter((v for v in values if v is not None), np.float64)
         if not len(there):
             return self
-        edges = np.unique(np.quantile(there, np.linspace(0, 1, BINS + 1), method="nearest"))
+        edges = np.unique(np.quantile(there, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
         return replace(self, mean=float(there.mean()), std=float(there.std()) or 1.0, edges=tuple(edges.tolist()),
                        count=len(there))
 
@@ -67,16 +67,16 @@ class Number:
         """n standardised numbers, for tests and dry runs."""
         return torch.randn(n, generator=rng)
 
-    def show(self, value: Float[Tensor, ""]) -> float:
+    def decode(self, value: Float[Tensor, ""]) -> float:
         """A standardised value back in the column's own unit."""
         return float(value) * self.std + self.mean
 
     def to_json(self) -> dict[str, Any]:
-        return settings(self)
+        return settings_to_dict(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Number:
-        return cls(**checked(cls, given))
+    def from_json(cls, data: dict[str, Any]) -> Numeric:
+        return cls(**validate_settings(cls, data))
 
 
 @dataclass(frozen=True)
@@ -91,24 +91,24 @@ class Category:
     counts: tuple[int, ...] = ()
 
     @cached_property
-    def _number_of(self) -> dict[str, int]:
+    def _class_to_index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
 
     def fit(self, values: Iterable[str | None]) -> Category:
         """All classes among the values, in order of the alphabet, unless they are there already; how often each is."""
         found = Counter(v for v in values if v is not None)
-        classes = self.classes or tuple(self.sorted(found))
+        classes = self.classes or tuple(self.sort_classes(found))
         return replace(self, classes=classes, counts=tuple(found[name] for name in classes))
 
-    def sorted(self, found: Iterable[str]) -> list[str]:
+    def sort_classes(self, classes: Iterable[str]) -> list[str]:
         """Classes in the order in which they are numbered."""
-        return sorted(found)
+        return sorted(classes)
 
     def load(self, raw: Any) -> np.ndarray:
         """The number of one class as int64 []; of one that training did not see, how many it saw."""
         plain = int(raw) if isinstance(raw, float) and raw.is_integer() else raw
         name = str(plain).lower() if isinstance(plain, bool) else str(plain)
-        return np.array(self._number_of.get(name, len(self.classes)), np.int64)
+        return np.array(self._class_to_index.get(name, len(self.classes)), np.int64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B"]:
         return torch.from_numpy(np.array(values, np.int64))
@@ -122,16 +122,16 @@ class Category:
         """n classes, for tests and dry runs."""
         return torch.randint(0, max(1, len(self.classes)), (n,), generator=rng)
 
-    def show(self, value: Int[Tensor, ""]) -> str | None:
+    def decode(self, value: Int[Tensor, ""]) -> str | None:
         """The name of a class; None for one never seen."""
         return self.classes[int(value)] if int(value) < len(self.classes) else None
 
     def to_json(self) -> dict[str, Any]:
-        return settings(self)
+        return settings_to_dict(self)
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Category:
-        return cls(**checked(cls, given))
+    def from_json(cls, data: dict[str, Any]) -> Category:
+        return cls(**validate_settings(cls, data))
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ class Ordinal(Category):
 
     kind: ClassVar[str] = "ordinal"
 
-    def sorted(self, found: Iterable[str]) -> list[str]:
+    def sort_classes(self, classes: Iterable[str]) -> list[str]:
         """By their value. Raises ValueError where they are no numbers and no order was given."""
         try:
-            return sorted(found, key=float)
+            return sorted(classes, key=float)
         except ValueError:
-            names = ", ".join(sorted(found)[:5])
+            names = ", ".join(sorted(classes)[:5])
             raise ValueError(f"classes such as {names} have no order of their own: give it, lowest first, as in "
                              "ordinal:classes=[\"low\",\"high\"]") from None

@@ -6,14 +6,14 @@ from sensorium.published.efficientnet import EFFICIENTNET
 from sensorium.published.gpt2 import GPT2
 from sensorium.published.llama import LLAMA
 from sensorium.published.open_clip import OPEN_CLIP
-from sensorium.published.published import Published
+from sensorium.published.published import PretrainedFamily
 from sensorium.published.resnet import RESNET
 from sensorium.published.siglip import SIGLIP
 from sensorium.published.t5 import T5
 from sensorium.published.vit import TIMM_VIT, VIT
 from sensorium.published.whisper import WHISPER
 
-PUBLISHED: dict[str, Published] = {family.name: family for family in (
+PRETRAINED_FAMILIES: dict[str, PretrainedFamily] = {family.name: family for family in (
     CLIP,
     OPEN_CLIP,
     SIGLIP,

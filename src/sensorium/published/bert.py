@@ -12,121 +12,121 @@ from torch import Tensor, nn
 from sensorium.attention import Attention
 from sensorium.errors import SensoriumError
 from sensorium.models import Encoder, Tower
-from sensorium.published.files import Opened
-from sensorium.published.parts import Names, activation, affine
-from sensorium.published.published import Config, Published, Senses, same, stacked
-from sensorium.published.senses import embedding, present, words
-from sensorium.tokens import Tokens, line
+from sensorium.published.files import WeightFiles
+from sensorium.published.parts import WeightMappings, get_activation, weight_bias
+from sensorium.published.published import ModelConfig, PretrainedFamily, Preprocessing, rename, concat
+from sensorium.published.senses import build_embed_verb, drop_missing, text_preprocessing
+from sensorium.tokens import Tokens, sequence_positions
 from sensorium.transformer import FeedForward, PostNormBlock, Transformer
 
-DEFAULT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
            "hidden_act": "gelu", "layer_norm_eps": 1e-12, "vocab_size": 30522, "max_position_embeddings": 512,
            "type_vocab_size": 2, "pad_token_id": 0}
-UNUSED = ("*position_ids", "pooler.*", "cls.*")         # places, and heads of the tasks it was trained on
-PARTS = ("Transformer", "Pooling", "Normalize")         # of a sentence encoder, that are hosted
+UNUSED_TENSORS = ("*position_ids", "pooler.*", "cls.*")         # places, and heads of the tasks it was trained on
+SUPPORTED_MODULES = ("Transformer", "Pooling", "Normalize")         # of a sentence encoder, that are hosted
 
 
-class TypedWords(nn.Module):
+class SegmentEmbedding(nn.Module):
     """Ids → Tokens: what a word says, where it stands, and that it belongs to the first of two texts."""
 
-    def __init__(self, dim: int, vocab_size: int, length: int, types: int, pad: int):
+    def __init__(self, dim: int, vocab_size: int, max_length: int, num_token_types: int, pad_id: int):
         super().__init__()
-        self.ids, self.places, self.types = (nn.Embedding(n, dim) for n in (vocab_size, length, types))
-        self.pad = pad
+        self.token_embedding, self.position_embedding, self.token_type_embedding = (nn.Embedding(n, dim) for n in (vocab_size, max_length, num_token_types))
+        self.pad_id = pad_id
 
-    def summary(self, ids: Int[Tensor, "B T"]) -> None:
+    def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         return None
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.ids(ids) + self.places.weight[:ids.shape[1]] + self.types.weight[0]
-        return Tokens(x, line(x), valid=ids != self.pad)
+        x = self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]] + self.token_type_embedding.weight[0]
+        return Tokens(x, sequence_positions(x), valid=ids != self.pad_id)
 
 
-class First(nn.Module):
+class FirstTokenPool(nn.Module):
     """The first token stands for all."""
 
-    def forward(self, t: Tokens) -> Tokens:
-        return Tokens(t.x[:, :1], t.pos[:, :1])
+    def forward(self, tokens: Tokens) -> Tokens:
+        return Tokens(tokens.x[:, :1], tokens.pos[:, :1])
 
 
-def build(config: Config) -> nn.ModuleDict:
+def build_module(config: ModelConfig) -> nn.ModuleDict:
     """One tower, `text`, whose vector is the mean of all words, or the first word's, as the pooling config says."""
-    given = _filled(config)
+    given = _apply_defaults(config)
     dim, eps = given["hidden_size"], given["layer_norm_eps"]
     blocks = [PostNormBlock(Attention(dim, given["num_attention_heads"]),
-                            FeedForward(dim, given["intermediate_size"], activation(given["hidden_act"])),
+                            FeedForward(dim, given["intermediate_size"], get_activation(given["hidden_act"])),
                             (nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)))
               for _ in range(given["num_hidden_layers"])]
-    read = TypedWords(dim, given["vocab_size"], given["max_position_embeddings"], given["type_vocab_size"],
+    read = SegmentEmbedding(dim, given["vocab_size"], given["max_position_embeddings"], given["type_vocab_size"],
                       given["pad_token_id"])
-    encode = Encoder(read, Transformer(blocks, first=nn.LayerNorm(dim, eps=eps)), First() if config["first"] else None)
+    encode = Encoder(read, Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps)), FirstTokenPool() if config["first"] else None)
     return nn.ModuleDict({"text": Tower(encode, nn.Identity(), dim)})
 
 
-def names(config: Config) -> Names:
+def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and theirs."""
-    embed = [same(f"text.encode.embed.{ours}.weight", f"{config['prefix']}embeddings.{theirs}_embeddings.weight")
+    embed = [rename(f"text.encode.embed.{ours}.weight", f"{config['prefix']}embeddings.{theirs}_embeddings.weight")
              for ours, theirs in (("ids", "word"), ("places", "position"), ("types", "token_type"))]
-    return [*embed, *affine("text.encode.trunk.first", f"{config['prefix']}embeddings.LayerNorm"),
-            *(name for i in range(_filled(config)["num_hidden_layers"])
-              for name in _block(f"text.encode.trunk.blocks.{i}", f"{config['prefix']}encoder.layer.{i}"))]
+    return [*embed, *weight_bias("text.encode.trunk.first", f"{config['prefix']}embeddings.LayerNorm"),
+            *(name for i in range(_apply_defaults(config)["num_hidden_layers"])
+              for name in _map_block(f"text.encode.trunk.blocks.{i}", f"{config['prefix']}encoder.layer.{i}"))]
 
 
-def _block(ours: str, theirs: str) -> Names:
-    qkv = [stacked(f"{ours}.attention.qkv.{part}",
-                   *(f"{theirs}.attention.self.{x}.{part}" for x in ("query", "key", "value")))
+def _map_block(target: str, source: str) -> WeightMappings:
+    qkv = [concat(f"{target}.attention.qkv.{part}",
+                   *(f"{source}.attention.self.{x}.{part}" for x in ("query", "key", "value")))
            for part in ("weight", "bias")]
-    return [*qkv, *affine(f"{ours}.attention.out", f"{theirs}.attention.output.dense"),
-            *affine(f"{ours}.norm", f"{theirs}.attention.output.LayerNorm"),
-            *affine(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
-            *affine(f"{ours}.mlp.down", f"{theirs}.output.dense"),
-            *affine(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm")]
+    return [*qkv, *weight_bias(f"{target}.attention.out", f"{source}.attention.output.dense"),
+            *weight_bias(f"{target}.norm", f"{source}.attention.output.LayerNorm"),
+            *weight_bias(f"{target}.mlp.up", f"{source}.intermediate.dense"),
+            *weight_bias(f"{target}.mlp.down", f"{source}.output.dense"),
+            *weight_bias(f"{target}.mlp_norm", f"{source}.output.LayerNorm")]
 
 
-def _filled(config: Config) -> dict[str, Any]:
-    return {**DEFAULT, **config}
+def _apply_defaults(config: ModelConfig) -> dict[str, Any]:
+    return {**CONFIG_DEFAULTS, **config}
 
 
-def senses(config: Config, opened: Opened) -> Senses:
+def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Words as its tokenizer cuts them; at most as many as sentence-transformers would read."""
-    given = _filled(config)
-    read = words(opened, given["max_position_embeddings"], given["vocab_size"])
-    most = opened.json("sentence_bert_config.json").get("max_seq_length")
-    return present(text=read if read is None or not most else replace(read, length=most))
+    given = _apply_defaults(config)
+    read = text_preprocessing(weight_files, given["max_position_embeddings"], given["vocab_size"])
+    most = weight_files.read_json("sentence_bert_config.json").get("max_seq_length")
+    return drop_missing(text=read if read is None or not most else replace(read, length=most))
 
 
-def _recognise(opened: Opened) -> Config | None:
-    if opened.config.get("model_type") != "bert":
+def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
+    if weight_files.config.get("model_type") != "bert":
         return None
-    if opened.config.get("position_embedding_type", "absolute") != "absolute":
-        raise SensoriumError(f"{opened.place} is a BERT with relative positions, which is not hosted")
-    prefix = "bert." if any(name.startswith("bert.") for name in opened.tensors) else ""
-    return {**opened.config, "prefix": prefix, "first": pools_first(opened)}
+    if weight_files.config.get("position_embedding_type", "absolute") != "absolute":
+        raise SensoriumError(f"{weight_files.path} is a BERT with relative positions, which is not hosted")
+    prefix = "bert." if any(name.startswith("bert.") for name in weight_files.tensors) else ""
+    return {**weight_files.config, "prefix": prefix, "first": is_cls_pooling(weight_files)}
 
 
-def pools_first(opened: Opened) -> bool:
+def is_cls_pooling(weight_files: WeightFiles) -> bool:
     """What the pooling config says: the first token, or the mean of all. Raises SensoriumError for anything else."""
-    if odd := [kind for kind in _parts(opened) if kind not in PARTS]:
-        raise SensoriumError(f"{opened.place}/modules.json adds a {odd[0]} to the encoder; hosted are "
-                             f"{', '.join(PARTS)}")
-    asked = {mode for mode, on in opened.json("1_Pooling/config.json").items()
+    if odd := [kind for kind in _module_types(weight_files) if kind not in SUPPORTED_MODULES]:
+        raise SensoriumError(f"{weight_files.path}/modules.json adds a {odd[0]} to the encoder; hosted are "
+                             f"{', '.join(SUPPORTED_MODULES)}")
+    asked = {mode for mode, on in weight_files.read_json("1_Pooling/config.json").items()
              if mode.startswith("pooling_mode_") and on is True}
     if asked <= {"pooling_mode_mean_tokens"}:
         return False
     if asked == {"pooling_mode_cls_token"}:
         return True
-    raise SensoriumError(f"{opened.place}/1_Pooling/config.json asks for {', '.join(sorted(asked))}; the mean or the "
+    raise SensoriumError(f"{weight_files.path}/1_Pooling/config.json asks for {', '.join(sorted(asked))}; the mean or the "
                          "first token are read")
 
 
-def _parts(opened: Opened) -> list[str]:
+def _module_types(weight_files: WeightFiles) -> list[str]:
     """What sentence-transformers lines up: Transformer, Pooling, Normalize, ..."""
-    if "modules.json" not in opened.files:
+    if "modules.json" not in weight_files.files:
         return []
     try:
-        return [str(part["type"]).rpartition(".")[2] for part in json.loads(opened.files["modules.json"].read_text())]
+        return [str(part["type"]).rpartition(".")[2] for part in json.loads(weight_files.files["modules.json"].read_text())]
     except (ValueError, TypeError, KeyError) as e:
-        raise SensoriumError(f"{opened.files['modules.json']} is no list of modules: {e!r}") from e
+        raise SensoriumError(f"{weight_files.files['modules.json']} is no list of modules: {e!r}") from e
 
 
-BERT = Published("bert", _recognise, build, names, senses, embedding, UNUSED)
+BERT = PretrainedFamily("bert", _detect_config, build_module, map_weights, preprocessing, build_embed_verb, UNUSED_TENSORS)

@@ -15,38 +15,38 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sensorium.modalities.modality import settings
-from sensorium.published.decoder import PAD
-from sensorium.published.files import Opened
-from sensorium.published.tokens import tokenizer
+from sensorium.modalities.modality import settings_to_dict
+from sensorium.published.decoder import PAD_ID
+from sensorium.published.files import WeightFiles
+from sensorium.published.tokens import load_tokenizer
 
 ROLES = ("system", "user", "assistant")
-START, END = "<|im_start|>", "<|im_end|>"
-LINE = r"(?:\\n|\n)"
-CHATML = re.compile(        # the one template that is known; a template is a program, and none is run
+MESSAGE_START, MESSAGE_END = "<|im_start|>", "<|im_end|>"
+NEWLINE_PATTERN = r"(?:\\n|\n)"
+CHATML_TEMPLATE = re.compile(        # the one template that is known; a template is a program, and none is run
     r"\{% for message in messages %\}"
     r"(?:\{% if loop\.first and messages\[0\]\['role'\] != 'system' %\}"
-    rf"\{{\{{ '<\|im_start\|>system{LINE}(?P<system>[^'<>{{}}]*)<\|im_end\|>{LINE}' \}}\}}\{{% endif %\}})?"
-    rf"\{{\{{ ?'<\|im_start\|>' \+ message\['role'\] \+ '{LINE}' \+ message\['content'\] \+ '<\|im_end\|>'"
-    rf" \+ '{LINE}' ?\}}\}}\{{% endfor %\}}"
-    rf"\{{% if add_generation_prompt %\}}\{{\{{ ?'<\|im_start\|>assistant{LINE}' ?\}}\}}\{{% endif %\}}")
+    rf"\{{\{{ '<\|im_start\|>system{NEWLINE_PATTERN}(?P<system>[^'<>{{}}]*)<\|im_end\|>{NEWLINE_PATTERN}' \}}\}}\{{% endif %\}})?"
+    rf"\{{\{{ ?'<\|im_start\|>' \+ message\['role'\] \+ '{NEWLINE_PATTERN}' \+ message\['content'\] \+ '<\|im_end\|>'"
+    rf" \+ '{NEWLINE_PATTERN}' ?\}}\}}\{{% endfor %\}}"
+    rf"\{{% if add_generation_prompt %\}}\{{\{{ ?'<\|im_start\|>assistant{NEWLINE_PATTERN}' ?\}}\}}\{{% endif %\}}")
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TextPrompt:
     """Settings of words to go on from: ids alone, nothing put before or after them."""
 
     kind: ClassVar[str] = "text"
     length: int                             # tokens that the model reads and says in all
-    ends: tuple[int, ...]                   # ids by which it says that it has done
+    stop_ids: tuple[int, ...]                   # ids by which it says that it has done
     tokenizer: Tokenizer = field(compare=False, repr=False)
-    never: tuple[int, ...] = ()             # ids that are not said
-    never_first: tuple[int, ...] = ()       # nor these, at first
+    suppressed_tokens: tuple[int, ...] = ()             # ids that are not said
+    begin_suppressed_tokens: tuple[int, ...] = ()       # nor these, at first
 
     def __post_init__(self) -> None:
         self.tokenizer.encode_special_tokens = True         # the name of a special token in a text is just letters
 
-    def fit(self, values: Iterable[Any]) -> Beginning:
+    def fit(self, values: Iterable[Any]) -> TextPrompt:
         """These settings: nothing is left to be learned."""
         return self
 
@@ -59,28 +59,28 @@ class Beginning:
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
         """Rows of ids side by side, PAD after the shorter ones."""
-        batch = np.full((len(values), max(map(len, values))), PAD, dtype=np.int64)
+        batch = np.full((len(values), max(map(len, values))), PAD_ID, dtype=np.int64)
         for row, ids in zip(batch, values, strict=True):
             row[:len(ids)] = ids
         return torch.from_numpy(batch)
 
-    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, **how: float) -> Int[Tensor, "B T"]:
+    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, **options: float) -> Int[Tensor, "B T"]:
         """The batch as it is."""
         return batch
 
-    def show(self, ids: Int[Tensor, "T"]) -> str:
+    def decode(self, ids: Int[Tensor, "T"]) -> str:
         """Ids back to words, up to the first that ends them."""
         said = ids.tolist()
-        stop = next((at for at, i in enumerate(said) if i in self.ends), len(said))
+        stop = next((at for at, i in enumerate(said) if i in self.stop_ids), len(said))
         return self.tokenizer.decode(said[:stop])
 
     def to_json(self) -> dict[str, Any]:
         """Plain settings; the tokenizer has a file of its own."""
-        return settings(self, without=("tokenizer",))
+        return settings_to_dict(self, exclude=("tokenizer",))
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatPrompt:
     """Settings of questions in ChatML: <|im_start|>ROLE⏎ content <|im_end|>⏎ for each message, then an answer begins.
 
     The markers are single ids: what somebody writes is never read as one. `system` is said first where a conversation
@@ -88,10 +88,10 @@ class Chat:
     """
 
     kind: ClassVar[str] = "prompt"
-    text: Beginning
-    system: str | None = None
+    text_prompt: TextPrompt
+    system_prompt: str | None = None
 
-    def fit(self, values: Iterable[Any]) -> Chat:
+    def fit(self, values: Iterable[Any]) -> ChatPrompt:
         """These settings: nothing is left to be learned."""
         return self
 
@@ -100,54 +100,54 @@ class Chat:
 
         Raises ValueError for anything else, and where the template is not known.
         """
-        if self.system is None:
+        if self.system_prompt is None:
             raise ValueError("its chat template is a program, of which none is run, and not the one that is known "
                              "(ChatML); spell the conversation out with text=")
         messages = [{"role": "user", "content": raw}] if isinstance(raw, str) else list(raw)
         for message in messages:
             if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] not in ROLES:
                 raise ValueError(f"expected {{'role': one of {', '.join(ROLES)}, 'content': words}}, found {message!r}")
-        if self.system and messages[:1] and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
-        parts = [self._message(message["role"], message["content"]) for message in messages]
-        return np.concatenate([*parts, self._marker(START), self.text.load("assistant\n")])
+        if self.system_prompt and messages[:1] and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        parts = [self._encode_message(message["role"], message["content"]) for message in messages]
+        return np.concatenate([*parts, self._encode_marker(MESSAGE_START), self.text_prompt.load("assistant\n")])
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
         """Rows of ids side by side, PAD after the shorter ones."""
-        return self.text.collate(values)
+        return self.text_prompt.collate(values)
 
-    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, **how: float) -> Int[Tensor, "B T"]:
+    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, **options: float) -> Int[Tensor, "B T"]:
         """The batch as it is."""
         return batch
 
     def to_json(self) -> dict[str, Any]:
         """Plain settings."""
-        return {"system": self.system, **self.text.to_json()}
+        return {"system": self.system_prompt, **self.text_prompt.to_json()}
 
-    def _message(self, role: str, content: str) -> np.ndarray:
-        return np.concatenate([self._marker(START), self.text.load(f"{role}\n{content}"), self._marker(END),
-                               self.text.load("\n")])
+    def _encode_message(self, role: str, content: str) -> np.ndarray:
+        return np.concatenate([self._encode_marker(MESSAGE_START), self.text_prompt.load(f"{role}\n{content}"), self._encode_marker(MESSAGE_END),
+                               self.text_prompt.load("\n")])
 
-    def _marker(self, name: str) -> np.ndarray:
-        number = self.text.tokenizer.token_to_id(name)
+    def _encode_marker(self, token: str) -> np.ndarray:
+        number = self.text_prompt.tokenizer.token_to_id(token)
         if number is None:
-            raise ValueError(f"its tokenizer has no {name}, by which it should be asked")
+            raise ValueError(f"its tokenizer has no {token}, by which it should be asked")
         return np.array([number], dtype=np.int32)
 
 
-def beginning(opened: Opened, length: int, ends: int | Sequence[int] | None, **more: Any) -> Beginning | None:
+def load_text_prompt(weight_files: WeightFiles, length: int, stop_ids: int | Sequence[int] | None, **options: Any) -> TextPrompt | None:
     """The settings that the tokenizer beside the weights asks for; None where there is none.
 
-    ends: the id, or the ids, by which the model says that it has done.
+    stop_ids: the id, or the ids, by which the model says that it has done.
     """
-    made = tokenizer(opened)
+    made = load_tokenizer(weight_files)
     if made is None:
         return None
-    stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-    return Beginning(length, stops, made, **more)
+    stops = () if stop_ids is None else (stop_ids,) if isinstance(stop_ids, int) else tuple(stop_ids)
+    return TextPrompt(length, stops, made, **options)
 
 
-def chat(text: Beginning, template: Any) -> Chat:
+def build_chat_prompt(text_prompt: TextPrompt, template: Any) -> ChatPrompt:
     """The settings that a file's chat template asks for."""
-    found = CHATML.fullmatch(template.strip()) if isinstance(template, str) else None
-    return Chat(text, None if found is None else found["system"] or "")
+    found = CHATML_TEMPLATE.fullmatch(template.strip()) if isinstance(template, str) else None
+    return ChatPrompt(text_prompt, None if found is None else found["system"] or "")

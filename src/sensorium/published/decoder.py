@@ -8,51 +8,51 @@ from torch import Tensor, nn
 
 from sensorium.kernels import Linear
 from sensorium.models import Decoder
-from sensorium.tokens import CAUSAL, Tokens, line, unless_whole
+from sensorium.tokens import CAUSAL, Tokens, sequence_positions, valid_or_none
 from sensorium.transformer import Transformer
 
-PAD = -1                                    # what follows a shorter text in a batch: no id of any vocabulary
+PAD_ID = -1                                    # what follows a shorter text in a batch: no id of any vocabulary
 
 
-class Ids(nn.Module):
+class CausalTokenEmbedding(nn.Module):
     """Ids → Tokens, each seeing what came before; whatever is not PAD is read. `places`: 0, or how many are learned."""
 
-    def __init__(self, vocab_size: int, dim: int, places: int = 0):
+    def __init__(self, vocab_size: int, dim: int, num_positions: int = 0):
         super().__init__()
-        self.ids = nn.Embedding(vocab_size, dim)
-        self.places = nn.Parameter(torch.empty(places, dim)) if places else None
-        nn.init.normal_(self.ids.weight, std=0.02)
-        if self.places is not None:
-            nn.init.normal_(self.places, std=0.02)
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.position_embedding = nn.Parameter(torch.empty(num_positions, dim)) if num_positions else None
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding, std=0.02)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        real = ids != PAD
-        x = self.ids(ids.clamp(min=0))
-        x = x if self.places is None else x + self.places[:ids.shape[1]]
-        return Tokens(x, line(x), CAUSAL, unless_whole(real))
+        real = ids != PAD_ID
+        x = self.token_embedding(ids.clamp(min=0))
+        x = x if self.position_embedding is None else x + self.position_embedding[:ids.shape[1]]
+        return Tokens(x, sequence_positions(x), CAUSAL, valid_or_none(real))
 
-    def head(self) -> Linear:
+    def build_tied_head(self) -> Linear:
         """What says the next id by the ids' own vectors (tied weights)."""
-        tied = head(self)
-        tied.weight = self.ids.weight
+        tied = build_head(self)
+        tied.weight = self.token_embedding.weight
         return tied
 
-    def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         return ids
 
-    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
+    def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
         """Ids that stand at these places of their texts."""
-        x = self.ids(ids) if self.places is None else self.ids(ids) + self.places[places]
+        x = self.token_embedding(ids) if self.position_embedding is None else self.token_embedding(ids) + self.position_embedding[positions]
         pos = x.new_zeros(*ids.shape, 3, dtype=torch.float32)
-        pos[..., 0] = places
+        pos[..., 0] = positions
         return Tokens(x, pos, CAUSAL)
 
 
-def writer(ids: Ids, trunk: Transformer, *, tied: bool = True) -> Decoder:
+def build_text_decoder(embedding: CausalTokenEmbedding, trunk: Transformer, *, tied: bool = True) -> Decoder:
     """A decoder of text alone; `tied`: the head's weights are the ids' vectors."""
-    return Decoder({"text": ids}, {"text": ids.head() if tied else head(ids)}, trunk)
+    return Decoder({"text": embedding}, {"text": embedding.build_tied_head() if tied else build_head(embedding)}, trunk)
 
 
-def head(ids: Ids) -> Linear:
+def build_head(embedding: CausalTokenEmbedding) -> Linear:
     """What says the next id, with weights of its own."""
-    return Linear(ids.ids.embedding_dim, ids.ids.num_embeddings, bias=False)
+    return Linear(embedding.token_embedding.embedding_dim, embedding.token_embedding.num_embeddings, bias=False)

@@ -2,45 +2,45 @@
 from collections.abc import Iterator
 
 from sensorium.models import Decoder
-from sensorium.published.decoder import Ids, writer
-from sensorium.published.files import Opened
-from sensorium.published.parts import Shape, affine
-from sensorium.published.published import Config, Name, Published, same, turned
-from sensorium.published.write import senses, verbs
+from sensorium.published.decoder import CausalTokenEmbedding, build_text_decoder
+from sensorium.published.files import WeightFiles
+from sensorium.published.parts import TrunkConfig, weight_bias
+from sensorium.published.published import ModelConfig, WeightMapping, PretrainedFamily, rename, transpose
+from sensorium.published.write import preprocessing, build_verbs
 
-PARTS = {"norm": "ln_1", "mlp_norm": "ln_2"}                                            # ours: theirs
-PRODUCTS = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc",
+NORM_NAMES = {"norm": "ln_1", "mlp_norm": "ln_2"}                                            # ours: theirs
+LINEAR_NAMES = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc",
             "mlp.down": "mlp.c_proj"}
 
 
-def recognise(opened: Opened) -> Config | None:
+def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     """Its config, with "prefix": the first published files leave "transformer." out of every name."""
-    if opened.config.get("model_type") != "gpt2" or opened.layout != "safetensors":
+    if weight_files.config.get("model_type") != "gpt2" or weight_files.layout != "safetensors":
         return None
-    return {**opened.config, "prefix": "transformer." if "transformer.wte.weight" in opened.tensors else ""}
+    return {**weight_files.config, "prefix": "transformer." if "transformer.wte.weight" in weight_files.tensors else ""}
 
 
-def build(config: Config) -> Decoder:
+def build_module(config: ModelConfig) -> Decoder:
     dim, depth = config["n_embd"], config["n_layer"]
-    shape = Shape(dim, depth, config["n_head"], config.get("n_inner") or 4 * dim,
+    shape = TrunkConfig(dim, depth, config["n_head"], config.get("n_inner") or 4 * dim,
                   config.get("activation_function", "gelu_new"), config.get("layer_norm_epsilon", 1e-5))
-    return writer(Ids(config["vocab_size"], dim, config["n_positions"]), shape.trunk())
+    return build_text_decoder(CausalTokenEmbedding(config["vocab_size"], dim, config["n_positions"]), shape.build_trunk())
 
 
-def names(config: Config) -> Iterator[Name]:
+def map_weights(config: ModelConfig) -> Iterator[WeightMapping]:
     prefix = config.get("prefix", "transformer.")
-    yield same("parts.text.ids.weight", f"{prefix}wte.weight")
-    yield same("parts.text.ids.weight", "lm_head.weight", optional=True)
-    yield same("parts.text.places", f"{prefix}wpe.weight")
-    yield from affine("trunk.last", f"{prefix}ln_f")
+    yield rename("parts.text.ids.weight", f"{prefix}wte.weight")
+    yield rename("parts.text.ids.weight", "lm_head.weight", optional=True)
+    yield rename("parts.text.places", f"{prefix}wpe.weight")
+    yield from weight_bias("trunk.last", f"{prefix}ln_f")
     for i in range(config["n_layer"]):
         ours, theirs = f"trunk.blocks.{i}", f"{prefix}h.{i}"
-        for mine, other in PARTS.items():
-            yield from affine(f"{ours}.{mine}", f"{theirs}.{other}")
-        for mine, other in PRODUCTS.items():
-            yield turned(f"{ours}.{mine}.weight", f"{theirs}.{other}.weight")
-            yield same(f"{ours}.{mine}.bias", f"{theirs}.{other}.bias")
+        for mine, other in NORM_NAMES.items():
+            yield from weight_bias(f"{ours}.{mine}", f"{theirs}.{other}")
+        for mine, other in LINEAR_NAMES.items():
+            yield transpose(f"{ours}.{mine}.weight", f"{theirs}.{other}.weight")
+            yield rename(f"{ours}.{mine}.bias", f"{theirs}.{other}.bias")
 
 
-GPT2 = Published("gpt2", recognise, build, names, verbs=verbs, unused=("*.attn.bias", "*.attn.masked_bias"),
-                 senses=lambda config, opened: senses(opened, config["n_positions"], config.get("eos_token_id", 50256)))
+GPT2 = PretrainedFamily("gpt2", detect_config, build_module, map_weights, build_verbs=build_verbs, unused_tensors=("*.attn.bias", "*.attn.masked_bias"),
+                 preprocessing=lambda config, opened: preprocessing(opened, config["n_positions"], config.get("eos_token_id", 50256)))

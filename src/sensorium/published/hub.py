@@ -5,10 +5,10 @@ HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to huggingface_hub, whi
 from pathlib import Path
 
 from sensorium.errors import SensoriumError
-from sensorium.published.files import CONFIGS, INDEX, TEXTS, WEIGHTS, read_json
+from sensorium.published.files import CONFIG_FILES, INDEX_FILE, SIDECAR_FILES, SAFETENSORS_FILES, read_json
 
 
-def fetch(hub_id: str) -> Path:
+def download_snapshot(hub_id: str) -> Path:
     """The folder, in huggingface_hub's cache, of a model: OWNER/NAME, or OWNER/NAME@REVISION.
 
     Raises SensoriumError where there is no network and no copy, no such model, no right to it, or no safetensors in it.
@@ -20,10 +20,10 @@ def fetch(hub_id: str) -> Path:
     def get(*patterns: str) -> Path:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
     try:
-        folder = get(*CONFIGS, *TEXTS, INDEX)
-        if (folder / INDEX).is_file():
-            return get(*set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        for name in WEIGHTS:
+        folder = get(*CONFIG_FILES, *SIDECAR_FILES, INDEX_FILE)
+        if (folder / INDEX_FILE).is_file():
+            return get(*set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
+        for name in SAFETENSORS_FILES:
             if (get(name) / name).is_file():
                 return folder
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as e:
@@ -31,5 +31,5 @@ def fetch(hub_id: str) -> Path:
                              "or HF_HUB_OFFLINE is set, and no copy in the cache (HF_HOME)") from e
     except HfHubHTTPError as e:
         raise SensoriumError(f"{hub_id} cannot be fetched from the hub: {str(e).splitlines()[0]}") from e
-    raise SensoriumError(f"{hub_id} has no safetensors on the hub ({', '.join((INDEX, *WEIGHTS))}); download its "
+    raise SensoriumError(f"{hub_id} has no safetensors on the hub ({', '.join((INDEX_FILE, *SAFETENSORS_FILES))}); download its "
                          "pickle and turn it into safetensors: sensorium convert FILE")

@@ -8,45 +8,45 @@ import torch
 from torch import nn
 
 from sensorium.errors import SensoriumError
-from sensorium.published import PUBLISHED
-from sensorium.published.files import Opened, open_weights
-from sensorium.published.published import Config, Published, Senses, weighted
-from sensorium.verbs.verb import Answers
+from sensorium.published import PRETRAINED_FAMILIES
+from sensorium.published.files import WeightFiles, open_weights
+from sensorium.published.published import ModelConfig, PretrainedFamily, Preprocessing, load_pretrained
+from sensorium.verbs.verb import VerbModel
 
-KINDS = ("model_type", "architectures", "general.architecture")        # where a config says what it is
+MODEL_TYPE_KEYS = ("model_type", "architectures", "general.architecture")        # where a config says what it is
 
 
-class Pretrained(Answers):
+class PretrainedModel(VerbModel):
     """A published model in our modules. It has the verbs of its family and no others."""
 
-    def __init__(self, family: Published, config: Config, module: nn.Module, senses: Senses, opened: Opened):
-        super().__init__(f"published {family.name}", family.verbs(module, senses))
-        self.family, self.config, self.module, self.senses = family, config, module.eval(), senses
-        self.folder, self.fingerprint = opened.place, opened.fingerprint
+    def __init__(self, family: PretrainedFamily, config: ModelConfig, module: nn.Module, preprocessing: Preprocessing, weight_files: WeightFiles):
+        super().__init__(f"published {family.name}", family.build_verbs(module, preprocessing))
+        self.family, self.config, self.module, self.preprocessing = family, config, module.eval(), preprocessing
+        self.folder, self.fingerprint = weight_files.path, weight_files.fingerprint
 
     def __repr__(self) -> str:
         return f"Pretrained({self.family.name} from {self.folder}, verbs: {', '.join(self.verbs) or 'none'})"
 
 
-def load(source: str | Path, *, dtype: torch.dtype = torch.float32,
-         families: Mapping[str, Published] = PUBLISHED) -> Pretrained:
+def load_pretrained_model(source: str | Path, *, dtype: torch.dtype = torch.float32,
+         families: Mapping[str, PretrainedFamily] = PRETRAINED_FAMILIES) -> PretrainedModel:
     """The published model in a folder, a file, or on the hub, ready to answer.
 
     dtype: of the weights in memory, whatever they are stored in. Raises SensoriumError where the files cannot be read,
     are damaged or unsafe, or belong to no family in `families`.
     """
     opened = open_weights(source)
-    family, config = recognised(opened, families)
-    module = weighted(family, config, opened, dtype)
-    return Pretrained(family, config, module, family.senses(config, opened), opened)
+    family, config = detect_family(opened, families)
+    module = load_pretrained(family, config, opened, dtype)
+    return PretrainedModel(family, config, module, family.preprocessing(config, opened), opened)
 
 
-def recognised(opened: Opened, families: Mapping[str, Published] = PUBLISHED) -> tuple[Published, Config]:
+def detect_family(weight_files: WeightFiles, families: Mapping[str, PretrainedFamily] = PRETRAINED_FAMILIES) -> tuple[PretrainedFamily, ModelConfig]:
     """Whose weights they are, and with which settings. Raises SensoriumError where nobody knows them."""
     for family in families.values():
-        config = family.recognise(opened)
+        config = family.detect_config(weight_files)
         if config is not None:
             return family, config
-    said = next((opened.config[key] for key in KINDS if key in opened.config), "no model_type")
-    raise SensoriumError(f"{opened.place} holds no model that sensorium hosts (its config says {said!r}, its first "
-                         f"tensor is {next(iter(opened.tensors), 'none')}); families are {', '.join(families)}")
+    said = next((weight_files.config[key] for key in MODEL_TYPE_KEYS if key in weight_files.config), "no model_type")
+    raise SensoriumError(f"{weight_files.path} holds no model that sensorium hosts (its config says {said!r}, its first "
+                         f"tensor is {next(iter(weight_files.tensors), 'none')}); families are {', '.join(families)}")

@@ -1,92 +1,92 @@
 """CLIP as OpenCLIP publishes it (and as OpenAI named it): open_clip_config.json, open_clip_model.safetensors."""
 from dataclasses import replace
 
-from sensorium.align import LinearAlign
+from sensorium.align import LinearProjection
 from sensorium.errors import SensoriumError
-from sensorium.modalities.image import Patches
+from sensorium.modalities.image import PatchEmbedding
 from sensorium.models import Encoder, Tower, Towers
-from sensorium.published.files import Opened
-from sensorium.published.parts import HighestWords, Names, Shape, affine, kernel
-from sensorium.published.published import Config, Published, Senses, same, turned
-from sensorium.published.senses import RESAMPLE, SEEN, embedding, present, words
+from sensorium.published.files import WeightFiles
+from sensorium.published.parts import ArgmaxPooledEmbedding, WeightMappings, TrunkConfig, weight_bias, patch_kernel
+from sensorium.published.published import ModelConfig, PretrainedFamily, Preprocessing, rename, transpose
+from sensorium.published.senses import RESAMPLE_NAMES, CLIP_IMAGE, build_embed_verb, drop_missing, text_preprocessing
 
-VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
-IDLE = (None, False, "tok", "argmax", "linear", 0, 0.0)        # settings that ask for nothing beyond the plain model
-BESIDE = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
+VISION_DEFAULTS = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
+TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
+NEUTRAL_VALUES = (None, False, "tok", "argmax", "linear", 0, 0.0)        # settings that ask for nothing beyond the plain model
+IGNORED_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 
 
-def build(config: Config) -> Towers:
+def build_module(config: ModelConfig) -> Towers:
     """Two towers, `image` and `text`. Raises SensoriumError for a setting that the plain CLIP does not have."""
     given = config["model_cfg"]
-    vision, text = tower_config(given, "vision_cfg", VISION), tower_config(given, "text_cfg", TEXT)
+    vision, text = parse_tower_config(given, "vision_cfg", VISION_DEFAULTS), parse_tower_config(given, "text_cfg", TEXT_DEFAULTS)
     act, out = "quick_gelu" if given.get("quick_gelu") else "gelu", given["embed_dim"]
-    eye = Shape(vision["width"], vision["layers"], vision["width"] // vision["head_width"],
+    eye = TrunkConfig(vision["width"], vision["layers"], vision["width"] // vision["head_width"],
                 int(vision["width"] * vision["mlp_ratio"]), act)
-    voice = Shape(text["width"], text["layers"], text["heads"], int(text["width"] * text["mlp_ratio"]), act)
-    patches = Patches(eye.dim, vision["image_size"], vision["patch_size"])
-    words = HighestWords(voice.dim, text["vocab_size"], text["context_length"])
+    voice = TrunkConfig(text["width"], text["layers"], text["heads"], int(text["width"] * text["mlp_ratio"]), act)
+    patches = PatchEmbedding(eye.dim, vision["image_size"], vision["patch_size"])
+    words = ArgmaxPooledEmbedding(voice.dim, text["vocab_size"], text["context_length"])
     return Towers({
-        "image": Tower(Encoder(patches, eye.trunk(first=eye.norm())), LinearAlign(eye.dim, out), out),
-        "text": Tower(Encoder(words, voice.trunk()), LinearAlign(voice.dim, out), out)})
+        "image": Tower(Encoder(patches, eye.build_trunk(input_norm=eye.build_norm())), LinearProjection(eye.dim, out), out),
+        "text": Tower(Encoder(words, voice.build_trunk()), LinearProjection(voice.dim, out), out)})
 
 
-def tower_config(config: Config, which: str, default: Config) -> Config:
+def parse_tower_config(config: ModelConfig, tower_key: str, defaults: ModelConfig) -> ModelConfig:
     """The settings of one tower, all of them. Raises SensoriumError naming one that asks for another model."""
-    given = config.get(which, {})
+    given = config.get(tower_key, {})
     for key, value in given.items():
-        if key not in default and key not in BESIDE and value not in IDLE:
-            raise SensoriumError(f"open_clip_config.json: {which}.{key}={value!r} is not read; only plain CLIP towers "
+        if key not in defaults and key not in IGNORED_KEYS and value not in NEUTRAL_VALUES:
+            raise SensoriumError(f"open_clip_config.json: {tower_key}.{key}={value!r} is not read; only plain CLIP towers "
                                  "are (a vision transformer with a class token, a causal text transformer)")
-    return {**default, **{key: value for key, value in given.items() if key in default}}
+    return {**defaults, **{key: value for key, value in given.items() if key in defaults}}
 
 
-def names(config: Config) -> Names:
+def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and theirs."""
     given = config["model_cfg"]
-    vision, text = tower_config(given, "vision_cfg", VISION), tower_config(given, "text_cfg", TEXT)
+    vision, text = parse_tower_config(given, "vision_cfg", VISION_DEFAULTS), parse_tower_config(given, "text_cfg", TEXT_DEFAULTS)
     return [
-        same("log_scale", "logit_scale"),
-        same("image.encode.embed.whole", "visual.class_embedding"),
-        kernel("image.encode.embed.linear.weight", "visual.conv1.weight", vision["patch_size"]),
-        same("image.encode.embed.places", "visual.positional_embedding"),
-        *affine("image.encode.trunk.first", "visual.ln_pre"),
-        *_trunk("image.encode.trunk", "visual.transformer", vision["layers"]),
-        *affine("image.encode.trunk.last", "visual.ln_post"),
-        turned("image.align.weight", "visual.proj"),
-        same("text.encode.embed.ids.weight", "token_embedding.weight"),
-        same("text.encode.embed.places", "positional_embedding"),
-        *_trunk("text.encode.trunk", "transformer", text["layers"]),
-        *affine("text.encode.trunk.last", "ln_final"),
-        turned("text.align.weight", "text_projection")]
+        rename("log_scale", "logit_scale"),
+        rename("image.encode.embed.whole", "visual.class_embedding"),
+        patch_kernel("image.encode.embed.linear.weight", "visual.conv1.weight", vision["patch_size"]),
+        rename("image.encode.embed.places", "visual.positional_embedding"),
+        *weight_bias("image.encode.trunk.first", "visual.ln_pre"),
+        *_map_trunk("image.encode.trunk", "visual.transformer", vision["layers"]),
+        *weight_bias("image.encode.trunk.last", "visual.ln_post"),
+        transpose("image.align.weight", "visual.proj"),
+        rename("text.encode.embed.ids.weight", "token_embedding.weight"),
+        rename("text.encode.embed.places", "positional_embedding"),
+        *_map_trunk("text.encode.trunk", "transformer", text["layers"]),
+        *weight_bias("text.encode.trunk.last", "ln_final"),
+        transpose("text.align.weight", "text_projection")]
 
 
-def _trunk(ours: str, theirs: str, depth: int) -> Names:
-    return [name for i in range(depth) for name in _block(f"{ours}.blocks.{i}", f"{theirs}.resblocks.{i}")]
+def _map_trunk(target: str, source: str, depth: int) -> WeightMappings:
+    return [name for i in range(depth) for name in _map_block(f"{target}.blocks.{i}", f"{source}.resblocks.{i}")]
 
 
-def _block(ours: str, theirs: str) -> Names:
-    qkv = [same(f"{ours}.attention.qkv.{part}", f"{theirs}.attn.in_proj_{part}") for part in ("weight", "bias")]
-    return [*qkv, *affine(f"{ours}.attention.out", f"{theirs}.attn.out_proj"),
-            *affine(f"{ours}.norm", f"{theirs}.ln_1"), *affine(f"{ours}.mlp_norm", f"{theirs}.ln_2"),
-            *affine(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc"), *affine(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj")]
+def _map_block(target: str, source: str) -> WeightMappings:
+    qkv = [rename(f"{target}.attention.qkv.{part}", f"{source}.attn.in_proj_{part}") for part in ("weight", "bias")]
+    return [*qkv, *weight_bias(f"{target}.attention.out", f"{source}.attn.out_proj"),
+            *weight_bias(f"{target}.norm", f"{source}.ln_1"), *weight_bias(f"{target}.mlp_norm", f"{source}.ln_2"),
+            *weight_bias(f"{target}.mlp.up", f"{source}.mlp.c_fc"), *weight_bias(f"{target}.mlp.down", f"{source}.mlp.c_proj")]
 
 
-def senses(config: Config, opened: Opened) -> Senses:
+def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures by `preprocess_cfg`, words by the tokenizer.json beside it."""
-    vision = tower_config(config["model_cfg"], "vision_cfg", VISION)
-    text = tower_config(config["model_cfg"], "text_cfg", TEXT)
+    vision = parse_tower_config(config["model_cfg"], "vision_cfg", VISION_DEFAULTS)
+    text = parse_tower_config(config["model_cfg"], "text_cfg", TEXT_DEFAULTS)
     given = config.get("preprocess_cfg", {})
     filters, squash = given.get("interpolation", "bicubic"), given.get("resize_mode", "shortest") == "squash"
-    if filters not in RESAMPLE.values() or given.get("resize_mode", "shortest") == "longest":
+    if filters not in RESAMPLE_NAMES.values() or given.get("resize_mode", "shortest") == "longest":
         raise SensoriumError(f"open_clip_config.json asks for pictures by {given}, which is not known here")
-    image = replace(SEEN, size=vision["image_size"], resample=filters, square="stretch" if squash else "centre",
-                    mean=tuple(given.get("mean", SEEN.mean)), std=tuple(given.get("std", SEEN.std)))
-    return present(image=image, text=words(opened, text["context_length"], text["vocab_size"]))
+    image = replace(CLIP_IMAGE, size=vision["image_size"], resample=filters, square="stretch" if squash else "centre",
+                    mean=tuple(given.get("mean", CLIP_IMAGE.mean)), std=tuple(given.get("std", CLIP_IMAGE.std)))
+    return drop_missing(image=image, text=text_preprocessing(weight_files, text["context_length"], text["vocab_size"]))
 
 
-def _recognise(opened: Opened) -> Config | None:
-    return opened.config if opened.layout == "open_clip" else None
+def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
+    return weight_files.config if weight_files.layout == "open_clip" else None
 
 
-OPEN_CLIP = Published("open_clip", _recognise, build, names, senses, embedding)
+OPEN_CLIP = PretrainedFamily("open_clip", _detect_config, build_module, map_weights, preprocessing, build_embed_verb)

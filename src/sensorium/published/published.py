@@ -30,146 +30,146 @@ from torch.overrides import TorchFunctionMode
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.modality import Modality
-from sensorium.published.files import Opened
-from sensorium.stored import weights
+from sensorium.published.files import WeightFiles
+from sensorium.stored import state_tensors
 
-Config = Mapping[str, Any]
+ModelConfig = Mapping[str, Any]
 
 
-def _alone(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _one(x: Tensor) -> tuple[Tensor, ...]:
+def _as_tuple(x: Tensor) -> tuple[Tensor, ...]:
     return (x,)
 
 
 @dataclass(frozen=True)
-class Name:
+class WeightMapping:
     """A tensor of ours and what it goes by with them.
 
     read: their tensors, in order → ours. write: ours → theirs; undoes `read` exactly. Two names may make the same
     tensor of ours (tied weights that they store twice): they must then agree. optional: may be absent in a file.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
-    read: Callable[..., Tensor] = field(default=_alone, compare=False)
-    write: Callable[[Tensor], Sequence[Tensor]] = field(default=_one, compare=False)
+    target: str
+    sources: tuple[str, ...]
+    convert: Callable[..., Tensor] = field(default=_identity, compare=False)
+    invert: Callable[[Tensor], Sequence[Tensor]] = field(default=_as_tuple, compare=False)
     optional: bool = False
 
 
-def same(ours: str, theirs: str, *, optional: bool = False) -> Name:
+def rename(target: str, source: str, *, optional: bool = False) -> WeightMapping:
     """The same tensor under another name."""
-    return Name(ours, (theirs,), optional=optional)
+    return WeightMapping(target, (source,), optional=optional)
 
 
-def stacked(ours: str, *theirs: str, sizes: Sequence[int] | None = None) -> Name:
+def concat(target: str, *sources: str, sizes: Sequence[int] | None = None) -> WeightMapping:
     """Several of theirs laid one under the other (q, k, v → qkv). sizes: the rows of each, where they differ."""
-    return Name(ours, theirs, lambda *parts: torch.cat(parts),
-                lambda x: x.split(list(sizes)) if sizes else x.chunk(len(theirs)))
+    return WeightMapping(target, sources, lambda *parts: torch.cat(parts),
+                lambda x: x.split(list(sizes)) if sizes else x.chunk(len(sources)))
 
 
-def turned(ours: str, theirs: str) -> Name:
+def transpose(target: str, source: str) -> WeightMapping:
     """Theirs is the transpose of ours."""
-    return Name(ours, (theirs,), lambda x: x.mT, lambda x: (x.mT,))
+    return WeightMapping(target, (source,), lambda x: x.mT, lambda x: (x.mT,))
 
 
-def shaped(ours: str, theirs: str, shape: Sequence[int], theirs_shape: Sequence[int]) -> Name:
+def reshape(target: str, source: str, target_shape: Sequence[int], source_shape: Sequence[int]) -> WeightMapping:
     """The same numbers in the same order in another shape (a patch convolution is a linear layer of ours)."""
-    return Name(ours, (theirs,), lambda x: x.reshape(tuple(shape)), lambda x: (x.reshape(tuple(theirs_shape)),))
+    return WeightMapping(target, (source,), lambda x: x.reshape(tuple(target_shape)), lambda x: (x.reshape(tuple(source_shape)),))
 
 
 Verbs = Mapping[str, Callable[..., Any]]
-Senses = Mapping[str, Modality]
+Preprocessing = Mapping[str, Modality]
 
 
 @dataclass(frozen=True)
-class Published:
+class PretrainedFamily:
     """One published family, in one layout of names. See the head of this file."""
 
     name: str
-    recognise: Callable[[Opened], Config | None]
-    build: Callable[[Config], nn.Module]
-    names: Callable[[Config], Iterable[Name]]
-    senses: Callable[[Config, Opened], Senses]
-    verbs: Callable[[nn.Module, Senses], Verbs]
-    unused: tuple[str, ...] = ()                        # patterns of their tensors that hold nothing learned
-    carry: Callable[[nn.Module, Config, Opened], None] | None = None    # how weights come in, where names cannot say it
+    detect_config: Callable[[WeightFiles], ModelConfig | None]
+    build_module: Callable[[ModelConfig], nn.Module]
+    map_weights: Callable[[ModelConfig], Iterable[WeightMapping]]
+    preprocessing: Callable[[ModelConfig, WeightFiles], Preprocessing]
+    build_verbs: Callable[[nn.Module, Preprocessing], Verbs]
+    unused_tensors: tuple[str, ...] = ()                        # patterns of their tensors that hold nothing learned
+    custom_load: Callable[[nn.Module, ModelConfig, WeightFiles], None] | None = None    # how weights come in, where names cannot say it
 
 
-def weighted(family: Published, config: Config, opened: Opened, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_pretrained(family: PretrainedFamily, config: ModelConfig, weight_files: WeightFiles, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The family's module with the weights that were found. Raises SensoriumError as `fill` does."""
-    with torch.random.fork_rng(), undrawn():
-        module = family.build(config).to(dtype)
-    if family.carry is not None:
-        family.carry(module, config, opened)
+    with torch.random.fork_rng(), skip_init():
+        module = family.build_module(config).to(dtype)
+    if family.custom_load is not None:
+        family.custom_load(module, config, weight_files)
     else:
-        fill(module, opened.tensors, family.names(config), unused=family.unused, place=str(opened.place))
+        load_into(module, weight_files.tensors, family.map_weights(config), unused_tensors=family.unused_tensors, path=str(weight_files.path))
     return module
 
 
-def fill(module: nn.Module, theirs: Mapping[str, Tensor], names: Iterable[Name], *, unused: Sequence[str] = (),
-         place: str = "the file") -> None:
+def load_into(module: nn.Module, source_tensors: Mapping[str, Tensor], mappings: Iterable[WeightMapping], *, unused_tensors: Sequence[str] = (),
+         path: str = "the file") -> None:
     """Copy their tensors into our module, in the module's own types; every one of both sides once.
 
     Raises SensoriumError, before anything is copied, where a tensor is missing or unknown; and where one has another
     shape, or two that should be one differ.
     """
-    names, wanted = list(names), weights(module)
-    _complete(names, wanted, theirs, unused, place)
+    mappings, wanted = list(mappings), state_tensors(module)
+    _check_complete(mappings, wanted, source_tensors, unused_tensors, path)
     filled: set[str] = set()
     with torch.no_grad():
-        for name in names:
-            if any(part not in theirs for part in name.theirs):
+        for name in mappings:
+            if any(part not in source_tensors for part in name.sources):
                 continue                                # optional, as _complete has seen to it
-            value = _read(name, theirs, wanted[name.ours], place)
-            if name.ours in filled and not torch.equal(wanted[name.ours], value.to(wanted[name.ours])):
-                raise SensoriumError(f"{place}: {', '.join(name.theirs)} should be the same weights as another tensor "
+            value = _convert_tensor(name, source_tensors, wanted[name.target], path)
+            if name.target in filled and not torch.equal(wanted[name.target], value.to(wanted[name.target])):
+                raise SensoriumError(f"{path}: {', '.join(name.sources)} should be the same weights as another tensor "
                                      "that it is tied to, and is not")
-            wanted[name.ours].copy_(value)
-            filled.add(name.ours)
+            wanted[name.target].copy_(value)
+            filled.add(name.target)
 
 
-def drain(module: nn.Module, names: Iterable[Name]) -> dict[str, Tensor]:
+def export_from(module: nn.Module, mappings: Iterable[WeightMapping]) -> dict[str, Tensor]:
     """Our module's weights under their names and in their shapes; tied ones once, optional ones left out."""
-    held, done, theirs = weights(module), set[str](), dict[str, Tensor]()
-    for name in names:
-        if name.ours not in done and not name.optional:
-            done.add(name.ours)
-            parts = (part.detach().contiguous() for part in name.write(held[name.ours]))
-            theirs.update(zip(name.theirs, parts, strict=True))
+    held, done, theirs = state_tensors(module), set[str](), dict[str, Tensor]()
+    for name in mappings:
+        if name.target not in done and not name.optional:
+            done.add(name.target)
+            parts = (part.detach().contiguous() for part in name.invert(held[name.target]))
+            theirs.update(zip(name.sources, parts, strict=True))
     if left := held.keys() - done:
         raise ValueError(f"the names of this family say nothing about {sorted(left)[0]}")
     return theirs
 
 
-def _complete(names: Sequence[Name], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor],
-              unused: Sequence[str], place: str) -> None:
-    said = {name.ours for name in names}
-    if said != ours.keys():
-        raise ValueError(f"the names of this family and its module differ in {sorted(said ^ ours.keys())[0]}")
-    mentioned = {part for name in names for part in name.theirs}
-    optional = {part for name in names if name.optional for part in name.theirs}
-    missing = sorted(mentioned - optional - theirs.keys())
-    unknown = sorted(key for key in theirs.keys() - mentioned if not any(fnmatchcase(key, p) for p in unused))
+def _check_complete(mappings: Sequence[WeightMapping], target_tensors: Mapping[str, Tensor], source_tensors: Mapping[str, Tensor],
+              unused_tensors: Sequence[str], path: str) -> None:
+    said = {name.target for name in mappings}
+    if said != target_tensors.keys():
+        raise ValueError(f"the names of this family and its module differ in {sorted(said ^ target_tensors.keys())[0]}")
+    mentioned = {part for name in mappings for part in name.sources}
+    optional = {part for name in mappings if name.optional for part in name.sources}
+    missing = sorted(mentioned - optional - source_tensors.keys())
+    unknown = sorted(key for key in source_tensors.keys() - mentioned if not any(fnmatchcase(key, p) for p in unused_tensors))
     for what, found in (("lacks", missing), ("has the unknown", unknown)):
         if found:
-            raise SensoriumError(f"{place} {what} tensor {found[0]}" + (f" and {len(found) - 1} more" if found[1:]
+            raise SensoriumError(f"{path} {what} tensor {found[0]}" + (f" and {len(found) - 1} more" if found[1:]
                                  else "") + ": it is not the model that its config describes, or is incomplete")
 
 
-def _read(name: Name, theirs: Mapping[str, Tensor], ours: Tensor, place: str) -> Tensor:
-    parts = [theirs[part] for part in name.theirs]
+def _convert_tensor(mapping: WeightMapping, source_tensors: Mapping[str, Tensor], target_tensor: Tensor, path: str) -> Tensor:
+    parts = [source_tensors[part] for part in mapping.sources]
     shapes = [tuple(part.shape) for part in parts]
-    expected = [tuple(part.shape) for part in name.write(ours)]
+    expected = [tuple(part.shape) for part in mapping.invert(target_tensor)]
     if shapes != expected:
-        raise SensoriumError(f"{place}: {', '.join(name.theirs)} has the shape {shapes}, but the config asks for "
+        raise SensoriumError(f"{path}: {', '.join(mapping.sources)} has the shape {shapes}, but the config asks for "
                              f"{expected}")
-    return name.read(*parts)
+    return mapping.convert(*parts)
 
 
-class undrawn(TorchFunctionMode):
+class skip_init(TorchFunctionMode):
     """While it lasts, first weights are not drawn at random: for a module that is then filled, or only looked at.
 
     They are the mean of what would be drawn: torch draws a cut normal distribution until no value lies outside, which
@@ -179,14 +179,14 @@ class undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (name := getattr(func, "__name__", "")) in _DRAWS:
+        if (name := getattr(func, "__name__", "")) in _RANDOM_INIT_NAMES:
             tensor = args[0] if args else kwargs["tensor"]
-            mean = kwargs.get("mean", args[1] if len(args) > 1 else 0.0) if name in _AROUND else 0.0
+            mean = kwargs.get("mean", args[1] if len(args) > 1 else 0.0) if name in _MEAN_INIT_NAMES else 0.0
             tensor.detach().fill_(mean)
             return tensor
         return func(*args, **kwargs)
 
 
-_DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
+_RANDOM_INIT_NAMES = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
           "xavier_normal_", "orthogonal_"}
-_AROUND = {"normal_", "trunc_normal_"}
+_MEAN_INIT_NAMES = {"normal_", "trunc_normal_"}

@@ -8,119 +8,119 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.kernels import Linear, attend, drawn
+from sensorium.kernels import Linear, attend, normal_parameter
 from sensorium.modalities.image import Image
 from sensorium.models import Encoder, Tower, Towers
-from sensorium.published.clip import shape, trunk
-from sensorium.published.files import Opened
-from sensorium.published.parts import Names, Shape, affine, boxed, kernel
-from sensorium.published.published import Config, Published, Senses, same
-from sensorium.published.senses import embedding, picture, present, words
-from sensorium.tokens import Tokens, grid, line
+from sensorium.published.clip import trunk_config, map_trunk
+from sensorium.published.files import WeightFiles
+from sensorium.published.parts import WeightMappings, TrunkConfig, weight_bias, squeeze, patch_kernel
+from sensorium.published.published import ModelConfig, PretrainedFamily, Preprocessing, rename
+from sensorium.published.senses import build_embed_verb, image_preprocessing, drop_missing, text_preprocessing
+from sensorium.tokens import Tokens, grid_positions, sequence_positions
 
-VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
           "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
-TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+TEXT_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
         "vocab_size": 32000, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6, "pad_token_id": 1, "projection_size": None}
-SEEN = Image(size=224, square="stretch", resample="bicubic")
+DEFAULT_IMAGE = Image(size=224, resize_mode="stretch", resample="bicubic")
 
 
-class BarePatches(nn.Module):
+class PatchEmbeddingWithoutCls(nn.Module):
     """Picture → Tokens: patches and their places, without a token for the whole."""
 
-    def __init__(self, dim: int, size: int, patch: int):
+    def __init__(self, dim: int, image_size: int, patch_size: int):
         super().__init__()
-        self.patch, self.columns = patch, size // patch
-        self.linear = Linear(3 * patch * patch, dim)
-        self.places = drawn(self.columns ** 2, dim, std=dim ** -0.5)
+        self.patch_size, self.grid_size = patch_size, image_size // patch_size
+        self.projection = Linear(3 * patch_size * patch_size, dim)
+        self.position_embedding = normal_parameter(self.grid_size ** 2, dim, std=dim ** -0.5)
 
-    def summary(self, image: Float[Tensor, "B 3 H W"]) -> None:
+    def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
-        flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
-        x = self.linear(flat) + self.places
-        return Tokens(x, grid(x, self.columns))
+        flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+        x = self.projection(flat) + self.position_embedding
+        return Tokens(x, grid_positions(x, self.grid_size))
 
 
-class FullWords(nn.Module):
+class FixedLengthTokenEmbedding(nn.Module):
     """Ids → Tokens: every text is as long as all places, padding counts as a word, and the last place speaks."""
 
-    def __init__(self, dim: int, vocab_size: int, length: int, pad: int):
+    def __init__(self, dim: int, vocab_size: int, max_length: int, pad_id: int):
         super().__init__()
-        self.ids, self.places, self.pad = nn.Embedding(vocab_size, dim), drawn(length, dim), pad
+        self.token_embedding, self.position_embedding, self.pad_id = nn.Embedding(vocab_size, dim), normal_parameter(max_length, dim), pad_id
 
-    def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
-        return torch.full((ids.shape[0],), len(self.places) - 1, device=ids.device)
+    def pool_index(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
+        return torch.full((ids.shape[0],), len(self.position_embedding) - 1, device=ids.device)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.ids(F.pad(ids, (0, len(self.places) - ids.shape[1]), value=self.pad)) + self.places
-        return Tokens(x, line(x))
+        x = self.token_embedding(F.pad(ids, (0, len(self.position_embedding) - ids.shape[1]), value=self.pad_id)) + self.position_embedding
+        return Tokens(x, sequence_positions(x))
 
 
 class AttentionPool(nn.Module):
     """A learned probe looks at all tokens, then thinks (the MAP head of big_vision)."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, config: TrunkConfig):
         super().__init__()
-        self.heads, self.probe = shape.heads, drawn(shape.dim)
-        self.qkv, self.out = Linear(shape.dim, 3 * shape.dim), Linear(shape.dim, shape.dim)
-        self.norm, self.mlp = shape.norm(), shape.mlp()
+        self.heads, self.probe = config.heads, normal_parameter(config.dim)
+        self.qkv, self.out = Linear(config.dim, 3 * config.dim), Linear(config.dim, config.dim)
+        self.norm, self.mlp = config.build_norm(), config.build_mlp()
 
-    def forward(self, t: Tokens) -> Tokens:
-        dim = t.x.shape[-1]
-        q = self.qkv.part(self.probe, 0, dim).expand(t.x.shape[0], 1, -1)
-        k, v = self.qkv.part(t.x, dim, None).chunk(2, -1)
+    def forward(self, tokens: Tokens) -> Tokens:
+        dim = tokens.x.shape[-1]
+        q = self.qkv.forward_slice(self.probe, 0, dim).expand(tokens.x.shape[0], 1, -1)
+        k, v = self.qkv.forward_slice(tokens.x, dim, None).chunk(2, -1)
         q, k, v = (rearrange(x, "b t (h k) -> b h t k", h=self.heads) for x in (q, k, v))
-        mask = None if t.valid is None else t.valid[:, None, None, :]
+        mask = None if tokens.valid is None else tokens.valid[:, None, None, :]
         x = self.out(rearrange(attend(q, k, v, mask=mask), "b h t k -> b t (h k)"))
-        return Tokens(x + self.mlp(self.norm(x)), t.pos[:, :1])
+        return Tokens(x + self.mlp(self.norm(x)), tokens.pos[:, :1])
 
 
-def build(config: Config) -> Towers:
+def build_module(config: ModelConfig) -> Towers:
     """Two towers, `image` and `text`, with first weights."""
-    vision, text = VISION | config.get("vision_config", {}), TEXT | config.get("text_config", {})
-    eye, voice = shape(vision), shape(text)
+    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
+    eye, voice = trunk_config(vision), trunk_config(text)
     out = text["projection_size"] or voice.dim
-    patches = BarePatches(eye.dim, vision["image_size"], vision["patch_size"])
-    read = FullWords(voice.dim, text["vocab_size"], text["max_position_embeddings"], text["pad_token_id"])
-    return Towers({"image": Tower(Encoder(patches, eye.trunk(), AttentionPool(eye)), nn.Identity(), eye.dim),
-                   "text": Tower(Encoder(read, voice.trunk()), Linear(voice.dim, out), out)}, biased=True)
+    patches = PatchEmbeddingWithoutCls(eye.dim, vision["image_size"], vision["patch_size"])
+    read = FixedLengthTokenEmbedding(voice.dim, text["vocab_size"], text["max_position_embeddings"], text["pad_token_id"])
+    return Towers({"image": Tower(Encoder(patches, eye.build_trunk(), AttentionPool(eye)), nn.Identity(), eye.dim),
+                   "text": Tower(Encoder(read, voice.build_trunk()), Linear(voice.dim, out), out)}, use_logit_bias=True)
 
 
-def names(config: Config) -> Names:
+def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and theirs."""
-    vision, text = VISION | config.get("vision_config", {}), TEXT | config.get("text_config", {})
+    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
     ours, theirs = "image.encode.pool", "vision_model.head"
     return [
-        boxed("log_scale", "logit_scale"), boxed("bias", "logit_bias"),
-        kernel("image.encode.embed.linear.weight", "vision_model.embeddings.patch_embedding.weight",
+        squeeze("log_scale", "logit_scale"), squeeze("bias", "logit_bias"),
+        patch_kernel("image.encode.embed.linear.weight", "vision_model.embeddings.patch_embedding.weight",
                vision["patch_size"]),
-        same("image.encode.embed.linear.bias", "vision_model.embeddings.patch_embedding.bias"),
-        same("image.encode.embed.places", "vision_model.embeddings.position_embedding.weight"),
-        *trunk("image.encode.trunk", "vision_model.encoder", vision["num_hidden_layers"]),
-        *affine("image.encode.trunk.last", "vision_model.post_layernorm"),
-        boxed(f"{ours}.probe", f"{theirs}.probe", 2),
-        *(same(f"{ours}.qkv.{part}", f"{theirs}.attention.in_proj_{part}") for part in ("weight", "bias")),
-        *affine(f"{ours}.out", f"{theirs}.attention.out_proj"), *affine(f"{ours}.norm", f"{theirs}.layernorm"),
-        *affine(f"{ours}.mlp.up", f"{theirs}.mlp.fc1"), *affine(f"{ours}.mlp.down", f"{theirs}.mlp.fc2"),
-        same("text.encode.embed.ids.weight", "text_model.embeddings.token_embedding.weight"),
-        same("text.encode.embed.places", "text_model.embeddings.position_embedding.weight"),
-        *trunk("text.encode.trunk", "text_model.encoder", text["num_hidden_layers"]),
-        *affine("text.encode.trunk.last", "text_model.final_layer_norm"),
-        *affine("text.align", "text_model.head")]
+        rename("image.encode.embed.linear.bias", "vision_model.embeddings.patch_embedding.bias"),
+        rename("image.encode.embed.places", "vision_model.embeddings.position_embedding.weight"),
+        *map_trunk("image.encode.trunk", "vision_model.encoder", vision["num_hidden_layers"]),
+        *weight_bias("image.encode.trunk.last", "vision_model.post_layernorm"),
+        squeeze(f"{ours}.probe", f"{theirs}.probe", 2),
+        *(rename(f"{ours}.qkv.{part}", f"{theirs}.attention.in_proj_{part}") for part in ("weight", "bias")),
+        *weight_bias(f"{ours}.out", f"{theirs}.attention.out_proj"), *weight_bias(f"{ours}.norm", f"{theirs}.layernorm"),
+        *weight_bias(f"{ours}.mlp.up", f"{theirs}.mlp.fc1"), *weight_bias(f"{ours}.mlp.down", f"{theirs}.mlp.fc2"),
+        rename("text.encode.embed.ids.weight", "text_model.embeddings.token_embedding.weight"),
+        rename("text.encode.embed.places", "text_model.embeddings.position_embedding.weight"),
+        *map_trunk("text.encode.trunk", "text_model.encoder", text["num_hidden_layers"]),
+        *weight_bias("text.encode.trunk.last", "text_model.final_layer_norm"),
+        *weight_bias("text.align", "text_model.head")]
 
 
-def senses(config: Config, opened: Opened) -> Senses:
+def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures as its processor makes them, words as its tokenizer cuts them."""
-    vision, text = VISION | config.get("vision_config", {}), TEXT | config.get("text_config", {})
-    return present(image=picture(opened.json("preprocessor_config.json"), vision["image_size"], SEEN),
-                   text=words(opened, text["max_position_embeddings"], text["vocab_size"]))
+    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
+    return drop_missing(image=image_preprocessing(weight_files.read_json("preprocessor_config.json"), vision["image_size"], DEFAULT_IMAGE),
+                   text=text_preprocessing(weight_files, text["max_position_embeddings"], text["vocab_size"]))
 
 
-def _recognise(opened: Opened) -> Config | None:
-    return opened.config if opened.config.get("model_type") == "siglip" else None
+def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
+    return weight_files.config if weight_files.config.get("model_type") == "siglip" else None
 
 
-SIGLIP = Published("siglip", _recognise, build, names, senses, embedding, ("*.embeddings.position_ids",))
+SIGLIP = PretrainedFamily("siglip", _detect_config, build_module, map_weights, preprocessing, build_embed_verb, ("*.embeddings.position_ids",))

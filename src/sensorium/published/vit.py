@@ -1,109 +1,109 @@
 """ViT (Dosovitskiy et al. 2020), in Hugging Face's names and in timm's."""
 from collections.abc import Iterable
 
-from sensorium.modalities.image import Image, Patches
+from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.models import Encoder
-from sensorium.published.classifier import Classifier, labels, timm_picture, verbs
-from sensorium.published.files import Opened
-from sensorium.published.parts import Names, Shape, affine, boxed, kernel
-from sensorium.published.published import Config, Published, Senses, same, stacked
-from sensorium.published.senses import picture
+from sensorium.published.classifier import Classifier, class_labels, timm_image_preprocessing, build_verbs
+from sensorium.published.files import WeightFiles
+from sensorium.published.parts import WeightMappings, TrunkConfig, weight_bias, squeeze, patch_kernel
+from sensorium.published.published import ModelConfig, PretrainedFamily, Preprocessing, rename, concat
+from sensorium.published.senses import image_preprocessing
 
-DEFAULT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
            "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16}
-SEEN = Image(size=224, square="stretch", resample="bilinear")
-HEAD = 64                                               # width of a head in timm, where its config names no other
+DEFAULT_IMAGE = Image(size=224, resize_mode="stretch", resample="bilinear")
+DEFAULT_HEAD_DIM = 64                                               # width of a head in timm, where its config names no other
 
 
-def build(config: Config) -> Classifier:
+def build_module(config: ModelConfig) -> Classifier:
     """The tower `image`, read from its class token, and its head, with first weights."""
-    size = Shape(config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
+    size = TrunkConfig(config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
                  config["intermediate_size"], config["hidden_act"], config["layer_norm_eps"])
-    patches = Patches(size.dim, config["image_size"], config["patch_size"], bias=True)
-    return Classifier(Encoder(patches, size.trunk()), size.dim, config["labels"])
+    patches = PatchEmbedding(size.dim, config["image_size"], config["patch_size"], bias=True)
+    return Classifier(Encoder(patches, size.build_trunk()), size.dim, config["labels"])
 
 
-def names(config: Config) -> Names:
+def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and Hugging Face's."""
     prefix = config["prefix"]
-    head = affine("head", "classifier") if config["labels"] else []
-    return [*_embed(config, f"{prefix}embeddings.", "position_embeddings", "patch_embeddings.projection"),
+    head = weight_bias("head", "classifier") if config["labels"] else []
+    return [*_map_embed(config, f"{prefix}embeddings.", "position_embeddings", "patch_embeddings.projection"),
             *(name for i in range(config["num_hidden_layers"])
-              for name in _block(f"image.encode.trunk.blocks.{i}", f"{prefix}encoder.layer.{i}")),
-            *affine("image.encode.trunk.last", f"{prefix}layernorm"), *head]
+              for name in _map_block(f"image.encode.trunk.blocks.{i}", f"{prefix}encoder.layer.{i}")),
+            *weight_bias("image.encode.trunk.last", f"{prefix}layernorm"), *head]
 
 
-def timm_names(config: Config) -> Names:
+def map_timm_weights(config: ModelConfig) -> WeightMappings:
     """Our names and timm's."""
-    head = affine("head", "head") if config["labels"] else []
-    return [*_embed(config, "", "pos_embed", "patch_embed.proj"),
+    head = weight_bias("head", "head") if config["labels"] else []
+    return [*_map_embed(config, "", "pos_embed", "patch_embed.proj"),
             *(name for i in range(config["num_hidden_layers"])
-              for name in _timm_block(f"image.encode.trunk.blocks.{i}", f"blocks.{i}")),
-            *affine("image.encode.trunk.last", "norm"), *head]
+              for name in _map_timm_block(f"image.encode.trunk.blocks.{i}", f"blocks.{i}")),
+            *weight_bias("image.encode.trunk.last", "norm"), *head]
 
 
-def _embed(config: Config, before: str, places: str, patches: str) -> Names:
-    return [boxed("image.encode.embed.whole", f"{before}cls_token", 2),
-            boxed("image.encode.embed.places", f"{before}{places}"),
-            kernel("image.encode.embed.linear.weight", f"{before}{patches}.weight", config["patch_size"]),
-            same("image.encode.embed.linear.bias", f"{before}{patches}.bias")]
+def _map_embed(config: ModelConfig, prefix: str, position_name: str, patch_name: str) -> WeightMappings:
+    return [squeeze("image.encode.embed.whole", f"{prefix}cls_token", 2),
+            squeeze("image.encode.embed.places", f"{prefix}{position_name}"),
+            patch_kernel("image.encode.embed.linear.weight", f"{prefix}{patch_name}.weight", config["patch_size"]),
+            rename("image.encode.embed.linear.bias", f"{prefix}{patch_name}.bias")]
 
 
-def _block(ours: str, theirs: str) -> Names:
-    look = f"{theirs}.attention"
-    qkv = [stacked(f"{ours}.attention.qkv.{part}", *(f"{look}.attention.{x}.{part}" for x in ("query", "key", "value")))
+def _map_block(target: str, source: str) -> WeightMappings:
+    look = f"{source}.attention"
+    qkv = [concat(f"{target}.attention.qkv.{part}", *(f"{look}.attention.{x}.{part}" for x in ("query", "key", "value")))
            for part in ("weight", "bias")]
-    return [*qkv, *affine(f"{ours}.attention.out", f"{look}.output.dense"),
-            *affine(f"{ours}.norm", f"{theirs}.layernorm_before"),
-            *affine(f"{ours}.mlp_norm", f"{theirs}.layernorm_after"),
-            *affine(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
-            *affine(f"{ours}.mlp.down", f"{theirs}.output.dense")]
+    return [*qkv, *weight_bias(f"{target}.attention.out", f"{look}.output.dense"),
+            *weight_bias(f"{target}.norm", f"{source}.layernorm_before"),
+            *weight_bias(f"{target}.mlp_norm", f"{source}.layernorm_after"),
+            *weight_bias(f"{target}.mlp.up", f"{source}.intermediate.dense"),
+            *weight_bias(f"{target}.mlp.down", f"{source}.output.dense")]
 
 
-def _timm_block(ours: str, theirs: str) -> Names:
+def _map_timm_block(target: str, source: str) -> WeightMappings:
     return [name for mine, other in (
         ("attention.qkv", "attn.qkv"), ("attention.out", "attn.proj"), ("norm", "norm1"), ("mlp_norm", "norm2"),
-        ("mlp.up", "mlp.fc1"), ("mlp.down", "mlp.fc2")) for name in affine(f"{ours}.{mine}", f"{theirs}.{other}")]
+        ("mlp.up", "mlp.fc1"), ("mlp.down", "mlp.fc2")) for name in weight_bias(f"{target}.{mine}", f"{source}.{other}")]
 
 
-def _recognise(opened: Opened) -> Config | None:
-    if opened.config.get("model_type") != "vit":
+def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
+    if weight_files.config.get("model_type") != "vit":
         return None
-    head = opened.tensors.shape("classifier.weight")
-    prefix = "vit." if "vit.layernorm.weight" in opened.tensors else ""
-    return {**DEFAULT, **opened.config, "prefix": prefix, "labels": labels(opened.config, head[0] if head else 0)}
+    head = weight_files.tensors.get_shape("classifier.weight")
+    prefix = "vit." if "vit.layernorm.weight" in weight_files.tensors else ""
+    return {**CONFIG_DEFAULTS, **weight_files.config, "prefix": prefix, "labels": class_labels(weight_files.config, head[0] if head else 0)}
 
 
-def _recognise_timm(opened: Opened) -> Config | None:
+def _detect_timm_config(weight_files: WeightFiles) -> ModelConfig | None:
     """timm gives no sizes: they are read from the shapes, the heads from the width."""
-    shape = opened.tensors.shape
+    shape = weight_files.tensors.get_shape
     first, kernels, places = shape("blocks.0.attn.qkv.weight"), shape("patch_embed.proj.weight"), shape("pos_embed")
-    if first is None or kernels is None or places is None or "cls_token" not in opened.tensors:
+    if first is None or kernels is None or places is None or "cls_token" not in weight_files.tensors:
         return None
     dim, patch, head, hidden = first[1], kernels[2], shape("head.weight"), shape("blocks.0.mlp.fc1.weight")
-    width = 80 if "vit_huge" in opened.config.get("architecture", "") else HEAD
-    return {**opened.config, "hidden_size": dim, "num_hidden_layers": depth("blocks", opened.tensors),
+    width = 80 if "vit_huge" in weight_files.config.get("architecture", "") else DEFAULT_HEAD_DIM
+    return {**weight_files.config, "hidden_size": dim, "num_hidden_layers": count_layers("blocks", weight_files.tensors),
             "num_attention_heads": dim // width, "intermediate_size": hidden[0] if hidden else 4 * dim,
             "hidden_act": "gelu", "layer_norm_eps": 1e-6, "patch_size": patch,
             "image_size": round((places[1] - 1) ** 0.5) * patch,
-            "labels": labels(opened.config, head[0] if head else 0)}
+            "labels": class_labels(weight_files.config, head[0] if head else 0)}
 
 
-def depth(before: str, found: Iterable[str]) -> int:
+def count_layers(prefix: str, names: Iterable[str]) -> int:
     """How many numbered parts there are: blocks.0.x, blocks.1.x, ..."""
-    return len({name.removeprefix(f"{before}.").partition(".")[0] for name in found if name.startswith(f"{before}.")})
+    return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in names if name.startswith(f"{prefix}.")})
 
 
-def senses(config: Config, opened: Opened) -> Senses:
+def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures as its processor makes them."""
-    return {"image": picture(opened.json("preprocessor_config.json"), config["image_size"], SEEN)}
+    return {"image": image_preprocessing(weight_files.read_json("preprocessor_config.json"), config["image_size"], DEFAULT_IMAGE)}
 
 
-def _timm_senses(config: Config, opened: Opened) -> Senses:
+def _timm_preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     size = config["image_size"]
-    given = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **opened.config.get("pretrained_cfg", {})}
-    return {"image": timm_picture(given, size, int(size / 0.9), "bicubic")}
+    given = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **weight_files.config.get("pretrained_cfg", {})}
+    return {"image": timm_image_preprocessing(given, size, int(size / 0.9), "bicubic")}
 
 
-VIT = Published("vit", _recognise, build, names, senses, verbs, ("*pooler.*",))
-TIMM_VIT = Published("timm_vit", _recognise_timm, build, timm_names, _timm_senses, verbs)
+VIT = PretrainedFamily("vit", _detect_config, build_module, map_weights, preprocessing, build_verbs, ("*pooler.*",))
+TIMM_VIT = PretrainedFamily("timm_vit", _detect_timm_config, build_module, map_timm_weights, _timm_preprocessing, build_verbs)

@@ -8,72 +8,72 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.chat import Beginning, beginning, chat
-from sensorium.published.files import Opened
-from sensorium.published.published import Senses, Verbs
+from sensorium.objectives.next_token import SamplingConfig, generate
+from sensorium.published.chat import TextPrompt, load_text_prompt, build_chat_prompt
+from sensorium.published.files import WeightFiles
+from sensorium.published.published import Preprocessing, Verbs
 from sensorium.tokens import Batch
-from sensorium.verbs.asked import batched, lists, only
-from sensorium.verbs.verb import at_rest, load
+from sensorium.verbs.asked import iter_batches, as_lists, require_output
+from sensorium.verbs.verb import eval_mode, load_value
 
-USUAL = 256                                 # tokens said where nobody says how many
+DEFAULT_MAX_TOKENS = 256                                 # tokens said where nobody says how many
 
 
-class Writer:
+class TextContinuation:
     """generate("text", text=[...]) goes on from there; generate("text", prompt=[...]) answers, where taught to chat."""
 
-    def __init__(self, model: Decoder, senses: Senses):
-        text = senses["text"]
-        assert isinstance(text, Beginning)
-        self.model, self.senses, self.text = model, senses, text
+    def __init__(self, model: Decoder, preprocessing: Preprocessing):
+        text = preprocessing["text"]
+        assert isinstance(text, TextPrompt)
+        self.model, self.preprocessing, self.text = model, preprocessing, text
 
-    def __call__(self, what: str | None = None, /, *, n: int = 1, temperature: float = 0.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int = 0, length: int = USUAL, batch_size: int = 16,
-                 **given: Any) -> list[str]:
+    def __call__(self, modality: str | None = None, /, *, n: int = 1, temperature: float = 0.0, top_k: int = 0,
+                 top_p: float = 1.0, seed: int = 0, max_tokens: int = DEFAULT_MAX_TOKENS, batch_size: int = 16,
+                 **inputs: Any) -> list[str]:
         """What is said after each of `text`, or in answer to each of `prompt`: words, or a conversation as a list of
         {"role": "user", "content": words}; n times over, side by side.
 
         temperature: 0 for the likeliest token each time. length: the most tokens. The same seed says the same, row by
         row, whatever the batch. Raises SensoriumError where it cannot be asked so, or there is no room for `length`.
         """
-        only(what, "text")
-        rows = self.read(given, length)
+        require_output(modality, "text")
+        rows = self.tokenize_prompts(inputs, max_tokens)
         said = list[str]()
-        for some, numbers in batched({"text": rows}, len(rows), n, batch_size):
-            how = Sampling(temperature, top_k, top_p, seed=seed, rows=numbers)
-            with at_rest(self.model):
+        for some, numbers in iter_batches({"text": rows}, len(rows), n, batch_size):
+            how = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=numbers)
+            with eval_mode(self.model):
                 batch = Batch({"text": self.text.collate(some["text"])})
-                steps = list(generate(self.model, batch, "text", length, how, end=next(iter(self.text.ends), None),
-                                      banned=self.text.never))
-            said += [self.text.show(row) for row in torch.stack(steps, 1)]
+                steps = list(generate(self.model, batch, "text", max_tokens, how, end_token=next(iter(self.text.stop_ids), None),
+                                      suppressed_tokens=self.text.suppressed_tokens))
+            said += [self.text.decode(row) for row in torch.stack(steps, 1)]
         return said
 
-    def read(self, given: Mapping[str, Any], length: int) -> list[np.ndarray]:
+    def tokenize_prompts(self, inputs: Mapping[str, Any], max_tokens: int) -> list[np.ndarray]:
         """Beginnings, or questions as they are put to the model, as ids that leave room for `length` more."""
-        asked = lists(given, list(self.senses), "text")
+        asked = as_lists(inputs, list(self.preprocessing), "text")
         if len(asked) != 1:
-            raise SensoriumError(f"give one of {', '.join(self.senses)}: this model makes text from it")
+            raise SensoriumError(f"give one of {', '.join(self.preprocessing)}: this model makes text from it")
         (kind, values), = asked.items()
-        rows = [load(self.senses[kind], value) for value in values]
+        rows = [load_value(self.preprocessing[kind], value) for value in values]
         longest = max(map(len, rows), default=0)
-        if longest > self.text.length - length:
-            raise SensoriumError(f"{longest} tokens are given and {length} asked for: this model reads and says "
+        if longest > self.text.length - max_tokens:
+            raise SensoriumError(f"{longest} tokens are given and {max_tokens} asked for: this model reads and says "
                                  f"{self.text.length} in all; ask for fewer with length=")
         return rows
 
 
-def senses(opened: Opened, length: int, ends: Any) -> Senses:
+def preprocessing(weight_files: WeightFiles, length: int, stop_ids: Any) -> Preprocessing:
     """What its tokenizer reads: `text`, and `prompt` where there is a chat template; {} where there is none."""
-    text = beginning(opened, length, ends)
+    text = load_text_prompt(weight_files, length, stop_ids)
     if text is None:
         return {}
-    template = opened.json("tokenizer_config.json").get("chat_template") or opened.config.get("tokenizer.chat_template")
-    if "chat_template.jinja" in opened.files:
-        template = opened.files["chat_template.jinja"].read_text(encoding="utf-8")
-    return {"text": text} if template is None else {"text": text, "prompt": chat(text, template)}
+    template = weight_files.read_json("tokenizer_config.json").get("chat_template") or weight_files.config.get("tokenizer.chat_template")
+    if "chat_template.jinja" in weight_files.files:
+        template = weight_files.files["chat_template.jinja"].read_text(encoding="utf-8")
+    return {"text": text} if template is None else {"text": text, "prompt": build_chat_prompt(text, template)}
 
 
-def verbs(module: nn.Module, senses: Senses) -> Verbs:
+def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:
     """`generate`, where there is a tokenizer."""
     assert isinstance(module, Decoder)
-    return {"generate": Writer(module, senses)} if senses else {}
+    return {"generate": TextContinuation(module, preprocessing)} if preprocessing else {}

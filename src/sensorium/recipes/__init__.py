@@ -2,7 +2,7 @@
 from sensorium.recipes.captioner import captioner as captioner
 from sensorium.recipes.clip import clip as clip
 from sensorium.recipes.clip import clip_small as clip_small
-from sensorium.recipes.codes import codes as codes
+from sensorium.recipes.codes import image_tokenizer as image_tokenizer
 from sensorium.recipes.dalle import dalle as dalle
 from sensorium.recipes.finetune import finetune as finetune
 from sensorium.recipes.fusion import fusion as fusion
@@ -13,7 +13,7 @@ RECIPES = {make.__name__: make for make in (
     captioner,
     clip,
     clip_small,
-    codes,
+    image_tokenizer,
     dalle,
     finetune,
     fusion,

@@ -12,132 +12,132 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sensorium.adapt import tuned
-from sensorium.config import WEIGHTS, Config
-from sensorium.data.cache import Source, Stored
+from sensorium.adapt import set_trainable
+from sensorium.config import WEIGHTS_FILE, RunConfig
+from sensorium.data.cache import Source, ColumnStore
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
 from sensorium.kernels import Linear
-from sensorium.modalities.image import Image, Patches
+from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.modality import Modality
 from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text
 from sensorium.models import Encoder, Tower, Towers
-from sensorium.published.start import Start
+from sensorium.published.start import PretrainedSource
 from sensorium.recipes.clip import clip, clip_small
-from sensorium.recipes.recipe import DeriveColumns, Make, build
-from sensorium.recipes.stage import restored
-from sensorium.stored import digest
-from sensorium.tokens import ColumnKey, Tokens, line
+from sensorium.recipes.recipe import DeriveColumns, RecipeFunction, build_recipe
+from sensorium.recipes.stage import restore_run
+from sensorium.stored import file_sha256
+from sensorium.tokens import ColumnKey, Tokens, sequence_positions
 
-LOOKS = 8                                   # tokens that a trained eye's one vector becomes
-MAKES: dict[str, Make[Towers]] = {"clip": clip, "clip_small": clip_small}
+NUM_PREFIX_TOKENS = 8                                   # tokens that a trained eye's one vector becomes
+CLIP_RECIPES: dict[str, RecipeFunction[Towers]] = {"clip": clip, "clip_small": clip_small}
 
 
-class Impression(nn.Module):
+class PrefixProjection(nn.Module):
     """A picture as a few tokens, made of the vector that a trained tower has for it (ClipCap, Mokady et al. 2021).
 
     The tower learns no more, and its statistics stand still. The tokens end where the words begin, at time 0.
     """
 
-    def __init__(self, tower: Tower, dim: int, looks: int, dropout: float):
+    def __init__(self, tower: Tower, dim: int, num_tokens: int, dropout: float):
         super().__init__()
-        self.tower, self.looks = tower.requires_grad_(False), looks
-        self.spread, self.drop = Linear(tower.width, looks * dim), nn.Dropout(dropout)
+        self.tower, self.num_tokens = tower.requires_grad_(False), num_tokens
+        self.projection, self.dropout = Linear(tower.embed_dim, num_tokens * dim), nn.Dropout(dropout)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> "Impression":
+    def train(self, mode: bool = True) -> "PrefixProjection":
         """All but the tower."""
         super().train(mode)
         self.tower.eval()
         return self
 
-    def forward(self, pictures: Tensor) -> Tokens:
+    def forward(self, images: Tensor) -> Tokens:
         """Pictures [B 3 S S], or what a published eye said of them before [B E]."""
         with torch.no_grad():
-            vector = self.tower(pictures) * self.tower.width ** 0.5         # about 1 each number
-        x = rearrange(self.spread(self.drop(vector)), "b (t d) -> b t d", t=self.looks)
-        return Tokens(x, line(x, -self.looks))
+            vector = self.tower(images) * self.tower.embed_dim ** 0.5         # about 1 each number
+        x = rearrange(self.projection(self.dropout(vector)), "b (t d) -> b t d", t=self.num_tokens)
+        return Tokens(x, sequence_positions(x, -self.num_tokens))
 
 
 @dataclass(frozen=True)
-class Eye:
+class VisionSource:
     """A trained tower that reads pictures, how they are read (None: as the run's schema says), and all that a run must
     keep to build it again. `there`: whether it has the weights it was trained to."""
 
     tower: Tower
     image: Image | None
-    told: Mapping[str, Any]
-    there: bool = True
+    metadata: Mapping[str, Any]
+    available: bool = True
 
     @classmethod
-    def of(cls, source: str | Mapping[str, Any]) -> "Eye":
+    def from_run(cls, source: str | Mapping[str, Any]) -> "VisionSource":
         """That of a run's folder; or what `told` said of one, whose weights lie with those of the run that keeps it.
 
         Raises SensoriumError where the folder is no run of CLIP.
         """
         if isinstance(source, str):
-            return _trained(source)
-        path = Path(source["source"]) / WEIGHTS
-        if path.is_file() and digest(path) == source["fingerprint"]:
-            return _trained(source["source"])
+            return _load_clip_run(source)
+        path = Path(source["source"]) / WEIGHTS_FILE
+        if path.is_file() and file_sha256(path) == source["fingerprint"]:
+            return _load_clip_run(source["source"])
         image = Image.from_json(source["image"])
         columns = {"image": Column("image", image), "text": Column("text", Text())}
-        recipe, _ = build(MAKES[source["recipe"]], Schema(columns), source["keywords"])
+        recipe, _ = build_recipe(CLIP_RECIPES[source["recipe"]], Schema(columns), source["keywords"])
         return cls(recipe.model["image"], image, source, False)
 
     @classmethod
-    def published(cls, source: str | Mapping[str, Any]) -> "Eye":
+    def from_pretrained(cls, source: str | Mapping[str, Any]) -> "VisionSource":
         """A published encoder of pictures, or what `told` said of one. Raises SensoriumError where it does not see."""
-        start = Start.of(source)
-        encoder, width = start.encoder("image")
-        image = start.senses().get("image")
+        start = PretrainedSource.from_source(source)
+        encoder, width = start.build_encoder("image")
+        image = start.preprocessing().get("image")
         assert image is None or isinstance(image, Image)
-        return cls(Tower(tuned(encoder, "none"), nn.Identity(), width), image, start.told())
+        return cls(Tower(set_trainable(encoder, "none"), nn.Identity(), width), image, start.to_config())
 
-    def look(self, image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
+    def embed(self, image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
         """What makes pictures tokens of that width."""
-        return Impression(self.tower, dim, LOOKS, dropout)
+        return PrefixProjection(self.tower, dim, NUM_PREFIX_TOKENS, dropout)
 
-    def derived(self, picture: ColumnKey, schema: Schema) -> DeriveColumns:
+    def derived_columns(self, column: ColumnKey, schema: Schema) -> DeriveColumns:
         """What a published eye says of each picture, as a column; of others, nothing.
 
         Raises SensoriumError where training would go on with an eye that has not learned.
         """
-        from sensorium.recipes.lit import looked  # not needed with an eye that learns
+        from sensorium.recipes.lit import frozen_embeddings  # not needed with an eye that learns
 
-        def ready(data: Source) -> Mapping[ColumnKey, Stored]:
-            if not self.there:
-                raise SensoriumError(f"pictures are seen by {self.told['source']}, which is not there any more: to go "
+        def ready(data: Source) -> Mapping[ColumnKey, ColumnStore]:
+            if not self.available:
+                raise SensoriumError(f"pictures are seen by {self.metadata['source']}, which is not there any more: to go "
                                      "on, put it back")
-            look = looked(self.tower.encode, picture, schema)
+            look = frozen_embeddings(self.tower.encoder, column, schema)
             return {} if look is None else look(data)
         return ready
 
 
-def _trained(folder: str) -> Eye:
-    name = Config.load(Path(folder)).recipe
-    if name not in MAKES:
-        raise SensoriumError(f"{folder} is a run of {name}; here one of {' or '.join(MAKES)} is needed.")
-    found = restored(folder, MAKES[name])
+def _load_clip_run(folder: str) -> VisionSource:
+    name = RunConfig.load(Path(folder)).recipe
+    if name not in CLIP_RECIPES:
+        raise SensoriumError(f"{folder} is a run of {name}; here one of {' or '.join(CLIP_RECIPES)} is needed.")
+    found = restore_run(folder, CLIP_RECIPES[name])
     picture = found.recipe.data.columns[0]
     image = found.schema[picture]
     assert isinstance(image, Image)
     told = {"source": folder, "fingerprint": found.fingerprint, "recipe": name, "image": image.to_json(),
             "keywords": {**found.config.keywords, "image": "image", "text": "text"}}
-    return Eye(found.recipe.model[picture], image, told)
+    return VisionSource(found.recipe.model[picture], image, told)
 
 
-def resnet(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
+def resnet(image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
     """Convolutions: a token for each 8 x 8 pixels."""
     assert isinstance(image, Image)
-    return Encoder(ResNet(dim, 1, dropout, size=image.size))
+    return Encoder(ResNet(dim, 1, dropout, image_size=image.size))
 
 
-def patches(image: Modality, dim: int, patch: int, dropout: float) -> nn.Module:
+def patch_embedding(image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
     """Nothing but a token for each patch."""
     assert isinstance(image, Image)
-    return Encoder(Patches(dim, image.size, patch or image.size // 8))
+    return Encoder(PatchEmbedding(dim, image.size, patch_size or image.size // 8))
 
 
-EYES = {"resnet": resnet, "patches": patches}
+VISION_ENCODERS = {"resnet": resnet, "patches": patch_embedding}

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from sensorium.modalities.modality import Modality
-from sensorium.published.start import Start
+from sensorium.published.start import PretrainedSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class ColumnInput:
     """
 
     modality: Modality
-    encoder: str | Start = ""
+    encoder: str | PretrainedSource = ""
     train: str = "none"
 
     @property
     def pretrained(self) -> bool:
-        return isinstance(self.encoder, Start)
+        return isinstance(self.encoder, PretrainedSource)

@@ -17,23 +17,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.splits import spaced
-from sensorium.metrics.pictures import clip_score, diversity, frechet, kernel_distance, nearest
-from sensorium.metrics.words import plain
-from sensorium.modalities.decode import squared
+from sensorium.data.splits import sample_evenly
+from sensorium.metrics.pictures import clip_score, diversity, frechet_distance, kernel_distance, nearest_neighbors
+from sensorium.metrics.words import normalize_text
+from sensorium.modalities.decode import resize_square
 from sensorium.modalities.image import Image
-from sensorium.models import unit
-from sensorium.recipes.judge_words import Judge
-from sensorium.recipes.judging import alike, distinct, made_of_things, pixels, training_rows
+from sensorium.models import l2_normalize
+from sensorium.recipes.judge_words import Evaluator
+from sensorium.recipes.judging import nearest_indices, unique_image_rows, is_scenes_dataset, load_pixels, training_rows
 from sensorium.recipes.protocol import Trained
-from sensorium.report import Report
+from sensorium.report import EvaluationReport
 from sensorium.tokens import ColumnKey, column_label
 
-Picture = PIL.Image.Image
-COPY = 0.02                                 # of the range of a pixel
-PIXELS = 8                                  # side of what stands for a picture where no model does
+PILImage = PIL.Image.Image
+MAX_COPY_RMSE = 0.02                                 # of the range of a pixel
+PIXEL_FEATURE_SIZE = 8                                  # side of what stands for a picture where no model does
 DEFINITIONS = """\
 Of each kind of picture: made by the model; real, those of the split; neighbour, the training picture whose caption has
 the most words in common with the one asked for (rare words count for more); mean, the mean training picture.
@@ -47,98 +47,98 @@ Of the data set scenes: true is the share of pictures in which a program finds w
 (data/scenes_check.py), things and relations are the shares of what it says that is there."""
 
 
-def pictures(picture: str, words: ColumnKey) -> Judge:
+def image_generation_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
     """A judge of pictures made for captions, for the columns of a recipe."""
-    def judge(model: Trained, dataset: Dataset, splits: Sequence[str], *, most: int = 500, seed: int = 0,
-              by: Any = None) -> Report:
+    def evaluate(model: Trained, dataset: Dataset, splits: Sequence[str], *, max_samples: int = 500, seed: int = 0,
+              feature_model: Any = None) -> EvaluationReport:
         """most: captions of a split that pictures are made for, each once, evenly spaced. by: a model with
         `embed(image=)` and `embed(text=)`, trained on none of the model's pictures, best by other artists; its vectors
         are the features. Without it features are the pixels of small pictures, and there is no CLIP score."""
-        prepared = dataset.prepare(model.schema, (picture, words))
-        train = distinct(prepared, picture, training_rows(dataset, prepared))
-        found = _Compared(prepared, (picture, words), train, by)
+        prepared = dataset.prepare(model.schema, (image_column, text_column))
+        train = unique_image_rows(prepared, image_column, training_rows(dataset, prepared))
+        found = _ImageComparison(prepared, (image_column, text_column), train, feature_model)
         figures = {}
         for split in splits:
-            rows = distinct(prepared, picture, prepared.complete(dataset.splits[split]))
-            asked = {prepared.caption(words, row): row for row in rows[::-1].tolist()}  # the same words, one picture
-            rows = spaced(np.array(sorted(asked.values())), most)
+            rows = unique_image_rows(prepared, image_column, prepared.complete_rows(dataset.splits[split]))
+            asked = {prepared.caption(text_column, row): row for row in rows[::-1].tolist()}  # the same words, one picture
+            rows = sample_evenly(np.array(sorted(asked.values())), max_samples)
             if len(rows) >= 4:                              # two halves of two
-                made = model.generate("image", text=[prepared.caption(words, row) for row in rows.tolist()], seed=seed)
-                figures[split] = {"pictures": float(len(rows)), **found.figures(dataset, rows, made)}
-        features = f"{PIXELS} x {PIXELS} pixels" if by is None else f"vectors of {by}"
-        return Report(figures, {"text": column_label(words), "features": features}, "pictures", (), DEFINITIONS)
-    return judge
+                made = model.generate("image", text=[prepared.caption(text_column, row) for row in rows.tolist()], seed=seed)
+                figures[split] = {"pictures": float(len(rows)), **found.compute_metrics(dataset, rows, made)}
+        features = f"{PIXEL_FEATURE_SIZE} x {PIXEL_FEATURE_SIZE} pixels" if feature_model is None else f"vectors of {feature_model}"
+        return EvaluationReport(figures, {"text": column_label(text_column), "features": features}, "pictures", (), DEFINITIONS)
+    return evaluate
 
 
-class _Compared:
+class _ImageComparison:
     """Training pictures, and the space in which pictures are compared."""
 
-    def __init__(self, prepared: Prepared, columns: tuple[str, ColumnKey], train: Int[np.ndarray, "T"], by: Any):
-        self.prepared, self.train, self.by = prepared, train, by
-        self.picture, self.words = columns
-        self.trained = pixels(prepared, self.picture, train) if len(train) else None
-        image = prepared.schema[self.picture]
+    def __init__(self, prepared: PreparedDataset, columns: tuple[str, ColumnKey], train_rows: Int[np.ndarray, "T"], feature_model: Any):
+        self.prepared, self.train_rows, self.feature_model = prepared, train_rows, feature_model
+        self.image_column, self.text_column = columns
+        self.train_pixels = load_pixels(prepared, self.image_column, train_rows) if len(train_rows) else None
+        image = prepared.schema[self.image_column]
         assert isinstance(image, Image)
-        self.side = image.side
+        self.image_size = image.stored_size
 
-    def figures(self, dataset: Dataset, rows: Int[np.ndarray, "N"], made: Sequence[Picture]) -> dict[str, float]:
+    def compute_metrics(self, dataset: Dataset, rows: Int[np.ndarray, "N"], generated: Sequence[PILImage]) -> dict[str, float]:
         """All figures of one split."""
-        captions = [self.prepared.caption(self.words, row) for row in rows.tolist()]
-        kinds = {"made": made, "real": self._pictures(rows), **self._cheap(captions)}
-        real = self._features(kinds["real"])
+        captions = [self.prepared.caption(self.text_column, row) for row in rows.tolist()]
+        kinds = {"made": generated, "real": self._load_images(rows), **self._baseline_images(captions)}
+        real = self._extract_features(kinds["real"])
         found: dict[str, float] = {}
         for name, shown in kinds.items():
-            features = self._features(shown)
+            features = self._extract_features(shown)
             halves = (features[::2], features[1::2]) if name == "real" else (features, real)
-            figures = {"Fréchet": frechet(*halves), "kernel": kernel_distance(*halves),
+            figures = {"Fréchet": frechet_distance(*halves), "kernel": kernel_distance(*halves),
                        "diversity": diversity(features)}
-            if self.by is not None:
-                figures["CLIP"] = clip_score(features, torch.from_numpy(self.by.embed(text=captions)))
-            figures |= self._copied(shown)
-            if made_of_things(dataset):
-                from sensorium.recipes.judge_scenes import true_pictures  # not needed for other data
-                figures |= true_pictures(shown, captions, self.side)
+            if self.feature_model is not None:
+                figures["CLIP"] = clip_score(features, torch.from_numpy(self.feature_model.embed(text=captions)))
+            figures |= self._copy_metrics(shown)
+            if is_scenes_dataset(dataset):
+                from sensorium.recipes.judge_scenes import image_metrics  # not needed for other data
+                figures |= image_metrics(shown, captions, self.image_size)
             found |= {f"{name} {figure}": value for figure, value in figures.items()}
         return found
 
-    def _pictures(self, rows: Int[np.ndarray, "N"]) -> list[Picture]:
-        return [self.prepared.picture(self.picture, row) for row in rows.tolist()]
+    def _load_images(self, rows: Int[np.ndarray, "N"]) -> list[PILImage]:
+        return [self.prepared.image(self.image_column, row) for row in rows.tolist()]
 
-    def _cheap(self, captions: Sequence[str]) -> dict[str, list[Picture]]:
+    def _baseline_images(self, captions: Sequence[str]) -> dict[str, list[PILImage]]:
         """Pictures that cost nothing."""
-        if self.trained is None:
+        if self.train_pixels is None:
             return {}
-        known = [self.prepared.caption(self.words, row) for row in self.train.tolist()]
-        mean = (255 * self.trained.mean(0)).round().to(torch.uint8).reshape(self.side, self.side, 3)
-        return {"neighbour": self._pictures(self.train[_most_alike(captions, known).numpy()]),
+        known = [self.prepared.caption(self.text_column, row) for row in self.train_rows.tolist()]
+        mean = (255 * self.train_pixels.mean(0)).round().to(torch.uint8).reshape(self.image_size, self.image_size, 3)
+        return {"neighbour": self._load_images(self.train_rows[_nearest_captions(captions, known).numpy()]),
                 "mean": [PIL.Image.fromarray(mean.numpy())] * len(captions)}
 
-    def _features(self, shown: Sequence[Picture]) -> Float[Tensor, "N E"]:
-        return _flat(shown, PIXELS) if self.by is None else torch.from_numpy(self.by.embed(image=list(shown)))
+    def _extract_features(self, images: Sequence[PILImage]) -> Float[Tensor, "N E"]:
+        return _image_vectors(images, PIXEL_FEATURE_SIZE) if self.feature_model is None else torch.from_numpy(self.feature_model.embed(image=list(images)))
 
-    def _copied(self, shown: Sequence[Picture]) -> dict[str, float]:
-        if self.trained is None:
+    def _copy_metrics(self, images: Sequence[PILImage]) -> dict[str, float]:
+        if self.train_pixels is None:
             return {}
-        apart = nearest(_flat(shown, self.side), self.trained)[0] / self.trained.shape[1] ** 0.5
-        return {"nearest": apart.mean().item(), "copies": (apart < COPY).double().mean().item()}
+        apart = nearest_neighbors(_image_vectors(images, self.image_size), self.train_pixels)[0] / self.train_pixels.shape[1] ** 0.5
+        return {"nearest": apart.mean().item(), "copies": (apart < MAX_COPY_RMSE).double().mean().item()}
 
 
-def _flat(shown: Sequence[Picture], side: int) -> Float[Tensor, "N P"]:
+def _image_vectors(images: Sequence[PILImage], size: int) -> Float[Tensor, "N P"]:
     """Pictures brought to one size, as numbers from 0 to 1."""
-    found = np.stack([squared(p.convert("RGB"), side, "stretch") for p in shown])
+    found = np.stack([resize_square(p.convert("RGB"), size, "stretch") for p in images])
     return torch.from_numpy(found).flatten(1).float() / 255
 
 
-def _most_alike(captions: Sequence[str], known: Sequence[str]) -> Int[Tensor, "N"]:
+def _nearest_captions(captions: Sequence[str], candidates: Sequence[str]) -> Int[Tensor, "N"]:
     """The known caption that has most words in common with each, rare ones counting for more (cosine of tf-idf)."""
-    there = [set(plain(text).split()) for text in known]
+    there = [set(normalize_text(text).split()) for text in candidates]
     rows = Counter(word for words in there for word in words)
     number = {word: i for i, word in enumerate(rows)}
-    rare = torch.tensor([math.log(1 + len(known) / count) for count in rows.values()])
+    rare = torch.tensor([math.log(1 + len(candidates) / count) for count in rows.values()])
 
-    def weighed(texts: Sequence[set[str]]) -> Tensor:
+    def tfidf_vectors(texts: Sequence[set[str]]) -> Tensor:
         table = torch.zeros(len(texts), len(number))
         for row, words in zip(table, texts, strict=True):
             row[[number[word] for word in words if word in number]] = 1
-        return unit(table * rare)
-    return alike(weighed([set(plain(text).split()) for text in captions]), weighed(there))
+        return l2_normalize(table * rare)
+    return nearest_indices(tfidf_vectors([set(normalize_text(text).split()) for text in captions]), tfidf_vectors(there))

@@ -3,26 +3,26 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorium.data.cache import Prepared
+from sensorium.data.cache import PreparedDataset
 from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextToken, Sampling
-from sensorium.recipes.drawing import sheet
+from sensorium.objectives.next_token import NextTokenLoss, SamplingConfig
+from sensorium.recipes.drawing import draw_contact_sheet
 from sensorium.recipes.recipe import WriteSamples
 from sensorium.tokens import Batch
-from sensorium.verbs.paint import Painter
+from sensorium.verbs.paint import ImageGenerator
 
 
-def painted_for(painter: Painter, objective: NextToken, captions: int = 8, each: int = 5) -> WriteSamples[Decoder]:
+def image_sample_writer(generator: ImageGenerator, objective: NextTokenLoss, num_captions: int = 8, images_per_caption: int = 5) -> WriteSamples[Decoder]:
     """A picture: a few held-out captions, the picture of each as its codes show it, and what is painted for it."""
-    def draw(model: Decoder, prepared: Prepared, rows: np.ndarray, path: Path) -> None:
-        rows = prepared.complete(rows)
-        rows = rows[np.linspace(0, len(rows) - 1, min(captions, len(rows))).astype(int)]
-        given = objective.given(prepared.batch(rows))
-        text = model.said("text").spelt(given["text"]).repeat_interleave(each, 0)
-        begun = Batch({"text": text, "image": painter.start(len(text))})
-        painted = painter.shown(painter.paint(begun, Sampling(top_p=0.95)))
-        true = painter.shown(model.said("image").spelt(given["image"])[:, 1:])
-        lines = [(prepared.caption(objective.columns["text"], row), [true[i], *painted[i * each:(i + 1) * each]])
+    def write(model: Decoder, prepared: PreparedDataset, rows: np.ndarray, path: Path) -> None:
+        rows = prepared.complete_rows(rows)
+        rows = rows[np.linspace(0, len(rows) - 1, min(num_captions, len(rows))).astype(int)]
+        given = objective.select_inputs(prepared.batch(rows))
+        text = model.output_part("text").tokenize(given["text"]).repeat_interleave(images_per_caption, 0)
+        begun = Batch({"text": text, "image": generator.start_tokens(len(text))})
+        painted = generator.decode_images(generator.generate_tokens(begun, SamplingConfig(top_p=0.95)))
+        true = generator.decode_images(model.output_part("image").tokenize(given["image"])[:, 1:])
+        lines = [(prepared.caption(objective.columns["text"], row), [true[i], *painted[i * images_per_caption:(i + 1) * images_per_caption]])
                  for i, row in enumerate(rows.tolist())]
-        sheet(lines).save(path)
-    return draw
+        draw_contact_sheet(lines).save(path)
+    return write

@@ -5,31 +5,31 @@ from typing import Generic
 
 import torch
 
-from sensorium.config import WEIGHTS, Config
+from sensorium.config import WEIGHTS_FILE, RunConfig
 from sensorium.data.schema import Schema
-from sensorium.recipes.recipe import M, Make, Recipe, build
-from sensorium.stored import digest, read_weights
+from sensorium.recipes.recipe import M, RecipeFunction, Recipe, build_recipe
+from sensorium.stored import file_sha256, load_weights
 
 
 @dataclass(frozen=True)
-class Stage(Generic[M]):
+class RestoredRun(Generic[M]):
     """fingerprint: SHA-256 of the weights' file."""
 
     recipe: Recipe[M]
     schema: Schema
-    config: Config
+    config: RunConfig
     fingerprint: str
     folder: Path
 
 
-def restored(folder: str | Path, make: Make[M]) -> Stage[M]:
+def restore_run(folder: str | Path, recipe_fn: RecipeFunction[M]) -> RestoredRun[M]:
     """The best model of a run that `make` made.
 
     Raises SensoriumError where the folder is no run, incomplete, damaged or of another version.
     """
     folder = Path(folder)
-    config, schema = Config.load(folder), Schema.load(folder)
+    config, schema = RunConfig.load(folder), Schema.load(folder)
     with torch.random.fork_rng():                       # first weights are drawn, then overwritten
-        recipe, _ = build(make, schema, config.keywords)
-    read_weights(recipe.model, folder / WEIGHTS)
-    return Stage(recipe, schema, config, digest(folder / WEIGHTS), folder)
+        recipe, _ = build_recipe(recipe_fn, schema, config.keywords)
+    load_weights(recipe.model, folder / WEIGHTS_FILE)
+    return RestoredRun(recipe, schema, config, file_sha256(folder / WEIGHTS_FILE), folder)

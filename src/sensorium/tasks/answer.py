@@ -9,25 +9,25 @@ from typing import Any
 import PIL.Image
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.decode import decode
+from sensorium.modalities.decode import decode_image
 
-SIDE = 128                                          # of the picture kept
+THUMBNAIL_SIZE = 128                                          # of the picture kept
 
 
 @dataclass(frozen=True)
-class Payload:
+class RowInfo:
     """name: where the row came from. kind: what of it was embedded. captions: its words, if any."""
 
     name: str
     kind: str
     captions: list[str]
 
-    def pack(self, picture: bytes) -> bytes:
+    def pack(self, image: bytes) -> bytes:
         """With the picture (PNG, or nothing), as one run of bytes."""
-        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n" + picture
+        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n" + image
 
     @classmethod
-    def unpack(cls, data: bytes) -> "tuple[Payload, bytes]":
+    def unpack(cls, data: bytes) -> "tuple[RowInfo, bytes]":
         """(payload, PNG). Raises SensoriumError where the words are not as `pack` writes them."""
         head, _, picture = data.partition(b"\n")
         try:
@@ -40,10 +40,10 @@ class Payload:
         return cls(**found), picture
 
 
-def thumbnail(raw: Any) -> bytes:
+def make_thumbnail(raw: Any) -> bytes:
     """A PNG, 128 pixels square, white where the picture does not reach. Raises ValueError for what is no picture."""
     out = io.BytesIO()
-    PIL.Image.fromarray(decode(raw, SIDE, "pad")).save(out, "PNG")
+    PIL.Image.fromarray(decode_image(raw, THUMBNAIL_SIZE, "pad")).save(out, "PNG")
     return out.getvalue()
 
 
@@ -53,20 +53,20 @@ class Hit:
 
     id: int
     score: float
-    payload: Payload
+    info: RowInfo
 
 
 @dataclass
-class Answer(Sequence[Hit]):
+class SearchResult(Sequence[Hit]):
     """What was found for one query, best first."""
 
     query: str
     hits: list[Hit]
-    pictures: InitVar[Sequence[bytes]] = ()         # a PNG, or b"", for each hit; no part of what is printed or JSON
-    asked: InitVar[bytes] = b""                     # the picture that was asked with, as PNG
+    images: InitVar[Sequence[bytes]] = ()         # a PNG, or b"", for each hit; no part of what is printed or JSON
+    query_image: InitVar[bytes] = b""                     # the picture that was asked with, as PNG
 
-    def __post_init__(self, pictures: Sequence[bytes], asked: bytes) -> None:
-        self.shown, self.shown_query = pictures, asked
+    def __post_init__(self, images: Sequence[bytes], query_image: bytes) -> None:
+        self.thumbnails, self.query_thumbnail = images, query_image
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -78,10 +78,10 @@ class Answer(Sequence[Hit]):
         return iter(self.hits)
 
     def __str__(self) -> str:
-        lines = [f"{h.score:6.3f}  {h.payload.name}  {'; '.join(h.payload.captions[:3])}" for h in self.hits]
+        lines = [f"{h.score:6.3f}  {h.info.name}  {'; '.join(h.info.captions[:3])}" for h in self.hits]
         return "\n".join(lines) or "nothing found"
 
     def save(self, path: str | Path) -> None:
         """Draw it: a contact sheet (.png), or a page that needs nothing beside it (.html)."""
-        from sensorium.tasks.sheet import save
-        save([self], path)
+        from sensorium.tasks.sheet import save_results
+        save_results([self], path)

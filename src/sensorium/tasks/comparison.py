@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from sensorium import durable
-from sensorium.checkpoint import Model, load, recipe_name
+from sensorium.checkpoint import Model, load_checkpoint, get_recipe_name
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.keywords import takes_names
-from sensorium.recipes.recipe import BadKeyword, Make, planned, split_keywords
-from sensorium.run import alone, fingerprint, numbered
-from sensorium.step import NonFinite, check
-from sensorium.tasks.compared import Comparison, Result
-from sensorium.train import Stopped, train
+from sensorium.recipes.recipe import BadKeyword, RecipeFunction, dry_build, split_keywords
+from sensorium.run import lock_folder, fingerprint, next_numbered
+from sensorium.step import NonFiniteError, check_training_config
+from sensorium.tasks.compared import Comparison, RunResult
+from sensorium.train import Interrupted, train
 
-RECORD = "comparison.json"
-Say = Callable[[str], object]
+RESULTS_FILE = "comparison.json"
+LogFunction = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Trial:
     name: str
     setting: dict[str, Any]
     keywords: dict[str, Any]
-    data: Dataset
-    rows: str
-    repeat: str
+    dataset: Dataset
+    split: str
+    repetition: str
 
 
-def compare(recipe: Make[Any], dataset: Dataset, *, out: str | Path | None = None, folds: int = 0, say: Say = print,
+def compare(recipe: RecipeFunction[Any], dataset: Dataset, *, out: str | Path | None = None, folds: int = 0, log: LogFunction = print,
             **keywords: Any) -> Comparison:
     """Train a recipe with each combination of the keywords that are given several values (a list or tuple).
 
@@ -58,25 +58,25 @@ def compare(recipe: Make[Any], dataset: Dataset, *, out: str | Path | None = Non
     Raises SensoriumError, before any run is made, for keywords that one could not be built with; Stopped on SIGINT or
     SIGTERM, after a save: the same call then goes on. A run whose numbers do not stay finite is told of in the table.
     """
-    fixed, varied = _asked(recipe, dataset, keywords)
-    trials = list(_trials(recipe, dataset, folds, fixed, varied))
-    folder = _folder(out)
-    plan = {"recipe": recipe_name(recipe), "keywords": json.loads(json.dumps(fixed)), "varied": sorted(varied),
+    fixed, varied = _split_varied(recipe, dataset, keywords)
+    trials = list(_iter_trials(recipe, dataset, folds, fixed, varied))
+    folder = _resolve_output_folder(out)
+    plan = {"recipe": get_recipe_name(recipe), "keywords": json.loads(json.dumps(fixed)), "varied": sorted(varied),
             "folds": folds, "data": fingerprint(dataset)}
-    with alone(folder):
-        record = _Record(folder, plan)
-        say(f"{len(trials)} runs into {folder}")
+    with lock_folder(folder):
+        record = _ComparisonState(folder, plan)
+        log(f"{len(trials)} runs into {folder}")
         for i, trial in enumerate(trials, 1):
-            told = _told(record.result(recipe, trial))
-            say(f"[{i}/{len(trials)}] {trial.name or 'as it comes'}: {told}")
-        judged = planned(recipe, dataset.schema, trials[0].keywords).evaluation
-        found = Comparison(recipe.__name__, _asked_for(dataset), judged.metric, judged.mode, folds, fixed,
-                           [(trial.setting, trial.repeat, record.results[trial.name]) for trial in trials], folder)
-        durable.write(folder / "comparison.md", found.markdown().encode())
+            told = _format_result(record.run_trial(recipe, trial))
+            log(f"[{i}/{len(trials)}] {trial.name or 'as it comes'}: {told}")
+        judged = dry_build(recipe, dataset.schema, trials[0].keywords).evaluation
+        found = Comparison(recipe.__name__, _dataset_arguments(dataset), judged.metric, judged.mode, folds, fixed,
+                           [(trial.setting, trial.repetition, record.results[trial.name]) for trial in trials], folder)
+        durable.write_file(folder / "comparison.md", found.to_markdown().encode())
     return found
 
 
-def _asked_for(dataset: Dataset) -> list[str]:
+def _dataset_arguments(dataset: Dataset) -> list[str]:
     """A data set as a command line names it."""
     said = dict(dataset.source)
     path, columns = str(said.pop("path", dataset.name)), said.pop("columns", {})
@@ -87,9 +87,9 @@ def _asked_for(dataset: Dataset) -> list[str]:
             *(part for name, value in said.items() for part in ("--option", f"{name}={value}"))]
 
 
-def _folder(out: str | Path | None) -> Path:
+def _resolve_output_folder(out: str | Path | None) -> Path:
     try:
-        folder = numbered(Path("runs"), "compare") if out is None else Path(out)
+        folder = next_numbered(Path("runs"), "compare") if out is None else Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     except OSError as e:
@@ -97,7 +97,7 @@ def _folder(out: str | Path | None) -> Path:
                              "(--out)") from e
 
 
-def _asked(recipe: Make[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def _split_varied(recipe: RecipeFunction[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """(keywords that are the same in all runs, values of those that are varied)."""
     split_keywords(recipe, keywords)
     several = {name: [value for i, value in enumerate(values) if value not in values[:i]]
@@ -109,12 +109,12 @@ def _asked(recipe: Make[Any], dataset: Dataset, keywords: Mapping[str, Any]) -> 
     fixed = {name: several[name][0] if name in several else value for name, value in keywords.items()
              if name not in varied}
     if not varied.keys() - {"seed"}:
-        usual = planned(recipe, dataset.schema, {**fixed, **{name: values[0] for name, values in varied.items()}})
+        usual = dry_build(recipe, dataset.schema, {**fixed, **{name: values[0] for name, values in varied.items()}})
         varied |= {name: list(values) for name, values in usual.evaluation.sweep.items() if name not in fixed}
     return fixed, varied
 
 
-def _trials(recipe: Make[Any], dataset: Dataset, folds: int, fixed: Mapping[str, Any],
+def _iter_trials(recipe: RecipeFunction[Any], dataset: Dataset, folds: int, fixed: Mapping[str, Any],
             varied: Mapping[str, Sequence[Any]]) -> Iterator[Trial]:
     """Every setting once, then every setting again. Raises SensoriumError where there is nothing to compare."""
     names = [name for name in varied if name != "seed"]
@@ -123,7 +123,7 @@ def _trials(recipe: Make[Any], dataset: Dataset, folds: int, fixed: Mapping[str,
         raise SensoriumError(f"nothing is varied: give some keyword of {recipe.__name__} several values "
                              f"(--dim 64,128; dim=[64, 128]), or ask for folds")
     for setting in settings:
-        check(planned(recipe, dataset.schema, {**fixed, **setting}).training)
+        check_training_config(dry_build(recipe, dataset.schema, {**fixed, **setting}).training)
     parts = [("", dataset)] if not folds else [(f"fold={i}", part) for i, part in enumerate(dataset.folds(folds), 1)]
     if not folds and not len(dataset.splits.get("val", ())):
         raise SensoriumError(f"{dataset.name} has no validation rows to compare by: ask for folds (--folds 5)")
@@ -135,25 +135,25 @@ def _trials(recipe: Make[Any], dataset: Dataset, folds: int, fixed: Mapping[str,
             yield Trial(name, setting, {**fixed, **setting, **seed}, data, "fold" if folds else "val", repeat)
 
 
-class _Record:
+class _ComparisonState:
     """comparison.json: what was asked for, and what the runs that are finished came to."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]):
         self.folder, self.plan = folder, plan
-        self.results: dict[str, Result] = {}
-        self.spent: dict[str, float] = {}               # CPU seconds of runs that were stopped
-        if (folder / RECORD).exists():
-            self._read()
+        self.results: dict[str, RunResult] = {}
+        self.cpu_seconds: dict[str, float] = {}               # CPU seconds of runs that were stopped
+        if (folder / RESULTS_FILE).exists():
+            self._load()
         elif left := sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")):
             raise SensoriumError(f"{folder} is not empty ({left[0]}, ...): choose a new folder for the comparison")
         self.save()
 
-    def _read(self) -> None:
-        path = self.folder / RECORD
+    def _load(self) -> None:
+        path = self.folder / RESULTS_FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            self.results = {name: Result(**result) for name, result in found["runs"].items()}
-            self.spent, before = found["spent"], found["plan"]
+            self.results = {name: RunResult(**result) for name, result in found["runs"].items()}
+            self.cpu_seconds, before = found["spent"], found["plan"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise SensoriumError(f"{path} cannot be read: {e}. Compare into a new folder") from e
         if other := [name for name, value in self.plan.items() if before.get(name) != value]:
@@ -162,57 +162,57 @@ class _Record:
 
     def save(self) -> None:
         """Write it durably."""
-        durable.write_json(self.folder / RECORD, {
-            "plan": self.plan, "spent": self.spent,
+        durable.write_json(self.folder / RESULTS_FILE, {
+            "plan": self.plan, "spent": self.cpu_seconds,
             "runs": {name: asdict(result) for name, result in self.results.items()}})
 
-    def result(self, recipe: Make[Any], trial: Trial) -> Result:
+    def run_trial(self, recipe: RecipeFunction[Any], trial: Trial) -> RunResult:
         """What a run came to; it is made, or gone on with, where it is not finished."""
-        at = self.folder / _safe(trial.name)
-        if trial.name not in self.results or not (at / "README.md").exists() and not self.results[trial.name].failed:
-            start, before = time.process_time(), self.spent.get(trial.name, 0.0)
+        at = self.folder / _folder_name(trial.name)
+        if trial.name not in self.results or not (at / "README.md").exists() and not self.results[trial.name].error:
+            start, before = time.process_time(), self.cpu_seconds.get(trial.name, 0.0)
             figures, parameters, failed = dict[str, float](), 0, ""
             try:
-                figures, parameters = _judged(_trained(recipe, trial, at), trial)
+                figures, parameters = _evaluate_trial(_train_or_load(recipe, trial, at), trial)
                 failed = next((f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)), "")
-            except NonFinite as fault:
+            except NonFiniteError as fault:
                 failed = str(fault)
-            except Stopped as stopped:
-                self.spent[trial.name] = before + time.process_time() - start
+            except Interrupted as stopped:
+                self.cpu_seconds[trial.name] = before + time.process_time() - start
                 self.save()
-                raise Stopped(f"stopped, and all is saved in {self.folder}: the same command with --out {self.folder} "
-                              "goes on from here", stopped.code) from None
+                raise Interrupted(f"stopped, and all is saved in {self.folder}: the same command with --out {self.folder} "
+                              "goes on from here", stopped.exit_code) from None
             seconds = before + time.process_time() - start
-            self.results[trial.name] = Result(at.name, {} if failed else figures, parameters, seconds, failed)
+            self.results[trial.name] = RunResult(at.name, {} if failed else figures, parameters, seconds, failed)
             self.save()
         return self.results[trial.name]
 
 
-def _trained(recipe: Make[Any], trial: Trial, at: Path) -> Model:
-    if (at / "README.md").exists():                     # what a run writes last
-        return load(at, recipe=recipe)
-    return train(recipe, trial.data, out=at, resume=(at / "config.json").exists(), quiet=True, **trial.keywords)
+def _train_or_load(recipe: RecipeFunction[Any], trial: Trial, folder: Path) -> Model:
+    if (folder / "README.md").exists():                     # what a run writes last
+        return load_checkpoint(folder, recipe=recipe)
+    return train(recipe, trial.dataset, out=folder, resume=(folder / "config.json").exists(), quiet=True, **trial.keywords)
 
 
-def _judged(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
+def _evaluate_trial(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
     """(what validation finds on the rows that are to judge, how many parameters)."""
     data, validate = model.recipe.data, model.recipe.evaluation.validate
     if validate is None:
         raise SensoriumError(f"recipe {model.config.recipe} has no figure to compare by: give its EvaluationSpec a "
                              "validate")
-    derived = data.derived_columns(trial.data) if data.derived_columns else {}
-    prepared = trial.data.prepare(model.schema, data.columns, derived=derived, quiet=True)
-    rows = np.setdiff1d(trial.data.splits[trial.rows], [b.row for b in prepared.bad])
+    derived = data.derived_columns(trial.dataset) if data.derived_columns else {}
+    prepared = trial.dataset.prepare(model.schema, data.columns, derived=derived, quiet=True)
+    rows = np.setdiff1d(trial.dataset.splits[trial.split], [b.row for b in prepared.bad_samples])
     figures = {name: float(value) for name, value in validate(model.module, prepared, rows).figures.items()}
     return figures, sum(p.numel() for p in model.module.parameters())
 
 
-def _safe(name: str) -> str:
+def _folder_name(name: str) -> str:
     """A setting as the name of a folder."""
     plain = re.sub(r"[^\w.,=+-]+", "-", name)[:100] or "as-it-comes"
     return plain if plain == name or not name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _told(found: Result) -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items())
-    return f"failed: {found.failed}" if found.failed else f"{figures}; {found.cpu_seconds:.1f} CPU seconds"
+def _format_result(result: RunResult) -> str:
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    return f"failed: {result.error}" if result.error else f"{figures}; {result.cpu_seconds:.1f} CPU seconds"

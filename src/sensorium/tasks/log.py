@@ -14,16 +14,16 @@ from sensorium import durable
 from sensorium.errors import SensoriumError
 
 
-def append(fd: int, at: int, data: bytes) -> None:
+def append_durably(fd: int, offset: int, data: bytes) -> None:
     """Put data at offset `at`, the end of what counts, and wait until it is on the disk. Junk after `at` goes."""
-    os.ftruncate(fd, at)
+    os.ftruncate(fd, offset)
     while data:
-        n = os.pwrite(fd, data, at)
-        at, data = at + n, data[n:]
-    durable.sync(fd)
+        n = os.pwrite(fd, data, offset)
+        offset, data = offset + n, data[n:]
+    durable.full_fsync(fd)
 
 
-class Log:
+class Journal:
     """One log file, open as `fd` for reading and, by its only writer, for appending."""
 
     def __init__(self, path: Path, fd: int = -1) -> None:
@@ -35,29 +35,29 @@ class Log:
         text = json.dumps(change, separators=(",", ":")).encode()
         crc = zlib.crc32(text, self._crc)
         line = b"%08x %s\n" % (crc, text)
-        append(self.fd, self._end, line)
+        append_durably(self.fd, self._end, line)
         self._end, self._crc = self._end + len(line), crc
 
-    def changes(self) -> Iterator[dict[str, Any]]:
+    def read_changes(self) -> Iterator[dict[str, Any]]:
         """What has been written since the last call. Raises SensoriumError where a finished line is damaged."""
         size = os.fstat(self.fd).st_size
         if size < self._end:
-            raise damaged(self.path, f"{self._end - size} bytes at its end are gone")
+            raise corruption_error(self.path, f"{self._end - size} bytes at its end are gone")
         for line in os.pread(self.fd, size - self._end, self._end).splitlines(keepends=True):
-            change = self._change(line)
+            change = self._parse_line(line)
             if change is None:
                 return
             yield change
 
-    def cut(self) -> None:
+    def truncate_incomplete(self) -> None:
         """For the writer: remove what was never finished, and say so."""
         torn = os.fstat(self.fd).st_size - self._end
         if torn > 0:
-            append(self.fd, self._end, b"")
+            append_durably(self.fd, self._end, b"")
             logging.getLogger("sensorium").warning(
                 "%s: the last change was never finished, nor acknowledged; its %d bytes were cut off", self.path, torn)
 
-    def _change(self, line: bytes) -> dict[str, Any] | None:
+    def _parse_line(self, line: bytes) -> dict[str, Any] | None:
         """The change of a line; None if the line was never finished (its last byte is written last)."""
         finished = line.endswith(b"\n")
         for text in (line[9:-1], line[9:]):                     # the second where all but the end of the line is there
@@ -65,10 +65,10 @@ class Log:
                 self._end, self._crc = self._end + 9 + len(text) + 1, zlib.crc32(text, self._crc)
                 return json.loads(text)
         if finished:
-            raise damaged(self.path, f"the line at byte {self._end} does not match its checksum")
+            raise corruption_error(self.path, f"the line at byte {self._end} does not match its checksum")
         return None
 
 
-def damaged(path: Path, what: str) -> SensoriumError:
+def corruption_error(path: Path, reason: str) -> SensoriumError:
     """The error for a file that is not as it was written."""
-    return SensoriumError(f"{path} is damaged: {what}. Put this file back from a copy, or build the index again.")
+    return SensoriumError(f"{path} is damaged: {reason}. Put this file back from a copy, or build the index again.")

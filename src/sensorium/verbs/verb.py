@@ -12,11 +12,11 @@ from sensorium.modalities.modality import Modality
 VERBS = ("embed", "generate", "predict")
 
 
-class Absent(SensoriumError, AttributeError):
+class UnsupportedVerb(SensoriumError, AttributeError):
     """A verb that a model does not have."""
 
 
-class Answers:
+class VerbModel:
     """A model with the verbs it is given, and no others. `kind` is what it is called when one is absent."""
 
     def __init__(self, kind: str, verbs: Mapping[str, Callable[..., Any]]):
@@ -27,14 +27,14 @@ class Answers:
         if name in verbs:
             return verbs[name]
         if name in VERBS:
-            raise Absent(f"a {self.kind} cannot {name}; it can {', '.join(verbs) or 'answer no verb'}")
+            raise UnsupportedVerb(f"a {self.kind} cannot {name}; it can {', '.join(verbs) or 'answer no verb'}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self.verbs]
 
 
-def load(modality: Modality, value: Any) -> np.ndarray:
+def load_value(modality: Modality, value: Any) -> np.ndarray:
     """One raw value that a model is asked about. Raises SensoriumError naming it where it cannot be read."""
     try:
         return modality.load(value)
@@ -44,7 +44,7 @@ def load(modality: Modality, value: Any) -> np.ndarray:
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """For a while the model does not train; then it is as it was."""
     was_training = model.training
     model.eval()
