@@ -13,13 +13,13 @@ import torch
 from clip_train import END, START, VOCAB, copied, ways
 from torch import Tensor, nn
 
-from sensorium.align import LinearProjection
-from sensorium.kernels import configure_allocator
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.modalities.text import Text, TextEmbedding
-from sensorium.models import Encoder, Tower, Towers
-from sensorium.quantize import quantize_int8
-from sensorium.transformer import build_transformer
+from sensorium.models.int8 import quantize_int8
+from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.projection import LinearProjection
+from sensorium.nn.transformer import build_transformer
 
 SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
 

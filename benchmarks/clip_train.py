@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.data.schema import Column, Schema
-from sensorium.kernels import LINEAR_BACKENDS, configure_allocator, linear_backend
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.models import Towers
+from sensorium.models.towers import Towers
+from sensorium.nn.cpu_dispatch import LINEAR_BACKENDS, configure_allocator, linear_backend
+from sensorium.nn.tokens import Batch
 from sensorium.recipes.clip import clip
-from sensorium.tokens import Batch
 
 VOCAB, START, END, LENGTH, SIZE = 49408, 49406, 49407, 32, 64
 BASE = "open_clip fp32"

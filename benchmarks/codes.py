@@ -22,12 +22,12 @@ from peers import machine, record
 from PIL import Image
 from torch import Tensor
 
-from sensorium.data.cache import PreparedDataset
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.metrics import codebook_perplexity, psnr
-from sensorium.modalities.quantize import VQ
+from sensorium.metrics.image_generation import codebook_perplexity, psnr
+from sensorium.nn.vector_quantize import VQ
 from sensorium.recipes import image_tokenizer
-from sensorium.train import train
+from sensorium.training.loop import train
 
 SIZE, PATCH, VOCAB = 32, 4, 512
 CELLS = ("val", "test_artist", "test_concept", "test_both")

@@ -24,11 +24,11 @@ import peers
 import PIL.Image
 import torch
 
-from sensorium.data.cache import PreparedDataset
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import BatchLoader
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category
+from sensorium.modalities.tabular import Category
 
 STORED, SIZE, BATCH = 72, 64, 256
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

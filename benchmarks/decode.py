@@ -12,13 +12,14 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.kernels import transpose_weights, configure_allocator
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import SamplingConfig, generate
-from sensorium.published.gpt2 import GPT2
-from sensorium.published.published import load_into
-from sensorium.quantize import quantize_int8
-from sensorium.tokens import Batch
+from sensorium.models.decoder import Decoder
+from sensorium.models.int8 import quantize_int8
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.linear import transpose_weights
+from sensorium.nn.tokens import Batch
+from sensorium.objectives.autoregressive import SamplingConfig, generate
+from sensorium.pretrained.family import load_into
+from sensorium.pretrained.gpt2 import GPT2
 
 VOCAB, PROMPT = 50257, 16
 
@@ -42,7 +43,7 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
     source, ids = theirs(), torch.randint(VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     plain = ours(source)
     models = {"": plain, " bf16": copy.deepcopy(plain).bfloat16(), " int8": quantize_int8(copy.deepcopy(plain))}
-    transpose_weights(plain)                                                  # as `sensorium.load` does
+    transpose_weights(plain)                                                  # as `sensorium.loading` does
 
     def hugging_face() -> Tensor:
         said = source.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,

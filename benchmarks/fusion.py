@@ -35,10 +35,10 @@ from peers import allow_torchvision, machine, peak_mb, record
 LIBRARIES = {"linear": ("scikit-learn", "sklearn.ensemble"), "boosting": ("scikit-learn", "sklearn.ensemble"),
              "lightgbm": ("lightgbm", "lightgbm"), "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
              "autogluon": ("autogluon.multimodal", "autogluon.multimodal"), "ludwig": ("ludwig", "ludwig.api"),
-             "ours": ("sensorium", "sensorium.train"),
-             "pretrained": ("sensorium", "sensorium.train"), "tuned": ("sensorium", "sensorium.train"),
-             "retrained": ("sensorium", "sensorium.train"), "advised": ("sensorium", "sensorium.train"),
-             "quick": ("sensorium", "sensorium.train")}
+             "ours": ("sensorium", "sensorium.training.loop"),
+             "pretrained": ("sensorium", "sensorium.training.loop"), "tuned": ("sensorium", "sensorium.training.loop"),
+             "retrained": ("sensorium", "sensorium.training.loop"), "advised": ("sensorium", "sensorium.training.loop"),
+             "quick": ("sensorium", "sensorium.training.loop")}
 WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
     "majority": fusion_simple.majority, "linear": fusion_simple.linear, "boosting": fusion_simple.boosting,
     "lightgbm": fusion_simple.lightgbm, "widedeep": fusion_peers.widedeep, "autogluon": fusion_peers.autogluon,

@@ -57,9 +57,9 @@ Answers = Callable[[np.ndarray], np.ndarray]    # hidden cells of the test rows,
 
 def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     """Ours, with hidden cells masked; or without value dropout, with hidden cells filled in, "zeros" or "filled"."""
-    from sensorium.recipes.judge_missing import ValueMasking
-    from sensorium.recipes.prediction import predict_rows
-    from sensorium.verbs.predict import decode_prediction as said
+    from sensorium.evaluation.missing_values import ValueMasking
+    from sensorium.evaluation.validate_prediction import predict_rows
+    from sensorium.inference.predict import decode_prediction as said
     how = {"precision": "fp32", **({"modality_dropout": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
     model, test = trained(splits, seed, folder, **how), splits["test"]
     data, target = opened(test), TASKS[test.folder.name].target
@@ -78,7 +78,7 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
 
 def zero(of: Any, values: torch.Tensor) -> torch.Tensor:
     """A value like those of a batch, of zeros as they stand in a file."""
-    from sensorium.recipes.judge_missing import imputation_value
+    from sensorium.evaluation.missing_values import imputation_value
     match of.kind:
         case "numeric" | "datetime":
             return of.collate([np.array(0.0)])[0]

@@ -12,7 +12,7 @@ from fusion_rows import Rows
 def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -> Any:
     """The recipe's model, trained on the task's own table: it reads `train` and `val` there by the column `split`."""
     from sensorium.recipes import fusion
-    from sensorium.train import train
+    from sensorium.training.loop import train
     os.environ["SENSORIUM_HOME"] = str(folder / "home")
     rows, task = splits["train"], TASKS[splits["train"].folder.name]
     return train(fusion, opened(rows), out=folder / "run", quiet=True, target=task.target,

@@ -26,10 +26,10 @@ import PIL.Image
 import torch
 
 import sensorium as sn
-from sensorium.checkpoint import Model, load_checkpoint
 from sensorium.data.splits import sample_evenly
-from sensorium.recipes.drawing import add_frame, draw_contact_sheet
-from sensorium.recipes.judge_scenes import image_metrics
+from sensorium.evaluation.contact_sheet import add_frame, draw_contact_sheet
+from sensorium.evaluation.scenes import image_metrics
+from sensorium.training.checkpoint import Model, load_checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 24                                                   # of a scene: 8 pixels a cell

@@ -15,13 +15,14 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.attention import Attention
-from sensorium.kernels import Linear, transpose_weights, configure_allocator
 from sensorium.modalities.text import PaddedTokenEmbedding, Text, TextEmbedding
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextTokenLoss, SamplingConfig, generate
-from sensorium.tokens import CAUSAL, Batch, Tokens, sequence_positions
-from sensorium.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from sensorium.models.decoder import Decoder
+from sensorium.nn.attention import Attention
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.linear import Linear, transpose_weights
+from sensorium.nn.tokens import CAUSAL, Batch, Tokens, sequence_positions
+from sensorium.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig, generate
 
 WORDS, LENGTH, CODES, CELLS, DIM, DEPTH, HEADS = 1000, 32, 1024, 256, 256, 6, 4
 VOCAB, CONTEXT, NEW, PROMPT = 8192, 512, 128, 16
@@ -70,7 +71,7 @@ def dalle_pytorch() -> nn.Module:
 def image(rounds: int) -> None:
     """Milliseconds of 256 codes."""
     text, ours, theirs = torch.randint(3, WORDS, (1, LENGTH)), painter().eval(), dalle_pytorch().eval()
-    transpose_weights(ours)                                                   # as `sensorium.load` does
+    transpose_weights(ours)                                                   # as `sensorium.loading` does
     given, how = Batch({"text": text, "image": torch.full((1, 1), CODES)}), SamplingConfig(top_k=CODES // 2)
     calls = {"dalle-pytorch": lambda: theirs.generate_images(text, use_cache=True),
              "sensorium": lambda: list(generate(ours, given, "image", CELLS, how))}
@@ -112,7 +113,7 @@ def text(rounds: int) -> None:
                     (nn.LayerNorm(dim), nn.LayerNorm(dim))) for _ in range(depth)]
     ours = Decoder({"text": TextEmbedding(dim, Text(length=CONTEXT, vocab_size=VOCAB))},
                    {"text": Linear(dim, VOCAB, bias=False)}, Transformer(blocks, final_norm=nn.LayerNorm(dim))).eval()
-    transpose_weights(ours)                                                   # as `sensorium.load` does
+    transpose_weights(ours)                                                   # as `sensorium.loading` does
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=dim, n_layer=depth, n_head=4, n_positions=CONTEXT,
                                         bos_token_id=0, eos_token_id=None, pad_token_id=0)).eval()
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "use_cache": True,

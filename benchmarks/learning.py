@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import BatchLoader
-from sensorium.evaluate import evaluate
-from sensorium.models import l2_normalize
+from sensorium.evaluation.evaluate import evaluate
+from sensorium.evaluation.validate_retrieval import compute_retrieval_metrics
+from sensorium.nn.tokens import l2_normalize
 from sensorium.recipes import clip_small
 from sensorium.recipes.clip import AUGMENT
-from sensorium.recipes.retrieval import compute_retrieval_metrics
-from sensorium.train import train
+from sensorium.training.loop import train
 
 CELLS = ("test_artist", "test_concept", "test_both", "val")
 FIGURES = ("image to text recall@1", "image to text recall@10", "text to image recall@1", "text to image recall@10")

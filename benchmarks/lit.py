@@ -16,9 +16,9 @@ from learning import CELLS, shortened
 from peers import machine, record
 
 from sensorium.data.dataset import Dataset
-from sensorium.evaluate import evaluate
+from sensorium.evaluation.evaluate import evaluate
 from sensorium.recipes import lit
-from sensorium.train import train
+from sensorium.training.loop import train
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import sensorium as sn
-from sensorium.tokens import Batch
+from sensorium.nn.tokens import Batch
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"
 PROSE = Path(__file__).parents[1] / "LICENSE"

@@ -39,8 +39,8 @@ import faiss
 import numpy as np
 import torch
 
-from sensorium.tasks.nearest import ExactEngine
-from sensorium.tasks.store import IndexHeader, Store
+from sensorium.search.exact import ExactEngine
+from sensorium.search.store import IndexHeader, Store
 
 K = 10
 CENTRES = 2000                                      # clustered, as embeddings are: the set of the first study

@@ -21,9 +21,9 @@ import torch
 
 import sensorium as sn
 from sensorium.metrics.speech import word_error_rate
-from sensorium.published.published import export_from
-from sensorium.published.transcribe import WINDOW_SECONDS
-from sensorium.published.whisper import WHISPER
+from sensorium.pretrained.family import export_from
+from sensorium.pretrained.transcribe import WINDOW_SECONDS
+from sensorium.pretrained.whisper import WHISPER
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"
 

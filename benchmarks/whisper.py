@@ -14,12 +14,13 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.attention import KVCache
-from sensorium.kernels import transpose_weights, configure_allocator
-from sensorium.models import Decoder
-from sensorium.published.published import load_into
-from sensorium.published.whisper import WHISPER
-from sensorium.quantize import quantize_int8
+from sensorium.models.decoder import Decoder
+from sensorium.models.int8 import quantize_int8
+from sensorium.nn.attention import KVCache
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.linear import transpose_weights
+from sensorium.pretrained.family import load_into
+from sensorium.pretrained.whisper import WHISPER
 
 MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 
@@ -67,7 +68,7 @@ def main() -> None:
     def transformers() -> Tensor:
         return source.generate(heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1)[:, -NEW:]
     bf16, int8, short = copy.deepcopy(model).bfloat16(), quantize_int8(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
-    transpose_weights(model)                                                  # as `sensorium.load` does
+    transpose_weights(model)                                                  # as `sensorium.loading` does
     calls: dict[str, Callable[[], Tensor]] = {
         "transformers": transformers, "sensorium, 30 s": lambda: said(model, heard),
         "sensorium, 10 s": lambda: said(model, short), "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),

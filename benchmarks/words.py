@@ -1,11 +1,11 @@
-"""chrF and CIDEr-D of the corpus in tests/said.json by their published implementations: what tests hold ours against.
+"""chrF and CIDEr-D of the corpus in tests/fixtures/text_metric_reference.json by their published implementations: what tests hold ours against.
 
     pip install sacrebleu && pip install --no-deps pycocoevalcap && python benchmarks/words.py
 """
 import json
 from pathlib import Path
 
-CORPUS = Path(__file__).parents[1] / "tests" / "said.json"
+CORPUS = Path(__file__).parents[1] / "tests" / "fixtures" / "text_metric_reference.json"
 
 
 def cider_d(said: list[str], references: list[list[str]]) -> float:

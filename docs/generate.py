@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 os.environ.pop("FORCE_COLOR", None)
-from sensorium.cli import build_app
+from sensorium.cli.app import build_app
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# The command line

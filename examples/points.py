@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import sensorium as sn
-from sensorium.kernels import Linear
-from sensorium.modalities.modality import validate_settings, settings_to_dict
-from sensorium.models import Encoder
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.models.towers import Encoder
+from sensorium.nn.linear import Linear
+from sensorium.nn.tokens import Tokens
+from sensorium.nn.transformer import build_transformer
 from sensorium.recipes.encoders import num_heads
-from sensorium.tokens import Tokens
-from sensorium.transformer import build_transformer
 
 BYTES = 16 << 20                        # the largest file that is read
 

@@ -4,4 +4,4 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
-install_import_hook("sensorium", "typecheck.check")
+install_import_hook("sensorium", "fixtures.typecheck.check")

@@ -12,20 +12,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sensorium import cli
+from sensorium.cli import app
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.load import load
-from sensorium.measures import HandcraftedFeatures
-from sensorium.modalities.dates import Datetime
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
+from sensorium.io.tensors import tensor_writer
+from sensorium.loading import load
+from sensorium.modalities.datetime import Datetime
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
+from sensorium.models.boosted_trees import TreeEnsemble, Trees, num_tabular_features, tabular_features
+from sensorium.models.handcrafted_features import HandcraftedFeatures
+from sensorium.nn.tokens import Batch
 from sensorium.recipes import RECIPES, boosting
-from sensorium.run import TrainingRun
-from sensorium.stored import tensor_writer
-from sensorium.tokens import Batch
-from sensorium.train import train
-from sensorium.trees import TreeEnsemble, Trees, tabular_features, num_tabular_features
+from sensorium.training.loop import train
+from sensorium.training.run import TrainingRun
 
 SHORT = {"dim": 16, "layers": 1, "epochs": 2, "quiet": True, "head": "boosting"}
 
@@ -181,14 +181,14 @@ def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_pat
 def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head: str,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
     asked = f"--target price --columns a --columns b --columns colour --dim 16 --depth 1 --head {head} --json"
-    assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split()]) == 0
+    assert app.run(["show", "fusion", "--data", data.source["path"], *asked.split()]) == 0
     before = json.loads(capsys.readouterr().out)
-    assert cli.run(["show", str(run), "--json"]) == 0
+    assert app.run(["show", str(run), "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
     assert before["flops_forward"] > 1000 and after["parameters"] == sum(
         p.numel() for p in load(run).module.parameters())
     for more in ("--mixup 0.2", "--contrastive-weight 0.1 --fusion attention"):
-        assert cli.run(["show", "fusion", "--data", data.source["path"], *asked.split(), *more.split()]) == 0
+        assert app.run(["show", "fusion", "--data", data.source["path"], *asked.split(), *more.split()]) == 0
 
 
 HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -239,7 +239,7 @@ def test_what_it_cannot_do_is_said(data: Dataset, run: Path, tmp_path: Path, mon
     found = importlib.util.find_spec
     monkeypatch.setattr("sensorium.recipes.recipe.find_spec", lambda name: None if name == "lightgbm" else found(name))
     asked = ["train", "fusion", data.source["path"], "--target", "price", "--head", "boosting"]
-    assert cli.run([*asked, "--out", str(tmp_path / "no")]) == 1
+    assert app.run([*asked, "--out", str(tmp_path / "no")]) == 1
     assert 'pip install "sensorium[boosting]"' in capsys.readouterr().err
     assert load(run).predict([{"a": 1.0}])["price"].value, "to answer needs no LightGBM"
 

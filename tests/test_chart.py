@@ -2,7 +2,7 @@
 import math
 import xml.etree.ElementTree as ET
 
-from sensorium.chart import LineSeries, line_chart, heatmap
+from sensorium.evaluation.chart import LineSeries, heatmap, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

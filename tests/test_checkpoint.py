@@ -7,24 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from fixtures import tiny_recipe
 from torch import nn
 
-from sensorium import durable, snapshot, stored
-from sensorium.checkpoint import Model, load_checkpoint
-from sensorium.config import RunConfig
 from sensorium.errors import SensoriumError
-from sensorium.snapshot import CheckpointStore, verify
-from sensorium.stored import file_sha256, read_tensors, load_weights, tensor_writer, state_tensors
-from sensorium.train import train
-from sensorium.verbs.verb import UnsupportedVerb
+from sensorium.inference.base import UnsupportedVerb
+from sensorium.io import atomic, snapshots, tensors
+from sensorium.io.run_config import RunConfig
+from sensorium.io.snapshots import CheckpointStore, verify
+from sensorium.io.tensors import file_sha256, load_weights, read_tensors, state_tensors, tensor_writer
+from sensorium.training.checkpoint import Model, load_checkpoint
+from sensorium.training.loop import train
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny.guess, tiny.rows(), out=folder, epochs=1, quiet=True)
+    train(tiny_recipe.guess, tiny_recipe.rows(), out=folder, epochs=1, quiet=True)
     return folder
 
 
@@ -34,7 +34,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> Model:
-    return load_checkpoint(folder, recipe=tiny.guess)
+    return load_checkpoint(folder, recipe=tiny_recipe.guess)
 
 
 def test_it_answers_as_it_was_kept(folder: Path) -> None:
@@ -107,14 +107,14 @@ def test_what_is_not_whole_is_refused(folder: Path, harm: Callable[[Path], objec
 def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
     values = {name: torch.randn(3) for name in "zyxabc"}
     for path in (tmp_path / "1", tmp_path / "2"):
-        durable.write_file(path, tensor_writer(values, {"step": "7", "more": "x"}))
+        atomic.write_file(path, tensor_writer(values, {"step": "7", "more": "x"}))
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        durable.write_file(tmp_path / "w", tensor_writer({"a": torch.ones(1)}))
+        atomic.write_file(tmp_path / "w", tensor_writer({"a": torch.ones(1)}))
     finally:
         os.umask(before)
     assert (tmp_path / "w").stat().st_mode & 0o777 == 0o644
@@ -123,22 +123,22 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [
     torch.tensor(3.0), torch.zeros(0, 2), torch.ones(2, 3).T, torch.ones(2, dtype=torch.bfloat16)])
 def test_tensors_come_back(tmp_path: Path, value: torch.Tensor) -> None:
-    durable.write_file(tmp_path / "t", tensor_writer({"a": value}))
+    atomic.write_file(tmp_path / "t", tensor_writer({"a": value}))
     back = read_tensors(tmp_path / "t")["a"]
     assert torch.equal(back, value) and back.dtype == value.dtype
 
 
 def test_weights_with_two_names_are_kept_once(tmp_path: Path) -> None:
-    a, b = tiny.Guess(4, 0.0), tiny.Guess(4, 0.0)
+    a, b = tiny_recipe.Guess(4, 0.0), tiny_recipe.Guess(4, 0.0)
     assert "second.weight" in state_tensors(a) and "third.weight" not in state_tensors(a) and "norm.running_mean" in state_tensors(a)
-    durable.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
+    atomic.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
     load_weights(b, tmp_path / "w")
     assert b.third.weight is b.second.weight and torch.equal(a.third.weight, b.third.weight)
 
 
 def test_weights_keep_their_layout(tmp_path: Path) -> None:
     a = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    durable.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
+    atomic.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
     b = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     load_weights(b, tmp_path / "w")
     assert torch.equal(a.weight, b.weight) and b.weight.stride() == a.weight.stride()
@@ -182,7 +182,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if place == "verify":
-        monkeypatch.setattr(snapshot, "damage", lambda path: "a is not what was written")
+        monkeypatch.setattr(snapshots, "damage", lambda path: "a is not what was written")
     else:
         monkeypatch.setattr(*((Path, "write_bytes", full) if place == "write" else (os, "rename", full)))
     with pytest.raises(SensoriumError, match="check the disk" if place == "verify" else "No space left on device"):
@@ -196,10 +196,10 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
 
 def test_a_full_disk_is_said_for_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise stored.SafetensorError("I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(stored, "save_file", full)
+        raise tensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(SensoriumError, match="could not write .*No space left on device"):
-        durable.write_file(tmp_path / "w", tensor_writer({"a": torch.ones(1)}))
+        atomic.write_file(tmp_path / "w", tensor_writer({"a": torch.ones(1)}))
     assert not list(tmp_path.iterdir())
 
 

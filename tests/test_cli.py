@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from test_recipes import SHIPPED
 
-from sensorium import cli, commands, keywords
+from sensorium.cli import app, commands, recipe_options
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
 from sensorium.recipes.training_config import TrainingConfig
@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(here)
     photos(here / "photos")
     (here / "mine.py").write_text(MINE)
-    assert cli.run(["train", "clip", "photos", "--out", "run", *TINY]) == 0
+    assert app.run(["train", "clip", "photos", "--out", "run", *TINY]) == 0
     yield here
     os.chdir(before)
 
@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
     """What a command prints: on stdout where it works, else on stderr, in one line."""
     capsys.readouterr()
-    assert cli.run(argv) == status, capsys.readouterr()
+    assert app.run(argv) == status, capsys.readouterr()
     out, err = capsys.readouterr()
     if status:
         assert err.startswith("sensorium: ") and "Traceback" not in err
@@ -161,7 +161,7 @@ def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sensorium.checkpoint import load_checkpoint
+    from sensorium.training.checkpoint import load_checkpoint
     found = json.loads(said(capsys, "show", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
     assert found["parameters"] == size and found["bytes"]["weights"] == 4 * size
@@ -178,8 +178,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_keywords_read_are_the_keywords_there_are() -> None:
-    assert list(keywords.builtin_recipes()) == sorted(RECIPES)
-    for name, taken in keywords.builtin_recipes().items():
+    assert list(recipe_options.builtin_recipes()) == sorted(RECIPES)
+    for name, taken in recipe_options.builtin_recipes().items():
         there = [p for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
         assert {k.name: k.default for k in taken.model_options} == {p.name: p.default for p in there}
         assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(TrainingConfig, eval_str=True)
@@ -189,7 +189,7 @@ def test_keywords_read_are_the_keywords_there_are() -> None:
 def test_help_shows_the_training_defaults_there_are() -> None:
     """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
     for name, how in SHIPPED.items():
-        taken = keywords.builtin_recipes()[name]
+        taken = recipe_options.builtin_recipes()[name]
         found = [asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
         for field in taken.training_options:
             if not field.computed:

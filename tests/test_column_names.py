@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from test_loader import Rows
 
-from sensorium import cli
-from sensorium.data.cache import PreparedDataset
+from sensorium.cli import app
+from sensorium.cli.predict_file import headings, predict_file
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.infer import infer_schema
 from sensorium.data.loader import BatchLoader
 from sensorium.data.schema import Column, Schema, split_pair
-from sensorium.data.sources import Table, columns_from_records, read_table
+from sensorium.data.tables import Table, columns_from_records, read_table
+from sensorium.data.type_inference import infer_schema
 from sensorium.errors import SensoriumError
-from sensorium.interop.graph import file_name
-from sensorium.load import load as load_run
+from sensorium.export.graph import file_name
+from sensorium.io.tensors import state_tensors
+from sensorium.loading import load as load_run
 from sensorium.modalities.image import Image
-from sensorium.modalities.spelling import SubwordBagEmbedding
-from sensorium.modalities.table import Category, Numeric
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
+from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.text import Text
-from sensorium.models import Towers, module_name
+from sensorium.models.towers import Towers, module_name
+from sensorium.nn.tokens import Batch, column_names
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
-from sensorium.stored import state_tensors
-from sensorium.tasks.prediction import headings, predict_file
-from sensorium.tokens import Batch, column_names
-from sensorium.train import train
+from sensorium.training.loop import train
 
 AWKWARD = ("row", "group", "split", "x", "x.valid", "x.vector", "x.spread", "x low", "x low (bound)", "x probability",
            "colour", "colour.valid", "Size, cm", "a,b", "a", "b", 'say "so"', "it's", "keys", "pop", "type", "training",
@@ -274,13 +274,13 @@ def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path
     path, run = header(tmp_path / "t.csv", *names), str(tmp_path / "run")
     kinds = [part for name in names for part in ("--type", f"{name}=number")]
     asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
-    assert cli.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
+    assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
     assert kept["columns"] == [*names] and kept["target"] == "price"
     assert load_run(run).config.keywords["columns"] == names
-    assert cli.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
-    assert cli.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
-    assert cli.run(["evaluate", run]) == 0
+    assert app.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
+    assert app.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
+    assert app.run(["evaluate", run]) == 0
     with open(tmp_path / "out.csv", newline="") as file:
         found = [float(row["price"]) for row in csv.DictReader(file)]
     plain = header(tmp_path / "plain.csv", "one", "two")

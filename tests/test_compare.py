@@ -8,19 +8,19 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from tiny import guess, rows
+from fixtures.tiny_recipe import guess, rows
 
-from sensorium import cli
-from sensorium.config import RunConfig
+from sensorium.cli import app
 from sensorium.data.dataset import Dataset
 from sensorium.data.splits import assign_folds
 from sensorium.errors import SensoriumError
-from sensorium.load import load
-from sensorium.progress import read_metrics
-from sensorium.tasks import comparison
-from sensorium.tasks.compared import Comparison, RunResult
-from sensorium.tasks.comparison import compare
-from sensorium.train import Interrupted
+from sensorium.io.run_config import RunConfig
+from sensorium.loading import load
+from sensorium.training.loop import Interrupted
+from sensorium.training.metrics_log import read_metrics
+from sensorium.tuning import compare as compare_module
+from sensorium.tuning.compare import compare
+from sensorium.tuning.comparison import Comparison, RunResult
 
 QUIET = {"say": lambda text: None}
 
@@ -88,13 +88,13 @@ def test_each_setting_is_trained_once_on_the_same_rows(tmp_path: Path, monkeypat
 
 def compare_without_training(monkeypatch: pytest.MonkeyPatch, out: Path) -> Comparison:
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "train", lambda *a, **k: pytest.fail("trained again"))
+        patch.setattr(compare_module, "train", lambda *a, **k: pytest.fail("trained again"))
         return compare(guess, rows(), out=out, dim=[4, 8], dropout=0.0, epochs=2, **QUIET)
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(guess, rows(), out=tmp_path / "whole", dim=[4, 8], epochs=2, **QUIET)
-    real, calls = comparison.train, []
+    real, calls = compare_module.train, []
 
     def stops(*given: object, **named: object) -> object:
         calls.append(named["resume"])
@@ -102,7 +102,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
             raise Interrupted("stopped", 130)
         return real(*given, **named)
 
-    monkeypatch.setattr(comparison, "train", stops)
+    monkeypatch.setattr(compare_module, "train", stops)
     with pytest.raises(Interrupted, match="goes on from here"):
         compare(guess, rows(), out=tmp_path / "out", dim=[4, 8], epochs=2, **QUIET)
     found = compare(guess, rows(), out=tmp_path / "out", dim=[4, 8], epochs=2, **QUIET)
@@ -171,15 +171,15 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["compare", "fusion", str(table(tmp_path)), *"--target label --epochs 1 --dim 16 --depth 1".split()]
     out = ["--out", str(tmp_path / "out")]
-    assert cli.run([*asked, *out, "--json"]) == 0
+    assert app.run([*asked, *out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["settings"]) == 8 and {s["setting"]["fusion"] for s in told["settings"]} >= {"concat", "low_rank"}
-    assert cli.run([*asked, "--fusion", "sum", "--drop", "0,0.2", "--type", "group=group", "--folds", "2",
+    assert app.run([*asked, "--fusion", "sum", "--drop", "0,0.2", "--type", "group=group", "--folds", "2",
                     "--out", str(tmp_path / "more")]) == 0
     out, err = capsys.readouterr()
     assert "--type group=group --target label" in " ".join(out.split())
     assert "Take drop=" in out and err.count("\n[") == 4 and "± " in out
     for given, code, what in ((["--fusion", "sum,summ"], 2, 'Did you mean "sum"?'), (["--drop", "x"], 2, "into float"),
                               (["--fusion", "sum"], 1, "nothing is varied"), (["--dmi", "1"], 2, "Did you mean --dim?")):
-        assert cli.run([*asked, *given]) == code
+        assert app.run([*asked, *given]) == code
         assert what in capsys.readouterr().err

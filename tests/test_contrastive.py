@@ -6,21 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sensorium.align import PROJECTIONS
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.modalities.text import Text, TextEmbedding
-from sensorium.models import TowerOutput, Encoder, Tower, Towers, l2_normalize
+from sensorium.models.towers import Encoder, Tower, TowerOutput, Towers
+from sensorium.nn.projection import PROJECTIONS
+from sensorium.nn.tokens import Batch, Tokens, l2_normalize, sequence_positions
+from sensorium.nn.transformer import build_transformer
 from sensorium.objectives.contrastive import (
     ContrastiveLoss,
-    encode_unique,
     drop_incomplete_rows,
+    encode_unique,
     infonce,
     positive_mask,
     sigmoid_loss,
     similarity,
 )
-from sensorium.tokens import Batch, Tokens, sequence_positions
-from sensorium.transformer import build_transformer
 
 TEXT = Text(length=12, vocab_size=300)
 

@@ -10,14 +10,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sensorium.data import emoji_build, emoji_packages
-from sensorium.data.emoji import BUNDLED_FOLDER, open_sheets, read_sheets_header
-from sensorium.data.emoji_build import build_emoji
-from sensorium.data.emoji_draw import check_svg
-from sensorium.data.emoji_names import concept_family, concept_split
-from sensorium.data.emoji_packages import NAMES_PACKAGE, PERMISSIVE_LICENCES, STYLE_PACKAGES
-from sensorium.data.emoji_pixels import measure_pixel_similarity
-from sensorium.data.examples import BUNDLED_DATASETS, is_sheets_folder
+from sensorium.data.bundled import emoji_build, emoji_packages
+from sensorium.data.bundled.emoji import BUNDLED_FOLDER, open_sheets, read_sheets_header
+from sensorium.data.bundled.emoji_build import build_emoji
+from sensorium.data.bundled.emoji_draw import check_svg
+from sensorium.data.bundled.emoji_names import concept_family, concept_split
+from sensorium.data.bundled.emoji_packages import NAMES_PACKAGE, PERMISSIVE_LICENCES, STYLE_PACKAGES
+from sensorium.data.bundled.emoji_pixels import measure_pixel_similarity
+from sensorium.data.bundled.registry import BUNDLED_DATASETS, is_sheets_folder
 from sensorium.errors import SensoriumError
 
 

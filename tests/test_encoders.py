@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from squares import published as published
+from fixtures.squares import published as published
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sensorium.adapt import FrozenEncoder
 from sensorium.modalities.audio import Audio
+from sensorium.modalities.base import FitsOnData, Modality
 from sensorium.modalities.image import Image
-from sensorium.modalities.modality import FitsOnData, Modality
-from sensorium.modalities.recurrent import RNN_CELLS, Recurrent
 from sensorium.modalities.series import Series
-from sensorium.modalities.table import Numeric
-from sensorium.modalities.text import Text, BagEmbedding
-from sensorium.models import Encoder, mean_pool
-from sensorium.published.start import PretrainedSource
-from sensorium.recipes.encoders import ENCODERS, ProjectedEmbedding, resolve_encoder, build_encoder
+from sensorium.modalities.tabular import Numeric
+from sensorium.modalities.text import BagEmbedding, Text
+from sensorium.models.lora import FrozenEncoder
+from sensorium.models.towers import Encoder
+from sensorium.nn.recurrent import RNN_CELLS, Recurrent
+from sensorium.nn.tokens import Tokens, make_causal, mean_pool, sequence_positions, valid_mask
+from sensorium.pretrained.source import PretrainedSource
+from sensorium.recipes.encoders import ENCODERS, ProjectedEmbedding, build_encoder, resolve_encoder
 from sensorium.recipes.recipe import BadKeyword
-from sensorium.tokens import Tokens, make_causal, sequence_positions, valid_mask
 
 DIM = 32
 MODALITIES: dict[str, Any] = {"image": Image(size=48), "text": Text(length=12, vocab_size=300),

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import sensorium as sn
-from sensorium.checkpoint import Model
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.evaluate import EvaluationReport
+from sensorium.evaluation.evaluate import EvaluationReport
+from sensorium.training.checkpoint import Model
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "black": (20, 20, 20),
            "yellow": (240, 220, 40), "pink": (250, 130, 190)}

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from export_case import TEXTS, pictures, run
+from fixtures.export_cases import TEXTS, pictures, run
 
 import sensorium as sn
 from sensorium.errors import SensoriumError
-from sensorium.interop.export import export_model
+from sensorium.export.export import export_model
 
 
 def test_transformers_loads_it_and_says_the_same(tmp_path: Path) -> None:

@@ -4,16 +4,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from squares import data as data
-from squares import published as published
+from fixtures.squares import data as data
+from fixtures.squares import published as published
 
 import sensorium as sn
-from sensorium.blend import load_start_weights, interpolate_weights, evaluate_interpolations, evaluate_metric, save_interpolation
-from sensorium.checkpoint import Model
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.io.tensors import state_tensors
 from sensorium.recipes import finetune
-from sensorium.stored import state_tensors
+from sensorium.training.checkpoint import Model
+from sensorium.training.weight_interpolation import (
+    evaluate_interpolations,
+    evaluate_metric,
+    interpolate_weights,
+    load_start_weights,
+    save_interpolation,
+)
 
 
 @pytest.fixture(scope="module", params=["all", "lora"])

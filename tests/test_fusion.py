@@ -10,25 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from sensorium import cli
-from sensorium.calibrate import Calibration, monotone_logits
+from sensorium.cli import app
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
-from sensorium.fused import drop_values
-from sensorium.fusion import FUSIONS
-from sensorium.load import load
+from sensorium.inference.predict import decode_prediction
+from sensorium.loading import load
 from sensorium.modalities.image import Image
-from sensorium.modalities.spelling import SubwordBagEmbedding
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.modalities.text import Text
-from sensorium.objectives.supervised import RegressionTarget, MultilabelTarget, ClassificationTarget, OrdinalTarget, SupervisedLoss, mix_tokens, cross_modal_infonce
+from sensorium.models.calibration import Calibration, monotone_logits
+from sensorium.models.multimodal_predictor import drop_values
+from sensorium.nn.fusion import FUSIONS
+from sensorium.nn.tokens import Batch, Tokens, sequence_positions
+from sensorium.objectives.supervised import (
+    ClassificationTarget,
+    MultilabelTarget,
+    OrdinalTarget,
+    RegressionTarget,
+    SupervisedLoss,
+    cross_modal_infonce,
+    mix_tokens,
+)
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build_recipe
-from sensorium.tokens import Batch, Tokens, sequence_positions
-from sensorium.train import train
-from sensorium.verbs.predict import decode_prediction
+from sensorium.training.loop import train
 
 KIND = Category(("a", "b", "c"), (60, 30, 10))
 SCHEMA = Schema({name: Column(name, modality) for name, modality in {
@@ -247,7 +255,7 @@ def test_from_a_table_to_predictions(tmp_path: Path) -> None:
     assert error < 0.6 * np.abs(true - np.mean(data.raw("price", data.splits["train"]))).mean()
     again = load(tmp_path / "run").predict(**{name: [row[name] for row in rows] for name in rows[0]}, batch_size=7)
     assert np.allclose(found.value, again["price"].value, atol=1e-4) and found.spread.min() > 0
-    assert cli.run(["predict", str(tmp_path / "run"), str(path), "-o", str(tmp_path / "out.csv")]) == 0
+    assert app.run(["predict", str(tmp_path / "run"), str(path), "-o", str(tmp_path / "out.csv")]) == 0
     with open(tmp_path / "out.csv") as file:
         written = list(csv.DictReader(file))
     assert len(written) == 160 and list(written[0]) == [
@@ -279,12 +287,12 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path, capsys: pytest.Capture
     assert found["kind"].classes == ("hat", "shoe") and np.allclose(found["kind"].probability.sum(1), 1)
     few = tmp_path / "few.csv"
     few.write_text("colour,other\nred,1\nmauve,2\n,3\n")
-    assert cli.run(["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "few.jsonl")]) == 0
+    assert app.run(["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "few.jsonl")]) == 0
     asked = ["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "sure.csv")]
-    assert cli.run([*asked, "--min-accuracy", "0.99"]) == 0
+    assert app.run([*asked, "--min-accuracy", "0.99"]) == 0
     sure = list(csv.DictReader((tmp_path / "sure.csv").read_text().splitlines()))
     assert len(sure) == 3 and {row["kind"] for row in sure} <= {"", "hat", "shoe"}
-    assert cli.run([*asked, "--coverage", "7"]) == 1
+    assert app.run([*asked, "--coverage", "7"]) == 1
     told = [json.loads(line) for line in (tmp_path / "few.jsonl").read_text().splitlines()]
     assert [t["row"] for t in told] == ["few.csv:2", "few.csv:3", "few.csv:4"]
     assert sum(told[2]["kind probability"].values()) == pytest.approx(1, abs=1e-4)
@@ -292,8 +300,8 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "no column title, weight" in err and "1 of 3 rows" in err
     for header, what in (("other", "none of the columns"), ("kind", "none of the columns that are read")):
         (none := tmp_path / "none.csv").write_text(f"{header}\n1\n2\n")
-        assert cli.run(["predict", str(tmp_path / "run"), str(none)]) == 1 and what in capsys.readouterr().err
-    assert cli.run(["predict", str(tmp_path / "run"), str(few), "-o", str(few)]) == 1
+        assert app.run(["predict", str(tmp_path / "run"), str(none)]) == 1 and what in capsys.readouterr().err
+    assert app.run(["predict", str(tmp_path / "run"), str(few), "-o", str(few)]) == 1
     assert few.read_text().startswith("colour") and "another file" in capsys.readouterr().err
     with pytest.raises(SensoriumError, match="no row"):
         model.predict([])

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from sensorium.errors import SensoriumError
-from sensorium.published.files import open_weights
+from sensorium.pretrained.weight_files import open_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

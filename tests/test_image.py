@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities import decode as decoding
-from sensorium.modalities.augment import ImageAugmentation
+from sensorium.modalities import image_decode as decoding
 from sensorium.modalities.image import Image
+from sensorium.modalities.image_augment import ImageAugmentation
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 LOSSY = {"JPEG": 12, "WEBP": 25, "GIF": 20}

@@ -15,16 +15,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from sensorium import durable
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.modalities.decode import decode_image
-from sensorium.tasks import search, store
-from sensorium.tasks.answer import SearchResult, Hit, RowInfo
-from sensorium.tasks.nearest import ExactEngine, int8_is_faster
-from sensorium.tasks.search import Index
-from sensorium.tasks.sheet import render_html, save_results
-from sensorium.tasks.store import IndexHeader, Store
+from sensorium.io import atomic
+from sensorium.modalities.image_decode import decode_image
+from sensorium.search import index, store
+from sensorium.search.exact import ExactEngine, int8_is_faster
+from sensorium.search.index import Index
+from sensorium.search.render import render_html, save_results
+from sensorium.search.results import Hit, RowInfo, SearchResult
+from sensorium.search.store import IndexHeader, Store
 
 KILLS = 24
 DIM = 16
@@ -223,7 +223,7 @@ def test_power_cut_after_any_acknowledgement(tmp_path: Path, monkeypatch: pytest
             synced[path.name] = path.read_bytes()
     if not Path("/proc/self/fd").exists():
         pytest.skip("names of open files are read from /proc")
-    monkeypatch.setattr(durable, "sync", sync)
+    monkeypatch.setattr(atomic, "sync", sync)
     x, payloads = filled(tmp_path / "i", 0)
     missing = 0
     with Store.open(tmp_path / "i") as kept:
@@ -429,4 +429,4 @@ def test_the_page_escapes_what_comes_from_data(tmp_path: Path) -> None:
 
 
 def test_nothing_here_needs_more_than_it_says() -> None:
-    assert search.HEADER_FILE == store.HEADER_FILE == "index.json"
+    assert index.HEADER_FILE == store.HEADER_FILE == "index.json"

@@ -10,19 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sensorium as sn
-from sensorium.adapt import add_lora
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear, has_int8_dot_product
 from sensorium.modalities.image import PatchEmbedding
-from sensorium.models import Decoder, Encoder, Tower
-from sensorium.objectives.next_token import SamplingConfig, generate
-from sensorium.published.decoder import CausalTokenEmbedding, build_text_decoder
-from sensorium.published.gpt2 import GPT2
-from sensorium.published.parts import TrunkConfig
-from sensorium.published.published import export_from
-from sensorium.published.siglip import AttentionPool
-from sensorium.quantize import Int8Embedding, Int8Linear, quantize_int8
-from sensorium.transformer import build_transformer
+from sensorium.models.decoder import Decoder
+from sensorium.models.int8 import Int8Embedding, Int8Linear, quantize_int8
+from sensorium.models.lora import add_lora
+from sensorium.models.towers import Encoder, Tower
+from sensorium.nn.cpu_dispatch import has_int8_dot_product
+from sensorium.nn.linear import Linear
+from sensorium.nn.transformer import build_transformer
+from sensorium.objectives.autoregressive import SamplingConfig, generate
+from sensorium.pretrained.decoder import CausalTokenEmbedding, build_text_decoder
+from sensorium.pretrained.family import export_from
+from sensorium.pretrained.gpt2 import GPT2
+from sensorium.pretrained.siglip import AttentionPool
+from sensorium.pretrained.weight_mapping import TrunkConfig
 
 VOCAB, DIM = 61, 64
 
@@ -194,7 +196,7 @@ def test_products_of_bytes_are_whole_numbers_without_a_loss(quick: bool, monkeyp
     """Also where every byte is as large as it can be, so that sums that saturate would show."""
     if quick and not has_int8_dot_product():
         pytest.skip("this processor has neither VNNI nor AMX")
-    monkeypatch.setattr("sensorium.quantize.multiplies_bytes", lambda: quick)
+    monkeypatch.setattr("sensorium.models.towers.int8.multiplies_bytes", lambda: quick)
     layer = nn.Linear(256, 8, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randint(-127, 128, (8, 256)))

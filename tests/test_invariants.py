@@ -5,14 +5,23 @@ import pytest
 import torch
 from torch import nn
 
-from sensorium.attention import Attention
-from sensorium.kernels import attend
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.modalities.text import Text, TextEmbedding
-from sensorium.models import mean_pool
-from sensorium.positions import RelativeBias, Rotary
-from sensorium.tokens import CAUSAL, Tokens, make_causal, join, take_last, sequence_positions, attention_mask, order_tensor
-from sensorium.transformer import (
+from sensorium.nn.attention import Attention
+from sensorium.nn.positional import RelativeBias, Rotary
+from sensorium.nn.sdpa import attend
+from sensorium.nn.tokens import (
+    CAUSAL,
+    Tokens,
+    attention_mask,
+    join,
+    make_causal,
+    mean_pool,
+    order_tensor,
+    sequence_positions,
+    take_last,
+)
+from sensorium.nn.transformer import (
     Block,
     FeedForward,
     GatedCrossAttention,

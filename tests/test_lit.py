@@ -4,19 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from squares import data as data
-from squares import published as published
+from fixtures.squares import data as data
+from fixtures.squares import published as published
 from test_resume import ask, at_step, killed
 
 import sensorium as sn
-from sensorium.adapt import FrozenEncoder
+from sensorium.data.cache.embedding_cache import beside
 from sensorium.data.dataset import Dataset
-from sensorium.data.vectors import beside
 from sensorium.errors import SensoriumError
+from sensorium.io.tensors import state_tensors
+from sensorium.models.lora import FrozenEncoder
 from sensorium.recipes import lit
 from sensorium.recipes.recipe import build_recipe
-from sensorium.stored import state_tensors
-from sensorium.train import Interrupted
+from sensorium.training.loop import Interrupted
 
 SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet": True}
 

@@ -11,17 +11,17 @@ import PIL.Image
 import pytest
 import torch
 
-from sensorium.data import ahead, decoded
-from sensorium.data.cache import PreparedDataset
+from sensorium.data.cache import image_cache, prefetch
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import BatchLoader, epoch_order
 from sensorium.data.schema import Column, Schema
-from sensorium.data.sources import BadSample
+from sensorium.data.tables import BadSample
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category, Numeric
+from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.text import Text
-from sensorium.tokens import Batch, column_key
+from sensorium.nn.tokens import Batch, column_key
 
 BOTH = ("caption", "german")                # read as one
 TEXT = Text(length=8, vocab_size=400).fit(["a cat", "a dog", "un chat", "un chien", "two cats and a dog"] * 5)
@@ -97,18 +97,18 @@ def test_pictures_come_as_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quick", [1e9, 0.0])
 def test_pieces_come_in_order_from_one_thread_or_several(quick: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "QUICK", quick)
+    monkeypatch.setattr(prefetch, "QUICK", quick)
     threads = set[int]()
 
     def work(piece: int) -> int:
         threads.add(threading.get_ident())
         time.sleep(0.002 * (piece % 3))                                             # they do not end in order
         return piece
-    assert list(ahead.prefetch(work, iter(range(60)), io_bound=True)) == list(range(60))
+    assert list(prefetch.prefetch(work, iter(range(60)), io_bound=True)) == list(range(60))
     assert (threads == {threading.get_ident()}) == (quick > 1)
-    assert list(ahead.prefetch(work, [])) == []
+    assert list(prefetch.prefetch(work, [])) == []
     with pytest.raises(ZeroDivisionError):
-        list(ahead.prefetch(lambda piece: 1 // (5 - piece), range(9)))
+        list(prefetch.prefetch(lambda piece: 1 // (5 - piece), range(9)))
 
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_cache_is_said_and_made_anew(damage: str, home: Path, capfd: p
 
 
 def test_many_blocks_are_all_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "BLOCK", 100)
+    monkeypatch.setattr(image_cache, "BLOCK", 100)
     values = [picture(i) for i in range(100)]
     of_pictures(values)
     path, = (home / "cache" / "pictures").iterdir()
@@ -172,7 +172,7 @@ def test_many_blocks_are_all_checked(home: Path, monkeypatch: pytest.MonkeyPatch
         data[at] ^= 1
         path.write_bytes(data)
         with pytest.raises(ValueError, match="have changed"):
-            decoded._open_image_cache(path, 100, 8)
+            image_cache._open_image_cache(path, 100, 8)
 
 
 def test_bad_pictures_are_named_and_counted(tmp_path: Path, decodes: list[Any], capfd: pytest.CaptureFixture) -> None:
@@ -210,7 +210,7 @@ def test_files_used_least_are_removed_over_the_budget(home: Path, monkeypatch: p
     assert not seen and not left_over.exists()
     monkeypatch.setenv("SENSORIUM_CACHE_GB", "much")
     with pytest.raises(SensoriumError, match="SENSORIUM_CACHE_GB"):
-        decoded.prune_cache(home / "cache" / "pictures" / "x")
+        image_cache.prune_cache(home / "cache" / "pictures" / "x")
 
 
 def test_a_home_that_cannot_be_written_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +223,9 @@ def test_a_home_that_cannot_be_written_is_one_clear_message(tmp_path: Path, monk
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SENSORIUM_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert decoded.image_cache_folder() == Path("/x/sensorium/pictures")
+    assert image_cache.image_cache_folder() == Path("/x/sensorium/pictures")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert decoded.image_cache_folder() == Path.home() / ".cache" / "sensorium" / "pictures"
+    assert image_cache.image_cache_folder() == Path.home() / ".cache" / "sensorium" / "pictures"
 
 
 def _prepare(start: Any, ready: Any, done: Any) -> None:
@@ -245,7 +245,7 @@ def test_two_processes_at_once() -> None:
     assert done.get(timeout=60) == done.get(timeout=60)
     other.join()
     assert other.exitcode == 0
-    assert [p.name[0] for p in decoded.image_cache_folder().iterdir()] != ["."]
+    assert [p.name[0] for p in image_cache.image_cache_folder().iterdir()] != ["."]
 
 
 def test_no_rows_and_no_pictures() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_cli import TINY, photos, said
 
-from sensorium import cli
+from sensorium.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_every_command_is_understood(place: Path) -> None:
     found = [*commands("\n".join(blocks(""))), *commands("\n".join(inline))]
     assert len(found) >= 8
     for argv in found:
-        _, _, rest, *_ = cli.build_app(argv).parse_known_args(argv)
+        _, _, rest, *_ = app.build_app(argv).parse_known_args(argv)
         assert not rest, argv
 
 

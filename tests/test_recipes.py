@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sensorium.data.schema import Column, Schema
-from sensorium.modalities.dates import Datetime
+from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.modalities.text import Text
+from sensorium.nn.tokens import Batch
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import Recipe, build_recipe
-from sensorium.tokens import Batch
 
 SCHEMA = Schema({"image": Column("image", Image(size=16)),
                  "caption": Column("caption", Text(length=12, vocab_size=300))})

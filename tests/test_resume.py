@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from fixtures import tiny_recipe
 from safetensors.torch import load_file
 
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Role, Schema
-from sensorium.data.sources import Table
+from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError
+from sensorium.io.tensors import file_sha256
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.progress import MetricsLog
 from sensorium.recipes import RECIPES
-from sensorium.stored import file_sha256
-from sensorium.train import Interrupted, train
+from sensorium.training.loop import Interrupted, train
+from sensorium.training.metrics_log import MetricsLog
 
 HERE = Path(__file__).parent
 SHORT: dict[str, Any] = {"epochs": 2, "checkpoint_interval": 3 / 7, "eval_interval": 4 / 7, "quiet": True}
@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {"epochs": 2, "checkpoint_interval": 3 / 7, "eval_interv
 def nursery(folder: Path, kills: int, mode: str) -> tuple[list[dict[str, Any]], list[str]]:
     """(the kills, the end of each chain of lives)."""
     alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, HERE / "nursery.py", folder, str(kills), mode], capture_output=True,
+    done = subprocess.run([sys.executable, HERE / "fixtures" / "kill_harness.py", folder, str(kills), mode], capture_output=True,
                           text=True, env={**os.environ, **alone}, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -80,8 +80,8 @@ def pairs(n: int = 40) -> Dataset:
 CLIP: dict[str, Any] = {
     "dim": 32, "image_layers": 2, "text_layers": 1, "patch_size": 8, "batch_size": 8, "dropout": 0.1, "ema_decay": 0.9}
 KINDS: list[Any] = [
-    (tiny.guess, tiny.rows, {}), (tiny.guess, tiny.rows, {"ema_decay": 0.0, "grad_accumulation_steps": 2, "optimizer": "muon"}),
-    (tiny.guess, tiny.rows, {"optimizer": "lion", "precision": "bf16"}), (tiny.guess, tiny.rows, {"optimizer": "sgd"}),
+    (tiny_recipe.guess, tiny_recipe.rows, {}), (tiny_recipe.guess, tiny_recipe.rows, {"ema_decay": 0.0, "grad_accumulation_steps": 2, "optimizer": "muon"}),
+    (tiny_recipe.guess, tiny_recipe.rows, {"optimizer": "lion", "precision": "bf16"}), (tiny_recipe.guess, tiny_recipe.rows, {"optimizer": "sgd"}),
     pytest.param(RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "checkpoint_interval": 0.5, "eval_interval": 1}, id="threads"),
     (RECIPES["clip"], pairs, {**CLIP, "epochs": 2, "grad_accumulation_steps": 2, "loss": "siglip"})]
 
@@ -157,37 +157,37 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_asks_and_a_second_one_interrupts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 2, ask(signal.SIGINT))
     with pytest.raises(Interrupted) as stopped:
-        train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     assert stopped.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     at_step(monkeypatch, 3, lambda: (ask(signal.SIGINT)(), ask(signal.SIGINT)()))
     with pytest.raises(KeyboardInterrupt):
-        train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
 
 
 def test_a_run_that_is_over_says_the_same_again(tmp_path: Path) -> None:
-    first = train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
+    first = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     before = ended(tmp_path / "run")
-    again = train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
+    again = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
     assert again.fingerprint == first.fingerprint
     assert ended(tmp_path / "run") == before
 
 
 def test_a_damaged_save_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
+    train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     before = ended(tmp_path / "run")
     newest = max((tmp_path / "run" / "state").glob("step-*"))
     (newest / "optimizer.safetensors").write_bytes(b"torn")
-    train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True)
+    train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True)
     assert f"{newest} is damaged (optimizer.safetensors is not what was written)" in capsys.readouterr().out
     assert ended(tmp_path / "run") == before
     for path in (tmp_path / "run" / "state").glob("step-*"):
         (path / "manifest.json").unlink()
     with pytest.raises(SensoriumError, match="nothing whole is left"):
-        train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
 
 
 def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tiny.guess, tiny.rows(), out=tmp_path / "whole", **SHORT)
+    whole = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "whole", **SHORT)
     write, saves = Path.write_bytes, 0
 
     def full(path: Path, content: bytes) -> int:
@@ -199,10 +199,10 @@ def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.Mon
         return write(path, content)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SensoriumError, match="could not write .*state.json: No space left on device"):
-        train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "run" / "state").glob("step-??????")) == ["step-000003", "step-000006"]
-    again = train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
+    again = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
     assert again.fingerprint == whole.fingerprint and ended(tmp_path / "run") == ended(tmp_path / "whole")
 
 
@@ -210,33 +210,33 @@ def test_what_would_make_it_another_run_is_refused(tmp_path: Path, monkeypatch: 
     run = tmp_path / "run"
     at_step(monkeypatch, 2, ask())
     with pytest.raises(Interrupted):
-        train(tiny.guess, tiny.rows(), out=run, **SHORT)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=run, **SHORT)
     again: dict[str, Any] = {"out": run, "resume": True, "quiet": True}
     with pytest.raises(SensoriumError, match=r"begun with lr=0.01, not 0.5.*leave lr out"):
-        train(tiny.guess, tiny.rows(), lr=0.5, **again)
+        train(tiny_recipe.guess, tiny_recipe.rows(), lr=0.5, **again)
     with pytest.raises(SensoriumError, match="the data are not those"):
-        train(tiny.guess, tiny.rows(72), **again)
+        train(tiny_recipe.guess, tiny_recipe.rows(72), **again)
     with pytest.raises(SensoriumError, match="begun with recipe .*guess, not clip"):
-        train(RECIPES["clip"], tiny.rows(), **again)
+        train(RECIPES["clip"], tiny_recipe.rows(), **again)
     with pytest.raises(SensoriumError, match="holds a run: go on with it by resume=True"):
-        train(tiny.guess, tiny.rows(), out=run, quiet=True)
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=run, quiet=True)
     with pytest.raises(SensoriumError, match="Name its folder"):
-        train(tiny.guess, tiny.rows(), resume=True, quiet=True)
+        train(tiny_recipe.guess, tiny_recipe.rows(), resume=True, quiet=True)
     with pytest.raises(SensoriumError, match="does not exist"):
-        train(tiny.guess, tiny.rows(), out=tmp_path / "rum", resume=True, quiet=True)
-    assert train(tiny.guess, tiny.rows(), epochs=2, **again).config.keywords["epochs"] == 2
+        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "rum", resume=True, quiet=True)
+    assert train(tiny_recipe.guess, tiny_recipe.rows(), epochs=2, **again).config.keywords["epochs"] == 2
 
 
 def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def second() -> None:
         with pytest.raises(SensoriumError, match="another process is training"):
-            train(tiny.guess, tiny.rows(), out=tmp_path / "run", resume=True, quiet=True)
+            train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
     at_step(monkeypatch, 2, second)
-    train(tiny.guess, tiny.rows(), out=tmp_path / "run", **SHORT)
+    train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
 
 
 def test_weights_are_those_of_the_best_step(tmp_path: Path) -> None:
-    train(tiny.guess, tiny.rows(), out=tmp_path / "run", **{**SHORT, "ema_decay": 0.0, "eval_interval": 1, "checkpoint_interval": 1})
+    train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **{**SHORT, "ema_decay": 0.0, "eval_interval": 1, "checkpoint_interval": 1})
     found = [e for e in metrics(tmp_path / "run") if "evaluation" in e]
     best = max(found, key=lambda e: e["evaluation"]["fit"])["step"]
     kept = load_file(tmp_path / "run" / "model.safetensors")

@@ -9,13 +9,25 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
+from sensorium.data.bundled.scenes import open_scenes
+from sensorium.data.bundled.scenes_draw import COLOURS, SHAPES, SceneObject, decode_objects
+from sensorium.data.bundled.scenes_held import (
+    HELD_OUT_ARRANGEMENTS,
+    HELD_OUT_PAIRS,
+    find_held_out_relation,
+    find_relations,
+    is_held_out_arrangement,
+)
+from sensorium.data.bundled.scenes_questions import (
+    QUESTION_KINDS,
+    QUESTION_TEMPLATES,
+    AmbiguousReference,
+    execute_program,
+    generate_questions,
+)
+from sensorium.data.bundled.scenes_words import ParsedCaption, generate_caption, parse_caption, score_caption
 from sensorium.data.dataset import Dataset
-from sensorium.data.scenes import open_scenes
-from sensorium.data.scenes_draw import COLOURS, SHAPES, SceneObject, decode_objects
-from sensorium.data.scenes_held import HELD_OUT_ARRANGEMENTS, HELD_OUT_PAIRS, is_held_out_arrangement, find_held_out_relation, find_relations
-from sensorium.data.scenes_questions import QUESTION_KINDS, QUESTION_TEMPLATES, AmbiguousReference, execute_program, generate_questions
-from sensorium.data.scenes_words import ParsedCaption, generate_caption, parse_caption, score_caption
-from sensorium.data.sources import Table
+from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError
 
 SPLITS = ("train", "val", "test", "test_pairs", "test_four", "test_relations", "test_words")

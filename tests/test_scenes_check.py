@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from sensorium.data.scenes import open_scenes
-from sensorium.data.scenes_check import UNKNOWN_CODE, recognize_cells, recognize_images
-from sensorium.data.scenes_draw import NUM_CODES, draw_scenes
+from sensorium.data.bundled.scenes import open_scenes
+from sensorium.data.bundled.scenes_check import UNKNOWN_CODE, recognize_cells, recognize_images
+from sensorium.data.bundled.scenes_draw import NUM_CODES, draw_scenes
 
 CELLS = open_scenes(n=200, questions=0).columns["image"].cells
 Pixels = np.ndarray

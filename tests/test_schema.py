@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from sensorium.data.cell import parse_number
+from sensorium.data.cell_parsing import parse_number
 from sensorium.data.dataset import Dataset
-from sensorium.data.infer import infer_schema
 from sensorium.data.schema import Column, Role, Schema
-from sensorium.data.sources import Table
+from sensorium.data.tables import Table
+from sensorium.data.type_inference import infer_schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.dates import Datetime
+from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.modalities.text import Text
 
 

@@ -12,11 +12,12 @@ import torch
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities import readings
-from sensorium.modalities.convolution import Convolutions, MultiscaleConv, max_pool_pairs
-from sensorium.modalities.series import Series, WindowEmbedding, standardize, valid_steps, subsample
-from sensorium.models import Encoder
-from sensorium.tokens import valid_mask
+from sensorium.modalities import series_io
+from sensorium.modalities.series import Series, WindowEmbedding, standardize, subsample, valid_steps
+from sensorium.modalities.series_pyramid import MultiscaleConv
+from sensorium.models.towers import Encoder
+from sensorium.nn.conv1d import Convolutions, max_pool_pairs
+from sensorium.nn.tokens import valid_mask
 
 NAN = float("nan")
 TWO = Series(("x", "y"), (1.0, 10.0), (2.0, 5.0))
@@ -77,7 +78,7 @@ def test_hostile_files_are_refused_before_they_are_read(tmp_path: Path, monkeypa
             Series().load(path)
     big = tmp_path / "big.csv"
     with open(big, "wb") as file:
-        file.truncate(readings.MAX_FILE_BYTES + 1)                                   # a hole: nothing is written
+        file.truncate(series_io.MAX_FILE_BYTES + 1)                                   # a hole: nothing is written
     refused(big, "bytes: 67,108,864 are the most")
     huge = np.lib.format.open_memmap(tmp_path / "huge.npy", "w+", np.float32, (1 << 22, 8))
     del huge
@@ -95,7 +96,7 @@ def test_hostile_files_are_refused_before_they_are_read(tmp_path: Path, monkeypa
     refused(tmp_path / "wide.csv", "1,024 channels")
     os.mkfifo(tmp_path / "pipe.csv")
     refused(tmp_path / "pipe.csv", "no such file")
-    monkeypatch.setattr(readings, "READINGS", 3)
+    monkeypatch.setattr(series_io, "READINGS", 3)
     refused(written(tmp_path / "long.csv", "x\n1\n2\n3\n4\n"), "the most")
 
 

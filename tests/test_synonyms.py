@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sensorium.cli import run
+from sensorium.cli.app import run
 from sensorium.data.dataset import Dataset
 from sensorium.data.synonyms import MAX_PARAPHRASES, Synonyms
 from sensorium.errors import SensoriumError
 from sensorium.recipes import fusion
-from sensorium.run import fingerprint
-from sensorium.train import train
+from sensorium.training.loop import train
+from sensorium.training.run import fingerprint
 
 GROUPS = "# words\ncar, automobile, motor car\n\nbig,large\nRED, crimson\n"
 

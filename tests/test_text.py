@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.spelling import HASH_BASE, MAX_TOKEN_CHARS, EMPTY_HASH, NGRAM_LENGTHS, WORD_BOUNDARY, SubwordBagEmbedding, char_ngrams, hash_powers
+from sensorium.modalities.subword_bag import (
+    EMPTY_HASH,
+    HASH_BASE,
+    MAX_TOKEN_CHARS,
+    NGRAM_LENGTHS,
+    WORD_BOUNDARY,
+    SubwordBagEmbedding,
+    char_ngrams,
+    hash_powers,
+)
 from sensorium.modalities.text import END, PAD, START, Text, TextEmbedding
 
 CORPUS = ["a red bicycle", "the blue house by the sea", "two cats on a mat", "a house, a cat and a bicycle"] * 20

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor
 
-from sensorium.attention import KVCache
 from sensorium.modalities.audio import PADDING_VALUE, Audio, log_mel_spectrogram, resample
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import SamplingConfig, generate
-from sensorium.published.transcribe import split_windows
-from sensorium.published.whisper import WHISPER
+from sensorium.models.decoder import Decoder
+from sensorium.nn.attention import KVCache
+from sensorium.objectives.autoregressive import SamplingConfig, generate
+from sensorium.pretrained.transcribe import split_windows
+from sensorium.pretrained.whisper import WHISPER
 
 transformers = pytest.importorskip("transformers")
 SIZES = dict(d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=2,

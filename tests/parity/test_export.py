@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from export_case import TEXTS, pictures, run
+from fixtures.export_cases import TEXTS, pictures, run
 
-from sensorium.interop.export import export_model
+from sensorium.export.export import export_model
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sensorium.published.open_clip import OPEN_CLIP
+from sensorium.pretrained.open_clip import OPEN_CLIP
 
 open_clip = pytest.importorskip("open_clip")
 MODEL = {"embed_dim": 20,

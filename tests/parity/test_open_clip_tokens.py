@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from odd import odd
+from fixtures.unicode_corpus import odd
 from tokenizers import pre_tokenizers
 
-from sensorium.published.files import WeightFiles, LazyTensors
-from sensorium.published.tokens import load_tokenizer
+from sensorium.pretrained.tokenizers import load_tokenizer
+from sensorium.pretrained.weight_files import LazyTensors, WeightFiles
 
 open_clip = pytest.importorskip("open_clip")
 ftfy = pytest.importorskip("ftfy")

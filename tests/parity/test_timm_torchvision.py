@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sensorium.published import PRETRAINED_FAMILIES
+from sensorium.pretrained import PRETRAINED_FAMILIES
 
 timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
 

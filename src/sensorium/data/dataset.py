@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sensorium.data.ahead import prefetch
+from sensorium.data.cache.prefetch import prefetch
 from sensorium.data.schema import Schema, extensions, split_pair, unknown_column_error
-from sensorium.data.sources import BadSample, Table
-from sensorium.data.splits import SPLIT_FRACTIONS, group_rows_by_split, split_by_hash, assign_folds, sort_splits
+from sensorium.data.splits import SPLIT_FRACTIONS, assign_folds, group_rows_by_split, sort_splits, split_by_hash
 from sensorium.data.synonyms import Synonyms
+from sensorium.data.tables import BadSample, Table
 from sensorium.errors import SensoriumError
-from sensorium.modalities.modality import Modality
-from sensorium.tokens import ColumnKey
+from sensorium.modalities.base import Modality
+from sensorium.nn.tokens import ColumnKey
 
 if TYPE_CHECKING:
-    from sensorium.data.cache import PreparedDataset
+    from sensorium.data.cache.prepared import PreparedDataset
     from sensorium.data.describe import DatasetSummary
 
 READ_BLOCK_BYTES = 1 << 20                         # bytes of a file that are held at a time
@@ -56,7 +56,7 @@ class Dataset:
         {"title": "words.txt"}. Texts of train are there with some of them exchanged, too, as further captions.
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
-        from sensorium.data.reading import open_table, open_table_with_schema  # not needed where a model is served
+        from sensorium.data.open import open_table, open_table_with_schema  # not needed where a model is served
 
         words = source_options.pop("synonyms", {}) if schema_from is None else {}
         if not isinstance(words, Mapping):
@@ -225,7 +225,7 @@ class Dataset:
 
     def prepare(self, schema: Schema, columns: Sequence[ColumnKey], **options: Any) -> "PreparedDataset":
         """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
-        from sensorium.data.cache import PreparedDataset
+        from sensorium.data.cache.prepared import PreparedDataset
         return PreparedDataset(self, schema, columns, **{"max_bad": self.max_invalid_fraction, **options})
 
     def describe(self) -> "DatasetSummary":

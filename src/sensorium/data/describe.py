@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sensorium.data.cell import is_missing
-from sensorium.data.sources import BadSample
+from sensorium.data.cell_parsing import is_missing
+from sensorium.data.tables import BadSample
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

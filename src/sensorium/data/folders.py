@@ -11,8 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sensorium.data.sources import IMAGE_EXTENSIONS, TABLE_EXTENSIONS, BadSample, Table, columns_from_records, concat_tables, open_text, parse_json, read_table
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
+from sensorium.data.tables import (
+    IMAGE_EXTENSIONS,
+    TABLE_EXTENSIONS,
+    BadSample,
+    Table,
+    columns_from_records,
+    concat_tables,
+    open_text,
+    parse_json,
+    read_table,
+)
 from sensorium.errors import SensoriumError
 
 _UNSUPPORTED_IMAGE_EXTENSIONS = (".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".raw", ".cr2", ".nef", ".dng")   # pictures all the same

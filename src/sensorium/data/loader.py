@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from sensorium.data.cache import PreparedDataset
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.errors import SensoriumError
-from sensorium.tokens import Batch, ColumnKey
+from sensorium.nn.tokens import Batch, ColumnKey
+from sensorium.rng import generator
 
 Augment = Mapping[ColumnKey, Mapping[str, float]]
 
@@ -74,12 +75,6 @@ class BatchLoader:
                                      f"{here[name]!r}. Give it the same data and batch size, or start a new run.")
         self.seed, self.epoch, self.position = int(state["seed"]), int(state["epoch"]), int(state["position"])
         self._order = (-1, self.rows)
-
-
-def generator(*seeds: int) -> torch.Generator:
-    """Random numbers that depend on these numbers and on nothing else."""
-    digest = hashlib.sha256(",".join(map(str, seeds)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def epoch_order(rows: Int[np.ndarray, " R"], groups: Int[np.ndarray, " R"] | None, samples_per_group: int, epoch: int,

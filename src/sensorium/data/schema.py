@@ -11,18 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
-from sensorium import durable
-from sensorium.data.sources import IMAGE_EXTENSIONS
+from sensorium.data.tables import IMAGE_EXTENSIONS
 from sensorium.errors import SensoriumError
+from sensorium.io import atomic
 from sensorium.modalities.audio import Audio
-from sensorium.modalities.dates import Datetime
+from sensorium.modalities.base import Modality
+from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.image import Image
-from sensorium.modalities.modality import Modality
+from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.series import Series
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.modalities.text import Text
-from sensorium.tokens import ColumnKey, column_key, column_names
+from sensorium.nn.tokens import ColumnKey, column_key, column_names
 
 SCHEMA_VERSION = 1
 MODALITIES: dict[str, Any] = {m.kind: m for m in (Image, Text, Numeric, Category, Ordinal, Datetime, Multilabel, Series, Audio)}
@@ -163,8 +163,8 @@ class Schema:
                    for c in self.columns.values()}
         roles = {r.name: {"kind": r.kind, "why": r.reason} for r in self.roles.values()}
         if tokenizer:
-            durable.write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
-        durable.write_json(folder / "schema.json", {
+            atomic.write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+        atomic.write_json(folder / "schema.json", {
             "version": SCHEMA_VERSION, "tokenizer": tokenizer is not None, "columns": columns, "roles": roles})
 
     def _shared_tokenizer(self) -> Tokenizer | None:

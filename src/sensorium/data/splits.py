@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sensorium.data.sources import IMAGE_EXTENSIONS, Table, open_text, parse_json
+from sensorium.data.tables import IMAGE_EXTENSIONS, Table, open_text, parse_json
 from sensorium.errors import SensoriumError
 
 HASH_SALT = "sensorium"

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sensorium.data.sources import open_text
+from sensorium.data.tables import open_text
 from sensorium.errors import SensoriumError
 
 MAX_PARAPHRASES = 2                             # other ways to say a text, at most: it is drawn as it is written, too

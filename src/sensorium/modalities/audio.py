@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from sensorium.modalities.modality import validate_settings, settings_to_dict
-from sensorium.positions import sinusoidal_positions
-from sensorium.tokens import Tokens, sequence_positions, valid_or_none
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.nn.positional import sinusoidal_positions
+from sensorium.nn.tokens import Tokens, sequence_positions, valid_or_none
 
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010                 # seconds that a frame looks at, and from one to the next
 PADDING_VALUE = -math.inf                         # what follows a shorter sound in a batch: the logarithm of no sound at all

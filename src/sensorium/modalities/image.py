@@ -16,11 +16,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear, normal_parameter
-from sensorium.modalities.augment import ImageAugmentation, warp_affine, shift_and_flip, apply_pixel_ops
-from sensorium.modalities.decode import MAX_IMAGE_PIXELS, decode_image, resize_exact, decode_full_image
-from sensorium.modalities.modality import validate_settings, settings_to_dict
-from sensorium.tokens import Tokens, grid_positions
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.modalities.image_augment import ImageAugmentation, apply_pixel_ops, shift_and_flip, warp_affine
+from sensorium.modalities.image_decode import MAX_IMAGE_PIXELS, decode_full_image, decode_image, resize_exact
+from sensorium.nn.linear import Linear, normal_parameter
+from sensorium.nn.tokens import Tokens, grid_positions
 
 RESAMPLE_FILTERS = tuple(kind.name.lower() for kind in PIL.Image.Resampling)
 RESIZE_MODES, EXACT_RESIZE_MODES = ("crop", "pad", "trim", "stretch"), ("crop", "centre", "stretch")

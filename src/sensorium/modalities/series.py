@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear
-from sensorium.modalities.modality import validate_settings, settings_to_dict
-from sensorium.modalities.readings import EXTENSIONS, plot_series, read_series
-from sensorium.positions import sinusoidal_positions
-from sensorium.tokens import Tokens, sequence_positions, valid_or_none
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.modalities.series_io import EXTENSIONS, plot_series, read_series
+from sensorium.nn.linear import Linear
+from sensorium.nn.positional import sinusoidal_positions
+from sensorium.nn.tokens import Tokens, sequence_positions, valid_or_none
 
 TRUNCATION_MODES = ("subsample", "cut")
 MIN_RELATIVE_STD = 1e-4                             # the least spread of a channel within a series, of that over all of them

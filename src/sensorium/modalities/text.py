@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sensorium.modalities.modality import validate_settings, settings_to_dict
-from sensorium.tokens import CAUSAL, Tokens, sequence_positions
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 
 PAD, START, END = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<start>", "<end>"]

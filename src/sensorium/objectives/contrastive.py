@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sensorium.models import TowerOutput, Tower, Towers
-from sensorium.tokens import Batch, ColumnKey, Tokens, valid_mask
+from sensorium.models.towers import Tower, TowerOutput, Towers
+from sensorium.nn.tokens import Batch, ColumnKey, Tokens, valid_mask
 
 CONTRASTIVE_LOSSES = ("infonce", "siglip")
 

@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from sensorium.calibrate import LOG_VAR_MIN, LOG_VAR_MAX
-from sensorium.fused import MultimodalPredictor
-from sensorium.modalities.modality import Modality
-from sensorium.modalities.table import Category, Numeric, Ordinal
-from sensorium.modalities.tags import Multilabel
-from sensorium.models import mean_pool, l2_normalize
+from sensorium.modalities.base import Modality
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
+from sensorium.models.calibration import LOG_VAR_MAX, LOG_VAR_MIN
+from sensorium.models.multimodal_predictor import MultimodalPredictor
+from sensorium.nn.tokens import Batch, ColumnKey, Tokens, l2_normalize, mean_pool, valid_mask
 from sensorium.objectives.contrastive import infonce
-from sensorium.tokens import Batch, ColumnKey, Tokens, valid_mask
 
 NLL_BETA = 0.5                                  # how far a wide spread excuses an error (Seitzer et al. 2022)
 INFONCE_TEMPERATURE = 0.1                           # at which parts of a row are told from those of others

@@ -1,4 +1,4 @@
-"""Trees boosted on what a trained model makes of a row: LightGBM grows them, `sensorium.trees` answers from them.
+"""Trees boosted on what a trained model makes of a row: LightGBM grows them, `sensorium.models.boosted_trees` answers from them.
 
     N rows   F features   K numbers that a head says   S shares
 """
@@ -10,20 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sensorium.adapt import FrozenEncoder
-from sensorium.data.cache import PreparedDataset
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError
-from sensorium.fused import MultimodalPredictor
-from sensorium.measures import HandcraftedFeatures, has_handcrafted_features, compute_features
+from sensorium.evaluation.validate_prediction import BATCH_SIZE, calibrated_loss, concat_batches
+from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
-from sensorium.modalities.modality import Modality
-from sensorium.modalities.table import Category, Numeric, Ordinal
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
+from sensorium.models.boosted_trees import BUFFER_DTYPES, TreeEnsemble
+from sensorium.models.handcrafted_features import HandcraftedFeatures, compute_features, has_handcrafted_features
+from sensorium.models.lora import FrozenEncoder
+from sensorium.models.multimodal_predictor import MultimodalPredictor
+from sensorium.nn.tokens import Batch
 from sensorium.objectives.supervised import SupervisedLoss
-from sensorium.recipes.prediction import BATCH_SIZE, concat_batches, calibrated_loss
 from sensorium.recipes.recipe import BadKeyword, OnEnd
-from sensorium.tokens import Batch
-from sensorium.trees import BUFFER_DTYPES, TreeEnsemble
 
 MAX_BOOSTING_ROUNDS, EARLY_STOPPING_ROUNDS = 1000, 50                 # trees at most, and how many that do not help before it stops
 MAX_TRAIN_ROWS = 200_000                              # training rows that trees are grown on

@@ -3,17 +3,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sensorium.data.schema import Schema
-from sensorium.modalities.modality import Modality
+from sensorium.evaluation.validate_generation import loss_validator, text_sample_writer
+from sensorium.inference.generate_text import TextGenerator
+from sensorium.modalities.base import Modality
 from sensorium.modalities.text import Text
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextTokenLoss
-from sensorium.recipes.eyes import VISION_ENCODERS, VisionSource
-from sensorium.recipes.generation import text_sample_writer, loss_validator
+from sensorium.models.decoder import Decoder
+from sensorium.nn.tokens import ColumnKey
+from sensorium.objectives.autoregressive import NextTokenLoss
+from sensorium.recipes.language_decoders import PretrainedDecoder, ScratchDecoder
 from sensorium.recipes.recipe import BadKeyword, DataSpec, EvaluationSpec, Evaluator, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
-from sensorium.recipes.voices import ScratchDecoder, PretrainedDecoder
-from sensorium.tokens import ColumnKey
-from sensorium.verbs.say import TextGenerator
+from sensorium.recipes.vision_encoders import VISION_ENCODERS, VisionSource
 
 AUGMENT = {                                 # no mirror images: what is said of left and right stays true
     "light": {"shift": 0.05, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
@@ -111,7 +111,7 @@ def _resolve_columns(schema: Schema, image: str | None, question: str | None,
 
 
 def _evaluator(columns: dict[str, ColumnKey]) -> Evaluator | None:
-    from sensorium.recipes.judge_words import answer_evaluator, caption_evaluator  # not needed while training
+    from sensorium.evaluation.captioning import answer_evaluator, caption_evaluator  # not needed while training
     match columns:
         case {"image": str(picture), "question": str(question), "text": words}:
             return answer_evaluator(picture, question, words)

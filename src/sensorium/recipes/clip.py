@@ -6,19 +6,19 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from sensorium.align import PROJECTIONS
 from sensorium.data.schema import Schema
+from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.inference.embed import Embedder
 from sensorium.modalities.image import Image, PatchEmbedding
-from sensorium.modalities.resnet import ResNet
 from sensorium.modalities.text import Text, TextEmbedding
-from sensorium.models import Encoder, Tower, Towers
+from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.nn.projection import PROJECTIONS
+from sensorium.nn.resnet import ResNet
+from sensorium.nn.tokens import ColumnKey, Tokens, column_names
+from sensorium.nn.transformer import build_transformer
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
-from sensorium.recipes.judge_retrieval import retrieval_evaluation
-from sensorium.recipes.recipe import DataSpec, Hooks, Recipe, fit_encoders, check_choice
+from sensorium.recipes.recipe import DataSpec, Hooks, Recipe, check_choice, fit_encoders
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import ColumnKey, Tokens, column_names
-from sensorium.transformer import build_transformer
-from sensorium.verbs.embed import Embedder
 
 HEAD_DIM = 64                                   # width of one attention head
 AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {      # of pictures, of words
@@ -92,7 +92,9 @@ def clip_small(schema: Schema, *, image: str | None = None, text: str | Sequence
                 embed_dim=embed_dim, dropout=dropout, label_smoothing=label_smoothing)
     picture, words = made.data.columns
     if subword_features:
-        from sensorium.modalities.spelling import SubwordBagEmbedding  # other recipes that take CLIP's towers do without
+        from sensorium.modalities.subword_bag import (
+            SubwordBagEmbedding,  # other recipes that take CLIP's towers do without
+        )
         assert isinstance(read := schema[words], Text)
         tower = made.model[words]
         tower.encoder = TextEncoderWithSubwords(tower.encoder, Encoder(SubwordBagEmbedding(dim, read, dropout)))

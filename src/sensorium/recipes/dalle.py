@@ -4,22 +4,22 @@ from typing import Any
 
 from torch import nn
 
-from sensorium.data.codes import tokenize_images
+from sensorium.data.cache.token_cache import tokenize_images
 from sensorium.data.schema import Schema
-from sensorium.kernels import Linear
-from sensorium.modalities.cells import ImageTokenEmbedding
+from sensorium.evaluation.sample_sheets import image_sample_writer
+from sensorium.evaluation.validate_generation import loss_validator
+from sensorium.inference.generate_image import ImageGenerator
 from sensorium.modalities.text import PaddedTokenEmbedding, Text
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextTokenLoss
-from sensorium.recipes.coder import resolve_tokenizer, require_trained, tokenizer_to_config
-from sensorium.recipes.codes import image_tokenizer as first_stage
-from sensorium.recipes.generation import loss_validator
-from sensorium.recipes.painting import image_sample_writer
-from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, RecipeFunction, Recipe
+from sensorium.models.decoder import Decoder
+from sensorium.models.image_tokens import ImageTokenEmbedding
+from sensorium.nn.linear import Linear
+from sensorium.nn.tokens import ColumnKey
+from sensorium.nn.transformer import build_transformer
+from sensorium.objectives.autoregressive import NextTokenLoss
+from sensorium.recipes.image_tokenizer import image_tokenizer as first_stage
+from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, Recipe, RecipeFunction
+from sensorium.recipes.tokenizer_source import require_trained, resolve_tokenizer, tokenizer_to_config
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import ColumnKey
-from sensorium.transformer import build_transformer
-from sensorium.verbs.paint import ImageGenerator
 
 HEAD_DIM = 64                                   # width of one attention head
 COPY_AUGMENT = {"shift": 0.06, "scale": 0.1}       # how copies of a picture differ
@@ -70,7 +70,7 @@ def _prerequisites(tokenizer: str | Mapping[str, Any]) -> dict[str, tuple[Recipe
 
 
 def _evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
-    from sensorium.recipes.judge_pictures import image_generation_evaluator  # not needed while training
+    from sensorium.evaluation.image_generation import image_generation_evaluator  # not needed while training
     return image_generation_evaluator(image_column, text_column)
 
 

@@ -14,26 +14,27 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.adapt import set_trainable
 from sensorium.data.schema import MODALITIES, ROLES
 from sensorium.errors import SensoriumError
-from sensorium.kernels import Linear
 from sensorium.modalities.audio import Audio, AudioStem
-from sensorium.modalities.convolution import Convolutions, MultiscaleConv
+from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image, PatchEmbedding
-from sensorium.modalities.modality import Modality
-from sensorium.modalities.recurrent import Recurrent
-from sensorium.modalities.resnet import PlainBlock, BasicBlock, ResNet
 from sensorium.modalities.series import Series, WindowEmbedding
-from sensorium.modalities.spelling import SubwordBagEmbedding
-from sensorium.modalities.text import Text, TextEmbedding, BagEmbedding
-from sensorium.models import Encoder
-from sensorium.published.bert import FirstTokenPool
-from sensorium.published.resnet import RESNET_CONFIGS, build_resnet
-from sensorium.published.start import PretrainedSource
+from sensorium.modalities.series_pyramid import MultiscaleConv
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
+from sensorium.modalities.text import BagEmbedding, Text, TextEmbedding
+from sensorium.models.lora import set_trainable
+from sensorium.models.towers import Encoder
+from sensorium.nn.conv1d import Convolutions
+from sensorium.nn.linear import Linear
+from sensorium.nn.recurrent import Recurrent
+from sensorium.nn.resnet import BasicBlock, PlainBlock, ResNet
+from sensorium.nn.tokens import Tokens
+from sensorium.nn.transformer import Transformer, build_transformer
+from sensorium.pretrained.bert import FirstTokenPool
+from sensorium.pretrained.resnet import RESNET_CONFIGS, build_resnet
+from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.recipe import BadKeyword
-from sensorium.tokens import Tokens
-from sensorium.transformer import Transformer, build_transformer
 
 HEAD_DIM = 64                                   # width of one attention head, about
 LONG_SERIES_STEPS = 64                                   # steps of a series that a recurrent network reads worse than convolutions
@@ -46,7 +47,7 @@ def build_encoder(modality: Modality, spec: str | Mapping[str, Any] | Pretrained
 
     spec: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
     where the encoder has any number of them. The width of published weights is brought to `dim` by one layer, which
-    always learns; `train` says how much of them does (`sensorium.adapt.TUNES`).
+    always learns; `train` says how much of them does (`sensorium.models.lora.TUNES`).
     Raises BadKeyword naming what there is.
     """
     found = resolve_encoder(modality.kind, spec)

@@ -2,17 +2,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sensorium.adapt import TRAIN_MODES, set_trainable
 from sensorium.data.schema import Schema
-from sensorium.models import Towers
+from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.inference.embed import Embedder
+from sensorium.models.lora import TRAIN_MODES, set_trainable
+from sensorium.models.towers import Towers
+from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.contrastive import ContrastiveLoss
-from sensorium.published.start import PretrainedSource
+from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.clip import AUGMENT
-from sensorium.recipes.judge_retrieval import retrieval_evaluation
 from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
-from sensorium.tokens import ColumnKey
-from sensorium.verbs.embed import Embedder
 
 LEARNING_RATES = {"all": 1e-5, "lora": 3e-4, "none": 1e-3}              # a small step for what has learned much
 

@@ -5,24 +5,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sensorium.adapt import TRAIN_MODES, FrozenEncoder
-from sensorium.align import PROJECTIONS, TokenAndGlobalProjection
-from sensorium.data.cache import PreparedDataset, Source, ColumnStore
+from sensorium.data.cache.prepared import ColumnStore, PreparedDataset, Source
 from sensorium.data.schema import Schema, split_pair
 from sensorium.errors import SensoriumError
-from sensorium.fused import TABULAR_PART, MultimodalPredictor, Head, ColumnEncoder
-from sensorium.fusion import FUSIONS
-from sensorium.modalities.modality import Modality
-from sensorium.modalities.row import SCALAR_KINDS, TabularEmbedding
-from sensorium.modalities.spelling import SubwordBagEmbedding
-from sensorium.modalities.table import Category, Numeric
-from sensorium.modalities.tags import Multilabel
+from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
+from sensorium.inference.predict import Predictor
+from sensorium.io.tensors import state_tensors, tensors_sha256
+from sensorium.modalities.base import Modality
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
+from sensorium.modalities.tabular import Category, Numeric
+from sensorium.modalities.tabular_embedding import SCALAR_KINDS, TabularEmbedding
+from sensorium.models.lora import TRAIN_MODES, FrozenEncoder
+from sensorium.models.multimodal_predictor import TABULAR_PART, ColumnEncoder, Head, MultimodalPredictor
+from sensorium.nn.fusion import FUSIONS
+from sensorium.nn.projection import PROJECTIONS, TokenAndGlobalProjection
+from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.supervised import SupervisedLoss, Target
 from sensorium.objectives.supervised import build_target as kind_of
-from sensorium.published.start import PretrainedSource
-from sensorium.recipes.encoders import ProjectedEncoder, resolve_encoder, build_encoder, default_encoder
+from sensorium.pretrained.source import PretrainedSource
+from sensorium.recipes.encoders import ProjectedEncoder, build_encoder, default_encoder, resolve_encoder
 from sensorium.recipes.fusion_config import ColumnInput, FusionConfig
-from sensorium.recipes.prediction import prediction_calibrator, prediction_validator
 from sensorium.recipes.recipe import (
     BadKeyword,
     DataSpec,
@@ -32,13 +35,10 @@ from sensorium.recipes.recipe import (
     Hooks,
     OnEnd,
     Recipe,
-    fit_encoders,
     check_choice,
+    fit_encoders,
 )
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
-from sensorium.stored import tensors_sha256, state_tensors
-from sensorium.tokens import ColumnKey
-from sensorium.verbs.predict import Predictor
 
 HEAD_CHOICES = ("linear", "balanced", "boosting")
 SWEEP = {"fusion": [*FUSIONS]}                 # that are compared where nothing else is asked
@@ -152,13 +152,13 @@ def _begin(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarr
 def _boosting_fields(model: MultimodalPredictor, inputs: Mapping[str, Modality], objective: SupervisedLoss, targets: Mapping[str, Modality],
               dim: int) -> OnEnd[MultimodalPredictor]:
     """Give the model trees; what grows them at the end."""
-    from sensorium.recipes.boosting import fit_trees, add_tree_heads  # not needed without trees
+    from sensorium.recipes.boosting import add_tree_heads, fit_trees  # not needed without trees
     add_tree_heads(model, inputs, targets, dim)
     return fit_trees(objective, targets)
 
 
 def _evaluator(targets: Mapping[str, Modality]) -> Evaluator:
-    from sensorium.recipes.judge_predict import prediction_evaluator  # not needed while training
+    from sensorium.evaluation.prediction import prediction_evaluator  # not needed while training
     return prediction_evaluator(targets)
 
 
@@ -183,7 +183,7 @@ def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColu
              and not isinstance(sense.align, TokenAndGlobalProjection)}
 
     def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
-        from sensorium.data.vectors import embed_column  # not needed where all encoders learn
+        from sensorium.data.cache.embedding_cache import embed_column  # not needed where all encoders learn
         return {name: embed_column(inner.pooled, tensors_sha256(state_tensors(inner)), data, name, schema)
                 for name, inner in still.items()}
     return compute_columns if still and not model.fusion.tokens else None

@@ -1,8 +1,8 @@
 """Settings of the recipe `fusion`: how each column is encoded, and how the columns of a row are fused."""
 from dataclasses import dataclass
 
-from sensorium.modalities.modality import Modality
-from sensorium.published.start import PretrainedSource
+from sensorium.modalities.base import Modality
+from sensorium.pretrained.source import PretrainedSource
 
 
 @dataclass(frozen=True, kw_only=True)

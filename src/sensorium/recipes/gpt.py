@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 
 from sensorium.data.schema import Schema
-from sensorium.models import Decoder
+from sensorium.models.decoder import Decoder
 from sensorium.recipes.captioner import captioner
 from sensorium.recipes.recipe import Recipe
 

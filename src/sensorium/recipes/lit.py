@@ -4,20 +4,20 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sensorium.adapt import TRAIN_MODES, FrozenEncoder, set_trainable
-from sensorium.align import PROJECTIONS
-from sensorium.data.cache import Source, ColumnStore
+from sensorium.data.cache.embedding_cache import beside, embed_column
+from sensorium.data.cache.prepared import ColumnStore, Source
 from sensorium.data.schema import Schema
-from sensorium.data.vectors import beside, embed_column
-from sensorium.models import Encoder, Tower, Towers
+from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.inference.embed import Embedder
+from sensorium.io.tensors import state_tensors, tensors_sha256
+from sensorium.models.lora import TRAIN_MODES, FrozenEncoder, set_trainable
+from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.nn.projection import PROJECTIONS
+from sensorium.nn.tokens import Batch, ColumnKey
 from sensorium.objectives.contrastive import ContrastiveLoss
-from sensorium.published.start import PretrainedSource
-from sensorium.recipes.judge_retrieval import retrieval_evaluation
+from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.recipe import DataSpec, DeriveColumns, Hooks, Objective, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.stored import tensors_sha256, state_tensors
-from sensorium.tokens import Batch, ColumnKey
-from sensorium.verbs.embed import Embedder
 
 PROJECTION_CHOICES = ["linear", "nonlinear"]
 

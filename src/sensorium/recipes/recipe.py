@@ -19,18 +19,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sensorium.data.cache import PreparedDataset, Source, ColumnStore
+from sensorium.data.cache.prepared import ColumnStore, PreparedDataset, Source
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.modality import FitsOnData, Modality
-from sensorium.published.published import skip_init
+from sensorium.modalities.base import FitsOnData, Modality
+from sensorium.nn.tokens import Batch, ColumnKey
+from sensorium.pretrained.family import skip_init
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import Batch, ColumnKey
 
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
-    from sensorium.recipes.protocol import Trained
-    from sensorium.report import EvaluationReport
+    from sensorium.evaluation.protocol import Trained
+    from sensorium.evaluation.report import EvaluationReport
 
 M = TypeVar("M", bound=nn.Module)
 M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
