@@ -91,7 +91,7 @@ def test_as_the_trunk_of_an_encoder() -> None:
     ids = text.fake(4, torch.Generator().manual_seed(0))
     torch.testing.assert_close(read.pooled(ids), mean_pool(read(ids)))
     at = torch.tensor([0, 2, 1, 0])
-    torch.testing.assert_close(Recurrent(DIM)(tokens(4, 3), only=at).x.shape, torch.Size([4, 1, DIM]))
+    torch.testing.assert_close(Recurrent(DIM)(tokens(4, 3), query_positions=at).x.shape, torch.Size([4, 1, DIM]))
 
 
 # ---------------------------------------------------------------------------------------------------- by name

@@ -116,7 +116,7 @@ def test_padding_changes_nothing(trunk: Transformer, order: object) -> None:
 def test_one_token_alone_is_one_of_all(trunk: Transformer, order: object, padded: bool) -> None:
     t = replace(tokens(3, 8), order=order, valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None)
     at = torch.tensor([7, 1, 3])
-    same(trunk(t, only=at).x[:, 0], trunk(t).x[torch.arange(3), at])
+    same(trunk(t, query_positions=at).x[:, 0], trunk(t).x[torch.arange(3), at])
 
 
 def test_one_token_alone_has_the_same_gradient() -> None:
@@ -124,7 +124,7 @@ def test_one_token_alone_has_the_same_gradient() -> None:
     trunk, at = build_transformer(DIM, 2, HEADS), torch.tensor([7, 1])
     t = replace(tokens(2, 8), order=CAUSAL, valid=torch.arange(8) < torch.tensor([[8], [2]]))
     params = list(trunk.parameters())
-    alone = torch.autograd.grad(trunk(t, only=at).x.square().sum(), params)
+    alone = torch.autograd.grad(trunk(t, query_positions=at).x.square().sum(), params)
     among = torch.autograd.grad(trunk(t).x[torch.arange(2), at].square().sum(), params)
     for a, b in zip(alone, among, strict=True):
         same(a, b, atol=1e-4)

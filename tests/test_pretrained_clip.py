@@ -45,7 +45,7 @@ def test_same_numbers_and_gradients(changed: dict, tmp_path: Path) -> None:
     vectors = ours["image"](pictures), ours["text"](ids)
     close(vectors[0], said.image_embeds)
     close(vectors[1], said.text_embeds)
-    logits = ours.log_scale.exp() * vectors[1] @ vectors[0].T
+    logits = ours.logit_scale.exp() * vectors[1] @ vectors[0].T
     close(logits, said.logits_per_text)
     logits.square().sum().backward()
     said.logits_per_text.square().sum().backward()

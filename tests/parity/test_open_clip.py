@@ -34,7 +34,7 @@ def test_same_numbers_and_gradients(quick: bool, tmp_path: Path) -> None:
     vectors = ours["image"](pictures), ours["text"](ids)
     close(vectors[0], image)
     close(vectors[1], text)
-    (ours.log_scale.exp() * vectors[1] @ vectors[0].T).square().sum().backward()
+    (ours.logit_scale.exp() * vectors[1] @ vectors[0].T).square().sum().backward()
     (scale * text @ image.T).square().sum().backward()
     same_gradients(OPEN_CLIP, ours, theirs, config, tmp_path / "slopes", save)
     back = there_and_back(OPEN_CLIP, ours, config, tmp_path / "theirs", tmp_path / "back")

@@ -171,7 +171,7 @@ def add_recipe_options(command: Callable[..., None], recipe: RecipeSignature, do
     """
     def of_recipe(*given: Any, **named: Any) -> None:
         command(recipe.name, *given, **named)
-    kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "given")]
+    kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "overrides")]
     if clash := {p.name for p in kept} & {k.name for k in recipe.model_options}:
         raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
     option = _multi_value_option if multiple else _recipe_option

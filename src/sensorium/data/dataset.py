@@ -130,7 +130,7 @@ class Dataset:
         """The data set of these rows, in this order; each stays in the split it was in."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        table = replace(self.table.take(rows), bad=[])
+        table = replace(self.table.take(rows), bad_samples=[])
         part = Dataset(table, self.schema, f"{self.name} (part)", max_invalid_fraction=self.max_invalid_fraction, parent=(self, rows))
         part.synonyms = self.synonyms
         return part
@@ -233,7 +233,7 @@ class Dataset:
         from sensorium.data.describe import describe_dataset
         filed = [c.name for c in self.schema.columns.values() if extensions(c.kind) is not None]
         found = self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad_samples if filed and len(self) else self.bad_samples
-        return replace(describe_dataset(self), bad=found)
+        return replace(describe_dataset(self), bad_samples=found)
 
 
 def _add_paraphrases(value: Any, synonyms: Synonyms) -> Any:

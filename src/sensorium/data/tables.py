@@ -46,7 +46,7 @@ class Table:
         """Some of the rows, in that order. `bad` is left as it is."""
         columns = {name: _take_rows(values, rows) for name, values in self.columns.items()}
         root = self.root if isinstance(self.root, Path) else list(_take_rows(self.root, rows))
-        return replace(self, columns=columns, where=_take_rows(self.locations, rows), root=root)
+        return replace(self, columns=columns, locations=_take_rows(self.locations, rows), root=root)
 
     def base_folder(self, row: int) -> Path:
         """The folder that a path in this row is relative to."""

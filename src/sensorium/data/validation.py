@@ -32,7 +32,7 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
         columns[name], faults = _convert_column(kind, table, table.columns[name])
         bad += [BadSample(i, name, table.locations[i], reason) for i, reason in faults if i not in unread]
     check_invalid_fraction(bad, len(table), max_invalid_fraction)
-    table = replace(table, columns=columns, bad=[replace(b, row=-1) for b in bad])
+    table = replace(table, columns=columns, bad_samples=[replace(b, row=-1) for b in bad])
     gone = {b.row for b in bad}
     return table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64)) if gone else table
 

@@ -216,7 +216,7 @@ class AudioStem(nn.Module):
     def __init__(self, dim: int, n_mels: int, max_positions: int):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv1d(n_mels, dim, 3, padding=1), nn.Conv1d(dim, dim, 3, stride=2, padding=1)
-        self.register_buffer("places", sinusoidal_positions(max_positions, dim))
+        self.register_buffer("position_embedding", sinusoidal_positions(max_positions, dim))
         self.position_embedding: Tensor
 
     def pool_index(self, spectrogram: Float[Tensor, "B M F"]) -> None:

@@ -231,7 +231,7 @@ class WindowEmbedding(nn.Module):
         super().__init__()
         channels = max(1, len(series.channels))
         self.patch_size, self.projection, self.stats_projection = patch_size, Linear(2 * channels * patch_size, dim), Linear(2 * channels, dim)
-        self.register_buffer("places", sinusoidal_positions(math.ceil(series.length / patch_size), dim) if add_positions else None)
+        self.register_buffer("position_embedding", sinusoidal_positions(math.ceil(series.length / patch_size), dim) if add_positions else None)
         self.position_embedding: Tensor | None
 
     def pool_index(self, series: Float[Tensor, "B T R"]) -> None:

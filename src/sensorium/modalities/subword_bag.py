@@ -43,10 +43,10 @@ class SubwordBagEmbedding(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.01 / LR_MULTIPLIER)
         table = token_chars(text)
         self.max_words_per_token = int((table == WORD_BOUNDARY).sum(1).max())                     # that an id can begin, at most
-        self.register_buffer("letters", torch.tensor(table), persistent=False)
-        self.register_buffer("powers", hash_powers(text.length * MAX_TOKEN_CHARS + 1), persistent=False)
-        self.register_buffer("known", torch.full((size,), EMPTY_HASH))         # hashes of pieces, in their order
-        self.register_buffer("rarity", torch.ones(size))
+        self.register_buffer("token_chars", torch.tensor(table), persistent=False)
+        self.register_buffer("hash_powers", hash_powers(text.length * MAX_TOKEN_CHARS + 1), persistent=False)
+        self.register_buffer("ngram_hashes", torch.full((size,), EMPTY_HASH))         # hashes of pieces, in their order
+        self.register_buffer("idf", torch.ones(size))
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         return None
@@ -56,13 +56,13 @@ class SubwordBagEmbedding(nn.Module):
         [B T], have it."""
         seen, counts, rows = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0
         for ids in token_ids:
-            _, piece, there = char_ngrams(self._text_chars(ids)[0], self.get_buffer("powers"))
+            _, piece, there = char_ngrams(self._text_chars(ids)[0], self.get_buffer("hash_powers"))
             row = there.nonzero()[:, 0]
             once = torch.stack([row, piece[there]], 1).unique(dim=0)[:, 1]
             seen, place = torch.cat([seen, once]).unique(return_inverse=True)
             counts = torch.zeros_like(seen).index_add(0, place, torch.cat([counts, torch.ones_like(once)]))
             rows += len(ids)
-        known, rarity = self.get_buffer("known"), self.get_buffer("rarity")
+        known, rarity = self.get_buffer("ngram_hashes"), self.get_buffer("idf")
         common = counts.masked_fill(counts < 2, 0).topk(min(len(counts), len(known)))
         seen, at = seen[common.indices[common.values > 0]].sort()
         known.fill_(EMPTY_HASH)[:len(seen)] = seen
@@ -73,16 +73,16 @@ class SubwordBagEmbedding(nn.Module):
             x = self.dropout(self.embedding(ids))
             return Tokens(x, sequence_positions(x))
         spelt, ids = self._text_chars(ids)
-        word, piece, there = char_ngrams(spelt, self.get_buffer("powers"))
+        word, piece, there = char_ngrams(spelt, self.get_buffer("hash_powers"))
         if torch.compiler.is_exporting():
             return self._forward_export(word, piece, there, 2 + self.max_words_per_token * ids.shape[1])
-        row, known = there.nonzero()[:, 0], self.get_buffer("known")
+        row, known = there.nonzero()[:, 0], self.get_buffer("ngram_hashes")
         begins, word = (word[there] + spelt.shape[1] * row).unique(return_inverse=True)
         place, found = _lookup(known, piece[there])
         if self.training and self.subword_dropout:
             found &= torch.rand(len(found), device=found.device) >= self.subword_dropout
         place, word = place[found], word[found]
-        weight, row = self.get_buffer("rarity")[place, None], begins // spelt.shape[1]
+        weight, row = self.get_buffer("idf")[place, None], begins // spelt.shape[1]
         x = self.embedding(place) * weight
         x = x.new_zeros(len(begins), x.shape[1]).index_add(0, word, x)
         long = weight.new_zeros(len(ids), 1).index_add(0, row[word], weight.square()).clamp(min=1).sqrt()
@@ -95,8 +95,8 @@ class SubwordBagEmbedding(nn.Module):
     def _forward_export(self, word: Int[Tensor, "B P"], ngram: Int[Tensor, "B P"], present: Bool[Tensor, "B P"],
                 max_words: int) -> Tokens:
         """forward without a shape that hangs on values: of `most` words, which no text has more of, many not valid."""
-        place, found = _lookup(self.get_buffer("known"), ngram)
-        weight = self.get_buffer("rarity")[place] * (present & found)
+        place, found = _lookup(self.get_buffer("ngram_hashes"), ngram)
+        weight = self.get_buffer("idf")[place] * (present & found)
         x = self.embedding(place) * weight[..., None]
         word = word.clamp(max=max_words - 1)                                     # numbers of words that are not there
         x = x.new_zeros(x.shape[0], max_words, x.shape[2]).scatter_add(1, word[..., None].expand_as(x), x)
@@ -108,7 +108,7 @@ class SubwordBagEmbedding(nn.Module):
     def _text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
         """(the letters of each text, its ids)."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
-        return compact(self.get_buffer("letters")[ids].masked_fill(~valid[..., None], 0).flatten(1)), ids
+        return compact(self.get_buffer("token_chars")[ids].masked_fill(~valid[..., None], 0).flatten(1)), ids
 
 
 def token_chars(text: Text) -> Int64[np.ndarray, "V L"]:

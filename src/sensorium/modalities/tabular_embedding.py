@@ -33,7 +33,7 @@ class PiecewiseLinearEmbedding(nn.Module):
         for i, e in enumerate(edges):
             if len(e) > 1:
                 low[i, :len(e) - 1], width[i, :len(e) - 1], there[i, :len(e) - 1] = e[:-1], np.diff(e), 1
-        for name, values in (("low", low), ("width", width), ("there", there)):
+        for name, values in (("low", low), ("width", width), ("mask", there)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
         self.weight = normal_parameter(len(columns), bins + 1, dim, std=(bins + 1) ** -0.5)
         self.bias = normal_parameter(len(columns), dim, std=0.5)

@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         """Read all that is given, up to and including what there is of `part`: logits for its next token."""
         read = self.embed_inputs(inputs.only(self._parts_through(part)))
         at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + valid_mask(read[part]).sum(1) - 1
-        return self.heads[part](self.trunk(concat_parts(read), self.encode_context(inputs), only=at, cache=cache).x[:, 0])
+        return self.heads[part](self.trunk(concat_parts(read), self.encode_context(inputs), query_positions=at, cache=cache).x[:, 0])
 
     def decode_step(self, part: str, ids: Int[Tensor, "B"], positions: Int[Tensor, "B"], cache: KVCache) -> Float[Tensor, "B V"]:
         """Read one more token of `part`, which stands at these places of it: logits for the one after."""

@@ -71,9 +71,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.two_byte_activations = two_byte_activations
         rounded, scale = quantize_rows(layer.weight.detach())
-        self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(rounded, None))
+        self.register_buffer("packed_weight", torch.ops.onednn.qlinear_prepack(rounded, None))
         self.register_buffer("scale", scale[:, 0] / INT8_MAX)         # for a number of the largest magnitude
-        self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int32))
+        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
 
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
@@ -112,7 +112,7 @@ class Int8Embedding(nn.Module):
         super().__init__()
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
         rounded, scale = quantize_rows(embedding.weight.detach())
-        self.register_buffer("rounded", rounded)
+        self.register_buffer("int8_weight", rounded)
         self.register_buffer("scale", scale)
 
     @property

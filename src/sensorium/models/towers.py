@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         if at is None:
             return self._pool_tokens(self(raw))
         t = self.embed(raw)
-        return (take_token(t, at) if self.trunk is None else self.trunk(t, only=at)).x[:, 0]
+        return (take_token(t, at) if self.trunk is None else self.trunk(t, query_positions=at)).x[:, 0]
 
     def pooled_and_tokens(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
         """The vector of the whole, and all tokens."""
@@ -100,7 +100,7 @@ def module_name(key: ColumnKey) -> str:
     return f"%{name}" if not name or name in TAKEN else name
 
 
-TAKEN = frozenset([*dir(nn.ModuleDict()), "log_scale", "bias"])
+TAKEN = frozenset([*dir(nn.ModuleDict()), "logit_scale", "logit_bias"])
 
 
 class Towers(nn.ModuleDict):

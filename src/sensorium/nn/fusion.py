@@ -152,7 +152,7 @@ class EarlyFusion(nn.Module):
         some = marked[0]
         first = self.cls_token.to(some.x.dtype).expand(some.x.shape[0], 1, -1)
         at = torch.zeros(some.x.shape[0], dtype=torch.long, device=some.x.device)
-        return self.trunk(join(Tokens(first, sequence_positions(first)), *marked), only=at).x[:, 0]
+        return self.trunk(join(Tokens(first, sequence_positions(first)), *marked), query_positions=at).x[:, 0]
 
 
 class BottleneckFusion(nn.Module):

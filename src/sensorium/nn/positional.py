@@ -18,7 +18,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10_000.0):
         super().__init__()
-        self.register_buffer("rate", base ** (-torch.arange(0, head_dim, 2).float() / head_dim), persistent=False)
+        self.register_buffer("inv_freq", base ** (-torch.arange(0, head_dim, 2).float() / head_dim), persistent=False)
         self.inv_freq: Tensor
 
     def rotate(self, x: Float[Tensor, "B H T K"], pos: Float[Tensor, "B T 3"]) -> Float[Tensor, "B H T K"]:

@@ -133,7 +133,7 @@ class Transformer(nn.Module):
             cache.context = context = context or cache.context
         if context is not None:
             looks = context_mask(t if cache is None else cache.positions(t), context)
-            said = self._forward_with_context(t, replace(seen, context=context, glance=looks))
+            said = self._forward_with_context(t, replace(seen, context=context, context_mask=looks))
             return said if query_positions is None else take_token(said, query_positions)
         last = blocks.pop() if query_positions is not None and blocks else None
         packed = plan_packing(t) if blocks else None

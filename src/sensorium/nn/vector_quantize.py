@@ -72,9 +72,9 @@ class FSQ(nn.Module):
             raise SensoriumError(f"FSQ levels={tuple(levels)}: each channel needs at least 2.")
         self.levels, self.vocab = tuple(levels), math.prod(levels)
         self.in_dim = self.out_dim = len(levels)
-        self.register_buffer("middle", torch.tensor([n // 2 for n in levels]), persistent=False)
+        self.register_buffer("zero_level", torch.tensor([n // 2 for n in levels]), persistent=False)
         self.register_buffer("shift", torch.tensor([0.5 * (n % 2 == 0) for n in levels]), persistent=False)
-        self.register_buffer("place", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
+        self.register_buffer("place_value", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
                              persistent=False)
         self.register_buffer("radix", torch.tensor(levels), persistent=False)
 
@@ -122,9 +122,9 @@ class VQ(nn.Module):
         self.vocab, self.in_dim, self.out_dim = vocab, dim, dim
         self.decay, self.commitment_weight, self.restart_dead_codes = decay, commitment_weight, restart_dead_codes
         self.register_buffer("codebook", normal_parameter(vocab, dim, std=dim ** -0.5).detach())
-        self.register_buffer("counts", torch.zeros(vocab))                  # of features, a moving mean
-        self.register_buffer("seen_counts", torch.zeros(vocab), persistent=False)       # since the last update
-        self.register_buffer("seen_sums", torch.zeros(vocab, dim), persistent=False)
+        self.register_buffer("ema_counts", torch.zeros(vocab))                  # of features, a moving mean
+        self.register_buffer("batch_counts", torch.zeros(vocab), persistent=False)       # since the last update
+        self.register_buffer("batch_sums", torch.zeros(vocab, dim), persistent=False)
         self.last_features: Tensor | None = None                                   # features of the last batch [N D]
 
     def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:

@@ -40,7 +40,7 @@ def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and theirs."""
     vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
     return [
-        rename("log_scale", "logit_scale"),
+        rename("logit_scale", "logit_scale"),
         rename("image.encode.embed.whole", "vision_model.embeddings.class_embedding"),
         patch_kernel("image.encode.embed.linear.weight", "vision_model.embeddings.patch_embedding.weight",
                vision["patch_size"]),

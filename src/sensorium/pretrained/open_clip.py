@@ -58,7 +58,7 @@ def map_weights(config: ModelConfig) -> WeightMappings:
     given = config["model_cfg"]
     vision, text = parse_tower_config(given, "vision_cfg", VISION_DEFAULTS), parse_tower_config(given, "text_cfg", TEXT_DEFAULTS)
     return [
-        rename("log_scale", "logit_scale"),
+        rename("logit_scale", "logit_scale"),
         rename("image.encode.embed.whole", "visual.class_embedding"),
         patch_kernel("image.encode.embed.linear.weight", "visual.conv1.weight", vision["patch_size"]),
         rename("image.encode.embed.places", "visual.positional_embedding"),

@@ -24,7 +24,7 @@ def image_preprocessing(processor_config: Mapping[str, Any], image_size: int, de
     one that makes pictures of another size than the model takes.
     """
     if not processor_config:
-        return replace(default, size=image_size, edge=default.shortest_edge * image_size // default.size)
+        return replace(default, size=image_size, shortest_edge=default.shortest_edge * image_size // default.size)
     resize, crop = _parse_size(processor_config.get("size", image_size)), _parse_size(processor_config.get("crop_size", image_size))
     cut = processor_config.get("do_center_crop", False)
     made = crop if cut else resize

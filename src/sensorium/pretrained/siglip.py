@@ -95,7 +95,7 @@ def map_weights(config: ModelConfig) -> WeightMappings:
     vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
     ours, theirs = "image.encode.pool", "vision_model.head"
     return [
-        squeeze("log_scale", "logit_scale"), squeeze("bias", "logit_bias"),
+        squeeze("logit_scale", "logit_scale"), squeeze("logit_bias", "logit_bias"),
         patch_kernel("image.encode.embed.linear.weight", "vision_model.embeddings.patch_embedding.weight",
                vision["patch_size"]),
         rename("image.encode.embed.linear.bias", "vision_model.embeddings.patch_embedding.bias"),

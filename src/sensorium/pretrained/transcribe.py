@@ -134,4 +134,4 @@ def load_transcript_prompt(weight_files: WeightFiles, length: int) -> TextPrompt
     first = about.get("suppress_ids_begin") or about.get("begin_suppress_tokens") or ()
     text = load_text_prompt(weight_files, length, None, never=tuple(never), never_first=tuple(first))
     end = None if text is None else text.tokenizer.token_to_id("<|endoftext|>")
-    return None if text is None or end is None else replace(text, ends=(end,))
+    return None if text is None or end is None else replace(text, stop_ids=(end,))

@@ -118,7 +118,7 @@ def _open_folder(folder: Path) -> WeightFiles:
 def _add_sidecar_files(folder: Path, weight_files: WeightFiles, path: Path) -> WeightFiles:
     """The same with the config and the tokenizer that lie in the folder."""
     config, layout = _read_config(folder)
-    return replace(weight_files, place=path, config=config | weight_files.config,
+    return replace(weight_files, path=path, config=config | weight_files.config,
                    files={name: resolve_inside_folder(folder, name) for name in SIDECAR_FILES if (folder / name).is_file()},
                    layout=layout if weight_files.layout == "safetensors" else weight_files.layout)
 

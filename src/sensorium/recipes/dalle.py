@@ -46,7 +46,7 @@ def dalle(schema: Schema, *, tokenizer: str | Mapping[str, Any] = "", image: str
     words, spoken = schema[caption], resolve_tokenizer(tokenizer, schema, picture)
     assert isinstance(words, Text)
     parts = {"text": PaddedTokenEmbedding(dim, words), "image": ImageTokenEmbedding(dim, spoken.model)}
-    model = Decoder(parts, {"text": _output_head(dim, parts["text"].vocab), "image": _output_head(dim, spoken.vocab_size)},
+    model = Decoder(parts, {"text": _output_head(dim, parts["text"].vocab_size), "image": _output_head(dim, spoken.vocab_size)},
                     build_transformer(dim, layers, max(1, dim // HEAD_DIM), dropout=dropout))
     objective = NextTokenLoss({"text": caption, "image": picture}, LOSS_WEIGHTS, {"text": caption_dropout})
     painter = ImageGenerator(model, words, spoken.image)
