@@ -24,7 +24,6 @@ SPLITS = {
     "test_words": "captions in other words",
 }
 KINDS = {"made": "generated", "real": "real", "neighbour": "nearest caption", "mean": "mean image"}
-METRICS = {"true": "exact", "things": "objects"}  # headings that differ from the results' keys
 SETTINGS = {"guidance": "guidance scale"}
 EMOJI = """## Text to image: emoji
 
@@ -98,11 +97,7 @@ def table(results: Results, columns: dict[str, tuple[str, ...]], digits: int) ->
         columns: metric -> kinds of images it is given for.
         digits: decimals, except of CLIP scores.
     """
-    names = [
-        f"{METRICS.get(metric, metric)}: {KINDS[kind]}"
-        for metric, kinds in columns.items()
-        for kind in kinds
-    ]
+    names = [f"{metric}: {KINDS[kind]}" for metric, kinds in columns.items() for kind in kinds]
     return "\n".join(
         [
             f"| split | sampling | {' | '.join(names)} |",
@@ -140,17 +135,17 @@ def section() -> str:
         "copies": ("made", "real"),
     }
     scenes = {
-        "true": ("made", "neighbour"),
-        "things": ("made", "neighbour"),
+        "exact": ("made", "neighbour"),
+        "objects": ("made", "neighbour"),
         "relations": ("made", "neighbour"),
         "copies": ("made", "real"),
     }
     return EMOJI.format(
-        table=table(read_results("painted"), emoji, 3),
-        seconds=training_cost({"codes": "tokenizer", "painted": "generator"}),
+        table=table(read_results("emoji"), emoji, 3),
+        seconds=training_cost({"emoji-tokenizer": "tokenizer", "emoji": "generator"}),
     ) + SCENES.format(
         table=table(read_results("scenes"), scenes, 2),
-        seconds=training_cost({"scene-codes": "tokenizer", "scenes": "generator"}),
+        seconds=training_cost({"scenes-tokenizer": "tokenizer", "scenes": "generator"}),
     )
 
 

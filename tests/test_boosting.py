@@ -153,7 +153,8 @@ def test_what_is_missing_is_missing_and_nothing_gets_the_prior(run: Path) -> Non
 
 
 def test_classes_two_and_more_at_once(data: Dataset, tmp_path: Path) -> None:
-    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=("level", "grade"), columns=("a", "b", "colour"), **SHORT)
+    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=("level", "grade"),
+                  columns=("a", "b", "colour"), **SHORT)
     found = model.predict(rows_of(data, "test"))
     for name in ("level", "grade"):
         right = np.array(found[name].value) == np.array(data.raw(name, data.splits["test"]))

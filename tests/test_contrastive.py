@@ -109,7 +109,7 @@ def test_a_repeated_text_is_read_once_and_said_twice(align: str) -> None:
 
 def test_several_texts_of_a_row_are_all_right() -> None:
     b = batch(3)
-    b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)          # the second of each is another's first
+    b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)      # the second of each is another's first
     b["text"][1, 1] = b["text"][1, 0]
     assert positive_mask(b, "image", "text").int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 1]]
 

@@ -110,7 +110,7 @@ def test_commands_and_options_exist(path: Path) -> None:
     for argv in command_lines(path):
         if any(".py:" in word for word in argv[:2]):
             continue
-        _, _, unknown, *_ = app.command_line(argv).parse_known_args(argv)
+        _, _, unknown, *_ = app.build_app(argv).parse_known_args(argv)
         assert not unknown, f"{unknown} of {shlex.join(argv)} in {page_name(path)}"
 
 

@@ -58,7 +58,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(fusion, data, out=tmp_path_factory.mktemp("run") / "run", target=("price", "label", "stars", "tags"), epochs=8,
+    return sn.train(fusion, data, out=tmp_path_factory.mktemp("run") / "run", epochs=8,
+                    target=("price", "label", "stars", "tags"),
                     dim=16, quiet=True, precision="fp32", batch_size=32, lr=5e-3, ema_decay=0.9)
 
 

@@ -129,7 +129,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(fusion, table, out=tmp_path_factory.mktemp("runs") / "run", target=("label", "price"), columns=("a", "b"),
+    return sn.train(fusion, table, out=tmp_path_factory.mktemp("runs") / "run", target=("label", "price"),
+                    columns=("a", "b"),
                     epochs=6, dim=16, quiet=True, precision="fp32", ema_decay=0.9)
 
 

@@ -212,8 +212,13 @@ def _resolve_encoders(schema: Schema, names: Sequence[str], encoders: str | Sequ
 
 
 def _pairs(given: str | Sequence[str] | Mapping[str, Any], schema: Schema) -> dict[str, Any]:
-    """COLUMN=VALUE, each, as a mapping."""
-    return dict(given) if isinstance(given, Mapping) else dict(split_pair(one, schema.columns) for one in _list(given))
+    """COLUMN=VALUE, each, as a mapping. Raises BadKeyword for a column that is given twice."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = [split_pair(one, schema.columns) for one in _list(given)]
+    if twice := {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
+        raise BadKeyword(f"{min(twice)!r} is given twice; to compare several, give a list of mappings in Python")
+    return dict(pairs)
 
 
 def _training_config(preset: Preset, inputs: Mapping[str, ColumnInput]) -> TrainingConfig:
