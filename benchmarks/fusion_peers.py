@@ -52,7 +52,11 @@ class WideDeepInput:
     """The preprocessors of pytorch-widedeep, fitted on the rows to train on."""
 
     def __init__(self, train: Rows):
-        from pytorch_widedeep.preprocessing import ImagePreprocessor, TabPreprocessor, TextPreprocessor
+        from pytorch_widedeep.preprocessing import (
+            ImagePreprocessor,
+            TabPreprocessor,
+            TextPreprocessor,
+        )
         table = frame(train)
         self.means = table[_numbers(table, train)].mean()
         numbers, classes = _numbers(table, train), list(train.of("category"))

@@ -68,7 +68,7 @@ def test_with_a_cache_it_says_what_it_says_without(trunk: object, seen: bool) ->
     said = [[5, 6, 7], [], [9]]
     for step in range(4):
         whole = texts(*[[START, *row] for row in said])
-        full = model.heads["text"](model(given.changed({"text": whole}))["text"].x)
+        full = model.heads["text"](model(given.with_columns({"text": whole}))["text"].x)
         at = torch.tensor([len(row) for row in said])
         torch.testing.assert_close(logits, full[torch.arange(3), at], atol=1e-5 * full.abs().amax().item(), rtol=1e-5)
         ids = torch.tensor([3 + step, 8 - step, 4])
@@ -90,8 +90,8 @@ def test_the_prefix_is_seen_and_what_is_missing_is_not_there() -> None:
     objective = NextTokenLoss({"image": "image", "text": "text"}, {"text": 1.0})
     with_it = Batch({"image": pictures(2), "text": ids})
     seen = model(with_it)["text"].x
-    assert (seen - model(with_it.changed({"image": pictures(2) + 1}))["text"].x).abs().amax() > 1e-3
-    nobody = with_it.changed(present={"image": torch.tensor([False, False])})
+    assert (seen - model(with_it.with_columns({"image": pictures(2) + 1}))["text"].x).abs().amax() > 1e-3
+    nobody = with_it.with_columns(present={"image": torch.tensor([False, False])})
     torch.testing.assert_close(model(nobody)["text"].x, model(Batch({"text": ids}))["text"].x)
     torch.testing.assert_close(objective(model, nobody)["model"], objective(model, Batch({"text": ids}))["model"])
 

@@ -20,7 +20,12 @@ from sensorium.loading import load
 from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
-from sensorium.models.boosted_trees import TreeEnsemble, Trees, num_tabular_features, tabular_features
+from sensorium.models.boosted_trees import (
+    TreeEnsemble,
+    Trees,
+    num_tabular_features,
+    tabular_features,
+)
 from sensorium.models.handcrafted_features import HandcraftedFeatures
 from sensorium.nn.tokens import Batch
 from sensorium.recipes import RECIPES, boosting
@@ -147,7 +152,7 @@ def test_what_is_missing_is_missing_and_nothing_gets_the_prior(run: Path) -> Non
     zero = model.predict([{"a": model.schema["a"].mean, "b": 1.0, "colour": "x"}])["price"]
     assert zero.value[0] != pytest.approx(found.value[1], abs=1e-3)
     batch = Batch({"a": torch.zeros(3), "b": torch.ones(3)}, {"a": torch.tensor([False, False, True])})
-    other = batch.changed({"a": torch.tensor([7.0, -7.0, 0.0])})
+    other = batch.with_columns({"a": torch.tensor([7.0, -7.0, 0.0])})
     with torch.no_grad():
         assert torch.equal(model.module(batch)["price"], model.module(other)["price"])
 

@@ -16,7 +16,13 @@ from sensorium.inference.base import UnsupportedVerb
 from sensorium.io import atomic, snapshots, tensors
 from sensorium.io.run_config import RunConfig
 from sensorium.io.snapshots import CheckpointStore, verify
-from sensorium.io.tensors import file_sha256, load_weights, read_tensors, state_tensors, tensor_writer
+from sensorium.io.tensors import (
+    file_sha256,
+    load_weights,
+    read_tensors,
+    state_tensors,
+    tensor_writer,
+)
 from sensorium.training.checkpoint import Model, load_checkpoint
 from sensorium.training.loop import train
 

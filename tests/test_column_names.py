@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from test_export_graph import unchecked as unchecked
 from test_loader import Rows
 
 from sensorium.cli import app
@@ -23,7 +24,9 @@ from sensorium.data.schema import Column, Schema, split_pair
 from sensorium.data.tables import Table, columns_from_records, read_table
 from sensorium.data.type_inference import infer_schema
 from sensorium.errors import SensoriumError
+from sensorium.export.export import export
 from sensorium.export.graph import file_name
+from sensorium.io.run_config import RunConfig
 from sensorium.io.tensors import state_tensors
 from sensorium.loading import load as load_run
 from sensorium.modalities.image import Image
@@ -34,6 +37,7 @@ from sensorium.models.towers import Towers, module_name
 from sensorium.nn.tokens import Batch, column_names
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
+from sensorium.training.checkpoint import Model
 from sensorium.training.loop import train
 
 AWKWARD = ("row", "group", "split", "x", "x.valid", "x.vector", "x.spread", "x low", "x low (bound)", "x probability",
@@ -103,7 +107,7 @@ def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
         assert batch.group.tolist() == [row // 2 for row in rows]
         for name in names:
             wanted = [values[name][row] for row in rows]
-            assert batch.there(name).tolist() == [value is not None for value in wanted]
+            assert batch.presence(name).tolist() == [value is not None for value in wanted]
             assert batch[name].tolist() == [value or 0.0 for value in wanted]
 
 
@@ -115,11 +119,11 @@ def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     pieces = whole.split(parts)
     sizes = [len(piece) for piece in pieces]
     assert len(pieces) == min(parts, 7) and max(sizes) - min(sizes) <= 1 and sorted(sizes, reverse=True) == sizes
-    again = Batch.joined(pieces)
-    assert again.row.equal(whole.row) and again.group.equal(whole.group) and again.there(names[0]).equal(flags[names[0]])
+    again = Batch.concat(pieces)
+    assert again.row.equal(whole.row) and again.group.equal(whole.group) and again.presence(names[0]).equal(flags[names[0]])
     assert all(again[name].equal(whole[name]) for name in names) and again.present.keys() == flags.keys()
-    assert list(whole.only(names[1:]).columns) == names[1:] and not whole.only(names[1:]).present
-    assert not whole.there("no such column").any()
+    assert list(whole.select(names[1:]).columns) == names[1:] and not whole.select(names[1:]).present
+    assert not whole.presence("no such column").any()
 
 
 def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
@@ -299,3 +303,23 @@ def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
         assert "Recurrent" in kinds, kinds
     with pytest.raises(SensoriumError, match="no column that an encoder reads"):
         build_recipe(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("names, wanted", [
+    (("colour", "colour.valid", "y.spread"),
+     {"colour.valid_": "whether \"colour\"", "y.spread_": "the spread of \"y\""}),
+    (("two\nlines", 'say "so"', "view"), {"two_lines": "the column \"two\\nlines\"", "say _so_": "the column"})])
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_graph_inputs_have_a_name_for_every_column(names: tuple[str, ...], wanted: dict[str, str], to: str,
+                                                   tmp_path: Path) -> None:
+    """A column name that is not a legal or free graph name is replaced, and the model card says so."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    schema = Schema({name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])})
+    torch.manual_seed(0)
+    recipe, keywords = build_recipe(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1})
+    model = Model(recipe, schema, RunConfig("fusion", keywords, "fp32", {}), "", tmp_path / "run")
+    assert export(model, to, tmp_path / "out")["predict"] < 1e-5
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card

@@ -118,7 +118,7 @@ def test_several_texts_of_a_row_are_all_right() -> None:
 def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
     """Each of two equal texts is half as likely, so the loss is log(2) / 2 higher, and its gradient the same."""
     model, once, objective = towers(align), batch(), ContrastiveLoss("image", "text")
-    twice = once.changed({"text": once["text"][:, None].repeat(1, 2, 1)})
+    twice = once.with_columns({"text": once["text"][:, None].repeat(1, 2, 1)})
     plain = objective(model, once)["model"]
     plain.backward()
     grads = gradients(model)
@@ -132,7 +132,7 @@ def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
 
 def test_a_missing_partner_leaves_the_row_out() -> None:
     model, b = towers(), batch()
-    gone, kept = b.changed(present={"text": torch.tensor([True] * 5 + [False] * 3)}), b.take(slice(5))
+    gone, kept = b.with_columns(present={"text": torch.tensor([True] * 5 + [False] * 3)}), b.take(slice(5))
     objective = ContrastiveLoss("image", "text")
     torch.testing.assert_close(objective(model, gone)["model"], objective(model, kept)["model"])
     assert len(drop_incomplete_rows(gone, "image", "text")) == 5

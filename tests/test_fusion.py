@@ -69,7 +69,7 @@ def without(batch: Batch, *names: str, rows: slice = slice(None)) -> Batch:
     flags = {name: torch.ones(len(batch), dtype=torch.bool) for name in names}
     for flag in flags.values():
         flag[rows] = False
-    return batch.changed(present=flags)
+    return batch.with_columns(present=flags)
 
 
 def said(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ class TestMissing:
     @pytest.mark.parametrize("name", READ)
     def test_what_stands_in_the_place_of_a_missing_value_changes_nothing(self, keywords: dict, name: str) -> None:
         model, batch = made(**keywords).model, fake()
-        other = batch.changed({name: fake(seed=1)[name]})
+        other = batch.with_columns({name: fake(seed=1)[name]})
         assert not same(said(model, batch), said(model, other)), "where it is there it counts"
         some = slice(0, 3)
         lacks, other = without(batch, name, rows=some), without(other, name, rows=some)
@@ -101,7 +101,7 @@ class TestMissing:
     def test_a_column_that_is_not_given_is_missing_in_every_row(self, keywords: dict) -> None:
         model, batch = made(**keywords).model, fake()
         for name in READ:
-            absent = batch.only(set(batch.columns) - {name})
+            absent = batch.select(set(batch.columns) - {name})
             assert same(said(model, absent), said(model, without(batch, name)))
 
     def test_a_row_with_nothing_gets_the_prior(self, keywords: dict) -> None:
@@ -170,7 +170,7 @@ class TestTargets:
         raw, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
         batch = Batch({"kind": y}, row=torch.arange(4))
         assert torch.allclose(objective.compute_loss({"kind": raw}, batch), torch.nn.functional.cross_entropy(raw[:3], y[:3]))
-        batch = batch.changed(present={"kind": torch.tensor([True, False, True, True])})
+        batch = batch.with_columns(present={"kind": torch.tensor([True, False, True, True])})
         few = torch.nn.functional.cross_entropy(raw[[0, 2]], y[[0, 2]])
         assert torch.allclose(objective.compute_loss({"kind": raw}, batch), few)
         batch.present["kind"][:] = False

@@ -94,10 +94,10 @@ def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> No
     assert isinstance(model, Decoder)
     given = Batch({"text": model.output_part("text").tokenize(batch()["caption"]),
                    "image": model.output_part("image").tokenize(batch()["image"])})
-    other = given.changed({"image": given["image"].flip(0)})
+    other = given.with_columns({"image": given["image"].flip(0)})
     before, after = model(given), model(other)
     torch.testing.assert_close(before["text"].x, after["text"].x)
-    swapped = model(given.changed({"text": given["text"].flip(0)}))
+    swapped = model(given.with_columns({"text": given["text"].flip(0)}))
     assert (swapped["image"].x - before["image"].x).abs().amax() > 1e-3
 
 
@@ -110,7 +110,7 @@ def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, gu
     how = SamplingConfig(temperature=0, guidance_scale=guidance, guided_parts=("text",))
     said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
     whole = torch.cat([given["image"], said], 1)
-    with_it = model.heads["image"](model(given.changed({"image": whole}))["image"].x)
+    with_it = model.heads["image"](model(given.with_columns({"image": whole}))["image"].x)
     without = model.heads["image"](model(Batch({"image": whole}))["image"].x)
     guided = without + guidance * (with_it - without)
     best = guided[:, :-1].topk(2).values

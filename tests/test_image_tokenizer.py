@@ -16,7 +16,11 @@ from sensorium.modalities.image import Image
 from sensorium.models.image_tokenizer import ImageTokenizer, squeeze_pixels, unsqueeze_pixels
 from sensorium.nn.tokens import Batch
 from sensorium.nn.vector_quantize import FSQ, VQ, GumbelQuantizer, Quantizer
-from sensorium.objectives.reconstruction import ReconstructionLoss, edge_distance, logit_laplace_loss
+from sensorium.objectives.reconstruction import (
+    ReconstructionLoss,
+    edge_distance,
+    logit_laplace_loss,
+)
 from sensorium.recipes import image_tokenizer
 from sensorium.recipes.recipe import build_recipe
 from sensorium.training.loop import train

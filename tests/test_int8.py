@@ -44,7 +44,7 @@ def likeness(a: Tensor, b: Tensor) -> float:
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"text": ids})["text"].x)
+    return model.heads["text"](model(Batch({"text": ids}))["text"].x)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -134,7 +134,7 @@ def test_what_was_learned_is_still_said() -> None:
         optimizer.step()
 
     def said(model: Decoder) -> Tensor:
-        steps = generate(model, {"text": ids[:16, :4]}, "text", 16, SamplingConfig(temperature=0))
+        steps = generate(model, Batch({"text": ids[:16, :4]}), "text", 16, SamplingConfig(temperature=0))
         return torch.stack(list(steps), 1)
     plain = said(model)
     assert (plain == ids[:16, 4:20]).float().mean() > 0.95

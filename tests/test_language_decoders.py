@@ -18,6 +18,7 @@ from sensorium.io.tensors import state_tensors
 from sensorium.modalities.text import train_tokenizer
 from sensorium.models.decoder import Decoder
 from sensorium.models.lora import FrozenEncoder
+from sensorium.nn.tokens import Batch
 from sensorium.pretrained import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import export_from
 from sensorium.recipes import captioner
@@ -62,7 +63,7 @@ def test_neither_learns_and_the_run_stands_alone(data: Dataset, published: Path,
     assert [p for p in model.module.parameters() if p.requires_grad] == [*parts(model)[1].spread.parameters()]
     theirs, ours = sn.load(voice).module, model.module
     ids = torch.randint(3, 300, (2, 7))
-    torch.testing.assert_close(ours.trunk(theirs.read({"text": ids})["text"]).x, theirs({"text": ids})["text"].x)
+    torch.testing.assert_close(ours.trunk(theirs.read({"text": ids})["text"]).x, theirs(Batch({"text": ids}))["text"].x)
     shown = data.raw("image", [0, 1, 2])
     asked = [{}, {"beams": 2}, {"temperature": 1.0, "seed": 3}, {"text": ["a", None, "a red"]}]
     said = [model.generate(image=shown, **how) for how in asked]

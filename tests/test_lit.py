@@ -9,7 +9,7 @@ from fixtures.squares import published as published
 from test_resume import ask, at_step, killed
 
 import sensorium as sn
-from sensorium.data.cache.embedding_cache import beside
+from sensorium.data.cache.prepared import embedding_key
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io.tensors import state_tensors
@@ -31,13 +31,13 @@ def test_what_the_eye_says_is_worked_out_once(published: Path, data: Dataset, tm
     batch = prepared.batch(np.arange(8))
     eye = recipe.model["image"].encoder
     assert isinstance(eye, FrozenEncoder)
-    torch.testing.assert_close(batch[beside("image")], eye.pooled(batch["image"]), atol=1e-5, rtol=1e-5)
-    anew = batch.only(schema.columns)
+    torch.testing.assert_close(batch[embedding_key("image")], eye.pooled(batch["image"]), atol=1e-5, rtol=1e-5)
+    anew = batch.select(schema.columns)
     torch.testing.assert_close(recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew))
     with monkeypatch.context() as blind:
         blind.setattr(FrozenEncoder, "forward", lambda *_: pytest.fail("it looked again"))
-        again = recipe.data.derived_columns(data)[beside("image")].batch(np.arange(8), None, {})
-    assert again.equal(batch[beside("image")])
+        again = recipe.data.derived_columns(data)[embedding_key("image")].batch(np.arange(8), None, {})
+    assert again.equal(batch[embedding_key("image")])
 
 
 def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(published: Path, data: Dataset,

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.modalities.image import PatchEmbedding
-from sensorium.models.lora import FrozenEncoder, LoRA, add_lora, layer_depths, merge_lora, set_trainable
+from sensorium.models.lora import (
+    FrozenEncoder,
+    LoRA,
+    add_lora,
+    layer_depths,
+    merge_lora,
+    set_trainable,
+)
 from sensorium.models.towers import Encoder
 from sensorium.nn.transformer import build_transformer
 from sensorium.training.optimizers import OptimizerConfig, build_optimizers, layer_wise_lr

@@ -52,7 +52,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PretrainedFami
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"text": ids})["text"].x)
+    return model.heads["text"](model(Batch({"text": ids}))["text"].x)
 
 
 def test_same_numbers_and_gradients(pair: tuple[PretrainedFamily, Any, Decoder, Any, Path], tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[Pretraine
     ours, ids, cache = pair[2], padded(TEXTS), KVCache(2)
     more = torch.tensor([[4, 40], [5, 50], [6, 1]])
     with torch.no_grad():
-        steps = [ours.prefill({"text": ids}, "text", cache)]
+        steps = [ours.prefill(Batch({"text": ids}), "text", cache)]
         for step in range(2):
             steps.append(ours.decode_step("text", more[:, step], (ids != PAD_ID).sum(1) + step, cache))
         for row, text in enumerate(TEXTS):
@@ -83,7 +83,7 @@ def test_what_is_read_step_by_step_is_what_is_read_at_once(pair: tuple[Pretraine
 
 def test_same_words_one_by_one_and_together(pair: tuple[PretrainedFamily, Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[1], pair[2]
-    together = torch.stack(list(generate(ours, {"text": padded(TEXTS)}, "text", 12, SamplingConfig(temperature=0))), 1)
+    together = torch.stack(list(generate(ours, Batch({"text": padded(TEXTS)}), "text", 12, SamplingConfig(temperature=0))), 1)
     for row, text in enumerate(TEXTS):
         expected = theirs.generate(torch.tensor([text]), max_new_tokens=12, min_new_tokens=12, do_sample=False,
                                    attention_mask=torch.ones(1, len(text), dtype=torch.long), eos_token_id=None)

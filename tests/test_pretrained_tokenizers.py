@@ -16,7 +16,12 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from sensorium.errors import SensoriumError
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.pretrained import sentencepiece as sentencepiece_module
-from sensorium.pretrained.tokenizers import CLIP_SPLIT_PATTERN, find_bos_eos_ids, load_tokenizer, text_preprocessing
+from sensorium.pretrained.tokenizers import (
+    CLIP_SPLIT_PATTERN,
+    find_bos_eos_ids,
+    load_tokenizer,
+    text_preprocessing,
+)
 from sensorium.pretrained.weight_files import LazyTensors, WeightFiles, open_weights
 
 transformers = pytest.importorskip("transformers")

@@ -25,7 +25,12 @@ from sensorium.data.bundled.scenes_questions import (
     execute_program,
     generate_questions,
 )
-from sensorium.data.bundled.scenes_words import ParsedCaption, generate_caption, parse_caption, score_caption
+from sensorium.data.bundled.scenes_words import (
+    ParsedCaption,
+    generate_caption,
+    parse_caption,
+    score_caption,
+)
 from sensorium.data.dataset import Dataset
 from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError

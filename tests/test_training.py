@@ -21,7 +21,12 @@ from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import EvaluationSpec, Recipe, ValidationResult
 from sensorium.training import run as runs
 from sensorium.training.loop import train
-from sensorium.training.metrics_log import MetricsLog, draw_training_curve, format_duration, read_metrics
+from sensorium.training.metrics_log import (
+    MetricsLog,
+    draw_training_curve,
+    format_duration,
+    read_metrics,
+)
 from sensorium.training.nonfinite import NonFiniteError
 from sensorium.training.train_step import TrainStep, choose_precision
 
@@ -213,7 +218,7 @@ def test_parts_of_a_batch_add_up() -> None:
     for x, y in zip(wanted, net.parameters(), strict=True):
         torch.testing.assert_close(x, y.grad)
     assert [len(p) for p in batch(6).split(4)] == [2, 2, 1, 1] and len(batch(2).split(5)) == 2
-    assert Batch.joined(batch(6).split(4)).row.equal(batch(6).row)
+    assert Batch.concat(batch(6).split(4)).row.equal(batch(6).row)
 
 
 def test_an_objective_may_see_all_parts_at_once() -> None:

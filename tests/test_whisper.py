@@ -45,7 +45,7 @@ def words(n: int = 3, length: int = 7) -> Tensor:
 
 
 def logits(model: Decoder, heard: Tensor, ids: Tensor) -> Tensor:
-    return model.heads["text"](model({"audio": heard, "text": ids})["text"].x)
+    return model.heads["text"](model(Batch({"audio": heard, "text": ids}))["text"].x)
 
 
 def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_pa
 def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[0], pair[1]
     heard, ids = sounds(), words(length=2)
-    said = torch.stack(list(generate(ours, {"audio": heard, "text": ids}, "text", 12, SamplingConfig(temperature=0))), 1)
+    said = torch.stack(list(generate(ours, Batch({"audio": heard, "text": ids}), "text", 12, SamplingConfig(temperature=0))), 1)
     expected = transformers.GenerationMixin.generate(
         theirs, heard, decoder_input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False,
         eos_token_id=None)
@@ -79,13 +79,13 @@ def test_alone_and_beside_longer_ones_and_step_by_step(pair: tuple[Any, Decoder,
     for row, size in enumerate(sizes):
         heard[row, :, size:] = PADDING_VALUE
     together, cache = logits(ours, heard, ids), KVCache(5)
-    steps = [ours.prefill({"audio": heard, "text": ids[:, :2]}, "text", cache)]
+    steps = [ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)]
     steps += [ours.decode_step("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)]
     close(torch.stack(steps, 1), together[:, 1:])
     for row, size in enumerate(sizes):
         close(logits(ours, heard[row:row + 1, :, :size], ids[row:row + 1]), together[row:row + 1])
     cache = KVCache(5)
-    ours.prefill({"audio": heard, "text": ids[:, :2]}, "text", cache)
+    ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)
     cache.reorder(torch.tensor([2, 0]))                                    # a search goes on with some rows
     close(ours.decode_step("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2])
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -92,12 +91,6 @@ def run_user_file(path: str) -> None:
         raise SensoriumError(f"--use {path}: there is no such Python file.")
     _parse_file(Path(path))
     _import_file(Path(path))
-
-
-def takes_names(make: Callable[..., Any], keyword: str) -> bool:
-    """Whether a keyword of a recipe may be several names at once, such as columns that are read as one."""
-    found = signature(make).parameters.get(keyword)
-    return found is not None and any(name in str(found.annotation) for name in ("Sequence[str]", "tuple[str", "list["))
 
 
 def is_file_spec(spec: str) -> bool:

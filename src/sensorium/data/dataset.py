@@ -13,7 +13,13 @@ import numpy as np
 
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.data.schema import Schema, extensions, split_pair, unknown_column_error
-from sensorium.data.splits import SPLIT_FRACTIONS, assign_folds, group_rows_by_split, sort_splits, split_by_hash
+from sensorium.data.splits import (
+    SPLIT_FRACTIONS,
+    assign_folds,
+    group_rows_by_split,
+    sort_splits,
+    split_by_hash,
+)
 from sensorium.data.synonyms import Synonyms
 from sensorium.data.tables import BadSample, Table
 from sensorium.errors import SensoriumError
@@ -56,7 +62,10 @@ class Dataset:
         {"title": "words.txt"}. Texts of train are there with some of them exchanged, too, as further captions.
         Raises SensoriumError, saying what to do, for whatever cannot be read or found.
         """
-        from sensorium.data.open import open_table, open_table_with_schema  # not needed where a model is served
+        from sensorium.data.open import (  # not needed where a model is served
+            open_table,
+            open_table_with_schema,
+        )
 
         words = source_options.pop("synonyms", {}) if schema_from is None else {}
         if not isinstance(words, Mapping):

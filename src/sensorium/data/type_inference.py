@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_list, parse_number
-from sensorium.data.schema import MODALITIES, ROLES, Column, Role, Schema, extensions, split_pair, unknown_column_error
+from sensorium.data.schema import (
+    MODALITIES,
+    ROLES,
+    Column,
+    Role,
+    Schema,
+    extensions,
+    split_pair,
+    unknown_column_error,
+)
 from sensorium.data.splits import KNOWN_SPLITS
 from sensorium.data.tables import IMAGE_EXTENSIONS, Table, parse_json
 from sensorium.errors import SensoriumError

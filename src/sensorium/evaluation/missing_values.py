@@ -72,7 +72,7 @@ class ValueMasking:
 
     def mask(self, batch: Batch) -> Batch:
         """The batch without them."""
-        return batch.changed(present={name: there & ~self._hidden_in_batch(i, batch) for i, name, there in self._iter_columns(batch)})
+        return batch.with_columns(present={name: there & ~self._hidden_in_batch(i, batch) for i, name, there in self._iter_columns(batch)})
 
     def impute(self, batch: Batch, imputer: Callable[[Modality, Tensor], Tensor] = imputation_value) -> Batch:
         """The batch with what `by` makes in their place, marked as there."""
@@ -81,12 +81,12 @@ class ValueMasking:
             at = self._hidden_in_batch(i, batch) & there
             values[name] = batch[name].clone()
             values[name][at] = imputer(self.inputs[name], batch[name])
-        return batch.changed(values)
+        return batch.with_columns(values)
 
     def _iter_columns(self, batch: Batch) -> Iterator[tuple[int, str, Bool[Tensor, "B"]]]:
         for i, name in enumerate(self.inputs):
             if name in batch:
-                yield i, name, batch.there(name)
+                yield i, name, batch.presence(name)
 
     def _hidden_in_batch(self, column: int, batch: Batch) -> Bool[Tensor, "B"]:
         assert batch.row is not None
@@ -96,7 +96,7 @@ class ValueMasking:
 def keep_columns(model: MultimodalPredictor, columns: Sequence[str]) -> Callable[[Batch], Batch]:
     """Batches in which nothing but these columns is there."""
     hidden = set(model.columns) - set(columns)
-    return lambda batch: batch.only(set(batch.columns) - hidden)
+    return lambda batch: batch.select(set(batch.columns) - hidden)
 
 
 def relative_loss(points: Sequence[MissingValuePoint], target: str, missing_fraction: float = 0.5) -> float | None:

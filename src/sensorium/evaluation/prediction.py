@@ -133,7 +133,7 @@ class _PredictionEvaluation:
         prior = self.model.predict_targets({}, 1)
         found = {}
         for name, of in self.targets.items():
-            known = labels.there(name)
+            known = labels.presence(name)
             found[name] = _TargetPredictions(of, self.model.get_calibration(name), logits[name][known], labels[name][known], prior[name])
         return found
 

@@ -27,7 +27,7 @@ def text_sample_writer(generator: TextGenerator, objective: NextTokenLoss, num_s
     """A picture: a few held-out rows, with what the model says to them."""
     def write(model: Decoder, prepared: PreparedDataset, rows: np.ndarray, path: Path) -> None:
         rows = rows[np.linspace(0, len(rows) - 1, min(num_samples, len(rows))).astype(int)]
-        given = objective.select_inputs(prepared.batch(rows)).changed(
+        given = objective.select_inputs(prepared.batch(rows)).with_columns(
             {"text": generator.start_tokens(len(rows))}, {"text": torch.ones(len(rows), dtype=torch.bool)})
         said = [generator.text.decode(ids) for ids in generator.generate_tokens(given, SamplingConfig(temperature=0))]
         columns = objective.columns

@@ -31,8 +31,8 @@ def predict_rows(model: MultimodalPredictor, prepared: PreparedDataset, rows: np
     for start in range(0, len(rows), BATCH_SIZE):
         batch = prepared.batch(rows[start:start + BATCH_SIZE])
         said.append(model(transform(batch)))
-        true.append(batch.only(targets))
-    return concat_batches(said), Batch.joined(true)
+        true.append(batch.select(targets))
+    return concat_batches(said), Batch.concat(true)
 
 
 def concat_batches(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def prediction_calibrator(targets: Mapping[str, Modality]) -> Calibrate[Multimod
         said, true = ((predictions.outputs, predictions.targets) if predictions is not None
                       else predict_rows(model, prepared, rows, [*targets]))
         for name, modality in targets.items():
-            known = true.there(name)
+            known = true.presence(name)
             model.get_calibration(name).fit(modality, said[name][known], true[name][known])
     return fit
 

@@ -5,8 +5,21 @@ from pathlib import Path
 from typing import Literal
 
 from sensorium.errors import SensoriumError
-from sensorium.export.clip_folder import MAX_VECTOR_ERROR, CLIPExport, build_clip, write_hugging_face, write_open_clip
-from sensorium.export.graph import ExportableGraph, build_graphs, export_program, input_shapes, save_onnx, save_torch
+from sensorium.export.clip_folder import (
+    MAX_VECTOR_ERROR,
+    CLIPExport,
+    build_clip,
+    write_hugging_face,
+    write_open_clip,
+)
+from sensorium.export.graph import (
+    ExportableGraph,
+    build_graphs,
+    export_program,
+    input_shapes,
+    save_onnx,
+    save_torch,
+)
 from sensorium.io import atomic
 from sensorium.modalities.image import Image
 from sensorium.nn.tokens import ColumnKey

@@ -103,12 +103,12 @@ class ImageGenerator:
     def _build_batch(self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, batch_size: int) -> Batch:
         batch = collate_column("text", self.text, inputs["text"]) if "text" in inputs else Batch({})
         if "text" in batch:
-            batch = batch.changed({"text": self.model.output_part("text").tokenize(batch["text"])})
+            batch = batch.with_columns({"text": self.model.output_part("text").tokenize(batch["text"])})
         if not prefix_tokens:
-            return batch.changed({"image": self.start_tokens(batch_size)})
+            return batch.with_columns({"image": self.start_tokens(batch_size)})
         with eval_mode(self.model):
             codes = self.token_embedding.tokenize(collate_column("image", self.image, inputs["image"])["image"])
-        return batch.changed({"image": codes[:, :1 + prefix_tokens]})
+        return batch.with_columns({"image": codes[:, :1 + prefix_tokens]})
 
 
 def _has_missing(values: Sequence[Any]) -> bool:

@@ -120,5 +120,5 @@ class TextGenerator:
                                      "tokens at most")
         batch = Batch({"text": self.text.collate(begun)})
         for part, values in inputs.items():
-            batch = batch if part == "text" else batch.beside(collate_column(part, self.inputs[part], values))
+            batch = batch if part == "text" else batch.merge(collate_column(part, self.inputs[part], values))
         return batch

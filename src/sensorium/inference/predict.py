@@ -79,7 +79,7 @@ class Predictor:
     def _compute_logits(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
         for name, values in inputs.items():
-            batch = batch.beside(collate_column(name, self.columns[name], values))
+            batch = batch.merge(collate_column(name, self.columns[name], values))
         with eval_mode(self.model), torch.inference_mode():
             return self.model(batch)
 

@@ -64,5 +64,5 @@ def collate_column(name: str, modality: Modality, values: Sequence[Any]) -> Batc
         return Batch({})
     found, nothing = iter(there), np.zeros_like(there[0])
     batch = Batch({name: modality.collate([nothing if value is None else next(found) for value in values])})
-    return batch if len(there) == len(values) else batch.changed(
+    return batch if len(there) == len(values) else batch.with_columns(
         present={name: torch.tensor([value is not None for value in values])})

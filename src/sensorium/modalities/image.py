@@ -17,8 +17,18 @@ from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.base import settings_to_dict, validate_settings
-from sensorium.modalities.image_augment import ImageAugmentation, apply_pixel_ops, shift_and_flip, warp_affine
-from sensorium.modalities.image_decode import MAX_IMAGE_PIXELS, decode_full_image, decode_image, resize_exact
+from sensorium.modalities.image_augment import (
+    ImageAugmentation,
+    apply_pixel_ops,
+    shift_and_flip,
+    warp_affine,
+)
+from sensorium.modalities.image_decode import (
+    MAX_IMAGE_PIXELS,
+    decode_full_image,
+    decode_image,
+    resize_exact,
+)
 from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.tokens import Tokens, grid_positions
 

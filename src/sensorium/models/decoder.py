@@ -57,7 +57,7 @@ class Decoder(nn.Module):
 
     def prefill(self, inputs: Batch, part: str, cache: KVCache) -> Float[Tensor, "B V"]:
         """Read all that is given, up to and including what there is of `part`: logits for its next token."""
-        read = self.embed_inputs(inputs.only(self._parts_through(part)))
+        read = self.embed_inputs(inputs.select(self._parts_through(part)))
         at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + valid_mask(read[part]).sum(1) - 1
         return self.heads[part](self.trunk(concat_parts(read), self.encode_context(inputs), query_positions=at, cache=cache).x[:, 0])
 

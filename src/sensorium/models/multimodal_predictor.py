@@ -14,7 +14,15 @@ from sensorium.models.calibration import Calibration
 from sensorium.models.towers import Encoder
 from sensorium.nn.linear import Linear
 from sensorium.nn.projection import TokenAndGlobalProjection
-from sensorium.nn.tokens import Batch, ColumnKey, Tokens, join, mean_pool, sequence_positions, valid_mask
+from sensorium.nn.tokens import (
+    Batch,
+    ColumnKey,
+    Tokens,
+    join,
+    mean_pool,
+    sequence_positions,
+    valid_mask,
+)
 from sensorium.nn.transformer import FeedForward
 
 TABULAR_PART: ColumnKey = ()                         # the part that all single values make together: the key of no column
@@ -125,7 +133,7 @@ class MultimodalPredictor(nn.Module):
 
     def presence(self, inputs: Batch) -> Bool[Tensor, "B C"]:
         """Which value of which column is there."""
-        return torch.stack([inputs.there(name) for name in self.columns], 1)
+        return torch.stack([inputs.presence(name) for name in self.columns], 1)
 
 
 def drop_values(present: Bool[Tensor, "B C"], row_share: float) -> Bool[Tensor, "B C"]:

@@ -55,32 +55,32 @@ class Batch:
     @property
     def rows(self) -> int:
         """How many; in a graph a symbol, which `len` would fix."""
-        some = self._some()
+        some = self._first_tensor()
         return 0 if some is None else some.shape[0]
 
-    def there(self, key: ColumnKey) -> Bool[Tensor, "B"]:
+    def presence(self, key: ColumnKey) -> Bool[Tensor, "B"]:
         """In which rows a column has a value; in none where the batch lacks the column."""
         if key in self.columns and key in self.present:
             return self.present[key]
-        some = self._some()
+        some = self._first_tensor()
         if some is None:
             return torch.zeros(0, dtype=torch.bool)
         return torch.full(some.shape[:1], key in self.columns, device=some.device)
 
-    def only(self, keys: Iterable[ColumnKey]) -> "Batch":
+    def select(self, keys: Iterable[ColumnKey]) -> "Batch":
         """The same rows with these columns alone, as far as they are there."""
         kept = set(keys)
         return replace(self, columns={key: values for key, values in self.columns.items() if key in kept},
                        present={key: flags for key, flags in self.present.items() if key in kept})
 
-    def changed(self, columns: dict[ColumnKey, Tensor] | None = None,
+    def with_columns(self, columns: dict[ColumnKey, Tensor] | None = None,
                 present: dict[ColumnKey, Tensor] | None = None) -> "Batch":
         """The same rows with these columns and flags in the place of others, or besides."""
         return replace(self, columns={**self.columns, **(columns or {})}, present={**self.present, **(present or {})})
 
-    def beside(self, other: "Batch") -> "Batch":
+    def merge(self, other: "Batch") -> "Batch":
         """The same rows with the columns of another batch of them."""
-        return self.changed(other.columns, other.present)
+        return self.with_columns(other.columns, other.present)
 
     def take(self, rows: Tensor | slice) -> "Batch":
         """These rows, by number or by flag."""
@@ -98,19 +98,19 @@ class Batch:
         return [self.take(slice(*ends)) for ends in zip(starts, starts[1:], strict=False)]
 
     @staticmethod
-    def joined(parts: "Sequence[Batch]") -> "Batch":
+    def concat(parts: "Sequence[Batch]") -> "Batch":
         """Batches of the same columns as one."""
         first = parts[0]
         flagged = {key for part in parts for key in part.present}
         return Batch({key: torch.cat([part[key] for part in parts]) for key in first.columns},
-                     {key: torch.cat([part.there(key) for part in parts]) for key in first.columns if key in flagged},
+                     {key: torch.cat([part.presence(key) for part in parts]) for key in first.columns if key in flagged},
                      None if first.row is None else torch.cat([part.row for part in parts if part.row is not None]),
                      None if first.group is None else torch.cat([p.group for p in parts if p.group is not None]))
 
-    def _some(self) -> Tensor | None:
-        return next(self._tensors(), None)
+    def _first_tensor(self) -> Tensor | None:
+        return next(self._iter_tensors(), None)
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def _iter_tensors(self) -> Iterator[Tensor]:
         yield from self.columns.values()
         yield from (found for found in (self.row, self.group) if found is not None)
 

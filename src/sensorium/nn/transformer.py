@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.nn.attention import Attention, AttentionContext, CrossAttention, KVCache, attention_context, plan_packing
+from sensorium.nn.attention import (
+    Attention,
+    AttentionContext,
+    CrossAttention,
+    KVCache,
+    attention_context,
+    plan_packing,
+)
 from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.stochastic_depth import StochasticDepth
 from sensorium.nn.tokens import Tokens, context_mask, join, take_token, valid_mask

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sensorium.data.cache.embedding_cache import beside
+from sensorium.data.cache.prepared import embedding_key
 from sensorium.errors import SensoriumError
 from sensorium.models.decoder import Decoder
 from sensorium.nn.attention import KVCache
@@ -38,9 +38,9 @@ class NextTokenLoss:
 
     def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
         given = self.select_inputs(batch)
-        given = given.changed({part: model.output_part(part).tokenize(given[part]) for part in self.loss_weights})
+        given = given.with_columns({part: model.output_part(part).tokenize(given[part]) for part in self.loss_weights})
         if model.training:
-            given = given.changed(present={part: given.there(part) & (torch.rand(len(given)) >= often)
+            given = given.with_columns(present={part: given.presence(part) & (torch.rand(len(given)) >= often)
                                            for part, often in self.part_dropout.items() if often})
         said = model(given)
         losses = {part: self._part_loss(model, part, said[part], given[part]) for part in self.loss_weights}
@@ -50,7 +50,7 @@ class NextTokenLoss:
     def select_inputs(self, batch: Batch) -> Batch:
         """A batch of columns as parts; of a picture, what a frozen eye said of it before, where that is at hand."""
         read = {part: key for part, column in self.columns.items() if column in batch
-                for key in [beside(column) if beside(column) in batch else column]}
+                for key in [embedding_key(column) if embedding_key(column) in batch else column]}
         return replace(batch, columns={part: batch[key] for part, key in read.items()},
                        present={part: batch.present[key] for part, key in read.items() if key in batch.present})
 
@@ -189,8 +189,8 @@ def _part_lengths(model: Decoder, inputs: Batch, part: str) -> Int[Tensor, "B"]:
 def _append_unguided_rows(inputs: Batch, guided_parts: Sequence[str]) -> Batch:
     """Each row as it is, then each row without the parts that guide."""
     none = torch.zeros(len(inputs), dtype=torch.bool)
-    return Batch.joined([inputs, inputs]).changed(
-        present={part: torch.cat([inputs.there(part), none]) for part in guided_parts})
+    return Batch.concat([inputs, inputs]).with_columns(
+        present={part: torch.cat([inputs.presence(part), none]) for part in guided_parts})
 
 
 def _apply_guidance(logits: Float[Tensor, "B2 V"], guidance_scale: float) -> Float[Tensor, "B V"]:

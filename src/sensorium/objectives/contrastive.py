@@ -123,7 +123,7 @@ def drop_incomplete_rows(batch: Batch, *columns: ColumnKey) -> Batch:
 def _concat_batches(batches: Sequence[Batch]) -> Batch:
     """Several batches as one, short rows padded with zeros."""
     longest = {k: max(b[k].shape[-1] for b in batches) for k, x in batches[0].columns.items() if x.ndim in (2, 3)}
-    return Batch.joined([b.changed({k: F.pad(b[k], (0, size - b[k].shape[-1])) for k, size in longest.items()})
+    return Batch.concat([b.with_columns({k: F.pad(b[k], (0, size - b[k].shape[-1])) for k, size in longest.items()})
                          for b in batches])
 
 

@@ -3,7 +3,13 @@ from collections.abc import Iterator
 
 from sensorium.models.decoder import Decoder
 from sensorium.pretrained.decoder import CausalTokenEmbedding, build_text_decoder
-from sensorium.pretrained.family import ModelConfig, PretrainedFamily, WeightMapping, rename, transpose
+from sensorium.pretrained.family import (
+    ModelConfig,
+    PretrainedFamily,
+    WeightMapping,
+    rename,
+    transpose,
+)
 from sensorium.pretrained.generate_text import build_verbs, preprocessing
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import TrunkConfig, weight_bias

@@ -5,7 +5,13 @@ HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to huggingface_hub, whi
 from pathlib import Path
 
 from sensorium.errors import SensoriumError
-from sensorium.pretrained.weight_files import CONFIG_FILES, INDEX_FILE, SAFETENSORS_FILES, SIDECAR_FILES, read_json
+from sensorium.pretrained.weight_files import (
+    CONFIG_FILES,
+    INDEX_FILE,
+    SAFETENSORS_FILES,
+    SIDECAR_FILES,
+    read_json,
+)
 
 
 def download_snapshot(hub_id: str) -> Path:

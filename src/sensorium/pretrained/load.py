@@ -10,7 +10,12 @@ from torch import nn
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
 from sensorium.pretrained import PRETRAINED_FAMILIES
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, load_pretrained
+from sensorium.pretrained.family import (
+    ModelConfig,
+    Preprocessing,
+    PretrainedFamily,
+    load_pretrained,
+)
 from sensorium.pretrained.weight_files import WeightFiles, open_weights
 
 MODEL_TYPE_KEYS = ("model_type", "architectures", "general.architecture")        # where a config says what it is

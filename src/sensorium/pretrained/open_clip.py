@@ -5,7 +5,13 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.models.towers import Encoder, Tower, Towers
 from sensorium.nn.projection import LinearProjection
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, rename, transpose
+from sensorium.pretrained.family import (
+    ModelConfig,
+    Preprocessing,
+    PretrainedFamily,
+    rename,
+    transpose,
+)
 from sensorium.pretrained.preprocessing import (
     CLIP_IMAGE,
     RESAMPLE_NAMES,

@@ -13,7 +13,12 @@ from sensorium.models.towers import Encoder
 from sensorium.nn.resnet import conv_norm
 from sensorium.nn.stochastic_depth import StochasticDepth
 from sensorium.nn.tokens import Tokens, grid_positions
-from sensorium.pretrained.classifier import Classifier, build_verbs, class_labels, timm_image_preprocessing
+from sensorium.pretrained.classifier import (
+    Classifier,
+    build_verbs,
+    class_labels,
+    timm_image_preprocessing,
+)
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.vit import count_layers
 from sensorium.pretrained.weight_files import WeightFiles

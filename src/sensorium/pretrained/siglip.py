@@ -15,9 +15,20 @@ from sensorium.nn.sdpa import attend
 from sensorium.nn.tokens import Tokens, grid_positions, sequence_positions
 from sensorium.pretrained.clip import map_trunk, trunk_config
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, rename
-from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing, image_preprocessing, text_preprocessing
+from sensorium.pretrained.preprocessing import (
+    build_embed_verb,
+    drop_missing,
+    image_preprocessing,
+    text_preprocessing,
+)
 from sensorium.pretrained.weight_files import WeightFiles
-from sensorium.pretrained.weight_mapping import TrunkConfig, WeightMappings, patch_kernel, squeeze, weight_bias
+from sensorium.pretrained.weight_mapping import (
+    TrunkConfig,
+    WeightMappings,
+    patch_kernel,
+    squeeze,
+    weight_bias,
+)
 
 VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
           "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}

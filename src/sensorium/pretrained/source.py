@@ -12,7 +12,12 @@ from torch import nn
 from sensorium.errors import SensoriumError
 from sensorium.models.towers import Encoder, Tower
 from sensorium.pretrained import PRETRAINED_FAMILIES
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, load_pretrained
+from sensorium.pretrained.family import (
+    ModelConfig,
+    Preprocessing,
+    PretrainedFamily,
+    load_pretrained,
+)
 from sensorium.pretrained.load import detect_family
 from sensorium.pretrained.weight_files import WeightFiles, open_weights
 

@@ -17,7 +17,12 @@ from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.pretrained.bert import FirstTokenPool, is_cls_pooling
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
-from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing, image_preprocessing, text_preprocessing
+from sensorium.pretrained.preprocessing import (
+    build_embed_verb,
+    drop_missing,
+    image_preprocessing,
+    text_preprocessing,
+)
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMappings
 

@@ -3,11 +3,22 @@ from collections.abc import Iterable
 
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.models.towers import Encoder
-from sensorium.pretrained.classifier import Classifier, build_verbs, class_labels, timm_image_preprocessing
+from sensorium.pretrained.classifier import (
+    Classifier,
+    build_verbs,
+    class_labels,
+    timm_image_preprocessing,
+)
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, concat, rename
 from sensorium.pretrained.preprocessing import image_preprocessing
 from sensorium.pretrained.weight_files import WeightFiles
-from sensorium.pretrained.weight_mapping import TrunkConfig, WeightMappings, patch_kernel, squeeze, weight_bias
+from sensorium.pretrained.weight_mapping import (
+    TrunkConfig,
+    WeightMappings,
+    patch_kernel,
+    squeeze,
+    weight_bias,
+)
 
 CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
            "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16}

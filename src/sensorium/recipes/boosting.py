@@ -18,7 +18,11 @@ from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.models.boosted_trees import BUFFER_DTYPES, TreeEnsemble
-from sensorium.models.handcrafted_features import HandcraftedFeatures, compute_features, has_handcrafted_features
+from sensorium.models.handcrafted_features import (
+    HandcraftedFeatures,
+    compute_features,
+    has_handcrafted_features,
+)
 from sensorium.models.lora import FrozenEncoder
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch
@@ -103,9 +107,9 @@ class _ModelOutputs:
                 features.append(second.compute_features(given.columns, known, x)[keep])
                 held.append(there[keep])
                 said.append({name: values[keep] for name, values in model.predict_targets(parts, len(there)).items()})
-                true.append(given.only(model.targets).take(keep))
+                true.append(given.select(model.targets).take(keep))
         self.features, self.present = torch.cat(features), torch.cat(held)
-        self.logits, self.targets = concat_batches(said), Batch.joined(true)
+        self.logits, self.targets = concat_batches(said), Batch.concat(true)
 
 
 class _TreeTrainer:

@@ -11,7 +11,14 @@ from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.autoregressive import NextTokenLoss
 from sensorium.recipes.language_decoders import PretrainedDecoder, ScratchDecoder
-from sensorium.recipes.recipe import BadKeyword, DataSpec, EvaluationSpec, Evaluator, Recipe, check_choice
+from sensorium.recipes.recipe import (
+    BadKeyword,
+    DataSpec,
+    EvaluationSpec,
+    Evaluator,
+    Recipe,
+    check_choice,
+)
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 from sensorium.recipes.vision_encoders import VISION_ENCODERS, VisionSource
 
@@ -111,7 +118,10 @@ def _resolve_columns(schema: Schema, image: str | None, question: str | None,
 
 
 def _evaluator(columns: dict[str, ColumnKey]) -> Evaluator | None:
-    from sensorium.evaluation.captioning import answer_evaluator, caption_evaluator  # not needed while training
+    from sensorium.evaluation.captioning import (  # not needed while training
+        answer_evaluator,
+        caption_evaluator,
+    )
     match columns:
         case {"image": str(picture), "question": str(question), "text": words}:
             return answer_evaluator(picture, question, words)

@@ -18,7 +18,11 @@ from sensorium.nn.transformer import build_transformer
 from sensorium.objectives.autoregressive import NextTokenLoss
 from sensorium.recipes.image_tokenizer import image_tokenizer as first_stage
 from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, Recipe, RecipeFunction
-from sensorium.recipes.tokenizer_source import require_trained, resolve_tokenizer, tokenizer_to_config
+from sensorium.recipes.tokenizer_source import (
+    require_trained,
+    resolve_tokenizer,
+    tokenizer_to_config,
+)
 from sensorium.recipes.training_config import TrainingConfig
 
 HEAD_DIM = 64                                   # width of one attention head
@@ -70,7 +74,9 @@ def _prerequisites(tokenizer: str | Mapping[str, Any]) -> dict[str, tuple[Recipe
 
 
 def _evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
-    from sensorium.evaluation.image_generation import image_generation_evaluator  # not needed while training
+    from sensorium.evaluation.image_generation import (
+        image_generation_evaluator,  # not needed while training
+    )
     return image_generation_evaluator(image_column, text_column)
 
 

@@ -17,14 +17,24 @@ from sensorium.modalities.subword_bag import SubwordBagEmbedding
 from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.tabular_embedding import SCALAR_KINDS, TabularEmbedding
 from sensorium.models.lora import TRAIN_MODES, FrozenEncoder
-from sensorium.models.multimodal_predictor import TABULAR_PART, ColumnEncoder, Head, MultimodalPredictor
+from sensorium.models.multimodal_predictor import (
+    TABULAR_PART,
+    ColumnEncoder,
+    Head,
+    MultimodalPredictor,
+)
 from sensorium.nn.fusion import FUSIONS
 from sensorium.nn.projection import PROJECTIONS, TokenAndGlobalProjection
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.supervised import SupervisedLoss, Target
 from sensorium.objectives.supervised import build_target as kind_of
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.encoders import ProjectedEncoder, build_encoder, default_encoder, resolve_encoder
+from sensorium.recipes.encoders import (
+    ProjectedEncoder,
+    build_encoder,
+    default_encoder,
+    resolve_encoder,
+)
 from sensorium.recipes.fusion_config import ColumnInput, FusionConfig
 from sensorium.recipes.recipe import (
     BadKeyword,
@@ -183,7 +193,9 @@ def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColu
              and not isinstance(sense.align, TokenAndGlobalProjection)}
 
     def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
-        from sensorium.data.cache.embedding_cache import embed_column  # not needed where all encoders learn
+        from sensorium.data.cache.embedding_cache import (
+            embed_column,  # not needed where all encoders learn
+        )
         return {name: embed_column(inner.pooled, tensors_sha256(state_tensors(inner)), data, name, schema)
                 for name, inner in still.items()}
     return compute_columns if still and not model.fusion.tokens else None

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sensorium.data.cache.embedding_cache import beside, embed_column
-from sensorium.data.cache.prepared import ColumnStore, Source
+from sensorium.data.cache.embedding_cache import embed_column
+from sensorium.data.cache.prepared import ColumnStore, Source, embedding_key
 from sensorium.data.schema import Schema
 from sensorium.evaluation.retrieval import retrieval_evaluation
 from sensorium.inference.embed import Embedder
@@ -68,13 +68,13 @@ def _contrastive_objective(image_column: ColumnKey, text_column: ColumnKey) -> O
     match = ContrastiveLoss(image_column, text_column)
 
     def objective(model: Towers, batch: Batch) -> dict[str, Tensor]:
-        key = beside(image_column)
-        return match(model, batch.changed({image_column: batch[key]}) if key in batch else batch)
+        key = embedding_key(image_column)
+        return match(model, batch.with_columns({image_column: batch[key]}) if key in batch else batch)
     return objective
 
 
 def frozen_embeddings(encoder: Encoder, image_column: ColumnKey, schema: Schema) -> DeriveColumns | None:
     """What a frozen eye says of every picture, as a column."""
     def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
-        return {beside(image_column): embed_column(encoder.pooled, tensors_sha256(state_tensors(encoder)), data, image_column, schema)}
+        return {embedding_key(image_column): embed_column(encoder.pooled, tensors_sha256(state_tensors(encoder)), data, image_column, schema)}
     return compute_columns if isinstance(encoder, FrozenEncoder) else None

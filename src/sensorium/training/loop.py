@@ -108,7 +108,9 @@ def _train_prerequisites(plan: Recipe[Any], dataset: Dataset, folder: Path, log:
 
 def _check_forgetting(model: Model, dataset: Dataset, reference: Dataset | None, log: LogFunction) -> None:
     """Say what the weights it began with could do, and whether that is still there."""
-    from sensorium.training.weight_interpolation import evaluate_interpolations  # not needed where weights begin anew
+    from sensorium.training.weight_interpolation import (
+        evaluate_interpolations,  # not needed where weights begin anew
+    )
     ends = evaluate_interpolations(model, dataset, reference, (0.0, 1.0))
     log(f"before and after: {ends.metric_name} on these data {ends.target_values[0]:.3f}, {ends.target_values[1]:.3f}; "
         f"{ends.reference_name} {ends.reference_values[0]:.3f}, {ends.reference_values[1]:.3f}")

@@ -16,7 +16,13 @@ from sensorium.data.loader import BatchLoader
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
-from sensorium.io.run_config import FORMAT_VERSION, INITIAL_WEIGHTS_FILE, WEIGHTS_FILE, RunConfig, package_versions
+from sensorium.io.run_config import (
+    FORMAT_VERSION,
+    INITIAL_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    RunConfig,
+    package_versions,
+)
 from sensorium.io.snapshots import CheckpointStore
 from sensorium.io.tensors import load_weights, read_tensors, state_tensors, tensor_writer
 from sensorium.recipes.recipe import (
@@ -174,8 +180,8 @@ def resume_run(recipe_fn: RecipeFunction[Any], dataset: Dataset, folder: Path, k
     if config.recipe != get_recipe_name(recipe_fn):
         raise SensoriumError(f"{folder} was begun with recipe {config.recipe}, not {get_recipe_name(recipe_fn)}")
     for name, value in keywords.items():
-        kept = config.keywords.get(name)
-        kept = kept["source"] if isinstance(kept, dict) and "source" in kept else kept      # where weights lay
+        kept = _restore_sources({name: config.keywords.get(name)})[name]    # where pretrained weights lay
+        kept = kept["source"] if isinstance(kept, dict) and "source" in kept else kept
         if isinstance(value, Mapping) and isinstance(kept, str):
             continue                                                        # settings of a stage that is trained
         if name in config.keywords and json.loads(json.dumps([kept, kept])) != json.loads(json.dumps([kept, value])):

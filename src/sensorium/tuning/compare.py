@@ -4,6 +4,7 @@
     out/comparison.json, out/comparison.md                  what they came to, written after each
 """
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.cli.recipe_options import takes_names
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
@@ -104,7 +104,7 @@ def _split_varied(recipe: RecipeFunction[Any], dataset: Dataset, keywords: Mappi
     split_keywords(recipe, keywords)
     several = {name: [value for i, value in enumerate(values) if value not in values[:i]]
                for name, values in keywords.items()
-               if isinstance(values, list) or isinstance(values, tuple) and not takes_names(recipe, name)}
+               if isinstance(values, list) or isinstance(values, tuple) and not _takes_names(recipe, name)}
     if empty := [name for name, values in several.items() if not values]:
         raise BadKeyword(f"{empty[0]} was given no value")
     varied = {name: values for name, values in several.items() if len(values) > 1}
@@ -114,6 +114,13 @@ def _split_varied(recipe: RecipeFunction[Any], dataset: Dataset, keywords: Mappi
         usual = dry_build(recipe, dataset.schema, {**fixed, **{name: values[0] for name, values in varied.items()}})
         varied |= {name: list(values) for name, values in usual.evaluation.sweep.items() if name not in fixed}
     return fixed, varied
+
+
+def _takes_names(recipe: RecipeFunction[Any], keyword: str) -> bool:
+    """Return whether a keyword may be several names at once, such as columns that are read as one."""
+    parameter = inspect.signature(recipe).parameters.get(keyword)
+    several = ("Sequence[str]", "tuple[str", "list[str")
+    return parameter is not None and any(kind in str(parameter.annotation) for kind in several)
 
 
 def _iter_trials(recipe: RecipeFunction[Any], dataset: Dataset, folds: int, fixed: Mapping[str, Any],

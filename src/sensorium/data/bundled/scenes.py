@@ -24,7 +24,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
-from sensorium.data.bundled.scenes_draw import MIN_IMAGE_SIZE, NUM_CELLS, NUM_CODES, decode_objects, draw_scenes
+from sensorium.data.bundled.scenes_draw import (
+    MIN_IMAGE_SIZE,
+    NUM_CELLS,
+    NUM_CODES,
+    decode_objects,
+    draw_scenes,
+)
 from sensorium.data.bundled.scenes_held import has_held_out_arrangement, has_held_out_pair
 from sensorium.data.bundled.scenes_questions import QUESTION_KINDS, generate_questions
 from sensorium.data.bundled.scenes_words import generate_caption

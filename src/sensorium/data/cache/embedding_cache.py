@@ -14,20 +14,18 @@ from rich.console import Console
 from torch import Tensor
 
 from sensorium.data.cache.memoize import memoize_tensor
-from sensorium.data.cache.prepared import ColumnStore, ImageColumn, PreparedDataset, Source, TextColumn
+from sensorium.data.cache.prepared import (
+    ColumnStore,
+    ImageColumn,
+    PreparedDataset,
+    Source,
+    TextColumn,
+)
 from sensorium.data.schema import Schema
-from sensorium.nn.tokens import ColumnKey, column_label, column_names
+from sensorium.nn.tokens import ColumnKey, column_label
 
 CACHE_VERSION = 1                             # of what an encoder says: another version asks it anew
 BATCH_SIZE = 64                              # values at a time
-
-
-def beside(picture: ColumnKey) -> ColumnKey:
-    """The key of what a frozen encoder says of a picture column, beside the pictures themselves.
-
-    No text columns read as one have it, since the first of those is no picture column.
-    """
-    return *column_names(picture), "vector"
 
 
 class EmbeddingColumn:

@@ -137,6 +137,14 @@ class PreparedDataset:
         return next((text for name in column_names(column) for text in _as_texts(self.dataset.raw(name, [row])[0])), "")
 
 
+def embedding_key(image: ColumnKey) -> ColumnKey:
+    """Return the key under which a frozen encoder's embeddings of an image column are stored.
+
+    It cannot clash with joined text columns, whose first name is never an image column.
+    """
+    return *column_names(image), "vector"
+
+
 class ImageColumn:
     """Decoded pictures, mapped from disk."""
 
