@@ -323,3 +323,19 @@ def test_graph_inputs_have_a_name_for_every_column(names: tuple[str, ...], wante
     assert export(model, to, tmp_path / "out")["predict"] < 1e-5
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card
+
+
+def test_column_names_are_not_parsed_as_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sensorium.data.cache.image_cache.PROGRESS_DELAY_SECONDS", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = ["{x}", "[/b] a | b"]
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(3)]
+    schema = Schema({name: Column(name, Image(size=8)) for name in names})
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    batch = PreparedDataset(Rows({name: images for name in names}), schema, names).batch([2])
+    assert all(batch[name].shape == (1, 3, 8, 8) for name in names)
+    path = header(tmp_path / "t.csv", "[/b] a", "b | c")
+    assert app.run(["show", "fusion", "--data", str(path), "--target", "price"]) == 0
+    assert app.run(["data", str(path)]) == 0
+    assert "[/b] a" in capsys.readouterr().out

@@ -43,9 +43,10 @@ class ModelSummary:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
+        from rich.text import Text
         table = Table(show_header=False, title=f"{self.recipe}: {_format_si(self.parameters)} parameters")
         for name, n in self.parameters_by_module.items():
-            table.add_row(name, f"{_format_si(n)} parameters", self.columns.get(name, ""))
+            table.add_row(Text(name), f"{_format_si(n)} parameters", Text(self.columns.get(name, "")))
         table.add_section()
         table.add_row("forward", f"{_format_si(self.flops_forward)}FLOP", "a sample")
         table.add_row("training", f"{_format_si(self.flops_training)}FLOP", "a sample")

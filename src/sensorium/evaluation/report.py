@@ -40,7 +40,7 @@ class EvaluationReport:
     def markdown(self) -> str:
         """The same with every figure, and what each means."""
         head = f"| figure | {' | '.join(self.metrics)} |\n|---|{'---|' * len(self.metrics)}\n"
-        body = "".join(f"| {n} | {' | '.join(_format_value(f.get(n)) for f in self.metrics.values())} |\n"
+        body = "".join(f"| {_escape_cell(n)} | {' | '.join(_format_value(f.get(n)) for f in self.metrics.values())} |\n"
                        for n in self._metric_names())
         notes = "".join(f"- {note}\n" for note in self.notes) + "\n" * bool(self.notes)
         shown = "".join(f"\n![{place}]({place})\n" for place in self.charts)
@@ -60,6 +60,11 @@ class EvaluationReport:
 
 
 _HIDDEN_METADATA = ("run", "fingerprint", "data")     # what the reader of a table knows
+
+
+def _escape_cell(name: str) -> str:
+    """Return a name as a Markdown table cell, which a bar or a newline would end."""
+    return " ".join(name.replace("|", "\\|").split())
 
 
 def _format_value(value: float | None) -> str:

@@ -118,7 +118,8 @@ def _decode_chunk(image: Image, values: Sequence[Any], start: int) -> ImageChunk
 
 def _show_progress(chunks: Iterable[ImageChunk], total: int, label: str, console: Console) -> Iterator[ImageChunk]:
     """The parts as they come; what takes longer than PATIENCE gets a bar with the time that is left."""
-    bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+    description = TextColumn("{task.description}", markup=False)
+    bar = Progress(description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
                    disable=not console.is_terminal, transient=True)
     task, since, shown = bar.add_task(label, total=total), time.monotonic(), False
     try:

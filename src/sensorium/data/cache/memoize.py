@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from sensorium.data.cache import image_cache
@@ -30,7 +31,7 @@ def memoize_tensor(folder_name: str, key: list[Any], compute: Callable[[], Tenso
         except SensoriumError as e:
             console.print(f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True)
             path.unlink(missing_ok=True)
-    with console.status(status):
+    with console.status(Text(status)):
         made = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
