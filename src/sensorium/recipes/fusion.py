@@ -77,7 +77,7 @@ class Preset:
 
     def with_overrides(self, dim: int, layers: int, dropout: float) -> "Preset":
         """The same, where these do not say otherwise: 0, 0 and below 0 say nothing."""
-        return replace(self, dim=dim or self.dim, depth=layers or self.layers,
+        return replace(self, dim=dim or self.dim, layers=layers or self.layers,
                        dropout=self.dropout if dropout < 0 else dropout)
 
     def training_config(self) -> TrainingConfig:
