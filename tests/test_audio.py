@@ -27,14 +27,16 @@ def test_from_a_table_to_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sound(tmp_path / f"{i}.wav", 0.2 + 0.1 * i, 200 * (i + 1))
     (tmp_path / "t.csv").write_text("call,price\n" + "".join(f"{i}.wav,{i}\n" for i in range(4)) + ",9\n")
     data = Dataset.open(tmp_path / "t.csv")
-    assert data.schema.columns["call"].kind == "audio" and data.schema["call"] == Audio(max_seconds=60.0)
+    assert data.schema.columns["call"].kind == "audio"
+    assert data.schema["call"] == Audio(max_seconds=60.0)
     assert data.describe().bad_samples == []
     batch = data.prepare(data.schema, ["call"]).batch([3, 0, 4])
     call = data.schema["call"]
     assert isinstance(call, Audio)
     alone = call.collate([call.load(tmp_path / "0.wav")])
     assert torch.equal(batch["call"][1, :, :alone.shape[2]], alone[0])
-    assert (batch["call"][1, :, alone.shape[2]:] == PADDING_VALUE).all() and (batch["call"][2] == PADDING_VALUE).all()
+    assert (batch["call"][1, :, alone.shape[2]:] == PADDING_VALUE).all()
+    assert (batch["call"][2] == PADDING_VALUE).all()
     assert batch.present["call"].tolist() == [True, True, False]
 
 
@@ -46,12 +48,14 @@ def test_changes_are_repeatable_and_nothing_stays_nothing() -> None:
     how = {"freq_mask": 0.4, "time_mask": 0.3, "gain": 0.2}
     batch = HEAR.fake(8, torch.Generator().manual_seed(0))
     a, b = (HEAR.augment(batch, torch.Generator().manual_seed(1), **how) for _ in range(2))
-    assert torch.equal(a, b) and torch.equal(a == PADDING_VALUE, batch == PADDING_VALUE)
+    assert torch.equal(a, b)
+    assert torch.equal(a == PADDING_VALUE, batch == PADDING_VALUE)
     assert torch.equal(HEAR.augment(batch, torch.Generator()), batch)
     only = HEAR.augment(batch, torch.Generator().manual_seed(1), freq_mask=0.4)
     changed = (only != batch) & (batch > PADDING_VALUE)
     rows = changed.any(2)
-    assert rows.any() and (rows.sum(1) <= 0.4 * 20 + 1).all()
+    assert rows.any()
+    assert (rows.sum(1) <= 0.4 * 20 + 1).all()
     assert (rows.int().diff(dim=1) == 1).sum(1).max() <= 1                  # in one piece
 
 

@@ -121,8 +121,10 @@ def test_dropping_a_part_leaves_the_callers_batch_alone() -> None:
     batch = Batch({"image": pictures(3), "text": PROMPTS.clone()})
     objective = NextTokenLoss({"image": "image", "text": "text"}, {"text": 1.0}, part_dropout={"image": 1.0})
     without = objective(model, batch)["model"]
-    assert set(batch.columns) == {"image", "text"} and not batch.present
-    assert batch["text"].equal(PROMPTS) and batch["image"].equal(pictures(3))
+    assert set(batch.columns) == {"image", "text"}
+    assert not batch.present
+    assert batch["text"].equal(PROMPTS)
+    assert batch["image"].equal(pictures(3))
     torch.testing.assert_close(without, objective(model, Batch({"text": PROMPTS}))["model"])
 
 
@@ -135,7 +137,8 @@ def test_a_row_is_said_alike_in_every_batch(how: SamplingConfig) -> None:
     alone = torch.stack(list(generate(model, first, "text", 6, how, end_token=END, suppressed_tokens=(PAD, START))), 1)
     assert whole[0, :alone.shape[1]].equal(alone[0])
     assert not ((whole == PAD) | (whole == START)).any()
-    assert given["text"].equal(PROMPTS) and set(given.columns) == {"image", "text"}
+    assert given["text"].equal(PROMPTS)
+    assert set(given.columns) == {"image", "text"}
     again = torch.stack(list(generate(model, given, "text", 6, how, end_token=END, suppressed_tokens=(PAD, START))), 1)
     assert again.equal(whole)
 
@@ -187,7 +190,8 @@ def test_wide_search_finds_the_likeliest_of_all() -> None:
              if END not in ids[:-1] and (n == 3 or ids[-1] == END)]
     best = max(every, key=score)
     found = beam_search(model, Batch({"text": start}), "text", 3, BeamConfig(81), end_token=END, suppressed_tokens=(PAD, START))[0].tolist()
-    assert found[:len(best)] == list(best) and set(found[len(best):]) <= {END}
+    assert found[:len(best)] == list(best)
+    assert set(found[len(best):]) <= {END}
 
 
 def test_one_beam_is_greedy() -> None:
@@ -211,7 +215,8 @@ def test_a_decoder_ready_to_answer_says_the_same(trunk: Callable[[], Transformer
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     prepare_for_inference(model)
     mlp = model.trunk.blocks[0].mlp
-    assert mlp.up.weight.t().is_contiguous() and mlp.down.weight.is_contiguous()
+    assert mlp.up.weight.t().is_contiguous()
+    assert mlp.down.weight.is_contiguous()
     assert torch.equal(torch.stack([*generate(model, given, "text", 6, SamplingConfig(temperature=0))]), before)
     tower = Encoder(PatchEmbedding(DIM, 8, 4), build_transformer(DIM, 1, 2))
     prepare_for_inference(tower)
@@ -228,4 +233,5 @@ def test_the_first_of_the_likeliest_is_said(kind: torch.dtype) -> None:
     logits = torch.randn(5, VOCAB).to(kind)
     logits[0, [3, 7]] = 9.0
     logits[1, 2:] = -torch.inf
-    assert torch.equal(greedy(logits), logits.argmax(1)) and greedy(logits)[0] == 3
+    assert torch.equal(greedy(logits), logits.argmax(1))
+    assert greedy(logits)[0] == 3

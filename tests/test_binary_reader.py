@@ -54,13 +54,16 @@ def gguf_file(tmp_path: Path, whole: bytes) -> Path:
 def test_gguf_is_read_as_its_own_package_reads_it(gguf_file: Path) -> None:
     opened = open_weights(gguf_file)
     theirs = {t.name: t for t in gguf.GGUFReader(gguf_file).tensors}
-    assert opened.layout == "gguf" and set(opened.tensors) == set(theirs) == set(QUANTS)
+    assert opened.layout == "gguf"
+    assert set(opened.tensors) == set(theirs) == set(QUANTS)
     for name, t in theirs.items():
         expected = t.data.view(np.uint16) if name == "BF16" else gguf.dequantize(t.data, t.tensor_type)
         found = opened.tensors[name]
-        assert found.shape == opened.tensors.get_shape(name) == (5, 64) and opened.tensors.entries[name].dtype == name
+        assert found.shape == opened.tensors.get_shape(name) == (5, 64)
+        assert opened.tensors.entries[name].dtype == name
         if name == "BF16":
-            assert found.dtype == torch.bfloat16 and np.array_equal(found.view(torch.uint16).numpy(), expected)
+            assert found.dtype == torch.bfloat16
+            assert np.array_equal(found.view(torch.uint16).numpy(), expected)
         else:
             assert np.array_equal(found.float().numpy(), expected)
     assert {key: opened.config[key] for key in PLAIN} == PLAIN
@@ -69,7 +72,9 @@ def test_gguf_is_read_as_its_own_package_reads_it(gguf_file: Path) -> None:
 
 def test_a_folder_with_one_gguf_file_is_that_file(gguf_file: Path) -> None:
     opened = open_weights(gguf_file.parent)
-    assert opened.layout == "gguf" and opened.path == gguf_file.parent and len(opened.tensors) == len(QUANTS)
+    assert opened.layout == "gguf"
+    assert opened.path == gguf_file.parent
+    assert len(opened.tensors) == len(QUANTS)
 
 
 def test_gguf_cut_anywhere_is_refused(gguf_file: Path, whole: bytes) -> None:
@@ -154,14 +159,16 @@ def test_ctranslate2_gives_back_what_was_written(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(BIN)
     (tmp_path / "config.json").write_text('{"suppress_ids": [1]}')
     opened = open_weights(tmp_path)
-    assert opened.layout == "ctranslate2" and opened.config["suppress_ids"] == [1]
+    assert opened.layout == "ctranslate2"
+    assert opened.config["suppress_ids"] == [1]
     assert opened.config["ctranslate2"] == {"spec": "WhisperSpec", "revision": 3, "encoder/num_heads": 2}
     assert set(opened.tensors) == {"half", "plain", "int8", "int16", "tied"}
     assert all(np.array_equal(opened.tensors[name].numpy(), MATRIX) for name in ("plain", "tied"))
     assert np.array_equal(opened.tensors["half"].numpy(), MATRIX.astype(np.float16))
     for name, most in (("int8", 0.5 / ROWS[:, None]), ("int16", 0.0005)):
         found = opened.tensors[name]
-        assert found.dtype == torch.float32 and (np.abs(found.numpy() - MATRIX) <= most * 1.001).all()
+        assert found.dtype == torch.float32
+        assert (np.abs(found.numpy() - MATRIX) <= most * 1.001).all()
 
 
 def test_a_file_that_was_cut_in_parts_is_one(tmp_path: Path) -> None:
@@ -200,7 +207,8 @@ def test_a_model_bin_that_lies_is_refused(tmp_path: Path, change: Callable[[byte
 @real
 def test_a_real_decoder_of_gguf() -> None:
     opened = open_weights(WEIGHTS / "smollm2")
-    assert len(opened.tensors) == 272 and opened.config["llama.block_count"] == 30
+    assert len(opened.tensors) == 272
+    assert opened.config["llama.block_count"] == 30
     assert opened.tensors["token_embd.weight"].shape == (49152, 576)
     for t in gguf.GGUFReader(next((WEIGHTS / "smollm2").glob("*.gguf"))).tensors[:20]:
         assert np.array_equal(opened.tensors[t.name].numpy(), gguf.dequantize(t.data, t.tensor_type))
@@ -212,12 +220,15 @@ def test_a_real_decoder_of_gguf() -> None:
 def test_a_real_whisper_of_ctranslate2(name: str, vocabulary: int, width: int) -> None:
     opened = open_weights(WEIGHTS / name)
     embedded = opened.tensors["decoder/embeddings/weight"]
-    assert embedded.shape == (vocabulary, width) and 0.01 < embedded.float().std() < 0.1
-    assert "tokenizer.json" in opened.files and opened.config["ctranslate2"]["spec"] == "WhisperSpec"
+    assert embedded.shape == (vocabulary, width)
+    assert 0.01 < embedded.float().std() < 0.1
+    assert "tokenizer.json" in opened.files
+    assert opened.config["ctranslate2"]["spec"] == "WhisperSpec"
 
 
 @real
 def test_a_real_sentence_encoder() -> None:
     opened = open_weights(WEIGHTS / "minilm")
-    assert opened.config["model_type"] == "bert" and len(opened.tensors) == 104
+    assert opened.config["model_type"] == "bert"
+    assert len(opened.tensors) == 104
     assert opened.read_json("1_Pooling/config.json")["pooling_mode_mean_tokens"] is True

@@ -117,11 +117,14 @@ def test_columns_as_trees_read_them() -> None:
     assert x[0, :4].tolist() == [0, 0, 1, 1], "the commonest class first"
     assert x[1, :3].tolist() == [2, 0, 0], "a class never seen is none of them"
     assert x[1, 3].isnan(), "a rank never seen is missing"
-    assert x[0, 15] == 1 and not x[1, 15:].any()
+    assert x[0, 15] == 1
+    assert not x[1, 15:].any()
     there["n"][0] = there["t"][1] = False
     there["c"] = torch.zeros(2, dtype=torch.bool)
     x = tabular_features(columns, {name: values for name, values in given.items() if name != "c"}, there)
-    assert x[0, :3].isnan().all() and x[1, 13:15].isnan().all() and not x[1, 0].isnan()
+    assert x[0, :3].isnan().all()
+    assert x[1, 13:15].isnan().all()
+    assert not x[1, 0].isnan()
 
 
 def test_it_learns_what_trees_learn_is_calibrated_and_comes_back(run: Path, data: Dataset) -> None:
@@ -130,14 +133,17 @@ def test_it_learns_what_trees_learn_is_calibrated_and_comes_back(run: Path, data
     whole = np.array([all(value is not None for value in row.values()) for row in rows])
     assert np.abs(found.value - true)[whole].mean() < 0.2 * true.std()
     inside = (found.interval[:, 0] <= true) & (true <= found.interval[:, 1])
-    assert 0.5 < inside.mean() and np.isfinite(found.interval).all()
+    assert inside.mean() > 0.5
+    assert np.isfinite(found.interval).all()
     again = load(run).predict(rows, batch_size=7)["price"]
     assert np.allclose(again.value, found.value, atol=1e-6)
     figures = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]["evaluation"]
-    assert figures["trees val_loss"] < figures["linear val_loss"] and 0 < figures["share of trees"] <= 1
+    assert figures["trees val_loss"] < figures["linear val_loss"]
+    assert 0 < figures["share of trees"] <= 1
     assert figures["val_loss"] == pytest.approx(min(figures[name] for name in figures if "loss" in name), abs=0.2)
     card = (run / "README.md").read_text()
-    assert "| trees val_loss | " in card and "| linear val_loss | " in card
+    assert "| trees val_loss | " in card
+    assert "| linear val_loss | " in card
     with torch.no_grad():                                   # what is kept is what was judged
         prepared = data.prepare(model.schema, model.recipe.data.columns, quiet=True)
         judged = model.recipe.evaluation.validate(model.module, prepared, data.splits["val"]).figures
@@ -163,7 +169,8 @@ def test_classes_two_and_more_at_once(data: Dataset, tmp_path: Path) -> None:
     found = model.predict(rows_of(data, "test"))
     for name in ("level", "grade"):
         right = np.array(found[name].value) == np.array(data.raw(name, data.splits["test"]))
-        assert right.mean() > 0.75 and np.allclose(found[name].probability.sum(1), 1, atol=1e-5)
+        assert right.mean() > 0.75
+        assert np.allclose(found[name].probability.sum(1), 1, atol=1e-5)
     figures = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert {"level trees val_loss", "grade linear val_loss"} <= set(figures["evaluation"])
     again = load(tmp_path / "run").predict(rows_of(data, "test"))
@@ -180,7 +187,8 @@ def test_a_run_killed_while_trees_grow_goes_on(data: Dataset, run: Path, tmp_pat
             train(RECIPES["fusion"], data, out=tmp_path / "run", target="price", columns=("a", "b", "colour"), **SHORT)
     train(RECIPES["fusion"], data, out=tmp_path / "run", resume=True, quiet=True)
     whole, found = load_file(run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
-    assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
+    assert whole.keys() == found.keys()
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
 @pytest.mark.parametrize("head", ["linear", "boosting"])
@@ -191,7 +199,8 @@ def test_what_it_weighs_is_told_before_and_after(data: Dataset, run: Path, head:
     before = json.loads(capsys.readouterr().out)
     assert app.run(["show", str(run), "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
-    assert before["flops_forward"] > 1000 and after["parameters"] == sum(
+    assert before["flops_forward"] > 1000
+    assert after["parameters"] == sum(
         p.numel() for p in load(run).module.parameters())
     for more in ("--mixup 0.2", "--contrastive-weight 0.1 --fusion attention"):
         assert app.run(["show", "fusion", "--data", data.source["path"], *asked.split(), *more.split()]) == 0
@@ -224,7 +233,8 @@ def test_a_hostile_file_is_refused_in_one_line(run: Path, tmp_path: Path, name: 
         tmp_path / "model.safetensors")
     with pytest.raises(SensoriumError, match=what) as error:
         load(tmp_path)
-    assert "model.safetensors" in str(error.value) and "\n" not in str(error.value)
+    assert "model.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_bytes_that_were_changed_are_refused(run: Path, tmp_path: Path) -> None:

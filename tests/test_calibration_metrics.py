@@ -75,7 +75,8 @@ def test_logits_that_are_never_wrong_or_say_nothing_have_a_finite_temperature() 
 def test_spreads_are_scaled_to_the_errors() -> None:
     errors = torch.randn(1000, generator=chance())
     assert fit_std_scale(errors * 3 / errors.square().mean().sqrt()) == pytest.approx(3)
-    assert fit_std_scale(errors[:0]) == 1 and fit_std_scale(torch.zeros(5)) > 0
+    assert fit_std_scale(errors[:0]) == 1
+    assert fit_std_scale(torch.zeros(5)) > 0
 
 
 # Reliability ----------------------------------------------------------------------------------------------------------
@@ -89,8 +90,10 @@ def test_probabilities_that_come_true_have_no_error() -> None:
 
 def test_calibration_error_by_hand() -> None:
     found = compute_reliability(torch.tensor([0.05, 0.15, 0.95, 1.0]), torch.tensor([False, True, True, False]), bins=2)
-    assert found.confidence.tolist() == pytest.approx([0.1, 0.975]) and found.accuracy.tolist() == [0.5, 0.5]
-    assert found.fraction.tolist() == [0.5, 0.5] and found.expected_calibration_error == pytest.approx((0.4 + 0.475) / 2)
+    assert found.confidence.tolist() == pytest.approx([0.1, 0.975])
+    assert found.accuracy.tolist() == [0.5, 0.5]
+    assert found.fraction.tolist() == [0.5, 0.5]
+    assert found.expected_calibration_error == pytest.approx((0.4 + 0.475) / 2)
 
 
 def test_a_temperature_lowers_the_error_of_overconfident_logits() -> None:
@@ -119,7 +122,8 @@ def test_one_more_row_is_covered_as_often_as_it_should(n: int, level: float) -> 
     bounds = torch.cat([compute_conformal_quantiles(row[:n], [level]) for row in drawn])
     covered = (drawn[:, n] <= bounds).double().mean().item()
     exact = math.ceil(round((n + 1) * level, 9)) / (n + 1)
-    assert exact >= level and abs(covered - exact) < 4 * math.sqrt(exact * (1 - exact) / trials)
+    assert exact >= level
+    assert abs(covered - exact) < 4 * math.sqrt(exact * (1 - exact) / trials)
 
 
 def test_too_few_rows_bound_nothing() -> None:
@@ -137,7 +141,8 @@ def test_sets_of_classes_hold_the_truth_as_often_as_they_should() -> None:
         bare = (conformal_scores(p[3000:], y[3000:]) <= bound).double().mean().item()
         assert abs(bare - level) < 4 * math.sqrt(level * (1 - level) * 2 / 3000)
         assert sets.gather(1, y[3000:, None]).double().mean().item() >= bare
-        assert sets.any(1).all() and sets.gather(1, p[3000:].argmax(1, keepdim=True)).all()
+        assert sets.any(1).all()
+        assert sets.gather(1, p[3000:].argmax(1, keepdim=True)).all()
 
 
 def test_sets_by_hand() -> None:
@@ -145,7 +150,8 @@ def test_sets_by_hand() -> None:
     assert conformal_scores(p, torch.tensor([1, 3])).tolist() == pytest.approx([0.7, 1.0])      # 3: a class never seen
     assert conformal_sets(p, 0.7).tolist() == [[True, True, False], [False, True, True]]
     assert conformal_sets(p, 0.0).tolist() == [[True, False, False], [False, True, False]]
-    assert conformal_sets(p, 1.0).all() and conformal_sets(p, math.inf).all()
+    assert conformal_sets(p, 1.0).all()
+    assert conformal_sets(p, math.inf).all()
 
 
 # Abstaining -----------------------------------------------------------------------------------------------------------
@@ -157,8 +163,11 @@ def test_risk_against_coverage_by_hand() -> None:
     assert curve.coverage.tolist() == pytest.approx([0.25, 0.75, 1.0])
     assert curve.risk.tolist() == pytest.approx([0, 1 / 3, 1 / 2])
     assert curve.aurc == pytest.approx((0 + 2 / 3 + 1 / 2) / 4)
-    assert curve.threshold_for_coverage(0.5) == pytest.approx(0.7) and curve.threshold_for_coverage(1.0) == 0.5
-    assert curve.threshold_for_risk(0.5) == pytest.approx(0.7) and curve.threshold_for_risk(0.6) == 0.5 and curve.threshold_for_risk(0.2) == math.inf
+    assert curve.threshold_for_coverage(0.5) == pytest.approx(0.7)
+    assert curve.threshold_for_coverage(1.0) == 0.5
+    assert curve.threshold_for_risk(0.5) == pytest.approx(0.7)
+    assert curve.threshold_for_risk(0.6) == 0.5
+    assert curve.threshold_for_risk(0.2) == math.inf
 
 
 def test_few_rows_without_an_error_do_not_prove_that_there_is_none() -> None:
@@ -173,4 +182,5 @@ def test_a_threshold_keeps_its_risk_on_new_rows() -> None:
     threshold = risk_coverage_curve(p[:2000], wrong[:2000]).threshold_for_risk(0.1)
     answered = p[2000:] >= threshold
     n, risk = int(answered.sum()), wrong[2000:][answered].mean().item()
-    assert n > 600 and risk < 0.1 + 4 * math.sqrt(0.09 / n)
+    assert n > 600
+    assert risk < 0.1 + 4 * math.sqrt(0.09 / n)

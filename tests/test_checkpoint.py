@@ -48,7 +48,9 @@ def test_it_answers_as_it_was_kept(folder: Path) -> None:
     x = [[0.1, 0.2, 0.3], [1.0, -1.0, 0.5]]
     assert (model.predict(x=x) == again.predict(x=x)).all()
     assert model.fingerprint == file_sha256(folder / "model.safetensors") == again.fingerprint
-    assert not model.module.training and model.config.keywords["epochs"] == 1 and set(model.schema.columns) == {*"abcy"}
+    assert not model.module.training
+    assert model.config.keywords["epochs"] == 1
+    assert set(model.schema.columns) == {*"abcy"}
 
 
 def test_loading_leaves_chance_alone(folder: Path) -> None:
@@ -59,7 +61,9 @@ def test_loading_leaves_chance_alone(folder: Path) -> None:
 
 def test_a_verb_it_does_not_have_is_absent_and_says_so(folder: Path) -> None:
     model = opened(folder)
-    assert hasattr(model, "predict") and not hasattr(model, "embed") and "predict" in dir(model)
+    assert hasattr(model, "predict")
+    assert not hasattr(model, "embed")
+    assert "predict" in dir(model)
     with pytest.raises(UnsupportedVerb, match="cannot embed; it can predict"):
         model.embed(image=["a.jpg"])
     with pytest.raises(AttributeError, match="no attribute 'folders'"):
@@ -131,15 +135,19 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
 def test_tensors_come_back(tmp_path: Path, value: torch.Tensor) -> None:
     atomic.write_file(tmp_path / "t", tensor_writer({"a": value}))
     back = read_tensors(tmp_path / "t")["a"]
-    assert torch.equal(back, value) and back.dtype == value.dtype
+    assert torch.equal(back, value)
+    assert back.dtype == value.dtype
 
 
 def test_weights_with_two_names_are_kept_once(tmp_path: Path) -> None:
     a, b = tiny_recipe.Guess(4, 0.0), tiny_recipe.Guess(4, 0.0)
-    assert "second.weight" in state_tensors(a) and "third.weight" not in state_tensors(a) and "norm.running_mean" in state_tensors(a)
+    assert "second.weight" in state_tensors(a)
+    assert "third.weight" not in state_tensors(a)
+    assert "norm.running_mean" in state_tensors(a)
     atomic.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
     load_weights(b, tmp_path / "w")
-    assert b.third.weight is b.second.weight and torch.equal(a.third.weight, b.third.weight)
+    assert b.third.weight is b.second.weight
+    assert torch.equal(a.third.weight, b.third.weight)
 
 
 def test_weights_keep_their_layout(tmp_path: Path) -> None:
@@ -147,7 +155,8 @@ def test_weights_keep_their_layout(tmp_path: Path) -> None:
     atomic.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
     b = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     load_weights(b, tmp_path / "w")
-    assert torch.equal(a.weight, b.weight) and b.weight.stride() == a.weight.stride()
+    assert torch.equal(a.weight, b.weight)
+    assert b.weight.stride() == a.weight.stride()
 
 
 def test_a_set_is_current_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -159,10 +168,12 @@ def test_a_set_is_current_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "state" / "step-000004.tmp").mkdir()
     said: list[str] = []
     again = CheckpointStore(tmp_path / "state")
-    assert again.latest(said.append) == tmp_path / "state" / "step-000003" and not said
+    assert again.latest(said.append) == tmp_path / "state" / "step-000003"
+    assert not said
     (tmp_path / "state" / "step-000003" / "a").write_bytes(b"4")
     assert again.latest(said.append) == tmp_path / "state" / "step-000002"
-    assert "step-000003 is damaged (a is not what was written)" in said[0] and "step-000002" in said[0]
+    assert "step-000003 is damaged (a is not what was written)" in said[0]
+    assert "step-000002" in said[0]
     again.save(3, {"a": b"3", "b": b"x"})                       # written again over the damaged one
     assert verify(tmp_path / "state" / "step-000003") is None
     for name in ("step-000002", "step-000003"):
@@ -197,7 +208,9 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
     if place == "verify":
         (tmp_path / "state" / "step-000002" / "a").unlink()
     path = CheckpointStore(tmp_path / "state").latest(lambda text: None)
-    assert path is not None and path.name == "step-000001" and (path / "a").read_bytes() == b"1"
+    assert path is not None
+    assert path.name == "step-000001"
+    assert (path / "a").read_bytes() == b"1"
 
 
 def test_a_full_disk_is_said_for_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,4 +225,5 @@ def test_a_full_disk_is_said_for_weights_too(tmp_path: Path, monkeypatch: pytest
 def test_config_keeps_every_key(tmp_path: Path) -> None:
     config = RunConfig("clip", {"dim": 3, "lr": 0.1}, "fp32", {"name": "x"})
     config.save(tmp_path)
-    assert RunConfig.load(tmp_path) == config and set(config.versions) == {"sensorium", "torch", "numpy", "python"}
+    assert RunConfig.load(tmp_path) == config
+    assert set(config.versions) == {"sensorium", "torch", "numpy", "python"}

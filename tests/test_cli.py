@@ -72,7 +72,8 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str
     assert app.run(argv) == status, capsys.readouterr()
     out, err = capsys.readouterr()
     if status:
-        assert err.startswith("sensorium: ") and "Traceback" not in err
+        assert err.startswith("sensorium: ")
+        assert "Traceback" not in err
     return err if status else out
 
 
@@ -99,7 +100,9 @@ def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
 def test_what_is_not_understood_ends_with_2(
         argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = said(capsys, *argv, status=2)
-    assert expected in message and "--help" in message and message.count("\n") == 1
+    assert expected in message
+    assert "--help" in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(("argv", "expected"), [
@@ -124,7 +127,8 @@ def test_what_cannot_be_done_ends_with_1(
 
 def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capsys, "data", "photos", "--json"))
-    assert found["rows"] == 16 and [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
+    assert found["rows"] == 16
+    assert [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
     assert "16 rows" in said(capsys, "data", "photos")
     ignored = json.loads(said(capsys, "data", "photos", "--json", "--type", "caption=ignore"))
     assert {c["name"]: c["kind"] for c in ignored["columns"]}["caption"] == "ignore"
@@ -144,7 +148,8 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "16 rows in run/index" in said(capsys, "index", "run", "photos")
     assert len(said(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines()) == 3
     found = json.loads(said(capsys, "search", "run/index", "--image", "photos/03.png", "--json", "--out", "found.png"))
-    assert len(found["hits"]) == 10 and "03.png" in found["hits"][0]["payload"]["name"]
+    assert len(found["hits"]) == 10
+    assert "03.png" in found["hits"][0]["payload"]["name"]
     with Image.open(place / "found.png") as sheet:
         assert sheet.size[0] > 100
     said(capsys, "search", "run", "red", "--image", "photos/03.png", "--out", "found.html")
@@ -164,10 +169,12 @@ def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[st
     from sensorium.training.checkpoint import load_checkpoint
     found = json.loads(said(capsys, "show", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
-    assert found["parameters"] == size and found["bytes"]["weights"] == 4 * size
+    assert found["parameters"] == size
+    assert found["bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
     small, large = (json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024"))
-    assert large["parameters"] > 30 * small["parameters"] and large["flops_forward"] > 30 * small["flops_forward"]
+    assert large["parameters"] > 30 * small["parameters"]
+    assert large["flops_forward"] > 30 * small["flops_forward"]
     assert large["bytes"]["optimizer"] == 8 * large["parameters"]
     assert "parameters" in said(capsys, "show", "clip", "--type", "image=image")
 
@@ -213,9 +220,11 @@ def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_a_reader_that_goes_away_is_no_fault() -> None:
     with subprocess.Popen([sys.executable, "-m", "sensorium", "completion", "bash"], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
-        assert process.stderr.read() == "" and process.wait() == 0
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
 
 
 def test_commands_are_thin() -> None:
@@ -228,7 +237,8 @@ def test_commands_are_thin() -> None:
 def test_the_page_of_commands_is_current() -> None:
     path = Path(__file__).parents[1] / "docs" / "generate.py"
     spec = spec_from_file_location("generate", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     generate = module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.current(), "docs/cli.md is not what --help says: run python docs/generate.py"

@@ -89,7 +89,9 @@ def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
 def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], value: str) -> None:
     for name in names:
         found, rest = split_pair(f"{name}={value}", names)
-        assert f"{found}={rest}" == f"{name}={value}" and found in names and len(found) >= len(name)
+        assert f"{found}={rest}" == f"{name}={value}"
+        assert found in names
+        assert len(found) >= len(name)
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -102,7 +104,9 @@ def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
     schema = Schema({name: Column(name, Numeric()) for name in names})
     prepared = PreparedDataset(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
     for batch in (prepared.batch([3, 1, 6]), BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0)):
-        assert len(batch) == 3 and batch.row is not None and batch.group is not None
+        assert len(batch) == 3
+        assert batch.row is not None
+        assert batch.group is not None
         rows = batch.row.tolist()
         assert batch.group.tolist() == [row // 2 for row in rows]
         for name in names:
@@ -118,11 +122,17 @@ def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     whole = Batch({name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2)
     pieces = whole.split(parts)
     sizes = [len(piece) for piece in pieces]
-    assert len(pieces) == min(parts, 7) and max(sizes) - min(sizes) <= 1 and sorted(sizes, reverse=True) == sizes
+    assert len(pieces) == min(parts, 7)
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(sizes, reverse=True) == sizes
     again = Batch.concat(pieces)
-    assert again.row.equal(whole.row) and again.group.equal(whole.group) and again.presence(names[0]).equal(flags[names[0]])
-    assert all(again[name].equal(whole[name]) for name in names) and again.present.keys() == flags.keys()
-    assert list(whole.select(names[1:]).columns) == names[1:] and not whole.select(names[1:]).present
+    assert again.row.equal(whole.row)
+    assert again.group.equal(whole.group)
+    assert again.presence(names[0]).equal(flags[names[0]])
+    assert all(again[name].equal(whole[name]) for name in names)
+    assert again.present.keys() == flags.keys()
+    assert list(whole.select(names[1:]).columns) == names[1:]
+    assert not whole.select(names[1:]).present
     assert not whole.presence("no such column").any()
 
 
@@ -131,9 +141,12 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
     schema = Schema({name: Column(name, text) for name in ("a", "b", "a,b")})
     rows = Rows({"a": ["one", None], "b": ["two", "two"], "a,b": ["three", None]})
     batch = PreparedDataset(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
-    assert text.decode(batch["a", "b"][0]) == "one" and text.decode(batch["a,b"][0]) == "three"
-    assert "a,b" in batch.present and ("a", "b") not in batch.present
-    assert schema.texts(["a", "b"]) == ("a", "b") and schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
+    assert text.decode(batch["a", "b"][0]) == "one"
+    assert text.decode(batch["a,b"][0]) == "three"
+    assert "a,b" in batch.present
+    assert ("a", "b") not in batch.present
+    assert schema.texts(["a", "b"]) == ("a", "b")
+    assert schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
     with pytest.raises(SensoriumError, match=r"no column 'a, b'.*each by itself"):
         schema.texts("a, b")
 
@@ -184,17 +197,20 @@ def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
     image, *texts = names
     keys = [image, texts[0], texts[1], (texts[0], texts[1]), ",".join(texts)]
     modules = {module_name(key) for key in keys}
-    assert len(modules) == len(set(keys)) and all(name and "." not in name for name in modules)
+    assert len(modules) == len(set(keys))
+    assert all(name and "." not in name for name in modules)
     assert len({file_name(key) for key in keys}) == len(set(keys))
     assert all(len(file_name(key).encode()) < 250 and "/" not in file_name(key) for key in keys)
     schema = Schema({image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}})
     torch.manual_seed(0)
     small = {"image": image, "text": texts, "dim": 8, "image_layers": 1, "text_layers": 1, "embed_dim": 8}
     model = build_recipe(RECIPES["clip"], schema, small)[0].model
-    assert isinstance(model, Towers) and [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
+    assert isinstance(model, Towers)
+    assert [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
     kept = save({name: value.contiguous() for name, value in model.state_dict().items()})
     model.load_state_dict(load(kept))
-    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07)) and len(list(model.children())) == 2
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert len(list(model.children())) == 2
 
 
 # A run and its predictions --------------------------------------------------------------------------------------------
@@ -226,7 +242,9 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
         lines = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
         with open(folder / "out.csv", newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))
-        assert list(lines[0]) == cells[0] and len({*cells[0]}) == 7 and len(told) == 2
+        assert list(lines[0]) == cells[0]
+        assert len({*cells[0]}) == 7
+        assert len(told) == 2
         assert all(line[name] is not None for line in lines for name in names[2:])
         return [found[0].value, found[1].value, found[1].probability.tolist()], cells
 
@@ -236,14 +254,17 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
 def test_a_run_is_saved_read_and_asked_whatever_its_columns_are_called(names: list[str]) -> None:
     found, cells = predicted(names)
     wanted, others = predicted(["size", "kind", "price", "label"])
-    assert found == wanted and cells[1:] == others[1:]
+    assert found == wanted
+    assert cells[1:] == others[1:]
     assert {*names[2:]} <= {*cells[0]}
 
 
 def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
     names = headings({"temp": Numeric(), "temp low": Numeric(), "row": Category(("a", "b"))})
-    assert names["temp", "low"] == "temp low (bound)" and names["temp low", ""] == "temp low"
-    assert names["", "row"] == "row (name)" and len({*names.values()}) == len(names)
+    assert names["temp", "low"] == "temp low (bound)"
+    assert names["temp low", ""] == "temp low"
+    assert names["", "row"] == "row (name)"
+    assert len({*names.values()}) == len(names)
     cells = predicted(["size", "kind", "temp low", "temp"])[1]
     assert cells[0] == ["row", "temp low", "temp low low", "temp low high", "temp low spread", "temp",
                         "temp probability"]
@@ -280,7 +301,8 @@ def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path
     asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
     assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
-    assert kept["columns"] == [*names] and kept["target"] == "price"
+    assert kept["columns"] == [*names]
+    assert kept["target"] == "price"
     assert load_run(run).config.keywords["columns"] == names
     assert app.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
     assert app.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
@@ -333,7 +355,7 @@ def test_column_names_are_not_parsed_as_markup(tmp_path: Path, monkeypatch: pyte
     images = [np.full((8, 8, 3), i, np.uint8) for i in range(3)]
     schema = Schema({name: Column(name, Image(size=8)) for name in names})
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    batch = PreparedDataset(Rows({name: images for name in names}), schema, names).batch([2])
+    batch = PreparedDataset(Rows(dict.fromkeys(names, images)), schema, names).batch([2])
     assert all(batch[name].shape == (1, 3, 8, 8) for name in names)
     path = header(tmp_path / "t.csv", "[/b] a", "b | c")
     assert app.run(["show", "fusion", "--data", str(path), "--target", "price"]) == 0

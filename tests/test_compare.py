@@ -51,7 +51,8 @@ class TestFolds:
         assert sorted(np.concatenate([f.splits["fold"] for f in folds])) == sorted(train)
         for fold in folds:
             there, held = fold.splits["train"], fold.splits["fold"]
-            assert sorted([*there, *held]) == sorted(train) and not set(groups[there]) & set(groups[held])
+            assert sorted([*there, *held]) == sorted(train)
+            assert not set(groups[there]) & set(groups[held])
             assert all(np.array_equal(fold.splits[name], data.splits[name]) for name in ("val", "test"))
         assert len({len(set(groups[f.splits["fold"]])) for f in folds}) <= 2, "as many things in each, but for one"
         assert "fold" not in data.splits
@@ -59,7 +60,8 @@ class TestFolds:
     def test_by_a_stated_hash(self) -> None:
         keys = [f"thing {i % 11}" for i in range(40)]
         fold = assign_folds(keys, 3)
-        assert np.array_equal(fold, assign_folds(keys, 3)) and sorted(Counter(fold[:11].tolist()).values()) == [3, 4, 4]
+        assert np.array_equal(fold, assign_folds(keys, 3))
+        assert sorted(Counter(fold[:11].tolist()).values()) == [3, 4, 4]
         stated = sorted(set(keys), key=lambda key: hashlib.md5(f"sensorium:fold:{key}".encode()).digest()[:8])
         assert [fold[keys.index(key)] for key in stated] == [i % 3 for i in range(11)]
         for n in (1, 12):
@@ -69,7 +71,8 @@ class TestFolds:
 
 def test_each_setting_is_trained_once_on_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = compare(guess, rows(), out=tmp_path / "out", dim=[4, 8], dropout=0.0, epochs=2, **QUIET)
-    assert {s.name for s in found.settings} == {"dim=4", "dim=8"} and found.best is found.settings[0]
+    assert {s.name for s in found.settings} == {"dim=4", "dim=8"}
+    assert found.best is found.settings[0]
     kept = {at: RunConfig.load(tmp_path / "out" / at) for at in ("dim=4", "dim=8")}
     assert {c.data["sha256"] for c in kept.values()} == {kept["dim=4"].data["sha256"]}
     assert [kept[at].keywords["dim"] for at in kept] == [4, 8]
@@ -82,7 +85,8 @@ def test_each_setting_is_trained_once_on_the_same_rows(tmp_path: Path, monkeypat
         assert run.num_parameters == sum(p.numel() for p in load(at, recipe=guess).module.parameters())
         assert run.cpu_seconds > 0
     again = compare_without_training(monkeypatch, tmp_path / "out")
-    assert again.table_rows() == found.table_rows() and again.recommendation() == found.recommendation()
+    assert again.table_rows() == found.table_rows()
+    assert again.recommendation() == found.recommendation()
     assert (tmp_path / "out" / "comparison.md").read_text() == found.to_markdown()
 
 
@@ -106,14 +110,17 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(Interrupted, match="goes on from here"):
         compare(guess, rows(), out=tmp_path / "out", dim=[4, 8], epochs=2, **QUIET)
     found = compare(guess, rows(), out=tmp_path / "out", dim=[4, 8], epochs=2, **QUIET)
-    assert len(calls) == 3 and [r[:-1] for r in found.table_rows()] == [r[:-1] for r in whole.table_rows()]
-    assert compare(guess, rows(), out=tmp_path / "out", dim=[4, 8, 16], epochs=2, **QUIET).settings and len(calls) == 4
+    assert len(calls) == 3
+    assert [r[:-1] for r in found.table_rows()] == [r[:-1] for r in whole.table_rows()]
+    assert compare(guess, rows(), out=tmp_path / "out", dim=[4, 8, 16], epochs=2, **QUIET).settings
+    assert len(calls) == 4
 
 
 def test_a_fold_is_judged_by_a_model_that_did_not_see_it(tmp_path: Path) -> None:
     data = rows()
     found = compare(guess, data, out=tmp_path / "out", dim=[4, 8], folds=3, seed=[0, 1], epochs=1, **QUIET)
-    assert all(len(s.runs) == 6 for s in found.settings) and "6 runs on 3 folds of train" in found.recommendation()
+    assert all(len(s.runs) == 6 for s in found.settings)
+    assert "6 runs on 3 folds of train" in found.recommendation()
     assert "sensorium train guess tiny --epochs 1 --dim" in found.recommendation()
     part = data.folds(3)[1]
     at = tmp_path / "out" / "dim=4,fold=2,seed=1"
@@ -132,20 +139,25 @@ def test_what_is_taken_and_what_is_not_told_apart() -> None:
     found = made({"a": [1.0, 1.2, 1.1, 0.9], "bb": [1.02, 1.18, 1.12, 0.93], "ccc": [2.0, 2.2, 2.1, 1.9]})
     assert [s.name for s in found.settings] == ["way=a", "way=bb", "way=ccc"]
     assert [s.name for s in found.tied] == ["way=bb"], "paired: how hard a fold is does not count"
-    assert "Take way=a: loss 1.05 ± 0.13, 4 runs" in found.recommendation() and "way=a has the fewest" in found.recommendation()
+    assert "Take way=a: loss 1.05 ± 0.13, 4 runs" in found.recommendation()
+    assert "way=a has the fewest" in found.recommendation()
     assert made({"a": [1.0, 1.2], "b": [2.0, 2.2]}, mode="max").settings[0].name == "way=b"
     # differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.46 < 4.30; without chance none is near
     assert made({"a": [0.0, 0.0, 0.0], "b": [1.0, 2.0, 3.0]}).tied
     assert not made({"a": [0.0, 0.0, 0.0], "b": [1.4, 2.0, 2.6]}).tied        # t = 5.8
     assert made({"a": [0.0, 0.0, 0.0], "b": [1.4, 2.0, 2.6]}, folds=3).tied   # training rows overlap: t = 3.7
     once = made({"a": [1.0], "b": [1.1]})
-    assert once.tied == [] and "One run each" in once.recommendation()
+    assert once.tied == []
+    assert "One run each" in once.recommendation()
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
     found = compare(guess, rows(), out=tmp_path / "out", lr=[1e-2, 1e30], epochs=1, max_grad_norm=0, **QUIET)
-    assert found.best is not None and found.best.values == {"lr": 1e-2}
-    assert found.settings[-1].error and "lr=1e+30 failed: " in found.recommendation() and found.table_rows()[-1][1] == "failed"
+    assert found.best is not None
+    assert found.best.values == {"lr": 1e-2}
+    assert found.settings[-1].error
+    assert "lr=1e+30 failed: " in found.recommendation()
+    assert found.table_rows()[-1][1] == "failed"
     assert math.isfinite(found.best.mean("fit"))
 
 
@@ -173,12 +185,15 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = ["--out", str(tmp_path / "out")]
     assert app.run([*asked, *out, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert len(told["settings"]) == 8 and {s["setting"]["fusion"] for s in told["settings"]} >= {"concat", "low_rank"}
+    assert len(told["settings"]) == 8
+    assert {s["setting"]["fusion"] for s in told["settings"]} >= {"concat", "low_rank"}
     assert app.run([*asked, "--fusion", "sum", "--drop", "0,0.2", "--type", "group=group", "--folds", "2",
                     "--out", str(tmp_path / "more")]) == 0
     out, err = capsys.readouterr()
     assert "--type group=group --target label" in " ".join(out.split())
-    assert "Take drop=" in out and err.count("\n[") == 4 and "± " in out
+    assert "Take drop=" in out
+    assert err.count("\n[") == 4
+    assert "± " in out
     for given, code, what in ((["--fusion", "sum,summ"], 2, 'Did you mean "sum"?'), (["--drop", "x"], 2, "into float"),
                               (["--fusion", "sum"], 1, "nothing is varied"), (["--dmi", "1"], 2, "Did you mean --dim?")):
         assert app.run([*asked, *given]) == code

@@ -30,9 +30,13 @@ def table():
 
 def test_embedded_counts(table):
     c = table.columns
-    assert len(table) == len(c["image"]) == 9770 and all(len(column) == 9770 for column in c.values())
-    assert c["image"].shape == (9770, 32, 32, 3) and c["image"].dtype == np.uint8
-    assert len(set(c["concept"])) == 1644 and len(set(c["family"])) == 1281 and len(set(c["category"])) == 8
+    assert len(table) == len(c["image"]) == 9770
+    assert all(len(column) == 9770 for column in c.values())
+    assert c["image"].shape == (9770, 32, 32, 3)
+    assert c["image"].dtype == np.uint8
+    assert len(set(c["concept"])) == 1644
+    assert len(set(c["family"])) == 1281
+    assert len(set(c["category"])) == 8
     assert Counter(c["style"]) == {
         "noto": 1644, "twemoji": 1644, "fluent-emoji": 1587, "fluent-emoji-flat": 1587, "noto-v1": 1214,
         "emojione": 1086, "streamline-emojis": 542, "fxemoji": 466}
@@ -83,11 +87,13 @@ def test_embedded_languages(table):
     captions = {name for name in table.columns if name.startswith("caption")}
     assert captions == {"caption", *(f"caption_{code}" for code in "de fr es it pt nl ru ja zh".split())}
     row = table.where.index("noto.webp:red apple")
-    assert table.columns["caption"][row][0] == "red apple" and table.columns["caption_de"][row][0] == "roter Apfel"
+    assert table.columns["caption"][row][0] == "red apple"
+    assert table.columns["caption_de"][row][0] == "roter Apfel"
     assert table.columns["caption_fr"][row][0] == "pomme rouge"
     assert all(captions and all(captions) for name in captions for captions in table.columns[name])
     each = open_sheets(BUNDLED_FOLDER, languages=["en"], styles=["noto"], captions="each")
-    assert len(each) == 1644 and len(each.columns["caption"][each.locations.index("noto.webp:red apple")]) > 2
+    assert len(each) == 1644
+    assert len(each.columns["caption"][each.locations.index("noto.webp:red apple")]) > 2
 
 
 def test_embedded_licences_and_size(table):
@@ -95,7 +101,9 @@ def test_embedded_licences_and_size(table):
     for sheet in header.sheets:
         assert sheet.licence in PERMISSIVE_LICENCES
         assert all(part in text for part in (sheet.author, sheet.project, sheet.licence, sheet.package, sheet.version))
-    assert "Unicode, Inc." in text and "Miles Johnson" in text and "Permission is hereby granted" in text
+    assert "Unicode, Inc." in text
+    assert "Miles Johnson" in text
+    assert "Permission is hereby granted" in text
     assert sum(path.stat().st_size for path in BUNDLED_FOLDER.iterdir()) <= 8e6
     assert {path.name for path in BUNDLED_FOLDER.iterdir()} == {"ATTRIBUTION.md", "concepts.jsonl", "sheets.json",
                                                            *(sheet.file for sheet in header.sheets)}
@@ -174,23 +182,33 @@ def build(packages, tmp_path):
 
 def test_built_set_comes_back(build, tmp_path):
     report = build()
-    assert is_sheets_folder(tmp_path / "set") and report.concepts == 10 and not report.skipped
-    assert report.drawings["noto"] == 10 and report.drawings["fluent-emoji-flat"] == 8
+    assert is_sheets_folder(tmp_path / "set")
+    assert report.concepts == 10
+    assert not report.skipped
+    assert report.drawings["noto"] == 10
+    assert report.drawings["fluent-emoji-flat"] == 8
     assert "openmoji" not in report.drawings, "share-alike art stays out of the wheel"
     table = open_sheets(tmp_path / "set", captions="joined")
-    assert len(table) == sum(report.drawings.values()) and table.columns["image"].shape[1:] == (16, 16, 3)
+    assert len(table) == sum(report.drawings.values())
+    assert table.columns["image"].shape[1:] == (16, 16, 3)
     row = table.locations.index("twemoji.webp:rocket")
     image = table.columns["image"][row]                          # style 4, concept 1: centre (4, 9), colour 093640
-    assert tuple(image[9, 4]) == (0x09, 0x36, 0x40) and tuple(image[0, 15]) == (255, 255, 255)
-    assert table.columns["caption"][row] == ["rocket", "thing"] and table.columns["caption_de"][row] == ["de rocket"]
-    assert table.columns["concept"][row] == "rocket" and table.group_column == "concept" and table.split_column == "split"
-    assert table.kinds["image"] == "image" and table.kinds["caption_de"] == "text"
+    assert tuple(image[9, 4]) == (0x09, 0x36, 0x40)
+    assert tuple(image[0, 15]) == (255, 255, 255)
+    assert table.columns["caption"][row] == ["rocket", "thing"]
+    assert table.columns["caption_de"][row] == ["de rocket"]
+    assert table.columns["concept"][row] == "rocket"
+    assert table.group_column == "concept"
+    assert table.split_column == "split"
+    assert table.kinds["image"] == "image"
+    assert table.kinds["caption_de"] == "text"
 
 
 def test_full_build_holds_out_two_artists_and_warns_of_share_alike(build, tmp_path):
     report = build(full=True, languages=None)
     header = read_sheets_header(tmp_path / "set")
-    assert len(report.drawings) == 10 and len(report.languages) == 28
+    assert len(report.drawings) == 10
+    assert len(report.languages) == 28
     assert list(report.neighbours)[:2] == [header.test_artist, header.val_artist]
     assert "share-alike" in (tmp_path / "set" / "ATTRIBUTION.md").read_text("utf-8")
     assert "caption_en_gb" in open_sheets(tmp_path / "set").columns

@@ -73,7 +73,8 @@ def test_tokens_that_are_not_valid_might_as_well_not_be_there(cell: str, both: b
 def test_read_forwards_nothing_is_known_of_what_follows() -> None:
     read, t = Recurrent(DIM, 2, bidirectional=False), make_causal(tokens(2, 6))
     changed = replace(t, x=torch.cat([t.x[:, :4], -t.x[:, 4:]], 1))
-    assert read(t).x[:, :4].equal(read(changed).x[:, :4]) and not read(t).x[:, 4:].equal(read(changed).x[:, 4:])
+    assert read(t).x[:, :4].equal(read(changed).x[:, :4])
+    assert not read(t).x[:, 4:].equal(read(changed).x[:, 4:])
 
 
 def test_what_a_recurrent_network_cannot_do() -> None:
@@ -111,7 +112,10 @@ def test_every_encoder_makes_tokens_of_the_width_asked_for_and_all_of_it_learns(
     for shut in (p for p in read.parameters() if not p.any()):               # a new block changes nothing at first
         nn.init.normal_(shut)
     t = read(batch)
-    assert t.x.shape[0] == 4 and t.x.shape[2] == DIM and t.order is None and t.x.isfinite().all()
+    assert t.x.shape[0] == 4
+    assert t.x.shape[2] == DIM
+    assert t.order is None
+    assert t.x.isfinite().all()
     assert read.pooled(batch).shape == (4, DIM)
     (t.x * torch.randn_like(t.x)).sum().backward()
     assert [n for n, p in read.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -145,7 +149,8 @@ def test_pictures_of_any_size_at_any_width(size: int, dim: int) -> None:
     for name in ("vit", "cnn", "resnet"):
         with torch.no_grad():
             t = build_encoder(image, name, dim, 1, 0.0).eval()(image.fake(1, torch.Generator()))
-        assert t.x.shape[2] == dim and t.x.shape[1] > 0
+        assert t.x.shape[2] == dim
+        assert t.x.shape[1] > 0
 
 
 @pytest.mark.parametrize("name", ["bag", "spelling"])
@@ -177,7 +182,8 @@ def test_published_weights_are_brought_to_the_width_asked_for(published: Path, k
     assert isinstance(start, PretrainedSource)
     modality = start.preprocessing()[kind]
     read = build_encoder(modality, start, DIM, 1, train=tune).train()
-    assert isinstance(read.embed, ProjectedEmbedding) and read.embed.projection.in_features == width
+    assert isinstance(read.embed, ProjectedEmbedding)
+    assert read.embed.projection.in_features == width
     batch = modality.fake(3, torch.Generator().manual_seed(0))
     inner, _ = start.build_encoder(kind)
     torch.testing.assert_close(read(batch).x, read.embed.projection(inner.eval()(batch).x))

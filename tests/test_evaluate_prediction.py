@@ -70,17 +70,22 @@ def report(run: Model, data: Dataset) -> EvaluationReport:
 
 def test_every_target_is_judged_beside_what_is_said_where_nothing_is_known(report: EvaluationReport) -> None:
     found = report.metrics["test"]
-    assert found["price: rows"] == 64 and found["label: rows"] == 80           # a sixteenth of test has no price
-    assert found["price: R2"] > 0.5 and found["price: MAE"] < 0.7 * found["price: prior MAE"]
+    assert found["price: rows"] == 64
+    assert found["label: rows"] == 80
+    assert found["price: R2"] > 0.5
+    assert found["price: MAE"] < 0.7 * found["price: prior MAE"]
     assert found["label: accuracy"] > found["label: prior accuracy"] + 0.1
-    assert found["stars: MAE"] < found["stars: prior MAE"] and found["tags: mAP"] > found["tags: prior mAP"] + 0.2
-    assert found["price: uncalibrated coverage at 90%"] <= 1 and found["label: uncalibrated calibration error"] > 0
+    assert found["stars: MAE"] < found["stars: prior MAE"]
+    assert found["tags: mAP"] > found["tags: prior mAP"] + 0.2
+    assert found["price: uncalibrated coverage at 90%"] <= 1
+    assert found["label: uncalibrated calibration error"] > 0
 
 
 def test_what_rows_cannot_tell_is_left_out_and_said(report: EvaluationReport) -> None:
     test, flat = report.metrics["test"], report.metrics["flat"]
     assert test["label: rows of classes never seen"] == 20
-    assert "label: ROC AUC" not in flat and "label: accuracy" in flat
+    assert "label: ROC AUC" not in flat
+    assert "label: accuracy" in flat
     assert any(note.startswith("flat, label: ROC AUC: the rows are all of one class") for note in report.notes)
     assert all(np.isfinite(v) for figures in report.metrics.values() for v in figures.values())
 
@@ -105,9 +110,11 @@ def test_pictures_lie_beside_the_report(report: EvaluationReport, tmp_path: Path
             "test-3-missing.svg"} <= set(drawn)
     text = (tmp_path / "evaluation.md").read_text()
     for name in drawn:
-        assert f"](evaluation/{name})" in text and ET.parse(tmp_path / "evaluation" / name)
+        assert f"](evaluation/{name})" in text
+        assert ET.parse(tmp_path / "evaluation" / name)
     text = " ".join(text.split())
-    assert "quadratic kappa: agreement" in text and "average precision: of the second" in text
+    assert "quadratic kappa: agreement" in text
+    assert "average precision: of the second" in text
 
 
 def test_data_without_a_column_are_judged_without_it_but_not_without_a_target(run: Model, tmp_path: Path) -> None:
@@ -116,7 +123,8 @@ def test_data_without_a_column_are_judged_without_it_but_not_without_a_target(ru
         (tmp_path / name).write_text("\n".join(",".join(c for i, c in enumerate(cs) if i != drop) for cs in lines))
     columns = {name: kind for name, kind in COLUMNS.items() if name != "words"}
     found = sn.evaluate(run, Dataset.open(tmp_path / "no-words.csv", split="split", types=columns), splits=["test"])
-    assert "no column words: judged without it" in found.notes and found.metrics["test"]["price: rows"] == 64
+    assert "no column words: judged without it" in found.notes
+    assert found.metrics["test"]["price: rows"] == 64
     with pytest.raises(SensoriumError, match="no column 'price'"):
         sn.evaluate(run, Dataset.open(tmp_path / "no-price.csv", split="split", types=COLUMNS), splits=["test"])
 
@@ -124,7 +132,8 @@ def test_data_without_a_column_are_judged_without_it_but_not_without_a_target(ru
 def test_the_command_says_it_and_writes_it(run: Model, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["evaluate", str(run.folder), "--split", "test", "--max-samples", "60", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["figures"]["test"]
-    assert found["label: rows"] == 60 and (run.folder / "evaluation" / "test-0-missing.svg").exists()
+    assert found["label: rows"] == 60
+    assert (run.folder / "evaluation" / "test-0-missing.svg").exists()
 
 
 # Hiding ---------------------------------------------------------------------------------------------------------------
@@ -136,11 +145,14 @@ def test_what_is_hidden_is_masked_or_filled_and_nothing_else_changes() -> None:
                   {"kind": torch.tensor([True, False])}, torch.tensor([2, 0]))
     gone = torch.tensor([[True, True], [False, False], [False, True]])      # of the data set's rows
     masked, filled = ValueMasking(reads, gone).mask(batch), ValueMasking(reads, gone).impute(batch)
-    assert masked.present["x"].tolist() == [True, False] and masked.present["kind"].tolist() == [False, False]
-    assert filled["x"].tolist() == [1.0, 0.0] and "x" not in filled.present
+    assert masked.present["x"].tolist() == [True, False]
+    assert masked.present["kind"].tolist() == [False, False]
+    assert filled["x"].tolist() == [1.0, 0.0]
+    assert "x" not in filled.present
     assert filled["kind"].tolist() == [1, 0], "what the data lack stays as it is"
     assert filled.present["kind"].tolist() == [True, False]
-    assert masked["y"] is batch["y"] and masked["x"] is batch["x"]
+    assert masked["y"] is batch["y"]
+    assert masked["x"] is batch["x"]
 
 
 def test_what_is_filled_in_says_nothing() -> None:

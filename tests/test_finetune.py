@@ -44,7 +44,8 @@ def test_it_begins_as_the_published_model(model: Model, published: Path) -> None
             for name, value in state_tensors(model.module).items():
                 value.copy_(after[name])
     changed = [name for name in after if not after[name].equal(start[name])]
-    assert changed and (model.config.keywords["train"] == "all" or not any(n.endswith("original") for n in changed))
+    assert changed
+    assert (model.config.keywords["train"] == "all" or not any(n.endswith("original") for n in changed))
 
 
 def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None:
@@ -55,7 +56,8 @@ def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None
     finally:
         hidden.rename(published)
     assert model.config.keywords["weights"]["source"] == str(published)
-    assert model.schema["image"].size == 16 and model.schema["caption"].vocab_size == 300
+    assert model.schema["image"].size == 16
+    assert model.schema["caption"].vocab_size == 300
 
 
 def test_it_goes_on_with_the_same_command(model: Model, published: Path, data: Dataset) -> None:
@@ -68,8 +70,10 @@ def test_it_goes_on_with_the_same_command(model: Model, published: Path, data: D
 def test_the_ends_of_the_curve_are_the_start_and_the_run(model: Model, data: Dataset) -> None:
     before = model.embed(text=["green"])
     found = evaluate_interpolations(model, data, alphas=(0.0, 0.5, 1.0))
-    assert found.reference_values[0] == pytest.approx(1.0, abs=1e-5) and found.reference_values[-1] < found.reference_values[1] < found.reference_values[0]
-    assert found.target_values[-1] == pytest.approx(evaluate_metric(model, data)) and found.best_alpha in found.alphas
+    assert found.reference_values[0] == pytest.approx(1.0, abs=1e-5)
+    assert found.reference_values[-1] < found.reference_values[1] < found.reference_values[0]
+    assert found.target_values[-1] == pytest.approx(evaluate_metric(model, data))
+    assert found.best_alpha in found.alphas
     np.testing.assert_array_equal(model.embed(text=["green"]), before)
     on_reference = evaluate_interpolations(model, data, data.take(np.arange(12)), alphas=(0.0, 1.0))
     assert "recall@1" in on_reference.reference_name

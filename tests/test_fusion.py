@@ -108,7 +108,8 @@ class TestMissing:
         model, batch = made(**keywords).model, fake()
         prior = torch.tensor([61 / 103, 31 / 103, 11 / 103]).log()         # each class once more than it was seen
         found = said(model, without(batch, *READ, rows=slice(0, 2)))
-        assert torch.allclose(found["kind"][:2], prior.expand(2, -1)) and not found["price"][:2].any()
+        assert torch.allclose(found["kind"][:2], prior.expand(2, -1))
+        assert not found["price"][:2].any()
         assert not torch.allclose(found["kind"][2], prior)
         assert torch.allclose(said(model, without(batch, *READ))["kind"], prior.expand(6, -1))
 
@@ -139,7 +140,8 @@ def test_some_of_a_row_is_always_kept() -> None:
     there = torch.rand(4000, 5) < 0.6
     for rows in (0.3, 1.0):
         kept = drop_values(there, rows)
-        assert not (kept & ~there).any() and torch.equal(kept.any(1), there.any(1))
+        assert not (kept & ~there).any()
+        assert torch.equal(kept.any(1), there.any(1))
     assert torch.equal(drop_values(there, 0.0), there)
 
 
@@ -181,14 +183,17 @@ class TestTargets:
         y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
         raw = torch.zeros(100, 3)
         each = [kind.loss(raw, y)[y == k].sum() for k in range(3)]
-        assert torch.allclose(each[0], each[1]) and torch.allclose(each[0], each[2])
+        assert torch.allclose(each[0], each[1])
+        assert torch.allclose(each[0], each[2])
         assert torch.allclose(kind.loss(raw, y).mean(), plain.loss(raw, y).mean())
 
     def test_cuts_agree_with_each_other(self) -> None:
         raw = torch.tensor([[2.0, -1.0, 3.0, -4.0]])
         assert torch.equal(monotone_logits(raw), torch.tensor([[2.0, -1.0, -1.0, -4.0]]))
         found = decode_prediction(Ordinal(("1", "2", "3", "4", "5")), raw, Calibration())
-        assert found.value == ["2"] and np.allclose(found.probability.sum(1), 1) and (found.probability >= 0).all()
+        assert found.value == ["2"]
+        assert np.allclose(found.probability.sum(1), 1)
+        assert (found.probability >= 0).all()
 
     def test_the_best_amount_is_the_truth_with_its_own_spread(self) -> None:
         torch.manual_seed(0)
@@ -198,7 +203,8 @@ class TestTargets:
             optimizer.zero_grad()
             RegressionTarget().loss(said.expand(4000, -1), y).mean().backward()
             optimizer.step()
-        assert abs(said[0].item() - 0.5) < 0.03 and abs((said[1] / 2).exp().item() - 0.3) < 0.03
+        assert abs(said[0].item() - 0.5) < 0.03
+        assert abs((said[1] / 2).exp().item() - 0.3) < 0.03
 
 
 def test_mixing_takes_from_a_row_only_what_both_have() -> None:
@@ -207,7 +213,8 @@ def test_mixing_takes_from_a_row_only_what_both_have() -> None:
     other = torch.tensor([1, 2, 0])
     assert torch.equal(mix_tokens(t, other, 1.0).x, x)
     half = mix_tokens(t, other, 0.5).x
-    assert torch.allclose(half[0, 0], (x[0, 0] + x[1, 0]) / 2) and torch.equal(half[0, 1], x[0, 1])
+    assert torch.allclose(half[0, 0], (x[0, 0] + x[1, 0]) / 2)
+    assert torch.equal(half[0, 1], x[0, 1])
     assert torch.equal(half[1, 1], x[1, 1])
 
 
@@ -215,7 +222,8 @@ def test_parts_of_a_row_find_each_other() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 1, 32)
     a, b = Tokens(x, sequence_positions(x)), Tokens(torch.randn(16, 1, 32), sequence_positions(x))
-    assert cross_modal_infonce({"a": a, "b": a}) < 0.1 < cross_modal_infonce({"a": a, "b": b}) and cross_modal_infonce({"a": a}) == 0
+    assert cross_modal_infonce({"a": a, "b": a}) < 0.1 < cross_modal_infonce({"a": a, "b": b})
+    assert cross_modal_infonce({"a": a}) == 0
 
 
 # From a file to predictions ----------------------------------------------------------------------------------------
@@ -254,15 +262,18 @@ def test_from_a_table_to_predictions(tmp_path: Path) -> None:
     error = np.abs(np.array(found.value) - true).mean()
     assert error < 0.6 * np.abs(true - np.mean(data.raw("price", data.splits["train"]))).mean()
     again = load(tmp_path / "run").predict(**{name: [row[name] for row in rows] for name in rows[0]}, batch_size=7)
-    assert np.allclose(found.value, again["price"].value, atol=1e-4) and found.spread.min() > 0
+    assert np.allclose(found.value, again["price"].value, atol=1e-4)
+    assert found.spread.min() > 0
     assert app.run(["predict", str(tmp_path / "run"), str(path), "-o", str(tmp_path / "out.csv")]) == 0
     with open(tmp_path / "out.csv") as file:
         written = list(csv.DictReader(file))
-    assert len(written) == 160 and list(written[0]) == [
+    assert len(written) == 160
+    assert list(written[0]) == [
         "row", "price", "price low", "price high", "price spread"]
     held = [float(w["price low"]) <= y <= float(w["price high"]) for w, y in zip(written, data.raw(
         "price", range(160)), strict=True) if w["price low"]]
-    assert len(held) in (0, 160) and (not held or np.mean(held) > 0.6)
+    assert len(held) in (0, 160)
+    assert (not held or np.mean(held) > 0.6)
     assert np.allclose([float(written[i]["price"]) for i in test.tolist()], found.value, atol=1e-3)
 
 
@@ -284,25 +295,30 @@ def test_what_cannot_be_predicted_is_said(tmp_path: Path, capsys: pytest.Capture
         model.predict(weight=["heavy"])
     with pytest.warns(UserWarning, match="1 of 2 rows"):
         found = model.predict([{"title": "a red shoe", "weight": float("nan"), "colour": "mauve"}, {"title": None}])
-    assert found["kind"].classes == ("hat", "shoe") and np.allclose(found["kind"].probability.sum(1), 1)
+    assert found["kind"].classes == ("hat", "shoe")
+    assert np.allclose(found["kind"].probability.sum(1), 1)
     few = tmp_path / "few.csv"
     few.write_text("colour,other\nred,1\nmauve,2\n,3\n")
     assert app.run(["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "few.jsonl")]) == 0
     asked = ["predict", str(tmp_path / "run"), str(few), "-o", str(tmp_path / "sure.csv")]
     assert app.run([*asked, "--min-accuracy", "0.99"]) == 0
     sure = list(csv.DictReader((tmp_path / "sure.csv").read_text().splitlines()))
-    assert len(sure) == 3 and {row["kind"] for row in sure} <= {"", "hat", "shoe"}
+    assert len(sure) == 3
+    assert {row["kind"] for row in sure} <= {"", "hat", "shoe"}
     assert app.run([*asked, "--coverage", "7"]) == 1
     told = [json.loads(line) for line in (tmp_path / "few.jsonl").read_text().splitlines()]
     assert [t["row"] for t in told] == ["few.csv:2", "few.csv:3", "few.csv:4"]
     assert sum(told[2]["kind probability"].values()) == pytest.approx(1, abs=1e-4)
     err = capsys.readouterr().err
-    assert "no column title, weight" in err and "1 of 3 rows" in err
+    assert "no column title, weight" in err
+    assert "1 of 3 rows" in err
     for header, what in (("other", "none of the columns"), ("kind", "none of the columns that are read")):
         (none := tmp_path / "none.csv").write_text(f"{header}\n1\n2\n")
-        assert app.run(["predict", str(tmp_path / "run"), str(none)]) == 1 and what in capsys.readouterr().err
+        assert app.run(["predict", str(tmp_path / "run"), str(none)]) == 1
+        assert what in capsys.readouterr().err
     assert app.run(["predict", str(tmp_path / "run"), str(few), "-o", str(few)]) == 1
-    assert few.read_text().startswith("colour") and "another file" in capsys.readouterr().err
+    assert few.read_text().startswith("colour")
+    assert "another file" in capsys.readouterr().err
     with pytest.raises(SensoriumError, match="no row"):
         model.predict([])
 

@@ -47,10 +47,12 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(published: Pat
     schema = table.schema.fit(table, np.arange(len(table)), recipe.data.columns, recipe.data.column_settings)
     assert recipe.data.derived_columns is not None
     derived, rows = recipe.data.derived_columns(table), np.arange(12)
-    assert set(derived) == {"photo", "title"} and all(isinstance(column, EmbeddingColumn) for column in derived.values())
+    assert set(derived) == {"photo", "title"}
+    assert all(isinstance(column, EmbeddingColumn) for column in derived.values())
     raw = table.prepare(schema, recipe.data.columns).batch(rows)
     read = table.prepare(schema, recipe.data.columns, derived=derived).batch(rows)
-    assert read.present["title"].equal(raw.present["title"]) and not read["title"][~read.present["title"]].any()
+    assert read.present["title"].equal(raw.present["title"])
+    assert not read["title"][~read.present["title"]].any()
     model = recipe.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(model(read)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4)
@@ -82,8 +84,10 @@ def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(published: P
                                                                     tune: str) -> None:
     train = () if tune == "none" else (f"photo={tune}",)
     model = sn.train(fusion, table, out=tmp_path / "run", encoders=f"photo={published}", encoder_train=train, **SHORT)
-    assert isinstance(model.module, MultimodalPredictor) and isinstance(sense := model.module.encoders[0], ColumnEncoder)
-    assert isinstance(sense.encoder, ProjectedEncoder) and isinstance(sense.encoder.inner, FrozenEncoder) == (tune == "none")
+    assert isinstance(model.module, MultimodalPredictor)
+    assert isinstance(sense := model.module.encoders[0], ColumnEncoder)
+    assert isinstance(sense.encoder, ProjectedEncoder)
+    assert isinstance(sense.encoder.inner, FrozenEncoder) == (tune == "none")
     assert any(isinstance(part, LoRA) for part in sense.encoder.modules()) == (tune == "lora")
     start = resolve_encoder("image", str(published))
     before = start.build_encoder("image")[0].state_dict()                 # pyright: ignore[reportAttributeAccessIssue]

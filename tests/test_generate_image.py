@@ -63,19 +63,22 @@ def batch(n: int = 3) -> Batch:
 def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
     words = PaddedTokenEmbedding(16, TEXT)
     ids = words.tokenize(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
-    assert ids.shape == (2, TEXT.length) and words.vocab_size == TEXT.vocab_size + TEXT.length
+    assert ids.shape == (2, TEXT.length)
+    assert words.vocab_size == TEXT.vocab_size + TEXT.length
     for row, text in zip(ids.tolist(), ("a red apple", "grey"), strict=True):
         n = len(TEXT.load(text))
         assert row[:n] == TEXT.load(text).tolist()
         assert row[n:] == [TEXT.vocab_size + place for place in range(n, TEXT.length)]
     t = words(ids)
-    assert t.valid is None and words.embed_at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
+    assert t.valid is None
+    assert words.embed_at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
 
 
 def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Recipe) -> None:
     """DALL-E's one head over words and codes, logits of the wrong kind at minus infinity, gives the same loss."""
     model, objective = recipe.model, recipe.objective
-    assert isinstance(model, Decoder) and isinstance(objective, NextTokenLoss)
+    assert isinstance(model, Decoder)
+    assert isinstance(objective, NextTokenLoss)
     given = Batch({part: model.output_part(part).tokenize(raw) for part, raw in objective.select_inputs(batch()).columns.items()})
     said = model(given)
     both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
@@ -116,7 +119,8 @@ def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, gu
     best = guided[:, :-1].topk(2).values
     assert (best[..., 0] - best[..., 1]).min() > 1e-4               # no tie that rounding could decide
     assert guided[:, :-1].argmax(-1).equal(said)
-    assert set(given.columns) == set(before) and not given.present
+    assert set(given.columns) == set(before)
+    assert not given.present
     assert all(given[name].equal(value) for name, value in before.items())
     assert guidance == 1 or not said.equal(torch.stack(list(generate(
         model, given, "image", 16, SamplingConfig(temperature=0))), 1))
@@ -129,7 +133,8 @@ def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> Non
     losses = {recipe.objective(model, given)["model"].item() for _ in range(8)}
     model.eval()
     assert len(losses) > 1                                          # another caption dropped each time
-    assert set(given.columns) == set(before) and not given.present
+    assert set(given.columns) == set(before)
+    assert not given.present
     assert all(given[name].equal(value) for name, value in before.items())
 
 
@@ -154,7 +159,8 @@ def test_what_is_kept_of_a_picture_stays(painter: ImageGenerator) -> None:
     for keep in (1, 7, 15):
         kept = painter._build_batch({"image": given, "text": WORDS[:2]}, keep, 2)
         said = painter.generate_tokens(kept, SamplingConfig(seed=5))
-        assert said.shape == (2, 16) and said[:, :keep].equal(cells[:, 1:1 + keep])
+        assert said.shape == (2, 16)
+        assert said[:, :keep].equal(cells[:, 1:1 + keep])
         assert not said[:, keep:].equal(cells[:, 1 + keep:])
     assert pixels(painter(image=given, keep=16)) == pixels(painter.decode_images(cells[:, 1:]))
 
@@ -218,7 +224,8 @@ def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: 
     model = sn.train(dalle, found, out=out, codes=FIRST, quiet=True, **SMALL)
     first = sn.load(out / "codes")
     cells = model.module.parts["image"]
-    assert isinstance(cells, ImageTokenEmbedding) and not any(p.requires_grad for p in cells.tokenizer.parameters())
+    assert isinstance(cells, ImageTokenEmbedding)
+    assert not any(p.requires_grad for p in cells.tokenizer.parameters())
     for name, value in first.module.state_dict().items():
         assert cells.tokenizer.state_dict()[name].equal(value), name
     painted = pixels(model.generate(text="picture 3", n=2))

@@ -48,13 +48,15 @@ def test_a_row_is_said_alike_whatever_is_asked_beside(sees: TextGenerator) -> No
     asked = {"image": pictures(3), "question": WORDS[1:4], "text": ["a", None, "the cat"]}
     for how in ({}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}, {"beams": 3}):
         together = sees(**asked, **how)
-        assert together == sees(**asked, **how, batch_size=1) and len(together) == 3
+        assert together == sees(**asked, **how, batch_size=1)
+        assert len(together) == 3
         assert together[2:] == sees(**{name: values[2:] for name, values in asked.items()}, **how)
 
 
 def test_several_of_one_row_differ_and_stand_side_by_side(sees: TextGenerator) -> None:
     image, first = pictures(2), sees(image=pictures(2), n=3, temperature=1.0, batch_size=4)
-    assert len(first) == 6 and len(set(first[:3])) > 1
+    assert len(first) == 6
+    assert len(set(first[:3])) > 1
     assert first[3:] == sees(image=image[1], n=3, temperature=1.0)
     assert first[::3] == sees(image=image, temperature=1.0)
     with pytest.raises(SensoriumError, match="give a temperature"):
@@ -75,7 +77,8 @@ def test_a_letter_of_several_tokens_is_streamed_whole(talks: TextGenerator, monk
     ids = TEXT.load("ö漢ö")[1:]
     monkeypatch.setattr(talks, "_steps", lambda *_: iter(torch.tensor(ids)[:, None]))
     pieces = [piece for piece, in talks.stream()]
-    assert "".join(pieces) == "ö漢ö" and len([p for p in pieces if p]) == 3
+    assert "".join(pieces) == "ö漢ö"
+    assert len([p for p in pieces if p]) == 3
 
 
 def test_what_is_missing_is_not_there(sees: TextGenerator) -> None:
@@ -94,7 +97,8 @@ def test_the_batch_given_is_left_alone_and_the_model_as_it_was(talks: TextGenera
     batch = {"text": torch.tensor([[TEXT.start, 7], [TEXT.start, TEXT.pad]])}
     talks.model.train()
     talks.generate_tokens(batch, SamplingConfig(seed=1))
-    assert talks.model.training and batch["text"].tolist() == [[TEXT.start, 7], [TEXT.start, TEXT.pad]]
+    assert talks.model.training
+    assert batch["text"].tolist() == [[TEXT.start, 7], [TEXT.start, TEXT.pad]]
     talks.model.eval()
 
 

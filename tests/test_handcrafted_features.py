@@ -32,11 +32,14 @@ def test_of_a_series() -> None:
     found = series_features(series(x), 64)[0]
     assert len(found) == num_handcrafted_features(SERIES)
     size, mean, spread, quantiles, rest = found[0], found[1:3], found[3:5], found[5:15].view(5, 2), found[15:]
-    assert size == 20 and mean[0] == pytest.approx(9.5) and mean[1].abs() < 1e-6
+    assert size == 20
+    assert mean[0] == pytest.approx(9.5)
+    assert mean[1].abs() < 1e-6
     assert spread[0] == pytest.approx(np.arange(20).std(), rel=1e-5)
     assert quantiles[:, 0].tolist() == pytest.approx([0, 4.75, 9.5, 14.25, 19])
     first, last, step, slope, share = rest[:10].view(5, 2)
-    assert (first[0], last[0], step[0], share[0]) == (0, 19, 1, 1) and slope[0] == pytest.approx(1)
+    assert (first[0], last[0], step[0], share[0]) == (0, 19, 1, 1)
+    assert slope[0] == pytest.approx(1)
     bands = rest[10:].view(-1, 2)
     rising, wave = bands.argmax(0).tolist()
     assert rising < wave, "a quarter of the sampling rate lies above what only rises"
@@ -51,7 +54,8 @@ def test_padding_gaps_and_company_change_nothing() -> None:
     batch = series(short, long)
     other = batch.clone()
     other[0, 3, 1] = 0.0                                    # what stands where nothing was read is zero in a batch
-    assert torch.equal(series_features(batch, 64), series_features(other, 64)) and series_features(batch, 64).isfinite().all()
+    assert torch.equal(series_features(batch, 64), series_features(other, 64))
+    assert series_features(batch, 64).isfinite().all()
     nothing = series_features(torch.zeros(1, 5, 4), 64)
     assert nothing.isfinite().all() and nothing.abs().max() < 1e-3, "the least spread that a channel is taken to have"
 
@@ -60,31 +64,39 @@ def test_of_pictures() -> None:
     plain = torch.full((1, 3, 32, 32), 0.6)
     found = image_features(plain)[0]
     small, colours, edges = found.split([768, 64, 512])
-    assert found.shape == (RAW_IMAGE_FEATURES,) and (small - 0.6).abs().max() < 1e-6
-    assert colours.argmax() == 2 * 16 + 2 * 4 + 2 and colours.sum() == pytest.approx(1) and not edges.any()
+    assert found.shape == (RAW_IMAGE_FEATURES,)
+    assert (small - 0.6).abs().max() < 1e-6
+    assert colours.argmax() == 2 * 16 + 2 * 4 + 2
+    assert colours.sum() == pytest.approx(1)
+    assert not edges.any()
     step = plain.clone()
     step[..., 16:] = 0.2                                    # an upright edge: brightness changes across
     ways = image_features(step)[0, -512:].view(8, 8, 8)        # way, row, column
-    assert ways.sum((1, 2)).argmax() == 0 and ways.sum((0, 1)).argsort()[-2:].sort().values.tolist() == [3, 4]
+    assert ways.sum((1, 2)).argmax() == 0
+    assert ways.sum((0, 1)).argsort()[-2:].sort().values.tolist() == [3, 4]
     assert image_features(torch.rand(2, 3, 24, 24)).shape == (2, RAW_IMAGE_FEATURES), "any side"
 
 
 def test_directions_are_of_training_rows_and_gaps_are_gaps() -> None:
     image, rng = Image(size=16), torch.Generator().manual_seed(0)
     measures = HandcraftedFeatures({"photo": image, "curve": SERIES})
-    assert measures.num_features == PCA_COMPONENTS + num_handcrafted_features(SERIES) and has_handcrafted_features(image) and not has_handcrafted_features(Numeric())
+    assert measures.num_features == PCA_COMPONENTS + num_handcrafted_features(SERIES)
+    assert has_handcrafted_features(image)
+    assert not has_handcrafted_features(Numeric())
     pictures, curves = torch.randn(40, 3, 16, 16, generator=rng), SERIES.fake(40, rng)
     there = {"photo": torch.arange(40) > 0, "curve": torch.arange(40) != 1}
     before = measures({"photo": pictures, "curve": curves}, there)
     assert not before[1:, :PCA_COMPONENTS].any()
     measures.fit([compute_features(image, pictures)])
     found = measures({"photo": pictures, "curve": curves}, there)
-    assert found[0, :PCA_COMPONENTS].isnan().all() and found[1, PCA_COMPONENTS:].isnan().all()
+    assert found[0, :PCA_COMPONENTS].isnan().all()
+    assert found[1, PCA_COMPONENTS:].isnan().all()
     assert found[2:].isfinite().all() and not found[1:, 39:PCA_COMPONENTS].abs().gt(1e-3).any(), "40 rows, 39 directions"
     spread = found[2:, :39].std(0)
     assert spread[0] > spread[20] > 0
     without = measures({"curve": curves}, {"photo": torch.zeros(40, dtype=torch.bool), "curve": there["curve"]})
-    assert without[:, :PCA_COMPONENTS].isnan().all() and torch.equal(without[2:, PCA_COMPONENTS:], found[2:, PCA_COMPONENTS:])
+    assert without[:, :PCA_COMPONENTS].isnan().all()
+    assert torch.equal(without[2:, PCA_COMPONENTS:], found[2:, PCA_COMPONENTS:])
 
 
 def test_no_rows() -> None:

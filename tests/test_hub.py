@@ -79,7 +79,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
 
 def test_only_what_is_safe_is_asked_for(hub: list[str]) -> None:
     opened = open_weights("owner/toy")
-    assert torch.equal(opened.tensors["w"], torch.arange(3.0)) and opened.config == {"model_type": "toy"}
+    assert torch.equal(opened.tensors["w"], torch.arange(3.0))
+    assert opened.config == {"model_type": "toy"}
     assert set(hub) == {"config.json", "vocab.txt", "model.safetensors"}
 
 
@@ -103,6 +104,7 @@ def test_what_was_fetched_is_there_without_a_network(hub: list[str], monkeypatch
     open_weights("owner/toy")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.clear()
-    assert torch.equal(open_weights("owner/toy").tensors["w"], torch.arange(3.0)) and not hub
+    assert torch.equal(open_weights("owner/toy").tensors["w"], torch.arange(3.0))
+    assert not hub
     with pytest.raises(SensoriumError, match="owner/shards is not a local folder.*HF_HUB_OFFLINE"):
         open_weights("owner/shards")

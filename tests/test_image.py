@@ -51,7 +51,8 @@ def test_every_format_gives_the_same_picture(format: str, tmp_path: Path) -> Non
     data = encoded(smooth(), format)
     (tmp_path / "a").write_bytes(data)
     expected = image.load(smooth())
-    assert expected.shape == (32, 32, 3) and expected.dtype == np.uint8
+    assert expected.shape == (32, 32, 3)
+    assert expected.dtype == np.uint8
     assert mean_gap(image.load(data), expected) <= LOSSY.get(format, 0)
     assert np.array_equal(image.load(tmp_path / "a"), image.load(data))
     assert np.array_equal(image.load(PIL.Image.open(io.BytesIO(data))), image.load(data)) or format == "JPEG"
@@ -116,7 +117,8 @@ def test_the_three_ways_to_a_square() -> None:
     picture.paste("blue", (0, 0, 20, 40))
     crop, pad, stretch = (Image(size=40, resize_mode=s).load(picture) for s in ("crop", "pad", "stretch"))
     assert (crop[:, 2:] == (255, 0, 0)).all()                            # the blue quarter is cut off
-    assert (pad[:10] == 255).all() and (pad[30:] == 255).all()
+    assert (pad[:10] == 255).all()
+    assert (pad[30:] == 255).all()
     assert tuple(pad[20, 4]) == tuple(stretch[20, 4]) == (0, 0, 255)
     assert tuple(stretch[0, 39]) == (255, 0, 0)
 
@@ -159,7 +161,8 @@ def test_a_picture_fills_the_room_it_is_given(format: str, size: tuple) -> None:
         for image in (Image(size=24), Image(size=24, resize_mode="trim"), Image(size=24, resample="bicubic")):
             room = np.full((2, 24, 24, 3), 7, np.uint8)
             assert image.load(data, out=room[1]) is not None
-            assert np.array_equal(room[1], image.load(data)) and (room[0] == 7).all()
+            assert np.array_equal(room[1], image.load(data))
+            assert (room[0] == 7).all()
 
 
 # ---------------------------------------------------------------- what cannot
@@ -286,7 +289,8 @@ def test_collate_normalises_and_show_undoes_it() -> None:
     pixels = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(70)]
     x = image.collate(pixels)
     by_hand = (np.stack(pixels) / 255 - image.mean) / image.std
-    assert x.dtype == torch.float32 and np.allclose(x.permute(0, 2, 3, 1).numpy(), by_hand, atol=1e-5)
+    assert x.dtype == torch.float32
+    assert np.allclose(x.permute(0, 2, 3, 1).numpy(), by_hand, atol=1e-5)
     assert np.array_equal(np.asarray(image.decode(x[3])), pixels[3])
     assert image.collate([]).shape == (0, 3, 16, 16)
     assert image.fake(5, generator()).shape == (5, 3, 16, 16)
@@ -317,9 +321,11 @@ def test_nothing_changes_unless_asked(stored: torch.Tensor) -> None:
 def test_each_change_keeps_shape_and_range_and_repeats(name: str, stored: torch.Tensor) -> None:
     before, how = stored.clone(), {name: 10.0 if name == "rotate" else 0.5}
     x = IMAGE.preprocess(stored, generator(1), **how)
-    assert x.shape == (24, 3, 16, 16) and x.isfinite().all()
+    assert x.shape == (24, 3, 16, 16)
+    assert x.isfinite().all()
     raw = x * 0.5 + 0.5
-    assert raw.min() >= -1e-3 and raw.max() <= 1 + 1e-3
+    assert raw.min() >= -1e-3
+    assert raw.max() <= 1 + 1e-3
     assert not torch.equal(x, IMAGE.preprocess(stored))
     assert torch.equal(x, IMAGE.preprocess(stored, generator(1), **how))
     assert not torch.equal(x, IMAGE.preprocess(stored, generator(2), **how))
@@ -332,7 +338,9 @@ def test_each_change_works_on_normalised_batches(name: str) -> None:
     x = image.fake(8, generator())
     before = x.clone()
     y = image.augment(x, generator(), **{name: 0.5})
-    assert y.shape == x.shape and y.isfinite().all() and torch.equal(x, before)
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("how", [{"flip": 1.0}, {"flip": 1.0, "rotate": 1e-6}])
@@ -347,7 +355,8 @@ def test_shift_brings_in_the_margin_then_repeats_the_border() -> None:
     for how, most in (({"shift": 2 / 16}, 2), ({"shift": 6 / 16}, 6)):
         seen = shown(IMAGE.preprocess(stored, generator(), **how)).int()
         dy, dx = seen[:, 0, 8, 8] - 10, seen[:, 1, 8, 8] - 10
-        assert dy.abs().max() == most and dx.abs().max() == most
+        assert dy.abs().max() == most
+        assert dx.abs().max() == most
         place = torch.arange(16)
         expected = (2 + dy[:, None] + place).clamp(0, 19)
         assert torch.equal(seen[:, 0, :, 0], expected.int())
@@ -371,14 +380,17 @@ def test_outlines_are_dark_and_only_at_edges() -> None:
     stored[..., 10:] = 60
     for seed in range(10):                                              # column 7 is the last light one
         seen = shown(IMAGE.preprocess(stored, generator(seed), outline=1.0))[0, 0]
-        assert seen[:, 7].max() <= 115 and (seen[:, :7] == 255).all() and (seen[:, 9:] == 60).all()
+        assert seen[:, 7].max() <= 115
+        assert (seen[:, :7] == 255).all()
+        assert (seen[:, 9:] == 60).all()
 
 
 def test_tint_leaves_paper_white() -> None:
     paper = torch.full((8, 3, 20, 20), 255, dtype=torch.uint8)
     paper[..., 5:9] = 90
     seen = shown(IMAGE.preprocess(paper, generator(), tint=0.5)).int()
-    assert (seen[..., 8:] == 255).all() and (seen[..., 4] - 90).abs().max() > 20
+    assert (seen[..., 8:] == 255).all()
+    assert (seen[..., 4] - 90).abs().max() > 20
 
 
 def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:
@@ -386,7 +398,8 @@ def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:
     gone = (plain != seen).any(1)
     size = gone.any(1).sum(1) * gone.any(2).sum(1)
     assert (gone.sum((1, 2)) == size).float().mean() > 0.9              # a pixel that had the mean colour does not tell
-    assert size.min() >= 4 and size.max() <= 36
+    assert size.min() >= 4
+    assert size.max() <= 36
 
 
 @pytest.mark.parametrize("wrong", [{"flip": -0.1}, {"shift": float("nan")}, {"crop": float("inf")}])

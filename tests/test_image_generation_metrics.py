@@ -25,7 +25,8 @@ def whitened(n: int, e: int, seed: int = 0) -> torch.Tensor:
 
 def test_frechet_of_equal_sets_is_zero() -> None:
     x = normal(200, 16)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9) and frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
     few = normal(5, 16)                                         # singular covariances
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
@@ -58,7 +59,8 @@ def test_kernel_distance_by_hand() -> None:
 
 def test_kernel_distance_is_unbiased() -> None:
     drawn = [kernel_distance(l2_normalize(normal(20, 8, 2 * i)), l2_normalize(normal(20, 8, 2 * i + 1))) for i in range(400)]
-    assert abs(sum(drawn) / 400) < 0.002 and min(drawn) < 0
+    assert abs(sum(drawn) / 400) < 0.002
+    assert min(drawn) < 0
     assert kernel_distance(l2_normalize(normal(50, 8)), l2_normalize(normal(50, 8, 1) + 1)) > 0.1
 
 
@@ -70,12 +72,15 @@ def test_diversity() -> None:
 def test_nearest_finds_copies() -> None:
     trained = normal(3000, 6)
     distance, which = nearest_neighbors(torch.cat([trained[[7, 2999]], trained[:1] + 10]), trained)
-    assert which[:2].tolist() == [7, 2999] and distance[:2] == pytest.approx([0, 0], abs=1e-6) and distance[2] > 1
+    assert which[:2].tolist() == [7, 2999]
+    assert distance[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert distance[2] > 1
 
 
 def test_clip_score() -> None:
     x = l2_normalize(normal(10, 4))
-    assert clip_score(x, x) == pytest.approx(100) and clip_score(x, -x) == 0
+    assert clip_score(x, x) == pytest.approx(100)
+    assert clip_score(x, -x) == 0
 
 
 @pytest.mark.parametrize("figure", [frechet_distance, kernel_distance, lambda a, b: diversity(a)])

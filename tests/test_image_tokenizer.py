@@ -52,8 +52,10 @@ def dataset(n: int = 40) -> Dataset:
 def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
     model, x = made(FSQ(), patch=patch).eval(), pictures()
     ids = model.encode(x)
-    assert ids.shape == (6, 16 // patch, 16 // patch) and model.grid_size == 16 // patch
-    assert ids.max() < model.vocab and model.decode(ids).shape == x.shape
+    assert ids.shape == (6, 16 // patch, 16 // patch)
+    assert model.grid_size == 16 // patch
+    assert ids.max() < model.vocab
+    assert model.decode(ids).shape == x.shape
 
 
 @pytest.mark.parametrize("quantizer", [FSQ(), VQ(32, 8), GumbelQuantizer(32, 8, anneal_steps=5)], ids=lambda q: type(q).__name__)
@@ -70,13 +72,15 @@ def test_each_code_stands_for_its_own_place() -> None:
     other = ids.clone()
     other[0, 7, 7] = 300
     changed = (model.decode(ids) - model.decode(other)).abs().amax((0, 1)) > 1e-6
-    assert changed[14:, 14:].all() and not changed[:8, :8].any()
+    assert changed[14:, 14:].all()
+    assert not changed[:8, :8].any()
 
 
 def test_pictures_of_another_shape_keep_their_grid() -> None:
     model = made(FSQ()).eval()
     ids = model.encode(torch.randn(1, 3, 8, 32))
-    assert ids.shape == (1, 2, 8) and model.decode(ids).shape == (1, 3, 8, 32)
+    assert ids.shape == (1, 2, 8)
+    assert model.decode(ids).shape == (1, 3, 8, 32)
 
 
 @pytest.mark.parametrize("patch", [0, 1, 3, 12, 32])
@@ -142,7 +146,8 @@ def test_figures_of_codes() -> None:
     assert codebook_perplexity(torch.ones(512)) == pytest.approx(512)
     assert codebook_perplexity(torch.tensor([0.0, 9, 0])) == pytest.approx(1)
     assert codebook_perplexity(torch.tensor([3.0, 3, 0])) == pytest.approx(2)
-    assert psnr(0.01) == pytest.approx(20) and psnr(0) == float("inf")
+    assert psnr(0.01) == pytest.approx(20)
+    assert psnr(0) == float("inf")
 
 
 @pytest.mark.parametrize(("pixel", "part"), [("laplace", 1.0), ("l2", 0.04), ("l1", 0.04)])

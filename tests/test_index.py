@@ -90,7 +90,9 @@ def test_exact_is_brute_force(kind: str, bytes_first: bool) -> None:
 
 def test_an_engine_with_nothing_in_it_finds_nothing() -> None:
     scores, rows = ExactEngine().search(np.ones((2, 4), np.float32), 3)
-    assert (scores == -np.inf).all() and (rows == -1).all() and scores.shape == (2, 3)
+    assert (scores == -np.inf).all()
+    assert (rows == -1).all()
+    assert scores.shape == (2, 3)
 
 
 def test_a_product_that_is_wrong_is_never_chosen() -> None:
@@ -110,13 +112,16 @@ def filled(path: Path, n: int = 40) -> tuple[np.ndarray, list[bytes]]:
 def test_store_keeps_what_it_was_given(tmp_path: Path) -> None:
     x, payloads = filled(tmp_path / "i")
     with Store.open(tmp_path / "i") as kept:
-        assert np.array_equal(kept.vectors, x) and [kept.read_payload(r) for r in range(40)] == payloads
+        assert np.array_equal(kept.vectors, x)
+        assert [kept.read_payload(r) for r in range(40)] == payloads
         kept.delete([3, 39])
         with pytest.raises(SensoriumError, match="no row 3"):
             kept.delete([2, 3])
-        assert kept.add(x[:1], payloads[:1]) == [40] and len(kept) == 39
+        assert kept.add(x[:1], payloads[:1]) == [40]
+        assert len(kept) == 39
     with Store.open(tmp_path / "i").compact() as small:
-        assert len(small.ids) == len(small) == 39 and 3 not in small.ids
+        assert len(small.ids) == len(small) == 39
+        assert 3 not in small.ids
         small.delete([40])
     with Store.open(tmp_path / "i").compact() as again:
         assert again.add(x[:1], payloads[:1]) == [41]               # an id is never used twice
@@ -209,7 +214,8 @@ def test_acknowledging_before_writing_is_found_out(tmp_path: Path) -> None:
     with Store.create(tmp_path / "i", IndexHeader(DIM, "")) as made:
         made.publish()
     said = killed(tmp_path / "i", 0.05, ADDER.format(tests=".", acknowledge=HASTY, store="Hasty", dim=DIM))
-    assert said and lost(tmp_path / "i", said)
+    assert said
+    assert lost(tmp_path / "i", said)
 
 
 @pytest.mark.parametrize("honest", [True, False])
@@ -331,7 +337,9 @@ def test_index_from_pictures_to_answers(tmp_path: Path, data: Dataset) -> None:
         assert len(index) == 4
         red, green = (tmp_path / "data" / f"{name}.png" for name in ("red", "green"))
         answer = index.search(image=red, k=9)
-        assert len(answer) == 4 and "red" in answer[0].payload.name and answer[0].score == pytest.approx(1, abs=1e-6)
+        assert len(answer) == 4
+        assert "red" in answer[0].payload.name
+        assert answer[0].score == pytest.approx(1, abs=1e-6)
         assert answer[0].payload.captions == ["red <b>thing</b>"]
         both = index.search(image=[red, green], k=1)
         assert ["red" in both[0][0].payload.name, "green" in both[1][0].payload.name] == [True, True]
@@ -346,7 +354,8 @@ def test_index_from_pictures_to_answers(tmp_path: Path, data: Dataset) -> None:
         new = index.add(image=[red])
         assert index.search(image=red, k=1)[0].id == new[0]
         index.compact()
-        assert index.search(image=red, k=1)[0].id == new[0] and len(index) == 4
+        assert index.search(image=red, k=1)[0].id == new[0]
+        assert len(index) == 4
     again = Index.open(tmp_path / "i", model=model)
     assert len(again.search(text=["red", "green"], k=2)) == 2
 
@@ -418,8 +427,11 @@ def test_the_page_escapes_what_comes_from_data(tmp_path: Path) -> None:
     hits = [Hit(0, 0.5, RowInfo(HOSTILE, "image", [HOSTILE])), Hit(1, -0.5, RowInfo("b", "image", []))]
     answer = SearchResult(HOSTILE, hits, [out.getvalue(), b""], out.getvalue())
     text = render_html([answer])
-    assert "<script" not in text and HOSTILE not in text and '" onerror' not in text
-    assert text.count("data:image/png;base64,") == 2 and "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert HOSTILE not in text
+    assert '" onerror' not in text
+    assert text.count("data:image/png;base64,") == 2
+    assert "&lt;script&gt;" in text
     for name in ("a.png", "a.html"):
         save_results([answer, SearchResult("nothing", [])], tmp_path / name)
     with PIL.Image.open(tmp_path / "a.png") as sheet:

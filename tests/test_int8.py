@@ -74,7 +74,8 @@ def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
             alone = torch.stack([layer(lonely(row)) for row in x.flatten(0, 1)]).view(2, 3, 32)
             assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
         turned = x[0].t().contiguous().t()                                          # the same rows, columns together
-        assert torch.equal(layer(turned), layer(x[0])) and not turned.is_contiguous()
+        assert torch.equal(layer(turned), layer(x[0]))
+        assert not turned.is_contiguous()
         assert torch.equal(layer(torch.zeros(1, 48)), layer.bias[None])
 
 
@@ -162,12 +163,15 @@ def test_corrections_of_low_rank_are_kept() -> None:
 def test_a_layer_in_two_places_stays_one() -> None:
     both = nn.Sequential(layer := Linear(8, 8), layer)
     small = quantize_int8(both)
-    assert isinstance(small, nn.Sequential) and isinstance(small[0], Int8Linear) and small[0] is small[1]
+    assert isinstance(small, nn.Sequential)
+    assert isinstance(small[0], Int8Linear)
+    assert small[0] is small[1]
 
 
 def test_it_cannot_learn() -> None:
     small = quantize_int8(decoder())
-    assert not small.training and not any(p.requires_grad for p in small.parameters())
+    assert not small.training
+    assert not any(p.requires_grad for p in small.parameters())
     with pytest.raises(SensoriumError, match="cannot learn"):
         Int8Linear(Linear(8, 8))(torch.randn(2, 8, requires_grad=True))
 
@@ -178,7 +182,8 @@ def test_published_weights_load_as_bytes(tmp_path: Path) -> None:
     save_file(export_from(GPT2.build_module(config), GPT2.map_weights(config)), tmp_path / "model.safetensors")
     ids = torch.randint(VOCAB, (2, 9))
     plain, small = (sn.load(tmp_path, quantize=how).module for how in (None, "int8"))
-    assert isinstance(plain, Decoder) and isinstance(small, Decoder)
+    assert isinstance(plain, Decoder)
+    assert isinstance(small, Decoder)
     assert isinstance(small.heads["text"], Int8Linear)
     with torch.no_grad():
         assert likeness(logits(small, ids), logits(plain, ids)) > 0.99

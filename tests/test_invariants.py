@@ -134,7 +134,8 @@ def test_who_may_see_nothing_says_nothing() -> None:
     q = rows(1, 2, 3, 8)
     mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[None, None]
     out = attend(q, q, q, mask=mask)
-    assert (out[:, :, 1] == 0).all() and out.isfinite().all()
+    assert (out[:, :, 1] == 0).all()
+    assert out.isfinite().all()
     same(out[:, :, 2], q[:, :, 1])
 
 
@@ -165,7 +166,8 @@ def test_before_the_first_picture_nothing_is_heard() -> None:
     after = replace(context, order=torch.full((1, 2), 3))                       # seen from the third token on
     mask = attention_mask(order_tensor(t), order_tensor(after), None)
     said = door.attention(door.norm(t.x), after.x, mask)
-    assert (said[:, :2] == 0).all() and (said[:, 2:] != 0).any()
+    assert (said[:, :2] == 0).all()
+    assert (said[:, 2:] != 0).any()
 
 
 def test_order_of_parts_is_irrelevant_to_a_pool() -> None:
@@ -200,17 +202,23 @@ def test_relative_buckets() -> None:
     bias = RelativeBias(2)
     distance = torch.arange(-200, 201)
     bucket = bias.bucket(distance)
-    assert bucket[200] == 0 and bucket.max() == 31 and bucket.min() == 0
+    assert bucket[200] == 0
+    assert bucket.max() == 31
+    assert bucket.min() == 0
     ahead, behind = bucket[distance > 0], bucket[distance < 0].flip(0)
-    assert torch.equal(ahead - 16, behind) and (ahead.diff() >= 0).all()
-    assert bucket[distance == 7].item() == 16 + 7 and bucket[distance == 130].item() == 31
+    assert torch.equal(ahead - 16, behind)
+    assert (ahead.diff() >= 0).all()
+    assert bucket[distance == 7].item() == 16 + 7
+    assert bucket[distance == 130].item() == 31
 
 
 def test_words_stop_at_their_end() -> None:
     text = Text(length=8, vocab_size=50)
     words = TextEmbedding(DIM, text)
     t = words(torch.tensor([[1, 9, 8, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0]]))
-    assert t.x.shape[1] == 4 and t.valid is not None and t.valid.sum(1).tolist() == [4, 3]
+    assert t.x.shape[1] == 4
+    assert t.valid is not None
+    assert t.valid.sum(1).tolist() == [4, 3]
     assert words.pool_index(torch.tensor([[1, 9, 8, 2, 0], [1, 9, 9, 9, 9]])).tolist() == [3, 4]
 
 
@@ -234,4 +242,5 @@ def test_a_model_stands_on_the_meta_device() -> None:
     with torch.device("meta"):
         trunk = build_transformer(64, 2, 2)
         out = trunk(Tokens(torch.empty(2, 5, 64), torch.empty(2, 5, 3), CAUSAL))
-    assert out.x.device.type == "meta" and out.x.shape == (2, 5, 64)
+    assert out.x.device.type == "meta"
+    assert out.x.shape == (2, 5, 64)

@@ -66,4 +66,5 @@ def test_predictions_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(predict_file, "PIECE", 250)
     monkeypatch.setattr(type(predict), "__call__", counted)
     assert predict_file.predict_file(model, data, tmp_path / "out.csv") == 600
-    assert sizes == [250, 250, 100] and len((tmp_path / "out.csv").read_text().splitlines()) == 601
+    assert sizes == [250, 250, 100]
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 601

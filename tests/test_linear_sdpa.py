@@ -29,7 +29,8 @@ def _grads(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 def _close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
     """Within `tolerance` of the largest value."""
     for a, b in zip(ours, theirs, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
         assert (a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max().clamp(min=1e-3)
 
 
@@ -191,7 +192,9 @@ def test_who_may_see_nothing_says_nothing(take, dtype):
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[0, :, 2] = False
     said = attend(q, k, v, mask=mask)
-    assert (said[0, :, 2] == 0).all() and said.isfinite().all() and (said[1] != 0).any()
+    assert (said[0, :, 2] == 0).all()
+    assert said.isfinite().all()
+    assert (said[1] != 0).any()
     assert all(g.isfinite().all() for g in torch.autograd.grad(said.sum(), [q, k, v]))
 
 

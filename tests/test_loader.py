@@ -91,7 +91,8 @@ def test_pictures_come_as_loaded(tmp_path: Path) -> None:
     expected = image.collate([image.load(r) for r in (raw[4], raw[0], raw[1], raw[2])])
     assert torch.equal(batch["image"][[0, 1, 2, 4]], expected)
     assert batch.present["image"].tolist() == [True, True, True, False, True]
-    assert batch.row.tolist() == [4, 0, 1, 3, 2] and prepared.complete_rows().tolist() == [0, 1, 2, 4]
+    assert batch.row.tolist() == [4, 0, 1, 3, 2]
+    assert prepared.complete_rows().tolist() == [0, 1, 2, 4]
     assert np.array_equal(np.asarray(prepared.image("image", 2)), image.load(raw[2]))
 
 
@@ -119,7 +120,8 @@ def test_nothing_is_decoded_twice(kind: str, tmp_path: Path, decodes: list[Any])
     values: list[Any] = {"path": paths, "bytes": [p.read_bytes() for p in paths], "array": arrays}[kind]
     first = of_pictures(values).batch(range(6))["image"]
     assert len(decodes) == 6
-    assert torch.equal(of_pictures(values).batch(range(6))["image"], first) and len(decodes) == 6
+    assert torch.equal(of_pictures(values).batch(range(6))["image"], first)
+    assert len(decodes) == 6
     of_pictures(values, Image(size=8, mean=(0.1, 0.2, 0.3)))            # normalised after the cache
     assert len(decodes) == 6
 
@@ -129,7 +131,8 @@ def test_other_settings_or_files_are_decoded_anew(tmp_path: Path, decodes: list[
     of_pictures(paths)
     for image in (Image(size=9), Image(size=8, margin=2), Image(size=8, resize_mode="pad")):
         decodes.clear()
-        assert of_pictures(paths, image).batch([0])["image"].shape[-1] == image.size and len(decodes) == 6
+        assert of_pictures(paths, image).batch([0])["image"].shape[-1] == image.size
+        assert len(decodes) == 6
     for values in (paths[:5], paths[::-1], [*paths[:5], None]):
         decodes.clear()
         of_pictures(values)
@@ -180,8 +183,10 @@ def test_bad_pictures_are_named_and_counted(tmp_path: Path, decodes: list[Any], 
     values[7], values[8] = b"not a picture", None
     prepared = PreparedDataset(Rows({"image": values}), schema(image=Image(size=8)), ["image"])
     for p in (prepared, PreparedDataset(Rows({"image": values}), schema(image=Image(size=8)), ["image"])):
-        assert [(b.row, b.column, b.location) for b in p.bad_samples] == [(7, "image", "row 7")] and "JPEG" in p.bad_samples[0].reason
-        assert not p.batch([7]).present["image"] and len(p.complete_rows([6, 7, 8, 9])) == 2
+        assert [(b.row, b.column, b.location) for b in p.bad_samples] == [(7, "image", "row 7")]
+        assert "JPEG" in p.bad_samples[0].reason
+        assert not p.batch([7]).present["image"]
+        assert len(p.complete_rows([6, 7, 8, 9])) == 2
     assert len(decodes) == 99, "what is bad is remembered too"
     assert "left out: row 7" in capfd.readouterr().err
     values[9] = b"another"
@@ -207,7 +212,8 @@ def test_files_used_least_are_removed_over_the_budget(home: Path, monkeypatch: p
     seen = list[Any]()
     monkeypatch.setattr(Image, "load", lambda self, raw: seen.append(raw))
     of_pictures(sets[0])
-    assert not seen and not left_over.exists()
+    assert not seen
+    assert not left_over.exists()
     monkeypatch.setenv("SENSORIUM_CACHE_GB", "much")
     with pytest.raises(SensoriumError, match="SENSORIUM_CACHE_GB"):
         image_cache.prune_cache(home / "cache" / "pictures" / "x")
@@ -249,9 +255,11 @@ def test_two_processes_at_once() -> None:
 
 
 def test_no_rows_and_no_pictures() -> None:
-    assert len(of_pictures([])) == 0 and of_pictures([]).batch([])["image"].shape == (0, 3, 8, 8)
+    assert len(of_pictures([])) == 0
+    assert of_pictures([]).batch([])["image"].shape == (0, 3, 8, 8)
     batch = of_pictures([None, None]).batch([1, 0])
-    assert not batch.present["image"].any() and batch["image"].isfinite().all()
+    assert not batch.present["image"].any()
+    assert batch["image"].isfinite().all()
 
 
 # ---------------------------------------------------------------- words, numbers, categories
@@ -270,7 +278,8 @@ def test_the_first_caption_without_a_generator() -> None:
     assert torch.equal(batch["caption"][[0, 2, 4]], TEXT.collate(TEXT.encode(["a cat", "a dog", "un chat"])))
     assert batch.present["caption"].tolist() == [True, False, True, False, True]
     assert (batch["caption"][[1, 3]] == TEXT.pad).all()
-    assert prepared.caption("caption", 2) == "a dog" and prepared.caption("caption", 1) == ""
+    assert prepared.caption("caption", 2) == "a dog"
+    assert prepared.caption("caption", 1) == ""
     assert prepared.batch([1])["caption"].shape == (1, 1)
 
 
@@ -294,7 +303,8 @@ def test_captions_are_drawn_evenly_and_again_alike() -> None:
     drawn = prepared.batch(rows, torch.Generator().manual_seed(1))["caption"]
     assert torch.equal(drawn, prepared.batch(rows, torch.Generator().manual_seed(1))["caption"])
     _, counts = drawn.unique(dim=0, return_counts=True)
-    assert len(counts) == 4 and counts.min() > 850
+    assert len(counts) == 4
+    assert counts.min() > 850
 
 
 def test_several_captions_lie_evenly_over_the_list() -> None:
@@ -302,7 +312,8 @@ def test_several_captions_lie_evenly_over_the_list() -> None:
     prepared = of_words(caption=[["a cat", "a dog"]] * 9 + [None], german=[["un chat", "un chien"]] * 9 + [None])
     how = {BOTH: {"captions": 2.0}}
     drawn = prepared.batch(range(10), torch.Generator().manual_seed(0), how)[BOTH]
-    assert drawn.shape[:2] == (10, 2) and (drawn[9] == TEXT.pad).all()
+    assert drawn.shape[:2] == (10, 2)
+    assert (drawn[9] == TEXT.pad).all()
     said = {tuple(TEXT.decode(ids) for ids in row) for row in drawn[:9]}
     assert said == {("a cat", "un chat"), ("a dog", "un chien")}
     assert prepared.batch(range(10), None, how)[BOTH].ndim == 2
@@ -329,7 +340,8 @@ def test_numbers_and_categories() -> None:
     known = schema(price=Numeric(2.0, 2.0), kind=Category(("a", "b")))
     prepared = PreparedDataset(Rows(columns), known, ["price", "kind"], quiet=True, max_invalid_fraction=0.5)
     batch = prepared.batch(range(4))
-    assert batch["price"][[0, 2]].tolist() == [-0.5, 0.5] and batch["kind"][:2].tolist() == [0, 1]
+    assert batch["price"][[0, 2]].tolist() == [-0.5, 0.5]
+    assert batch["kind"][:2].tolist() == [0, 1]
     assert batch.present["price"].tolist() == [True, False, True, False]
     assert batch.present["kind"].tolist() == [True, True, False, True]
     assert batch["kind"][3] == 2, "a class that training did not see is one of its own"
@@ -434,7 +446,9 @@ def test_pieces_of_one_group(each: int) -> None:
     groups = np.random.default_rng(0).integers(0, 9, 50)
     rows = np.arange(100, 150)
     a, b = (epoch_order(rows, groups, each, epoch, 0) for epoch in range(2))
-    assert len(a) % each == 0 and set(a) == set(rows) and not np.array_equal(a, b)
+    assert len(a) % each == 0
+    assert set(a) == set(rows)
+    assert not np.array_equal(a, b)
     pieces = groups[a - 100].reshape(-1, each)
     assert (pieces == pieces[:, :1]).all()
     for g in set(groups):
@@ -450,7 +464,8 @@ def test_a_batch_holds_each_group_once_where_it_can() -> None:
 
 def test_rows_of_a_piece_differ_where_they_can() -> None:
     found = epoch_order(np.arange(12), np.repeat(np.arange(4), 3), 2, 0, 0).reshape(-1, 2)
-    assert len(found) == 8 and (found[:, 0] != found[:, 1]).all()
+    assert len(found) == 8
+    assert (found[:, 0] != found[:, 1]).all()
     lonely = epoch_order(np.arange(4), np.arange(4), 2, 0, 0).reshape(-1, 2)
     assert (lonely[:, 0] == lonely[:, 1]).all(), "a row without a partner is its own"
 
@@ -469,5 +484,6 @@ def test_a_real_folder(tmp_path: Path) -> None:
     fitted = data.schema.fit(data, np.arange(12))
     columns = [fitted.resolve_column("image", None), fitted.resolve_column("text", None)]
     batch = next(iter(BatchLoader(data.prepare(fitted, columns, quiet=True), np.arange(12), 6)))
-    assert batch[columns[0]].shape[:2] == (6, 3) and batch[columns[1]].shape[0] == 6
+    assert batch[columns[0]].shape[:2] == (6, 3)
+    assert batch[columns[1]].shape[0] == 6
     assert len(batch.group.unique()) == 6

@@ -38,7 +38,8 @@ def test_a_correction_changes_nothing_at_first_and_alone_learns() -> None:
     torch.testing.assert_close(module.whole(pictures()), before, atol=0, rtol=0)
     module.whole(pictures()).square().sum().backward()
     names = trained(module)
-    assert names and all(".parametrizations.weight.0." in name for name in names)
+    assert names
+    assert all(".parametrizations.weight.0." in name for name in names)
     for name, p in module.named_parameters():
         assert (p.grad is not None) == (name in names), name
 
@@ -51,7 +52,8 @@ def test_a_correction_has_its_rank_and_folds_into_the_weight() -> None:
     corrected = module.whole(pictures())
     plain = encoder()
     assert (corrected - plain.pooled(pictures())).abs().amax() > 1e-3
-    assert merge_lora(module) is module and set(module.state_dict()) == set(plain.state_dict())
+    assert merge_lora(module) is module
+    assert set(module.state_dict()) == set(plain.state_dict())
     torch.testing.assert_close(module.whole(pictures()), corrected)
     change = module.trunk.blocks[0].mlp.up.weight - plain.trunk.blocks[0].mlp.up.weight
     assert torch.linalg.matrix_rank(change) == 2
@@ -60,8 +62,11 @@ def test_a_correction_has_its_rank_and_folds_into_the_weight() -> None:
 def test_what_is_frozen_stands_still_while_the_rest_is_trained() -> None:
     still = set_trainable(encoder(dropout=0.5), "none")
     whole = nn.Sequential(still).train()
-    assert isinstance(still, FrozenEncoder) and not trained(whole) and whole.training
-    assert still.pooled(pictures()).equal(still.pooled(pictures())) and not still.trunk.training
+    assert isinstance(still, FrozenEncoder)
+    assert not trained(whole)
+    assert whole.training
+    assert still.pooled(pictures()).equal(still.pooled(pictures()))
+    assert not still.trunk.training
     assert set(still.state_dict()) == set(encoder().state_dict())
 
 
@@ -74,7 +79,8 @@ def test_lower_blocks_learn_more_slowly() -> None:
     several = build_optimizers("adamw", module, OptimizerConfig(1.0, 0.1, layer_decay=0.5))
     rates = {p: group["lr"] for optimizer in several for group in optimizer.param_groups for p in group["params"]}
     assert {rates[block.mlp.up.weight] for block in module.trunk.blocks} == {0.25, 0.5, 1.0}
-    assert rates[module.embed.places] == 0.125 and rates[module.trunk.last.weight] == 1.0
+    assert rates[module.embed.places] == 0.125
+    assert rates[module.trunk.last.weight] == 1.0
     assert set(rates) == set(module.parameters())
 
 

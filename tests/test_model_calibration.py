@@ -43,7 +43,9 @@ def test_unfitted_it_reads_as_it_was_learned_and_bounds_nothing() -> None:
 def test_ranks_have_probabilities_of_sum_one_whatever_the_cuts_say() -> None:
     said = torch.randn(50, 3, generator=chance()) * 3                # not decreasing
     p = Calibration().probabilities(STARS, said)
-    assert p.shape == (50, 4) and (p >= 0).all() and torch.allclose(p.sum(1), torch.ones(50))
+    assert p.shape == (50, 4)
+    assert (p >= 0).all()
+    assert torch.allclose(p.sum(1), torch.ones(50))
     assert torch.equal(predicted_class(STARS, p), (said.cummin(1).values > 0).sum(1))
 
 
@@ -77,7 +79,9 @@ def test_spreads_learned_too_small_are_brought_back_and_intervals_hold() -> None
 def test_few_rows_leave_the_scale_alone_and_bound_what_they_can() -> None:
     found, said = Calibration(), torch.randn(9, 3, generator=chance()) * 9
     found.fit(KINDS, said, said.argmax(1))
-    assert found.scale == 1 and math.isfinite(found.conformal_quantile(0.9)) and found.conformal_quantile(0.91) == math.inf
+    assert found.scale == 1
+    assert math.isfinite(found.conformal_quantile(0.9))
+    assert found.conformal_quantile(0.91) == math.inf
     found.fit(KINDS, said[:0], said.argmax(1)[:0])
     assert found.conformal_quantile(0.5) == found.selective_threshold(0.5) == math.inf
 
@@ -85,7 +89,8 @@ def test_few_rows_leave_the_scale_alone_and_bound_what_they_can() -> None:
 def test_classes_never_seen_are_outside_of_the_sets() -> None:
     found, said = Calibration(), torch.randn(40, 3, generator=chance())
     found.fit(KINDS, said, torch.full((40,), 3))
-    assert found.conformal_quantile(0.5) == 1 and math.isfinite(found.scale)
+    assert found.conformal_quantile(0.5) == 1
+    assert math.isfinite(found.scale)
 
 
 def test_it_abstains_where_it_is_not_sure_enough() -> None:
@@ -96,14 +101,16 @@ def test_it_abstains_where_it_is_not_sure_enough() -> None:
     served = decode_prediction(KINDS, said[2000:], found, min_accuracy=0.9).value
     true = [KINDS.classes[i] for i in y[2000:].tolist()]
     right = [a == b for a, b in zip(served, true, strict=True) if a is not None]
-    assert 300 < len(right) < 1900 and np.mean(right) > 0.9 - 4 * math.sqrt(0.09 / len(right))
+    assert 300 < len(right) < 1900
+    assert np.mean(right) > 0.9 - 4 * math.sqrt(0.09 / len(right))
     assert None not in decode_prediction(KINDS, said, found).value
 
 
 def test_levels_are_rounded_up_and_checked() -> None:
     found = Calibration()
     found.conformal_quantiles.copy_(torch.tensor(LEVELS))
-    assert found.conformal_quantile(0.9) == pytest.approx(0.9) and found.conformal_quantile(0.901) == pytest.approx(0.91)
+    assert found.conformal_quantile(0.9) == pytest.approx(0.9)
+    assert found.conformal_quantile(0.901) == pytest.approx(0.91)
     assert found.conformal_quantile(0.07) == pytest.approx(0.07)
     with pytest.raises(SensoriumError, match="level of 1 is not between"):
         found.conformal_quantile(1.0)
@@ -137,7 +144,8 @@ def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(table: Dataset, run: Model) -> None:
     kept = {name: value.clone() for name, value in run.module.state_dict().items() if "calibrations" in name}
     assert all(not torch.equal(value, torch.ones(())) for name, value in kept.items() if name.endswith("scale"))
-    assert run.recipe.hooks.calibrate is not None and run.recipe.evaluation.validate is not None
+    assert run.recipe.hooks.calibrate is not None
+    assert run.recipe.evaluation.validate is not None
     prepared = table.prepare(run.schema, run.recipe.data.columns)
     result = run.recipe.evaluation.validate(run.module, prepared, table.splits["val"])
     for predictions in (None, result.predictions):

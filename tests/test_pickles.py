@@ -55,7 +55,8 @@ def test_what_is_no_weight_is_left_out_and_listed(legacy: bool, tmp_path: Path) 
     value = {"step": 3, "optimizer_state": {"state": {0: {"exp_avg": BASE}}, "lists": [1, (2, None, True)]},
              "model": OrderedDict(STATE), "args": about, "log": defaultdict(list)}
     found, dropped = converted(value, tmp_path, legacy)
-    assert same(found, STATE) and dropped == ["step", "optimizer_state", "args", "log"]
+    assert same(found, STATE)
+    assert dropped == ["step", "optimizer_state", "args", "log"]
 
 
 def test_the_state_of_a_module_and_of_a_parallel_one(tmp_path: Path) -> None:
@@ -68,13 +69,15 @@ def test_the_state_of_a_module_and_of_a_parallel_one(tmp_path: Path) -> None:
 
 def test_weights_in_parts_are_named_by_part(tmp_path: Path) -> None:
     found, dropped = converted({"encoder": {"w": BASE}, "decoder": {"w": BASE + 1}, "version": "2"}, tmp_path)
-    assert same(found, {"encoder.w": BASE, "decoder.w": BASE + 1}) and dropped == ["version"]
+    assert same(found, {"encoder.w": BASE, "decoder.w": BASE + 1})
+    assert dropped == ["version"]
 
 
 def test_another_part_is_taken_by_its_name(tmp_path: Path) -> None:
     value = {"model": {"w": BASE}, "ema": {"w": BASE + 1}}
     found, dropped = converted(value, tmp_path, key="ema")
-    assert same(found, {"w": BASE + 1}) and dropped == ["model"]
+    assert same(found, {"w": BASE + 1})
+    assert dropped == ["model"]
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(SensoriumError, match="no part 'emma'; there are model, ema"):
         converted(value, tmp_path, key="emma")
@@ -104,7 +107,8 @@ def refuse(path: Path, said: str) -> None:
     before = sorted(path.parent.iterdir())
     with pytest.raises(SensoriumError, match=said) as caught:
         convert_checkpoint(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
     assert sorted(path.parent.iterdir()) == before
 
 
@@ -198,14 +202,16 @@ def fenced(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
                                   "shut(); import xml", "shut(); eval('1')", "import os; shut(); os.remove('x')"])
 def test_a_reader_that_went_astray_is_stopped(code: str, tmp_path: Path) -> None:
     done = fenced(code, tmp_path)
-    assert done.returncode == 1 and "is not allowed while a pickle is read" in done.stderr
+    assert done.returncode == 1
+    assert "is not allowed while a pickle is read" in done.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits of this system differ")
 def test_memory_and_output_are_limited(tmp_path: Path) -> None:
     assert "MemoryError" in fenced("bytearray(4 << 30)", tmp_path).stderr
     done = fenced("open(out, 'wb', 0).write(bytes(8 << 20)); open(out, 'ab', 0).write(bytes(8 << 20))", tmp_path)
-    assert done.returncode and (tmp_path / "out").stat().st_size < 8 << 20
+    assert done.returncode
+    assert (tmp_path / "out").stat().st_size < 8 << 20
 
 
 # ------------------------------------------------------------------------------------------------ real weights
@@ -216,7 +222,8 @@ def test_memory_and_output_are_limited(tmp_path: Path) -> None:
     ("efficientnet-lite0/efficientnet-lite0-57934424.pth", 296, [])])
 def test_real_pickles(file: str, tensors: int, dropped: list[str], tmp_path: Path) -> None:
     made = convert_checkpoint(WEIGHTS / file, tmp_path / "out.safetensors")
-    assert made.num_tensors == tensors and made.dropped_keys == dropped
+    assert made.num_tensors == tensors
+    assert made.dropped_keys == dropped
     theirs = torch.load(WEIGHTS / file, map_location="cpu", weights_only=True)
     assert same(load_file(made.path), dict(theirs.get("model_state", theirs)))
 

@@ -82,7 +82,8 @@ def test_there_and_back_is_the_same() -> None:
     before, module = theirs(), Toy(DIM)
     load_into(module, before, names({"dim": DIM}))
     after = export_from(module, names({"dim": DIM}))
-    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
     assert torch.equal(module.qkv.weight, torch.cat([before[f"{x}.weight"] for x in "qkv"]))
     assert torch.equal(module.out.weight, before["out.weight"].T)
 
@@ -124,7 +125,8 @@ def test_a_family_must_speak_of_all_its_weights() -> None:
 def test_a_folder_becomes_a_model_with_its_verbs(folder: Path) -> None:
     model = load_pretrained_model(folder, families=FAMILIES)
     assert all(torch.equal(v, export_from(model.module, names({"dim": DIM}))[k]) for k, v in theirs().items())
-    assert model.predict(a=1) == {"a": 1} and not model.module.training
+    assert model.predict(a=1) == {"a": 1}
+    assert not model.module.training
     with pytest.raises(SensoriumError, match="cannot embed; it can predict"):
         model.embed()
     with pytest.raises(AttributeError):
@@ -147,16 +149,22 @@ def test_half_precision_is_widened_or_kept(folder: Path) -> None:
 
 def test_numbers_are_read_when_they_are_asked_for(folder: Path) -> None:
     opened = open_weights(folder)
-    assert opened.tensors.get_shape("conv.weight") == (DIM, 3, 2, 2) and opened.tensors.get_shape("none") is None
-    assert set(opened.tensors) == set(theirs()) and opened.config["dim"] == DIM and opened.layout == "safetensors"
+    assert opened.tensors.get_shape("conv.weight") == (DIM, 3, 2, 2)
+    assert opened.tensors.get_shape("none") is None
+    assert set(opened.tensors) == set(theirs())
+    assert opened.config["dim"] == DIM
+    assert opened.layout == "safetensors"
     assert torch.equal(open_weights(folder / "model.safetensors").tensors["out.bias"], theirs()["out.bias"])
 
 
 def test_a_folder_is_described_before_its_numbers_are_read(folder: Path) -> None:
     said = describe_pretrained(folder, families=FAMILIES)
-    assert said.family == "toy" and said.layout == "safetensors" and said.verbs == ["predict"]
+    assert said.family == "toy"
+    assert said.layout == "safetensors"
+    assert said.verbs == ["predict"]
     assert said.num_parameters == sum(v.numel() for v in theirs().values()) == sum(said.elements_by_dtype.values())
-    assert said.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25} and set(said.elements_by_dtype) == {"F32"}
+    assert said.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25}
+    assert set(said.elements_by_dtype) == {"F32"}
 
 
 def test_two_models_have_two_fingerprints(folder: Path) -> None:
@@ -290,4 +298,6 @@ def test_not_a_number_is_carried_over(folder: Path) -> None:
 def test_opened_is_what_families_are_told_by(folder: Path) -> None:
     (folder / "vocab.txt").write_text("[UNK]\n")
     opened = open_weights(folder)
-    assert isinstance(opened, WeightFiles) and list(opened.files) == ["vocab.txt"] and opened.read_json("tokenizer.json") == {}
+    assert isinstance(opened, WeightFiles)
+    assert list(opened.files) == ["vocab.txt"]
+    assert opened.read_json("tokenizer.json") == {}

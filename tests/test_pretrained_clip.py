@@ -17,10 +17,10 @@ from sensorium.pretrained.clip import CLIP
 from sensorium.pretrained.preprocessing import image_preprocessing
 
 BATCH = 4
-VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16,
-              patch_size=4)
-TEXT = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, vocab_size=50,
-            max_position_embeddings=9)
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+              "patch_size": 4}
+TEXT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "vocab_size": 50,
+            "max_position_embeddings": 9}
 
 
 def words() -> Tensor:

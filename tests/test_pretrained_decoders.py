@@ -20,16 +20,16 @@ from sensorium.pretrained.llama import LLAMA
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 61
-SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-             vocab_size=VOCAB, max_position_embeddings=64)
-SCALED = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=16)
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "vocab_size": VOCAB, "max_position_embeddings": 64}
+SCALED = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 16}
 MODELS = {
-    "gpt2": (GPT2, "GPT2", dict(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=VOCAB)),
+    "gpt2": (GPT2, "GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": VOCAB}),
     "llama": (LLAMA, "Llama", SMALL),
-    "tied": (LLAMA, "Llama", SMALL | dict(tie_word_embeddings=True, head_dim=6, attention_bias=True, mlp_bias=True)),
-    "scaled": (LLAMA, "Llama", SMALL | dict(rope_parameters=SCALED)),
-    "qwen2": (LLAMA, "Qwen2", SMALL | dict(rope_parameters=dict(rope_type="default", rope_theta=200.0))),
+    "tied": (LLAMA, "Llama", SMALL | {"tie_word_embeddings": True, "head_dim": 6, "attention_bias": True, "mlp_bias": True}),
+    "scaled": (LLAMA, "Llama", SMALL | {"rope_parameters": SCALED}),
+    "qwen2": (LLAMA, "Qwen2", SMALL | {"rope_parameters": {"rope_type": "default", "rope_theta": 200.0}}),
 }
 TEXTS = [[3, 7, 11, 2, 9, 30, 44], [5, 60, 1], [17, 17, 8, 29, 50]]
 
@@ -42,7 +42,7 @@ def padded(texts: list[list[int]]) -> Tensor:
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PretrainedFamily, Any, Decoder, Any, Path]:
     """The family, their model, ours, its config and the folder that both were read from."""
     family, name, settings = MODELS[request.param]
-    ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=None)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
     theirs = lively(transformers.AutoModelForCausalLM.from_config(
         getattr(transformers, f"{name}Config")(**settings, **ends)))
     theirs.save_pretrained(tmp_path / "theirs")
@@ -126,7 +126,7 @@ def in_gguf(theirs: Any, path: Path, quant: str) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q8_0", "Q4_1"])
 def test_gguf_says_what_its_numbers_say(quant: str, tied: bool, tmp_path: Path) -> None:
-    settings = SMALL | dict(hidden_size=64, intermediate_size=96, tie_word_embeddings=tied)
+    settings = SMALL | {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": tied}
     theirs = lively(transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)))
     with torch.no_grad():
         in_gguf(theirs, tmp_path / "tiny.gguf", quant)
@@ -159,7 +159,7 @@ def chatty(tmp_path: Path) -> tuple[Any, Any, Path]:
     """A model that was never taught anything, its tokenizer, and their folder."""
     words = tokenizer()
     words.chat_template = SMOLLM2
-    sizes = SMALL | dict(vocab_size=len(words), max_position_embeddings=128)
+    sizes = SMALL | {"vocab_size": len(words), "max_position_embeddings": 128}
     settings = transformers.LlamaConfig(**sizes, eos_token_id=2)
     theirs = lively(transformers.LlamaForCausalLM(settings))
     theirs.save_pretrained(tmp_path / "chatty")
@@ -194,8 +194,8 @@ def test_the_verb_says_what_theirs_says(chatty: tuple[Any, Any, Path]) -> None:
 
 
 @pytest.mark.parametrize(("asked", "said"), [
-    (dict(prompt=["Hi"]), "template"), (dict(text=["Hi"], length=127), "128 in all"), (dict(image=["a.png"]), "image"),
-    (dict(text=[3]), "found int"), (dict(text=[""]), "found ''")])
+    ({"prompt": ["Hi"]}, "template"), ({"text": ["Hi"], "length": 127}, "128 in all"), ({"image": ["a.png"]}, "image"),
+    ({"text": [3]}, "found int"), ({"text": [""]}, "found ''")])
 def test_what_cannot_be_asked_is_said(asked: dict[str, Any], said: str, chatty: tuple[Any, Any, Path]) -> None:
     _, words, folder = chatty
     words.chat_template = SMOLLM2.replace("message['content']", "message['content'].upper()")

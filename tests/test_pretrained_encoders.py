@@ -17,8 +17,8 @@ from sensorium.pretrained.siglip import SIGLIP
 from sensorium.pretrained.t5 import T5
 from sensorium.pretrained.vit import VIT
 
-SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
-EYE, VOICE = SIZES | dict(image_size=16, patch_size=4), SIZES | dict(vocab_size=50, max_position_embeddings=9)
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+EYE, VOICE = SIZES | {"image_size": 16, "patch_size": 4}, SIZES | {"vocab_size": 50, "max_position_embeddings": 9}
 Values = dict[str, Tensor]
 
 
@@ -78,8 +78,8 @@ def both(module: Any, given: Values) -> Tensor:
     return torch.cat([image.flatten(), text.flatten(), logits.flatten()])
 
 
-T5_SIZES = dict(d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=2, vocab_size=50,
-                relative_attention_num_buckets=8, relative_attention_max_distance=6)
+T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 2, "vocab_size": 50,
+                "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6}
 CASES = {
     "siglip": Case(SIGLIP, "SiglipModel", {"vision_config": EYE, "text_config": VOICE},
                    lambda: pictures() | {"input_ids": torch.randint(0, 50, (3, 9))},

@@ -1,4 +1,5 @@
 """Tokenizers of published models give the ids of transformers and SentencePiece, built from any of their files."""
+import itertools
 import json
 import os
 import unicodedata
@@ -138,13 +139,14 @@ def test_a_bert_that_tells_capitals_apart(folders: Folders, tmp_path: Path) -> N
 
 def stacked(text: str) -> bool:
     """Several marks on one letter: there SentencePiece does not put them in order, and tokenizers does."""
-    return any(unicodedata.combining(a) and unicodedata.combining(b) for a, b in zip(text, text[1:], strict=False))
+    return any(unicodedata.combining(a) and unicodedata.combining(b) for a, b in itertools.pairwise(text))
 
 
 def test_siglip_is_sentencepiece_on_a_tidied_text(folders: Folders) -> None:
     reference, texts = theirs("SiglipTokenizer", folders("SiglipTokenizer")), [t for t in ODD if t != "</s>"]
     wrong = differing(ours(folders("SiglipTokenizer")), reference, texts)
-    assert len(wrong) <= 10 and all(map(stacked, wrong))
+    assert len(wrong) <= 10
+    assert all(map(stacked, wrong))
 
 
 def test_llama_is_sentencepiece(folders: Folders) -> None:
@@ -223,7 +225,9 @@ def test_what_stands_around_a_text(kind: str, start: str | None, end: str | None
             text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
         return
     text = text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
-    assert text is not None and (text.start, text.end) == find_bos_eos_ids(made) and text.pad == pad
+    assert text is not None
+    assert (text.start, text.end) == find_bos_eos_ids(made)
+    assert text.pad == pad
     long = "a model reads a text and much more than it has room for"
     plain, before = made.encode(long, add_special_tokens=False).ids, [] if start is None else [text.start]
     assert text.load(long).tolist() == [*before, *plain[:8 - len(before)], text.end]
@@ -235,18 +239,22 @@ def test_a_pad_token_is_found_by_its_name(folders: Folders, tmp_path: Path) -> N
         (tmp_path / name).write_bytes((folders("CLIPTokenizer") / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
     text = text_preprocessing(opened(tmp_path), 77, 1593)
-    assert text is not None and text.pad == text.end
+    assert text is not None
+    assert text.pad == text.end
 
 
 def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> None:
     text = text_preprocessing(opened(folders("T5Tokenizer")), 12, 1000)
-    assert text is not None and Text.from_json(text.to_json()) == text
+    assert text is not None
+    assert Text.from_json(text.to_json()) == text
     ids = text.fake(20, torch.Generator().manual_seed(0))
     ends = TextEmbedding(8, text).pool_index(ids)
     for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
-        assert row[end] == text.end and all(i not in (text.pad, text.end) for i in row[:end])
+        assert row[end] == text.end
+        assert all(i not in (text.pad, text.end) for i in row[:end])
     dropped = text.augment(ids, torch.Generator().manual_seed(0), token_dropout=0.5)
-    assert (dropped == text.end).sum() == 20 and (dropped != text.pad).sum() < (ids != text.pad).sum()
+    assert (dropped == text.end).sum() == 20
+    assert (dropped != text.pad).sum() < (ids != text.pad).sum()
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -277,7 +285,8 @@ def test_a_cut_model_file_is_refused(folders: Folders, tmp_path: Path) -> None:
 
 
 def test_no_files_no_tokenizer(tmp_path: Path) -> None:
-    assert load_tokenizer(opened(tmp_path)) is None and text_preprocessing(opened(tmp_path), 9, 9) is None
+    assert load_tokenizer(opened(tmp_path)) is None
+    assert text_preprocessing(opened(tmp_path), 9, 9) is None
 
 
 # ------------------------------------------------------------------------------------------------ real vocabularies
@@ -296,6 +305,7 @@ def test_a_real_vocabulary_is_its_own_tokenizer_file(tmp_path: Path) -> None:
 def test_the_real_tokenizer_of_a_decoder_spells_everything() -> None:
     made = load_tokenizer(open_weights(WEIGHTS / "smollm2"))
     made.encode_special_tokens = True
-    assert made.get_vocab_size() == 49152 and find_bos_eos_ids(made) == (None, None)
+    assert made.get_vocab_size() == 49152
+    assert find_bos_eos_ids(made) == (None, None)
     assert all(made.decode(made.encode(text).ids) == text for text in ODD)
     assert made.encode("12 apples").tokens == ["1", "2", "Ġapples"]

@@ -80,7 +80,7 @@ def test_the_recipe_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
 def test_make_knows_its_targets(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "pip install" in done.stdout or ".venv/bin" in done.stdout
+    assert (done.returncode == 0 and "pip install" in done.stdout) or ".venv/bin" in done.stdout
 
 
 def test_links_lead_somewhere() -> None:

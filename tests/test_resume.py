@@ -52,7 +52,8 @@ def test_killed_at_any_instant_it_ends_the_same(tmp_path: Path) -> None:
     kills, ends = nursery(tmp_path, 48, "ours")
     print(table(kills))
     in_saves = [e for e in kills if e["where"] in ("save", "best")]
-    assert len(kills) >= 40 and len(in_saves) >= 0.3 * len(kills)
+    assert len(kills) >= 40
+    assert len(in_saves) >= 0.3 * len(kills)
     assert not [e for e in kills if e["fault"]], "what was on the disk was whole after each kill"
     assert set(ends) == {"same"}
 
@@ -60,7 +61,8 @@ def test_killed_at_any_instant_it_ends_the_same(tmp_path: Path) -> None:
 def test_a_writer_in_place_is_caught(tmp_path: Path) -> None:
     """The control: were the writer not atomic, the test above would see it."""
     kills, ends = nursery(tmp_path, 8, "naive")
-    assert "save" in {e["where"] for e in kills} and set(ends) != {"same"}
+    assert "save" in {e["where"] for e in kills}
+    assert set(ends) != {"same"}
 
 
 def pairs(n: int = 40) -> Dataset:
@@ -137,10 +139,12 @@ def test_stopped_and_resumed_it_ends_the_same(
     at_step(monkeypatch, 5, ask())
     with pytest.raises(Interrupted, match=r"stopped after step 5; all is saved in .*--resume") as stopped:
         train(make, data(), out=tmp_path / "cut", **keywords)
-    assert stopped.value.exit_code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
     torch.manual_seed(99)                                                  # chance of the new process is another
     again = train(make, data(), out=tmp_path / "cut", resume=True, quiet=True)
-    assert ended(tmp_path / "cut") == ended(tmp_path / "whole") and again.fingerprint == whole.fingerprint
+    assert ended(tmp_path / "cut") == ended(tmp_path / "whole")
+    assert again.fingerprint == whole.fingerprint
     steps = [e["step"] for e in metrics(tmp_path / "cut") if "loss" in e]
     assert steps == list(range(1, len(steps) + 1))
 
@@ -158,7 +162,8 @@ def test_ctrl_c_asks_and_a_second_one_interrupts(tmp_path: Path, monkeypatch: py
     at_step(monkeypatch, 2, ask(signal.SIGINT))
     with pytest.raises(Interrupted) as stopped:
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
-    assert stopped.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stopped.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     at_step(monkeypatch, 3, lambda: (ask(signal.SIGINT)(), ask(signal.SIGINT)()))
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
@@ -203,7 +208,8 @@ def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "run" / "state").glob("step-??????")) == ["step-000003", "step-000006"]
     again = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
-    assert again.fingerprint == whole.fingerprint and ended(tmp_path / "run") == ended(tmp_path / "whole")
+    assert again.fingerprint == whole.fingerprint
+    assert ended(tmp_path / "run") == ended(tmp_path / "whole")
 
 
 def test_what_would_make_it_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

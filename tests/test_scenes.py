@@ -76,7 +76,8 @@ def test_the_program_names_what_is_drawn(table: Table, rows: list[dict[str, obje
     image = table.columns["image"]
     assert all(row["things"] == decode_objects(image.cells[image.scene[i]]) for i, row in enumerate(rows))
     picture = image[0]
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+    assert picture.shape == (32, 32, 3)
+    assert picture.dtype == np.uint8
 
 
 def test_no_scene_is_there_twice(table: Table) -> None:
@@ -85,7 +86,8 @@ def test_no_scene_is_there_twice(table: Table) -> None:
 
 def test_sizes_of_splits(rows: list[dict[str, object]]) -> None:
     scenes = Counter(split for _, split in {(row["scene"], row["split"]) for row in rows})
-    assert scenes["train"] == 1400 and all(80 <= scenes[name] <= 100 for name in SPLITS[1:])
+    assert scenes["train"] == 1400
+    assert all(80 <= scenes[name] <= 100 for name in SPLITS[1:])
 
 
 def test_captions_are_true_and_are_read_back(rows: list[dict[str, object]]) -> None:
@@ -107,14 +109,16 @@ def test_yes_is_no_safe_guess(rows: list[dict[str, object]]) -> None:
 
 
 def test_held_out_pairs(rows: list[dict[str, object]]) -> None:
-    assert {colour for colour, _ in HELD_OUT_PAIRS} == set(COLOURS) and {shape for _, shape in HELD_OUT_PAIRS} == set(SHAPES)
+    assert {colour for colour, _ in HELD_OUT_PAIRS} == set(COLOURS)
+    assert {shape for _, shape in HELD_OUT_PAIRS} == set(SHAPES)
     for row in rows:
         pairs = {(t.colour, t.shape) for t in row["things"]} & HELD_OUT_PAIRS
         assert bool(pairs) == (row["split"] == "test_pairs")
         words = f"{row['question']} {' '.join(row['caption'])}"
         assert row["split"] == "test_pairs" or not any(f"{colour} {shape}" in words for colour, shape in HELD_OUT_PAIRS)
     shown = {(t.colour, t.shape) for row in by_split(rows, "train") for t in row["things"]}
-    assert {c for c, _ in shown} == set(COLOURS) and {s for _, s in shown} == set(SHAPES)
+    assert {c for c, _ in shown} == set(COLOURS)
+    assert {s for _, s in shown} == set(SHAPES)
 
 
 def test_held_out_count(rows: list[dict[str, object]]) -> None:
@@ -131,7 +135,8 @@ def test_held_out_arrangements(rows: list[dict[str, object]]) -> None:
                 for c in map(parse_caption, row["caption"]) for i in range(len(c.relations))]
         assert any(is_held_out_arrangement(*s) for s in said) == held
         if held:
-            assert row["kind"] == "relation" and is_held_out_arrangement(*said[0])
+            assert row["kind"] == "relation"
+            assert is_held_out_arrangement(*said[0])
 
 
 def test_held_out_words(rows: list[dict[str, object]]) -> None:
@@ -145,12 +150,15 @@ def test_nothing_held_out() -> None:
     table = open_scenes(n=400, holdout="", questions=1)
     assert set(table.columns["split"]) == {"train", "val", "test"}
     seen = [decode_objects(c) for c in table.columns["image"].cells]
-    assert max(map(len, seen)) == 4 and {(t.colour, t.shape) for s in seen for t in s} & HELD_OUT_PAIRS
+    assert max(map(len, seen)) == 4
+    assert {(t.colour, t.shape) for s in seen for t in s} & HELD_OUT_PAIRS
 
 
 def test_one_row_a_scene_without_questions() -> None:
     table = open_scenes(n=100, questions=0, size=64)
-    assert len(table) == 100 and "question" not in table.columns and table.columns["image"][3].shape == (64, 64, 3)
+    assert len(table) == 100
+    assert "question" not in table.columns
+    assert table.columns["image"][3].shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("options", [{"n": 5}, {"size": 8}, {"questions": 99}, {"hold": "paris"}])
@@ -161,9 +169,11 @@ def test_what_cannot_be_is_said(options: dict[str, object]) -> None:
 
 def test_it_opens_like_any_other_set() -> None:
     data = Dataset.open("scenes", n=200, questions=2)
-    assert set(data.splits) == set(SPLITS) and data.group_column == "scene"
+    assert set(data.splits) == set(SPLITS)
+    assert data.group_column == "scene"
     assert [data.schema.columns[n].kind for n in ("image", "caption", "question", "answer")] == ["image"] + ["text"] * 3
-    assert data.schema["image"].size == 32 and data.source == {"path": "scenes", "max_bad": 0.01, "n": 200,
+    assert data.schema["image"].size == 32
+    assert data.source == {"path": "scenes", "max_bad": 0.01, "n": 200,
                                                                "questions": 2}
     part = data.take(data.splits["test"])
     assert (part.raw("image", [0])[0] == data.raw("image", data.splits["test"][:1])[0]).all()
@@ -175,7 +185,8 @@ def test_it_opens_like_any_other_set() -> None:
 
 
 def test_relations_by_hand() -> None:
-    assert find_relations(RED, BLUE) == ["left of"] and find_relations(BLUE, RED) == ["right of"]
+    assert find_relations(RED, BLUE) == ["left of"]
+    assert find_relations(BLUE, RED) == ["right of"]
     assert find_relations(RED, SceneObject("big", "red", "ring", 1, 1)) == ["left of", "above"]
 
 
@@ -205,7 +216,8 @@ def test_the_best_reading_of_a_claim_counts() -> None:
     """Of two things that look the same, the one that makes the claim true is meant."""
     low, right = SceneObject("small", "red", "circle", 2, 0), SceneObject("small", "red", "circle", 0, 1)
     said = parse_caption("a small red circle left of a big blue square, which is above a small red circle")
-    assert score_caption(said, [low, BLUE, RED]).exact and score_caption(said, [right, BLUE, RED]).relations == 0.5
+    assert score_caption(said, [low, BLUE, RED]).exact
+    assert score_caption(said, [right, BLUE, RED]).relations == 0.5
     assert score_caption(parse_caption("a small red circle left of a small red circle"), [RED, RED]).objects == 0.5
 
 

@@ -54,12 +54,14 @@ def test_clean_scenes_are_read_without_a_mistake(clean: Pixels) -> None:
 
 
 def test_noise(clean: Pixels) -> None:
-    assert whole(noisy(clean, 32)) == 1 and whole(noisy(clean, 80)) < 0.1       # all unclear at 80
+    assert whole(noisy(clean, 32)) == 1
+    assert whole(noisy(clean, 80)) < 0.1
 
 
 def test_blur(clean: Pixels) -> None:
     found = [whole(blurred(clean, spread * clean.shape[1] / 32)) for spread in (0.5, 1, 1.5)]
-    assert found[:2] == [1, 1] and found[2] > 0.5
+    assert found[:2] == [1, 1]
+    assert found[2] > 0.5
 
 
 def test_coarse_codes(clean: Pixels) -> None:

@@ -64,7 +64,8 @@ def guessed(name: str, values: list[Any]) -> tuple[str, str]:
 ])
 def test_what_a_column_is_taken_for(name: str, values: list[Any], kind: str, says: str) -> None:
     found, why = guessed(name, values)
-    assert found == kind and says in why
+    assert found == kind
+    assert says in why
 
 
 def test_numbers_as_people_write_them() -> None:
@@ -78,7 +79,8 @@ def test_what_the_user_says_goes_before_what_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("name,year,kind\nbike,1999,1\ncar,2001,2\n")
     columns = {"year": "text", "name": "group", "kind": Category(("1", "2", "3"))}
     data = Dataset.open(tmp_path / "a.csv", types=columns)
-    assert data.raw("year", [0]) == ["1999"] and data.group_column == "name"
+    assert data.raw("year", [0]) == ["1999"]
+    assert data.group_column == "name"
     assert data.schema.columns["kind"] == Column("kind", Category(("1", "2", "3")), "as you said")
 
 
@@ -96,7 +98,8 @@ def test_names_of_pictures_that_are_nowhere_are_passed_over_where_others_are() -
     pixels, names = np.zeros((3, 8, 8, 3), np.uint8), ["a.jpg", "b.jpg", "c.jpg"]
     table = Table({"original": names, "url": [f"https://a.b/{n}" for n in names], "image": pixels}, names)
     schema = infer_schema(table, {})
-    assert list(schema.columns) == ["image"] and "0 exist" in schema.roles["original"].reason
+    assert list(schema.columns) == ["image"]
+    assert "0 exist" in schema.roles["original"].reason
     assert {r.kind for r in schema.roles.values()} == {"ignore"}
 
 
@@ -112,7 +115,9 @@ def schema(**columns: Any) -> Schema:
 
 def test_pick() -> None:
     s = schema(photo=Image(), thumb=Image(), caption=Text(), caption_de=Text(), mood=Category())
-    assert s.resolve_column("image") == "photo" and s.resolve_column("text") == "caption" and s.resolve_column("category") == "mood"
+    assert s.resolve_column("image") == "photo"
+    assert s.resolve_column("text") == "caption"
+    assert s.resolve_column("category") == "mood"
     assert s.resolve_column("text", "caption,caption_de") == "caption,caption_de"
     for kind, name, says in [("image", "foto", "did you mean 'photo'"), ("image", "caption", "is text, not image"),
                              ("numeric", None, "there is no number column. Columns: photo (image)"),
@@ -134,9 +139,13 @@ def fitted(tmp_path: Path) -> tuple[Dataset, Schema]:
 def test_fit_learns_from_the_rows_it_is_given(tmp_path: Path) -> None:
     data, s = fitted(tmp_path)
     number, label, caption, other = (s.columns[n].modality for n in ("price", "label", "caption", "other"))
-    assert isinstance(number, Numeric) and number.mean == 9.5 and label == Category(("a", "b"), (10, 10))
-    assert isinstance(caption, Text) and isinstance(other, Text)
-    assert caption.tokenizer is not None and other.tokenizer is caption.tokenizer
+    assert isinstance(number, Numeric)
+    assert number.mean == 9.5
+    assert label == Category(("a", "b"), (10, 10))
+    assert isinstance(caption, Text)
+    assert isinstance(other, Text)
+    assert caption.tokenizer is not None
+    assert other.tokenizer is caption.tokenizer
     assert caption.vocab_size == other.vocab_size == caption.tokenizer.get_vocab_size()
     assert data.schema.columns["price"].modality == Numeric()        # the data set's own schema is untouched
 
@@ -147,12 +156,15 @@ def test_there_and_back(tmp_path: Path) -> None:
     back = Schema.load(tmp_path)
     assert back == s
     a, b = s.columns["other"].modality, back.columns["other"].modality
-    assert isinstance(a, Text) and isinstance(b, Text) and b.tokenizer is back.columns["caption"].modality.tokenizer  # type: ignore[attr-defined]
+    assert isinstance(a, Text)
+    assert isinstance(b, Text)
+    assert b.tokenizer is back.columns["caption"].modality.tokenizer
     assert a.load("words unseen").tolist() == b.load("words unseen").tolist()
     unfitted = schema(image=Image(size=32), caption=Text())
     (tmp_path / "new").mkdir()
     unfitted.save(tmp_path / "new")
-    assert Schema.load(tmp_path / "new") == unfitted and not (tmp_path / "new" / "tokenizer.json").exists()
+    assert Schema.load(tmp_path / "new") == unfitted
+    assert not (tmp_path / "new" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("change, says", [
@@ -194,9 +206,13 @@ def test_one_tokenizer_a_run(tmp_path: Path) -> None:
 
 def test_numbers_are_standardised() -> None:
     number = Numeric().fit([1.0, None, 3.0])
-    assert number == Numeric(2.0, 1.0, (1.0, 3.0), 2) and Numeric().fit([]) == Numeric() and Numeric().fit([5, 5]).std == 1
+    assert number == Numeric(2.0, 1.0, (1.0, 3.0), 2)
+    assert Numeric().fit([]) == Numeric()
+    assert Numeric().fit([5, 5]).std == 1
     batch = number.collate([number.load(v) for v in (1, 2.0, np.float32(3))])
-    assert batch.dtype == torch.float32 and batch.tolist() == [-1, 0, 1] and number.decode(batch[0]) == 1
+    assert batch.dtype == torch.float32
+    assert batch.tolist() == [-1, 0, 1]
+    assert number.decode(batch[0]) == 1
     assert Numeric.from_json(json.loads(json.dumps(number.to_json()))) == number
     for bad in ("1", None, True, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="number"):
@@ -207,20 +223,25 @@ def test_numbers_are_standardised() -> None:
 
 def test_categories_are_numbered() -> None:
     category = Category().fit(["dog", None, "cat", "dog"])
-    assert category.classes == ("cat", "dog") and category.counts == (1, 2)
+    assert category.classes == ("cat", "dog")
+    assert category.counts == (1, 2)
     assert category.fit(["eel", "cat"]) == Category(("cat", "dog"), (1, 0)), "classes that are given stay"
     batch = category.collate([category.load(v) for v in ("dog", "cat")])
-    assert batch.dtype == torch.int64 and batch.tolist() == [1, 0] and category.decode(batch[0]) == "dog"
+    assert batch.dtype == torch.int64
+    assert batch.tolist() == [1, 0]
+    assert category.decode(batch[0]) == "dog"
     assert Category.from_json(json.loads(json.dumps(category.to_json()))) == category
     unseen = category.collate([category.load("eel")])
-    assert unseen.tolist() == [2] and category.decode(unseen[0]) is None
+    assert unseen.tolist() == [2]
+    assert category.decode(unseen[0]) is None
     assert [Category(("1", "true")).load(v).item() for v in (1, 1.0, True, "1")] == [0, 0, 1, 0]
 
 
 def test_ranks_stand_in_their_order() -> None:
     assert Ordinal().fit(["10", "9", "9", "1.5"]).classes == ("1.5", "9", "10")
     low = Ordinal(("low", "high")).fit(["high", "high", "low"])
-    assert low.classes == ("low", "high") and low.counts == (1, 2)
+    assert low.classes == ("low", "high")
+    assert low.counts == (1, 2)
     with pytest.raises(ValueError, match="give it, lowest first"):
         Ordinal().fit(["low", "high"])
 
@@ -229,8 +250,10 @@ def test_dates_know_the_week_and_the_year() -> None:
     days = [f"2026-03-{d:02d}T12:00" for d in range(2, 9)]          # a Monday to a Sunday
     date = Datetime().fit([*days, None, "rubbish"])
     batch = date.collate([date.load(v) for v in days])
-    assert batch.shape == (7, 9) and batch[:, -1].tolist() == [0, 0, 0, 0, 0, 1, 1]
-    assert batch[:, 0].mean().abs() < 1e-5 and date.decode(batch[0]).startswith("2026-03-02T12:00")
+    assert batch.shape == (7, 9)
+    assert batch[:, -1].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert batch[:, 0].mean().abs() < 1e-5
+    assert date.decode(batch[0]).startswith("2026-03-02T12:00")
     a_week_on = date.collate([date.load("2026-03-09T12:00")])
     assert torch.allclose(a_week_on[0, 4:8], batch[0, 4:8], atol=1e-5)
     same = [date.load(v) for v in (datetime.date(2026, 3, 2), "2026-03-02", "2026-03-02T01:00+01:00")]
@@ -245,7 +268,8 @@ def test_tags_are_a_set() -> None:
     tags = Multilabel(";").fit(["b; a", "a;a", None, ["c"]])
     assert (tags.tags, tags.counts, tags.rows) == (("a", "b", "c"), (2, 1, 1), 3)
     batch = tags.collate([tags.load(v) for v in ("c;a", "z;y;b", "")])
-    assert batch.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]] and tags.decode(batch[0]) == ["a", "c"]
+    assert batch.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert tags.decode(batch[0]) == ["a", "c"]
     with pytest.raises(ValueError, match="tags"):
         tags.load(7)
     assert Multilabel.from_json(json.loads(json.dumps(tags.to_json()))) == tags

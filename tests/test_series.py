@@ -141,7 +141,8 @@ def test_windows_without_a_reading_are_not_valid() -> None:
     x = torch.randn(7, 2).numpy()
     x[2:4] = NAN                                                            # a gap of a whole window
     t = windows(TWO.collate([x, x[:3], x[:0]]))
-    assert t.valid is not None and t.valid.tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert t.valid is not None
+    assert t.valid.tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert t.pos[0, :, 0].tolist() == [0, 1, 2, 3]
     alone = windows(TWO.collate([x[:2]]))
     assert alone.valid is None
@@ -198,7 +199,8 @@ def test_of_each_pair_of_steps_the_larger_stays_of_those_that_are_there() -> Non
     x = torch.tensor([[[-3.0], [5.0], [-2.0], [-1.0], [7.0], [7.0]]])
     there = torch.tensor([[True, False, True, True, False, False]])
     left, valid = max_pool_pairs(x, there)
-    assert left.flatten().tolist() == [-3.0, -1.0, 0.0] and valid.tolist() == [[True, True, False]]
+    assert left.flatten().tolist() == [-3.0, -1.0, 0.0]
+    assert valid.tolist() == [[True, True, False]]
 
 
 def test_noise_is_in_proportion_to_what_a_series_does() -> None:
@@ -212,9 +214,12 @@ def test_changes_are_repeatable_and_keep_what_is_missing_missing() -> None:
     how = {"jitter": 0.1, "scale": 0.2, "crop": 0.6, "warp": 0.2, "channel_dropout": 0.3}
     batch = TWO.fake(16, torch.Generator().manual_seed(0))
     a, b = (TWO.augment(batch, torch.Generator().manual_seed(1), **how) for _ in range(2))
-    assert torch.equal(a, b) and a.shape == batch.shape and not torch.equal(a, batch)
+    assert torch.equal(a, b)
+    assert a.shape == batch.shape
+    assert not torch.equal(a, batch)
     x, there = a.chunk(2, -1)
-    assert not x[there == 0].any() and set(there.unique().tolist()) == {0, 1}
+    assert not x[there == 0].any()
+    assert set(there.unique().tolist()) == {0, 1}
     assert (valid_steps(a).sum(1) > 0).all()
     assert torch.equal(TWO.augment(batch, torch.Generator()), batch)
 
@@ -225,21 +230,27 @@ def test_a_crop_is_a_window_of_the_series() -> None:
     batch = one.collate([line + 100] * 32 + [line[:10] + 100])
     cut = one.augment(batch, torch.Generator().manual_seed(0), crop=0.5)
     lengths = valid_steps(cut).sum(1)
-    assert lengths[:32].min() >= 10 and lengths[:32].max() <= 20 and lengths[32] >= 5
+    assert lengths[:32].min() >= 10
+    assert lengths[:32].max() <= 20
+    assert lengths[32] >= 5
     for row, length in zip(cut[:, :, 0], lengths.tolist(), strict=True):
-        assert (row[1:length] - row[:length - 1] == 1).all() and not row[length:].any() and row[0] >= 100
+        assert (row[1:length] - row[:length - 1] == 1).all()
+        assert not row[length:].any()
+        assert row[0] >= 100
     assert cut[:32, 0, 0].max() > 100
 
 
 def test_dropped_channels_are_never_all() -> None:
     x, there = TWO.augment(torch.ones(64, 3, 4), torch.Generator().manual_seed(0), channel_dropout=0.9).chunk(2, -1)
-    assert ((there.sum((1, 2)) == 3) | (there.sum((1, 2)) == 6)).all() and (there[:, :, 0] != there[:, :, 1]).any()
+    assert ((there.sum((1, 2)) == 3) | (there.sum((1, 2)) == 6)).all()
+    assert (there[:, :, 0] != there[:, :, 1]).any()
 
 
 def test_a_picture_of_it() -> None:
     batch = TWO.collate([np.array([[0, 1], [NAN, 2], [1, NAN], [2, 0]], np.float32), np.zeros((0, 2), np.float32)])
     seen, empty = (np.asarray(TWO.decode(row)) for row in batch)
-    assert seen.shape == (160, 480, 3) and (seen < 250).any(-1).sum() > (empty < 250).any(-1).sum() > 0
+    assert seen.shape == (160, 480, 3)
+    assert (seen < 250).any(-1).sum() > (empty < 250).any(-1).sum() > 0
 
 
 # ------------------------------------------------------------------------------------------- from a table to a batch
@@ -258,17 +269,22 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_from_a_table_to_a_batch(table: Path) -> None:
     data = Dataset.open(table)
     kinds = {name: column.kind for name, column in data.schema.columns.items()}
-    assert kinds == {"motion": "series", "short": "series", "label": "category"} and len(data) == 13
+    assert kinds == {"motion": "series", "short": "series", "label": "category"}
+    assert len(data) == 13
     assert "12 of 12 values end in .csv and 12 exist" in data.schema.columns["motion"].reason
     assert data.raw("motion", [0, 12]) == [table.parent / "runs/0.csv", None]
     schema = data.schema.fit(data, np.arange(13))
     motion = schema["motion"]
-    assert isinstance(motion, Series) and motion.channels == ("x", "y") and motion.typical_length == 8
+    assert isinstance(motion, Series)
+    assert motion.channels == ("x", "y")
+    assert motion.typical_length == 8
     prepared = data.prepare(schema, ["motion", "short", "label"])
     batch = prepared.batch([0, 11, 12])
-    assert batch["motion"].shape == (3, 14, 4) and batch.present["motion"].tolist() == [True, True, False]
+    assert batch["motion"].shape == (3, 14, 4)
+    assert batch.present["motion"].tolist() == [True, True, False]
     alone = motion.collate([motion.load(table.parent / "runs/11.csv")])
-    assert torch.equal(batch["motion"][1], alone[0]) and not batch["motion"][2].any()
+    assert torch.equal(batch["motion"][1], alone[0])
+    assert not batch["motion"][2].any()
     assert batch["short"][0, :, 1].tolist() == [1, 0, 1]
     changed = [prepared.batch([0, 1], torch.Generator().manual_seed(0), {"motion": {"jitter": 1.0}}) for _ in range(2)]
     assert torch.equal(changed[0]["motion"], changed[1]["motion"])
@@ -282,17 +298,20 @@ def test_a_schema_there_and_back(table: Path, tmp_path: Path) -> None:
     again = Schema.load(tmp_path)
     assert again == schema
     first = [data.prepare(s, ["motion"]).batch([3])["motion"] for s in (schema, again)]
-    assert torch.equal(*first) and first[0].shape == (1, 4, 4)
+    assert torch.equal(*first)
+    assert first[0].shape == (1, 4, 4)
 
 
 def test_what_cannot_be_read_is_left_out_by_name(table: Path) -> None:
     written(table.parent / "runs" / "3.csv", "x,y\n1,zwei\n")
     (table.parent / "runs" / "4.csv").unlink()
     data = Dataset.open(table, max_invalid_fraction=0.5)
-    assert [(b.location, b.column) for b in data.bad_samples] == [("table.csv:6", "motion")] and "no file" in data.bad_samples[0].reason
+    assert [(b.location, b.column) for b in data.bad_samples] == [("table.csv:6", "motion")]
+    assert "no file" in data.bad_samples[0].reason
     prepared = data.prepare(data.schema.fit(data, np.arange(12)), ["motion"], quiet=True)
     found = [b for b in prepared.bad_samples if b.location == "table.csv:5"]
-    assert len(found) == 1 and "line 2, channel 'y': expected a number, found 'zwei'" in found[0].reason
+    assert len(found) == 1
+    assert "line 2, channel 'y': expected a number, found 'zwei'" in found[0].reason
     assert any("zwei" in b.reason for b in data.describe().bad_samples)
     written(table, "motion\n../outside.csv\nruns/1.csv\n")
     outside = Dataset.open(table, types={"motion": "series"}, max_invalid_fraction=0.5)
@@ -302,6 +321,7 @@ def test_what_cannot_be_read_is_left_out_by_name(table: Path) -> None:
 def test_rows_of_one_series_are_the_same_thing(table: Path) -> None:
     (table.parent / "runs" / "1.csv").write_bytes((table.parent / "runs" / "0.csv").read_bytes())
     groups = Dataset.open(table, types={"short": "ignore"}).groups()
-    assert groups[0] == groups[1] and len(set(groups.tolist())) == 12
+    assert groups[0] == groups[1]
+    assert len(set(groups.tolist())) == 12
     numbers = Dataset.open(table, types={"motion": "ignore"}).groups()
     assert len(set(numbers.tolist())) == 13

@@ -78,7 +78,8 @@ def test_a_frozen_block_that_holds_a_way_beside_is_whole() -> None:
     for block in trunk._blocks():
         assert block.gated_cross_attention is not None
         block.gated_cross_attention.requires_grad_(True)
-    assert set_stochastic_depth(trunk, 0.5) == 0 and not any(block.drop_path.drop_prob for block in trunk._blocks())
+    assert set_stochastic_depth(trunk, 0.5) == 0
+    assert not any(block.drop_path.drop_prob for block in trunk._blocks())
 
 
 def test_on_average_nothing_changes() -> None:
@@ -106,4 +107,5 @@ def test_as_a_keyword_of_training(tmp_path: Path) -> None:
     runs = [train(fusion, Dataset.open(table), out=tmp_path / f"run{i}", quiet=True, epochs=1, seed=0, layers=2,
                   encoders="title=transformer", stochastic_depth=chance) for i, chance in enumerate((0.0, 0.5, 0.5))]
     said = [run.predict(title=["number 1"])["target"].probability for run in runs]
-    assert (said[1] == said[2]).all() and (said[0] != said[1]).any()
+    assert (said[1] == said[2]).all()
+    assert (said[0] != said[1]).any()

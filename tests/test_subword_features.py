@@ -27,7 +27,8 @@ def test_a_run_keeps_the_pieces_it_has_met(data: Dataset, tmp_path: Path) -> Non
     again = sn.load(tmp_path / "run")
     for one in (model, again):
         spelt = [part for part in one.module.modules() if isinstance(part, SubwordBagEmbedding)]
-        assert len(spelt) == 1 and spelt[0].get_buffer("known").min() < EMPTY_HASH
+        assert len(spelt) == 1
+        assert spelt[0].get_buffer("known").min() < EMPTY_HASH
     texts = ["a red circle", "some reddish circles"]
     assert (model.embed(text=texts) == again.embed(text=texts)).all()
     with pytest.raises(SensoriumError, match="no vision transformer"):
@@ -41,11 +42,14 @@ def test_a_word_never_seen_is_known_by_what_it_shares(data: Dataset, tmp_path: P
     seen, like, other = (text.collate([text.load(word)]) for word in ("circle", "circlet", "xylophon"))
     with torch.no_grad():
         whole, spelt, ordered = voice.pooled(seen), voice.subword_encoder.pooled(seen), Encoder.pooled(voice, seen)
-        assert torch.allclose(whole, spelt + ordered) and spelt.abs().sum() > 0 and ordered.abs().sum() > 0
+        assert torch.allclose(whole, spelt + ordered)
+        assert spelt.abs().sum() > 0
+        assert ordered.abs().sum() > 0
         near, far = (torch.cosine_similarity(spelt, voice.subword_encoder.pooled(ids)).item() for ids in (like, other))
         assert near > 0.5 > far
         again, tokens = voice.pooled_and_tokens(seen)
-        assert torch.allclose(again, whole, atol=1e-6) and tokens.x.shape[2] == 32
+        assert torch.allclose(again, whole, atol=1e-6)
+        assert tokens.x.shape[2] == 32
 
 
 def test_it_may_be_left_out_and_is_planned(data: Dataset, tmp_path: Path) -> None:
@@ -53,4 +57,5 @@ def test_it_may_be_left_out_and_is_planned(data: Dataset, tmp_path: Path) -> Non
     assert not any(isinstance(part, SubwordBagEmbedding) for part in model.module.modules())
     assert set(export_model(model, "torch", tmp_path / "graph")) == {"image", "caption"}
     plain, wide = (summarize_recipe(clip_small, default_schema({}), {"subword_features": pieces}) for pieces in (False, True))
-    assert wide.parameters > plain.parameters and wide.flops_forward == plain.flops_forward
+    assert wide.parameters > plain.parameters
+    assert wide.flops_forward == plain.flops_forward

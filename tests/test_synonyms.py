@@ -30,12 +30,14 @@ def table(folder: Path) -> Path:
 def test_words_and_phrases_are_exchanged(tmp_path: Path) -> None:
     words = Synonyms.from_file(listed(tmp_path))
     found = words.paraphrase("Big red motor car, carpet")
-    assert 1 <= len(found) <= MAX_PARAPHRASES and len(set(found)) == len(found)
+    assert 1 <= len(found) <= MAX_PARAPHRASES
+    assert len(set(found)) == len(found)
     assert found == words.paraphrase("Big red motor car, carpet")               # the same text, the same answers
     for one in found:
         rest = one.lower().replace("motor car", "*").replace("automobile", "*").replace("large", "big")
         rest = rest.replace("crimson", "red").replace("car, c", "*, c")
-        assert rest == "big red *, carpet" and one[0] in "BL"               # phrases as one, parts of words not at all
+        assert rest == "big red *, carpet"
+        assert one[0] in "BL"
     assert words.paraphrase("a blue house") == []
     assert {*Synonyms([("fine", "nice"), ("fine", "thin")]).paraphrase("fine")} == {"nice", "thin"}
     assert Synonyms([("car", "car")]).paraphrase("car") == []
@@ -97,7 +99,9 @@ def test_several_captions_keep_their_order(tmp_path: Path) -> None:
                                                    for i in range(30)))
     data = Dataset.open(tmp_path / "some.jsonl", synonyms={"name": listed(tmp_path)})
     found = data.raw("name", data.splits["train"][:1])[0]
-    assert found[1] == "b" and len(found) > 2 and all("crimson" in t or "red" in t for t in found[2:])
+    assert found[1] == "b"
+    assert len(found) > 2
+    assert all("crimson" in t or "red" in t for t in found[2:])
 
 
 def test_a_model_learns_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

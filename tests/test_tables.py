@@ -52,7 +52,9 @@ def test_captions_beside_the_pictures(photos: Path) -> None:
     for name, caption in zip(NAMES, CAPTIONS, strict=True):
         (photos / name).with_suffix(".txt").write_text(f"{caption}\n\nthe same in other words\n{caption}\n")
     data = Dataset.open(photos)
-    assert kinds(data) == {"image": "image", "caption": "text"} and len(data) == 20 and not data.bad_samples
+    assert kinds(data) == {"image": "image", "caption": "text"}
+    assert len(data) == 20
+    assert not data.bad_samples
     assert data.raw("image", [3]) == [photos / NAMES[3]]
     assert data.raw("caption", [3]) == [[CAPTIONS[3], "the same in other words"]]
     assert "20 of 20 pictures" in data.schema.columns["caption"].reason
@@ -73,7 +75,8 @@ def test_text_and_json_of_one_picture_are_merged(photos: Path) -> None:
     (photos / "p00.txt").write_text("one")
     (photos / "p00.json").write_text('{"caption": "one", "captions_more": "x", "url": "https://a.b/c.jpg"}')
     data = Dataset.open(photos)
-    assert data.raw("caption", [0, 1]) == [["one"], None] and kinds(data)["url"] == "ignore"
+    assert data.raw("caption", [0, 1]) == [["one"], None]
+    assert kinds(data)["url"] == "ignore"
 
 
 def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
@@ -88,12 +91,17 @@ def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
     (photos / "README.txt").write_text("not a caption")
     (photos / "p99.heic").write_bytes(b"x")
     message = refusal(photos)
-    assert "5 of 22 rows" in message and "--max-bad" in message and "p00.txt" in message
+    assert "5 of 22 rows" in message
+    assert "--max-bad" in message
+    assert "p00.txt" in message
     data = Dataset.open(photos, max_invalid_fraction=0.5)
     reasons = {b.location: b.reason for b in data.bad_samples}
     assert sorted(reasons) == ["alone.txt", "p00.txt", "p01.json", "p02.json", "p99.heic"]
-    assert "utf-8" in reasons["p00.txt"] and "not JSON" in reasons["p01.json"] and "JPEG" in reasons["p99.heic"]
-    assert len(data) == 17 and all(b.row == -1 for b in data.bad_samples)
+    assert "utf-8" in reasons["p00.txt"]
+    assert "not JSON" in reasons["p01.json"]
+    assert "JPEG" in reasons["p99.heic"]
+    assert len(data) == 17
+    assert all(b.row == -1 for b in data.bad_samples)
 
 
 def test_a_folder_per_class(photos: Path) -> None:
@@ -102,7 +110,8 @@ def test_a_folder_per_class(photos: Path) -> None:
         (photos / name).rename(photos / ("cat", "dog")[i % 2] / name)
     data = Dataset.open(photos)
     assert kinds(data) == {"image": "image", "label": "category"}
-    assert sorted(set(data.raw("label", range(20)))) == ["cat", "dog"] and data.location(0) == "cat/p00.png"
+    assert sorted(set(data.raw("label", range(20)))) == ["cat", "dog"]
+    assert data.location(0) == "cat/p00.png"
 
 
 def test_train_and_test_folders_are_splits(photos: Path) -> None:
@@ -113,7 +122,8 @@ def test_train_and_test_folders_are_splits(photos: Path) -> None:
     data = Dataset.open(photos)
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 7, "val": 7, "test": 6}
     assert data.raw("image", data.splits["test"])[0] == photos / "test" / "cat" / "p02.png"
-    assert set(data.raw("label", range(20))) == {"cat", "dog"} and "'split' says" in data.split_rule
+    assert set(data.raw("label", range(20))) == {"cat", "dog"}
+    assert "'split' says" in data.split_rule
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "captions.tsv", "metadata.jsonl", "anything.csv"])
@@ -125,7 +135,8 @@ def test_a_table_in_the_folder(photos: Path, name: str) -> None:
         table(photos / name, [["file_name", "text"], *map(list, zip(NAMES, CAPTIONS, strict=True))],
               "\t" if name.endswith("tsv") else ",")
     data = Dataset.open(photos)
-    assert kinds(data) == {"file_name": "image", "text": "text"} and data.raw("text", [5]) == [CAPTIONS[5]]
+    assert kinds(data) == {"file_name": "image", "text": "text"}
+    assert data.raw("text", [5]) == [CAPTIONS[5]]
     assert "20 of 20 values end in .png and 20 exist" in data.schema.columns["file_name"].reason
     assert data.location(0).startswith(name)
 
@@ -137,8 +148,10 @@ def test_tables_of_the_parts(photos: Path) -> None:
             (photos / name).rename(photos / part / name)
         table(photos / part / "metadata.csv", [["file_name", "text"], *([n, f"about {n}"] for n in some)])
     data = Dataset.open(photos)
-    assert data.splits["test"].tolist() == list(range(8)) and len(data.splits["train"]) + len(data.splits["val"]) == 12
-    assert data.location(0) == "test/metadata.csv:2" and data.raw("file_name", [0]) == [photos / "test" / "p12.png"]
+    assert data.splits["test"].tolist() == list(range(8))
+    assert len(data.splits["train"]) + len(data.splits["val"]) == 12
+    assert data.location(0) == "test/metadata.csv:2"
+    assert data.raw("file_name", [0]) == [photos / "test" / "p12.png"]
     assert "val is 10 % of train" in data.split_rule
 
 
@@ -162,7 +175,8 @@ def test_links_are_followed_but_not_in_circles(photos: Path, tmp_path_factory: p
     (folder / "dog" / "again").symlink_to(folder)
     (folder / "dog" / "gone.png").symlink_to(folder / "nowhere.png")
     data = Dataset.open(folder)
-    assert len(data) == 21 and data.location(20) == "dog/gone.png"
+    assert len(data) == 21
+    assert data.location(20) == "dog/gone.png"
 
 
 # Files of rows --------------------------------------------------------------------------------------------------
@@ -185,8 +199,10 @@ def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
     rows[7] = 'p07.png,"a "quoted" word"'
     (photos / "a.csv").write_text("file,caption\n" + "\n".join(rows) + "\n")
     data = Dataset.open(photos / "a.csv", max_invalid_fraction=0.2)
-    assert [b.location for b in data.bad_samples] == ["a.csv:5", "a.csv:6", "a.csv:9"] and len(data) == 17
-    assert "1 cells where the header has 2" in data.bad_samples[0].reason and "quotation marks" in data.bad_samples[2].reason
+    assert [b.location for b in data.bad_samples] == ["a.csv:5", "a.csv:6", "a.csv:9"]
+    assert len(data) == 17
+    assert "1 cells where the header has 2" in data.bad_samples[0].reason
+    assert "quotation marks" in data.bad_samples[2].reason
     assert data.raw("file", [5]) == [photos / "p08.png"]        # reading went on with the next line
     assert "3 of 20 rows" in refusal(photos / "a.csv")
     (photos / "a.csv").write_text("file,caption\np00.png,x\n" + 'p01.png,"x\np02.png,"y"\n')
@@ -204,7 +220,8 @@ def test_a_quotation_mark_that_never_closes_is_no_silent_loss(photos: Path) -> N
 
 def test_wrong_encoding_names_the_line(photos: Path) -> None:
     (photos / "a.csv").write_bytes(b"file,caption\np00.png,one\np01.png,caf\xe9\n")
-    assert "a.csv:3" in refusal(photos / "a.csv") and "encoding=" in refusal(photos / "a.csv")
+    assert "a.csv:3" in refusal(photos / "a.csv")
+    assert "encoding=" in refusal(photos / "a.csv")
     data = Dataset.open(photos / "a.csv", encoding="latin-1")
     assert data.raw("caption", [1]) == ["café"]
     assert "unknown encoding 'utf-9'" in refusal(photos / "a.csv", encoding="utf-9")
@@ -224,7 +241,8 @@ def test_lists_of_captions(photos: Path) -> None:
                                                       zip(NAMES, CAPTIONS, strict=True))])
     for name in ("a.jsonl", "a.csv"):
         data = Dataset.open(photos / name)
-        assert data.raw("captions", [2]) == [[CAPTIONS[2], "other"]] and kinds(data)["captions"] == "text"
+        assert data.raw("captions", [2]) == [[CAPTIONS[2], "other"]]
+        assert kinds(data)["captions"] == "text"
         assert "lists of texts, 2.0 a row" in data.schema.columns["captions"].reason
 
 
@@ -233,7 +251,8 @@ def test_jsonl_lines_that_are_none(photos: Path) -> None:
     lines[4], lines[5], lines[6] = '{"image": ', "[1, 2]", "[" * 100_000
     (photos / "a.jsonl").write_text("\n".join(lines))
     data = Dataset.open(photos / "a.jsonl", max_invalid_fraction=0.2)
-    assert [b.location for b in data.bad_samples] == ["a.jsonl:5", "a.jsonl:6", "a.jsonl:7"] and len(data) == 17
+    assert [b.location for b in data.bad_samples] == ["a.jsonl:5", "a.jsonl:6", "a.jsonl:7"]
+    assert len(data) == 17
 
 
 def test_parquet(photos: Path) -> None:
@@ -248,8 +267,10 @@ def test_parquet(photos: Path) -> None:
     data = Dataset.open(photos / "a.parquet")
     assert kinds(data) == {"image": "image", "raw": "image", "label": "category", "captions": "text",
                            "nested": "ignore", "price": "numeric", "when": "datetime"}
-    assert data.raw("image", [1]) == [pictures[1]["bytes"]] and data.raw("label", [0, 1]) == ["cat", "dog"]
-    assert data.raw("captions", [1]) == [[CAPTIONS[1], "other"]] and data.location(0) == "a.parquet:1"
+    assert data.raw("image", [1]) == [pictures[1]["bytes"]]
+    assert data.raw("label", [0, 1]) == ["cat", "dog"]
+    assert data.raw("captions", [1]) == [[CAPTIONS[1], "other"]]
+    assert data.location(0) == "a.parquet:1"
     for part in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
         (photos / "hub" / "data").mkdir(parents=True, exist_ok=True)
         pq.write_table(whole, photos / "hub" / "data" / f"{part}.parquet")
@@ -313,7 +334,8 @@ def test_paths_outside_are_refused_unless_they_are_given_in_full(photos: Path) -
     path = table(photos / "sub" / "a.csv", [["file", "caption"], ["../p00.png", "x"], [str(photos / "p01.png"), "y"],
                                             ["./x/../../p02.png", "z"], ["..\\p03.png", "w"]])
     data = Dataset.open(path, max_invalid_fraction=1)
-    assert [b.location for b in data.bad_samples] == ["a.csv:2", "a.csv:4", "a.csv:5"] and "full path" in data.bad_samples[0].reason
+    assert [b.location for b in data.bad_samples] == ["a.csv:2", "a.csv:4", "a.csv:5"]
+    assert "full path" in data.bad_samples[0].reason
     assert data.raw("file", [0]) == [photos / "p01.png"]
 
 
@@ -325,7 +347,8 @@ def test_values_of_another_type_are_quarantined(photos: Path) -> None:
     data = Dataset.open(photos / "a.jsonl", max_invalid_fraction=0.3)
     found = [f"{b.location} {b.column}".removeprefix("a.jsonl:") for b in data.bad_samples]
     assert sorted(found) == ["3 price", "4 text", "5 image", "6 image", "7 price"]
-    assert len(data) == 15 and kinds(data) == {"image": "image", "price": "numeric", "text": "text"}
+    assert len(data) == 15
+    assert kinds(data) == {"image": "image", "price": "numeric", "text": "text"}
 
 
 # Splits and groups ----------------------------------------------------------------------------------------------
@@ -336,7 +359,8 @@ def test_the_hash_keeps_copies_together_and_stays_when_rows_are_added() -> None:
     shares = {"train": 0.8, "val": 0.1, "test": 0.1}
     splits = split_by_hash(keys, shares)
     sides = {name: {keys[i] for i in rows} for name, rows in splits.items()}
-    assert sum(map(len, sides.values())) == 500 and 340 < len(sides["train"]) < 440
+    assert sum(map(len, sides.values())) == 500
+    assert 340 < len(sides["train"]) < 440
     longer = split_by_hash([*keys, *(f"new{i}" for i in range(300))], shares)
     assert all(set(rows) <= set(longer[name]) for name, rows in splits.items())
 
@@ -344,7 +368,8 @@ def test_the_hash_keeps_copies_together_and_stays_when_rows_are_added() -> None:
 def test_small_data_still_have_something_to_judge_by() -> None:
     for n in (3, 5, 10, 20):
         splits = split_by_hash([f"k{i}" for i in range(n)], {"train": 0.8, "val": 0.1, "test": 0.1})
-        assert all(len(rows) for rows in splits.values()) and sum(map(len, splits.values())) == n
+        assert all(len(rows) for rows in splits.values())
+        assert sum(map(len, splits.values())) == n
     assert [len(r) for r in split_by_hash(["a", "a"], {"train": 0.8, "val": 0.2}).values()] in ([2, 0], [0, 2])
 
 
@@ -353,12 +378,14 @@ def test_identical_pictures_are_one_group(photos: Path) -> None:
         (photos / f"copy{i}.png").write_bytes((photos / NAMES[i]).read_bytes())
     data = Dataset.open(photos)
     groups = data.groups()
-    assert groups.dtype == np.int64 and len(set(groups.tolist())) == 20
+    assert groups.dtype == np.int64
+    assert len(set(groups.tolist())) == 20
     side = {int(i): name for name, rows in data.splits.items() for i in rows}
     names = [p.name for p in data.raw("image", range(25))]
     for i in range(5):
         a, b = names.index(f"copy{i}.png"), names.index(NAMES[i])
-        assert groups[a] == groups[b] and side[a] == side[b]
+        assert groups[a] == groups[b]
+        assert side[a] == side[b]
     assert "md5 of the content of 'image'" in data.split_rule
 
 
@@ -366,11 +393,14 @@ def test_a_group_column_never_crosses(photos: Path) -> None:
     path = table(photos / "a.csv", [["file", "caption", "product_id"],
                                     *([n, c, i // 4] for i, (n, c) in enumerate(zip(NAMES, CAPTIONS, strict=True)))])
     data = Dataset.open(path)
-    assert data.group_column == "product_id" and len(set(data.groups().tolist())) == 5
+    assert data.group_column == "product_id"
+    assert len(set(data.groups().tolist())) == 5
     sides = [{int(data.groups()[i]) for i in rows} for rows in data.splits.values()]
-    assert sum(map(len, sides)) == 5 and len(set.union(*sides)) == 5
+    assert sum(map(len, sides)) == 5
+    assert len(set.union(*sides)) == 5
     other = Dataset.open(path, group="caption")
-    assert other.group_column == "caption" and kinds(other)["product_id"] == "ignore"
+    assert other.group_column == "caption"
+    assert kinds(other)["product_id"] == "ignore"
 
 
 def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
@@ -386,8 +416,10 @@ def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
     for name, text in forms.items():
         (photos / name).write_text(text)
         data = Dataset.open(path, split=str(photos / name))
-        assert data.splits["test"].tolist() == [0, 1, 2, 3, 4] and kinds(data)["fold"] == "ignore"
-        assert len(data.splits["train"]) + len(data.splits["val"]) == 10 and data.describe().num_unassigned == 5
+        assert data.splits["test"].tolist() == [0, 1, 2, 3, 4]
+        assert kinds(data)["fold"] == "ignore"
+        assert len(data.splits["train"]) + len(data.splits["val"]) == 10
+        assert data.describe().num_unassigned == 5
     (photos / "s.csv").write_text("p00.png,test\nnobody.png,train\n")
     assert "s.csv:2 puts 'nobody.png'" in refusal(path, split=str(photos / "s.csv"))
 
@@ -398,15 +430,19 @@ def test_another_file_as_the_test_split(photos: Path) -> None:
     (photos / "p19.png").rename(photos / "more" / "p19.png")
     b = table(photos / "more" / "b.csv", [["file", "caption"], ["p19.png", "held out"]])
     data = Dataset.open(a, test=b)
-    assert data.splits["test"].tolist() == [15] and len(data.splits["train"]) + len(data.splits["val"]) == 15
-    assert data.raw("file", [15]) == [photos / "more" / "p19.png"] and data.location(15) == "b.csv:2"
+    assert data.splits["test"].tolist() == [15]
+    assert len(data.splits["train"]) + len(data.splits["val"]) == 15
+    assert data.raw("file", [15]) == [photos / "more" / "p19.png"]
+    assert data.location(15) == "b.csv:2"
 
 
 def test_a_part_keeps_its_rows_in_their_splits(photos: Path) -> None:
     data = Dataset.open(photos)
     part = data.take(data.splits["test"])
-    assert len(part) == len(data.splits["test"]) and part.splits["test"].tolist() == list(range(len(part)))
-    assert not len(part.splits["train"]) and part.raw("image", [0]) == data.raw("image", data.splits["test"][:1])
+    assert len(part) == len(data.splits["test"])
+    assert part.splits["test"].tolist() == list(range(len(part)))
+    assert not len(part.splits["train"])
+    assert part.raw("image", [0]) == data.raw("image", data.splits["test"][:1])
     assert part.location(0) == data.location(int(data.splits["test"][0]))
 
 
@@ -419,12 +455,15 @@ def test_describe_is_plain_data_that_rich_can_print(photos: Path) -> None:
     told = Dataset.open(path).describe()
     assert [(c.name, c.kind, c.num_missing) for c in told.columns] == [("file", "image", 0), ("caption", "text", 1),
                                                                    ("price", "numeric", 0)]
-    assert told.num_rows == 20 and sum(told.split_sizes.values()) == 20 and told.columns[2].examples == ("0", "1")
+    assert told.num_rows == 20
+    assert sum(told.split_sizes.values()) == 20
+    assert told.columns[2].examples == ("0", "1")
     from rich.console import Console
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(told)
     text = console.export_text()
-    assert "20 of 20 values end in .png" in text and "80 : 10 : 10 by md5" in text
+    assert "20 of 20 values end in .png" in text
+    assert "80 : 10 : 10 by md5" in text
 
 
 def test_repr_is_one_line(photos: Path) -> None:
@@ -436,7 +475,8 @@ def test_a_long_file_is_decided_on_by_a_sample_that_is_said(tmp_path: Path, monk
     path = table(tmp_path / "a.csv", [["n", "text"], *(["x" if i == 5 else i, f"words {i}"] for i in range(1000))])
     data = Dataset.open(path)
     assert "(50 of 1,000 rows were looked at)" in data.schema.columns["n"].reason
-    assert [b.location for b in data.bad_samples] == ["a.csv:7"] and len(data) == 999
+    assert [b.location for b in data.bad_samples] == ["a.csv:7"]
+    assert len(data) == 999
 
 
 def test_opening_needs_no_extra(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,5 +499,6 @@ def test_pictures_that_do_not_decode_are_found_later(photos: Path, monkeypatch: 
 def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,x\n,\n\n \n2,y\n")
     data = Dataset.open(tmp_path / "table.csv")
-    assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0] and not data.bad_samples
+    assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0]
+    assert not data.bad_samples
     assert [data.location(row).rpartition(":")[2] for row in range(3)] == ["2", "3", "6"]

@@ -1,4 +1,5 @@
 """Words to ids and back: whatever the string, a text begins, ends, and fits."""
+import itertools
 import math
 
 import numpy as np
@@ -47,14 +48,17 @@ def test_case_and_compatible_forms_are_one(text: Text) -> None:
 @pytest.mark.parametrize("odd", ODD)
 def test_any_string_becomes_a_text(odd: str, text: Text) -> None:
     ids = text.load(odd)
-    assert ids.dtype == np.int32 and 2 <= len(ids) <= text.length
-    assert ids[0] == START and ids[-1] == END
+    assert ids.dtype == np.int32
+    assert 2 <= len(ids) <= text.length
+    assert ids[0] == START
+    assert ids[-1] == END
     assert ((ids[1:-1] > END) & (ids[1:-1] < text.vocab_size)).all(), "a text cannot spell start, end, pad"
 
 
 def test_a_cut_text_keeps_its_end(text: Text) -> None:
     ids = text.load("a red bicycle " * 50)
-    assert len(ids) == text.length and ids[-1] == END
+    assert len(ids) == text.length
+    assert ids[-1] == END
 
 
 def test_one_by_one_is_as_many_at_once(text: Text) -> None:
@@ -84,9 +88,11 @@ def test_fit_takes_gaps_and_lists_and_happens_once(text: Text) -> None:
 def test_collate_pads_to_the_longest(text: Text) -> None:
     values = text.encode(["a cat", "", "the blue house by the sea"])
     batch = text.collate(values)
-    assert batch.dtype == torch.int64 and batch.shape == (3, max(map(len, values)))
+    assert batch.dtype == torch.int64
+    assert batch.shape == (3, max(map(len, values)))
     for row, ids in zip(batch, values, strict=True):
-        assert row[:len(ids)].tolist() == ids.tolist() and (row[len(ids):] == PAD).all()
+        assert row[:len(ids)].tolist() == ids.tolist()
+        assert (row[len(ids):] == PAD).all()
 
 
 def words_of(row: torch.Tensor) -> list[int]:
@@ -104,7 +110,9 @@ def test_dropped_words_leave_order_start_and_end(text: Text) -> None:
             assert all(word in left for word in words_of(after)), "words must keep their order"
             assert bool(words_of(after)) == bool(words_of(before)), "a text must not lose every word"
             end = ids.index(END)
-            assert ids[0] == START and all(i == PAD for i in ids[end + 1:]) and PAD not in ids[:end]
+            assert ids[0] == START
+            assert all(i == PAD for i in ids[end + 1:])
+            assert PAD not in ids[:end]
             kept += len(words_of(after))
     share = kept / (20 * sum(len(words_of(row)) for row in batch))
     assert 0.45 < share < 0.65
@@ -119,7 +127,8 @@ def test_no_word_is_dropped_unless_asked(text: Text) -> None:
 
 def test_settings_go_to_json_and_back(text: Text) -> None:
     again = Text.from_json(text.to_json())
-    assert again == text and again.tokenizer is None
+    assert again == text
+    assert again.tokenizer is None
     with pytest.raises(SensoriumError, match="lenght"):
         Text.from_json({"lenght": 3})
 
@@ -127,9 +136,12 @@ def test_settings_go_to_json_and_back(text: Text) -> None:
 def test_fake_texts_look_like_texts(text: Text) -> None:
     ids = text.fake(50, generator())
     ends = TextEmbedding(8, text).pool_index(ids)
-    assert ids.shape[0] == 50 and (ids[:, 0] == START).all()
+    assert ids.shape[0] == 50
+    assert (ids[:, 0] == START).all()
     for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
-        assert row[end] == END and all(i > END for i in row[1:end]) and all(i == PAD for i in row[end + 1:])
+        assert row[end] == END
+        assert all(i > END for i in row[1:end])
+        assert all(i == PAD for i in row[end + 1:])
 
 
 # ------------------------------------------------------------------------------------------------- words by letters
@@ -146,7 +158,7 @@ def by_hand(spelt: list[int]) -> list[tuple[int, int]]:
         return whole(letters[::-1])
 
     spaces = [i for i, letter in enumerate(spelt) if letter == WORD_BOUNDARY]
-    words = [(a, b) for a, b in zip(spaces, spaces[1:], strict=False) if b - a > 1]
+    words = [(a, b) for a, b in itertools.pairwise(spaces) if b - a > 1]
     found = [(a, whole([0, *spelt[a + 1:b + 1]])) for a, b in words]
     return found + [(a, part(spelt[i:i + n])) for a, b in words for n in NGRAM_LENGTHS for i in range(a, b - n + 2)]
 
@@ -180,13 +192,15 @@ def test_pieces_of_two_texts_or_more_are_known_the_common_ones_first(text: Text)
     known, rarity = read.get_buffer("known"), read.get_buffer("rarity")
     n = int((known != EMPTY_HASH).sum())
     hashes = {word: known_of(word) for word in ("red", "sun", "blue")}
-    assert set(known[:n].tolist()) == hashes["red"] | hashes["sun"] and known.diff().ge(0).all()
+    assert set(known[:n].tolist()) == hashes["red"] | hashes["sun"]
+    assert known.diff().ge(0).all()
     weight = dict(zip(known.tolist(), rarity.tolist(), strict=True))
     for word, texts in (("red", 3), ("sun", 2)):            # of 4
         assert all(weight[h] == pytest.approx((1 + math.log(5 / (1 + texts))) ** 0.5) for h in hashes[word])
     small = SubwordBagEmbedding(8, Text(vocab_size=1))
     small.fit_on_data([torch.tensor([[0]])])                       # nothing to know
-    assert (small.get_buffer("known") == EMPTY_HASH).all() and not small(torch.tensor([[0]])).x.any()
+    assert (small.get_buffer("known") == EMPTY_HASH).all()
+    assert not small(torch.tensor([[0]])).x.any()
 
 
 def test_pieces_left_out_in_training_are_others_each_time(text: Text) -> None:
@@ -201,11 +215,13 @@ def test_pieces_left_out_in_training_are_others_each_time(text: Text) -> None:
 def test_a_word_is_read_alike_wherever_it_stands(text: Text) -> None:
     read, roomy = spelling(8, text, "a red bicycle", "house")
     t = read(roomy.collate([roomy.load(words) for words in ("bicycle", "a  red bicycle", "", "house", "xyz")]))
-    assert t.valid is not None and t.valid.sum(1).tolist() == [1, 3, 0, 1, 1]
+    assert t.valid is not None
+    assert t.valid.sum(1).tolist() == [1, 3, 0, 1, 1]
     of = {"a": 2, "red": 7, "bicycle": 19}                              # pieces of each, the whole word with them
     torch.testing.assert_close(t.x[0, 0] * 3 * (of["bicycle"] / sum(of.values())) ** 0.5, t.x[1, 2])
     assert not torch.allclose(t.x[0, 0], t.x[3, 0], atol=1e-4)
-    assert not t.x[2].any() and not t.x[4].any()                        # nothing is said; nothing is known
+    assert not t.x[2].any()
+    assert not t.x[4].any()
 
 
 def test_a_word_never_seen_is_like_one_that_shares_its_letters(text: Text) -> None:
@@ -219,5 +235,6 @@ def test_any_string_is_spelt(text: Text) -> None:
     read.fit_on_data([ids, ids])
     t = read(ids)
     assert (read.get_buffer("known") != EMPTY_HASH).any()
-    assert t.x.isfinite().all() and t.x.shape[0] == len(ODD)
+    assert t.x.isfinite().all()
+    assert t.x.shape[0] == len(ODD)
     assert SubwordBagEmbedding(8, text).get_buffer("letters").shape == (text.vocab_size, MAX_TOKEN_CHARS)

@@ -24,8 +24,10 @@ def test_cider_is_that_of_pycocoevalcap() -> None:
 def test_what_is_a_reference_scores_highest() -> None:
     texts = [others[0] for others in REFERENCES if len(others[0].split()) >= 4]
     alone = [[text] for text in texts]
-    assert chrf(texts, alone) == pytest.approx(100) and cider_d(texts, alone) == pytest.approx(10)
-    assert chrf(["xyz"], [["abc"]]) == 0 and cider_d(["xyz"] * 2, [["abc"], ["def"]]) == 0
+    assert chrf(texts, alone) == pytest.approx(100)
+    assert cider_d(texts, alone) == pytest.approx(10)
+    assert chrf(["xyz"], [["abc"]]) == 0
+    assert cider_d(["xyz"] * 2, [["abc"], ["def"]]) == 0
 
 
 def test_order_of_rows_and_of_references_is_irrelevant() -> None:
@@ -39,5 +41,6 @@ def test_nothing_said_is_nothing() -> None:
 
 
 def test_plain_and_exact() -> None:
-    assert normalize_text("  A red, round ring. ") == "a red round ring" and normalize_text("don't!") == "don't"
+    assert normalize_text("  A red, round ring. ") == "a red round ring"
+    assert normalize_text("don't!") == "don't"
     assert exact_match(["The ring.", "2", "yes"], [["ring"], ["two", "2"], ["no"]]) == pytest.approx(2 / 3)

@@ -54,7 +54,8 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_a_frozen_stage_learns_no_more_and_says_what_it_said(first: Path) -> None:
     import sensorium as sn
     coder, model = load_frozen_tokenizer(first), sn.load(first)
-    assert not any(p.requires_grad for p in coder.model.parameters()) and not coder.model.training
+    assert not any(p.requires_grad for p in coder.model.parameters())
+    assert not coder.model.training
     assert (coder.vocab_size, coder.grid_size, coder.fingerprint) == (64, 4, model.fingerprint)
     raw = dataset().raw("image", [0, 1])
     ids = coder.model.encode(coder.image.collate([coder.image.load(v) for v in raw]))
@@ -65,9 +66,11 @@ def test_a_frozen_stage_learns_no_more_and_says_what_it_said(first: Path) -> Non
 def test_codes_are_those_of_the_pictures_and_are_computed_once(first: Path, encoded: list[int], home: Path) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
     once = tokenize_images(coder, data, "image")
-    assert sum(encoded) == len(data) and len(list((home / "cache" / "codes").iterdir())) == 1
+    assert sum(encoded) == len(data)
+    assert len(list((home / "cache" / "codes").iterdir())) == 1
     again = tokenize_images(coder, data, "image")
-    assert sum(encoded) == len(data) and torch.equal(once.ids, again.ids)
+    assert sum(encoded) == len(data)
+    assert torch.equal(once.ids, again.ids)
     pixels = PreparedDataset(data, Schema({"image": data.schema.columns["image"]}), ("image",)).batch([3, 7])["image"]
     assert pixels.shape == (2, 3, 16, 16)
     wanted = coder.model.encode(coder.image.collate([coder.image.load(v) for v in data.raw("image", [3, 7])]))
@@ -77,11 +80,13 @@ def test_codes_are_those_of_the_pictures_and_are_computed_once(first: Path, enco
 def test_copies_are_changed_each_in_its_own_way(first: Path, encoded: list[int]) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
     plain, several = tokenize_images(coder, data, "image"), tokenize_images(coder, data, "image", num_copies=3, augment={"flip": 0.5})
-    assert torch.equal(several.ids[0], plain.ids[0]) and not torch.equal(several.ids[1], several.ids[2])
+    assert torch.equal(several.ids[0], plain.ids[0])
+    assert not torch.equal(several.ids[1], several.ids[2])
     rows = np.arange(len(data))
     drawn = several.batch(rows, torch.Generator().manual_seed(0), {})
     same = (drawn == several.ids.long()).all(-1).all(-1)
-    assert same.any(0).all() and not same[0].all()
+    assert same.any(0).all()
+    assert not same[0].all()
     assert torch.equal(drawn, several.batch(rows, torch.Generator().manual_seed(0), {}))
 
 
@@ -104,7 +109,8 @@ def test_damaged_codes_are_coded_again(first: Path, encoded: list[int], home: Pa
     content[-3] ^= 1
     path.write_bytes(content)
     again = tokenize_images(coder, data, "image")
-    assert torch.equal(once.ids, again.ids) and sum(encoded) == 2 * len(data)
+    assert torch.equal(once.ids, again.ids)
+    assert sum(encoded) == 2 * len(data)
     assert "working it out again" in capsys.readouterr().err
 
 
@@ -112,7 +118,8 @@ def test_a_picture_that_is_missing_is_not_valid(first: Path) -> None:
     data = dataset()
     data.table.columns["image"][5] = None
     found = tokenize_images(load_frozen_tokenizer(first), data, "image")
-    assert not found.valid[5] and found.valid.sum() == len(data) - 1
+    assert not found.valid[5]
+    assert found.valid.sum() == len(data) - 1
 
 
 def test_only_a_codes_run_is_a_first_stage(tmp_path: Path) -> None:

@@ -50,16 +50,24 @@ def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = tmp_path / "run"
     model = train(tiny_recipe.guess, tiny_recipe.rows(), out=out, epochs=20, dropout=0.0, eval_interval=5, checkpoint_interval=10)
     losses, rates = lines(out, "loss"), lines(out, "lr")
-    assert np.mean(losses[-7:]) < 0.5 * np.mean(losses[:7]) and len(losses) == 140
-    assert max(rates) == pytest.approx(1e-2) and rates[0] == pytest.approx(1e-2 / 7) and rates[-1] < 1e-5
+    assert np.mean(losses[-7:]) < 0.5 * np.mean(losses[:7])
+    assert len(losses) == 140
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[0] == pytest.approx(1e-2 / 7)
+    assert rates[-1] < 1e-5
     found = lines(out, "evaluation")
     x = [[1.0, 0.5, 0.2]]
-    assert len(found) == 4 and model.predict(x=x).shape == (1,)
+    assert len(found) == 4
+    assert model.predict(x=x).shape == (1,)
     said = capsys.readouterr()
-    assert "step 1/140" in said.err and "samples/s" in said.err and "left" in said.err
-    assert f"fit {max(f['fit'] for f in found):.4g} at step" in said.out and said.out.count("\n  sensorium ") == 3
+    assert "step 1/140" in said.err
+    assert "samples/s" in said.err
+    assert "left" in said.err
+    assert f"fit {max(f['fit'] for f in found):.4g} at step" in said.out
+    assert said.out.count("\n  sensorium ") == 3
     picture = PIL.Image.open(out / "curve.png")
-    assert picture.size == (960, 420) and len(picture.getcolors(100_000) or []) > 3
+    assert picture.size == (960, 420)
+    assert len(picture.getcolors(100_000) or []) > 3
     card = (out / "README.md").read_text()
     for told in ("| train | 56 |", "| dim | 8 |", "Licence", "sn.load", model.fingerprint, "torch 2", "| fit |"):
         assert told in card
@@ -72,8 +80,10 @@ def test_clip_leaves_pictures_of_what_it_finds(tmp_path: Path, monkeypatch: pyte
     model = train(RECIPES["clip"], pairs(), out=tmp_path / "run", epochs=2, quiet=True, **CLIP)
     assert len(list((tmp_path / "run" / "samples").glob("step-*.png"))) == 2
     vectors = model.embed(text=["a red square", "a blue square"])
-    assert vectors.shape[0] == 2 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert (tmp_path / "run" / "tokenizer.json").exists() and model.config.recipe == "clip"
+    assert vectors.shape[0] == 2
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (tmp_path / "run" / "tokenizer.json").exists()
+    assert model.config.recipe == "clip"
 
 
 def test_keywords_are_checked_before_any_work(tmp_path: Path) -> None:
@@ -141,7 +151,8 @@ def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     make = with_objective(tiny_recipe.objective, evaluation=EvaluationSpec(
         metric="fit", mode="max", validate=lambda model, prepared, rows: ValidationResult({"fit": next(figures)})))
     train(make, tiny_recipe.rows(), out=tmp_path / "run", epochs=9, early_stopping_patience=3, quiet=True)
-    assert len(lines(tmp_path / "run", "evaluation")) == 5 and len(lines(tmp_path / "run", "loss")) == 35
+    assert len(lines(tmp_path / "run", "evaluation")) == 5
+    assert len(lines(tmp_path / "run", "loss")) == 35
     losses = iter([0.4, 0.2, 0.3, 0.1])
     make = with_objective(tiny_recipe.objective, evaluation=EvaluationSpec(
         metric="val_loss", mode="min",
@@ -217,7 +228,8 @@ def test_parts_of_a_batch_add_up() -> None:
     assert a["model"] == pytest.approx(b["model"], rel=1e-6)
     for x, y in zip(wanted, net.parameters(), strict=True):
         torch.testing.assert_close(x, y.grad)
-    assert [len(p) for p in batch(6).split(4)] == [2, 2, 1, 1] and len(batch(2).split(5)) == 2
+    assert [len(p) for p in batch(6).split(4)] == [2, 2, 1, 1]
+    assert len(batch(2).split(5)) == 2
     assert Batch.concat(batch(6).split(4)).row.equal(batch(6).row)
 
 
@@ -235,7 +247,8 @@ def test_an_objective_may_see_all_parts_at_once() -> None:
             return {"model": loss.detach()}
     recipe = tiny_recipe.guess(tiny_recipe.rows().schema)
     step = TrainStep(replace(recipe, objective=Together(), training=replace(recipe.training, grad_accumulation_steps=3)), 10, "fp32")
-    assert step(batch(6), 0)["loss"] > 0 and seen == [2, 2, 2]
+    assert step(batch(6), 0)["loss"] > 0
+    assert seen == [2, 2, 2]
 
 
 def test_two_players_each_learn_from_their_own_loss() -> None:
@@ -257,14 +270,16 @@ def test_two_players_each_learn_from_their_own_loss() -> None:
     figures = step(batch(), 0)
     for p, g in zip(step.model.maker.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, g)
-    assert figures["loss_maker"] == pytest.approx(-figures["loss_judge"]) and "grad_norm_judge" in figures
+    assert figures["loss_maker"] == pytest.approx(-figures["loss_judge"])
+    assert "grad_norm_judge" in figures
 
 
 def test_gradients_are_cut_to_length() -> None:
     step = once(lambda model, loss: 1000 * loss)
     figures = step(batch(), 0)
     norm = torch.cat([p.grad.flatten() for p in step.model.parameters() if p.grad is not None]).norm()
-    assert figures["grad_norm"] > 100 and norm.item() == pytest.approx(1.0, rel=1e-3)
+    assert figures["grad_norm"] > 100
+    assert norm.item() == pytest.approx(1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
@@ -277,7 +292,8 @@ def test_the_measured_choice_is_the_same_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(runs, "WORTH_MEASURING", 1)
     auto = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "auto", epochs=1, quiet=True)
     named = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "named", epochs=1, quiet=True, precision=faster)
-    assert auto.fingerprint == named.fingerprint and auto.config.precision == faster
+    assert auto.fingerprint == named.fingerprint
+    assert auto.config.precision == faster
     assert auto.config.keywords["precision"] == "auto"
 
 
@@ -293,4 +309,5 @@ def test_a_curve_can_be_drawn_of_anything() -> None:
     for entries in ([], [{"step": 1, "loss": math.nan}], [{"step": i, "loss": 1.0} for i in range(5000)],
                     [{"step": 3, "evaluation": {"fit": 0.2}}]):
         assert draw_training_curve(entries, "fit").startswith(b"\x89PNG")
-    assert format_duration(59) == "0:59" and format_duration(3723) == "1:02:03"
+    assert format_duration(59) == "0:59"
+    assert format_duration(3723) == "1:02:03"

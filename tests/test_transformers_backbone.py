@@ -14,7 +14,7 @@ from sensorium.pretrained.transformers_backbone import BACKBONE
 from sensorium.pretrained.weight_files import open_weights
 
 transformers = pytest.importorskip("transformers")
-SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 def ids() -> torch.Tensor:
@@ -78,4 +78,5 @@ def test_first_weights_that_are_not_drawn_end_whatever_stood_in_memory() -> None
     with skip_init():
         torch.nn.init.trunc_normal_(weight, mean=1.0, std=0.02, a=0.5, b=2.0)
         torch.nn.init.trunc_normal_(other, a=-2.0, b=2.0)
-    assert (weight == 1).all() and not other.any()
+    assert (weight == 1).all()
+    assert not other.any()

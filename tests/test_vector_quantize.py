@@ -33,21 +33,26 @@ class TestEvery:
     def test_it_keeps_the_contract(self, quantizer: Quantizer) -> None:
         assert isinstance(quantizer, Quantizer)
         found = quantizer(features(quantizer))
-        assert found.ids.shape == ROWS and found.x.shape == (*ROWS, quantizer.out_dim) and found.loss.shape == ()
-        assert 0 <= found.ids.min() and found.ids.max() < quantizer.vocab
+        assert found.ids.shape == ROWS
+        assert found.x.shape == (*ROWS, quantizer.out_dim)
+        assert found.loss.shape == ()
+        assert found.ids.min() >= 0
+        assert found.ids.max() < quantizer.vocab
 
     def test_afterwards_a_code_is_worth_its_vector(self, quantizer: Quantizer) -> None:
         z = features(quantizer)
         quantizer.eval()
         found = quantizer(z)
-        assert torch.equal(found.ids, quantizer.to_ids(z)) and torch.equal(found.x, quantizer.to_vectors(found.ids))
+        assert torch.equal(found.ids, quantizer.to_ids(z))
+        assert torch.equal(found.x, quantizer.to_vectors(found.ids))
 
     def test_the_callers_tensors_stay_as_they_are(self, quantizer: Quantizer) -> None:
         z = features(quantizer)
         before, ids = z.clone(), quantizer.to_ids(z)
         kept = ids.clone()
         quantizer(z), quantizer.to_vectors(ids), quantizer.after_step()
-        assert torch.equal(z, before) and torch.equal(ids, kept)
+        assert torch.equal(z, before)
+        assert torch.equal(ids, kept)
 
     def test_rows_are_coded_each_by_itself(self, quantizer: Quantizer) -> None:
         z = features(quantizer)
@@ -56,7 +61,9 @@ class TestEvery:
     def test_the_gradient_reaches_the_features(self, quantizer: Quantizer) -> None:
         z = features(quantizer.train()).requires_grad_()
         quantizer(z).x.square().sum().backward()
-        assert z.grad is not None and z.grad.isfinite().all() and z.grad.abs().sum() > 0
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+        assert z.grad.abs().sum() > 0
 
     def test_nothing_lasting_moves_before_the_step_is_done(self, quantizer: nn.Module) -> None:
         before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -73,7 +80,8 @@ class TestEvery:
 def test_every_fsq_code_comes_back(levels: tuple[int, ...]) -> None:
     fsq, ids = FSQ(levels), torch.arange(math.prod(levels))
     vectors = fsq.to_vectors(ids)
-    assert len(vectors.unique(dim=0)) == len(ids) and vectors.abs().max() <= 1
+    assert len(vectors.unique(dim=0)) == len(ids)
+    assert vectors.abs().max() <= 1
     bounded = vectors * fsq.zero_level                          # the features that are bounded to exactly these levels
     span = (fsq.radix - 1) * 1.001 / 2
     z = ((bounded + fsq.shift) / span).atanh() - (fsq.shift / span).atanh()
@@ -85,7 +93,8 @@ def test_every_fsq_code_comes_back(levels: tuple[int, ...]) -> None:
 def test_an_fsq_channel_meets_all_its_levels_and_no_other(n: int) -> None:
     fsq = FSQ((n,))
     ids = fsq.to_ids(torch.linspace(-20, 20, 4001)[:, None])
-    assert ids.unique().tolist() == list(range(n)) and (ids.diff() >= 0).all()
+    assert ids.unique().tolist() == list(range(n))
+    assert (ids.diff() >= 0).all()
     assert fsq.to_vectors(fsq.to_ids(torch.zeros(1, 1))).item() == 0
 
 
@@ -126,10 +135,12 @@ def test_vq_passes_the_gradient_straight_through_and_commits() -> None:
     vq, z = VQ(8, 3, commitment_weight=0.25), torch.randn(6, 3, requires_grad=True)
     found = vq(z)
     through, = torch.autograd.grad(found.x.sum(), z, retain_graph=True)
-    assert torch.equal(through, torch.ones_like(z)) and torch.equal(found.x, vq.codebook[found.ids])
+    assert torch.equal(through, torch.ones_like(z))
+    assert torch.equal(found.x, vq.codebook[found.ids])
     pulled, = torch.autograd.grad(found.loss, z)
     torch.testing.assert_close(pulled, 0.25 * 2 * (z - vq.codebook[found.ids]).detach() / z.numel())
-    assert not list(vq.parameters()) and not vq.codebook.requires_grad
+    assert not list(vq.parameters())
+    assert not vq.codebook.requires_grad
 
 
 def test_the_codebook_follows_the_mean_of_its_users() -> None:
@@ -169,7 +180,8 @@ def test_dead_codes_come_back_the_same_way_each_time() -> None:
         return vq
 
     one, same, without = learned(True), learned(True), learned(False)
-    assert torch.equal(one.codebook, same.codebook) and torch.equal(one.ema_counts, same.ema_counts)
+    assert torch.equal(one.codebook, same.codebook)
+    assert torch.equal(one.ema_counts, same.ema_counts)
     assert len(one.to_ids(z).unique()) > 48 > 16 > len(without.to_ids(z).unique())
 
 
@@ -192,7 +204,8 @@ def test_what_vq_learned_is_saved() -> None:
     vq(z), vq.after_step()
     torch.set_rng_state(chance)
     other(z), other.after_step()
-    assert torch.equal(vq.codebook, other.codebook) and torch.equal(vq.ema_counts, other.ema_counts)
+    assert torch.equal(vq.codebook, other.codebook)
+    assert torch.equal(vq.ema_counts, other.ema_counts)
 
 
 def test_kl_is_that_of_its_definition_and_no_larger_for_a_larger_batch() -> None:
@@ -210,7 +223,8 @@ def test_the_dvae_moves_from_1_to_a_sixteenth_and_from_0_to_6_6() -> None:
     at = torch.linspace(0, 1, 11)
     assert [temperature_schedule(at[0]).item(), temperature_schedule(at[-1]).item()] == pytest.approx([1, 1 / 16])
     assert [kl_schedule(at[0]).item(), kl_schedule(at[-1]).item()] == pytest.approx([0, 6.6])
-    assert (temperature_schedule(at).diff() < 0).all() and (kl_schedule(at).diff() > 0).all()
+    assert (temperature_schedule(at).diff() < 0).all()
+    assert (kl_schedule(at).diff() > 0).all()
 
 
 def test_the_dvae_counts_its_updates_where_they_are_saved() -> None:
@@ -235,7 +249,9 @@ def test_a_sharp_dvae_takes_features_for_so_many_times_larger_logits() -> None:
     expected = plain(3 * z)
     torch.manual_seed(0)
     found = sharp(z)
-    assert torch.equal(found.x, expected.x) and found.loss == expected.loss and torch.equal(found.ids, plain.to_ids(z))
+    assert torch.equal(found.x, expected.x)
+    assert found.loss == expected.loss
+    assert torch.equal(found.ids, plain.to_ids(z))
 
 
 def test_a_cool_dvae_draws_codes_as_often_as_their_logits_say() -> None:

@@ -17,10 +17,10 @@ from sensorium.pretrained.transcribe import split_windows
 from sensorium.pretrained.whisper import WHISPER
 
 transformers = pytest.importorskip("transformers")
-SIZES = dict(d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=2,
-             encoder_ffn_dim=48, decoder_ffn_dim=40, vocab_size=61, num_mel_bins=8, max_source_positions=16,
-             max_target_positions=24, bos_token_id=0, eos_token_id=0, pad_token_id=0, decoder_start_token_id=1,
-             suppress_tokens=None, begin_suppress_tokens=None)
+SIZES = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2,
+             "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "vocab_size": 61, "num_mel_bins": 8, "max_source_positions": 16,
+             "max_target_positions": 24, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "decoder_start_token_id": 1,
+             "suppress_tokens": None, "begin_suppress_tokens": None}
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_same_log_mel() -> None:
     sound = np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32) * np.linspace(0, 1, 48_000) ** 4
     expected = heard(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
-    assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1e-4
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= 1e-4
     assert log_mel_spectrogram(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
 
 
@@ -108,7 +109,8 @@ def test_a_plain_wav_is_read_as_it_is(width: int, tmp_path: Path) -> None:
         file.setparams((2, width, 16_000, 0, "NONE", ""))
         file.writeframes(numbers.tobytes())
     read = Audio().load(tmp_path / "a.wav")
-    assert read.shape == (800,) and np.abs(read - left).max() < 2.0 ** (2 - 8 * width) + 1e-6
+    assert read.shape == (800,)
+    assert np.abs(read - left).max() < 2.0 ** (2 - 8 * width) + 1e-6
 
 
 @pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
@@ -117,7 +119,8 @@ def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
     tone = np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000).astype(np.float32) / 2
     soundfile.write(tmp_path / f"a.{kind}", tone, 16_000)
     read = Audio().load(tmp_path / f"a.{kind}")
-    assert abs(len(read) - 16_000) < 2_500 and abs(read[4_000:12_000].std() - 0.5 / 2 ** 0.5) < 0.02
+    assert abs(len(read) - 16_000) < 2_500
+    assert abs(read[4_000:12_000].std() - 0.5 / 2 ** 0.5) < 0.02
 
 
 @pytest.mark.parametrize("rates", [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000)])
@@ -126,7 +129,8 @@ def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
         return torch.sin(2 * torch.pi * 1_000 * torch.arange(rate // 4) / rate + 0.3)
     made = resample(tone(rates[0]), *rates)
     expected = tone(rates[1])
-    assert made.shape == expected.shape and (made - expected)[400:-400].abs().max() < 1e-3
+    assert made.shape == expected.shape
+    assert (made - expected)[400:-400].abs().max() < 1e-3
     above = torch.sin(2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000)           # would fold down to 6.5 kHz
     assert resample(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
 
@@ -149,5 +153,6 @@ def test_a_long_sound_is_cut_at_its_pauses() -> None:
     for at in pauses:
         sound[at - 1_000:at + 1_000] *= 0.01
     pieces = list(split_windows(sound, 8_000))
-    assert np.array_equal(np.concatenate(pieces), sound) and all(len(piece) <= 30 * 8_000 for piece in pieces)
+    assert np.array_equal(np.concatenate(pieces), sound)
+    assert all(len(piece) <= 30 * 8_000 for piece in pieces)
     assert np.abs(np.cumsum([len(piece) for piece in pieces])[:2] - pauses).max() < 800

@@ -109,7 +109,8 @@ def _split_spec(spec: str) -> tuple[Path, str]:
 
 def _import_file(path: Path) -> Any:
     spec = spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = sys.modules[path.stem] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

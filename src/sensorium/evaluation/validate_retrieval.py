@@ -41,7 +41,8 @@ def embed_rows(model: Towers, prepared: PreparedDataset, rows: np.ndarray, colum
     for start in range(0, len(rows), batch_size):
         batch = drop_incomplete_rows(prepared.batch(rows[start:start + batch_size]), *columns)
         vectors = [model[tower](batch[column]) for column, tower in zip(columns, tower_names or columns, strict=True)]
-        assert batch.row is not None and batch.group is not None
+        assert batch.row is not None
+        assert batch.group is not None
         said.append((*vectors, batch.row, batch.group))
     model.train(was_training)
     a, b, row, group = (torch.cat(parts) for parts in zip(*said, strict=True))

@@ -47,7 +47,8 @@ def build_clip(model: Model) -> CLIPExport:
         raise SensoriumError(f"{model.folder} is no pair of a picture and a text tower, which is what a CLIP is")
     ours = towers.renamed({kinds[Image]: "image", kinds[Text]: "text"})
     image, text = model.schema[kinds[Image]], model.schema[kinds[Text]]
-    assert isinstance(image, Image) and isinstance(text, Text)
+    assert isinstance(image, Image)
+    assert isinstance(text, Text)
     read = _move_end_token_last(text)
     config = _build_config(ours, image, read)
     module = CLIP.build_module(config).eval()

@@ -94,7 +94,7 @@ class ImageGenerator:
         if not 0 <= prefix_tokens <= cells or bool(prefix_tokens) != ("image" in inputs) or _has_missing(inputs.get("image", ())):
             raise SensoriumError(f"keep={prefix_tokens}: give both a picture to each row (image=) and how many of its codes "
                                  f"stay, 1 to {cells}, or neither")
-        if not 0 <= guidance_scale < math.inf or guidance_scale != 1 and "text" not in inputs:
+        if not 0 <= guidance_scale < math.inf or (guidance_scale != 1 and "text" not in inputs):
             raise SensoriumError(f"guidance={guidance_scale}: expected 0 or more, and words to be guided by (text=)")
         if rerank is not None and ("text" not in inputs or _has_missing(inputs["text"]) or not isinstance(rerank, EmbeddingModel)):
             raise SensoriumError("rerank takes a model that embeds pictures and words, as in "

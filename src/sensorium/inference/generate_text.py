@@ -47,7 +47,7 @@ class TextGenerator:
         asked, rows = self._parse_inputs(inputs)
         if n > 1 and (num_beams or not temperature):
             raise SensoriumError(f"n={n}: the likeliest words are always the same; give a temperature, and no beams")
-        if not 0 <= num_beams <= MAX_BEAMS or num_beams and temperature:
+        if not 0 <= num_beams <= MAX_BEAMS or (num_beams and temperature):
             raise SensoriumError(f"beams={num_beams}, temperature={temperature}: beams, {MAX_BEAMS} at most, look for the "
                                  "likeliest words, and a temperature draws others; give one of the two")
         said: list[str] = []

@@ -108,4 +108,4 @@ def decode_prediction(target: Modality, logits: Float[Tensor, "N K"], calibratio
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or isinstance(value, float) and math.isnan(value)
+    return value is None or (isinstance(value, float) and math.isnan(value))

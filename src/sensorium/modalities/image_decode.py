@@ -266,7 +266,7 @@ def _resize_padded(image: PIL.Image.Image, side: int, width: float, height: floa
 
 
 def _convert_array(raw: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or raw.ndim == 3 and raw.shape[2] not in (1, 3, 4):
+    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] not in (1, 3, 4)):
         raise ValueError(f"an array of {raw.dtype} {list(raw.shape)}: expected uint8 [height, width, 1, 3 or 4]")
     _check_pixel_count(raw.shape[1], raw.shape[0])
     if raw.shape[2:] == (3,):

@@ -106,5 +106,7 @@ class TabularEmbedding(nn.Module):
 
     def pooled(self, t: Tokens) -> Float[Tensor, "B D"]:
         """All of a row as one; what is missing has a learned vector of its own."""
-        assert self.mlp is not None and self.missing_embedding is not None and t.valid is not None
+        assert self.mlp is not None
+        assert self.missing_embedding is not None
+        assert t.valid is not None
         return self.mlp(torch.where(t.valid[..., None], t.x, self.missing_embedding).flatten(1))

@@ -3,6 +3,7 @@
     B batch   H, W sides   T steps   R = 2 C: readings of a step, then which of them are there   M measures
     N rows   W = WIDE
 """
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -118,7 +119,7 @@ def series_features(series: Float[Tensor, "B T R"], max_length: int) -> Float[Te
     first, last = (x.gather(1, at.clamp(max=x.shape[1] - 1)[:, None])[:, 0] for at in ends)
     power = torch.fft.rfft(level, n=max(max_length, 2 * SPECTRUM_BANDS), dim=1).abs().square() / n[:, None]
     edges = torch.logspace(0, 1, SPECTRUM_BANDS + 1, power.shape[1]).long().clamp(min=1).tolist()
-    bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in zip(edges, edges[1:], strict=False)]
+    bands = [power[:, low:max(high, low + 1)].mean(1).log1p() for low, high in itertools.pairwise(edges)]
     quantiles = torch.where(there.any(1)[..., None], _quantiles(x, there, n), 0).transpose(1, 2).flatten(1)
     share = there.sum(1) / size.clamp(min=1)
     return torch.cat([size, mean, spread, quantiles, first, last, step, slope, share, *bands], 1)

@@ -64,7 +64,7 @@ def configure_allocator() -> bool:
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         return False
     asked = {-1: (1 << 31) - 1, -2: 64 << 20, -3: 1 << 30}     # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-    return all([libc.mallopt(what, value) for what, value in asked.items()])
+    return all(libc.mallopt(what, value) for what, value in asked.items())
 
 
 def _is_eager(*tensors: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
     B batch   T tokens   S context tokens   D width
 """
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -95,7 +96,7 @@ class Batch:
             return [self]
         size, longer = divmod(len(self), parts)
         starts = [size * i + min(i, longer) for i in range(parts + 1)]
-        return [self.take(slice(*ends)) for ends in zip(starts, starts[1:], strict=False)]
+        return [self.take(slice(*ends)) for ends in itertools.pairwise(starts)]
 
     @staticmethod
     def concat(parts: "Sequence[Batch]") -> "Batch":

@@ -124,7 +124,8 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     stages = []
     for i in range(1, 1 + count_layers("layer", (name.replace("layer", "layer.", 1) for name in weight_files.tensors))):
         width, last = shape(f"layer{i}.0.conv1.weight"), shape(f"layer{i}.0.conv{3 if bottleneck else 2}.weight")
-        assert width is not None and last is not None
+        assert width is not None
+        assert last is not None
         stages.append((count_layers(f"layer{i}", weight_files.tensors), width[0], last[0]))
     return {"stem": stem[0], "stages": stages, "bottleneck": bottleneck,
             "counted": "bn1.num_batches_tracked" in weight_files.tensors,

@@ -35,7 +35,8 @@ class Transcriber:
 
     def __init__(self, model: Decoder, preprocessing: Preprocessing):
         audio, text = preprocessing["audio"], preprocessing["text"]
-        assert isinstance(audio, Audio) and isinstance(text, TextPrompt)
+        assert isinstance(audio, Audio)
+        assert isinstance(text, TextPrompt)
         self.model, self.audio, self.text = model, audio, text
         self.start_id, self.no_timestamps_id = self._token_id("startoftranscript"), self._token_id("notimestamps")
         spoken = range(self.start_id + 1, self._token_id("translate")) if self._vocab_size() > ENGLISH_VOCAB_SIZE else ()

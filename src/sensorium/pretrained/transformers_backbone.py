@@ -70,7 +70,8 @@ def custom_load(module: nn.Module, config: ModelConfig, weight_files: WeightFile
     from transformers import MODEL_MAPPING
     from transformers.utils import logging
     for tower in module.children():
-        assert isinstance(tower, Tower) and isinstance(backbone := tower.encoder.embed, TransformersBackbone)
+        assert isinstance(tower, Tower)
+        assert isinstance(backbone := tower.encoder.embed, TransformersBackbone)
         made: Any = MODEL_MAPPING[type(_to_hf_config(config))]
         before = logging.get_verbosity()
         logging.set_verbosity_error()

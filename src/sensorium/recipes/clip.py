@@ -52,7 +52,8 @@ def clip(schema: Schema, *, image: str | None = None, text: str | Sequence[str] 
     check_choice("loss", loss, CONTRASTIVE_LOSSES)
     picture, words = schema.resolve_column("image", image), schema.texts(text)
     seen, read = schema[picture], schema[words]
-    assert isinstance(seen, Image) and isinstance(read, Text)               # pick has seen to it
+    assert isinstance(seen, Image)
+    assert isinstance(read, Text)
     eye = IMAGE_ENCODERS[check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))](seen, dim, image_layers, patch_size, dropout)
     voice = Encoder(TextEmbedding(dim, read), build_transformer(dim, text_layers, max(1, dim // HEAD_DIM), dropout=dropout))
     towers: dict[ColumnKey, Tower] = {name: Tower(encoder, PROJECTIONS[projection](dim, embed_dim), embed_dim)

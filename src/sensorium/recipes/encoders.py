@@ -70,7 +70,7 @@ def resolve_encoder(kind: str, spec: str | Mapping[str, Any] | PretrainedSource)
         raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
     if not spec:
         return known[0]
-    if isinstance(spec, Mapping) or spec not in known and ("/" in spec or Path(spec).exists()):
+    if isinstance(spec, Mapping) or (spec not in known and ("/" in spec or Path(spec).exists())):
         return PretrainedSource.from_source(spec)
     if spec not in known:
         raise BadKeyword(f"{spec!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "

@@ -63,7 +63,7 @@ class Store:
     def create(cls, folder: str | Path, header: IndexHeader) -> "Store":
         """A new, empty generation, locked; it becomes the index, in an older one's place, by `publish`."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / "lock").exists()):
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "lock").exists())):
             raise SensoriumError(f"{folder} holds something other than an index. Choose a new or empty folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)

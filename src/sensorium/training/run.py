@@ -165,7 +165,7 @@ def create_run(recipe_fn: RecipeFunction[Any], dataset: Dataset, folder: Path, k
     if recipe.hooks.on_end and not len(run.validation_rows):
         raise SensoriumError(f"{dataset.name} has no validation rows, by which {recipe_fn.__name__} so told ends its "
                              "training: name some val")
-    if recipe.training.precision == "bf16" or recipe.training.precision == "auto" and _bf16_is_faster(run):
+    if recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and _bf16_is_faster(run)):
         run.config, run.train_step.precision = replace(config, precision="bf16"), "bf16"
     schema.save(folder)
     if recipe.measures_forgetting:

@@ -158,7 +158,7 @@ def _time_step(model: nn.Module, recipe: Recipe[Any], batch: Batch, precision: s
     start = time.perf_counter()
     with autocast(precision, model):
         losses = recipe.objective(model, batch)
-    torch.stack([loss for loss in losses.values()]).sum().backward()
+    torch.stack(list(losses.values())).sum().backward()
     return time.perf_counter() - start
 
 

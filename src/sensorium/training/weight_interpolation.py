@@ -140,5 +140,6 @@ def _embed_sample(model: Model, dataset: Dataset) -> Tensor:
 
 
 def _mean_cosine(a: Tensor | None, b: Tensor | None) -> float:
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     return (a * b).sum(1).mean().item()

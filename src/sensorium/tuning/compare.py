@@ -104,7 +104,7 @@ def _split_varied(recipe: RecipeFunction[Any], dataset: Dataset, keywords: Mappi
     split_keywords(recipe, keywords)
     several = {name: [value for i, value in enumerate(values) if value not in values[:i]]
                for name, values in keywords.items()
-               if isinstance(values, list) or isinstance(values, tuple) and not _takes_names(recipe, name)}
+               if isinstance(values, list) or (isinstance(values, tuple) and not _takes_names(recipe, name))}
     if empty := [name for name, values in several.items() if not values]:
         raise BadKeyword(f"{empty[0]} was given no value")
     varied = {name: values for name, values in several.items() if len(values) > 1}
@@ -178,7 +178,7 @@ class _ComparisonState:
     def run_trial(self, recipe: RecipeFunction[Any], trial: Trial) -> RunResult:
         """What a run came to; it is made, or gone on with, where it is not finished."""
         at = self.folder / _folder_name(trial.name)
-        if trial.name not in self.results or not (at / "README.md").exists() and not self.results[trial.name].error:
+        if trial.name not in self.results or (not (at / "README.md").exists() and not self.results[trial.name].error):
             start, before = time.process_time(), self.cpu_seconds.get(trial.name, 0.0)
             figures, parameters, failed = dict[str, float](), 0, ""
             try:
