@@ -1,4 +1,5 @@
 """Shapes are checked in tests: every jaxtyping annotation of the package is enforced by beartype."""
+
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

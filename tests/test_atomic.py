@@ -1,4 +1,5 @@
 """Durable writes are whole or not there."""
+
 import os
 import stat
 from pathlib import Path
@@ -21,9 +22,10 @@ def test_bytes_json_and_functions(tmp_path: Path) -> None:
 
 
 def test_rights_are_those_of_the_umask(tmp_path: Path) -> None:
-    def secretive(path: Path) -> None:                              # as safetensors writes
+    def secretive(path: Path) -> None:  # as safetensors writes
         path.write_bytes(b"x")
         path.chmod(0o600)
+
     before = os.umask(0o027)
     try:
         atomic.write_file(tmp_path / "a", secretive)
@@ -38,6 +40,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     def full(path: Path) -> None:
         path.write_bytes(b"half of")
         raise OSError(28, "No space left on device")
+
     with pytest.raises(SensoriumError, match=r"could not write .*a: No space left on device"):
         atomic.write_file(tmp_path / "a", full)
     with pytest.raises(ZeroDivisionError):
@@ -57,7 +60,9 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     sync, rename, folder = atomic.full_fsync, os.replace, atomic.fsync_dir
     monkeypatch.setattr(atomic, "sync", lambda fd: (seen.append("file"), sync(fd))[1])
@@ -70,5 +75,7 @@ def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
 def test_sweep_removes_what_the_killed_left(tmp_path: Path) -> None:
     (tmp_path / ".model.safetensors.123.tmp").write_bytes(b"half")
     atomic.write_file(tmp_path / "kept", b"x")
-    assert [p.name for p in atomic.remove_temporary_files(tmp_path)] == [".model.safetensors.123.tmp"]
+    assert [p.name for p in atomic.remove_temporary_files(tmp_path)] == [
+        ".model.safetensors.123.tmp"
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]

@@ -1,4 +1,5 @@
 """Sounds as a column of a table: what is missing or shorter, what is changed at random, files that are none."""
+
 import os
 import wave
 from pathlib import Path
@@ -25,7 +26,9 @@ def test_from_a_table_to_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     for i in range(4):
         sound(tmp_path / f"{i}.wav", 0.2 + 0.1 * i, 200 * (i + 1))
-    (tmp_path / "t.csv").write_text("call,price\n" + "".join(f"{i}.wav,{i}\n" for i in range(4)) + ",9\n")
+    (tmp_path / "t.csv").write_text(
+        "call,price\n" + "".join(f"{i}.wav,{i}\n" for i in range(4)) + ",9\n"
+    )
     data = Dataset.open(tmp_path / "t.csv")
     assert data.schema.columns["call"].kind == "audio"
     assert data.schema["call"] == Audio(max_seconds=60.0)
@@ -34,8 +37,8 @@ def test_from_a_table_to_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     call = data.schema["call"]
     assert isinstance(call, Audio)
     alone = call.collate([call.load(tmp_path / "0.wav")])
-    assert torch.equal(batch["call"][1, :, :alone.shape[2]], alone[0])
-    assert (batch["call"][1, :, alone.shape[2]:] == PADDING_VALUE).all()
+    assert torch.equal(batch["call"][1, :, : alone.shape[2]], alone[0])
+    assert (batch["call"][1, :, alone.shape[2] :] == PADDING_VALUE).all()
     assert (batch["call"][2] == PADDING_VALUE).all()
     assert batch.present["call"].tolist() == [True, True, False]
 
@@ -56,12 +59,15 @@ def test_changes_are_repeatable_and_nothing_stays_nothing() -> None:
     rows = changed.any(2)
     assert rows.any()
     assert (rows.sum(1) <= 0.4 * 20 + 1).all()
-    assert (rows.int().diff(dim=1) == 1).sum(1).max() <= 1                  # in one piece
+    assert (rows.int().diff(dim=1) == 1).sum(1).max() <= 1  # in one piece
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
-    for path, says in ((tmp_path / "pipe.wav", "no file that can be read"), (tmp_path / "lost.wav", "opened"),
-                       (sound(tmp_path / "long.wav", 3.0), "2 are the most")):
+    for path, says in (
+        (tmp_path / "pipe.wav", "no file that can be read"),
+        (tmp_path / "lost.wav", "opened"),
+        (sound(tmp_path / "long.wav", 3.0), "2 are the most"),
+    ):
         with pytest.raises(ValueError, match=says):
             HEAR.load(path)

@@ -1,4 +1,5 @@
 """Calibration by identity: what is exact for exchangeable rows is exact, and what must not change does not."""
+
 import math
 
 import pytest
@@ -18,7 +19,9 @@ from sensorium.metrics.calibration import (
     top_class,
 )
 
-CALIBRATED = torch.tensor([[0.5, 0.25, 0.25]] * 4 + [[0.1, 0.2, 0.7]] * 10).log()    # beside the classes below
+CALIBRATED = torch.tensor(
+    [[0.5, 0.25, 0.25]] * 4 + [[0.1, 0.2, 0.7]] * 10
+).log()  # beside the classes below
 CLASSES = torch.tensor([0, 0, 1, 2] + [0] + [1] * 2 + [2] * 7)
 
 
@@ -44,7 +47,10 @@ def test_the_same_for_each_logit_by_itself(scale: float) -> None:
 
 
 def test_no_other_temperature_is_likelier() -> None:
-    logits, y = torch.randn(200, 5, generator=chance()) * 3, torch.randint(0, 5, (200,), generator=chance(1))
+    logits, y = (
+        torch.randn(200, 5, generator=chance()) * 3,
+        torch.randint(0, 5, (200,), generator=chance(1)),
+    )
     y = torch.where(torch.rand(200, generator=chance(2)) < 0.6, logits.argmax(1), y)
     best = fit_softmax_temperature(logits, y)
     losses = {t: F.cross_entropy(logits / t, y).item() for t in (1.0, best * 0.9, best, best * 1.1)}
@@ -89,7 +95,9 @@ def test_probabilities_that_come_true_have_no_error() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    found = compute_reliability(torch.tensor([0.05, 0.15, 0.95, 1.0]), torch.tensor([False, True, True, False]), bins=2)
+    found = compute_reliability(
+        torch.tensor([0.05, 0.15, 0.95, 1.0]), torch.tensor([False, True, True, False]), bins=2
+    )
     assert found.confidence.tolist() == pytest.approx([0.1, 0.975])
     assert found.accuracy.tolist() == [0.5, 0.5]
     assert found.fraction.tolist() == [0.5, 0.5]
@@ -102,7 +110,10 @@ def test_a_temperature_lowers_the_error_of_overconfident_logits() -> None:
     loud = logits * 5
     t = fit_softmax_temperature(loud, y)
     assert t == pytest.approx(5, rel=0.1)
-    before, after = (compute_reliability(*top_class(x.softmax(1), y)).expected_calibration_error for x in (loud, loud / t))
+    before, after = (
+        compute_reliability(*top_class(x.softmax(1), y)).expected_calibration_error
+        for x in (loud, loud / t)
+    )
     assert after < 0.03 < 0.2 < before
 
 
@@ -110,15 +121,21 @@ def test_a_temperature_lowers_the_error_of_overconfident_logits() -> None:
 
 
 def test_bounds_by_hand() -> None:
-    scores = torch.tensor([3.0, 1.0, 2.0, 4.0])                              # N + 1 = 5
-    assert compute_conformal_quantiles(scores, [0.2, 0.21, 0.8, 0.81, 0.0]).tolist() == [1, 2, 4, math.inf, 1]
+    scores = torch.tensor([3.0, 1.0, 2.0, 4.0])  # N + 1 = 5
+    assert compute_conformal_quantiles(scores, [0.2, 0.21, 0.8, 0.81, 0.0]).tolist() == [
+        1,
+        2,
+        4,
+        math.inf,
+        1,
+    ]
     assert compute_conformal_quantiles(scores[:0], [0.5]).tolist() == [math.inf]
 
 
 @pytest.mark.parametrize("n, level", [(19, 0.95), (9, 0.5), (30, 0.8), (50, 0.9)])
 def test_one_more_row_is_covered_as_often_as_it_should(n: int, level: float) -> None:
     trials = 4000
-    drawn = torch.randn(trials, n + 1, generator=chance()).abs()             # exchangeable rows
+    drawn = torch.randn(trials, n + 1, generator=chance()).abs()  # exchangeable rows
     bounds = torch.cat([compute_conformal_quantiles(row[:n], [level]) for row in drawn])
     covered = (drawn[:, n] <= bounds).double().mean().item()
     exact = math.ceil(round((n + 1) * level, 9)) / (n + 1)
@@ -133,7 +150,9 @@ def test_too_few_rows_bound_nothing() -> None:
 
 def test_sets_of_classes_hold_the_truth_as_often_as_they_should() -> None:
     logits = torch.randn(6000, 6, generator=chance()) * 2
-    y = (logits * 0.3).softmax(1).multinomial(1, generator=chance(1))[:, 0]  # the model is far too sure
+    y = (
+        (logits * 0.3).softmax(1).multinomial(1, generator=chance(1))[:, 0]
+    )  # the model is far too sure
     p = logits.softmax(1)
     for level in (0.5, 0.8, 0.95):
         bound = compute_conformal_quantiles(conformal_scores(p[:3000], y[:3000]), [level]).item()
@@ -147,7 +166,9 @@ def test_sets_of_classes_hold_the_truth_as_often_as_they_should() -> None:
 
 def test_sets_by_hand() -> None:
     p = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
-    assert conformal_scores(p, torch.tensor([1, 3])).tolist() == pytest.approx([0.7, 1.0])      # 3: a class never seen
+    assert conformal_scores(p, torch.tensor([1, 3])).tolist() == pytest.approx(
+        [0.7, 1.0]
+    )  # 3: a class never seen
     assert conformal_sets(p, 0.7).tolist() == [[True, True, False], [False, True, True]]
     assert conformal_sets(p, 0.0).tolist() == [[True, False, False], [False, True, False]]
     assert conformal_sets(p, 1.0).all()
@@ -158,7 +179,9 @@ def test_sets_by_hand() -> None:
 
 
 def test_risk_against_coverage_by_hand() -> None:
-    curve = risk_coverage_curve(torch.tensor([0.9, 0.5, 0.7, 0.7]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    curve = risk_coverage_curve(
+        torch.tensor([0.9, 0.5, 0.7, 0.7]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    )
     assert curve.threshold.tolist() == pytest.approx([0.9, 0.7, 0.5])
     assert curve.coverage.tolist() == pytest.approx([0.25, 0.75, 1.0])
     assert curve.risk.tolist() == pytest.approx([0, 1 / 3, 1 / 2])
@@ -173,12 +196,15 @@ def test_risk_against_coverage_by_hand() -> None:
 def test_few_rows_without_an_error_do_not_prove_that_there_is_none() -> None:
     sure, right = torch.linspace(0.5, 1, 18), torch.zeros(18)
     assert risk_coverage_curve(sure, right).threshold_for_risk(0.05) == math.inf
-    assert risk_coverage_curve(torch.linspace(0.5, 1, 19), torch.zeros(19)).threshold_for_risk(0.05) == 0.5
+    assert (
+        risk_coverage_curve(torch.linspace(0.5, 1, 19), torch.zeros(19)).threshold_for_risk(0.05)
+        == 0.5
+    )
 
 
 def test_a_threshold_keeps_its_risk_on_new_rows() -> None:
     p = torch.rand(4000, generator=chance()) / 2 + 0.5
-    wrong = (torch.rand(4000, generator=chance(1)) > p).double()             # right as often as it is sure
+    wrong = (torch.rand(4000, generator=chance(1)) > p).double()  # right as often as it is sure
     threshold = risk_coverage_curve(p[:2000], wrong[:2000]).threshold_for_risk(0.1)
     answered = p[2000:] >= threshold
     n, risk = int(answered.sum()), wrong[2000:][answered].mean().item()

@@ -1,4 +1,5 @@
 """What a run leaves on the disk is read again exactly, or refused with one clear sentence."""
+
 import errno
 import json
 import os
@@ -71,7 +72,9 @@ def test_a_verb_it_does_not_have_is_absent_and_says_so(folder: Path) -> None:
 
 
 def test_code_named_in_a_file_is_not_run(folder: Path) -> None:
-    with pytest.raises(SensoriumError, match=r"tiny.py:guess, which is no recipe of sensorium's own .*recipe="):
+    with pytest.raises(
+        SensoriumError, match=r"tiny.py:guess, which is no recipe of sensorium's own .*recipe="
+    ):
         load_checkpoint(folder)
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace(json.loads(text)["recipe"], "os.system"))
@@ -84,6 +87,7 @@ def changed(name: str, change: Callable[[dict[str, object]], object]) -> Callabl
         found = json.loads((folder / name).read_text())
         change(found)
         (folder / name).write_text(json.dumps(found))
+
     return do
 
 
@@ -93,22 +97,39 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm, message", [
-    (lambda f: shutil.rmtree(f), "is not a run of sensorium: it has no config.json"),
-    (lambda f: (f / "config.json").unlink(), "is not a run of sensorium: it has no config.json"),
-    (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
-    (lambda f: (f / "config.json").write_text("[]"), "does not hold a JSON object"),
-    (changed("config.json", lambda c: c.update(format=99)), "is a run of format 99; sensorium .* reads 1"),
-    (changed("config.json", lambda c: c.update(extra=1)), "missing or unknown keys: extra"),
-    (changed("config.json", lambda c: c.pop("data")), "missing or unknown keys: data"),
-    (changed("config.json", lambda c: c["keywords"].update(dim=9)), "does not fit the recipe: .* tensors"),
-    (lambda f: (f / "schema.json").unlink(), "schema.json"),
-    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
-    (lambda f: flip(f / "model.safetensors"), "model.safetensors is damaged: its content is not what was written"),
-    (lambda f: os.truncate(f / "model.safetensors", 500), "model.safetensors is damaged"),
-    (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
-])
-def test_what_is_not_whole_is_refused(folder: Path, harm: Callable[[Path], object], message: str) -> None:
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda f: shutil.rmtree(f), "is not a run of sensorium: it has no config.json"),
+        (
+            lambda f: (f / "config.json").unlink(),
+            "is not a run of sensorium: it has no config.json",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("[]"), "does not hold a JSON object"),
+        (
+            changed("config.json", lambda c: c.update(format=99)),
+            "is a run of format 99; sensorium .* reads 1",
+        ),
+        (changed("config.json", lambda c: c.update(extra=1)), "missing or unknown keys: extra"),
+        (changed("config.json", lambda c: c.pop("data")), "missing or unknown keys: data"),
+        (
+            changed("config.json", lambda c: c["keywords"].update(dim=9)),
+            "does not fit the recipe: .* tensors",
+        ),
+        (lambda f: (f / "schema.json").unlink(), "schema.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (
+            lambda f: flip(f / "model.safetensors"),
+            "model.safetensors is damaged: its content is not what was written",
+        ),
+        (lambda f: os.truncate(f / "model.safetensors", 500), "model.safetensors is damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+    ],
+)
+def test_what_is_not_whole_is_refused(
+    folder: Path, harm: Callable[[Path], object], message: str
+) -> None:
     harm(folder)
     with pytest.raises(SensoriumError, match=message):
         opened(folder)
@@ -130,8 +151,10 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     assert (tmp_path / "w").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("value", [
-    torch.tensor(3.0), torch.zeros(0, 2), torch.ones(2, 3).T, torch.ones(2, dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor(3.0), torch.zeros(0, 2), torch.ones(2, 3).T, torch.ones(2, dtype=torch.bfloat16)],
+)
 def test_tensors_come_back(tmp_path: Path, value: torch.Tensor) -> None:
     atomic.write_file(tmp_path / "t", tensor_writer({"a": value}))
     back = read_tensors(tmp_path / "t")["a"]
@@ -174,7 +197,7 @@ def test_a_set_is_current_whole_or_not_at_all(tmp_path: Path) -> None:
     assert again.latest(said.append) == tmp_path / "state" / "step-000002"
     assert "step-000003 is damaged (a is not what was written)" in said[0]
     assert "step-000002" in said[0]
-    again.save(3, {"a": b"3", "b": b"x"})                       # written again over the damaged one
+    again.save(3, {"a": b"3", "b": b"x"})  # written again over the damaged one
     assert verify(tmp_path / "state" / "step-000003") is None
     for name in ("step-000002", "step-000003"):
         (tmp_path / "state" / name / "b").unlink()
@@ -182,9 +205,18 @@ def test_a_set_is_current_whole_or_not_at_all(tmp_path: Path) -> None:
         CheckpointStore(tmp_path / "state").latest()
 
 
-@pytest.mark.parametrize("harm", [
-    lambda p: p.unlink(), lambda p: p.write_text("{"), lambda p: p.write_text("[1]"), lambda p: p.write_bytes(b"\xff")])
-def test_a_set_without_a_sound_manifest_is_damaged(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_text("{"),
+        lambda p: p.write_text("[1]"),
+        lambda p: p.write_bytes(b"\xff"),
+    ],
+)
+def test_a_set_without_a_sound_manifest_is_damaged(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
     path = CheckpointStore(tmp_path / "state").save(1, {"a": b"1"})
     assert verify(path) is None
     harm(path / "manifest.json")
@@ -192,17 +224,24 @@ def test_a_set_without_a_sound_manifest_is_damaged(tmp_path: Path, harm: Callabl
 
 
 @pytest.mark.parametrize("place", ["write", "rename", "verify"])
-def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_save_that_fails_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     sets = CheckpointStore(tmp_path / "state")
     sets.save(1, {"a": b"1", "b": b"1"})
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     if place == "verify":
         monkeypatch.setattr(snapshots, "damage", lambda path: "a is not what was written")
     else:
-        monkeypatch.setattr(*((Path, "write_bytes", full) if place == "write" else (os, "rename", full)))
-    with pytest.raises(SensoriumError, match="check the disk" if place == "verify" else "No space left on device"):
+        monkeypatch.setattr(
+            *((Path, "write_bytes", full) if place == "write" else (os, "rename", full))
+        )
+    with pytest.raises(
+        SensoriumError, match="check the disk" if place == "verify" else "No space left on device"
+    ):
         sets.save(2, {"a": b"2", "b": b"2"})
     monkeypatch.undo()
     if place == "verify":
@@ -213,9 +252,12 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
     assert (path / "a").read_bytes() == b"1"
 
 
-def test_a_full_disk_is_said_for_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_for_weights_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise tensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
     monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(SensoriumError, match="could not write .*No space left on device"):
         atomic.write_file(tmp_path / "w", tensor_writer({"a": torch.ones(1)}))

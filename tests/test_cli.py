@@ -1,4 +1,5 @@
 """The command line: quick, exact about mistakes, and a thin coat over the library."""
+
 import ast
 import inspect
 import json
@@ -50,7 +51,9 @@ def photos(folder: Path, n: int = 16) -> Path:
     for i in range(n):
         colour = rng.integers(0, 256, 3)
         Image.new("RGB", (40, 30), tuple(colour.tolist())).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text(f"a picture {i} of colour {colour[0]} {colour[1]} {colour[2]}\n")
+        (folder / f"{i:02}.txt").write_text(
+            f"a picture {i} of colour {colour[0]} {colour[1]} {colour[2]}\n"
+        )
     return folder
 
 
@@ -77,51 +80,86 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str
     return err if status else out
 
 
-@pytest.mark.parametrize("argv", [
-    ["--help"], ["train", "clip", "--help"], ["data", "build", "--help"], ["show", "clip", "--help"], ["trian"],
-    ["train", "clip", "x", "--dmi", "3"], ["completion", "bash"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "clip", "--help"],
+        ["data", "build", "--help"],
+        ["show", "clip", "--help"],
+        ["trian"],
+        ["train", "clip", "x", "--dmi", "3"],
+        ["completion", "bash"],
+        ["--version"],
+    ],
+)
 def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
-    code = (f"import sys; from sensorium.cli import run; run({argv!r}); "
-            "print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules], file=sys.stderr)")
+    code = (
+        f"import sys; from sensorium.cli import run; run({argv!r}); "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules], file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["trian"], 'Did you mean "train"?'),
-    (["train", "clp", "x"], 'Did you mean "clip"?'),
-    (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
-    (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
-    (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
-    (["train", "clip", "x", "--projection", "multiscales"], 'Did you mean "multiscale"?'),
-    (["train", "clip"], "DATA requires an argument"),
-    (["data", "build", "emojis", "--out", "x"], '"emoji"'),
-    (["search"], "INDEX requires an argument")])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["trian"], 'Did you mean "train"?'),
+        (["train", "clp", "x"], 'Did you mean "clip"?'),
+        (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
+        (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
+        (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
+        (["train", "clip", "x", "--projection", "multiscales"], 'Did you mean "multiscale"?'),
+        (["train", "clip"], "DATA requires an argument"),
+        (["data", "build", "emojis", "--out", "x"], '"emoji"'),
+        (["search"], "INDEX requires an argument"),
+    ],
+)
 def test_what_is_not_understood_ends_with_2(
-        argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = said(capsys, *argv, status=2)
     assert expected in message
     assert "--help" in message
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["data", "nowhere"], "nowhere"),
-    (["data", "photos", "--type", "caption"], "NAME=KIND"),
-    (["data", "photos", "--type", "captoin=text"], "caption"),
-    (["train", "clip", "photos", "--out", "run"], "--resume"),
-    (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
-    (["train", "clip", "photos", "--type", "image=image:size=30", "--patch-size", "7", "--out", "new2"], "patches of 7"),
-    (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
-    (["train", "./mine.py:lacks", "photos"], "must be the schema"),
-    (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
-    (["train", "./mine.py", "photos"], "FILE:FUNCTION"),
-    (["evaluate", "photos", "photos"], "not a run"),
-    (["evaluate", "run", "photos", "--split", "tset"], "test"),
-    (["search", "photos", "red"], "index"),
-    (["show", "clop"], "neither a run nor a recipe; recipes are ")])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["data", "nowhere"], "nowhere"),
+        (["data", "photos", "--type", "caption"], "NAME=KIND"),
+        (["data", "photos", "--type", "captoin=text"], "caption"),
+        (["train", "clip", "photos", "--out", "run"], "--resume"),
+        (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
+        (
+            [
+                "train",
+                "clip",
+                "photos",
+                "--type",
+                "image=image:size=30",
+                "--patch-size",
+                "7",
+                "--out",
+                "new2",
+            ],
+            "patches of 7",
+        ),
+        (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
+        (["train", "./mine.py:lacks", "photos"], "must be the schema"),
+        (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
+        (["train", "./mine.py", "photos"], "FILE:FUNCTION"),
+        (["evaluate", "photos", "photos"], "not a run"),
+        (["evaluate", "run", "photos", "--split", "tset"], "test"),
+        (["search", "photos", "red"], "index"),
+        (["show", "clop"], "neither a run nor a recipe; recipes are "),
+    ],
+)
 def test_what_cannot_be_done_ends_with_1(
-        argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in said(capsys, *argv, status=1)
 
 
@@ -136,18 +174,37 @@ def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_evaluate_writes_and_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "recall" in said(capsys, "evaluate", "run", "photos", "--split", "train")
-    assert "recall" in said(capsys, "evaluate", "run", "--split", "train")       # the data it was trained on
+    assert "recall" in said(
+        capsys, "evaluate", "run", "--split", "train"
+    )  # the data it was trained on
     found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--json"))
     assert set(found["figures"]) == {"train"}
-    assert json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
-    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"))
+    assert (
+        json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
+    )
+    found = json.loads(
+        said(
+            capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"
+        )
+    )
     assert found["about"]["captions"] == "all, averaged"
 
 
 def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "16 rows in run/index" in said(capsys, "index", "run", "photos")
     assert len(said(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines()) == 3
-    found = json.loads(said(capsys, "search", "run/index", "--image", "photos/03.png", "--json", "--out", "found.png"))
+    found = json.loads(
+        said(
+            capsys,
+            "search",
+            "run/index",
+            "--image",
+            "photos/03.png",
+            "--json",
+            "--out",
+            "found.png",
+        )
+    )
     assert len(found["hits"]) == 10
     assert "03.png" in found["hits"][0]["payload"]["name"]
     with Image.open(place / "found.png") as sheet:
@@ -158,21 +215,33 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said(capsys, *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split())
-    assert "how wide, all in all" in " ".join(said(capsys, "train", "./mine.py:mine", "--help").split())
-    assert "Did you mean --width?" in said(capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2)
+    said(
+        capsys,
+        *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split(),
+    )
+    assert "how wide, all in all" in " ".join(
+        said(capsys, "train", "./mine.py:mine", "--help").split()
+    )
+    assert "Did you mean --width?" in said(
+        capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2
+    )
     assert "--recipe" in said(capsys, "evaluate", "own", "photos", status=1)
-    assert "recall" in said(capsys, "evaluate", "own", "photos", "--split", "train", "--recipe", "./mine.py:mine")
+    assert "recall" in said(
+        capsys, "evaluate", "own", "photos", "--split", "train", "--recipe", "./mine.py:mine"
+    )
 
 
 def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sensorium.training.checkpoint import load_checkpoint
+
     found = json.loads(said(capsys, "show", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
     assert found["parameters"] == size
     assert found["bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
-    small, large = (json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024"))
+    small, large = (
+        json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024")
+    )
     assert large["parameters"] > 30 * small["parameters"]
     assert large["flops_forward"] > 30 * small["flops_forward"]
     assert large["bytes"]["optimizer"] == 8 * large["parameters"]
@@ -187,39 +256,66 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_keywords_read_are_the_keywords_there_are() -> None:
     assert list(recipe_options.builtin_recipes()) == sorted(RECIPES)
     for name, taken in recipe_options.builtin_recipes().items():
-        there = [p for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        assert {k.name: k.default for k in taken.model_options} == {p.name: p.default for p in there}
-        assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(TrainingConfig, eval_str=True)
-        assert all(k.doc for k in taken.model_options + taken.training_options), f"{name}: a keyword without a word about it"
+        there = [
+            p
+            for p in inspect.signature(RECIPES[name]).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        ]
+        assert {k.name: k.default for k in taken.model_options} == {
+            p.name: p.default for p in there
+        }
+        assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(
+            TrainingConfig, eval_str=True
+        )
+        assert all(k.doc for k in taken.model_options + taken.training_options), (
+            f"{name}: a keyword without a word about it"
+        )
 
 
 def test_help_shows_the_training_defaults_there_are() -> None:
     """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
     for name, how in SHIPPED.items():
         taken = recipe_options.builtin_recipes()[name]
-        found = [asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
+        found = [
+            asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training)
+            for more in how.variants
+        ]
         for field in taken.training_options:
             if not field.computed:
-                assert all(one[field.name] == field.default for one in found), f"{name}: {field.name}"
+                assert all(one[field.name] == field.default for one in found), (
+                    f"{name}: {field.name}"
+                )
             for option in re.findall(r"--([a-z-]+)", field.computed):
-                assert option.replace("-", "_") in {keyword.name for keyword in taken.model_options}, f"{name}: --{option}"
+                assert option.replace("-", "_") in {
+                    keyword.name for keyword in taken.model_options
+                }, f"{name}: --{option}"
 
 
 def test_help_says_what_a_computed_default_depends_on(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, told in {"fusion": "chosen by the number of rows", "captioner": "4 with --language-model"}.items():
+    for name, told in {
+        "fusion": "chosen by the number of rows",
+        "captioner": "4 with --language-model",
+    }.items():
         assert told in " ".join(said(capsys, "train", name, "--help").replace("│", "").split())
 
 
-def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
+
     monkeypatch.setattr(commands, "shown", interrupted)
     assert "stopped" in said(capsys, "doctor", status=130)
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:
-    with subprocess.Popen([sys.executable, "-m", "sensorium", "completion", "bash"], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sensorium", "completion", "bash"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
@@ -228,7 +324,11 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
 
 
 def test_commands_are_thin() -> None:
-    there = {f.name: f for f in ast.parse(Path(commands.__file__).read_text()).body if isinstance(f, ast.FunctionDef)}
+    there = {
+        f.name: f
+        for f in ast.parse(Path(commands.__file__).read_text()).body
+        if isinstance(f, ast.FunctionDef)
+    }
     for name in "data build train evaluate blend index search show show_run demo doctor".split():
         f = there[name]
         assert (f.end_lineno or 0) - f.lineno < 25, name

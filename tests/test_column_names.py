@@ -1,4 +1,5 @@
 """The name of a column is only a name: whatever stands in a header, the numbers are the same and no command breaks."""
+
 import csv
 import json
 import math
@@ -40,11 +41,57 @@ from sensorium.recipes.recipe import build_recipe
 from sensorium.training.checkpoint import Model
 from sensorium.training.loop import train
 
-AWKWARD = ("row", "group", "split", "x", "x.valid", "x.vector", "x.spread", "x low", "x low (bound)", "x probability",
-           "colour", "colour.valid", "Size, cm", "a,b", "a", "b", 'say "so"', "it's", "keys", "pop", "type", "training",
-           "log_scale", "bias", "forward", "vector", "valid", "text", "image", "target", "a=b", "=", "%", "%2E", "..",
-           "a/b", "a\\b", "Größe", "日本", "é" * 200, "n" * 200, "two\nlines", "tab\there", "`code`", "|", "[bold]x")
-NAMES = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+AWKWARD = (
+    "row",
+    "group",
+    "split",
+    "x",
+    "x.valid",
+    "x.vector",
+    "x.spread",
+    "x low",
+    "x low (bound)",
+    "x probability",
+    "colour",
+    "colour.valid",
+    "Size, cm",
+    "a,b",
+    "a",
+    "b",
+    'say "so"',
+    "it's",
+    "keys",
+    "pop",
+    "type",
+    "training",
+    "log_scale",
+    "bias",
+    "forward",
+    "vector",
+    "valid",
+    "text",
+    "image",
+    "target",
+    "a=b",
+    "=",
+    "%",
+    "%2E",
+    "..",
+    "a/b",
+    "a\\b",
+    "Größe",
+    "日本",
+    "é" * 200,
+    "n" * 200,
+    "two\nlines",
+    "tab\there",
+    "`code`",
+    "|",
+    "[bold]x",
+)
+NAMES = st.sampled_from(AWKWARD) | st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
+)
 few = settings(max_examples=25, deadline=None, derandomize=True)
 fewer = settings(max_examples=3, deadline=None, derandomize=True)
 
@@ -57,8 +104,14 @@ def distinct(n: int) -> st.SearchStrategy[list[str]]:
 
 
 @few
-@given(st.lists(NAMES | st.text(min_size=1, max_size=4) | st.sampled_from(["\ud800", "a\udfffb"]), min_size=1,
-                max_size=5, unique=True))
+@given(
+    st.lists(
+        NAMES | st.text(min_size=1, max_size=4) | st.sampled_from(["\ud800", "a\udfffb"]),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
 def test_names_of_records_are_kept_but_for_halves_of_characters(names: list[str]) -> None:
     wanted = ["".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in name) for name in names]
     if len(set(wanted)) < len(wanted):
@@ -100,10 +153,16 @@ def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], val
 @few
 @given(distinct(5))
 def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
-    values = {name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)] for k, name in enumerate(names)}
+    values = {
+        name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)]
+        for k, name in enumerate(names)
+    }
     schema = Schema({name: Column(name, Numeric()) for name in names})
     prepared = PreparedDataset(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
-    for batch in (prepared.batch([3, 1, 6]), BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0)):
+    for batch in (
+        prepared.batch([3, 1, 6]),
+        BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0),
+    ):
         assert len(batch) == 3
         assert batch.row is not None
         assert batch.group is not None
@@ -119,7 +178,9 @@ def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
 @given(distinct(4), st.integers(1, 9))
 def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     flags = {names[0]: torch.arange(7) % 2 > 0}
-    whole = Batch({name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2)
+    whole = Batch(
+        {name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2
+    )
     pieces = whole.split(parts)
     sizes = [len(piece) for piece in pieces]
     assert len(pieces) == min(parts, 7)
@@ -155,8 +216,13 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
 
 
 KINDS: dict[str, Any] = {
-    "words": Text(length=8, vocab_size=300), "n": Numeric(count=9), "kind": Category(("p", "q"), (5, 4)),
-    "more": Text(length=8, vocab_size=300), "y": Numeric(5.0, 2.0, (3.0, 5.0, 7.0), 9), "z": Category(("u", "v"), (4, 5))}
+    "words": Text(length=8, vocab_size=300),
+    "n": Numeric(count=9),
+    "kind": Category(("p", "q"), (5, 4)),
+    "more": Text(length=8, vocab_size=300),
+    "y": Numeric(5.0, 2.0, (3.0, 5.0, 7.0), 9),
+    "z": Category(("u", "v"), (4, 5)),
+}
 
 
 def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
@@ -167,15 +233,24 @@ def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
     torch.manual_seed(0)
     asked = {"target": (called["y"], called["z"]), "fusion": fuse, "dim": 16, "layers": 1}
     recipe, _ = build_recipe(RECIPES["fusion"], schema, asked)
-    batch = Batch({called[of]: kind.fake(5, rng) for of, kind in KINDS.items()}, {
-        called["n"]: torch.tensor([True, False, True, True, False])}, torch.arange(5), torch.arange(5))
+    batch = Batch(
+        {called[of]: kind.fake(5, rng) for of, kind in KINDS.items()},
+        {called["n"]: torch.tensor([True, False, True, True, False])},
+        torch.arange(5),
+        torch.arange(5),
+    )
     for part in recipe.model.modules():
         if isinstance(part, SubwordBagEmbedding):
             part.fit_on_data([batch[called["words"]], batch[called["more"]]])
     loss = recipe.objective(recipe.model, batch)["model"]
     with torch.no_grad():
         said = recipe.model.eval()(batch)
-    return [loss.detach(), said[called["y"]], said[called["z"]], *state_tensors(recipe.model).values()]
+    return [
+        loss.detach(),
+        said[called["y"]],
+        said[called["z"]],
+        *state_tensors(recipe.model).values(),
+    ]
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -186,8 +261,11 @@ def test_what_a_model_says_does_not_hang_on_names(names: list[str], fuse: str) -
 
 
 def test_a_text_column_called_row_is_no_row_of_single_values() -> None:
-    for found, wanted in zip(answers(["row", "n", "k", "m", "y", "z"], "concat"), answers(list(KINDS), "concat"),
-                             strict=True):
+    for found, wanted in zip(
+        answers(["row", "n", "k", "m", "y", "z"], "concat"),
+        answers(list(KINDS), "concat"),
+        strict=True,
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -201,9 +279,18 @@ def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
     assert all(name and "." not in name for name in modules)
     assert len({file_name(key) for key in keys}) == len(set(keys))
     assert all(len(file_name(key).encode()) < 250 and "/" not in file_name(key) for key in keys)
-    schema = Schema({image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}})
+    schema = Schema(
+        {image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}}
+    )
     torch.manual_seed(0)
-    small = {"image": image, "text": texts, "dim": 8, "image_layers": 1, "text_layers": 1, "embed_dim": 8}
+    small = {
+        "image": image,
+        "text": texts,
+        "dim": 8,
+        "image_layers": 1,
+        "text_layers": 1,
+        "embed_dim": 8,
+    }
     model = build_recipe(RECIPES["clip"], schema, small)[0].model
     assert isinstance(model, Towers)
     assert [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
@@ -222,9 +309,23 @@ def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
     with open(path, "w", encoding="utf-8") as file:
         for i in range(n):
             size, kind = rng.normal(), "pq"[i % 2]
-            row = [round(size, 3) if i % 5 else None, kind, round(2 * size + (kind == "p"), 3), "uv"[size > 0]]
-            file.write(json.dumps({**dict(zip(names, row, strict=True)), " part ": ("train", "val")[i % 6 == 5]}) + "\n")
-    return dict(zip([*names, " part "], ("numeric", "category", "numeric", "category", "split"), strict=True))
+            row = [
+                round(size, 3) if i % 5 else None,
+                kind,
+                round(2 * size + (kind == "p"), 3),
+                "uv"[size > 0],
+            ]
+            file.write(
+                json.dumps(
+                    {**dict(zip(names, row, strict=True)), " part ": ("train", "val")[i % 6 == 5]}
+                )
+                + "\n"
+            )
+    return dict(
+        zip(
+            [*names, " part "], ("numeric", "category", "numeric", "category", "split"), strict=True
+        )
+    )
 
 
 def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
@@ -232,14 +333,32 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
     with TemporaryDirectory() as place:
         folder = Path(place)
         data = Dataset.open(folder / "t.jsonl", types=table(folder / "t.jsonl", names))
-        train(RECIPES["fusion"], data, out=folder / "run", target=names[2:], columns=names[:2], dim=8, layers=1,
-              epochs=1, batch_size=10, quiet=True, precision="fp32")
+        train(
+            RECIPES["fusion"],
+            data,
+            out=folder / "run",
+            target=names[2:],
+            columns=names[:2],
+            dim=8,
+            layers=1,
+            epochs=1,
+            batch_size=10,
+            quiet=True,
+            precision="fp32",
+        )
         model = load_run(folder / "run")
         rows = [{name: data.raw(name, [i])[0] for name in names[:2]} for i in range(6)]
         found = [said for name in names[2:] for said in [model.predict(rows)[name]]]
         told = {name: data.raw(name, range(len(data))) for name in names[:2]}
-        assert predict_file(model, data, folder / "out.jsonl") == predict_file(model, data, folder / "out.csv") == 36
-        lines = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert (
+            predict_file(model, data, folder / "out.jsonl")
+            == predict_file(model, data, folder / "out.csv")
+            == 36
+        )
+        lines = [
+            json.loads(line)
+            for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         with open(folder / "out.csv", newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))
         assert list(lines[0]) == cells[0]
@@ -266,16 +385,35 @@ def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
     assert names["", "row"] == "row (name)"
     assert len({*names.values()}) == len(names)
     cells = predicted(["size", "kind", "temp low", "temp"])[1]
-    assert cells[0] == ["row", "temp low", "temp low low", "temp low high", "temp low spread", "temp",
-                        "temp probability"]
+    assert cells[0] == [
+        "row",
+        "temp low",
+        "temp low low",
+        "temp low high",
+        "temp low spread",
+        "temp",
+        "temp probability",
+    ]
     kinds = table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
     data = Dataset.open(tmp_path / "t.jsonl", types=kinds)
-    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=["temp", "temp low"], dim=8, layers=1, epochs=1,
-                  batch_size=10, quiet=True, precision="fp32")
+    model = train(
+        RECIPES["fusion"],
+        data,
+        out=tmp_path / "run",
+        target=["temp", "temp low"],
+        dim=8,
+        layers=1,
+        epochs=1,
+        batch_size=10,
+        quiet=True,
+        precision="fp32",
+    )
     predict_file(model, data, tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    said = model.predict([{"kind": data.raw("kind", [i])[0], "label": data.raw("label", [i])[0]} for i in range(3)])
+    said = model.predict(
+        [{"kind": data.raw("kind", [i])[0], "label": data.raw("label", [i])[0]} for i in range(3)]
+    )
     assert [float(row["temp low"]) for row in rows[:3]] == pytest.approx(said["temp low"].value)
     assert "temp low (bound)" in rows[0]
 
@@ -286,20 +424,28 @@ def header(path: Path, *names: str) -> Path:
         rows = csv.writer(file)
         rows.writerow([*names, "price"])
         for i in range(40):
-            rows.writerow([f"{(i * 7) % 11 + 0.5}" if (i + k) % 9 else "" for k in range(len(names))] + [i % 11 + 0.25])
+            rows.writerow(
+                [f"{(i * 7) % 11 + 0.5}" if (i + k) % 9 else "" for k in range(len(names))]
+                + [i % 11 + 0.25]
+            )
     return path
 
 
 SHORT = ("--dim", "8", "--depth", "1", "--epochs", "1", "--precision", "fp32")
 
 
-@pytest.mark.parametrize("names", [("row", "group"), ("colour", "colour.valid"), ("Size, cm", "a=b")])
-def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [("row", "group"), ("colour", "colour.valid"), ("Size, cm", "a=b")]
+)
+def test_a_command_takes_columns_of_these_names(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, run = header(tmp_path / "t.csv", *names), str(tmp_path / "run")
     kinds = [part for name in names for part in ("--type", f"{name}=number")]
     asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
-    assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
+    assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, (
+        capsys.readouterr().err
+    )
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
     assert kept["columns"] == [*names]
     assert kept["target"] == "price"
@@ -310,17 +456,33 @@ def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path
     with open(tmp_path / "out.csv", newline="") as file:
         found = [float(row["price"]) for row in csv.DictReader(file)]
     plain = header(tmp_path / "plain.csv", "one", "two")
-    model = train(RECIPES["fusion"], Dataset.open(plain, types={"one": "numeric", "two": "numeric"}), target="price",
-                  dim=8, layers=1, epochs=1, precision="fp32", out=tmp_path / "plain", quiet=True)
+    model = train(
+        RECIPES["fusion"],
+        Dataset.open(plain, types={"one": "numeric", "two": "numeric"}),
+        target="price",
+        dim=8,
+        layers=1,
+        epochs=1,
+        precision="fp32",
+        out=tmp_path / "plain",
+        quiet=True,
+    )
     rows = list(csv.DictReader(plain.read_text().splitlines()))
-    wanted = model.predict([{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows])
+    wanted = model.predict(
+        [{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows]
+    )
     assert found == pytest.approx(wanted["price"].value)
 
 
 def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
-    schema = Schema({name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")} | {"y": Column("y", KINDS["y"])})
+    schema = Schema(
+        {name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")}
+        | {"y": Column("y", KINDS["y"])}
+    )
     for encoders in (["a=b=gru", "a, b=bag"], {"a=b": "gru", "a, b": "bag"}):
-        model = build_recipe(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1, "encoders": encoders})[0].model
+        model = build_recipe(
+            RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1, "encoders": encoders}
+        )[0].model
         kinds = {type(part).__name__ for sense in model.encoders for part in sense.modules()}
         assert "Recurrent" in kinds, kinds
     with pytest.raises(SensoriumError, match="no column that an encoder reads"):
@@ -328,27 +490,42 @@ def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("names, wanted", [
-    (("colour", "colour.valid", "y.spread"),
-     {"colour.valid_": "whether \"colour\"", "y.spread_": "the spread of \"y\""}),
-    (("two\nlines", 'say "so"', "view"), {"two_lines": "the column \"two\\nlines\"", "say _so_": "the column"})])
+@pytest.mark.parametrize(
+    "names, wanted",
+    [
+        (
+            ("colour", "colour.valid", "y.spread"),
+            {"colour.valid_": 'whether "colour"', "y.spread_": 'the spread of "y"'},
+        ),
+        (
+            ("two\nlines", 'say "so"', "view"),
+            {"two_lines": 'the column "two\\nlines"', "say _so_": "the column"},
+        ),
+    ],
+)
 @pytest.mark.parametrize("to", ["torch", "onnx"])
-def test_graph_inputs_have_a_name_for_every_column(names: tuple[str, ...], wanted: dict[str, str], to: str,
-                                                   tmp_path: Path) -> None:
+def test_graph_inputs_have_a_name_for_every_column(
+    names: tuple[str, ...], wanted: dict[str, str], to: str, tmp_path: Path
+) -> None:
     """A column name that is not a legal or free graph name is replaced, and the model card says so."""
     if to == "onnx":
         pytest.importorskip("onnxruntime")
-    schema = Schema({name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])})
+    schema = Schema(
+        {name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])}
+    )
     torch.manual_seed(0)
-    recipe, keywords = build_recipe(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1})
+    recipe, keywords = build_recipe(
+        RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1}
+    )
     model = Model(recipe, schema, RunConfig("fusion", keywords, "fp32", {}), "", tmp_path / "run")
     assert export(model, to, tmp_path / "out")["predict"] < 1e-5
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card
 
 
-def test_column_names_are_not_parsed_as_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_column_names_are_not_parsed_as_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sensorium.data.cache.image_cache.PROGRESS_DELAY_SECONDS", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     names = ["{x}", "[/b] a | b"]

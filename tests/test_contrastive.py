@@ -1,4 +1,5 @@
 """The contrastive losses: identities, duplicates, missing rows, accumulation that keeps its negatives."""
+
 import math
 from dataclasses import replace
 
@@ -27,16 +28,24 @@ TEXT = Text(length=12, vocab_size=300)
 
 def towers(align: str = "linear", loss: str = "infonce", dropout: float = 0.0) -> Towers:
     torch.manual_seed(0)
-    eye = Encoder(PatchEmbedding(32, 16, 4), build_transformer(32, 2, 2, input_norm=True, dropout=dropout))
+    eye = Encoder(
+        PatchEmbedding(32, 16, 4), build_transformer(32, 2, 2, input_norm=True, dropout=dropout)
+    )
     voice = Encoder(TextEmbedding(32, TEXT), build_transformer(32, 2, 2, dropout=dropout))
-    made = {name: Tower(e, PROJECTIONS[align](32, 16), 16) for name, e in (("image", eye), ("text", voice))}
+    made = {
+        name: Tower(e, PROJECTIONS[align](32, 16), 16)
+        for name, e in (("image", eye), ("text", voice))
+    }
     return Towers(made, use_logit_bias=loss == "siglip")
 
 
 def batch(n: int = 8) -> Batch:
     rng = torch.Generator().manual_seed(0)
-    return Batch({"image": torch.randn(n, 3, 16, 16, generator=rng), "text": TEXT.fake(n, rng)},
-                 row=torch.arange(n), group=torch.arange(n))
+    return Batch(
+        {"image": torch.randn(n, 3, 16, 16, generator=rng), "text": TEXT.fake(n, rng)},
+        row=torch.arange(n),
+        group=torch.arange(n),
+    )
 
 
 def gradients(model: Towers) -> dict[str, torch.Tensor]:
@@ -56,7 +65,7 @@ def test_sigmoid_divides_by_rows_not_pairs() -> None:
 
 def test_sigmoid_in_chunks_is_the_whole() -> None:
     logits, eye = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)
-    halves = [sigmoid_loss(logits[i:i + 3], eye[i:i + 3]) for i in (0, 3)]
+    halves = [sigmoid_loss(logits[i : i + 3], eye[i : i + 3]) for i in (0, 3)]
     torch.testing.assert_close(sum(halves) / 2, sigmoid_loss(logits, eye))
 
 
@@ -64,9 +73,13 @@ def test_the_sigmoid_bias_starts_at_the_odds() -> None:
     """With all similarities 0 the chance of a match is 1 in N: the loss is the entropy of that."""
     model, n = towers(loss="siglip"), 8
     nothing = TowerOutput(torch.zeros(n, 16))
-    loss = ContrastiveLoss("image", "text", "siglip").compute_loss(model, nothing, nothing, torch.eye(n, dtype=torch.bool))
+    loss = ContrastiveLoss("image", "text", "siglip").compute_loss(
+        model, nothing, nothing, torch.eye(n, dtype=torch.bool)
+    )
     p = 1 / n
-    assert loss.item() == pytest.approx(n * -(p * math.log(p) + (1 - p) * math.log(1 - p)), rel=1e-4)
+    assert loss.item() == pytest.approx(
+        n * -(p * math.log(p) + (1 - p) * math.log(1 - p)), rel=1e-4
+    )
 
 
 def test_order_of_rows_is_irrelevant() -> None:
@@ -104,14 +117,22 @@ def test_a_repeated_text_is_read_once_and_said_twice(align: str) -> None:
     torch.testing.assert_close(once.vector, twice.vector)
     assert torch.equal(once.vector[0], once.vector[2])
     if once.tokens is not None and twice.tokens is not None:
-        torch.testing.assert_close(once.tokens.x[once.tokens.valid], twice.tokens.x[twice.tokens.valid])
+        torch.testing.assert_close(
+            once.tokens.x[once.tokens.valid], twice.tokens.x[twice.tokens.valid]
+        )
 
 
 def test_several_texts_of_a_row_are_all_right() -> None:
     b = batch(3)
-    b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)      # the second of each is another's first
+    b.columns["text"] = torch.stack(
+        [b["text"], b["text"].roll(1, 0)], 1
+    )  # the second of each is another's first
     b["text"][1, 1] = b["text"][1, 0]
-    assert positive_mask(b, "image", "text").int().tolist() == [[1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 1]]
+    assert positive_mask(b, "image", "text").int().tolist() == [
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 1, 1, 0, 1],
+        [0, 1, 1, 1, 1, 1],
+    ]
 
 
 @pytest.mark.parametrize("align", ["linear", "multiscale"])
@@ -132,7 +153,10 @@ def test_saying_it_twice_teaches_nothing_new(align: str) -> None:
 
 def test_a_missing_partner_leaves_the_row_out() -> None:
     model, b = towers(), batch()
-    gone, kept = b.with_columns(present={"text": torch.tensor([True] * 5 + [False] * 3)}), b.take(slice(5))
+    gone, kept = (
+        b.with_columns(present={"text": torch.tensor([True] * 5 + [False] * 3)}),
+        b.take(slice(5)),
+    )
     objective = ContrastiveLoss("image", "text")
     torch.testing.assert_close(objective(model, gone)["model"], objective(model, kept)["model"])
     assert len(drop_incomplete_rows(gone, "image", "text")) == 5
@@ -142,15 +166,21 @@ def test_a_missing_partner_leaves_the_row_out() -> None:
 @pytest.mark.parametrize("loss", ["infonce", "siglip"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("captions", [1, 2])
-def test_accumulation_keeps_its_negatives(align: str, loss: str, dropout: float, captions: int) -> None:
-    model, b, objective = towers(align, loss, dropout), batch(), ContrastiveLoss("image", "text", loss)
+def test_accumulation_keeps_its_negatives(
+    align: str, loss: str, dropout: float, captions: int
+) -> None:
+    model, b, objective = (
+        towers(align, loss, dropout),
+        batch(),
+        ContrastiveLoss("image", "text", loss),
+    )
     if captions > 1:
         b.columns["text"] = torch.stack([b["text"], b["text"].roll(1, 0)], 1)
     parts = [b.take(slice(3)), b.take(slice(3, None))]
     torch.manual_seed(1)
     split = objective.accumulate(model, parts)["model"]
     split_grads = gradients(model)
-    if dropout:                                     # chance falls differently for a whole batch: compare with itself
+    if dropout:  # chance falls differently for a whole batch: compare with itself
         model.zero_grad()
         torch.manual_seed(1)
         assert torch.equal(objective.accumulate(model, parts)["model"], split)

@@ -1,4 +1,5 @@
 """A kind of column from outside the package: examples/points.py, from its file to a run that is read again."""
+
 import json
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def clouds(n: int) -> list[tuple[str, np.ndarray]]:
     rng, made = np.random.default_rng(0), []
     for i in range(n):
         at = rng.normal(size=(rng.integers(20, 60), 3))
-        at /= np.linalg.norm(at, axis=1, keepdims=True) if i % 2 else np.abs(at).max(1, keepdims=True)
+        at /= (
+            np.linalg.norm(at, axis=1, keepdims=True) if i % 2 else np.abs(at).max(1, keepdims=True)
+        )
         made.append(("ball" if i % 2 else "box", at + 5))
     return made
 
@@ -81,14 +84,22 @@ def shapes(schema: Schema, *, dim: int = 32, how: str = "") -> Recipe:
             found = model(points.collate([points.load(one) for one in scan])).argmax(1)
         return [shape.decode(one) for one in found]
 
-    return Recipe(model=model, objective=lambda model, batch: {"model": F.cross_entropy(
-        model(batch["scan"]), batch["shape"])}, verbs={"predict": predict},
+    return Recipe(
+        model=model,
+        objective=lambda model, batch: {
+            "model": F.cross_entropy(model(batch["scan"]), batch["shape"])
+        },
+        verbs={"predict": predict},
         training=TrainingConfig(epochs=20, batch_size=16, lr=1e-2, augment="light"),
-        data=DataSpec(columns=("scan", "shape"), augment={"light": {"scan": {"turn": 180.0, "jitter": 0.01}}}))
+        data=DataSpec(
+            columns=("scan", "shape"), augment={"light": {"scan": {"turn": 180.0, "jitter": 0.01}}}
+        ),
+    )
 
 
 def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(
-        added: Any, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: Any, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     data = sn.Dataset.open(table)
     assert data.schema.columns["scan"].kind == "points"
@@ -100,7 +111,9 @@ def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(
     usual = max(truth.count(name) for name in set(truth)) / len(truth)
     assert np.mean([a == b for a, b in zip(said, truth, strict=True)]) >= 0.9 > usual + 0.2
     forget()
-    with pytest.raises(SensoriumError, match=r"'scan' is of the kind 'points'.*sensorium --use mine.py"):
+    with pytest.raises(
+        SensoriumError, match=r"'scan' is of the kind 'points'.*sensorium --use mine.py"
+    ):
         sn.load(tmp_path / "run", recipe=shapes)
     recipe_options.run_user_file(str(FILE))
     assert sn.load(tmp_path / "run", recipe=shapes).predict(scan=scans) == said
@@ -122,7 +135,9 @@ def test_on_the_command_line(table: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_it_can_be_imported_in_a_fresh_python() -> None:
     code = "import points, sensorium as sn; from sensorium.data.schema import MODALITIES; print(MODALITIES['points'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FILE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FILE.parent
+    )
     assert "Points" in done.stdout
 
 
@@ -135,13 +150,22 @@ def test_padding_and_the_order_of_points_change_nothing(added: Any, how: str) ->
     said = read(batch)
     for row in range(3):
         alone = points.collate([batch[row, batch[row, :, 3] > 0, :3].numpy()])
-        torch.testing.assert_close(read(alone).x[0], said.x[row][valid_mask(said)[row]], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(read.pooled(alone), read.pooled(alone.flip(1)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            read(alone).x[0], said.x[row][valid_mask(said)[row]], atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            read.pooled(alone), read.pooled(alone.flip(1)), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_bad_scans_say_why(added: Any, tmp_path: Path) -> None:
-    for text, says in (("1 2\n", "N 3"), ("a b c\n", "could not convert"), ("1 2 3\n4 5\n", "inhomogeneous"),
-                       ("", "N 3"), ("1 2 inf\n", "finite")):
+    for text, says in (
+        ("1 2\n", "N 3"),
+        ("a b c\n", "could not convert"),
+        ("1 2 3\n4 5\n", "inhomogeneous"),
+        ("", "N 3"),
+        ("1 2 inf\n", "finite"),
+    ):
         (tmp_path / "a.xyz").write_text(text)
         with pytest.raises(ValueError, match=says):
             added().load(tmp_path / "a.xyz")
@@ -162,9 +186,13 @@ def test_what_is_no_modality_is_refused() -> None:
         def __init__(self, size: int):
             self.size = size
 
-    for wrong, says in ((Bare, "lacks endings, fit, load"), (Taken, "not taken"), (Needy, "default for each")):
+    for wrong, says in (
+        (Bare, "lacks endings, fit, load"),
+        (Taken, "not taken"),
+        (Needy, "default for each"),
+    ):
         with pytest.raises(SensoriumError, match=says):
-            add_modality(wrong, plain=lambda *given: given)                                 # pyright: ignore
+            add_modality(wrong, plain=lambda *given: given)  # pyright: ignore
     with pytest.raises(SensoriumError, match="names no encoder"):
         add_modality(type("Fine", (Category,), {"kind": "fine", "endings": ()}))
     assert not {"bare", "needy", "fine"} & {*schemas.MODALITIES, *ENCODERS}

@@ -1,4 +1,5 @@
 """The emoji sets: what the embedded one promises, that a built set comes back as it went in, and hostile packages."""
+
 import gzip
 import hashlib
 import io
@@ -28,6 +29,7 @@ def table():
 
 # The embedded set
 
+
 def test_embedded_counts(table):
     c = table.columns
     assert len(table) == len(c["image"]) == 9770
@@ -38,18 +40,33 @@ def test_embedded_counts(table):
     assert len(set(c["family"])) == 1281
     assert len(set(c["category"])) == 8
     assert Counter(c["style"]) == {
-        "noto": 1644, "twemoji": 1644, "fluent-emoji": 1587, "fluent-emoji-flat": 1587, "noto-v1": 1214,
-        "emojione": 1086, "streamline-emojis": 542, "fxemoji": 466}
+        "noto": 1644,
+        "twemoji": 1644,
+        "fluent-emoji": 1587,
+        "fluent-emoji-flat": 1587,
+        "noto-v1": 1214,
+        "emojione": 1086,
+        "streamline-emojis": 542,
+        "fxemoji": 466,
+    }
     assert len(set(table.where)) == 9770
     assert c["image"].min(axis=(1, 2, 3)).max() <= 250, "no drawing is blank"
 
 
 def test_embedded_splits_are_the_stated_grid(table):
     c = table.columns
-    assert Counter(c["split"]) == {"train": 7411, "val": 908, "test_concept": 909, "test_artist": 433, "test_both": 58,
-                                   "spare": 51}
+    assert Counter(c["split"]) == {
+        "train": 7411,
+        "val": 908,
+        "test_concept": 909,
+        "test_artist": 433,
+        "test_both": 58,
+        "spare": 51,
+    }
     unseen = ("test_artist", "test_both")
-    assert {a for a, s in zip(c["artist"], c["split"], strict=True) if s in unseen} == {"streamline"}
+    assert {a for a, s in zip(c["artist"], c["split"], strict=True) if s in unseen} == {
+        "streamline"
+    }
     side, sides = {"test_artist": "train", "test_both": "test", "test_concept": "test"}, {}
     for name, split in zip(c["family"], c["split"], strict=True):
         sides.setdefault(name, set()).add(side.get(split, split))
@@ -65,13 +82,19 @@ def test_one_artist_is_never_on_two_sides(table):
     c = table.columns
     artists = dict(zip(c["style"], c["artist"], strict=True))
     assert artists["fluent-emoji"] == artists["fluent-emoji-flat"]
-    held = {a for a, s in zip(c["artist"], c["split"], strict=True) if s.startswith("test_") and s != "test_concept"}
+    held = {
+        a
+        for a, s in zip(c["artist"], c["split"], strict=True)
+        if s.startswith("test_") and s != "test_concept"
+    }
     assert not held & {a for a, s in zip(c["artist"], c["split"], strict=True) if s == "train"}
 
 
 def test_the_held_out_artist_is_the_hardest_as_recorded():
     header = read_sheets_header(BUNDLED_FOLDER)
-    assert header.test_artist == min(header.neighbours, key=lambda artist: header.neighbours[artist]["same"])
+    assert header.test_artist == min(
+        header.neighbours, key=lambda artist: header.neighbours[artist]["same"]
+    )
     assert header.neighbours["streamline"] == {"drawings": 542, "same": 0.236, "twin": 0.006}
 
 
@@ -85,7 +108,10 @@ def test_recorded_hardness_is_reproduced(table):
 
 def test_embedded_languages(table):
     captions = {name for name in table.columns if name.startswith("caption")}
-    assert captions == {"caption", *(f"caption_{code}" for code in "de fr es it pt nl ru ja zh".split())}
+    assert captions == {
+        "caption",
+        *(f"caption_{code}" for code in "de fr es it pt nl ru ja zh".split()),
+    }
     row = table.where.index("noto.webp:red apple")
     assert table.columns["caption"][row][0] == "red apple"
     assert table.columns["caption_de"][row][0] == "roter Apfel"
@@ -97,16 +123,26 @@ def test_embedded_languages(table):
 
 
 def test_embedded_licences_and_size(table):
-    header, text = read_sheets_header(BUNDLED_FOLDER), (BUNDLED_FOLDER / "ATTRIBUTION.md").read_text("utf-8")
+    header, text = (
+        read_sheets_header(BUNDLED_FOLDER),
+        (BUNDLED_FOLDER / "ATTRIBUTION.md").read_text("utf-8"),
+    )
     for sheet in header.sheets:
         assert sheet.licence in PERMISSIVE_LICENCES
-        assert all(part in text for part in (sheet.author, sheet.project, sheet.licence, sheet.package, sheet.version))
+        assert all(
+            part in text
+            for part in (sheet.author, sheet.project, sheet.licence, sheet.package, sheet.version)
+        )
     assert "Unicode, Inc." in text
     assert "Miles Johnson" in text
     assert "Permission is hereby granted" in text
     assert sum(path.stat().st_size for path in BUNDLED_FOLDER.iterdir()) <= 8e6
-    assert {path.name for path in BUNDLED_FOLDER.iterdir()} == {"ATTRIBUTION.md", "concepts.jsonl", "sheets.json",
-                                                           *(sheet.file for sheet in header.sheets)}
+    assert {path.name for path in BUNDLED_FOLDER.iterdir()} == {
+        "ATTRIBUTION.md",
+        "concepts.jsonl",
+        "sheets.json",
+        *(sheet.file for sheet in header.sheets),
+    }
 
 
 def test_other_artists_can_be_held_out():
@@ -122,27 +158,58 @@ def test_other_artists_can_be_held_out():
 
 # Families
 
-@pytest.mark.parametrize("a, b", [
-    ("man running", "woman running facing right"), ("one o’clock", "six-thirty"),
-    ("full moon face", "waning crescent moon"), ("red heart", "two hearts"), ("left arrow", "up arrow"),
-    ("kiss: man, man", "family: woman, girl"), ("magnifying glass tilted left", "magnifying glass tilted right"),
-    ("keycap: 1", "input numbers")])
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("man running", "woman running facing right"),
+        ("one o’clock", "six-thirty"),
+        ("full moon face", "waning crescent moon"),
+        ("red heart", "two hearts"),
+        ("left arrow", "up arrow"),
+        ("kiss: man, man", "family: woman, girl"),
+        ("magnifying glass tilted left", "magnifying glass tilted right"),
+        ("keycap: 1", "input numbers"),
+    ],
+)
 def test_look_alikes_are_one_family(a, b):
     assert concept_family(a) == concept_family(b)
 
 
 def test_different_things_are_different_families():
-    labels = ["red apple", "green apple", "smiling face with hearts", "heart hands", "rocket", "flag: France"]
+    labels = [
+        "red apple",
+        "green apple",
+        "smiling face with hearts",
+        "heart hands",
+        "rocket",
+        "flag: France",
+    ]
     assert len({concept_family(label) for label in labels}) == len(labels)
 
 
 # A tiny build from made-up packages
 
-LABELS = ["red apple", "rocket", "dog face", "man running", "woman running", "tree", "fish", "house", "car", "moon"]
+LABELS = [
+    "red apple",
+    "rocket",
+    "dog face",
+    "man running",
+    "woman running",
+    "tree",
+    "fish",
+    "house",
+    "car",
+    "moon",
+]
 
 
 def tarball(folder, package, members, name=None, licence=None, entry=None):
-    about = {"name": name or package.name, "version": package.version, "license": licence or package.licence}
+    about = {
+        "name": name or package.name,
+        "version": package.version,
+        "license": licence or package.licence,
+    }
     with tarfile.open(folder / package.tarball, "w:gz") as tar:
         for path, content in {"package.json": about, **members}.items():
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -162,22 +229,52 @@ def body(style, concept):
 def packages(tmp_path):
     folder = tmp_path / "packages"
     folder.mkdir()
-    names = [{"hexcode": f"1F{i:03X}-FE0F", "emoji": chr(0x1F000 + i), "label": label, "tags": ["thing", label],
-              "group": 7} for i, label in enumerate(LABELS)]
+    names = [
+        {
+            "hexcode": f"1F{i:03X}-FE0F",
+            "emoji": chr(0x1F000 + i),
+            "label": label,
+            "tags": ["thing", label],
+            "group": 7,
+        }
+        for i, label in enumerate(LABELS)
+    ]
     german = [{**entry, "label": f"de {entry['label']}", "tags": []} for entry in names]
-    tarball(folder, NAMES_PACKAGE, {"en/data.json": names, "de/data.json": german, **{
-        f"{code}/data.json": names for code in emoji_packages.LANGUAGES if code not in ("en", "de")}})
+    tarball(
+        folder,
+        NAMES_PACKAGE,
+        {
+            "en/data.json": names,
+            "de/data.json": german,
+            **{
+                f"{code}/data.json": names
+                for code in emoji_packages.LANGUAGES
+                if code not in ("en", "de")
+            },
+        },
+    )
     for s, style in enumerate(STYLE_PACKAGES):
-        icons = {label.replace(" ", "-"): {"body": body(s, i)} for i, label in enumerate(LABELS[: 10 - s % 3])}
-        tarball(folder, style, {"icons.json": {"prefix": style.style, "icons": icons, "width": 16, "height": 16}})
+        icons = {
+            label.replace(" ", "-"): {"body": body(s, i)}
+            for i, label in enumerate(LABELS[: 10 - s % 3])
+        }
+        tarball(
+            folder,
+            style,
+            {"icons.json": {"prefix": style.style, "icons": icons, "width": 16, "height": 16}},
+        )
     return folder
 
 
 @pytest.fixture
 def build(packages, tmp_path):
     pytest.importorskip("resvg_py")
-    return lambda **how: build_emoji(tmp_path / "set", packages_folder=packages, log=lambda _: None,
-                                     **{"size": 16, "languages": ["en", "de"], **how})
+    return lambda **how: build_emoji(
+        tmp_path / "set",
+        packages_folder=packages,
+        log=lambda _: None,
+        **{"size": 16, "languages": ["en", "de"], **how},
+    )
 
 
 def test_built_set_comes_back(build, tmp_path):
@@ -192,7 +289,7 @@ def test_built_set_comes_back(build, tmp_path):
     assert len(table) == sum(report.drawings.values())
     assert table.columns["image"].shape[1:] == (16, 16, 3)
     row = table.locations.index("twemoji.webp:rocket")
-    image = table.columns["image"][row]                          # style 4, concept 1: centre (4, 9), colour 093640
+    image = table.columns["image"][row]  # style 4, concept 1: centre (4, 9), colour 093640
     assert tuple(image[9, 4]) == (0x09, 0x36, 0x40)
     assert tuple(image[0, 15]) == (255, 255, 255)
     assert table.columns["caption"][row] == ["rocket", "thing"]
@@ -231,26 +328,45 @@ def test_same_packages_same_set(build, tmp_path):
 
 def test_mirrored_and_wide_drawings(build, packages, tmp_path):
     box = '<rect width="4" height="4" fill="#f00"/>'
-    icons = {"icons": {"rocket": {"body": box, "width": 16, "height": 8}}, "width": 16, "height": 16,
-             "aliases": {"tree": {"parent": "rocket", "hFlip": True}}}
+    icons = {
+        "icons": {"rocket": {"body": box, "width": 16, "height": 8}},
+        "width": 16,
+        "height": 16,
+        "aliases": {"tree": {"parent": "rocket", "hFlip": True}},
+    }
     tarball(packages, STYLE_PACKAGES[0], {"icons.json": icons})
     build()
     table = open_sheets(tmp_path / "set", styles=["noto"])
-    plain, mirrored = (table.columns["image"][table.locations.index(f"noto.webp:{name}")] for name in ("rocket", "tree"))
+    plain, mirrored = (
+        table.columns["image"][table.locations.index(f"noto.webp:{name}")]
+        for name in ("rocket", "tree")
+    )
     assert tuple(plain[6, 2]) == (255, 0, 0), "a wide drawing is centred on a square"
     assert (plain[:, ::-1] == mirrored).all()
 
 
 # Hostile and broken packages
 
-@pytest.mark.parametrize("svg, why", [
-    ('<image href="/etc/hostname" width="9" height="9"/>', "<image>"), ('<x:image xmlns:x="y"/>', "<x:image>"),
-    ('<use href="other.svg#a"/>', "link out"), ("<use xlink:href = '/etc/x.svg#a'/>", "link out"),
-    ('<use href="&#47;etc"/>', "link out"), ('<path fill="url(http://x)"/>', "link out"),
-    ('<path fill="url( x)"/>', "link out"), ("<script>1</script>", "<script>"),
-    ("<style>@import 'x'</style>", "<style>"), ('<!DOCTYPE x [<!ENTITY a "b">]>', "<!DOCTYPE>"),
-    ("<feImage href='#a'/>", "<feImage>"), ("<text>a</text>", "<text>"),
-    ("</svg><svg>", "<svg>"), ("<g/>" * 600_000, "characters")])
+
+@pytest.mark.parametrize(
+    "svg, why",
+    [
+        ('<image href="/etc/hostname" width="9" height="9"/>', "<image>"),
+        ('<x:image xmlns:x="y"/>', "<x:image>"),
+        ('<use href="other.svg#a"/>', "link out"),
+        ("<use xlink:href = '/etc/x.svg#a'/>", "link out"),
+        ('<use href="&#47;etc"/>', "link out"),
+        ('<path fill="url(http://x)"/>', "link out"),
+        ('<path fill="url( x)"/>', "link out"),
+        ("<script>1</script>", "<script>"),
+        ("<style>@import 'x'</style>", "<style>"),
+        ('<!DOCTYPE x [<!ENTITY a "b">]>', "<!DOCTYPE>"),
+        ("<feImage href='#a'/>", "<feImage>"),
+        ("<text>a</text>", "<text>"),
+        ("</svg><svg>", "<svg>"),
+        ("<g/>" * 600_000, "characters"),
+    ],
+)
 def test_unsafe_drawings_are_refused(svg, why):
     with pytest.raises(SensoriumError, match=f"noto.*{why}"):
         check_svg(svg, "noto: icon 'rocket'")
@@ -262,20 +378,32 @@ def test_known_constructs_are_let_through():
 
 
 def test_an_unsafe_package_builds_nothing(build, packages, tmp_path):
-    tarball(packages, STYLE_PACKAGES[2], {"icons.json": {"icons": {"rocket": {"body": '<image href="/etc/hostname"/>'}}}})
+    tarball(
+        packages,
+        STYLE_PACKAGES[2],
+        {"icons.json": {"icons": {"rocket": {"body": '<image href="/etc/hostname"/>'}}}},
+    )
     with pytest.raises(SensoriumError, match=r"fluent-emoji-flat.*rocket.*<image>"):
         build()
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("members, why", [
-    ({}, "holds no icons.json"), ({"icons.json": b"{"}, "not JSON"), ({"icons.json": b"[" * 200_000}, "not JSON"),
-    ({"icons.json": []}, "not a set of icons"), ({"icons.json": {"icons": []}}, "not a set of icons"),
-    ({"icons.json": {"icons": {}}}, "0 drawings"), ({"icons.json": {"icons": {"rocket": 3}}}, "it has no drawing"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<g/>"}}}}, "it is blank"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<path", "width": "x"}}}}, "not a number"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<path"}}}}, "0 drawings"),
-    ({"icons.json": {"icons": {}}, "chars.json": [1]}, "chars.json")])
+@pytest.mark.parametrize(
+    "members, why",
+    [
+        ({}, "holds no icons.json"),
+        ({"icons.json": b"{"}, "not JSON"),
+        ({"icons.json": b"[" * 200_000}, "not JSON"),
+        ({"icons.json": []}, "not a set of icons"),
+        ({"icons.json": {"icons": []}}, "not a set of icons"),
+        ({"icons.json": {"icons": {}}}, "0 drawings"),
+        ({"icons.json": {"icons": {"rocket": 3}}}, "it has no drawing"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<g/>"}}}}, "it is blank"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<path", "width": "x"}}}}, "not a number"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<path"}}}}, "0 drawings"),
+        ({"icons.json": {"icons": {}}, "chars.json": [1]}, "chars.json"),
+    ],
+)
 def test_broken_packages_are_named(build, packages, members, why):
     tarball(packages, STYLE_PACKAGES[0], members)
     with pytest.raises(SensoriumError, match=f"noto.*{why}"):
@@ -319,7 +447,9 @@ def test_links_and_devices_in_an_archive_are_not_followed(build, packages):
 
 def test_missing_packages_and_tools_say_what_to_do(build, packages, tmp_path, monkeypatch):
     (packages / STYLE_PACKAGES[0].tarball_name).unlink()
-    with pytest.raises(SensoriumError, match=f"npm pack {STYLE_PACKAGES[0].name}@{STYLE_PACKAGES[0].version}"):
+    with pytest.raises(
+        SensoriumError, match=f"npm pack {STYLE_PACKAGES[0].name}@{STYLE_PACKAGES[0].version}"
+    ):
         build()
     monkeypatch.setattr(emoji_packages.shutil, "which", lambda _: None)
     with pytest.raises(SensoriumError, match="needs the npm client.*--packages"):
@@ -341,17 +471,40 @@ def test_a_fetched_package_must_be_the_known_one(packages, monkeypatch):
 
 # Damaged sets
 
-@pytest.mark.parametrize("file, damage, why", [
-    ("noto.webp", lambda raw: raw[:-9], "not the file that was built"), ("noto.webp", None, "No such file"),
-    ("concepts.jsonl", lambda raw: raw + b"{}\n", "11 lines"), ("concepts.jsonl", lambda raw: b"[\n" * 10, "not JSON"),
-    ("concepts.jsonl", lambda raw: raw.replace(b'"noto"', b'"nota"', 1), "lists 9 drawings of noto"),
-    ("concepts.jsonl", lambda raw: raw.replace(b'"family"', b'"fam"', 1), "keys"),
-    ("sheets.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9', 1), "version 9"),
-    ("sheets.json", lambda raw: raw.replace(b'"noto.webp"', b'"../noto.webp"', 1), "outside of its folder"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 100000', 1), "out of bounds"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 32', 1), "pixels"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": "16"', 1), "size is '16'"),
-    ("sheets.json", lambda raw: raw.replace(b'"columns"', b'"colums"', 1), "must have the keys")])
+
+@pytest.mark.parametrize(
+    "file, damage, why",
+    [
+        ("noto.webp", lambda raw: raw[:-9], "not the file that was built"),
+        ("noto.webp", None, "No such file"),
+        ("concepts.jsonl", lambda raw: raw + b"{}\n", "11 lines"),
+        ("concepts.jsonl", lambda raw: b"[\n" * 10, "not JSON"),
+        (
+            "concepts.jsonl",
+            lambda raw: raw.replace(b'"noto"', b'"nota"', 1),
+            "lists 9 drawings of noto",
+        ),
+        ("concepts.jsonl", lambda raw: raw.replace(b'"family"', b'"fam"', 1), "keys"),
+        ("sheets.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9', 1), "version 9"),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"noto.webp"', b'"../noto.webp"', 1),
+            "outside of its folder",
+        ),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"size": 16', b'"size": 100000', 1),
+            "out of bounds",
+        ),
+        ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 32', 1), "pixels"),
+        ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": "16"', 1), "size is '16'"),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"columns"', b'"colums"', 1),
+            "must have the keys",
+        ),
+    ],
+)
 def test_damaged_sets_are_named(build, tmp_path, file, damage, why):
     build()
     path = tmp_path / "set" / file
@@ -365,7 +518,9 @@ def test_a_sheet_that_is_no_webp_is_refused(build, tmp_path):
     path, head = tmp_path / "set" / "noto.webp", tmp_path / "set" / "sheets.json"
     old = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(b"GIF89a")
-    head.write_text(head.read_text("utf-8").replace(old, hashlib.sha256(b"GIF89a").hexdigest()), "utf-8")
+    head.write_text(
+        head.read_text("utf-8").replace(old, hashlib.sha256(b"GIF89a").hexdigest()), "utf-8"
+    )
     with pytest.raises(SensoriumError, match="noto.webp cannot be used"):
         open_sheets(tmp_path / "set")
 

@@ -1,4 +1,5 @@
 """Recurrent networks beside torch's own, and every encoder by name: padding changes nothing, all of it learns."""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from sensorium.recipes.encoders import ENCODERS, ProjectedEmbedding, build_encod
 from sensorium.recipes.recipe import BadKeyword
 
 DIM = 32
-MODALITIES: dict[str, Any] = {"image": Image(size=48), "text": Text(length=12, vocab_size=300),
-                              "series": Series(("x", "y"), (0.0, 0.0), (1.0, 1.0), length=40, typical_length=130),
-                              "audio": Audio(n_mels=20, max_seconds=4.0)}
+MODALITIES: dict[str, Any] = {
+    "image": Image(size=48),
+    "text": Text(length=12, vocab_size=300),
+    "series": Series(("x", "y"), (0.0, 0.0), (1.0, 1.0), length=40, typical_length=130),
+    "audio": Audio(n_mels=20, max_seconds=4.0),
+}
 NAMES = [(kind, name) for kind, names in ENCODERS.items() for name in names]
 
 
@@ -40,6 +44,7 @@ def until(*lengths: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------- recurrent networks
+
 
 @pytest.mark.parametrize("cell", RNN_CELLS)
 def test_both_ways_is_what_torch_makes_of_packed_sequences(cell: str) -> None:
@@ -64,7 +69,9 @@ def test_tokens_that_are_not_valid_might_as_well_not_be_there(cell: str, both: b
     said = read(t)
     for row in range(3):
         alone = t.x[row][there[row]][None]
-        torch.testing.assert_close(said.x[row][there[row]][None], read(Tokens(alone, sequence_positions(alone))).x)
+        torch.testing.assert_close(
+            said.x[row][there[row]][None], read(Tokens(alone, sequence_positions(alone))).x
+        )
     assert not said.x[~there].any()
     noise = replace(t, x=torch.where(there[..., None], t.x, 1e3))
     torch.testing.assert_close(read(noise).x, said.x)
@@ -92,24 +99,34 @@ def test_as_the_trunk_of_an_encoder() -> None:
     ids = text.fake(4, torch.Generator().manual_seed(0))
     torch.testing.assert_close(read.pooled(ids), mean_pool(read(ids)))
     at = torch.tensor([0, 2, 1, 0])
-    torch.testing.assert_close(Recurrent(DIM)(tokens(4, 3), query_positions=at).x.shape, torch.Size([4, 1, DIM]))
+    torch.testing.assert_close(
+        Recurrent(DIM)(tokens(4, 3), query_positions=at).x.shape, torch.Size([4, 1, DIM])
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- by name
 
+
 def made(kind: str, name: str, dim: int = DIM) -> tuple[Encoder, Tensor]:
     torch.manual_seed(0)
     modality = MODALITIES[kind]
-    read, batch = build_encoder(modality, name, dim, 3, 0.0), modality.fake(4, torch.Generator().manual_seed(0))
+    read, batch = (
+        build_encoder(modality, name, dim, 3, 0.0),
+        modality.fake(4, torch.Generator().manual_seed(0)),
+    )
     if isinstance(read.embed, FitsOnData):
         read.embed.fit_on_data([batch, batch])
     return read, batch
 
 
 @pytest.mark.parametrize("kind, name", NAMES)
-def test_every_encoder_makes_tokens_of_the_width_asked_for_and_all_of_it_learns(kind: str, name: str) -> None:
+def test_every_encoder_makes_tokens_of_the_width_asked_for_and_all_of_it_learns(
+    kind: str, name: str
+) -> None:
     read, batch = made(kind, name)
-    for shut in (p for p in read.parameters() if not p.any()):               # a new block changes nothing at first
+    for shut in (
+        p for p in read.parameters() if not p.any()
+    ):  # a new block changes nothing at first
         nn.init.normal_(shut)
     t = read(batch)
     assert t.x.shape[0] == 4
@@ -127,7 +144,7 @@ def test_a_value_is_read_alike_alone_and_beside_longer_ones(kind: str, name: str
     read.eval()
     whole = read(batch)
     for row in range(4):
-        t = read(batch[row:row + 1])
+        t = read(batch[row : row + 1])
         here, beside = valid_mask(t)[0], valid_mask(whole)[row]
         torch.testing.assert_close(t.x[0][here], whole.x[row][beside], atol=1e-5, rtol=1e-4)
 
@@ -157,16 +174,23 @@ def test_pictures_of_any_size_at_any_width(size: int, dim: int) -> None:
 def test_a_bag_knows_no_order(name: str) -> None:
     read, batch = made("text", name)
     read.eval()
-    ids = batch[:1, :int((batch[0] != 0).sum())]
-    turned = torch.cat([ids[:, :-1].flip(1), ids[:, -1:]], 1)               # its end stays its end
+    ids = batch[:1, : int((batch[0] != 0).sum())]
+    turned = torch.cat([ids[:, :-1].flip(1), ids[:, -1:]], 1)  # its end stays its end
     torch.testing.assert_close(read.pooled(ids), read.pooled(turned))
 
 
-@pytest.mark.parametrize("modality, how, says", [
-    (Image(), "gru", "'gru' is no encoder of image: choose one of resnet, cnn, vit, resnet18, resnet50"),
-    (Text(), "vit", "choose one of spelling, transformer, gru, lstm, bag, or give a folder"),
-    (Numeric(), "resnet", "no encoder reads a column of the kind 'number'"),
-])
+@pytest.mark.parametrize(
+    "modality, how, says",
+    [
+        (
+            Image(),
+            "gru",
+            "'gru' is no encoder of image: choose one of resnet, cnn, vit, resnet18, resnet50",
+        ),
+        (Text(), "vit", "choose one of spelling, transformer, gru, lstm, bag, or give a folder"),
+        (Numeric(), "resnet", "no encoder reads a column of the kind 'number'"),
+    ],
+)
 def test_a_name_that_is_none_of_its_kind(modality: Modality, how: str, says: str) -> None:
     with pytest.raises(BadKeyword, match=says):
         build_encoder(modality, how, DIM, 1)
@@ -174,10 +198,12 @@ def test_a_name_that_is_none_of_its_kind(modality: Modality, how: str, says: str
 
 # ------------------------------------------------------------------------------------------ published weights
 
+
 @pytest.mark.parametrize("kind, width", [("image", 32), ("text", 24)])
 @pytest.mark.parametrize("tune", ["none", "all", "lora"])
-def test_published_weights_are_brought_to_the_width_asked_for(published: Path, kind: str, width: int,
-                                                              tune: str) -> None:
+def test_published_weights_are_brought_to_the_width_asked_for(
+    published: Path, kind: str, width: int, tune: str
+) -> None:
     start = resolve_encoder(kind, str(published))
     assert isinstance(start, PretrainedSource)
     modality = start.preprocessing()[kind]
@@ -196,18 +222,29 @@ def test_published_weights_are_brought_to_the_width_asked_for(published: Path, k
 def test_a_run_builds_the_same_layout_from_what_it_was_told(published: Path) -> None:
     start = resolve_encoder("image", str(published))
     assert isinstance(start, PretrainedSource)
-    first, again = (build_encoder(Image(size=16), how, DIM, 1) for how in (start, start.to_config()))
+    first, again = (
+        build_encoder(Image(size=16), how, DIM, 1) for how in (start, start.to_config())
+    )
     again.load_state_dict(first.state_dict())
     batch = Image(size=16).fake(2, torch.Generator())
     assert torch.equal(first(batch).x, again(batch).x)
 
 
 def test_the_layouts_are_the_published_ones() -> None:
-    sizes = {name: sum(p.numel() for p in made("image", name)[0].embed.encoder.parameters())    # pyright: ignore
-             for name in ("resnet18", "resnet50")}
-    assert sizes == {"resnet18": 11_689_512 - 513_000, "resnet50": 25_557_032 - 2_049_000}      # torchvision, no head
+    sizes = {
+        name: sum(p.numel() for p in made("image", name)[0].embed.encoder.parameters())  # pyright: ignore
+        for name in ("resnet18", "resnet50")
+    }
+    assert sizes == {
+        "resnet18": 11_689_512 - 513_000,
+        "resnet50": 25_557_032 - 2_049_000,
+    }  # torchvision, no head
 
 
 def test_of_nothing_comes_nothing() -> None:
-    assert Recurrent(DIM)(Tokens(torch.zeros(2, 0, DIM), torch.zeros(2, 0, 3))).x.shape == (2, 0, DIM)
+    assert Recurrent(DIM)(Tokens(torch.zeros(2, 0, DIM), torch.zeros(2, 0, 3))).x.shape == (
+        2,
+        0,
+        DIM,
+    )
     assert isinstance(Recurrent(DIM).dropout, nn.Dropout)

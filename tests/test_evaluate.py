@@ -1,4 +1,5 @@
 """Evaluation on a small real run: coloured squares and their names, from the folder to the figures."""
+
 import csv
 import json
 from pathlib import Path
@@ -13,8 +14,14 @@ from sensorium.errors import SensoriumError
 from sensorium.evaluation.evaluate import EvaluationReport
 from sensorium.training.checkpoint import Model
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "black": (20, 20, 20),
-           "yellow": (240, 220, 40), "pink": (250, 130, 190)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 60),
+    "blue": (40, 60, 220),
+    "black": (20, 20, 20),
+    "yellow": (240, 220, 40),
+    "pink": (250, 130, 190),
+}
 PLACES = {"top": (2, 10), "low": (18, 10), "left": (10, 2), "right": (10, 18)}
 
 
@@ -27,13 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place, (top, left) in PLACES.items():
             for i in range(7):
                 pixels = rng.integers(225, 256, (32, 32, 3), dtype=np.uint8)
-                pixels[top:top + 12, left:left + 12] = rgb
+                pixels[top : top + 12, left : left + 12] = rgb
                 name = f"{colour}-{place}-{i}.png"
                 Image.fromarray(pixels).save(root / name)
                 captions = json.dumps([f"a {colour} square, {place}", f"{place} {colour}"])
-                rows.append({"file_name": name, "caption": captions, "german": f"{colour} {place}",
-                             "colour": colour, "thing": f"{colour} {place}",
-                             "split": "train" if i < 4 else "val" if i == 4 else "test"})
+                rows.append(
+                    {
+                        "file_name": name,
+                        "caption": captions,
+                        "german": f"{colour} {place}",
+                        "colour": colour,
+                        "thing": f"{colour} {place}",
+                        "split": "train" if i < 4 else "val" if i == 4 else "test",
+                    }
+                )
     with open(root / "metadata.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -43,15 +57,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> Dataset:
-    return Dataset.open(folder, group="thing", types={"file_name": "image:size=16", "colour": "category",
-                                                        "caption": "text", "german": "text"})
+    return Dataset.open(
+        folder,
+        group="thing",
+        types={
+            "file_name": "image:size=16",
+            "colour": "category",
+            "caption": "text",
+            "german": "text",
+        },
+    )
 
 
 @pytest.fixture(scope="module")
 def model(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(sn.recipes.clip, data, out=tmp_path_factory.mktemp("runs") / "squares", quiet=True, dim=32, image_layers=1,
-                    text_layers=1, embed_dim=16, text="caption", epochs=60, batch_size=24, lr=3e-3, augment="none",
-                    precision="fp32", eval_interval=60, checkpoint_interval=60)
+    return sn.train(
+        sn.recipes.clip,
+        data,
+        out=tmp_path_factory.mktemp("runs") / "squares",
+        quiet=True,
+        dim=32,
+        image_layers=1,
+        text_layers=1,
+        embed_dim=16,
+        text="caption",
+        epochs=60,
+        batch_size=24,
+        lr=3e-3,
+        augment="none",
+        precision="fp32",
+        eval_interval=60,
+        checkpoint_interval=60,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +111,9 @@ def test_repeated_captions_are_one_candidate(report: EvaluationReport) -> None:
 
 
 def test_pixels_stand_beside(report: EvaluationReport) -> None:
-    assert report.metrics["test"]["pixel neighbour recall@1"] > 0.9           # plain squares: pixels are enough
+    assert (
+        report.metrics["test"]["pixel neighbour recall@1"] > 0.9
+    )  # plain squares: pixels are enough
 
 
 def test_zero_shot_by_names_of_classes(report: EvaluationReport) -> None:
@@ -93,12 +132,16 @@ def test_another_caption_column(model: Model, data: Dataset) -> None:
     assert sn.evaluate(model, data, splits=["test"], text="german").metadata["text"] == "german"
 
 
-def test_train_and_spare_are_left_out_unless_asked_for(model: Model, data: Dataset, report: EvaluationReport) -> None:
+def test_train_and_spare_are_left_out_unless_asked_for(
+    model: Model, data: Dataset, report: EvaluationReport
+) -> None:
     assert set(report.metrics) == {"val", "test"}
     assert set(sn.evaluate(model, data, splits=["train"]).metrics) == {"train"}
 
 
-def test_a_report_is_written_and_says_what_it_means(report: EvaluationReport, tmp_path: Path) -> None:
+def test_a_report_is_written_and_says_what_it_means(
+    report: EvaluationReport, tmp_path: Path
+) -> None:
     report.save(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["figures"] == report.metrics
     page = (tmp_path / "evaluation.md").read_text()
@@ -107,9 +150,17 @@ def test_a_report_is_written_and_says_what_it_means(report: EvaluationReport, tm
     assert report.table().row_count >= 8
 
 
-@pytest.mark.parametrize("asked, said", [
-    ({"splits": ["tset"]}, "no split 'tset'"), ({"text": "colour"}, "is category, not text"),
-    ({"text": "titel"}, "titel"), ({"classes": "caption"}, "is text, not category")])
-def test_wrong_names_are_said(model: Model, data: Dataset, asked: dict[str, object], said: str) -> None:
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ({"splits": ["tset"]}, "no split 'tset'"),
+        ({"text": "colour"}, "is category, not text"),
+        ({"text": "titel"}, "titel"),
+        ({"classes": "caption"}, "is text, not category"),
+    ],
+)
+def test_wrong_names_are_said(
+    model: Model, data: Dataset, asked: dict[str, object], said: str
+) -> None:
     with pytest.raises(SensoriumError, match=said):
         sn.evaluate(model, data, **asked)

@@ -1,4 +1,5 @@
 """The way out: a run as Hugging Face's CLIP and as graphs, with the run's own vectors."""
+
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def test_transformers_loads_it_and_says_the_same(tmp_path: Path) -> None:
     assert torch.from_numpy(model.embed(image=pictures())).sub(said.image_embeds).abs().max() < 1e-5
     assert torch.from_numpy(model.embed(text=TEXTS)).sub(said.text_embeds).abs().max() < 1e-5
     assert theirs.logit_scale.item() == pytest.approx(model.module.log_scale.item())
-    assert theirs.config.text_config.eos_token_id != 2                # or transformers would look for the highest id
+    assert (
+        theirs.config.text_config.eos_token_id != 2
+    )  # or transformers would look for the highest id
     again = sn.load(out)
     assert np.abs(again.embed(text=TEXTS) - model.embed(text=TEXTS)).max() < 1e-5
 
@@ -38,9 +41,14 @@ def test_open_clip_folder_comes_back_the_same(tmp_path: Path) -> None:
     assert np.abs(again.embed(image=pictures()) - model.embed(image=pictures())).max() < 1e-5
 
 
-@pytest.mark.parametrize(("keywords", "said"), [
-    ({"image_encoder": "resnet", "image_layers": 3}, "tower=vit"), ({"projection": "nonlinear"}, "no place for"),
-    ({"loss": "siglip"}, "bias")])
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"image_encoder": "resnet", "image_layers": 3}, "tower=vit"),
+        ({"projection": "nonlinear"}, "no place for"),
+        ({"loss": "siglip"}, "bias"),
+    ],
+)
 def test_what_clip_cannot_hold_is_said(tmp_path: Path, keywords: dict[str, Any], said: str) -> None:
     with pytest.raises(SensoriumError, match=said):
         export_model(run(tmp_path, **keywords), "hf", tmp_path / "out")

@@ -1,4 +1,5 @@
 """A published model trained further: it begins as it was, its run needs nothing else, what it could do is guarded."""
+
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,25 @@ from sensorium.training.weight_interpolation import (
 
 
 @pytest.fixture(scope="module", params=["all", "lora"])
-def model(request: pytest.FixtureRequest, published: Path, data: Dataset,
-          tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(finetune, data, out=tmp_path_factory.mktemp("run") / "run", quiet=True, from_=str(published),
-                    tune=request.param, epochs=3, batch_size=8, lr=3e-3, augment="none", precision="fp32")
+def model(
+    request: pytest.FixtureRequest,
+    published: Path,
+    data: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Model:
+    return sn.train(
+        finetune,
+        data,
+        out=tmp_path_factory.mktemp("run") / "run",
+        quiet=True,
+        from_=str(published),
+        tune=request.param,
+        epochs=3,
+        batch_size=8,
+        lr=3e-3,
+        augment="none",
+        precision="fp32",
+    )
 
 
 def test_it_begins_as_the_published_model(model: Model, published: Path) -> None:
@@ -37,7 +53,10 @@ def test_it_begins_as_the_published_model(model: Model, published: Path) -> None
         for name, value in state_tensors(model.module).items():
             value.copy_(start[name])
     try:
-        for given in ({"text": ["a red square", "white"]}, {"image": [np.full((20, 16, 3), 99, np.uint8)]}):
+        for given in (
+            {"text": ["a red square", "white"]},
+            {"image": [np.full((20, 16, 3), 99, np.uint8)]},
+        ):
             np.testing.assert_allclose(model.embed(**given), theirs.embed(**given), atol=1e-6)
     finally:
         with torch.no_grad():
@@ -45,14 +64,18 @@ def test_it_begins_as_the_published_model(model: Model, published: Path) -> None
                 value.copy_(after[name])
     changed = [name for name in after if not after[name].equal(start[name])]
     assert changed
-    assert (model.config.keywords["train"] == "all" or not any(n.endswith("original") for n in changed))
+    assert model.config.keywords["train"] == "all" or not any(
+        n.endswith("original") for n in changed
+    )
 
 
 def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None:
     hidden = published.rename(published.with_name("elsewhere"))
     try:
         again = sn.load(model.folder)
-        np.testing.assert_array_equal(again.embed(text=["a red square"]), model.embed(text=["a red square"]))
+        np.testing.assert_array_equal(
+            again.embed(text=["a red square"]), model.embed(text=["a red square"])
+        )
     finally:
         hidden.rename(published)
     assert model.config.keywords["weights"]["source"] == str(published)
@@ -61,7 +84,9 @@ def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None
 
 
 def test_it_goes_on_with_the_same_command(model: Model, published: Path, data: Dataset) -> None:
-    again = sn.train(finetune, data, out=model.folder, resume=True, quiet=True, from_=str(published))
+    again = sn.train(
+        finetune, data, out=model.folder, resume=True, quiet=True, from_=str(published)
+    )
     np.testing.assert_array_equal(again.embed(text=["blue"]), model.embed(text=["blue"]))
     with pytest.raises(SensoriumError, match="begun with from_"):
         sn.train(finetune, data, out=model.folder, resume=True, quiet=True, from_="another/model")
@@ -96,8 +121,14 @@ def test_the_middle_of_a_low_rank_correction_is_half_of_it() -> None:
     torch.testing.assert_close(middle[up] @ middle[down], 0.5 * trained[up] @ trained[down])
 
 
-@pytest.mark.parametrize("given, said", [
-    ("", "which published model"), ("nowhere/at/all", "neither a folder nor"), ({"family": "clip"}, "a start is")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("", "which published model"),
+        ("nowhere/at/all", "neither a folder nor"),
+        ({"family": "clip"}, "a start is"),
+    ],
+)
 def test_a_start_that_is_none(given: object, said: str, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match=said):
         sn.train(finetune, data, out=tmp_path / "run", quiet=True, from_=given)

@@ -1,4 +1,5 @@
 """Pictures said code by code: one line of words and codes, guided, gone on with, chosen among, and whole by itself."""
+
 import math
 import shutil
 import sys
@@ -31,11 +32,13 @@ SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("ca
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     torch.manual_seed(0)
-    made = build_recipe(dalle, SCHEMA, {"dim": 32, "layers": 2, "dropout": 0.0, "caption_dropout": 0.5})[0]
+    made = build_recipe(
+        dalle, SCHEMA, {"dim": 32, "layers": 2, "dropout": 0.0, "caption_dropout": 0.5}
+    )[0]
     made.model.eval()
     with torch.no_grad():
         for p in made.model.parameters():
-            p.mul_(3)                                               # far from uniform, so that choices are clear
+            p.mul_(3)  # far from uniform, so that choices are clear
     return made
 
 
@@ -56,8 +59,12 @@ def photos(n: int) -> list[np.ndarray]:
 
 def batch(n: int = 3) -> Batch:
     rng = torch.Generator().manual_seed(1)
-    return Batch({"caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
-                  "image": torch.randint(0, 512, (n, 4, 4), generator=rng)})
+    return Batch(
+        {
+            "caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
+            "image": torch.randint(0, 512, (n, 4, 4), generator=rng),
+        }
+    )
 
 
 def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
@@ -79,24 +86,38 @@ def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Reci
     model, objective = recipe.model, recipe.objective
     assert isinstance(model, Decoder)
     assert isinstance(objective, NextTokenLoss)
-    given = Batch({part: model.output_part(part).tokenize(raw) for part, raw in objective.select_inputs(batch()).columns.items()})
+    given = Batch(
+        {
+            part: model.output_part(part).tokenize(raw)
+            for part, raw in objective.select_inputs(batch()).columns.items()
+        }
+    )
     said = model(given)
     both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
-    vocab, offset = model.heads["text"].weight.shape[0], {"text": 0, "image": model.heads["text"].weight.shape[0]}
+    vocab, offset = (
+        model.heads["text"].weight.shape[0],
+        {"text": 0, "image": model.heads["text"].weight.shape[0]},
+    )
     for part in ("text", "image"):
         logits = said[part].x[:, :-1] @ both.T
         legal = (torch.arange(len(both)) < vocab) == (part == "text")
         logits = logits.masked_fill(~legal, -torch.inf)
         target = given[part][:, 1:] + offset[part]
         lost[part] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
-    torch.testing.assert_close(objective(model, batch())["model"], (lost["text"] + 7 * lost["image"]) / 8)
+    torch.testing.assert_close(
+        objective(model, batch())["model"], (lost["text"] + 7 * lost["image"]) / 8
+    )
 
 
 def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = Batch({"text": model.output_part("text").tokenize(batch()["caption"]),
-                   "image": model.output_part("image").tokenize(batch()["image"])})
+    given = Batch(
+        {
+            "text": model.output_part("text").tokenize(batch()["caption"]),
+            "image": model.output_part("image").tokenize(batch()["image"]),
+        }
+    )
     other = given.with_columns({"image": given["image"].flip(0)})
     before, after = model(given), model(other)
     torch.testing.assert_close(before["text"].x, after["text"].x)
@@ -105,10 +126,17 @@ def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> No
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, guidance: float) -> None:
+def test_with_a_cache_and_guided_it_says_what_it_says_without(
+    recipe: Recipe, guidance: float
+) -> None:
     model = recipe.model
     assert isinstance(model, Decoder)
-    given = Batch({"text": model.output_part("text").tokenize(batch()["caption"]), "image": torch.full((3, 1), 512)})
+    given = Batch(
+        {
+            "text": model.output_part("text").tokenize(batch()["caption"]),
+            "image": torch.full((3, 1), 512),
+        }
+    )
     before = {name: values.clone() for name, values in given.columns.items()}
     how = SamplingConfig(temperature=0, guidance_scale=guidance, guided_parts=("text",))
     said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
@@ -117,13 +145,14 @@ def test_with_a_cache_and_guided_it_says_what_it_says_without(recipe: Recipe, gu
     without = model.heads["image"](model(Batch({"image": whole}))["image"].x)
     guided = without + guidance * (with_it - without)
     best = guided[:, :-1].topk(2).values
-    assert (best[..., 0] - best[..., 1]).min() > 1e-4               # no tie that rounding could decide
+    assert (best[..., 0] - best[..., 1]).min() > 1e-4  # no tie that rounding could decide
     assert guided[:, :-1].argmax(-1).equal(said)
     assert set(given.columns) == set(before)
     assert not given.present
     assert all(given[name].equal(value) for name, value in before.items())
-    assert guidance == 1 or not said.equal(torch.stack(list(generate(
-        model, given, "image", 16, SamplingConfig(temperature=0))), 1))
+    assert guidance == 1 or not said.equal(
+        torch.stack(list(generate(model, given, "image", 16, SamplingConfig(temperature=0))), 1)
+    )
 
 
 def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> None:
@@ -132,7 +161,7 @@ def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> Non
     model.train()
     losses = {recipe.objective(model, given)["model"].item() for _ in range(8)}
     model.eval()
-    assert len(losses) > 1                                          # another caption dropped each time
+    assert len(losses) > 1  # another caption dropped each time
     assert set(given.columns) == set(before)
     assert not given.present
     assert all(given[name].equal(value) for name, value in before.items())
@@ -149,7 +178,11 @@ def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: ImageGener
 
 
 def test_without_words_it_paints_what_a_missing_caption_paints(painter: ImageGenerator) -> None:
-    assert pixels(painter()) == pixels(painter(text=[None])) == pixels(painter(text=["grey", None]))[1:]
+    assert (
+        pixels(painter())
+        == pixels(painter(text=[None]))
+        == pixels(painter(text=["grey", None]))[1:]
+    )
 
 
 def test_what_is_kept_of_a_picture_stays(painter: ImageGenerator) -> None:
@@ -160,8 +193,8 @@ def test_what_is_kept_of_a_picture_stays(painter: ImageGenerator) -> None:
         kept = painter._build_batch({"image": given, "text": WORDS[:2]}, keep, 2)
         said = painter.generate_tokens(kept, SamplingConfig(seed=5))
         assert said.shape == (2, 16)
-        assert said[:, :keep].equal(cells[:, 1:1 + keep])
-        assert not said[:, keep:].equal(cells[:, 1 + keep:])
+        assert said[:, :keep].equal(cells[:, 1 : 1 + keep])
+        assert not said[:, keep:].equal(cells[:, 1 + keep :])
     assert pixels(painter(image=given, keep=16)) == pixels(painter.decode_images(cells[:, 1:]))
 
 
@@ -172,12 +205,14 @@ def test_the_best_of_many_are_chosen(painter: ImageGenerator) -> None:
         def embed(self, **given: list[object]) -> np.ndarray:
             if "text" in given:
                 return np.ones((len(given["text"]), 1), np.float32)
-            return np.array([[np.asarray(picture).mean()] for picture in given["image"]], np.float32)
+            return np.array(
+                [[np.asarray(picture).mean()] for picture in given["image"]], np.float32
+            )
 
     best = painter(text=WORDS[:2], n=2, rerank=Bright(), candidates=6, seed=1)
     for row, words in enumerate(WORDS[:2]):
         light = sorted(painter(text=words, n=6, seed=1), key=lambda p: -np.asarray(p).mean())
-        assert pixels(best[2 * row:2 * row + 2]) == pixels(light[:2])
+        assert pixels(best[2 * row : 2 * row + 2]) == pixels(light[:2])
 
 
 def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: ImageGenerator) -> None:
@@ -189,19 +224,34 @@ def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: ImageGe
         expected = (cells.row_embedding[:, None] + cells.column_embedding[None]).flatten(0, 1)
     assert not said[0].any()
     torch.testing.assert_close(said[1:], expected, rtol=1e-5, atol=1e-6)
-    assert cells(ids).pos[0, 1:, 1:].tolist() == [[row, column] for row in range(side) for column in range(side)]
+    assert cells(ids).pos[0, 1:, 1:].tolist() == [
+        [row, column] for row in range(side) for column in range(side)
+    ]
 
 
-@pytest.mark.parametrize(("asked", "message"), [
-    ({"region": (0, 0, 8, 8), "text": "x"}, "MaskGIT.* can, which are planned"),
-    ({"text": "x", "n": 0}, "n=0: expected 1"), ({"text": "x", "candidates": 0}, "candidates=0"),
-    ({"text": "x", "batch_size": 0}, "batch_size=0"), ({"text": "x", "guidance": math.nan}, "guidance=nan"),
-    ({"text": "x", "guidance": math.inf}, "guidance=inf"), ({"text": "x", "temperature": math.nan}, "temperature=nan"),
-    ({"text": "x", "top_p": math.nan}, "top_p=nan"),
-    ({"keep": 4}, "keep=4"), ({"image": photos(1)}, "keep=0"), ({"image": photos(1), "keep": 17}, "1 to 16"),
-    ({"guidance": 2.0}, "words to be guided by"), ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
-    ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"), ({"words": "x"}, "text, image, not words")])
-def test_what_cannot_be_painted_is_said(painter: ImageGenerator, asked: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"region": (0, 0, 8, 8), "text": "x"}, "MaskGIT.* can, which are planned"),
+        ({"text": "x", "n": 0}, "n=0: expected 1"),
+        ({"text": "x", "candidates": 0}, "candidates=0"),
+        ({"text": "x", "batch_size": 0}, "batch_size=0"),
+        ({"text": "x", "guidance": math.nan}, "guidance=nan"),
+        ({"text": "x", "guidance": math.inf}, "guidance=inf"),
+        ({"text": "x", "temperature": math.nan}, "temperature=nan"),
+        ({"text": "x", "top_p": math.nan}, "top_p=nan"),
+        ({"keep": 4}, "keep=4"),
+        ({"image": photos(1)}, "keep=0"),
+        ({"image": photos(1), "keep": 17}, "1 to 16"),
+        ({"guidance": 2.0}, "words to be guided by"),
+        ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
+        ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"),
+        ({"words": "x"}, "text, image, not words"),
+    ],
+)
+def test_what_cannot_be_painted_is_said(
+    painter: ImageGenerator, asked: dict[str, object], message: str
+) -> None:
     with pytest.raises(SensoriumError, match=message):
         painter(**asked)
 
@@ -218,7 +268,9 @@ SMALL = {"dim": 32, "layers": 1, "epochs": 1, "batch_size": 4, "copies": 2, "pre
 FIRST = {"dim": 32, "layers": 1, "epochs": 2, "precision": "fp32"}
 
 
-def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_trained_in_turn_into_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     found, out = data(tmp_path / "photos"), tmp_path / "run"
     model = sn.train(dalle, found, out=out, codes=FIRST, quiet=True, **SMALL)
@@ -229,7 +281,9 @@ def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: 
     for name, value in first.module.state_dict().items():
         assert cells.tokenizer.state_dict()[name].equal(value), name
     painted = pixels(model.generate(text="picture 3", n=2))
-    named = sn.train(dalle, found, out=tmp_path / "named", tokenizer=str(out / "codes"), quiet=True, **SMALL)
+    named = sn.train(
+        dalle, found, out=tmp_path / "named", tokenizer=str(out / "codes"), quiet=True, **SMALL
+    )
     assert pixels(named.generate(text="picture 3", n=2)) == painted
     shutil.rmtree(out / "codes")
     assert pixels(sn.load(out).generate(text="picture 3", n=2)) == painted
@@ -237,7 +291,9 @@ def test_stages_are_trained_in_turn_into_one_whole(tmp_path: Path, monkeypatch: 
         sn.train(dalle, found, out=out, resume=True, quiet=True)
 
 
-def test_a_run_stopped_in_its_first_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_in_its_first_stage_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     found = data(tmp_path / "photos")
     whole = sn.train(dalle, found, out=tmp_path / "whole", codes=FIRST, quiet=True, **SMALL)
@@ -245,7 +301,9 @@ def test_a_run_stopped_in_its_first_stage_goes_on(tmp_path: Path, monkeypatch: p
         patch.setattr(sys.modules["sensorium.training.loop"], "interruptions", _at_once)
         with pytest.raises(Interrupted, match=f"--out {tmp_path / 'run'} --resume"):
             sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, quiet=True, **SMALL)
-    again = sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, resume=True, quiet=True, **SMALL)
+    again = sn.train(
+        dalle, found, out=tmp_path / "run", codes=FIRST, resume=True, quiet=True, **SMALL
+    )
     assert pixels(again.generate(text="picture 3")) == pixels(whole.generate(text="picture 3"))
 
 

@@ -1,4 +1,5 @@
 """Pictures: every format in, every broken file refused with the reason, and changes that keep what they promise."""
+
 import io
 import struct
 import zlib
@@ -45,6 +46,7 @@ def mean_gap(a: np.ndarray, b: np.ndarray) -> float:
 
 # ---------------------------------------------------------------- what can be read
 
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_gives_the_same_picture(format: str, tmp_path: Path) -> None:
     image = Image(size=32)
@@ -55,7 +57,10 @@ def test_every_format_gives_the_same_picture(format: str, tmp_path: Path) -> Non
     assert expected.dtype == np.uint8
     assert mean_gap(image.load(data), expected) <= LOSSY.get(format, 0)
     assert np.array_equal(image.load(tmp_path / "a"), image.load(data))
-    assert np.array_equal(image.load(PIL.Image.open(io.BytesIO(data))), image.load(data)) or format == "JPEG"
+    assert (
+        np.array_equal(image.load(PIL.Image.open(io.BytesIO(data))), image.load(data))
+        or format == "JPEG"
+    )
 
 
 def test_arrays_of_one_three_and_four_channels() -> None:
@@ -68,7 +73,9 @@ def test_arrays_of_one_three_and_four_channels() -> None:
     assert (image.load(clear) == 255).all()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"]
+)
 def test_every_mode_comes_as_rgb(mode: str) -> None:
     source = smooth().convert("RGB" if mode == "PA" else mode if mode not in ("I;16", "I") else "L")
     if mode == "PA":
@@ -77,8 +84,10 @@ def test_every_mode_comes_as_rgb(mode: str) -> None:
         deep = np.asarray(source).astype(np.uint16) * 257
         source = PIL.Image.fromarray(deep if mode == "I;16" else deep.astype(np.int32))
         assert source.mode == mode
-    reference = smooth().convert("L" if mode in ("L", "LA", "I;16", "I", "1") else "RGB").convert("RGB")
-    image = Image(size=5 if mode == "1" else 40)                        # dots of black and white are grey from afar
+    reference = (
+        smooth().convert("L" if mode in ("L", "LA", "I;16", "I", "1") else "RGB").convert("RGB")
+    )
+    image = Image(size=5 if mode == "1" else 40)  # dots of black and white are grey from afar
     assert mean_gap(image.load(source), image.load(reference)) < 16
 
 
@@ -102,7 +111,13 @@ def test_pictures_stand_upright(turn: int, format: str, square: str) -> None:
     exif[0x112] = turn
     data = encoded(smooth(), format, exif=exif)
     expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert("RGB")
-    assert mean_gap(Image(size=24, resize_mode=square).load(data), Image(size=24, resize_mode=square).load(expected)) < 2.5
+    assert (
+        mean_gap(
+            Image(size=24, resize_mode=square).load(data),
+            Image(size=24, resize_mode=square).load(expected),
+        )
+        < 2.5
+    )
 
 
 def test_first_frame_of_an_animation() -> None:
@@ -115,8 +130,10 @@ def test_first_frame_of_an_animation() -> None:
 def test_the_three_ways_to_a_square() -> None:
     picture = PIL.Image.new("RGB", (80, 40), "red")
     picture.paste("blue", (0, 0, 20, 40))
-    crop, pad, stretch = (Image(size=40, resize_mode=s).load(picture) for s in ("crop", "pad", "stretch"))
-    assert (crop[:, 2:] == (255, 0, 0)).all()                            # the blue quarter is cut off
+    crop, pad, stretch = (
+        Image(size=40, resize_mode=s).load(picture) for s in ("crop", "pad", "stretch")
+    )
+    assert (crop[:, 2:] == (255, 0, 0)).all()  # the blue quarter is cut off
     assert (pad[:10] == 255).all()
     assert (pad[30:] == 255).all()
     assert tuple(pad[20, 4]) == tuple(stretch[20, 4]) == (0, 0, 255)
@@ -140,12 +157,16 @@ def test_large_jpegs_are_reduced_as_they_are_decoded() -> None:
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 60}])
 @pytest.mark.parametrize("size", [(64, 64), (101, 77), (640, 480), (3000, 40)])
-def test_simplejpeg_gives_the_pixels_of_pillow(how: dict, size: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simplejpeg_gives_the_pixels_of_pillow(
+    how: dict, size: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("simplejpeg")
     data = encoded(smooth(*size), "JPEG", **how)
     loaders = [Image(size=s, resize_mode=q) for s in (16, 64) for q in ("crop", "pad", "stretch")]
     quick = [i.load(data) for i in loaders]
-    assert all(decoding._decode_jpeg_fast(data, i.stored_size, i.resize_mode) is not None for i in loaders)
+    assert all(
+        decoding._decode_jpeg_fast(data, i.stored_size, i.resize_mode) is not None for i in loaders
+    )
     monkeypatch.setattr(decoding, "_quick_jpeg", lambda *a: None)
     for image, pixels in zip(loaders, quick, strict=True):
         assert np.abs(pixels.astype(int) - image.load(data)).max() <= 1
@@ -158,7 +179,11 @@ def test_a_picture_fills_the_room_it_is_given(format: str, size: tuple) -> None:
     turned[0x112] = 6
     for how in ({}, {"exif": turned}):
         data = encoded(smooth(*size), format, **how)
-        for image in (Image(size=24), Image(size=24, resize_mode="trim"), Image(size=24, resample="bicubic")):
+        for image in (
+            Image(size=24),
+            Image(size=24, resize_mode="trim"),
+            Image(size=24, resample="bicubic"),
+        ):
             room = np.full((2, 24, 24, 3), 7, np.uint8)
             assert image.load(data, out=room[1]) is not None
             assert np.array_equal(room[1], image.load(data))
@@ -167,13 +192,20 @@ def test_a_picture_fills_the_room_it_is_given(format: str, size: tuple) -> None:
 
 # ---------------------------------------------------------------- what cannot
 
+
 def png_header(wide: int, high: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", wide, high, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
 
 
 def bmp_header(wide: int, high: int) -> bytes:
-    return b"BM" + struct.pack("<IHHIIiiHHIIIIII", 100, 0, 0, 54, 40, wide, high, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(60)
+    return (
+        b"BM"
+        + struct.pack("<IHHIIiiHHIIIIII", 100, 0, 0, 54, 40, wide, high, 1, 24, 0, 0, 0, 0, 0, 0)
+        + bytes(60)
+    )
 
 
 def gif_header(wide: int, high: int) -> bytes:
@@ -187,7 +219,17 @@ def webp_header(wide: int, high: int) -> bytes:
 
 
 def tiff_header(wide: int, high: int) -> bytes:
-    tags = [(256, wide), (257, high), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, high), (279, 4)]
+    tags = [
+        (256, wide),
+        (257, high),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, high),
+        (279, 4),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
@@ -195,13 +237,17 @@ def tiff_header(wide: int, high: int) -> bytes:
 def jpeg_header(wide: int, high: int) -> bytes:
     data = bytearray(encoded(PIL.Image.new("RGB", (8, 8)), "JPEG"))
     at = data.index(b"\xff\xc0") + 5
-    data[at:at + 4] = struct.pack(">HH", high, wide)
+    data[at : at + 4] = struct.pack(">HH", high, wide)
     return bytes(data)
 
 
-@pytest.mark.parametrize("header", [png_header, bmp_header, gif_header, webp_header, tiff_header, jpeg_header])
+@pytest.mark.parametrize(
+    "header", [png_header, bmp_header, gif_header, webp_header, tiff_header, jpeg_header]
+)
 def test_a_bomb_is_refused_by_its_header(header: Callable[[int, int], bytes]) -> None:
-    with pytest.raises(ValueError, match=r"60000 x 50000 pixels|header is broken|exceeds limit|that are decoded"):
+    with pytest.raises(
+        ValueError, match=r"60000 x 50000 pixels|header is broken|exceeds limit|that are decoded"
+    ):
         Image().load(header(60_000, 50_000))
 
 
@@ -221,17 +267,29 @@ def test_a_file_cut_off_anywhere_is_refused_or_whole(format: str) -> None:
     whole = image.load(data)
     for end in range(0, len(data), max(1, len(data) // 50)):
         try:
-            assert np.array_equal(image.load(data[:end]), whole), "a part of a picture was taken for the whole"
-            assert end > 0.8 * len(data)                                # only what follows the last pixel is gone
+            assert np.array_equal(image.load(data[:end]), whole), (
+                "a part of a picture was taken for the whole"
+            )
+            assert end > 0.8 * len(data)  # only what follows the last pixel is gone
         except ValueError as e:
             assert str(e)
 
 
-@pytest.mark.parametrize("raw, reason", [
-    (b"", "empty"), (b"hello, I am text", "not a JPEG, PNG"), (b"%PDF-1.4", "not a JPEG"), (b"<svg/>", "not a JPEG"),
-    (Path("no/such/file.png"), "no such file"), (Path("."), "not a file"),
-    (np.zeros((4, 4, 3), np.float32), "expected uint8"), (np.zeros((4, 4, 2), np.uint8), "expected uint8"),
-    (np.zeros((0, 4, 3), np.uint8), "no pixels"), (np.zeros((2, 2, 2, 3), np.uint8), "expected uint8")])
+@pytest.mark.parametrize(
+    "raw, reason",
+    [
+        (b"", "empty"),
+        (b"hello, I am text", "not a JPEG, PNG"),
+        (b"%PDF-1.4", "not a JPEG"),
+        (b"<svg/>", "not a JPEG"),
+        (Path("no/such/file.png"), "no such file"),
+        (Path("."), "not a file"),
+        (np.zeros((4, 4, 3), np.float32), "expected uint8"),
+        (np.zeros((4, 4, 2), np.uint8), "expected uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((2, 2, 2, 3), np.uint8), "expected uint8"),
+    ],
+)
 def test_what_is_no_picture_is_refused(raw: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Image().load(raw)
@@ -249,7 +307,9 @@ def test_files_changed_at_random_load_or_raise_valueerror(format: str) -> None:
     rng, data = np.random.default_rng(1), encoded(smooth(), format)
     for _ in range(120):
         broken = bytearray(data)
-        for at in rng.integers(0, min(len(data), int(rng.choice([60, len(data)]))), rng.integers(1, 6)):
+        for at in rng.integers(
+            0, min(len(data), int(rng.choice([60, len(data)]))), rng.integers(1, 6)
+        ):
             broken[at] = rng.integers(0, 256)
         try:
             assert Image(size=8).load(bytes(broken)).shape == (8, 8, 3)
@@ -259,6 +319,7 @@ def test_files_changed_at_random_load_or_raise_valueerror(format: str) -> None:
 
 # ---------------------------------------------------------------- settings
 
+
 def test_settings_go_to_json_and_back() -> None:
     image = Image(size=48, resize_mode="pad", margin=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert Image.from_json(image.to_json()) == image
@@ -266,8 +327,10 @@ def test_settings_go_to_json_and_back() -> None:
         Image.from_json({"sise": 3})
 
 
-@pytest.mark.parametrize("wrong", [
-    {"square": "round"}, {"size": 0}, {"margin": -1}, {"size": 10 ** 6}, {"std": (1.0, 0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"square": "round"}, {"size": 0}, {"margin": -1}, {"size": 10**6}, {"std": (1.0, 0.0, 1.0)}],
+)
 def test_impossible_settings(wrong: dict) -> None:
     with pytest.raises(SensoriumError):
         Image(**wrong)
@@ -275,7 +338,10 @@ def test_impossible_settings(wrong: dict) -> None:
 
 def test_fit_learns_mean_and_spread_of_what_can_be_read() -> None:
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) // np.array([1, 2, 4], np.uint8) for _ in range(300)]
+    pictures = [
+        rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) // np.array([1, 2, 4], np.uint8)
+        for _ in range(300)
+    ]
     image = Image(size=8).fit([*pictures, b"broken", None])
     x = image.collate(pictures)
     assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(3), atol=0.02)
@@ -286,7 +352,9 @@ def test_fit_learns_mean_and_spread_of_what_can_be_read() -> None:
 
 def test_collate_normalises_and_show_undoes_it() -> None:
     image = Image(size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    pixels = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(70)]
+    pixels = [
+        np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(70)
+    ]
     x = image.collate(pixels)
     by_hand = (np.stack(pixels) / 255 - image.mean) / image.std
     assert x.dtype == torch.float32
@@ -298,9 +366,12 @@ def test_collate_normalises_and_show_undoes_it() -> None:
 
 # ---------------------------------------------------------------- changes
 
+
 @pytest.fixture
 def stored() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 20, 20), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (24, 3, 20, 20), dtype=np.uint8)
+    )
 
 
 IMAGE = Image(size=16, margin=4)
@@ -363,7 +434,9 @@ def test_shift_brings_in_the_margin_then_repeats_the_border() -> None:
 
 
 def test_colours_that_must_hold() -> None:
-    stored = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (32, 3, 20, 20), dtype=np.uint8))
+    stored = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (32, 3, 20, 20), dtype=np.uint8)
+    )
     grey = shown(IMAGE.preprocess(stored, generator(), grey=1.0)).int()
     assert (grey.amax(1) - grey.amin(1)).max() <= 1
     plain = shown(IMAGE.preprocess(stored)).int()
@@ -378,7 +451,7 @@ def test_colours_that_must_hold() -> None:
 def test_outlines_are_dark_and_only_at_edges() -> None:
     stored = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
     stored[..., 10:] = 60
-    for seed in range(10):                                              # column 7 is the last light one
+    for seed in range(10):  # column 7 is the last light one
         seen = shown(IMAGE.preprocess(stored, generator(seed), outline=1.0))[0, 0]
         assert seen[:, 7].max() <= 115
         assert (seen[:, :7] == 255).all()
@@ -397,7 +470,9 @@ def test_a_hole_is_a_rectangle_of_the_mean(stored: torch.Tensor) -> None:
     plain, seen = IMAGE.preprocess(stored), IMAGE.preprocess(stored, generator(), erase=1.0)
     gone = (plain != seen).any(1)
     size = gone.any(1).sum(1) * gone.any(2).sum(1)
-    assert (gone.sum((1, 2)) == size).float().mean() > 0.9              # a pixel that had the mean colour does not tell
+    assert (
+        gone.sum((1, 2)) == size
+    ).float().mean() > 0.9  # a pixel that had the mean colour does not tell
     assert size.min() >= 4
     assert size.max() <= 36
 

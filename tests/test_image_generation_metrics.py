@@ -1,4 +1,5 @@
 """Distances between sets of feature vectors, against their closed forms and by identity."""
+
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ def test_frechet_of_equal_sets_is_zero() -> None:
     x = normal(200, 16)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
-    few = normal(5, 16)                                         # singular covariances
+    few = normal(5, 16)  # singular covariances
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
@@ -48,7 +49,9 @@ def test_frechet_does_not_see_a_turn_of_both() -> None:
 
 def test_frechet_of_few_pictures_is_too_high() -> None:
     """The caution of its docstring: two samples of one distribution."""
-    assert frechet_distance(normal(40, 32, 0), normal(40, 32, 1)) > 5 * frechet_distance(normal(4000, 32, 0), normal(4000, 32, 1))
+    assert frechet_distance(normal(40, 32, 0), normal(40, 32, 1)) > 5 * frechet_distance(
+        normal(4000, 32, 0), normal(4000, 32, 1)
+    )
 
 
 def test_kernel_distance_by_hand() -> None:
@@ -58,7 +61,10 @@ def test_kernel_distance_by_hand() -> None:
 
 
 def test_kernel_distance_is_unbiased() -> None:
-    drawn = [kernel_distance(l2_normalize(normal(20, 8, 2 * i)), l2_normalize(normal(20, 8, 2 * i + 1))) for i in range(400)]
+    drawn = [
+        kernel_distance(l2_normalize(normal(20, 8, 2 * i)), l2_normalize(normal(20, 8, 2 * i + 1)))
+        for i in range(400)
+    ]
     assert abs(sum(drawn) / 400) < 0.002
     assert min(drawn) < 0
     assert kernel_distance(l2_normalize(normal(50, 8)), l2_normalize(normal(50, 8, 1) + 1)) > 0.1

@@ -1,4 +1,5 @@
 """Pictures as codes: the autoencoder, the losses it learns by, the recipe, and a run that stops and goes on."""
+
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ SMALL = {"dim": 32, "layers": 1, "width": 8}
 
 def made(quantizer: Quantizer, laplace: bool = False, patch: int = 4) -> ImageTokenizer:
     torch.manual_seed(0)
-    return ImageTokenizer(IMAGE, quantizer, patch_size=patch, dim=32, blocks_per_scale=1, laplace=laplace)
+    return ImageTokenizer(
+        IMAGE, quantizer, patch_size=patch, dim=32, blocks_per_scale=1, laplace=laplace
+    )
 
 
 def pictures(n: int = 6) -> torch.Tensor:
@@ -41,7 +44,10 @@ def pictures(n: int = 6) -> torch.Tensor:
 def dataset(n: int = 40) -> Dataset:
     """Squares of two colours; every eighth judges."""
     rng = np.random.default_rng(0)
-    drawn = [np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(n)]
+    drawn = [
+        np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        for _ in range(n)
+    ]
     values = np.empty(n, object)
     values[:] = drawn
     table = Table({"image": values}, [f"squares:{i}" for i in range(n)], root=Path())
@@ -58,7 +64,11 @@ def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
     assert model.decode(ids).shape == x.shape
 
 
-@pytest.mark.parametrize("quantizer", [FSQ(), VQ(32, 8), GumbelQuantizer(32, 8, anneal_steps=5)], ids=lambda q: type(q).__name__)
+@pytest.mark.parametrize(
+    "quantizer",
+    [FSQ(), VQ(32, 8), GumbelQuantizer(32, 8, anneal_steps=5)],
+    ids=lambda q: type(q).__name__,
+)
 @pytest.mark.parametrize("laplace", [False, True])
 def test_what_is_decoded_is_what_was_trained(quantizer: Quantizer, laplace: bool) -> None:
     model, x = made(quantizer, laplace).eval(), pictures()
@@ -90,11 +100,13 @@ def test_a_patch_that_does_not_fit_is_said(patch: int) -> None:
 
 
 def test_logit_laplace_is_a_density_of_squeezed_pixels() -> None:
-    u = torch.linspace(-25, 25, 1001).double()                  # logits: the density falls off evenly on both sides
+    u = torch.linspace(-25, 25, 1001).double()  # logits: the density falls off evenly on both sides
     x = u.sigmoid()
     for location, log_scale in ((0.0, 0.0), (1.5, -1.0), (-2.0, 0.5)):
         said = torch.tensor([location] * 3 + [log_scale] * 3).double().view(1, 6, 1, 1)
-        each = torch.stack([logit_laplace_loss(said, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8])
+        each = torch.stack(
+            [logit_laplace_loss(said, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8]
+        )
         assert torch.trapezoid((-each).exp() * x * (1 - x), u).item() == pytest.approx(1, abs=5e-3)
 
 
@@ -132,14 +144,19 @@ def test_the_loss_is_the_same_for_a_batch_twice_over(pixel: str) -> None:
 def test_a_missing_picture_is_left_out() -> None:
     model, x = made(FSQ()).eval(), pictures()
     gap = Batch({"image": x}, {"image": torch.tensor([True, True, False, True, False, True])})
-    torch.testing.assert_close(ReconstructionLoss("image")(model, gap)["model"],
-                               ReconstructionLoss("image")(model, Batch({"image": x[[0, 1, 3, 5]]}))["model"])
+    torch.testing.assert_close(
+        ReconstructionLoss("image")(model, gap)["model"],
+        ReconstructionLoss("image")(model, Batch({"image": x[[0, 1, 3, 5]]}))["model"],
+    )
 
 
 def test_pixels_are_compared_on_one_scale_whatever_the_settings() -> None:
     model, x = made(FSQ()).eval(), pictures()
     found = model.denormalize(model(x).pixels) - model.denormalize(x)
-    torch.testing.assert_close(ReconstructionLoss("image", "l2", 0)(model, Batch({"image": x}))["model"], found.square().mean())
+    torch.testing.assert_close(
+        ReconstructionLoss("image", "l2", 0)(model, Batch({"image": x}))["model"],
+        found.square().mean(),
+    )
 
 
 def test_figures_of_codes() -> None:
@@ -154,27 +171,54 @@ def test_figures_of_codes() -> None:
 def test_kl_weighs_as_much_as_codes_do_among_values(pixel: str, part: float) -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     for patch in (2, 4):
-        made = build_recipe(image_tokenizer, schema, {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch_size": patch})[0]
-        assert made.model.quantizer.weight == pytest.approx(part / (3 * patch ** 2))
+        made = build_recipe(
+            image_tokenizer,
+            schema,
+            {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch_size": patch},
+        )[0]
+        assert made.model.quantizer.weight == pytest.approx(part / (3 * patch**2))
 
 
 def test_fsq_says_which_vocabularies_it_has() -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     with pytest.raises(SensoriumError, match="64, 512, 1000"):
         build_recipe(image_tokenizer, schema, {"vocab": 300})
-    for wrong in ({"quantizer": "vq", "vocab": 0}, {"quantizer": "dvae", "width": 0}, {"layers": -1}, {"dim": 0}):
+    for wrong in (
+        {"quantizer": "vq", "vocab": 0},
+        {"quantizer": "dvae", "width": 0},
+        {"layers": -1},
+        {"dim": 0},
+    ):
         with pytest.raises(SensoriumError, match="or more"):
             build_recipe(image_tokenizer, schema, {**SMALL, **wrong})
     for vocab in (64, 512, 1000, 4096, 16384):
-        assert build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
+        assert (
+            build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
+        )
 
 
-@pytest.mark.parametrize("keywords", [{"quantizer": "fsq"}, {"quantizer": "vq", "vocab": 64},
-                                      {"quantizer": "dvae", "vocab": 64, "pixel": "laplace", "anneal": 6}],
-                         ids=lambda k: k["quantizer"])
-def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, object], tmp_path: Path) -> None:
-    how = {**SMALL, **keywords, "batch_size": 8, "epochs": 2, "lr": 1e-3, "precision": "fp32", "quiet": True,
-           "eval_interval": 2}                             # the interrupted run is not judged half-way either
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"quantizer": "fsq"},
+        {"quantizer": "vq", "vocab": 64},
+        {"quantizer": "dvae", "vocab": 64, "pixel": "laplace", "anneal": 6},
+    ],
+    ids=lambda k: k["quantizer"],
+)
+def test_a_run_says_pictures_again_and_resumes_bit_for_bit(
+    keywords: dict[str, object], tmp_path: Path
+) -> None:
+    how = {
+        **SMALL,
+        **keywords,
+        "batch_size": 8,
+        "epochs": 2,
+        "lr": 1e-3,
+        "precision": "fp32",
+        "quiet": True,
+        "eval_interval": 2,
+    }  # the interrupted run is not judged half-way either
     data = dataset()
     whole = train(image_tokenizer, data, out=tmp_path / "whole", **how)
     half = tmp_path / "half"
@@ -184,7 +228,9 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(keywords: dict[str, o
         assert torch.equal(value, again.module.state_dict()[name]), name
     assert whole.fingerprint == again.fingerprint
     moved = {"vq": lambda q: q.counts.sum() > 0, "dvae": lambda q: q.step > 0}
-    assert moved.get(str(keywords["quantizer"]), lambda q: True)(whole.module.quantizer), "no step was taken in"
+    assert moved.get(str(keywords["quantizer"]), lambda q: True)(whole.module.quantizer), (
+        "no step was taken in"
+    )
     said = whole.generate(image=data.raw("image", [0, 1, 2]))
     assert [picture.size for picture in said] == [(16, 16)] * 3
     assert (tmp_path / "whole" / "samples").is_dir()
@@ -194,9 +240,12 @@ def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> 
     """A run that ends after so many steps, as if its machine had."""
     from sensorium.recipes.recipe import dry_build
     from sensorium.training.run import create_run
+
     folder.mkdir()
     given = {k: v for k, v in how.items() if k != "quiet"}
-    run = create_run(image_tokenizer, data, folder, given, dry_build(image_tokenizer, data.schema, given))
+    run = create_run(
+        image_tokenizer, data, folder, given, dry_build(image_tokenizer, data.schema, given)
+    )
     batches = iter(run.loader)
     for k in range(steps):
         run.train_step(next(batches), k)

@@ -1,4 +1,5 @@
 """Weights as bytes: nearly the same answers, a quarter of the memory, and no surprise where it cannot be had."""
+
 import copy
 import json
 from pathlib import Path
@@ -35,7 +36,9 @@ def seeded() -> None:
 
 
 def decoder(tied: bool = True) -> Decoder:
-    return build_text_decoder(CausalTokenEmbedding(VOCAB, DIM, 40), build_transformer(DIM, 3, 4), tied=tied).eval()
+    return build_text_decoder(
+        CausalTokenEmbedding(VOCAB, DIM, 40), build_transformer(DIM, 3, 4), tied=tied
+    ).eval()
 
 
 def likeness(a: Tensor, b: Tensor) -> float:
@@ -56,6 +59,7 @@ def test_a_layer_is_the_product_of_what_was_rounded(bias: bool) -> None:
     def stepped(rows: Tensor) -> Tensor:
         step = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
         return (rows / step).round() * step
+
     with torch.no_grad():
         expected = F.linear(stepped(x), stepped(plain.weight), plain.bias)
         assert torch.allclose(Int8Linear(plain)(x), expected, atol=1e-5)
@@ -68,12 +72,15 @@ def test_a_layer_is_the_product_of_what_was_rounded(bias: bool) -> None:
 
 @pytest.mark.parametrize("fine", [False, True])
 def test_a_row_says_the_same_alone_and_in_company(fine: bool) -> None:
-    layer, x = Int8Linear(Linear(48, 32), two_byte_activations=fine), torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None]
+    layer, x = (
+        Int8Linear(Linear(48, 32), two_byte_activations=fine),
+        torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None],
+    )
     with torch.no_grad():
         for lonely in (lambda row: row, lambda row: row[None], lambda row: row[None, None]):
             alone = torch.stack([layer(lonely(row)) for row in x.flatten(0, 1)]).view(2, 3, 32)
             assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
-        turned = x[0].t().contiguous().t()                                          # the same rows, columns together
+        turned = x[0].t().contiguous().t()  # the same rows, columns together
         assert torch.equal(layer(turned), layer(x[0]))
         assert not turned.is_contiguous()
         assert torch.equal(layer(torch.zeros(1, 48)), layer.bias[None])
@@ -91,8 +98,12 @@ def test_one_row_of_any_size_and_layout(bias: bool) -> None:
     nothing = torch.zeros(1, 32) if plain.bias is None else plain.bias.detach()[None]
     for size in (1e-42, 1e-30, 1e30):
         answer = layer(size * x[:, :1].t())
-        assert torch.allclose((answer - nothing) / max(size, 1), (plain(size * x[:, :1].t()) - nothing) / max(size, 1),
-                              rtol=1e-2, atol=2e-2)
+        assert torch.allclose(
+            (answer - nothing) / max(size, 1),
+            (plain(size * x[:, :1].t()) - nothing) / max(size, 1),
+            rtol=1e-2,
+            atol=2e-2,
+        )
     assert not layer(torch.full((1, 48), torch.nan)).isfinite().any()
 
 
@@ -110,7 +121,11 @@ def test_embeddings_of_pictures_are_alike() -> None:
     """Also by a pool that looks with a part of its layer, and where only one token leaves the last block."""
     x, shape = torch.randn(6, 3, 32, 32), TrunkConfig(DIM, 2, 4, 128, "gelu", 1e-6)
     for pool in (None, AttentionPool(shape).eval()):
-        tower = Tower(Encoder(PatchEmbedding(DIM, 32, 8), build_transformer(DIM, 3, 4), pool), Linear(DIM, 24), 24).eval()
+        tower = Tower(
+            Encoder(PatchEmbedding(DIM, 32, 8), build_transformer(DIM, 3, 4), pool),
+            Linear(DIM, 24),
+            24,
+        ).eval()
         expected = tower(x)
         assert likeness(quantize_int8(tower)(x), expected) > 0.99
 
@@ -135,8 +150,11 @@ def test_what_was_learned_is_still_said() -> None:
         optimizer.step()
 
     def said(model: Decoder) -> Tensor:
-        steps = generate(model, Batch({"text": ids[:16, :4]}), "text", 16, SamplingConfig(temperature=0))
+        steps = generate(
+            model, Batch({"text": ids[:16, :4]}), "text", 16, SamplingConfig(temperature=0)
+        )
         return torch.stack(list(steps), 1)
+
     plain = said(model)
     assert (plain == ids[:16, 4:20]).float().mean() > 0.95
     small = quantize_int8(model)
@@ -147,6 +165,7 @@ def test_what_was_learned_is_still_said() -> None:
 def test_a_quarter_of_the_memory() -> None:
     def held(module: nn.Module) -> int:
         return sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
+
     trunk = build_transformer(256, 2, 4)
     before = held(trunk)
     assert held(quantize_int8(trunk)) < 0.27 * before
@@ -177,9 +196,19 @@ def test_it_cannot_learn() -> None:
 
 
 def test_published_weights_load_as_bytes(tmp_path: Path) -> None:
-    config = {"model_type": "gpt2", "n_embd": DIM, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": VOCAB}
+    config = {
+        "model_type": "gpt2",
+        "n_embd": DIM,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 40,
+        "vocab_size": VOCAB,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(export_from(GPT2.build_module(config), GPT2.map_weights(config)), tmp_path / "model.safetensors")
+    save_file(
+        export_from(GPT2.build_module(config), GPT2.map_weights(config)),
+        tmp_path / "model.safetensors",
+    )
     ids = torch.randint(VOCAB, (2, 9))
     plain, small = (sn.load(tmp_path, quantize=how).module for how in (None, "int8"))
     assert isinstance(plain, Decoder)
@@ -197,7 +226,9 @@ def test_an_unknown_way_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_products_of_bytes_are_whole_numbers_without_a_loss(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_bytes_are_whole_numbers_without_a_loss(
+    quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where every byte is as large as it can be, so that sums that saturate would show."""
     if quick and not has_int8_dot_product():
         pytest.skip("this processor has neither VNNI nor AMX")
@@ -205,7 +236,10 @@ def test_products_of_bytes_are_whole_numbers_without_a_loss(quick: bool, monkeyp
     layer = nn.Linear(256, 8, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randint(-127, 128, (8, 256)))
-        layer.weight[:4], layer.weight[4:, 0] = torch.tensor([127.0, -127.0, 127.0, -127.0])[:, None], 127
+        layer.weight[:4], layer.weight[4:, 0] = (
+            torch.tensor([127.0, -127.0, 127.0, -127.0])[:, None],
+            127,
+        )
         x = torch.randint(-127, 128, (6, 256)).float()
         x[0], x[1], x[:, 0] = 127, -127, 127
         torch.testing.assert_close(Int8Linear(layer)(x), layer(x), atol=0.5, rtol=1e-6)

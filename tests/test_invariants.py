@@ -1,4 +1,5 @@
 """What must hold whatever the weights are (DESIGN: invariants before features)."""
+
 from dataclasses import replace
 
 import pytest
@@ -45,26 +46,46 @@ def tokens(batch: int, n: int, seed: int = 0) -> Tokens:
 
 
 def llama_like(position: nn.Module) -> Transformer:
-    blocks = [Block(Attention(DIM, HEADS, kv_heads=1, bias=False, position=position), GatedFeedForward(DIM, 48),
-                    (nn.RMSNorm(DIM), nn.RMSNorm(DIM))) for _ in range(2)]
+    blocks = [
+        Block(
+            Attention(DIM, HEADS, kv_heads=1, bias=False, position=position),
+            GatedFeedForward(DIM, 48),
+            (nn.RMSNorm(DIM), nn.RMSNorm(DIM)),
+        )
+        for _ in range(2)
+    ]
     return Transformer(blocks, final_norm=nn.RMSNorm(DIM))
 
 
 def bert_like() -> Transformer:
-    blocks = [PostNormBlock(Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM)))
-              for _ in range(2)]
+    blocks = [
+        PostNormBlock(
+            Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM))
+        )
+        for _ in range(2)
+    ]
     return Transformer(blocks)
 
 
 def t5_like() -> Transformer:
     shared = RelativeBias(HEADS)
-    blocks = [Block(Attention(DIM, HEADS, width=64, bias=False, scale=1.0, position=shared),
-                    FeedForward(DIM, 64, nn.ReLU(), bias=False), (nn.RMSNorm(DIM), nn.RMSNorm(DIM))) for _ in range(2)]
+    blocks = [
+        Block(
+            Attention(DIM, HEADS, width=64, bias=False, scale=1.0, position=shared),
+            FeedForward(DIM, 64, nn.ReLU(), bias=False),
+            (nn.RMSNorm(DIM), nn.RMSNorm(DIM)),
+        )
+        for _ in range(2)
+    ]
     return Transformer(blocks, final_norm=nn.RMSNorm(DIM))
 
 
-TRUNKS = {"clip": lambda: build_transformer(DIM, 2, HEADS, input_norm=True), "llama": lambda: llama_like(Rotary(DIM // HEADS)),
-          "bert": bert_like, "t5": t5_like}
+TRUNKS = {
+    "clip": lambda: build_transformer(DIM, 2, HEADS, input_norm=True),
+    "llama": lambda: llama_like(Rotary(DIM // HEADS)),
+    "bert": bert_like,
+    "t5": t5_like,
+}
 
 
 @pytest.fixture(params=TRUNKS)
@@ -107,14 +128,18 @@ def test_padding_changes_nothing(trunk: Transformer, order: object) -> None:
     out = trunk(replace(t, valid=valid)).x
     assert out.isfinite().all()
     for i, n in enumerate(lengths.tolist()):
-        alone = Tokens(t.x[i:i + 1, :n], t.pos[i:i + 1, :n], t.order)
+        alone = Tokens(t.x[i : i + 1, :n], t.pos[i : i + 1, :n], t.order)
         same(out[i, :n], trunk(alone).x[0])
 
 
 @pytest.mark.parametrize("order", [None, CAUSAL])
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_token_alone_is_one_of_all(trunk: Transformer, order: object, padded: bool) -> None:
-    t = replace(tokens(3, 8), order=order, valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None)
+    t = replace(
+        tokens(3, 8),
+        order=order,
+        valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None,
+    )
     at = torch.tensor([7, 1, 3])
     same(trunk(t, query_positions=at).x[:, 0], trunk(t).x[torch.arange(3), at])
 
@@ -132,7 +157,9 @@ def test_one_token_alone_has_the_same_gradient() -> None:
 
 def test_who_may_see_nothing_says_nothing() -> None:
     q = rows(1, 2, 3, 8)
-    mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[None, None]
+    mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[
+        None, None
+    ]
     out = attend(q, q, q, mask=mask)
     assert (out[:, :, 1] == 0).all()
     assert out.isfinite().all()
@@ -141,18 +168,24 @@ def test_who_may_see_nothing_says_nothing() -> None:
 
 def test_attention_is_a_softmax() -> None:
     q, k, v = rows(2, 2, 5, 8), rows(2, 2, 7, 8, seed=1), rows(2, 2, 7, 8, seed=2)
-    same(attend(q, k, v), (q @ k.mT / 8 ** 0.5).softmax(-1) @ v)
+    same(attend(q, k, v), (q @ k.mT / 8**0.5).softmax(-1) @ v)
     turn = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     same(attend(q, k, v), attend(q, k[:, :, turn], v[:, :, turn]))
-    same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))              # rows sum to one
-    exact = (300 * q.double() @ k.double().mT / 8 ** 0.5).softmax(-1) @ v.double()
-    assert (attend(300 * q, k, v) - exact).abs().max() < 1e-3                   # logits in the hundreds are no matter
-    same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))    # one key: the query is irrelevant
+    same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))  # rows sum to one
+    exact = (300 * q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
+    assert (
+        attend(300 * q, k, v) - exact
+    ).abs().max() < 1e-3  # logits in the hundreds are no matter
+    same(
+        attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1)
+    )  # one key: the query is irrelevant
 
 
 def test_a_shut_gate_is_invisible() -> None:
     torch.manual_seed(0)
-    trunk = build_transformer(DIM, 2, HEADS, build_cross_attention=lambda i: GatedCrossAttention(DIM, HEADS))
+    trunk = build_transformer(
+        DIM, 2, HEADS, build_cross_attention=lambda i: GatedCrossAttention(DIM, HEADS)
+    )
     t = make_causal(tokens(2, 6))
     assert torch.equal(trunk(t, tokens(2, 3, seed=1)).x, trunk(t).x)
     gate = trunk.blocks[0].cross.gate
@@ -163,7 +196,7 @@ def test_a_shut_gate_is_invisible() -> None:
 def test_before_the_first_picture_nothing_is_heard() -> None:
     door = GatedCrossAttention(DIM, HEADS)
     t, context = make_causal(tokens(1, 4)), tokens(1, 2, seed=1)
-    after = replace(context, order=torch.full((1, 2), 3))                       # seen from the third token on
+    after = replace(context, order=torch.full((1, 2), 3))  # seen from the third token on
     mask = attention_mask(order_tensor(t), order_tensor(after), None)
     said = door.attention(door.norm(t.x), after.x, mask)
     assert (said[:, :2] == 0).all()
@@ -225,7 +258,7 @@ def test_words_stop_at_their_end() -> None:
 def test_patches_read_row_by_row() -> None:
     patches = PatchEmbedding(DIM, 8, 4)
     image = torch.zeros(1, 3, 8, 8)
-    image[:, :, :4, 4:] = 1                                                     # top right
+    image[:, :, :4, 4:] = 1  # top right
     t = patches(image)
     moved = (t.x - patches(image * 0).x).abs().sum(-1)[0]
     assert moved.gt(0).tolist() == [False, False, True, False, False]
@@ -234,8 +267,11 @@ def test_patches_read_row_by_row() -> None:
 
 def test_a_wrong_shape_is_caught() -> None:
     with pytest.raises(Exception, match="type|shape"):
-        attention_mask(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long),
-                torch.ones(2, 5, dtype=torch.bool))
+        attention_mask(
+            torch.zeros(2, 3, dtype=torch.long),
+            torch.zeros(2, 4, dtype=torch.long),
+            torch.ones(2, 5, dtype=torch.bool),
+        )
 
 
 def test_a_model_stands_on_the_meta_device() -> None:

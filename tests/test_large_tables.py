@@ -1,4 +1,5 @@
 """Large tables: what a row costs in memory, from the file to the batches; predictions are written piece by piece."""
+
 import json
 import subprocess
 import sys
@@ -36,26 +37,49 @@ def table(folder: Path, n: int) -> Path:
     """Numbers with gaps, names and short texts; about 90 bytes a row."""
     rng = np.random.default_rng(0)
     x, shop = rng.normal(size=(6, n)), rng.integers(0, 40, (3, n))
-    lines = [",".join([*(f"{v:.4f}" if v > -2 else "" for v in x[:, i]), *(f"shop {s}" for s in shop[:, i]),
-                       f"a plain chair of colour {i}", f"{x[0, i] + shop[0, i]:.3f}"]) for i in range(n)]
+    lines = [
+        ",".join(
+            [
+                *(f"{v:.4f}" if v > -2 else "" for v in x[:, i]),
+                *(f"shop {s}" for s in shop[:, i]),
+                f"a plain chair of colour {i}",
+                f"{x[0, i] + shop[0, i]:.3f}",
+            ]
+        )
+        for i in range(n)
+    ]
     path = folder / "table.csv"
     path.write_text("a,b,c,d,e,f,shop,maker,town,title,price\n" + "\n".join(lines) + "\n")
     return path
 
 
 def test_a_row_costs_little_memory(tmp_path: Path) -> None:
-    told = subprocess.run([sys.executable, "-c", MEASURE, str(table(tmp_path, ROWS))], capture_output=True, text=True,
-                          check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(table(tmp_path, ROWS))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     (opened, reading), (held, preparing) = json.loads(told)
     assert reading < 1300 * ROWS, "bytes at most while it is read, and split"
     assert opened < 400 * ROWS, "and then"
     assert held < 800 * ROWS and preparing < 1300 * ROWS, "with all values ready for batches"
 
 
-def test_predictions_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_written_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Dataset.open(table(tmp_path, 600))
-    model = train(RECIPES["fusion"], data.take(np.arange(200)), out=tmp_path / "run", target="price",
-                  columns=("a", "b", "shop"), dim=8, epochs=1, quiet=True)
+    model = train(
+        RECIPES["fusion"],
+        data.take(np.arange(200)),
+        out=tmp_path / "run",
+        target="price",
+        columns=("a", "b", "shop"),
+        dim=8,
+        epochs=1,
+        quiet=True,
+    )
     sizes, predict = list[int](), model.recipe.verbs["predict"]
     real = type(predict).__call__
 

@@ -1,4 +1,5 @@
 """The fast ways give what torch's own operators give: values, gradients, and on every kind of tensor."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from sensorium.nn.cpu_dispatch import LINEAR_BACKENDS
 from sensorium.nn.linear import Linear, linear
 from sensorium.nn.sdpa import attend, self_attend
 
-onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def _close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
-        assert (a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max().clamp(min=1e-3)
+        assert (a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max().clamp(
+            min=1e-3
+        )
 
 
 def _layer(dtype=torch.float32, shape=(3, 7, 24), bias=True):
@@ -75,7 +80,10 @@ def test_weights_laid_out_for_answering_say_the_same(monkeypatch, rows):
     """Turned over in memory where the matrix is at least as high as wide, on AMD alone; `part` is a slice with gaps."""
     monkeypatch.setattr(linear_module, "is_amd", lambda: True)
     torch.manual_seed(0)
-    layers, x = nn.Sequential(Linear(24, 40), Linear(40, 24), Linear(24, 24).to(torch.bfloat16)), torch.randn(rows, 24)
+    layers, x = (
+        nn.Sequential(Linear(24, 40), Linear(40, 24), Linear(24, 24).to(torch.bfloat16)),
+        torch.randn(rows, 24),
+    )
     before = [layers[0](x), layers[0].part(x, 8, 32), layers[1](layers[0](x))]
     names = {name: value.clone() for name, value in layers.state_dict().items()}
     linear_module.transpose_weights(layers)
@@ -94,6 +102,7 @@ def test_linear_has_a_second_derivative(take):
         x, weight, bias = _layer()
         (inward,) = torch.autograd.grad(product(x, weight, bias).tanh().sum(), x, create_graph=True)
         return list(torch.autograd.grad(inward.square().sum(), [x, weight]))
+
     _close(penalty(linear), penalty(F.linear), 1e-5)
 
 
@@ -124,7 +133,11 @@ def test_the_choice_is_fixed_and_can_be_overridden(monkeypatch):
     for forced in LINEAR_BACKENDS:
         monkeypatch.setenv("SENSORIUM_KERNELS", forced)
         cpu_dispatch.linear_backend.cache_clear()
-        assert cpu_dispatch.linear_backend(torch.float32) == cpu_dispatch.linear_backend(torch.bfloat16) == forced
+        assert (
+            cpu_dispatch.linear_backend(torch.float32)
+            == cpu_dispatch.linear_backend(torch.bfloat16)
+            == forced
+        )
     monkeypatch.setenv("SENSORIUM_KERNELS", "fastest")
     cpu_dispatch.linear_backend.cache_clear()
     with pytest.raises(SensoriumError, match="fastest"):
@@ -139,8 +152,11 @@ def _heads(dtype, t=5, s=5):
     return [torch.randn(2, 3, n, 8).to(dtype).requires_grad_() for n in (t, s, s)]
 
 
-MASKS = {"none": lambda: None, "keys": lambda: torch.tensor([1, 1, 1, 0, 0]).bool().expand(2, 1, 1, 5),
-         "pairs": lambda: torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(2)) > 0.5}
+MASKS = {
+    "none": lambda: None,
+    "keys": lambda: torch.tensor([1, 1, 1, 0, 0]).bool().expand(2, 1, 1, 5),
+    "pairs": lambda: torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(2)) > 0.5,
+}
 
 
 @pytest.mark.parametrize("how", ["onednn", "torch"])
@@ -164,7 +180,9 @@ def test_short_attention_has_the_right_gradient(causal):
     """In float64, where the comparison is exact."""
     seen = torch.ones(5, 5, dtype=torch.bool).tril() if causal else None
     given = _heads(torch.float64)
-    assert torch.autograd.gradcheck(lambda q, k, v: sdpa._AttentionFunction.apply(q, k, v, seen, 0.3), given)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: sdpa._AttentionFunction.apply(q, k, v, seen, 0.3), given
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -177,12 +195,21 @@ def test_side_by_side_attention_equals_attention_of_three(take, mask, causal):
 
     def of_three(x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in x.chunk(3, -1))
-        past = torch.ones(5, 5, dtype=torch.bool).tril() if causal else torch.ones(5, 5, dtype=torch.bool)
-        said = F.scaled_dot_product_attention(q, k, v, attn_mask=past if seen is None else past & seen)
+        past = (
+            torch.ones(5, 5, dtype=torch.bool).tril()
+            if causal
+            else torch.ones(5, 5, dtype=torch.bool)
+        )
+        said = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=past if seen is None else past & seen
+        )
         return said.transpose(1, 2).flatten(2)
+
     ours = self_attend(qkv, 3, causal=causal, mask=seen)
     _close(_grads(ours, [qkv]), _grads(of_three(qkv), [qkv]), 1e-5)
-    torch.testing.assert_close(self_attend(qkv.detach(), 3, causal=causal, mask=seen), ours.detach())
+    torch.testing.assert_close(
+        self_attend(qkv.detach(), 3, causal=causal, mask=seen), ours.detach()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -200,7 +227,9 @@ def test_who_may_see_nothing_says_nothing(take, dtype):
 
 def test_cross_attention_scale_and_strides(take):
     take("onednn")
-    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in _heads(torch.bfloat16, t=1, s=9))
+    q, k, v = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in _heads(torch.bfloat16, t=1, s=9)
+    )
     theirs = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=0.2)
     _close([attend(q, k, v, scale=0.2).float()], [theirs], 2e-2)
 

@@ -1,4 +1,5 @@
 """Published encoders that stay as they are, and learn to meet: what the eye says is worked out once, and is right."""
+
 from pathlib import Path
 
 import numpy as np
@@ -21,36 +22,61 @@ from sensorium.training.loop import Interrupted
 SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet": True}
 
 
-def test_what_the_eye_says_is_worked_out_once(published: Path, data: Dataset, tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_eye_says_is_worked_out_once(
+    published: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    recipe, _ = build_recipe(lit, data.schema, {"image_weights": str(published), "text_weights": str(published)})
-    schema = data.schema.fit(data, np.arange(len(data)), recipe.data.columns, recipe.data.column_settings)
+    recipe, _ = build_recipe(
+        lit, data.schema, {"image_weights": str(published), "text_weights": str(published)}
+    )
+    schema = data.schema.fit(
+        data, np.arange(len(data)), recipe.data.columns, recipe.data.column_settings
+    )
     assert recipe.data.derived_columns is not None
     prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
     batch = prepared.batch(np.arange(8))
     eye = recipe.model["image"].encoder
     assert isinstance(eye, FrozenEncoder)
-    torch.testing.assert_close(batch[embedding_key("image")], eye.pooled(batch["image"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        batch[embedding_key("image")], eye.pooled(batch["image"]), atol=1e-5, rtol=1e-5
+    )
     anew = batch.select(schema.columns)
-    torch.testing.assert_close(recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew))
+    torch.testing.assert_close(
+        recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew)
+    )
     with monkeypatch.context() as blind:
         blind.setattr(FrozenEncoder, "forward", lambda *_: pytest.fail("it looked again"))
-        again = recipe.data.derived_columns(data)[embedding_key("image")].batch(np.arange(8), None, {})
+        again = recipe.data.derived_columns(data)[embedding_key("image")].batch(
+            np.arange(8), None, {}
+        )
     assert again.equal(batch[embedding_key("image")])
 
 
-def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(published: Path, data: Dataset,
-                                                                     tmp_path: Path) -> None:
-    model = sn.train(lit, data, out=tmp_path / "run", image_from=str(published), text_from=str(published), **SHORT)
-    first = state_tensors(build_recipe(lit, data.schema, {"image_weights": str(published), "text_weights": str(published)})[0].model)
+def test_only_the_ways_into_the_space_learn_and_the_run_stands_alone(
+    published: Path, data: Dataset, tmp_path: Path
+) -> None:
+    model = sn.train(
+        lit,
+        data,
+        out=tmp_path / "run",
+        image_from=str(published),
+        text_from=str(published),
+        **SHORT,
+    )
+    first = state_tensors(
+        build_recipe(
+            lit, data.schema, {"image_weights": str(published), "text_weights": str(published)}
+        )[0].model
+    )
     for name, value in state_tensors(model.module).items():
         if ".encode." in name:
             assert value.equal(first[name]), name
     vectors = model.embed(text=["a red square", "a blue square"])
     hidden = published.rename(published.with_name("hidden"))
     try:
-        np.testing.assert_array_equal(sn.load(tmp_path / "run").embed(text=["a red square", "a blue square"]), vectors)
+        np.testing.assert_array_equal(
+            sn.load(tmp_path / "run").embed(text=["a red square", "a blue square"]), vectors
+        )
     finally:
         hidden.rename(published)
 
@@ -61,8 +87,9 @@ def test_a_start_without_that_sense(published: Path, data: Dataset, tmp_path: Pa
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_resumed_run_looks_with_the_eye_it_was_begun_with(saved: bool, published: Path, data: Dataset, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_looks_with_the_eye_it_was_begun_with(
+    saved: bool, published: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where nothing had been saved: then it begins again from the published weights."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     keywords = {**SHORT, "image_weights": str(published), "text_weights": str(published), "seed": 1}
@@ -70,4 +97,7 @@ def test_a_resumed_run_looks_with_the_eye_it_was_begun_with(saved: bool, publish
     at_step(monkeypatch, 7 if saved else 1, ask() if saved else killed)
     with pytest.raises(Interrupted if saved else KeyboardInterrupt):
         sn.train(lit, data, out=tmp_path / "cut", **keywords)
-    assert sn.train(lit, data, out=tmp_path / "cut", resume=True, quiet=True).fingerprint == whole.fingerprint
+    assert (
+        sn.train(lit, data, out=tmp_path / "cut", resume=True, quiet=True).fingerprint
+        == whole.fingerprint
+    )

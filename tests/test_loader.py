@@ -1,4 +1,5 @@
 """Decoded once, drawn in an order that can be resumed: the cache of pictures, batches, and the loader."""
+
 import multiprocessing
 import os
 import threading
@@ -23,8 +24,10 @@ from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.text import Text
 from sensorium.nn.tokens import Batch, column_key
 
-BOTH = ("caption", "german")                # read as one
-TEXT = Text(length=8, vocab_size=400).fit(["a cat", "a dog", "un chat", "un chien", "two cats and a dog"] * 5)
+BOTH = ("caption", "german")  # read as one
+TEXT = Text(length=8, vocab_size=400).fit(
+    ["a cat", "a dog", "un chat", "un chien", "two cats and a dog"] * 5
+)
 
 
 class Rows:
@@ -63,7 +66,9 @@ def files(folder: Path, n: int = 6) -> list[Path]:
 
 
 def of_pictures(values: list[Any], image: Image | None = None, **how: Any) -> PreparedDataset:
-    return PreparedDataset(Rows({"image": values}), schema(image=image or Image(size=8)), ["image"], quiet=True, **how)
+    return PreparedDataset(
+        Rows({"image": values}), schema(image=image or Image(size=8)), ["image"], quiet=True, **how
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +82,14 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was decoded since the test began."""
     seen: list[Any] = []
     load = Image.load
-    monkeypatch.setattr(Image, "load", lambda self, raw, into=None: (seen.append(raw), load(self, raw, into))[1])
+    monkeypatch.setattr(
+        Image, "load", lambda self, raw, into=None: (seen.append(raw), load(self, raw, into))[1]
+    )
     return seen
 
 
 # ---------------------------------------------------------------- decoded once
+
 
 def test_pictures_come_as_loaded(tmp_path: Path) -> None:
     paths, image = files(tmp_path / "a"), Image(size=8, margin=2)
@@ -97,14 +105,17 @@ def test_pictures_come_as_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quick", [1e9, 0.0])
-def test_pieces_come_in_order_from_one_thread_or_several(quick: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_come_in_order_from_one_thread_or_several(
+    quick: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prefetch, "QUICK", quick)
     threads = set[int]()
 
     def work(piece: int) -> int:
         threads.add(threading.get_ident())
-        time.sleep(0.002 * (piece % 3))                                             # they do not end in order
+        time.sleep(0.002 * (piece % 3))  # they do not end in order
         return piece
+
     assert list(prefetch.prefetch(work, iter(range(60)), io_bound=True)) == list(range(60))
     assert (threads == {threading.get_ident()}) == (quick > 1)
     assert list(prefetch.prefetch(work, [])) == []
@@ -112,17 +123,18 @@ def test_pieces_come_in_order_from_one_thread_or_several(quick: float, monkeypat
         list(prefetch.prefetch(lambda piece: 1 // (5 - piece), range(9)))
 
 
-
 @pytest.mark.parametrize("kind", ["path", "bytes", "array"])
 def test_nothing_is_decoded_twice(kind: str, tmp_path: Path, decodes: list[Any]) -> None:
     paths = files(tmp_path / "a")
     arrays = list(map(picture, range(6)))
-    values: list[Any] = {"path": paths, "bytes": [p.read_bytes() for p in paths], "array": arrays}[kind]
+    values: list[Any] = {"path": paths, "bytes": [p.read_bytes() for p in paths], "array": arrays}[
+        kind
+    ]
     first = of_pictures(values).batch(range(6))["image"]
     assert len(decodes) == 6
     assert torch.equal(of_pictures(values).batch(range(6))["image"], first)
     assert len(decodes) == 6
-    of_pictures(values, Image(size=8, mean=(0.1, 0.2, 0.3)))            # normalised after the cache
+    of_pictures(values, Image(size=8, mean=(0.1, 0.2, 0.3)))  # normalised after the cache
     assert len(decodes) == 6
 
 
@@ -140,14 +152,19 @@ def test_other_settings_or_files_are_decoded_anew(tmp_path: Path, decodes: list[
     decodes.clear()
     PIL.Image.fromarray(picture(99)).save(paths[3])
     os.utime(paths[3], ns=(1, time.time_ns() + 5))
-    assert torch.equal(of_pictures(paths).batch([3])["image"], Image(size=8).collate([Image(size=8).load(picture(99))]))
+    assert torch.equal(
+        of_pictures(paths).batch([3])["image"],
+        Image(size=8).collate([Image(size=8).load(picture(99))]),
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "notes", "longer", "magic"])
-def test_a_damaged_cache_is_said_and_made_anew(damage: str, home: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_damaged_cache_is_said_and_made_anew(
+    damage: str, home: Path, capfd: pytest.CaptureFixture
+) -> None:
     values = [picture(i) for i in range(6)]
     expected = of_pictures(values).batch(range(6))["image"].clone()
-    path, = (home / "cache" / "pictures").iterdir()
+    (path,) = (home / "cache" / "pictures").iterdir()
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[700] ^= 4
@@ -168,7 +185,7 @@ def test_many_blocks_are_all_checked(home: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(image_cache, "BLOCK", 100)
     values = [picture(i) for i in range(100)]
     of_pictures(values)
-    path, = (home / "cache" / "pictures").iterdir()
+    (path,) = (home / "cache" / "pictures").iterdir()
     good = path.read_bytes()
     for at in (0, 99, 100, 8 * 8 * 3 * 50, 8 * 8 * 3 * 100 - 1):
         data = bytearray(good)
@@ -178,11 +195,16 @@ def test_many_blocks_are_all_checked(home: Path, monkeypatch: pytest.MonkeyPatch
             image_cache._open_image_cache(path, 100, 8)
 
 
-def test_bad_pictures_are_named_and_counted(tmp_path: Path, decodes: list[Any], capfd: pytest.CaptureFixture) -> None:
+def test_bad_pictures_are_named_and_counted(
+    tmp_path: Path, decodes: list[Any], capfd: pytest.CaptureFixture
+) -> None:
     values: list[Any] = [picture(i) for i in range(100)]
     values[7], values[8] = b"not a picture", None
     prepared = PreparedDataset(Rows({"image": values}), schema(image=Image(size=8)), ["image"])
-    for p in (prepared, PreparedDataset(Rows({"image": values}), schema(image=Image(size=8)), ["image"])):
+    for p in (
+        prepared,
+        PreparedDataset(Rows({"image": values}), schema(image=Image(size=8)), ["image"]),
+    ):
         assert [(b.row, b.column, b.location) for b in p.bad_samples] == [(7, "image", "row 7")]
         assert "JPEG" in p.bad_samples[0].reason
         assert not p.batch([7]).present["image"]
@@ -195,13 +217,15 @@ def test_bad_pictures_are_named_and_counted(tmp_path: Path, decodes: list[Any], 
     assert len(of_pictures(values, max_bad=0.02).bad_samples) == 2
 
 
-def test_files_used_least_are_removed_over_the_budget(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_used_least_are_removed_over_the_budget(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = [[picture(10 * k + i) for i in range(4)] for k in range(4)]
     for k, values in enumerate(sets):
         of_pictures(values)
         newest = max((home / "cache" / "pictures").iterdir(), key=lambda p: p.stat().st_mtime_ns)
         os.utime(newest, (1000 + k, 1000 + k))
-    of_pictures(sets[0])                                                # used again just now
+    of_pictures(sets[0])  # used again just now
     left_over = home / "cache" / "pictures" / ".x.1.tmp"
     left_over.write_bytes(b"x")
     os.utime(left_over, (1, 1))
@@ -219,7 +243,9 @@ def test_files_used_least_are_removed_over_the_budget(home: Path, monkeypatch: p
         image_cache.prune_cache(home / "cache" / "pictures" / "x")
 
 
-def test_a_home_that_cannot_be_written_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_one_clear_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "file"))
     with pytest.raises(SensoriumError, match="SENSORIUM_HOME"):
@@ -237,7 +263,11 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
 def _prepare(start: Any, ready: Any, done: Any) -> None:
     ready.set()
     start.wait(60)
-    done.put(float(of_pictures([picture(i) for i in range(300)]).batch(range(300))["image"].double().sum()))
+    done.put(
+        float(
+            of_pictures([picture(i) for i in range(300)]).batch(range(300))["image"].double().sum()
+        )
+    )
 
 
 def test_two_processes_at_once() -> None:
@@ -269,13 +299,21 @@ GERMAN = [["un chat", "a dog"], "un chien", None, None, "a cat"]
 
 
 def of_words(**columns: Any) -> PreparedDataset:
-    return PreparedDataset(Rows(columns), schema(**dict.fromkeys(columns, TEXT)), [column_key([*columns])], quiet=True, max_invalid_fraction=1.0)
+    return PreparedDataset(
+        Rows(columns),
+        schema(**dict.fromkeys(columns, TEXT)),
+        [column_key([*columns])],
+        quiet=True,
+        max_invalid_fraction=1.0,
+    )
 
 
 def test_the_first_caption_without_a_generator() -> None:
     prepared = of_words(caption=CAPTIONS)
     batch = prepared.batch(np.arange(5))
-    assert torch.equal(batch["caption"][[0, 2, 4]], TEXT.collate(TEXT.encode(["a cat", "a dog", "un chat"])))
+    assert torch.equal(
+        batch["caption"][[0, 2, 4]], TEXT.collate(TEXT.encode(["a cat", "a dog", "un chat"]))
+    )
     assert batch.present["caption"].tolist() == [True, False, True, False, True]
     assert (batch["caption"][[1, 3]] == TEXT.pad).all()
     assert prepared.caption("caption", 2) == "a dog"
@@ -291,8 +329,13 @@ def test_joined_columns_are_one_with_all_captions() -> None:
         batch = prepared.batch(np.arange(5), torch.Generator().manual_seed(seed))
         for row, ids in enumerate(batch[BOTH]):
             seen.setdefault(row, set()).add(TEXT.decode(ids))
-    assert seen == {0: {"a cat", "un chat", "a dog"}, 1: {"un chien"}, 2: {"a dog", "two cats and a dog"}, 3: {""},
-                    4: {"un chat", "a cat"}}
+    assert seen == {
+        0: {"a cat", "un chat", "a dog"},
+        1: {"un chien"},
+        2: {"a dog", "two cats and a dog"},
+        3: {""},
+        4: {"un chat", "a cat"},
+    }
     assert batch.present[BOTH].tolist() == [True, True, True, False, True]
     assert prepared.caption(BOTH, 1) == "un chien"
 
@@ -309,7 +352,9 @@ def test_captions_are_drawn_evenly_and_again_alike() -> None:
 
 def test_several_captions_lie_evenly_over_the_list() -> None:
     """As many as there are columns of equal length: one of each, whatever the start."""
-    prepared = of_words(caption=[["a cat", "a dog"]] * 9 + [None], german=[["un chat", "un chien"]] * 9 + [None])
+    prepared = of_words(
+        caption=[["a cat", "a dog"]] * 9 + [None], german=[["un chat", "un chien"]] * 9 + [None]
+    )
     how = {BOTH: {"captions": 2.0}}
     drawn = prepared.batch(range(10), torch.Generator().manual_seed(0), how)[BOTH]
     assert drawn.shape[:2] == (10, 2)
@@ -317,14 +362,18 @@ def test_several_captions_lie_evenly_over_the_list() -> None:
     said = {tuple(TEXT.decode(ids) for ids in row) for row in drawn[:9]}
     assert said == {("a cat", "un chat"), ("a dog", "un chien")}
     assert prepared.batch(range(10), None, how)[BOTH].ndim == 2
-    fewer = prepared.batch(range(9), torch.Generator(), {BOTH: {"captions": 2.0, "token_dropout": 0.5}})
+    fewer = prepared.batch(
+        range(9), torch.Generator(), {BOTH: {"captions": 2.0, "token_dropout": 0.5}}
+    )
     assert fewer[BOTH].shape[:2] == (9, 2)
 
 
 def test_words_are_dropped_when_asked() -> None:
     prepared = of_words(caption=["two cats and a dog"] * 50)
     plain = prepared.batch(range(50), torch.Generator())["caption"]
-    fewer = prepared.batch(range(50), torch.Generator(), {"caption": {"token_dropout": 0.5}})["caption"]
+    fewer = prepared.batch(range(50), torch.Generator(), {"caption": {"token_dropout": 0.5}})[
+        "caption"
+    ]
     assert (fewer != TEXT.pad).sum() < (plain != TEXT.pad).sum()
     with pytest.raises(SensoriumError, match="captoin"):
         prepared.batch([0], torch.Generator(), {"captoin": {"token_dropout": 0.5}})
@@ -332,13 +381,17 @@ def test_words_are_dropped_when_asked() -> None:
 
 def test_what_is_no_text_is_bad() -> None:
     assert [(b.row, b.reason) for b in of_words(caption=["a", 3, ["a", None]]).bad_samples] == [
-        (1, "expected text, found int"), (2, "expected text, found NoneType")]
+        (1, "expected text, found int"),
+        (2, "expected text, found NoneType"),
+    ]
 
 
 def test_numbers_and_categories() -> None:
     columns = {"price": [1.0, None, 3.0, float("inf")], "kind": ["a", "b", None, "c"]}
     known = schema(price=Numeric(2.0, 2.0), kind=Category(("a", "b")))
-    prepared = PreparedDataset(Rows(columns), known, ["price", "kind"], quiet=True, max_invalid_fraction=0.5)
+    prepared = PreparedDataset(
+        Rows(columns), known, ["price", "kind"], quiet=True, max_invalid_fraction=0.5
+    )
     batch = prepared.batch(range(4))
     assert batch["price"][[0, 2]].tolist() == [-0.5, 0.5]
     assert batch["kind"][:2].tolist() == [0, 1]
@@ -352,20 +405,30 @@ def test_columns_that_are_not_there_or_do_not_join() -> None:
     with pytest.raises(SensoriumError, match="foo"):
         PreparedDataset(Rows({"a": ["x"]}), schema(a=TEXT), ["foo"])
     with pytest.raises(SensoriumError, match="must hold text"):
-        PreparedDataset(Rows({"a": [1.0], "b": [2.0]}), schema(a=Numeric(), b=Numeric()), [("a", "b")])
+        PreparedDataset(
+            Rows({"a": [1.0], "b": [2.0]}), schema(a=Numeric(), b=Numeric()), [("a", "b")]
+        )
 
 
 # ---------------------------------------------------------------- the loader
+
 
 @pytest.fixture
 def mixed() -> PreparedDataset:
     n = 23
     captions = [["a cat", "a dog", f"two cats {i}"] for i in range(n)]
-    rows = Rows({"image": [picture(i) for i in range(n)], "caption": captions}, [i // 3 for i in range(n)])
-    return PreparedDataset(rows, schema(image=Image(size=8), caption=TEXT), ["image", "caption"], quiet=True)
+    rows = Rows(
+        {"image": [picture(i) for i in range(n)], "caption": captions}, [i // 3 for i in range(n)]
+    )
+    return PreparedDataset(
+        rows, schema(image=Image(size=8), caption=TEXT), ["image", "caption"], quiet=True
+    )
 
 
-AUGMENT = {"image": {"flip": 0.5, "shift": 0.2, "brightness": 0.3, "erase": 0.5}, "caption": {"token_dropout": 0.3}}
+AUGMENT = {
+    "image": {"flip": 0.5, "shift": 0.2, "brightness": 0.3, "erase": 0.5},
+    "caption": {"token_dropout": 0.3},
+}
 
 
 def taken(loader: BatchLoader, n: int) -> list[Batch]:
@@ -373,11 +436,16 @@ def taken(loader: BatchLoader, n: int) -> list[Batch]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    one, other = ({**batch.columns, "mask of": batch.present, "row of": batch.row, "group of": batch.group}
-                  for batch in (a, b))
+    one, other = (
+        {**batch.columns, "mask of": batch.present, "row of": batch.row, "group of": batch.group}
+        for batch in (a, b)
+    )
     assert one.pop("mask of").keys() == other.pop("mask of").keys()
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) and all(
-        torch.equal(a.present[k], b.present[k]) for k in a.present)
+    return (
+        one.keys() == other.keys()
+        and all(torch.equal(one[k], other[k]) for k in one)
+        and all(torch.equal(a.present[k], b.present[k]) for k in a.present)
+    )
 
 
 def test_every_row_once_an_epoch(mixed: PreparedDataset) -> None:
@@ -410,18 +478,27 @@ def test_batches_depend_on_seed_epoch_and_position_alone(mixed: PreparedDataset)
     in_order = taken(a, 15)
     for i in (14, 0, 7, 5, 6):
         assert same(b.batch(i // 5, i % 5), in_order[i])
-    assert not same(BatchLoader(mixed, np.arange(23), 4, seed=4, augment=AUGMENT).batch(0, 0), in_order[0])
-    assert not torch.equal(in_order[0]["image"][0], mixed.batch(in_order[0].row.numpy())["image"][0])
+    assert not same(
+        BatchLoader(mixed, np.arange(23), 4, seed=4, augment=AUGMENT).batch(0, 0), in_order[0]
+    )
+    assert not torch.equal(
+        in_order[0]["image"][0], mixed.batch(in_order[0].row.numpy())["image"][0]
+    )
     torch.manual_seed(0)
     before = torch.get_rng_state()
     b.batch(0, 0)
-    assert torch.equal(torch.get_rng_state(), before), "the state of the program's own generator is left alone"
+    assert torch.equal(torch.get_rng_state(), before), (
+        "the state of the program's own generator is left alone"
+    )
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 11])
 def test_resumed_is_uninterrupted(stop: int, mixed: PreparedDataset) -> None:
     import json
-    make = lambda seed=7: BatchLoader(mixed, np.arange(23), 4, seed=seed, augment=AUGMENT, samples_per_group=2)   # noqa: E731
+
+    make = lambda seed=7: BatchLoader(
+        mixed, np.arange(23), 4, seed=seed, augment=AUGMENT, samples_per_group=2
+    )  # noqa: E731
     whole = taken(make(), 16)
     first = make()
     taken(first, stop)

@@ -1,4 +1,5 @@
 """Fine-tuning: what is attached changes nothing at first, what is frozen stays, what is folded says the same."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ DIM = 32
 
 def encoder(depth: int = 3, dropout: float = 0.0) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(PatchEmbedding(DIM, 16, 4), build_transformer(DIM, depth, 2, input_norm=True, dropout=dropout))
+    return Encoder(
+        PatchEmbedding(DIM, 16, 4),
+        build_transformer(DIM, depth, 2, input_norm=True, dropout=dropout),
+    )
 
 
 def pictures() -> Tensor:
@@ -77,7 +81,12 @@ def test_lower_blocks_learn_more_slowly() -> None:
     assert [depth[block.mlp.up.weight] for block in module.trunk.blocks] == [2, 1, 0]
     assert module.trunk.last.weight not in depth
     several = build_optimizers("adamw", module, OptimizerConfig(1.0, 0.1, layer_decay=0.5))
-    rates = {p: group["lr"] for optimizer in several for group in optimizer.param_groups for p in group["params"]}
+    rates = {
+        p: group["lr"]
+        for optimizer in several
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert {rates[block.mlp.up.weight] for block in module.trunk.blocks} == {0.25, 0.5, 1.0}
     assert rates[module.embed.places] == 0.125
     assert rates[module.trunk.last.weight] == 1.0

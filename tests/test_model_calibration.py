@@ -1,4 +1,5 @@
 """What a head says is read as held-out rows have shown it, and what is served is what was fitted."""
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_unfitted_it_reads_as_it_was_learned_and_bounds_nothing() -> None:
 
 
 def test_ranks_have_probabilities_of_sum_one_whatever_the_cuts_say() -> None:
-    said = torch.randn(50, 3, generator=chance()) * 3                # not decreasing
+    said = torch.randn(50, 3, generator=chance()) * 3  # not decreasing
     p = Calibration().probabilities(STARS, said)
     assert p.shape == (50, 4)
     assert (p >= 0).all()
@@ -54,16 +55,23 @@ def test_logits_learned_too_large_are_brought_back(kind: Category | Multilabel, 
     honest = torch.randn(4000, k, generator=chance()) * (2 if kind is not STARS else 1)
     honest = honest.sort(1, descending=True).values if kind is STARS else honest
     drawn = torch.rand(4000, k, generator=chance(1))
-    y = {"category": honest.softmax(1).multinomial(1, generator=chance(1))[:, 0],
-         "ordinal": (drawn[:, :1] < honest.sigmoid()).sum(1), "multilabel": (drawn < honest.sigmoid()).float()}[kind.kind]
+    y = {
+        "category": honest.softmax(1).multinomial(1, generator=chance(1))[:, 0],
+        "ordinal": (drawn[:, :1] < honest.sigmoid()).sum(1),
+        "multilabel": (drawn < honest.sigmoid()).float(),
+    }[kind.kind]
     found = Calibration()
     found.fit(kind, honest * 4, y)
     assert found.scale.item() == pytest.approx(4, rel=0.1)
-    assert torch.allclose(found.probabilities(kind, honest * 4), Calibration().probabilities(kind, honest), atol=0.05)
+    assert torch.allclose(
+        found.probabilities(kind, honest * 4), Calibration().probabilities(kind, honest), atol=0.05
+    )
 
 
 def test_spreads_learned_too_small_are_brought_back_and_intervals_hold() -> None:
-    said = torch.stack([torch.randn(2000, generator=chance()), torch.full((2000,), -2.0)], 1)     # of spread 0.37
+    said = torch.stack(
+        [torch.randn(2000, generator=chance()), torch.full((2000,), -2.0)], 1
+    )  # of spread 0.37
     y = said[:, 0] + torch.randn(2000, generator=chance(1))
     found = Calibration()
     found.fit(PRICE, said[:1000], y[:1000])
@@ -128,7 +136,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     lines = ["a,b,price,label,split"]
     for i in range(600):
         split = ("train", "val", "test")[i % 3]
-        lines.append(f"{x[i, 0]:.4f},{x[i, 1]:.4f},{noisy[i]:.4f},{'high' if noisy[i] > 0 else 'low'},{split}")
+        lines.append(
+            f"{x[i, 0]:.4f},{x[i, 1]:.4f},{noisy[i]:.4f},{'high' if noisy[i] > 0 else 'low'},{split}"
+        )
     path = tmp_path_factory.mktemp("table") / "table.csv"
     path.write_text("\n".join(lines))
     return Dataset.open(path, split="split")
@@ -136,14 +146,33 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return sn.train(fusion, table, out=tmp_path_factory.mktemp("runs") / "run", target=("label", "price"),
-                    columns=("a", "b"),
-                    epochs=6, dim=16, quiet=True, precision="fp32", ema_decay=0.9)
+    return sn.train(
+        fusion,
+        table,
+        out=tmp_path_factory.mktemp("runs") / "run",
+        target=("label", "price"),
+        columns=("a", "b"),
+        epochs=6,
+        dim=16,
+        quiet=True,
+        precision="fp32",
+        ema_decay=0.9,
+    )
 
 
-def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(table: Dataset, run: Model) -> None:
-    kept = {name: value.clone() for name, value in run.module.state_dict().items() if "calibrations" in name}
-    assert all(not torch.equal(value, torch.ones(())) for name, value in kept.items() if name.endswith("scale"))
+def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(
+    table: Dataset, run: Model
+) -> None:
+    kept = {
+        name: value.clone()
+        for name, value in run.module.state_dict().items()
+        if "calibrations" in name
+    }
+    assert all(
+        not torch.equal(value, torch.ones(()))
+        for name, value in kept.items()
+        if name.endswith("scale")
+    )
     assert run.recipe.hooks.calibrate is not None
     assert run.recipe.evaluation.validate is not None
     prepared = table.prepare(run.schema, run.recipe.data.columns)
@@ -155,17 +184,34 @@ def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(table: D
             assert torch.equal(run.module.state_dict()[name], value), name
 
 
-def test_calibration_takes_what_validation_predicted(table: Dataset, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_takes_what_validation_predicted(
+    table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
-    def counted(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray, targets: Sequence[str]) -> Any:
+    def counted(
+        model: MultimodalPredictor,
+        prepared: PreparedDataset,
+        rows: np.ndarray,
+        targets: Sequence[str],
+    ) -> Any:
         calls.append(len(rows))
         return predict_rows(model, prepared, rows, targets)
+
     monkeypatch.setattr(validate_prediction, "said_of", counted)
-    sn.train(fusion, table, out=tmp_path / "run", target="price", columns="a", epochs=3, dim=8, quiet=True,
-             precision="fp32", early_stopping_patience=0)
-    assert calls == [len(table.splits["val"])] * 3                  # once for each evaluation
+    sn.train(
+        fusion,
+        table,
+        out=tmp_path / "run",
+        target="price",
+        columns="a",
+        epochs=3,
+        dim=8,
+        quiet=True,
+        precision="fp32",
+        early_stopping_patience=0,
+    )
+    assert calls == [len(table.splits["val"])] * 3  # once for each evaluation
 
 
 def test_intervals_and_sets_hold_on_rows_never_seen(table: Dataset, run: Model) -> None:
@@ -176,7 +222,10 @@ def test_intervals_and_sets_hold_on_rows_never_seen(table: Dataset, run: Model) 
     price = np.array(table.raw("price", rows))
     held = (said["price"].interval[:, 0] <= price) & (price <= said["price"].interval[:, 1])
     assert abs(held.mean() - 0.8) < slack
-    held = [label in among for label, among in zip(table.raw("label", rows), said["label"].among, strict=True)]
+    held = [
+        label in among
+        for label, among in zip(table.raw("label", rows), said["label"].among, strict=True)
+    ]
     assert np.mean(held) > 0.8 - slack
 
 
@@ -184,7 +233,15 @@ def test_a_run_without_validation_rows_bounds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("x,y,split\n" + "".join(f"{i},{i % 7},train\n" for i in range(40)))
     data = Dataset.open(path, split="split")
-    assert "val" in data.splits                                     # it makes one of the training rows
-    run = sn.train(fusion, data.take(data.splits["train"]), out=tmp_path / "run", target="y", epochs=1, dim=8,
-                   quiet=True, precision="fp32")
+    assert "val" in data.splits  # it makes one of the training rows
+    run = sn.train(
+        fusion,
+        data.take(data.splits["train"]),
+        out=tmp_path / "run",
+        target="y",
+        epochs=1,
+        dim=8,
+        quiet=True,
+        precision="fp32",
+    )
     assert np.isinf(run.predict(x=[1.0])["y"].interval).all()

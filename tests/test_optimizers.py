@@ -1,4 +1,5 @@
 """Optimisers beside torch's own or their paper's update written out; the schedule's values; the moving average."""
+
 import copy
 import itertools
 import math
@@ -27,7 +28,9 @@ OPTIONS = OptimizerConfig(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3), nn.Conv1d(4, 2, 3))
+    return nn.Sequential(
+        nn.Embedding(7, 6), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3), nn.Conv1d(4, 2, 3)
+    )
 
 
 def learn(net: nn.Module, step: Callable[[], object], times: int = 4) -> list[Tensor]:
@@ -46,18 +49,27 @@ def steps(net: nn.Module, name: str) -> Callable[[], None]:
 
 
 def groups(net: nn.Module) -> list[dict[str, object]]:
-    return [{"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": 0.3},
-            {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": 0.3},
+        {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
-@pytest.mark.parametrize("name, reference", [
-    ("sgd", lambda g: torch.optim.SGD(g, lr=0.02, momentum=0.9)),
-    ("adam", lambda g: torch.optim.Adam(g, lr=0.02, betas=(0.9, 0.95))),
-    ("adamw", lambda g: torch.optim.AdamW(g, lr=0.02, betas=(0.9, 0.95))),
-])
-def test_it_steps_as_torch_does(name: str, reference: Callable[[object], torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("sgd", lambda g: torch.optim.SGD(g, lr=0.02, momentum=0.9)),
+        ("adam", lambda g: torch.optim.Adam(g, lr=0.02, betas=(0.9, 0.95))),
+        ("adamw", lambda g: torch.optim.AdamW(g, lr=0.02, betas=(0.9, 0.95))),
+    ],
+)
+def test_it_steps_as_torch_does(
+    name: str, reference: Callable[[object], torch.optim.Optimizer]
+) -> None:
     ours, theirs = model(), model()
-    for a, b in zip(learn(ours, steps(ours, name)), learn(theirs, reference(groups(theirs)).step), strict=True):
+    for a, b in zip(
+        learn(ours, steps(ours, name)), learn(theirs, reference(groups(theirs)).step), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
@@ -76,22 +88,27 @@ def test_lion_is_its_paper_written_out() -> None:
 def test_muon_takes_the_maps_and_adamw_the_rest() -> None:
     net = model()
     muon, adamw = build_optimizers("muon", net, OPTIONS)
-    assert [p.shape for g in muon.param_groups for p in g["params"]] == [net[i].weight.shape for i in (1, 3, 4)]
+    assert [p.shape for g in muon.param_groups for p in g["params"]] == [
+        net[i].weight.shape for i in (1, 3, 4)
+    ]
     rest = {id(p) for g in adamw.param_groups for p in g["params"]}
     assert {id(net[0].weight), id(net[1].bias), id(net[2].weight)} <= rest
     before = net[1].weight.detach().clone()
     net[1].weight.grad = torch.randn(5, 6)
     muon.step()
     step = before * (1 - OPTIONS.lr * OPTIONS.weight_decay) - net[1].weight.detach()
-    values = torch.linalg.svdvals(step / (OPTIONS.lr * 0.2 * math.sqrt(6)))   # an orthogonal step, as large as AdamW's
+    values = torch.linalg.svdvals(
+        step / (OPTIONS.lr * 0.2 * math.sqrt(6))
+    )  # an orthogonal step, as large as AdamW's
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(160, 288), (288, 160), (32, 48)])
-def test_a_step_is_orthogonal_in_either_precision(shape: tuple[int, int], bf16: bool,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_orthogonal_in_either_precision(
+    shape: tuple[int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sensorium.training.optimizers.multiplies_bf16", lambda: bf16)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     way = orthogonalize(x)
@@ -99,7 +116,9 @@ def test_a_step_is_orthogonal_in_either_precision(shape: tuple[int, int], bf16: 
     values = torch.linalg.svdvals(way.float())
     assert values.min() > 0.6
     assert values.max() < 1.3
-    torch.testing.assert_close((way.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0)    # along x
+    torch.testing.assert_close(
+        (way.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0
+    )  # along x
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -114,7 +133,7 @@ def test_what_has_one_axis_is_never_decayed(name: str) -> None:
     for (which, p), q in zip(net.named_parameters(), still.parameters(), strict=True):
         if p.ndim < 2:
             assert torch.equal(p, q), which
-        elif name != "adam":                           # whose decay is part of the gradient, and scaled as it is
+        elif name != "adam":  # whose decay is part of the gradient, and scaled as it is
             assert p.norm() < q.norm(), which
 
 
@@ -130,7 +149,9 @@ def test_what_is_remembered_goes_on_exactly(name: str) -> None:
     other = copy.deepcopy(net)
     again = build_optimizers(name, other, OPTIONS)
     load_state_dict({"model": again}, flat)
-    for a, b in zip(learn(whole, straight, 3), learn(other, lambda: [o.step() for o in again], 3), strict=True):
+    for a, b in zip(
+        learn(whole, straight, 3), learn(other, lambda: [o.step() for o in again], 3), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -147,18 +168,28 @@ def test_memory_is_laid_out_as_its_parameter() -> None:
     several = build_optimizers("adamw", net, OPTIONS)
     learn(net, several[0].step, 1)
     again = build_optimizers("adamw", net, OPTIONS)
-    load_state_dict({"model": again}, {k: v.contiguous() for k, v in state_dict({"model": several}).items()})
+    load_state_dict(
+        {"model": again}, {k: v.contiguous() for k, v in state_dict({"model": several}).items()}
+    )
     assert again[0].state[net.weight]["exp_avg"].stride() == net.weight.stride()
 
 
 def test_frozen_parameters_are_left_alone() -> None:
     net = model()
     net[1].requires_grad_(False)
-    held = {id(p) for o in build_optimizers("adamw", net, OPTIONS) for g in o.param_groups for p in g["params"]}
+    held = {
+        id(p)
+        for o in build_optimizers("adamw", net, OPTIONS)
+        for g in o.param_groups
+        for p in g["params"]
+    }
     assert not held & {id(p) for p in net[1].parameters()}
     with pytest.raises(SensoriumError, match="frozen"):
         build_optimizers("adamw", nn.Linear(2, 2).requires_grad_(False), OPTIONS)
-    with pytest.raises(SensoriumError, match="no optimizer is called 'adamm'; there are adamw, adam, sgd, lion, muon"):
+    with pytest.raises(
+        SensoriumError,
+        match="no optimizer is called 'adamm'; there are adamw, adam, sgd, lion, muon",
+    ):
         build_optimizers("adamm", net, OPTIONS)
 
 

@@ -1,4 +1,5 @@
 """Pickles become safetensors, number for number; what asks for anything else is refused, and nothing of it is run."""
+
 import argparse
 import os
 import pickle
@@ -20,21 +21,36 @@ from sensorium.io.pickles.convert import WORKER_SCRIPT, convert_checkpoint
 WEIGHTS = Path(os.environ.get("SENSORIUM_WEIGHTS", "weights"))
 BASE = torch.arange(48, dtype=torch.float32).view(6, 8)
 STATE = {
-    "plain": BASE, "turned": BASE.T, "strided": BASE[1:4, ::3], "tied": BASE, "scalar": torch.tensor(3.0),
-    "empty": torch.empty(0, 3), "expanded": torch.ones(1, 1).expand(3, 4), "parameter": nn.Parameter(BASE + 1),
-    "half": BASE.half(), "bfloat": BASE.bfloat16(), "double": BASE.double(), "long": torch.arange(5),
-    "int": torch.arange(5, dtype=torch.int32), "byte": torch.arange(5, dtype=torch.uint8),
-    "bool": torch.tensor([True, False]), "nan": torch.tensor([float("nan"), float("inf")])}
+    "plain": BASE,
+    "turned": BASE.T,
+    "strided": BASE[1:4, ::3],
+    "tied": BASE,
+    "scalar": torch.tensor(3.0),
+    "empty": torch.empty(0, 3),
+    "expanded": torch.ones(1, 1).expand(3, 4),
+    "parameter": nn.Parameter(BASE + 1),
+    "half": BASE.half(),
+    "bfloat": BASE.bfloat16(),
+    "double": BASE.double(),
+    "long": torch.arange(5),
+    "int": torch.arange(5, dtype=torch.int32),
+    "byte": torch.arange(5, dtype=torch.uint8),
+    "bool": torch.tensor([True, False]),
+    "nan": torch.tensor([float("nan"), float("inf")]),
+}
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
-        found[k].dtype == expected[k].dtype and torch.equal(found[k].nan_to_num(9), expected[k].nan_to_num(9))
-        for k in expected)
+        found[k].dtype == expected[k].dtype
+        and torch.equal(found[k].nan_to_num(9), expected[k].nan_to_num(9))
+        for k in expected
+    )
 
 
-def converted(value: Any, folder: Path, legacy: bool = False,
-              key: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+def converted(
+    value: Any, folder: Path, legacy: bool = False, key: str | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     path = folder / "model.pt"
     torch.save(value, path, _use_new_zipfile_serialization=not legacy)
     made = convert_checkpoint(path, key=key)
@@ -44,6 +60,7 @@ def converted(value: Any, folder: Path, legacy: bool = False,
 
 # ------------------------------------------------------------------------------------------------ number for number
 
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_every_kind_of_tensor_comes_over(legacy: bool, tmp_path: Path) -> None:
     assert same(converted(STATE, tmp_path, legacy)[0], STATE)
@@ -52,8 +69,13 @@ def test_every_kind_of_tensor_comes_over(legacy: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_is_no_weight_is_left_out_and_listed(legacy: bool, tmp_path: Path) -> None:
     about = argparse.Namespace(lr=1e-3, out=Path("runs"))
-    value = {"step": 3, "optimizer_state": {"state": {0: {"exp_avg": BASE}}, "lists": [1, (2, None, True)]},
-             "model": OrderedDict(STATE), "args": about, "log": defaultdict(list)}
+    value = {
+        "step": 3,
+        "optimizer_state": {"state": {0: {"exp_avg": BASE}}, "lists": [1, (2, None, True)]},
+        "model": OrderedDict(STATE),
+        "args": about,
+        "log": defaultdict(list),
+    }
     found, dropped = converted(value, tmp_path, legacy)
     assert same(found, STATE)
     assert dropped == ["step", "optimizer_state", "args", "log"]
@@ -68,7 +90,9 @@ def test_the_state_of_a_module_and_of_a_parallel_one(tmp_path: Path) -> None:
 
 
 def test_weights_in_parts_are_named_by_part(tmp_path: Path) -> None:
-    found, dropped = converted({"encoder": {"w": BASE}, "decoder": {"w": BASE + 1}, "version": "2"}, tmp_path)
+    found, dropped = converted(
+        {"encoder": {"w": BASE}, "decoder": {"w": BASE + 1}, "version": "2"}, tmp_path
+    )
     assert same(found, {"encoder.w": BASE, "decoder.w": BASE + 1})
     assert dropped == ["version"]
 
@@ -92,6 +116,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ hostile
 
+
 class Evil:
     """On loading, calls what it was given."""
 
@@ -114,17 +139,33 @@ def refuse(path: Path, said: str) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("place", ["weight", "beside", "key"])
-def test_a_call_is_refused_by_its_name_and_not_made(place: str, legacy: bool, tmp_path: Path) -> None:
+def test_a_call_is_refused_by_its_name_and_not_made(
+    place: str, legacy: bool, tmp_path: Path
+) -> None:
     evil = Evil(os.system, f"touch {tmp_path}/executed")
-    value = {"weight": {"w": evil, "v": BASE}, "beside": {"model": {"w": BASE}, "step": evil},
-             "key": {evil: BASE}}[place]
+    value = {
+        "weight": {"w": evil, "v": BASE},
+        "beside": {"model": {"w": BASE}, "step": evil},
+        "key": {evil: BASE},
+    }[place]
     torch.save(value, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
     refuse(tmp_path / "model.pt", r"posix\.system|nt\.system")
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("call", [(eval, "1"), (exec, "1"), (__import__, "os"), (getattr, "a", "b"), (open, "x", "w"),
-                                  (subprocess.Popen, "ls"), (torch.load, "x"), (nn.Linear, 2, 2)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        (eval, "1"),
+        (exec, "1"),
+        (__import__, "os"),
+        (getattr, "a", "b"),
+        (open, "x", "w"),
+        (subprocess.Popen, "ls"),
+        (torch.load, "x"),
+        (nn.Linear, 2, 2),
+    ],
+)
 def test_nothing_but_the_table_is_called(call: tuple[Any, ...], tmp_path: Path) -> None:
     torch.save({"w": Evil(*call)}, tmp_path / "model.pt")
     refuse(tmp_path / "model.pt", "to be called; only tensors")
@@ -164,11 +205,20 @@ def test_a_checkpoint_cut_anywhere_is_refused(legacy: bool, tmp_path: Path) -> N
         refuse(path, "not converted")
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b"", "damaged|torch"), (b"junk", "damaged|torch"), (b"\x80\x02K\x01.", "no checkpoint of torch"),
-    (b"cos\nsystem\n(S'touch executed'\ntR.", "system"), (b"\x80\x04\x95" + b"\xff" * 8, "damaged"),
-    (b"(" * 100_000 + b".", "damaged"), (b"\x80\x02]" + b"q\x00h\x00a" * 10 + b".", "torch"),
-    (b"i" + b"os\nsystem\n.", "INST")], ids=str)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "damaged|torch"),
+        (b"junk", "damaged|torch"),
+        (b"\x80\x02K\x01.", "no checkpoint of torch"),
+        (b"cos\nsystem\n(S'touch executed'\ntR.", "system"),
+        (b"\x80\x04\x95" + b"\xff" * 8, "damaged"),
+        (b"(" * 100_000 + b".", "damaged"),
+        (b"\x80\x02]" + b"q\x00h\x00a" * 10 + b".", "torch"),
+        (b"i" + b"os\nsystem\n.", "INST"),
+    ],
+    ids=str,
+)
 def test_what_is_no_checkpoint_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     refuse(tmp_path / "model.pt", said)
@@ -189,17 +239,29 @@ def test_tensors_may_not_reach_beyond_their_numbers(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ the fence
 
+
 def fenced(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Code where the reader of pickles would be, behind the same fence."""
-    inside = WORKER_SCRIPT[:WORKER_SCRIPT.index("from sensorium.convert.child")]
+    inside = WORKER_SCRIPT[: WORKER_SCRIPT.index("from sensorium.convert.child")]
     root = str(Path(sys.modules["sensorium"].__file__ or "").parents[1])
     code = f"{inside}\nfrom sensorium.convert.fence import shut\n{code}"
-    return subprocess.run([sys.executable, "-I", "-c", code, root, "", str(tmp_path / "out"), "", "1000"],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code, root, "", str(tmp_path / "out"), "", "1000"],
+        capture_output=True,
+        text=True,
+    )
 
 
-@pytest.mark.parametrize("code", ["import socket; shut(); socket.socket()", "import os; shut(); os.system('true')",
-                                  "shut(); import xml", "shut(); eval('1')", "import os; shut(); os.remove('x')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket; shut(); socket.socket()",
+        "import os; shut(); os.system('true')",
+        "shut(); import xml",
+        "shut(); eval('1')",
+        "import os; shut(); os.remove('x')",
+    ],
+)
 def test_a_reader_that_went_astray_is_stopped(code: str, tmp_path: Path) -> None:
     done = fenced(code, tmp_path)
     assert done.returncode == 1
@@ -209,17 +271,25 @@ def test_a_reader_that_went_astray_is_stopped(code: str, tmp_path: Path) -> None
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits of this system differ")
 def test_memory_and_output_are_limited(tmp_path: Path) -> None:
     assert "MemoryError" in fenced("bytearray(4 << 30)", tmp_path).stderr
-    done = fenced("open(out, 'wb', 0).write(bytes(8 << 20)); open(out, 'ab', 0).write(bytes(8 << 20))", tmp_path)
+    done = fenced(
+        "open(out, 'wb', 0).write(bytes(8 << 20)); open(out, 'ab', 0).write(bytes(8 << 20))",
+        tmp_path,
+    )
     assert done.returncode
     assert (tmp_path / "out").stat().st_size < 8 << 20
 
 
 # ------------------------------------------------------------------------------------------------ real weights
 
+
 @pytest.mark.weights
-@pytest.mark.parametrize(("file", "tensors", "dropped"), [
-    ("resemblyzer/pretrained.pt", 16, ["step", "optimizer_state"]),
-    ("efficientnet-lite0/efficientnet-lite0-57934424.pth", 296, [])])
+@pytest.mark.parametrize(
+    ("file", "tensors", "dropped"),
+    [
+        ("resemblyzer/pretrained.pt", 16, ["step", "optimizer_state"]),
+        ("efficientnet-lite0/efficientnet-lite0-57934424.pth", 296, []),
+    ],
+)
 def test_real_pickles(file: str, tensors: int, dropped: list[str], tmp_path: Path) -> None:
     made = convert_checkpoint(WEIGHTS / file, tmp_path / "out.safetensors")
     assert made.num_tensors == tensors

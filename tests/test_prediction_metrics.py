@@ -1,4 +1,5 @@
 """Figures of predictions: by hand, by identity, and where the rows cannot tell."""
+
 import math
 
 import numpy as np
@@ -67,7 +68,10 @@ def test_one_class_alone_leaves_out_what_it_cannot_tell() -> None:
 
 
 def test_a_class_that_is_not_among_the_rows_is_no_part_of_the_area() -> None:
-    y, p = torch.tensor([0, 0, 1]), torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1]])
+    y, p = (
+        torch.tensor([0, 0, 1]),
+        torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1]]),
+    )
     assert classification_metrics(p, y).values["ROC AUC"] == pytest.approx((0.75 + 1) / 2)
 
 
@@ -85,8 +89,12 @@ def test_a_class_never_seen_in_training_counts_as_wrong() -> None:
 
 def test_no_row_has_no_figures() -> None:
     nothing = torch.zeros(0, 3)
-    empty = [classification_metrics(nothing, nothing[:, 0].long()), ordinal_metrics(nothing, nothing[:, 0].long()),
-             multilabel_metrics(nothing, nothing.bool()), regression_metrics(*[nothing[:, 0]] * 3, {})]
+    empty = [
+        classification_metrics(nothing, nothing[:, 0].long()),
+        ordinal_metrics(nothing, nothing[:, 0].long()),
+        multilabel_metrics(nothing, nothing.bool()),
+        regression_metrics(*[nothing[:, 0]] * 3, {}),
+    ]
     assert all(found.values == {"rows": 0} and "no row" in reasons(found) for found in empty)
 
 
@@ -122,7 +130,7 @@ def test_tags_by_hand() -> None:
     assert {perfect[name] for name in ("micro F1", "macro F1", "subset accuracy", "mAP")} == {1}
     assert perfect["hamming loss"] == perfect["calibration error"] == 0
     p = torch.tensor([[0.9, 0.6, 0.2], [0.1, 0.7, 0.1], [0.2, 0.1, 0.1]])
-    found = multilabel_metrics(p, y).values                                # TP 2, FP 1, FN 1
+    found = multilabel_metrics(p, y).values  # TP 2, FP 1, FN 1
     assert found["micro F1"] == pytest.approx(4 / 6)
     assert found["macro F1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert found["subset accuracy"] == pytest.approx(2 / 3)
@@ -131,7 +139,7 @@ def test_tags_by_hand() -> None:
 
 
 def test_tags_that_are_on_no_row_or_were_never_seen() -> None:
-    y = torch.tensor([[1, 0, 0], [0, 0, 1]], dtype=torch.bool)      # the third was never seen
+    y = torch.tensor([[1, 0, 0], [0, 0, 1]], dtype=torch.bool)  # the third was never seen
     found = multilabel_metrics(torch.tensor([[0.9, 0.1], [0.2, 0.3]]), y)
     assert found.values["subset accuracy"] == 0.5
     assert found.values["rows with tags never seen"] == 1
@@ -149,7 +157,9 @@ def test_tags_that_are_on_no_row_or_were_never_seen() -> None:
 def test_numbers_by_hand() -> None:
     y, said = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, 3.0, 4.0])
     found = regression_metrics(said, y, torch.ones(4), {0.5: 1.0, 0.9: 2.0}).values
-    assert (found["MAE"], found["RMSE"], found["median AE"]) == pytest.approx((0.75, math.sqrt(1.25), 0.5))
+    assert (found["MAE"], found["RMSE"], found["median AE"]) == pytest.approx(
+        (0.75, math.sqrt(1.25), 0.5)
+    )
     assert found["R2"] == pytest.approx(1 - 5 / 14)
     assert (found["coverage at 50%"], found["coverage at 90%"]) == (0.75, 1)
     assert (found["width at 50%"], found["width at 90%"]) == (2, 4)
@@ -168,5 +178,7 @@ def test_numbers_that_cannot_tell() -> None:
     assert {"R2", "Spearman"}.isdisjoint(flat.values)
     assert "too few" in reasons(flat)
     assert "all the same" in reasons(flat)
-    assert "Spearman" not in regression_metrics(same, torch.tensor([1.0, 2.0, 3.0]), same, {}).values
+    assert (
+        "Spearman" not in regression_metrics(same, torch.tensor([1.0, 2.0, 3.0]), same, {}).values
+    )
     assert regression_metrics(one, one, one, {}).values["MAE"] == 0

@@ -1,4 +1,5 @@
 """Published weights: what is read is what lies there, and what is hostile or damaged is refused in one line."""
+
 import json
 import os
 from collections.abc import Callable
@@ -32,20 +33,35 @@ class Toy(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.qkv, self.patch, self.out = nn.Linear(dim, 2 * dim), nn.Linear(3 * 4, dim, bias=False), nn.Linear(dim, 5)
+        self.qkv, self.patch, self.out = (
+            nn.Linear(dim, 2 * dim),
+            nn.Linear(3 * 4, dim, bias=False),
+            nn.Linear(dim, 5),
+        )
 
 
 def names(config: Any) -> list[WeightMapping]:
     dim = config["dim"]
-    return [*(concat(f"qkv.{part}", *(f"{x}.{part}" for x in "qkv"), sizes=(dim, dim // 2, dim // 2))
-              for part in ("weight", "bias")),
-            reshape("patch.weight", "conv.weight", (dim, 12), (dim, 3, 2, 2)),
-            transpose("out.weight", "out.weight"), rename("out.bias", "out.bias")]
+    return [
+        *(
+            concat(f"qkv.{part}", *(f"{x}.{part}" for x in "qkv"), sizes=(dim, dim // 2, dim // 2))
+            for part in ("weight", "bias")
+        ),
+        reshape("patch.weight", "conv.weight", (dim, 12), (dim, 3, 2, 2)),
+        transpose("out.weight", "out.weight"),
+        rename("out.bias", "out.bias"),
+    ]
 
 
-TOY = PretrainedFamily("toy", lambda opened: opened.config if opened.config.get("model_type") == "toy" else None,
-                lambda config: Toy(config["dim"]), names, lambda config, opened: {},
-                lambda module, senses: {"predict": lambda **given: given}, unused_tensors=("*.position_ids",))
+TOY = PretrainedFamily(
+    "toy",
+    lambda opened: opened.config if opened.config.get("model_type") == "toy" else None,
+    lambda config: Toy(config["dim"]),
+    names,
+    lambda config, opened: {},
+    lambda module, senses: {"predict": lambda **given: given},
+    unused_tensors=("*.position_ids",),
+)
 FAMILIES = {"toy": TOY}
 DIM = 4
 
@@ -68,7 +84,9 @@ def shard(folder: Path) -> dict[str, Any]:
     """The same folder in two files and an index; the index."""
     values = theirs()
     (folder / "model.safetensors").unlink()
-    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(values))}
+    where = {
+        name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(values))
+    }
     for file in set(where.values()):
         save_file({name: values[name] for name in values if where[name] == file}, folder / file)
     index = {"metadata": {}, "weight_map": where}
@@ -77,6 +95,7 @@ def shard(folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ names
+
 
 def test_there_and_back_is_the_same() -> None:
     before, module = theirs(), Toy(DIM)
@@ -88,13 +107,18 @@ def test_there_and_back_is_the_same() -> None:
     assert torch.equal(module.out.weight, before["out.weight"].T)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda x: x.pop("k.bias"), "lacks tensor k.bias"),
-    (lambda x: x.update(lora=torch.ones(1)), "unknown tensor lora"),
-    (lambda x: x.update({"q.weight": torch.ones(3, DIM)}), r"q\.weight.*\(3, 4\).*\(4, 4\)"),
-    (lambda x: x.update({"conv.weight": torch.ones(DIM, 12)}), "conv.weight"),
-])
-def test_what_does_not_fit_is_said(change: Callable[[dict[str, Tensor]], object], said: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.pop("k.bias"), "lacks tensor k.bias"),
+        (lambda x: x.update(lora=torch.ones(1)), "unknown tensor lora"),
+        (lambda x: x.update({"q.weight": torch.ones(3, DIM)}), r"q\.weight.*\(3, 4\).*\(4, 4\)"),
+        (lambda x: x.update({"conv.weight": torch.ones(DIM, 12)}), "conv.weight"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    change: Callable[[dict[str, Tensor]], object], said: str
+) -> None:
     values = theirs()
     change(values)
     with pytest.raises(SensoriumError, match=said):
@@ -102,7 +126,12 @@ def test_what_does_not_fit_is_said(change: Callable[[dict[str, Tensor]], object]
 
 
 def test_a_buffer_that_is_not_learned_may_be_there() -> None:
-    load_into(Toy(DIM), {**theirs(), "x.position_ids": torch.arange(3)}, names({"dim": DIM}), unused_tensors=TOY.unused_tensors)
+    load_into(
+        Toy(DIM),
+        {**theirs(), "x.position_ids": torch.arange(3)},
+        names({"dim": DIM}),
+        unused_tensors=TOY.unused_tensors,
+    )
 
 
 def test_tied_weights_stored_twice_must_agree() -> None:
@@ -122,9 +151,13 @@ def test_a_family_must_speak_of_all_its_weights() -> None:
 
 # ------------------------------------------------------------------------------------------------ files
 
+
 def test_a_folder_becomes_a_model_with_its_verbs(folder: Path) -> None:
     model = load_pretrained_model(folder, families=FAMILIES)
-    assert all(torch.equal(v, export_from(model.module, names({"dim": DIM}))[k]) for k, v in theirs().items())
+    assert all(
+        torch.equal(v, export_from(model.module, names({"dim": DIM}))[k])
+        for k, v in theirs().items()
+    )
     assert model.predict(a=1) == {"a": 1}
     assert not model.module.training
     with pytest.raises(SensoriumError, match="cannot embed; it can predict"):
@@ -137,14 +170,20 @@ def test_shards_are_one(folder: Path) -> None:
     whole = load_pretrained_model(folder, families=FAMILIES)
     shard(folder)
     parts = load_pretrained_model(folder, families=FAMILIES)
-    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.module.parameters(), parts.module.parameters(), strict=True)
+    )
     assert whole.fingerprint == parts.fingerprint
 
 
 def test_half_precision_is_widened_or_kept(folder: Path) -> None:
     save_file({k: v.to(torch.bfloat16) for k, v in theirs().items()}, folder / "model.safetensors")
     assert load_pretrained_model(folder, families=FAMILIES).module.out.bias.dtype == torch.float32
-    assert load_pretrained_model(folder, families=FAMILIES, dtype=torch.bfloat16).module.out.bias.dtype == torch.bfloat16
+    assert (
+        load_pretrained_model(folder, families=FAMILIES, dtype=torch.bfloat16).module.out.bias.dtype
+        == torch.bfloat16
+    )
 
 
 def test_numbers_are_read_when_they_are_asked_for(folder: Path) -> None:
@@ -154,7 +193,9 @@ def test_numbers_are_read_when_they_are_asked_for(folder: Path) -> None:
     assert set(opened.tensors) == set(theirs())
     assert opened.config["dim"] == DIM
     assert opened.layout == "safetensors"
-    assert torch.equal(open_weights(folder / "model.safetensors").tensors["out.bias"], theirs()["out.bias"])
+    assert torch.equal(
+        open_weights(folder / "model.safetensors").tensors["out.bias"], theirs()["out.bias"]
+    )
 
 
 def test_a_folder_is_described_before_its_numbers_are_read(folder: Path) -> None:
@@ -162,7 +203,11 @@ def test_a_folder_is_described_before_its_numbers_are_read(folder: Path) -> None
     assert said.family == "toy"
     assert said.layout == "safetensors"
     assert said.verbs == ["predict"]
-    assert said.num_parameters == sum(v.numel() for v in theirs().values()) == sum(said.elements_by_dtype.values())
+    assert (
+        said.num_parameters
+        == sum(v.numel() for v in theirs().values())
+        == sum(said.elements_by_dtype.values())
+    )
     assert said.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25}
     assert set(said.elements_by_dtype) == {"F32"}
 
@@ -174,6 +219,7 @@ def test_two_models_have_two_fingerprints(folder: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ hostile
+
 
 def test_the_front_door_says_what_it_takes(tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match="neither a folder nor a file"):
@@ -212,16 +258,29 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\0" * 7, b"\0" * 8, header({}, length=1 << 62), header({}, length=(1 << 64) - 1),
-    header({"a": entry(0, 16, [4])}, 16, length=99_999_999),
-    header({"a": entry(0, 16, [4])}, 15), header({"a": entry(0, 16, [4])}, 17),
-    header({"a": entry(0, 16, [4]), "b": entry(8, 24, [4])}, 24),
-    header({"a": entry(0, 16, [4]), "b": entry(0, 16, [4])}, 16),
-    header({"a": entry(0, 16, [5])}, 16), header({"a": entry(0, 16, [1 << 40, 1 << 40])}, 16),
-    header({"a": entry(16, 0, [4])}, 16), header({"a": entry(0, 16, [4], "PICKLE")}, 16),
-    header({"a": entry(0, 16, [-4])}, 16), header({"a": 7}), b"\x10\0\0\0\0\0\0\0{\"a\":" + b" " * 10,
-], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 8,
+        header({}, length=1 << 62),
+        header({}, length=(1 << 64) - 1),
+        header({"a": entry(0, 16, [4])}, 16, length=99_999_999),
+        header({"a": entry(0, 16, [4])}, 15),
+        header({"a": entry(0, 16, [4])}, 17),
+        header({"a": entry(0, 16, [4]), "b": entry(8, 24, [4])}, 24),
+        header({"a": entry(0, 16, [4]), "b": entry(0, 16, [4])}, 16),
+        header({"a": entry(0, 16, [5])}, 16),
+        header({"a": entry(0, 16, [1 << 40, 1 << 40])}, 16),
+        header({"a": entry(16, 0, [4])}, 16),
+        header({"a": entry(0, 16, [4], "PICKLE")}, 16),
+        header({"a": entry(0, 16, [-4])}, 16),
+        header({"a": 7}),
+        b'\x10\0\0\0\0\0\0\0{"a":' + b" " * 10,
+    ],
+    ids=str,
+)
 def test_a_damaged_file_of_weights_is_refused(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(SensoriumError, match=r"model\.safetensors is damaged"):
@@ -236,8 +295,18 @@ def test_a_truncated_file_is_refused_at_any_length(folder: Path) -> None:
             open_weights(folder)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "shard.bin", "", "..",
-                                  "missing.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "shard.bin",
+        "",
+        "..",
+        "missing.safetensors",
+    ],
+)
 def test_an_index_may_not_lead_elsewhere(folder: Path, name: str) -> None:
     index = shard(folder)
     index["weight_map"]["q.bias"] = name
@@ -246,11 +315,20 @@ def test_an_index_may_not_lead_elsewhere(folder: Path, name: str) -> None:
         open_weights(folder)
 
 
-@pytest.mark.parametrize("change", [
-    lambda where: where.pop("q.bias"), lambda where: where.update(extra=where["q.bias"]),
-    lambda where: where.update({"q.bias": next(v for v in where.values() if v != where["q.bias"])}),
-    lambda where: where.update({"q.bias": 3})])
-def test_an_index_must_tell_the_truth(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda where: where.pop("q.bias"),
+        lambda where: where.update(extra=where["q.bias"]),
+        lambda where: where.update(
+            {"q.bias": next(v for v in where.values() if v != where["q.bias"])}
+        ),
+        lambda where: where.update({"q.bias": 3}),
+    ],
+)
+def test_an_index_must_tell_the_truth(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
     index = shard(folder)
     change(index["weight_map"])
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -266,7 +344,9 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
         open_weights(folder)
 
 
-def test_links_of_the_hubs_cache_are_followed_to_its_blobs_alone(folder: Path, tmp_path: Path) -> None:
+def test_links_of_the_hubs_cache_are_followed_to_its_blobs_alone(
+    folder: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "models--owner--toy"
     snapshot, blobs = model / "snapshots" / "abc", model / "blobs"
     snapshot.mkdir(parents=True), blobs.mkdir()

@@ -1,4 +1,5 @@
 """SigLIP, BERT, ViT and T5 through our core: the numbers and gradients of transformers, there and back."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,16 @@ from sensorium.pretrained.siglip import SIGLIP
 from sensorium.pretrained.t5 import T5
 from sensorium.pretrained.vit import VIT
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-EYE, VOICE = SIZES | {"image_size": 16, "patch_size": 4}, SIZES | {"vocab_size": 50, "max_position_embeddings": 9}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+EYE, VOICE = (
+    SIZES | {"image_size": 16, "patch_size": 4},
+    SIZES | {"vocab_size": 50, "max_position_embeddings": 9},
+)
 Values = dict[str, Tensor]
 
 
@@ -78,20 +87,45 @@ def both(module: Any, given: Values) -> Tensor:
     return torch.cat([image.flatten(), text.flatten(), logits.flatten()])
 
 
-T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 2, "vocab_size": 50,
-                "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6}
+T5_SIZES = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 50,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 6,
+}
 CASES = {
-    "siglip": Case(SIGLIP, "SiglipModel", {"vision_config": EYE, "text_config": VOICE},
-                   lambda: pictures() | {"input_ids": torch.randint(0, 50, (3, 9))},
-                   lambda said, given: torch.cat([x.flatten() for x in (
-                       said.image_embeds, said.text_embeds, said.logits_per_text)]), both, {}),
+    "siglip": Case(
+        SIGLIP,
+        "SiglipModel",
+        {"vision_config": EYE, "text_config": VOICE},
+        lambda: pictures() | {"input_ids": torch.randint(0, 50, (3, 9))},
+        lambda said, given: torch.cat(
+            [x.flatten() for x in (said.image_embeds, said.text_embeds, said.logits_per_text)]
+        ),
+        both,
+        {},
+    ),
     "bert": Case(BERT, "BertModel", VOICE, texts, mean, words, {"add_pooling_layer": False}),
     "vit": Case(VIT, "ViTModel", EYE, pictures, first, sees, {"add_pooling_layer": False}),
-    "vit that names": Case(VIT, "ViTForImageClassification", EYE | {"id2label": {i: f"thing {i}" for i in range(7)}},
-                           pictures, lambda said, given: said.logits,
-                           lambda module, given: module(given["pixel_values"]), {}),
-    "t5 1.0": Case(T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "relu"}, texts, mean, words, {}),
-    "t5 1.1": Case(T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "gated-gelu"}, texts, mean, words, {}),
+    "vit that names": Case(
+        VIT,
+        "ViTForImageClassification",
+        EYE | {"id2label": {i: f"thing {i}" for i in range(7)}},
+        pictures,
+        lambda said, given: said.logits,
+        lambda module, given: module(given["pixel_values"]),
+        {},
+    ),
+    "t5 1.0": Case(
+        T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "relu"}, texts, mean, words, {}
+    ),
+    "t5 1.1": Case(
+        T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "gated-gelu"}, texts, mean, words, {}
+    ),
 }
 
 

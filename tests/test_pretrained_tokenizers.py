@@ -1,4 +1,5 @@
 """Tokenizers of published models give the ids of transformers and SentencePiece, built from any of their files."""
+
 import itertools
 import json
 import os
@@ -33,12 +34,14 @@ Encode = Callable[[str], list[int]]
 
 
 def opened(folder: Path, config: dict[str, Any] | None = None) -> WeightFiles:
-    return WeightFiles(folder, LazyTensors({}), config or {}, {path.name: path for path in folder.iterdir()})
+    return WeightFiles(
+        folder, LazyTensors({}), config or {}, {path.name: path for path in folder.iterdir()}
+    )
 
 
 def ours(folder: Path) -> Tokenizer:
     made = load_tokenizer(opened(folder))
-    made.encode_special_tokens = True                       # as Text sets it
+    made.encode_special_tokens = True  # as Text sets it
     return made
 
 
@@ -61,46 +64,86 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             made[kind] = tmp_path_factory.mktemp(kind)
             MAKERS[kind](made[kind])
         return made[kind]
+
     return folder
 
 
 def wordpiece(folder: Path) -> None:
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    made.train_from_iterator(lines(), trainers.WordPieceTrainer(
-        vocab_size=1500, show_progress=False, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    made.normalizer, made.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    made.train_from_iterator(
+        lines(),
+        trainers.WordPieceTrainer(
+            vocab_size=1500,
+            show_progress=False,
+            special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        ),
+    )
     made.model.save(str(folder))
 
 
 def gpt2(folder: Path) -> None:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.train_from_iterator(lines(), trainers.BpeTrainer(
-        vocab_size=1200, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"]))
+    made.train_from_iterator(
+        lines(),
+        trainers.BpeTrainer(
+            vocab_size=1200,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>"],
+        ),
+    )
     made.model.save(str(folder))
 
 
 def clip(folder: Path) -> None:
     made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CLIP_SPLIT_PATTERN), "removed", invert=True),
-                                                  pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_SPLIT_PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(lines(), trainers.BpeTrainer(
-        vocab_size=1400, show_progress=False, end_of_word_suffix="</w>", initial_alphabet=letters))
+    made.train_from_iterator(
+        lines(),
+        trainers.BpeTrainer(
+            vocab_size=1400,
+            show_progress=False,
+            end_of_word_suffix="</w>",
+            initial_alphabet=letters,
+        ),
+    )
     merges = [tuple(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
-    all_pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges),
-                  "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(dict.fromkeys(all_pieces))}))
+    all_pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(pair) for pair in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({p: i for i, p in enumerate(dict.fromkeys(all_pieces))})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
 def sentencepiece(folder: Path, name: str = "spiece.model", **how: Any) -> None:
     model = folder / name
     with open(model, "wb") as file:
-        spm.SentencePieceTrainer.train(sentence_iterator=iter(lines()), model_writer=file, vocab_size=1500,
-                                       minloglevel=9, character_coverage=0.99, **how)
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines()),
+            model_writer=file,
+            vocab_size=1500,
+            minloglevel=9,
+            character_coverage=0.99,
+            **how,
+        )
 
 
 def t5(folder: Path) -> None:
@@ -113,16 +156,31 @@ def siglip(folder: Path) -> None:
 
 
 def llama(folder: Path) -> None:
-    sentencepiece(folder, "tokenizer.model", model_type="bpe", byte_fallback=True, split_digits=True,
-                  normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True)
+    sentencepiece(
+        folder,
+        "tokenizer.model",
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+    )
 
 
-MAKERS = {"BertTokenizer": wordpiece, "GPT2Tokenizer": gpt2, "CLIPTokenizer": clip, "T5Tokenizer": t5,
-          "SiglipTokenizer": siglip, "LlamaTokenizer": llama}
+MAKERS = {
+    "BertTokenizer": wordpiece,
+    "GPT2Tokenizer": gpt2,
+    "CLIPTokenizer": clip,
+    "T5Tokenizer": t5,
+    "SiglipTokenizer": siglip,
+    "LlamaTokenizer": llama,
+}
 Folders = Callable[[str], Path]
 
 
 # ------------------------------------------------------------------------------------------------ the same ids
+
 
 @pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer", "CLIPTokenizer", "T5Tokenizer"])
 def test_odd_strings_become_the_ids_of_transformers(kind: str, folders: Folders) -> None:
@@ -139,18 +197,25 @@ def test_a_bert_that_tells_capitals_apart(folders: Folders, tmp_path: Path) -> N
 
 def stacked(text: str) -> bool:
     """Several marks on one letter: there SentencePiece does not put them in order, and tokenizers does."""
-    return any(unicodedata.combining(a) and unicodedata.combining(b) for a, b in itertools.pairwise(text))
+    return any(
+        unicodedata.combining(a) and unicodedata.combining(b) for a, b in itertools.pairwise(text)
+    )
 
 
 def test_siglip_is_sentencepiece_on_a_tidied_text(folders: Folders) -> None:
-    reference, texts = theirs("SiglipTokenizer", folders("SiglipTokenizer")), [t for t in ODD if t != "</s>"]
+    reference, texts = (
+        theirs("SiglipTokenizer", folders("SiglipTokenizer")),
+        [t for t in ODD if t != "</s>"],
+    )
     wrong = differing(ours(folders("SiglipTokenizer")), reference, texts)
     assert len(wrong) <= 10
     assert all(map(stacked, wrong))
 
 
 def test_llama_is_sentencepiece(folders: Folders) -> None:
-    model = spm.SentencePieceProcessor(model_file=str(folders("LlamaTokenizer") / "tokenizer.model"))
+    model = spm.SentencePieceProcessor(
+        model_file=str(folders("LlamaTokenizer") / "tokenizer.model")
+    )
     assert differing(ours(folders("LlamaTokenizer")), lambda text: [1, *model.encode(text)]) == []
 
 
@@ -173,6 +238,7 @@ def test_a_whole_tokenizer_file_comes_first(folders: Folders, tmp_path: Path) ->
 
 # ------------------------------------------------------------------------------------------------ inside of GGUF
 
+
 def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> WeightFiles:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
@@ -193,15 +259,28 @@ def test_byte_pairs_inside_of_gguf(pre: str, folders: Folders, tmp_path: Path) -
     made.encode_special_tokens = True
     wrong = differing(made, theirs("GPT2Tokenizer", folders("GPT2Tokenizer")))
     assert not wrong if pre == "gpt-2" else wrong, "digits or marks are cut in another way"
-    assert all(made.decode(made.encode(text).ids) == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
-               for text in ODD), "bytes spell everything"
+    assert all(
+        made.decode(made.encode(text).ids)
+        == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
+        for text in ODD
+    ), "bytes spell everything"
 
 
 def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
     found = sentencepiece_module.read_sentencepiece(folders("LlamaTokenizer") / "tokenizer.model")
     words, scores, kinds = map(list, zip(*found.pieces, strict=True))
-    keys = {"model": "llama", "tokens": words, "scores": scores, "token_type": kinds, "bos_token_id": 1}
-    made = load_tokenizer(WeightFiles(Path("x.gguf"), LazyTensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}))
+    keys = {
+        "model": "llama",
+        "tokens": words,
+        "scores": scores,
+        "token_type": kinds,
+        "bos_token_id": 1,
+    }
+    made = load_tokenizer(
+        WeightFiles(
+            Path("x.gguf"), LazyTensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
+        )
+    )
     made.encode_special_tokens = True
     reference = ours(folders("LlamaTokenizer"))
     assert differing(made, lambda text: reference.encode(text).ids) == []
@@ -209,17 +288,31 @@ def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
 
 def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SensoriumError, match="'starcoder'; known are gpt-2"):
-        load_tokenizer(gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder"))
+        load_tokenizer(
+            gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder")
+        )
 
 
 # ------------------------------------------------------------------------------------------------ as settings of texts
 
-@pytest.mark.parametrize(("kind", "start", "end", "pad"), [
-    ("BertTokenizer", "[CLS]", "[SEP]", 0), ("CLIPTokenizer", "<|startoftext|>", "<|endoftext|>", 0),
-    ("T5Tokenizer", None, "</s>", 0), ("LlamaTokenizer", "<s>", None, 0), ("GPT2Tokenizer", None, None, 0)])
-def test_what_stands_around_a_text(kind: str, start: str | None, end: str | None, pad: int, folders: Folders) -> None:
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end", "pad"),
+    [
+        ("BertTokenizer", "[CLS]", "[SEP]", 0),
+        ("CLIPTokenizer", "<|startoftext|>", "<|endoftext|>", 0),
+        ("T5Tokenizer", None, "</s>", 0),
+        ("LlamaTokenizer", "<s>", None, 0),
+        ("GPT2Tokenizer", None, None, 0),
+    ],
+)
+def test_what_stands_around_a_text(
+    kind: str, start: str | None, end: str | None, pad: int, folders: Folders
+) -> None:
     made = ours(folders(kind))
-    assert find_bos_eos_ids(made) == tuple(None if name is None else made.token_to_id(name) for name in (start, end))
+    assert find_bos_eos_ids(made) == tuple(
+        None if name is None else made.token_to_id(name) for name in (start, end)
+    )
     if end is None:
         with pytest.raises(SensoriumError, match="no token at the end"):
             text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
@@ -229,8 +322,11 @@ def test_what_stands_around_a_text(kind: str, start: str | None, end: str | None
     assert (text.start, text.end) == find_bos_eos_ids(made)
     assert text.pad == pad
     long = "a model reads a text and much more than it has room for"
-    plain, before = made.encode(long, add_special_tokens=False).ids, [] if start is None else [text.start]
-    assert text.load(long).tolist() == [*before, *plain[:8 - len(before)], text.end]
+    plain, before = (
+        made.encode(long, add_special_tokens=False).ids,
+        [] if start is None else [text.start],
+    )
+    assert text.load(long).tolist() == [*before, *plain[: 8 - len(before)], text.end]
     assert text.decode(torch.tensor(text.load("a model"))) == "a model"
 
 
@@ -259,14 +355,25 @@ def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> Non
 
 # ------------------------------------------------------------------------------------------------ damage
 
-@pytest.mark.parametrize(("files", "said"), [
-    ({"tokenizer.json": "{"}, "cannot be read"), ({"tokenizer.json": '{"version": "1.0"}'}, "cannot be read"),
-    ({"vocab.json": '{"a": 0}'}, "merges.txt"), ({"vocab.json": "[", "merges.txt": ""}, "cannot be read"),
-    ({"vocab.json": '{"a": 0}', "merges.txt": "b c\n"}, "cannot be read"),
-    ({"vocab.json": '{"a</w>": 0, "a": 1}', "merges.txt": "#version: 0.2\n"}, None),
-    ({"spiece.model": "\x0a\x7f"}, "no SentencePiece model"), ({"spiece.model": ""}, "no SentencePiece model"),
-    ({"spiece.model": "\xff" * 99}, "no SentencePiece model"), ({"tokenizer.model": "\x0b"}, "no SentencePiece model")])
-def test_a_damaged_tokenizer_is_refused(tmp_path: Path, files: dict[str, str], said: str | None) -> None:
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"tokenizer.json": "{"}, "cannot be read"),
+        ({"tokenizer.json": '{"version": "1.0"}'}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}'}, "merges.txt"),
+        ({"vocab.json": "[", "merges.txt": ""}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "b c\n"}, "cannot be read"),
+        ({"vocab.json": '{"a</w>": 0, "a": 1}', "merges.txt": "#version: 0.2\n"}, None),
+        ({"spiece.model": "\x0a\x7f"}, "no SentencePiece model"),
+        ({"spiece.model": ""}, "no SentencePiece model"),
+        ({"spiece.model": "\xff" * 99}, "no SentencePiece model"),
+        ({"tokenizer.model": "\x0b"}, "no SentencePiece model"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(
+    tmp_path: Path, files: dict[str, str], said: str | None
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="latin-1")
     if said is None:
@@ -291,11 +398,20 @@ def test_no_files_no_tokenizer(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ real vocabularies
 
+
 @pytest.mark.weights
 def test_a_real_vocabulary_is_its_own_tokenizer_file(tmp_path: Path) -> None:
     whole = open_weights(WEIGHTS / "minilm")
-    alone = WeightFiles(whole.path, whole.tensors, whole.config,
-                   {name: path for name, path in whole.files.items() if name in ("vocab.txt", "tokenizer_config.json")})
+    alone = WeightFiles(
+        whole.path,
+        whole.tensors,
+        whole.config,
+        {
+            name: path
+            for name, path in whole.files.items()
+            if name in ("vocab.txt", "tokenizer_config.json")
+        },
+    )
     made, reference = load_tokenizer(alone), load_tokenizer(whole)
     made.encode_special_tokens = reference.encode_special_tokens = True
     assert differing(made, lambda text: reference.encode(text).ids) == []

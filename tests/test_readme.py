@@ -1,4 +1,5 @@
 """What the README tells people to type is typed here; what takes minutes is read by the command line and no further."""
+
 import os
 import re
 import shlex
@@ -15,8 +16,11 @@ from sensorium.cli import app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAYS = "--dim 64 --depth 1 --epochs 1 --batch-size 4".split()
-SMALLER = {("train", "clip"): TINY, ("compare", "fusion"): SAYS,                    # seconds, not minutes
-           **{("train", name): SAYS for name in ("captioner", "dalle", "fusion")}}
+SMALLER = {
+    ("train", "clip"): TINY,
+    ("compare", "fusion"): SAYS,  # seconds, not minutes
+    **{("train", name): SAYS for name in ("captioner", "dalle", "fusion")},
+}
 LONG = ("demo",)
 
 
@@ -64,9 +68,13 @@ def test_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((place / "priced.csv").read_text().splitlines()) == 3
 
 
-def test_python_works(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_works(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = next(b for b in blocks("python") if "sn.train" in b)
-    small = code.replace("dim=128", "dim=64, image_layers=1, text_layers=1, epochs=1").replace("runs/photos", "runs/python")
+    small = code.replace("dim=128", "dim=64, image_layers=1, text_layers=1, epochs=1").replace(
+        "runs/photos", "runs/python"
+    )
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     assert "recall" in capsys.readouterr().out

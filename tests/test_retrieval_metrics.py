@@ -1,4 +1,5 @@
 """Retrieval figures, by hand and by identity."""
+
 import pytest
 import torch
 
@@ -46,8 +47,15 @@ def test_chance_is_what_a_random_order_gets() -> None:
     assert chance_recall(right, 2) == pytest.approx(1 - 7 / 10 * 6 / 9)
     assert chance_recall(right, 8) == pytest.approx(1.0)
     rng = torch.Generator().manual_seed(0)
-    drawn = [recall_at_k(retrieval_ranks(torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right), 2)
-             for _ in range(4000)]
+    drawn = [
+        recall_at_k(
+            retrieval_ranks(
+                torch.randn(1, 3, generator=rng), torch.randn(10, 3, generator=rng), right
+            ),
+            2,
+        )
+        for _ in range(4000)
+    ]
     assert sum(drawn) / 4000 == pytest.approx(chance_recall(right, 2), abs=0.03)
 
 
@@ -65,7 +73,7 @@ def test_accuracy() -> None:
 
 def test_words_are_counted_as_they_are_said() -> None:
     assert word_error_rate(["It's  RED, and\u00a0big!", "Yes."], ["it's red and big", "yes"]) == 0
-    assert word_error_rate(["a b c d"], ["b c x d e"]) == 3 / 5                     # a put in, x left out, e left out
+    assert word_error_rate(["a b c d"], ["b c x d e"]) == 3 / 5  # a put in, x left out, e left out
     assert word_error_rate(["", "one two"], ["three", "two one"]) == 1
     with pytest.raises(ValueError, match="no word"):
         word_error_rate(["a"], ["..."])

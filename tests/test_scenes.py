@@ -1,4 +1,5 @@
 """Procedural scenes: what is held out is nowhere else, every word is true, every answer is what the program gives."""
+
 import hashlib
 import json
 import random
@@ -47,7 +48,10 @@ def table() -> Table:
 @pytest.fixture(scope="module")
 def rows(table: Table) -> list[dict[str, object]]:
     names = [name for name in table.columns if name != "image"]
-    told = [dict(zip(names, values, strict=True)) for values in zip(*(table.columns[n] for n in names), strict=True)]
+    told = [
+        dict(zip(names, values, strict=True))
+        for values in zip(*(table.columns[n] for n in names), strict=True)
+    ]
     for row in told:
         row["program"] = json.loads(row["program"])
         row["things"] = [SceneObject(*thing) for thing in row["program"]["things"]]
@@ -74,7 +78,9 @@ def test_the_drawing_is_the_same_everywhere(table: Table) -> None:
 
 def test_the_program_names_what_is_drawn(table: Table, rows: list[dict[str, object]]) -> None:
     image = table.columns["image"]
-    assert all(row["things"] == decode_objects(image.cells[image.scene[i]]) for i, row in enumerate(rows))
+    assert all(
+        row["things"] == decode_objects(image.cells[image.scene[i]]) for i, row in enumerate(rows)
+    )
     picture = image[0]
     assert picture.shape == (32, 32, 3)
     assert picture.dtype == np.uint8
@@ -98,7 +104,9 @@ def test_captions_are_true_and_are_read_back(rows: list[dict[str, object]]) -> N
 
 
 def test_answers_are_what_the_program_gives(rows: list[dict[str, object]]) -> None:
-    assert all(execute_program(row["program"]["question"], row["things"]) == row["answer"] for row in rows)
+    assert all(
+        execute_program(row["program"]["question"], row["things"]) == row["answer"] for row in rows
+    )
     assert {row["kind"] for row in by_split(rows, "train")} == set(QUESTION_KINDS)
 
 
@@ -115,7 +123,9 @@ def test_held_out_pairs(rows: list[dict[str, object]]) -> None:
         pairs = {(t.colour, t.shape) for t in row["things"]} & HELD_OUT_PAIRS
         assert bool(pairs) == (row["split"] == "test_pairs")
         words = f"{row['question']} {' '.join(row['caption'])}"
-        assert row["split"] == "test_pairs" or not any(f"{colour} {shape}" in words for colour, shape in HELD_OUT_PAIRS)
+        assert row["split"] == "test_pairs" or not any(
+            f"{colour} {shape}" in words for colour, shape in HELD_OUT_PAIRS
+        )
     shown = {(t.colour, t.shape) for row in by_split(rows, "train") for t in row["things"]}
     assert {c for c, _ in shown} == set(COLOURS)
     assert {s for _, s in shown} == set(SHAPES)
@@ -127,12 +137,17 @@ def test_held_out_count(rows: list[dict[str, object]]) -> None:
 
 
 def test_held_out_arrangements(rows: list[dict[str, object]]) -> None:
-    assert {frozenset((a, b)) for a, _, b in HELD_OUT_ARRANGEMENTS} == set(map(frozenset, combinations(SHAPES, 2)))
+    assert {frozenset((a, b)) for a, _, b in HELD_OUT_ARRANGEMENTS} == set(
+        map(frozenset, combinations(SHAPES, 2))
+    )
     for row in rows:
         held = any(find_held_out_relation(a, b) for a in row["things"] for b in row["things"])
         assert held == (row["split"] == "test_relations")
-        said = [(c.objects[i][2], c.relations[i], c.objects[i + 1][2])
-                for c in map(parse_caption, row["caption"]) for i in range(len(c.relations))]
+        said = [
+            (c.objects[i][2], c.relations[i], c.objects[i + 1][2])
+            for c in map(parse_caption, row["caption"])
+            for i in range(len(c.relations))
+        ]
         assert any(is_held_out_arrangement(*s) for s in said) == held
         if held:
             assert row["kind"] == "relation"
@@ -140,7 +155,10 @@ def test_held_out_arrangements(rows: list[dict[str, object]]) -> None:
 
 
 def test_held_out_words(rows: list[dict[str, object]]) -> None:
-    forms = {kind: re.compile(re.sub(r"\\{.\\}", ".+", re.escape(said[-1]))) for kind, said in QUESTION_TEMPLATES.items()}
+    forms = {
+        kind: re.compile(re.sub(r"\\{.\\}", ".+", re.escape(said[-1])))
+        for kind, said in QUESTION_TEMPLATES.items()
+    }
     for row in rows:
         of_last_form = bool(forms[row["kind"]].fullmatch(row["question"]))
         assert of_last_form == (row["split"] == "test_words"), row["question"]
@@ -171,14 +189,16 @@ def test_it_opens_like_any_other_set() -> None:
     data = Dataset.open("scenes", n=200, questions=2)
     assert set(data.splits) == set(SPLITS)
     assert data.group_column == "scene"
-    assert [data.schema.columns[n].kind for n in ("image", "caption", "question", "answer")] == ["image"] + ["text"] * 3
+    assert [data.schema.columns[n].kind for n in ("image", "caption", "question", "answer")] == [
+        "image"
+    ] + ["text"] * 3
     assert data.schema["image"].size == 32
-    assert data.source == {"path": "scenes", "max_bad": 0.01, "n": 200,
-                                                               "questions": 2}
+    assert data.source == {"path": "scenes", "max_bad": 0.01, "n": 200, "questions": 2}
     part = data.take(data.splits["test"])
     assert (part.raw("image", [0])[0] == data.raw("image", data.splits["test"][:1])[0]).all()
     assert {g for split in ("val", "test") for g in data.groups()[data.splits[split]]}.isdisjoint(
-        data.groups()[data.splits["train"]])
+        data.groups()[data.splits["train"]]
+    )
 
 
 # Words and programs by hand -------------------------------------------------------------------------------------------
@@ -191,19 +211,37 @@ def test_relations_by_hand() -> None:
 
 
 def test_a_caption_is_parsed() -> None:
-    said = parse_caption("A small red circle left of a big blue square, which is above an big red ring.")
-    assert said == ParsedCaption((("small", "red", "circle"), ("big", "blue", "square"), ("big", "red", "ring")),
-                         ("left of", "above"))
-    assert parse_caption("a big red ring at the top left") == ParsedCaption((("big", "red", "ring"),), (), "top left")
-    for wrong in ("a cat", "", "a small red circle left of", "a small red circle a big blue square"):
+    said = parse_caption(
+        "A small red circle left of a big blue square, which is above an big red ring."
+    )
+    assert said == ParsedCaption(
+        (("small", "red", "circle"), ("big", "blue", "square"), ("big", "red", "ring")),
+        ("left of", "above"),
+    )
+    assert parse_caption("a big red ring at the top left") == ParsedCaption(
+        (("big", "red", "ring"),), (), "top left"
+    )
+    for wrong in (
+        "a cat",
+        "",
+        "a small red circle left of",
+        "a small red circle a big blue square",
+    ):
         assert parse_caption(wrong) is None
 
 
 def test_verdicts_by_hand() -> None:
     said = parse_caption("a small red circle left of a big blue square")
-    assert score_caption(said, [RED, BLUE]) .exact
-    turned = [SceneObject("small", "red", "circle", 0, 2), SceneObject("big", "blue", "square", 0, 0)]
-    assert (score_caption(said, turned).exact, score_caption(said, turned).objects, score_caption(said, turned).relations) == (False, 1, 0)
+    assert score_caption(said, [RED, BLUE]).exact
+    turned = [
+        SceneObject("small", "red", "circle", 0, 2),
+        SceneObject("big", "blue", "square", 0, 0),
+    ]
+    assert (
+        score_caption(said, turned).exact,
+        score_caption(said, turned).objects,
+        score_caption(said, turned).relations,
+    ) == (False, 1, 0)
     half = score_caption(said, [RED])
     assert (half.exact, half.objects, half.relations) == (False, 0.5, 0)
     more = score_caption(said, [RED, BLUE, SceneObject("big", "red", "ring", 2, 2)])
@@ -214,20 +252,44 @@ def test_verdicts_by_hand() -> None:
 
 def test_the_best_reading_of_a_claim_counts() -> None:
     """Of two things that look the same, the one that makes the claim true is meant."""
-    low, right = SceneObject("small", "red", "circle", 2, 0), SceneObject("small", "red", "circle", 0, 1)
-    said = parse_caption("a small red circle left of a big blue square, which is above a small red circle")
+    low, right = (
+        SceneObject("small", "red", "circle", 2, 0),
+        SceneObject("small", "red", "circle", 0, 1),
+    )
+    said = parse_caption(
+        "a small red circle left of a big blue square, which is above a small red circle"
+    )
     assert score_caption(said, [low, BLUE, RED]).exact
     assert score_caption(said, [right, BLUE, RED]).relations == 0.5
-    assert score_caption(parse_caption("a small red circle left of a small red circle"), [RED, RED]).objects == 0.5
+    assert (
+        score_caption(
+            parse_caption("a small red circle left of a small red circle"), [RED, RED]
+        ).objects
+        == 0.5
+    )
 
 
 def test_programs_by_hand() -> None:
     seen = [RED, BLUE]
     assert execute_program(["exist", ["filter", {"colour": "red"}]], seen) == "yes"
     assert execute_program(["count", ["filter", {"size": "small"}]], seen) == "1"
-    assert execute_program(["more", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]], seen) == "no"
-    assert execute_program(["colour", ["beside", "right of", ["filter", {"shape": "circle"}]]], seen) == "blue"
-    assert execute_program(["related", "left of", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]], seen) == "yes"
+    assert (
+        execute_program(
+            ["more", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]], seen
+        )
+        == "no"
+    )
+    assert (
+        execute_program(["colour", ["beside", "right of", ["filter", {"shape": "circle"}]]], seen)
+        == "blue"
+    )
+    assert (
+        execute_program(
+            ["related", "left of", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]],
+            seen,
+        )
+        == "yes"
+    )
     with pytest.raises(AmbiguousReference):
         execute_program(["colour", ["filter", {"shape": "ring"}]], seen)
 

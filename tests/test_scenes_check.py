@@ -1,4 +1,5 @@
 """The program that reads scenes from pixels: never wrong on clean pictures, and how far from clean they may be."""
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -22,7 +23,9 @@ def whole(pictures: Pixels) -> float:
 
 
 def blurred(pictures: Pixels, sigma: float) -> Pixels:
-    return np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.GaussianBlur(sigma))) for p in pictures])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).filter(ImageFilter.GaussianBlur(sigma))) for p in pictures]
+    )
 
 
 def noisy(pictures: Pixels, sigma: float) -> Pixels:
@@ -77,5 +80,7 @@ def test_another_size_will_do(clean: Pixels) -> None:
 
 def test_what_is_no_scene_is_unclear() -> None:
     rng = np.random.default_rng(0)
-    assert (recognize_cells(rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)) == UNKNOWN_CODE).all()
+    assert (
+        recognize_cells(rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)) == UNKNOWN_CODE
+    ).all()
     assert (recognize_cells(np.full((1, 32, 32, 3), 128, np.uint8)) == UNKNOWN_CODE).all()

@@ -1,4 +1,5 @@
 """What columns are taken for and why, the schema of a run there and back, the settings of numbers and categories."""
+
 import datetime
 import json
 from dataclasses import replace
@@ -29,39 +30,52 @@ def guessed(name: str, values: list[Any]) -> tuple[str, str]:
     return found.kind, found.reason
 
 
-@pytest.mark.parametrize("name, values, kind, says", [
-    ("price", ["1.5", "2", "n/a", "-3e2"], "numeric", "4 of 4 values are numbers, -300 to 2"),
-    ("price", [1, 2.5, None], "numeric", "2 of 2 values"),
-    ("zip", ["01234", "04109", "10115"], "text", "3 different values"),
-    ("id", ["1", "2", "3"], "ignore", "only counts the rows"),
-    ("order_id", ["a1", "b2", "c3"], "ignore", "only names the rows"),
-    ("label", ["1", "2", "1"], "category", "2 different whole numbers"),
-    ("label", ["cat", "dog"], "category", "named 'label'"),
-    ("colour", ["red", "blue"] * 20, "category", "2 different values among 40"),
-    ("colour", ["red"] * 5, "ignore", "the same text in all of 5"),
-    ("flag", [True, False], "category", "true or false"),
-    ("words", ["a red bike", "a blue car"], "text", "3.0 words each"),
-    ("caption", ["bike"] * 30, "text", "named 'caption'"),
-    ("many", [["a", "b"], ["c"]], "text", "lists of texts, 1.5 a row"),
-    ("many", ['["a", "b"]', '["c"]'], "text", "lists of texts"),
-    ("sensor", [[0.1, 0.2], [0.3, None, 0.4]], "series", "2 of 2 values are lists of numbers, 2 to 3 steps long"),
-    ("sensor", ["[[1, 2], [3, null]]", "[[1, 2]]"], "series", "2 of 2 values are lists of numbers, 1 to 2 steps"),
-    ("sensor", [np.zeros((5, 2)), np.zeros(7)], "series", "5 to 7 steps long"),
-    ("sensor", ["a.csv", "b.csv"], "text", "1.0 words each"),
-    ("mixed", [[0.1, "b"], [0.3]], "ignore", "values of type list"),
-    ("nested", [{"a": 1}], "ignore", "values of type dict"),
-    ("empty", [None, None], "ignore", "no value in any row"),
-    ("split", ["train", "test"], "split", "holds test, train"),
-    ("split", ["banana", "cherry", "ice"], "text", "1.0 words"),
-    ("concept", ["a", "a", "b"], "group", "rows of one value are the same thing; 2 values"),
-    ("homepage", ["https://a.b/c"] * 3, "ignore", "web addresses, and nothing is fetched"),
-    ("photo", [np.zeros((8, 8, 3), np.uint8)] * 2, "image", "2 of 2 values are pictures"),
-    ("photo", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"], "image", "2 of 2 values are pictures"),
-    ("made", ["2024-01-05", "2024-02-29T10:00:00Z"], "datetime", "2 of 2 values are dates"),
-    ("price", [Decimal("1.50"), Decimal("2")], "numeric", "1.5 to 2"),
-    ("blob", [b"\0\1", b"\2"], "ignore", "values of type bytes"),
-    ("photo", ["a.JPG", "b.png"], "image", "2 of 2 values end in .jpg, .png and 0 exist"),
-])
+@pytest.mark.parametrize(
+    "name, values, kind, says",
+    [
+        ("price", ["1.5", "2", "n/a", "-3e2"], "numeric", "4 of 4 values are numbers, -300 to 2"),
+        ("price", [1, 2.5, None], "numeric", "2 of 2 values"),
+        ("zip", ["01234", "04109", "10115"], "text", "3 different values"),
+        ("id", ["1", "2", "3"], "ignore", "only counts the rows"),
+        ("order_id", ["a1", "b2", "c3"], "ignore", "only names the rows"),
+        ("label", ["1", "2", "1"], "category", "2 different whole numbers"),
+        ("label", ["cat", "dog"], "category", "named 'label'"),
+        ("colour", ["red", "blue"] * 20, "category", "2 different values among 40"),
+        ("colour", ["red"] * 5, "ignore", "the same text in all of 5"),
+        ("flag", [True, False], "category", "true or false"),
+        ("words", ["a red bike", "a blue car"], "text", "3.0 words each"),
+        ("caption", ["bike"] * 30, "text", "named 'caption'"),
+        ("many", [["a", "b"], ["c"]], "text", "lists of texts, 1.5 a row"),
+        ("many", ['["a", "b"]', '["c"]'], "text", "lists of texts"),
+        (
+            "sensor",
+            [[0.1, 0.2], [0.3, None, 0.4]],
+            "series",
+            "2 of 2 values are lists of numbers, 2 to 3 steps long",
+        ),
+        (
+            "sensor",
+            ["[[1, 2], [3, null]]", "[[1, 2]]"],
+            "series",
+            "2 of 2 values are lists of numbers, 1 to 2 steps",
+        ),
+        ("sensor", [np.zeros((5, 2)), np.zeros(7)], "series", "5 to 7 steps long"),
+        ("sensor", ["a.csv", "b.csv"], "text", "1.0 words each"),
+        ("mixed", [[0.1, "b"], [0.3]], "ignore", "values of type list"),
+        ("nested", [{"a": 1}], "ignore", "values of type dict"),
+        ("empty", [None, None], "ignore", "no value in any row"),
+        ("split", ["train", "test"], "split", "holds test, train"),
+        ("split", ["banana", "cherry", "ice"], "text", "1.0 words"),
+        ("concept", ["a", "a", "b"], "group", "rows of one value are the same thing; 2 values"),
+        ("homepage", ["https://a.b/c"] * 3, "ignore", "web addresses, and nothing is fetched"),
+        ("photo", [np.zeros((8, 8, 3), np.uint8)] * 2, "image", "2 of 2 values are pictures"),
+        ("photo", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n"], "image", "2 of 2 values are pictures"),
+        ("made", ["2024-01-05", "2024-02-29T10:00:00Z"], "datetime", "2 of 2 values are dates"),
+        ("price", [Decimal("1.50"), Decimal("2")], "numeric", "1.5 to 2"),
+        ("blob", [b"\0\1", b"\2"], "ignore", "values of type bytes"),
+        ("photo", ["a.JPG", "b.png"], "image", "2 of 2 values end in .jpg, .png and 0 exist"),
+    ],
+)
 def test_what_a_column_is_taken_for(name: str, values: list[Any], kind: str, says: str) -> None:
     found, why = guessed(name, values)
     assert found == kind
@@ -70,8 +84,10 @@ def test_what_a_column_is_taken_for(name: str, values: list[Any], kind: str, say
 
 def test_numbers_as_people_write_them() -> None:
     good = ("1", "-1.5", "+2", ".5", "1e3", " 7 ", 3, np.float32(2))
-    assert [parse_number(v) for v in good] == [1, -1.5, 2, .5, 1000, 7, 3, 2]
-    assert [parse_number(v) for v in ("1_000", "007", "1,5", "x", "0x10", True, None, [1], "--1", "٣")] == [None] * 10
+    assert [parse_number(v) for v in good] == [1, -1.5, 2, 0.5, 1000, 7, 3, 2]
+    assert [
+        parse_number(v) for v in ("1_000", "007", "1,5", "x", "0x10", True, None, [1], "--1", "٣")
+    ] == [None] * 10
     assert all(np.isnan(parse_number(v) or 0) for v in ("", "NA", "n/a", "-"))
 
 
@@ -86,17 +102,30 @@ def test_what_the_user_says_goes_before_what_is_guessed(tmp_path: Path) -> None:
 
 def test_a_kind_may_come_with_settings() -> None:
     table = Table({"photo": ["a.png"], "words": ["x"]}, ["0"])
-    schema = infer_schema(table, {"photo": "image:size=32:square=pad:mean=[0.1,0.2,0.3]", "words": "text:length=16"})
-    assert schema.columns["photo"].modality == Image(size=32, resize_mode="pad", mean=(0.1, 0.2, 0.3))
+    schema = infer_schema(
+        table, {"photo": "image:size=32:square=pad:mean=[0.1,0.2,0.3]", "words": "text:length=16"}
+    )
+    assert schema.columns["photo"].modality == Image(
+        size=32, resize_mode="pad", mean=(0.1, 0.2, 0.3)
+    )
     assert schema.columns["words"].modality == Text(length=16)
-    for wrong in ("image:size=big", "image:sise=3", "image:size", "image:mean=2", "image:square=round", "ignore:x=1"):
+    for wrong in (
+        "image:size=big",
+        "image:sise=3",
+        "image:size",
+        "image:mean=2",
+        "image:square=round",
+        "ignore:x=1",
+    ):
         with pytest.raises(SensoriumError):
             infer_schema(table, {"photo": wrong})
 
 
 def test_names_of_pictures_that_are_nowhere_are_passed_over_where_others_are() -> None:
     pixels, names = np.zeros((3, 8, 8, 3), np.uint8), ["a.jpg", "b.jpg", "c.jpg"]
-    table = Table({"original": names, "url": [f"https://a.b/{n}" for n in names], "image": pixels}, names)
+    table = Table(
+        {"original": names, "url": [f"https://a.b/{n}" for n in names], "image": pixels}, names
+    )
     schema = infer_schema(table, {})
     assert list(schema.columns) == ["image"]
     assert "0 exist" in schema.roles["original"].reason
@@ -109,8 +138,10 @@ def test_arrays_keep_their_size() -> None:
 
 
 def schema(**columns: Any) -> Schema:
-    return Schema({name: Column(name, modality, "because") for name, modality in columns.items()},
-                  {"price": Role("price", "ignore", "so you said")})
+    return Schema(
+        {name: Column(name, modality, "because") for name, modality in columns.items()},
+        {"price": Role("price", "ignore", "so you said")},
+    )
 
 
 def test_pick() -> None:
@@ -119,9 +150,12 @@ def test_pick() -> None:
     assert s.resolve_column("text") == "caption"
     assert s.resolve_column("category") == "mood"
     assert s.resolve_column("text", "caption,caption_de") == "caption,caption_de"
-    for kind, name, says in [("image", "foto", "did you mean 'photo'"), ("image", "caption", "is text, not image"),
-                             ("numeric", None, "there is no number column. Columns: photo (image)"),
-                             ("text", "price", "no model reads the column 'price' (ignore: so you said)")]:
+    for kind, name, says in [
+        ("image", "foto", "did you mean 'photo'"),
+        ("image", "caption", "is text, not image"),
+        ("numeric", None, "there is no number column. Columns: photo (image)"),
+        ("text", "price", "no model reads the column 'price' (ignore: so you said)"),
+    ]:
         with pytest.raises(SensoriumError, match=says.replace("(", r"\(").replace(")", r"\)")):
             s.resolve_column(kind, name)
     with pytest.raises(SensoriumError, match="which text column"):
@@ -129,8 +163,15 @@ def test_pick() -> None:
 
 
 def fitted(tmp_path: Path) -> tuple[Dataset, Schema]:
-    rows = [{"caption": [f"a thing {i}", "again"], "other": f"words {i}", "price": i, "label": "ab"[i % 2]}
-            for i in range(40)]
+    rows = [
+        {
+            "caption": [f"a thing {i}", "again"],
+            "other": f"words {i}",
+            "price": i,
+            "label": "ab"[i % 2],
+        }
+        for i in range(40)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = Dataset.open(tmp_path / "a.jsonl")
     return data, data.schema.fit(data, np.arange(20))
@@ -138,7 +179,9 @@ def fitted(tmp_path: Path) -> tuple[Dataset, Schema]:
 
 def test_fit_learns_from_the_rows_it_is_given(tmp_path: Path) -> None:
     data, s = fitted(tmp_path)
-    number, label, caption, other = (s.columns[n].modality for n in ("price", "label", "caption", "other"))
+    number, label, caption, other = (
+        s.columns[n].modality for n in ("price", "label", "caption", "other")
+    )
     assert isinstance(number, Numeric)
     assert number.mean == 9.5
     assert label == Category(("a", "b"), (10, 10))
@@ -147,7 +190,9 @@ def test_fit_learns_from_the_rows_it_is_given(tmp_path: Path) -> None:
     assert caption.tokenizer is not None
     assert other.tokenizer is caption.tokenizer
     assert caption.vocab_size == other.vocab_size == caption.tokenizer.get_vocab_size()
-    assert data.schema.columns["price"].modality == Numeric()        # the data set's own schema is untouched
+    assert (
+        data.schema.columns["price"].modality == Numeric()
+    )  # the data set's own schema is untouched
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -167,16 +212,22 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda d: d.update(version=2), "is of version 2; this Sensorium reads 1"),
-    (lambda d: d.update(extra=1), "schema has an unknown key 'extra'"),
-    (lambda d: d.pop("roles"), "schema has no key 'roles'"),
-    (lambda d: d["columns"]["price"].update(colour=1), "column 'price' has an unknown key 'colour'"),
-    (lambda d: d["columns"]["price"].update(kind="os.system"), "which is none of"),
-    (lambda d: d["columns"]["price"]["settings"].update(median=1), "unknown key 'median'"),
-    (lambda d: d["columns"]["price"].update(settings=[]), "should be a JSON object"),
-    (lambda d: d.update(columns=[]), "columns should be a JSON object"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda d: d.update(version=2), "is of version 2; this Sensorium reads 1"),
+        (lambda d: d.update(extra=1), "schema has an unknown key 'extra'"),
+        (lambda d: d.pop("roles"), "schema has no key 'roles'"),
+        (
+            lambda d: d["columns"]["price"].update(colour=1),
+            "column 'price' has an unknown key 'colour'",
+        ),
+        (lambda d: d["columns"]["price"].update(kind="os.system"), "which is none of"),
+        (lambda d: d["columns"]["price"]["settings"].update(median=1), "unknown key 'median'"),
+        (lambda d: d["columns"]["price"].update(settings=[]), "should be a JSON object"),
+        (lambda d: d.update(columns=[]), "columns should be a JSON object"),
+    ],
+)
 def test_a_schema_file_is_closed(tmp_path: Path, change: Any, says: str) -> None:
     fitted(tmp_path)[1].save(tmp_path)
     value = json.loads((tmp_path / "schema.json").read_text())
@@ -225,7 +276,9 @@ def test_categories_are_numbered() -> None:
     category = Category().fit(["dog", None, "cat", "dog"])
     assert category.classes == ("cat", "dog")
     assert category.counts == (1, 2)
-    assert category.fit(["eel", "cat"]) == Category(("cat", "dog"), (1, 0)), "classes that are given stay"
+    assert category.fit(["eel", "cat"]) == Category(("cat", "dog"), (1, 0)), (
+        "classes that are given stay"
+    )
     batch = category.collate([category.load(v) for v in ("dog", "cat")])
     assert batch.dtype == torch.int64
     assert batch.tolist() == [1, 0]
@@ -247,7 +300,7 @@ def test_ranks_stand_in_their_order() -> None:
 
 
 def test_dates_know_the_week_and_the_year() -> None:
-    days = [f"2026-03-{d:02d}T12:00" for d in range(2, 9)]          # a Monday to a Sunday
+    days = [f"2026-03-{d:02d}T12:00" for d in range(2, 9)]  # a Monday to a Sunday
     date = Datetime().fit([*days, None, "rubbish"])
     batch = date.collate([date.load(v) for v in days])
     assert batch.shape == (7, 9)
@@ -256,7 +309,9 @@ def test_dates_know_the_week_and_the_year() -> None:
     assert date.decode(batch[0]).startswith("2026-03-02T12:00")
     a_week_on = date.collate([date.load("2026-03-09T12:00")])
     assert torch.allclose(a_week_on[0, 4:8], batch[0, 4:8], atol=1e-5)
-    same = [date.load(v) for v in (datetime.date(2026, 3, 2), "2026-03-02", "2026-03-02T01:00+01:00")]
+    same = [
+        date.load(v) for v in (datetime.date(2026, 3, 2), "2026-03-02", "2026-03-02T01:00+01:00")
+    ]
     assert len({float(s) for s in same}) == 1
     for bad in ("2026-13-01", 5, "soon"):
         with pytest.raises(ValueError, match="expected a date"):

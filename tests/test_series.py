@@ -1,4 +1,5 @@
 """Series: what a gap and padding change (nothing), files that are hostile, and the walk from a table to a batch."""
+
 import json
 import os
 from dataclasses import replace
@@ -30,6 +31,7 @@ def written(path: Path, text: str) -> Path:
 
 # ------------------------------------------------------------------------------------------------------- reading
 
+
 def test_one_series_four_ways(tmp_path: Path) -> None:
     x = np.array([[1.0, 10.0], [NAN, 20.0], [5.0, NAN]])
     np.save(tmp_path / "x.npy", x)
@@ -51,34 +53,60 @@ def test_a_channel_that_a_file_lacks_is_missing_throughout(tmp_path: Path) -> No
     np.testing.assert_array_equal(x, np.array([[NAN, 1], [NAN, 2]], np.float32))
 
 
-@pytest.mark.parametrize("text, says", [
-    ("", "no channel"), ("time\n1\n", "no channel"), ("1,2\n3,4\n", "first line holds numbers"),
-    ("x,y\n", "expected readings of some steps"), ("x,x\n1,2\n", "'x' twice"), ("x,y\n1\n", "line 2 has 1 cells"),
-    ("x,y\n1,2\n3,four\n", "line 3, channel 'y': expected a number, found 'four'"), ("x,y\n1,inf\n", "infinite"),
-    ("x,z\n1,2\n", "'z' is none of x, y"), ('x,y\n"1,2\n', "cells"), ("x\n" + "9" * 400 + "\n", "infinite")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "no channel"),
+        ("time\n1\n", "no channel"),
+        ("1,2\n3,4\n", "first line holds numbers"),
+        ("x,y\n", "expected readings of some steps"),
+        ("x,x\n1,2\n", "'x' twice"),
+        ("x,y\n1\n", "line 2 has 1 cells"),
+        ("x,y\n1,2\n3,four\n", "line 3, channel 'y': expected a number, found 'four'"),
+        ("x,y\n1,inf\n", "infinite"),
+        ("x,z\n1,2\n", "'z' is none of x, y"),
+        ('x,y\n"1,2\n', "cells"),
+        ("x\n" + "9" * 400 + "\n", "infinite"),
+    ],
+)
 def test_a_file_that_is_no_series_says_why(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TWO.load(written(tmp_path / "x.csv", text))
 
 
-@pytest.mark.parametrize("raw, says", [
-    (3.0, "found float"), ({"x": 1}, "found dict"), ([[1, 2], [3]], "as many at each step"),
-    (["a"], "expected numbers"), ([], "shape"), (np.zeros((2, 2, 2)), "shape"),
-    (np.zeros((3, 3)), "3 channels, where 2 are known"),
-    (np.array([1j]), "complex"), (np.array(["a"], object), "object"), ([1.0, float("inf")], "infinite"),
-    (Path("nowhere.csv"), "no such file"), (Path("a.xlsx"), "ends in .xlsx"), ("", "ends in neither")])
+@pytest.mark.parametrize(
+    "raw, says",
+    [
+        (3.0, "found float"),
+        ({"x": 1}, "found dict"),
+        ([[1, 2], [3]], "as many at each step"),
+        (["a"], "expected numbers"),
+        ([], "shape"),
+        (np.zeros((2, 2, 2)), "shape"),
+        (np.zeros((3, 3)), "3 channels, where 2 are known"),
+        (np.array([1j]), "complex"),
+        (np.array(["a"], object), "object"),
+        ([1.0, float("inf")], "infinite"),
+        (Path("nowhere.csv"), "no such file"),
+        (Path("a.xlsx"), "ends in .xlsx"),
+        ("", "ends in neither"),
+    ],
+)
 def test_a_value_that_is_no_series_says_why(raw: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TWO.load(raw)
 
 
-def test_hostile_files_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_files_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(path: Path, says: str) -> None:
         with pytest.raises(ValueError, match=says):
             Series().load(path)
+
     big = tmp_path / "big.csv"
     with open(big, "wb") as file:
-        file.truncate(series_io.MAX_FILE_BYTES + 1)                                   # a hole: nothing is written
+        file.truncate(series_io.MAX_FILE_BYTES + 1)  # a hole: nothing is written
     refused(big, "bytes: 67,108,864 are the most")
     huge = np.lib.format.open_memmap(tmp_path / "huge.npy", "w+", np.float32, (1 << 22, 8))
     del huge
@@ -92,7 +120,10 @@ def test_hostile_files_are_refused_before_they_are_read(tmp_path: Path, monkeypa
     refused(tmp_path / "cut.npy", "damaged")
     (tmp_path / "bytes.csv").write_bytes(b"x\n\xff\xfe\n")
     refused(tmp_path / "bytes.csv", "UTF-8")
-    written(tmp_path / "wide.csv", ",".join(f"c{i}" for i in range(1025)) + "\n" + ",".join(["1"] * 1025))
+    written(
+        tmp_path / "wide.csv",
+        ",".join(f"c{i}" for i in range(1025)) + "\n" + ",".join(["1"] * 1025),
+    )
     refused(tmp_path / "wide.csv", "1,024 channels")
     os.mkfifo(tmp_path / "pipe.csv")
     refused(tmp_path / "pipe.csv", "no such file")
@@ -102,9 +133,12 @@ def test_hostile_files_are_refused_before_they_are_read(tmp_path: Path, monkeypa
 
 # ------------------------------------------------------------------------------------------------------ settings
 
+
 def test_fit_learns_from_what_is_there_and_passes_over_what_cannot_be_read(tmp_path: Path) -> None:
     good = written(tmp_path / "a.csv", "time,v,w\n0,1,\n1,3,7\n")
-    found = Series().fit([None, tmp_path / "lost.csv", good, written(tmp_path / "b.csv", "w\n7\n"), "no"])
+    found = Series().fit(
+        [None, tmp_path / "lost.csv", good, written(tmp_path / "b.csv", "w\n7\n"), "no"]
+    )
     assert found == Series(("v", "w"), (2.0, 7.0), (1.0, 1.0), typical_length=1)
     assert Series().fit([]) == Series()
     assert Series().fit([[1.0, 2.0], [[3.0], [4.0]]]).channels == ("0",)
@@ -128,10 +162,20 @@ def test_longer_ones_are_subsampled_or_cut() -> None:
 
 # --------------------------------------------------------------------------------------- gaps and padding
 
+
 def test_a_gap_and_padding_are_the_same_and_zero_is_neither() -> None:
-    batch = TWO.collate([np.array([[0, NAN], [0, 1]], np.float32), np.array([[2, 3]], np.float32),
-                         np.zeros((0, 2), np.float32)])
-    assert batch.tolist() == [[[0, 0, 1, 0], [0, 1, 1, 1]], [[2, 3, 1, 1], [0, 0, 0, 0]], [[0] * 4] * 2]
+    batch = TWO.collate(
+        [
+            np.array([[0, NAN], [0, 1]], np.float32),
+            np.array([[2, 3]], np.float32),
+            np.zeros((0, 2), np.float32),
+        ]
+    )
+    assert batch.tolist() == [
+        [[0, 0, 1, 0], [0, 1, 1, 1]],
+        [[2, 3, 1, 1], [0, 0, 0, 0]],
+        [[0] * 4] * 2,
+    ]
     assert valid_steps(batch).tolist() == [[True, True], [True, False], [False, False]]
 
 
@@ -139,7 +183,7 @@ def test_windows_without_a_reading_are_not_valid() -> None:
     torch.manual_seed(0)
     windows = WindowEmbedding(8, TWO, 2)
     x = torch.randn(7, 2).numpy()
-    x[2:4] = NAN                                                            # a gap of a whole window
+    x[2:4] = NAN  # a gap of a whole window
     t = windows(TWO.collate([x, x[:3], x[:0]]))
     assert t.valid is not None
     assert t.valid.tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
@@ -163,7 +207,9 @@ def test_each_series_is_seen_at_its_own_scale() -> None:
 
 def test_a_reading_that_is_missing_is_not_one_of_zero() -> None:
     windows = WindowEmbedding(8, TWO, 1)
-    zero, missing = (windows(TWO.collate([np.array([[value, 1]], np.float32)])).x for value in (0, NAN))
+    zero, missing = (
+        windows(TWO.collate([np.array([[value, 1]], np.float32)])).x for value in (0, NAN)
+    )
     assert (zero - missing).abs().max() > 1e-3
 
 
@@ -174,16 +220,19 @@ def test_convolutions_do_not_see_what_is_not_there() -> None:
     holes = x.copy()
     holes[3:5] = NAN
     t = read.embed(TWO.collate([holes]))
-    noise = torch.where(t.valid[0, :, None], t.x, 1e3)                      # pyright: ignore[reportOptionalSubscript]
-    torch.testing.assert_close(read.trunk(t).x[t.valid], read.trunk(replace(t, x=noise)).x[t.valid])   # pyright: ignore
+    noise = torch.where(t.valid[0, :, None], t.x, 1e3)  # pyright: ignore[reportOptionalSubscript]
+    torch.testing.assert_close(read.trunk(t).x[t.valid], read.trunk(replace(t, x=noise)).x[t.valid])  # pyright: ignore
 
 
 # --------------------------------------------------------------------------------------------------- augment, show
 
+
 @pytest.mark.parametrize("usual", [12, 200])
 def test_levels_do_not_see_what_is_not_there(usual: int) -> None:
     torch.manual_seed(0)
-    levels = MultiscaleConv(16, Series(("a", "b"), (0.0,) * 2, (1.0,) * 2, typical_length=usual)).eval()
+    levels = MultiscaleConv(
+        16, Series(("a", "b"), (0.0,) * 2, (1.0,) * 2, typical_length=usual)
+    ).eval()
     short = torch.cat([torch.randn(3, 90, 2), torch.ones(3, 90, 2)], -1)
     short[1, 60:] = 0
     said, padded = levels(short), levels(torch.nn.functional.pad(short, (0, 0, 0, 70)))
@@ -191,7 +240,7 @@ def test_levels_do_not_see_what_is_not_there(usual: int) -> None:
     assert torch.allclose(padded.x[:, :n][valid_mask(said)], said.x[valid_mask(said)], atol=1e-5)
     assert not valid_mask(padded)[:, n:].any()
     alone = levels(short[1:2, :60])
-    assert torch.allclose(alone.x[0], said.x[1, :alone.x.shape[1]], atol=1e-5)
+    assert torch.allclose(alone.x[0], said.x[1, : alone.x.shape[1]], atol=1e-5)
     assert valid_mask(said)[1].sum() == alone.x.shape[1]
 
 
@@ -206,7 +255,9 @@ def test_of_each_pair_of_steps_the_larger_stays_of_those_that_are_there() -> Non
 def test_noise_is_in_proportion_to_what_a_series_does() -> None:
     loud = torch.cat([torch.randn(1, 500, 1), torch.ones(1, 500, 1)], -1)
     both = torch.cat([loud, loud * torch.tensor([1e-2, 1.0])])
-    noise = (Series().augment(both, torch.Generator().manual_seed(0), jitter=0.1) - both)[..., 0].std(1)
+    noise = (Series().augment(both, torch.Generator().manual_seed(0), jitter=0.1) - both)[
+        ..., 0
+    ].std(1)
     assert noise / both[..., 0].std(1) == pytest.approx(torch.full((2,), 0.1), rel=0.15)
 
 
@@ -234,26 +285,31 @@ def test_a_crop_is_a_window_of_the_series() -> None:
     assert lengths[:32].max() <= 20
     assert lengths[32] >= 5
     for row, length in zip(cut[:, :, 0], lengths.tolist(), strict=True):
-        assert (row[1:length] - row[:length - 1] == 1).all()
+        assert (row[1:length] - row[: length - 1] == 1).all()
         assert not row[length:].any()
         assert row[0] >= 100
     assert cut[:32, 0, 0].max() > 100
 
 
 def test_dropped_channels_are_never_all() -> None:
-    x, there = TWO.augment(torch.ones(64, 3, 4), torch.Generator().manual_seed(0), channel_dropout=0.9).chunk(2, -1)
+    x, there = TWO.augment(
+        torch.ones(64, 3, 4), torch.Generator().manual_seed(0), channel_dropout=0.9
+    ).chunk(2, -1)
     assert ((there.sum((1, 2)) == 3) | (there.sum((1, 2)) == 6)).all()
     assert (there[:, :, 0] != there[:, :, 1]).any()
 
 
 def test_a_picture_of_it() -> None:
-    batch = TWO.collate([np.array([[0, 1], [NAN, 2], [1, NAN], [2, 0]], np.float32), np.zeros((0, 2), np.float32)])
+    batch = TWO.collate(
+        [np.array([[0, 1], [NAN, 2], [1, NAN], [2, 0]], np.float32), np.zeros((0, 2), np.float32)]
+    )
     seen, empty = (np.asarray(TWO.decode(row)) for row in batch)
     assert seen.shape == (160, 480, 3)
     assert (seen < 250).any(-1).sum() > (empty < 250).any(-1).sum() > 0
 
 
 # ------------------------------------------------------------------------------------------- from a table to a batch
+
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -262,8 +318,10 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in range(12):
         rows = "".join(f"{step},{step + i},{'' if step == 1 else -step}\n" for step in range(3 + i))
         written(tmp_path / "runs" / f"{i}.csv", "time,x,y\n" + rows)
-    lines = [f'runs/{i}.csv,"[{i}, null, {i + 2}]",{"walk" if i % 2 else "run"}\n' for i in range(12)]
-    return written(tmp_path / "table.csv", "motion,short,label\n" + "".join(lines) + ',,walk\n')
+    lines = [
+        f'runs/{i}.csv,"[{i}, null, {i + 2}]",{"walk" if i % 2 else "run"}\n' for i in range(12)
+    ]
+    return written(tmp_path / "table.csv", "motion,short,label\n" + "".join(lines) + ",,walk\n")
 
 
 def test_from_a_table_to_a_batch(table: Path) -> None:
@@ -286,7 +344,10 @@ def test_from_a_table_to_a_batch(table: Path) -> None:
     assert torch.equal(batch["motion"][1], alone[0])
     assert not batch["motion"][2].any()
     assert batch["short"][0, :, 1].tolist() == [1, 0, 1]
-    changed = [prepared.batch([0, 1], torch.Generator().manual_seed(0), {"motion": {"jitter": 1.0}}) for _ in range(2)]
+    changed = [
+        prepared.batch([0, 1], torch.Generator().manual_seed(0), {"motion": {"jitter": 1.0}})
+        for _ in range(2)
+    ]
     assert torch.equal(changed[0]["motion"], changed[1]["motion"])
     assert not torch.equal(changed[0]["motion"], prepared.batch([0, 1])["motion"])
 

@@ -1,4 +1,5 @@
 """chrF and CIDEr-D against their published implementations (numbers made by benchmarks/words.py), and by identity."""
+
 import json
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def test_chrf_is_that_of_sacrebleu() -> None:
 
 def test_cider_is_that_of_pycocoevalcap() -> None:
     assert cider_d(SAID, REFERENCES) == pytest.approx(CORPUS["cider-d"], abs=1e-9)
-    assert cider_d(SAID[:5], REFERENCES[:5]) == pytest.approx(CORPUS["cider-d of the first five"], abs=1e-9)
+    assert cider_d(SAID[:5], REFERENCES[:5]) == pytest.approx(
+        CORPUS["cider-d of the first five"], abs=1e-9
+    )
 
 
 def test_what_is_a_reference_scores_highest() -> None:
@@ -43,4 +46,6 @@ def test_nothing_said_is_nothing() -> None:
 def test_plain_and_exact() -> None:
     assert normalize_text("  A red, round ring. ") == "a red round ring"
     assert normalize_text("don't!") == "don't"
-    assert exact_match(["The ring.", "2", "yes"], [["ring"], ["two", "2"], ["no"]]) == pytest.approx(2 / 3)
+    assert exact_match(
+        ["The ring.", "2", "yes"], [["ring"], ["two", "2"], ["no"]]
+    ) == pytest.approx(2 / 3)

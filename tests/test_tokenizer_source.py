@@ -1,4 +1,5 @@
 """A finished codes run as the first stage of another: frozen, its codes computed once, then only read."""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,17 @@ CODES = ("image", "codes")
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "codes"
-    train(image_tokenizer, dataset(), out=folder, quiet=True, batch_size=8, epochs=1, precision="fp32", vocab=64, **SMALL)
+    train(
+        image_tokenizer,
+        dataset(),
+        out=folder,
+        quiet=True,
+        batch_size=8,
+        epochs=1,
+        precision="fp32",
+        vocab=64,
+        **SMALL,
+    )
     return folder
 
 
@@ -42,17 +53,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many pictures the encoder was asked about, call by call."""
     from sensorium.models.image_tokenizer import ImageTokenizer
+
     calls, encode = list[int](), ImageTokenizer.encode
 
     def counted(self: ImageTokenizer, pixels: Tensor) -> Tensor:
         calls.append(len(pixels))
         return encode(self, pixels)
+
     monkeypatch.setattr(ImageTokenizer, "encode", counted)
     yield calls
 
 
 def test_a_frozen_stage_learns_no_more_and_says_what_it_said(first: Path) -> None:
     import sensorium as sn
+
     coder, model = load_frozen_tokenizer(first), sn.load(first)
     assert not any(p.requires_grad for p in coder.model.parameters())
     assert not coder.model.training
@@ -63,7 +77,9 @@ def test_a_frozen_stage_learns_no_more_and_says_what_it_said(first: Path) -> Non
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_codes_are_those_of_the_pictures_and_are_computed_once(first: Path, encoded: list[int], home: Path) -> None:
+def test_codes_are_those_of_the_pictures_and_are_computed_once(
+    first: Path, encoded: list[int], home: Path
+) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
     once = tokenize_images(coder, data, "image")
     assert sum(encoded) == len(data)
@@ -71,15 +87,22 @@ def test_codes_are_those_of_the_pictures_and_are_computed_once(first: Path, enco
     again = tokenize_images(coder, data, "image")
     assert sum(encoded) == len(data)
     assert torch.equal(once.ids, again.ids)
-    pixels = PreparedDataset(data, Schema({"image": data.schema.columns["image"]}), ("image",)).batch([3, 7])["image"]
+    pixels = PreparedDataset(
+        data, Schema({"image": data.schema.columns["image"]}), ("image",)
+    ).batch([3, 7])["image"]
     assert pixels.shape == (2, 3, 16, 16)
-    wanted = coder.model.encode(coder.image.collate([coder.image.load(v) for v in data.raw("image", [3, 7])]))
+    wanted = coder.model.encode(
+        coder.image.collate([coder.image.load(v) for v in data.raw("image", [3, 7])])
+    )
     assert torch.equal(again.batch(np.array([3, 7]), None, {}), wanted)
 
 
 def test_copies_are_changed_each_in_its_own_way(first: Path, encoded: list[int]) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
-    plain, several = tokenize_images(coder, data, "image"), tokenize_images(coder, data, "image", num_copies=3, augment={"flip": 0.5})
+    plain, several = (
+        tokenize_images(coder, data, "image"),
+        tokenize_images(coder, data, "image", num_copies=3, augment={"flip": 0.5}),
+    )
     assert torch.equal(several.ids[0], plain.ids[0])
     assert not torch.equal(several.ids[1], several.ids[2])
     rows = np.arange(len(data))
@@ -90,18 +113,26 @@ def test_copies_are_changed_each_in_its_own_way(first: Path, encoded: list[int])
     assert torch.equal(drawn, several.batch(rows, torch.Generator().manual_seed(0), {}))
 
 
-def test_other_pictures_weights_or_copies_are_coded_anew(first: Path, encoded: list[int], home: Path) -> None:
+def test_other_pictures_weights_or_copies_are_coded_anew(
+    first: Path, encoded: list[int], home: Path
+) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
-    for ask in (lambda: tokenize_images(coder, data, "image"), lambda: tokenize_images(coder, dataset(24), "image"),
-                lambda: tokenize_images(FrozenImageTokenizer(coder.model, coder.image, "another"), data, "image"),
-                lambda: tokenize_images(coder, data, "image", num_copies=2),
-                lambda: tokenize_images(coder, data, "image", num_copies=2, augment={"flip": 0.5})):
+    for ask in (
+        lambda: tokenize_images(coder, data, "image"),
+        lambda: tokenize_images(coder, dataset(24), "image"),
+        lambda: tokenize_images(
+            FrozenImageTokenizer(coder.model, coder.image, "another"), data, "image"
+        ),
+        lambda: tokenize_images(coder, data, "image", num_copies=2),
+        lambda: tokenize_images(coder, data, "image", num_copies=2, augment={"flip": 0.5}),
+    ):
         ask()
     assert len(list((home / "cache" / "codes").iterdir())) == 5
 
 
-def test_damaged_codes_are_coded_again(first: Path, encoded: list[int], home: Path,
-                                       capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_codes_are_coded_again(
+    first: Path, encoded: list[int], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     coder, data = load_frozen_tokenizer(first), dataset()
     once = tokenize_images(coder, data, "image")
     (path,) = (home / "cache" / "codes").iterdir()
@@ -152,19 +183,38 @@ def neighbours(schema: Schema, *, first: str) -> Recipe:
 
     def objective(model: Neighbours, batch: Batch) -> dict[str, Tensor]:
         ids = batch[CODES].flatten(1)
-        return {"model": nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())}
+        return {
+            "model": nn.functional.cross_entropy(
+                model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()
+            )
+        }
 
     def derived(data: Dataset) -> dict[str, ImageTokenColumn]:
-        return {CODES: tokenize_images(coder, data, "image", num_copies=2, augment={"flip": 0.5}, quiet=True)}
-    return Recipe(model=Neighbours(coder), objective=objective, verbs={},
-                  data=DataSpec(columns=(), derived_columns=derived), training=TrainingConfig(epochs=6, batch_size=8, lr=0.1, augment="none", precision="fp32"))
+        return {
+            CODES: tokenize_images(
+                coder, data, "image", num_copies=2, augment={"flip": 0.5}, quiet=True
+            )
+        }
+
+    return Recipe(
+        model=Neighbours(coder),
+        objective=objective,
+        verbs={},
+        data=DataSpec(columns=(), derived_columns=derived),
+        training=TrainingConfig(epochs=6, batch_size=8, lr=0.1, augment="none", precision="fp32"),
+    )
 
 
-def test_a_second_stage_trains_on_codes_without_the_encoder(first: Path, tmp_path: Path, encoded: list[int]) -> None:
+def test_a_second_stage_trains_on_codes_without_the_encoder(
+    first: Path, tmp_path: Path, encoded: list[int]
+) -> None:
     data = dataset()
     model = train(neighbours, data, out=tmp_path / "second", quiet=True, first=str(first))
-    assert sum(encoded) == 2 * len(data)                    # both copies, once, and none in any step
-    entries = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(encoded) == 2 * len(data)  # both copies, once, and none in any step
+    entries = [
+        json.loads(line)
+        for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     assert losses[-1] < losses[0]
     coder = load_frozen_tokenizer(first)

@@ -1,4 +1,5 @@
 """Encoders that no family hosts, by the library transformers: as towers, through files, in our own signature."""
+
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from sensorium.pretrained.transformers_backbone import BACKBONE
 from sensorium.pretrained.weight_files import open_weights
 
 transformers = pytest.importorskip("transformers")
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 
 
 def ids() -> torch.Tensor:
@@ -25,8 +31,12 @@ def ids() -> torch.Tensor:
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "with another task's head"])
 def test_words(masked: bool, tmp_path: Path) -> None:
-    config = transformers.RobertaConfig(**SMALL, vocab_size=60, max_position_embeddings=20, pad_token_id=1)
-    whole = lively((transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config))
+    config = transformers.RobertaConfig(
+        **SMALL, vocab_size=60, max_position_embeddings=20, pad_token_id=1
+    )
+    whole = lively(
+        (transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config)
+    )
     theirs = whole.roberta if masked else whole
     whole.save_pretrained(tmp_path / "theirs")
     assert detect_family(open_weights(tmp_path / "theirs"))[0] is BACKBONE
@@ -37,8 +47,9 @@ def test_words(masked: bool, tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16,
-                                       patch_size=4)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+    )
     theirs = lively(transformers.Dinov2Model(config))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_pretrained_model(tmp_path / "theirs").module
@@ -56,11 +67,16 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
-    config = transformers.RobertaConfig(**SMALL, vocab_size=60, max_position_embeddings=20, pad_token_id=1)
+    config = transformers.RobertaConfig(
+        **SMALL, vocab_size=60, max_position_embeddings=20, pad_token_id=1
+    )
     model = transformers.RobertaModel(config)
     model.config.save_pretrained(tmp_path)
-    save_file({k: v for k, v in model.state_dict().items() if "layer.1.output.dense.bias" not in k},
-              tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v for k, v in model.state_dict().items() if "layer.1.output.dense.bias" not in k},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(SensoriumError, match="layer.1.output.dense.bias"):
         load_pretrained_model(tmp_path)
 

@@ -1,4 +1,5 @@
 """Quantizers by their identities: round trips, gradients, what moves and what does not."""
+
 import math
 
 import pytest
@@ -25,7 +26,12 @@ def features(quantizer: Quantizer, seed: int = 0) -> Tensor:
 
 def every() -> list[Quantizer]:
     torch.manual_seed(0)
-    return [FSQ((8, 5, 2)), VQ(16, 6), VQ(16, 6, restart_dead_codes=False), GumbelQuantizer(16, 6, anneal_steps=10)]
+    return [
+        FSQ((8, 5, 2)),
+        VQ(16, 6),
+        VQ(16, 6, restart_dead_codes=False),
+        GumbelQuantizer(16, 6, anneal_steps=10),
+    ]
 
 
 @pytest.mark.parametrize("quantizer", every(), ids=lambda q: type(q).__name__)
@@ -68,7 +74,9 @@ class TestEvery:
     def test_nothing_lasting_moves_before_the_step_is_done(self, quantizer: nn.Module) -> None:
         before = {name: value.clone() for name, value in quantizer.state_dict().items()}
         quantizer.train()(features(quantizer))
-        assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+        assert all(
+            torch.equal(before[name], value) for name, value in quantizer.state_dict().items()
+        )
 
     def test_bf16_around_it_changes_no_code(self, quantizer: Quantizer) -> None:
         z = features(quantizer)
@@ -82,7 +90,7 @@ def test_every_fsq_code_comes_back(levels: tuple[int, ...]) -> None:
     vectors = fsq.to_vectors(ids)
     assert len(vectors.unique(dim=0)) == len(ids)
     assert vectors.abs().max() <= 1
-    bounded = vectors * fsq.zero_level                          # the features that are bounded to exactly these levels
+    bounded = vectors * fsq.zero_level  # the features that are bounded to exactly these levels
     span = (fsq.radix - 1) * 1.001 / 2
     z = ((bounded + fsq.shift) / span).atanh() - (fsq.shift / span).atanh()
     assert torch.equal(fsq.to_ids(z), ids)
@@ -108,13 +116,18 @@ def test_fsq_rounds_before_it_numbers() -> None:
 
 def test_the_first_fsq_channel_is_the_lowest_digit() -> None:
     vectors = FSQ((8, 5, 3)).to_vectors(torch.tensor([0, 1, 8, 40]))
-    torch.testing.assert_close(vectors, torch.tensor([[-1, -1, -1], [-0.75, -1, -1], [-1, -0.5, -1], [-1, -1, 0.0]]))
+    torch.testing.assert_close(
+        vectors, torch.tensor([[-1, -1, -1], [-0.75, -1, -1], [-1, -0.5, -1], [-1, -1, 0.0]])
+    )
 
 
 def test_the_fsq_gradient_is_that_of_the_bound() -> None:
-    fsq, z = FSQ((8, 5)), torch.randn(9, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    there, = torch.autograd.grad(fsq(z).x.sum(), z)
-    smooth, = torch.autograd.grad((fsq._bound(z) / fsq.zero_level).sum(), z)
+    fsq, z = (
+        FSQ((8, 5)),
+        torch.randn(9, 2, generator=torch.Generator().manual_seed(0), requires_grad=True),
+    )
+    (there,) = torch.autograd.grad(fsq(z).x.sum(), z)
+    (smooth,) = torch.autograd.grad((fsq._bound(z) / fsq.zero_level).sum(), z)
     torch.testing.assert_close(there, smooth)
     assert fsq(z).loss.item() == 0
 
@@ -134,10 +147,10 @@ def test_vq_passes_the_gradient_straight_through_and_commits() -> None:
     torch.manual_seed(0)
     vq, z = VQ(8, 3, commitment_weight=0.25), torch.randn(6, 3, requires_grad=True)
     found = vq(z)
-    through, = torch.autograd.grad(found.x.sum(), z, retain_graph=True)
+    (through,) = torch.autograd.grad(found.x.sum(), z, retain_graph=True)
     assert torch.equal(through, torch.ones_like(z))
     assert torch.equal(found.x, vq.codebook[found.ids])
-    pulled, = torch.autograd.grad(found.loss, z)
+    (pulled,) = torch.autograd.grad(found.loss, z)
     torch.testing.assert_close(pulled, 0.25 * 2 * (z - vq.codebook[found.ids]).detach() / z.numel())
     assert not list(vq.parameters())
     assert not vq.codebook.requires_grad
@@ -169,7 +182,7 @@ def test_a_batch_in_parts_moves_the_codebook_as_the_whole_does() -> None:
 
 
 def test_dead_codes_come_back_the_same_way_each_time() -> None:
-    z = 3 + torch.randn(400, 2, generator=torch.Generator().manual_seed(0))          # far from most codes
+    z = 3 + torch.randn(400, 2, generator=torch.Generator().manual_seed(0))  # far from most codes
 
     def learned(restart: bool) -> VQ:
         torch.manual_seed(1)
@@ -213,7 +226,10 @@ def test_kl_is_that_of_its_definition_and_no_larger_for_a_larger_batch() -> None
     assert kl_to_uniform(torch.zeros(2, 7)).item() == pytest.approx(0, abs=1e-6)
     sure = torch.zeros(2, 7).index_fill(1, torch.tensor([3]), 60)
     assert kl_to_uniform(sure).item() == pytest.approx(math.log(7), rel=1e-5)
-    q, uniform = torch.distributions.Categorical(logits=logits), torch.distributions.Categorical(torch.ones(7) / 7)
+    q, uniform = (
+        torch.distributions.Categorical(logits=logits),
+        torch.distributions.Categorical(torch.ones(7) / 7),
+    )
     wanted = torch.distributions.kl_divergence(q, uniform).mean()
     torch.testing.assert_close(kl_to_uniform(logits), wanted)
     torch.testing.assert_close(kl_to_uniform(torch.cat([logits, logits])), wanted)
@@ -221,7 +237,10 @@ def test_kl_is_that_of_its_definition_and_no_larger_for_a_larger_batch() -> None
 
 def test_the_dvae_moves_from_1_to_a_sixteenth_and_from_0_to_6_6() -> None:
     at = torch.linspace(0, 1, 11)
-    assert [temperature_schedule(at[0]).item(), temperature_schedule(at[-1]).item()] == pytest.approx([1, 1 / 16])
+    assert [
+        temperature_schedule(at[0]).item(),
+        temperature_schedule(at[-1]).item(),
+    ] == pytest.approx([1, 1 / 16])
     assert [kl_schedule(at[0]).item(), kl_schedule(at[-1]).item()] == pytest.approx([0, 6.6])
     assert (temperature_schedule(at).diff() < 0).all()
     assert (kl_schedule(at).diff() > 0).all()
@@ -241,7 +260,10 @@ def test_the_dvae_counts_its_updates_where_they_are_saved() -> None:
 
 def test_a_sharp_dvae_takes_features_for_so_many_times_larger_logits() -> None:
     z = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    plain, sharp = GumbelQuantizer(8, 4, anneal_steps=10), GumbelQuantizer(8, 4, anneal_steps=10, logit_scale=3.0)
+    plain, sharp = (
+        GumbelQuantizer(8, 4, anneal_steps=10),
+        GumbelQuantizer(8, 4, anneal_steps=10, logit_scale=3.0),
+    )
     sharp.load_state_dict(plain.state_dict())
     for dvae in (plain, sharp):
         dvae.step.fill_(10)

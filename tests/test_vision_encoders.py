@@ -1,4 +1,5 @@
 """A captioner that sees through a trained CLIP: its eye stays as it is, and the run needs nothing but itself."""
+
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from sensorium.recipes.vision_encoders import PrefixProjection
 from sensorium.training.checkpoint import load_checkpoint
 from sensorium.training.loop import train
 
-SMALL: dict[str, Any] = {"quiet": True, "batch_size": 32, "epochs": 1, "precision": "fp32", "dim": 32}
+SMALL: dict[str, Any] = {
+    "quiet": True,
+    "batch_size": 32,
+    "epochs": 1,
+    "precision": "fp32",
+    "dim": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,15 @@ def clip(data: Dataset, tmp_path: Path) -> Path:
 
 
 def test_the_eye_learns_nothing_and_comes_along(data: Dataset, clip: Path, tmp_path: Path) -> None:
-    model = train(captioner, data, out=tmp_path / "says", clip_run=str(clip), layers=1, augment="strong", **SMALL)
+    model = train(
+        captioner,
+        data,
+        out=tmp_path / "says",
+        clip_run=str(clip),
+        layers=1,
+        augment="strong",
+        **SMALL,
+    )
     eye = model.module.get_submodule("parts.image")
     assert isinstance(eye, PrefixProjection)
     theirs = load_checkpoint(clip)
@@ -47,7 +62,7 @@ def test_the_eye_learns_nothing_and_comes_along(data: Dataset, clip: Path, tmp_p
 
 def test_its_statistics_stand_still(clip: Path) -> None:
     tower = load_checkpoint(clip).module.get_submodule("image")
-    eye = PrefixProjection(tower, 8, 3, 0.0).train()                              # pyright: ignore[reportArgumentType]
+    eye = PrefixProjection(tower, 8, 3, 0.0).train()  # pyright: ignore[reportArgumentType]
     pictures = torch.rand(5, 3, 24, 24)
     assert eye(pictures).x.shape == (5, 3, 8)
     torch.testing.assert_close(eye(pictures).x[:1], eye(pictures[:1]).x)

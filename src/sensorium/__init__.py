@@ -3,6 +3,7 @@
 Nothing is loaded here but names: each is fetched from its room when it is first used, so that `import sensorium`
 costs nothing and touches neither torch nor the disk.
 """
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
 """The one front door to anything trained: a run of ours, or what somebody else published."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from sensorium.pretrained.load import PretrainedModel
 
 
-def load(source: str | Path, *, recipe: RecipeFunction | None = None,
-         quantize: str | None = None) -> checkpoint.Model | PretrainedModel:
+def load(
+    source: str | Path, *, recipe: RecipeFunction | None = None, quantize: str | None = None
+) -> checkpoint.Model | PretrainedModel:
     """A trained model, ready to answer.
 
     source: the folder of a run; a folder or file of published weights; or a hub id ("openai/clip-vit-base-patch32").
@@ -40,10 +42,13 @@ def prepare_for_inference(module: nn.Module, quantize: str | None = None) -> Non
         transpose_weights(module)
 
 
-def _load_source(source: str | Path, recipe: RecipeFunction | None) -> checkpoint.Model | PretrainedModel:
+def _load_source(
+    source: str | Path, recipe: RecipeFunction | None
+) -> checkpoint.Model | PretrainedModel:
     if recipe is not None or is_run_folder(source):
         return checkpoint.load_checkpoint(source, recipe=recipe)
     from sensorium.pretrained.load import load_pretrained_model as load_published
+
     return load_published(source)
 
 

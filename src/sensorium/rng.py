@@ -1,4 +1,5 @@
 """Random generators seeded by what they are for."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """A run as OpenCLIP loads it: weights, pictures and tokenizer out of one folder, with the run's own vectors."""
+
 from pathlib import Path
 
 import numpy as np

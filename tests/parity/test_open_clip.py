@@ -1,4 +1,5 @@
 """OpenCLIP's own towers through our core: the same numbers, the same gradients, there and back."""
+
 import json
 from pathlib import Path
 
@@ -11,16 +12,21 @@ from torch import nn
 from sensorium.pretrained.open_clip import OPEN_CLIP
 
 open_clip = pytest.importorskip("open_clip")
-MODEL = {"embed_dim": 20,
-         "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
-         "text_cfg": {"context_length": 9, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3}}
+MODEL = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": {"context_length": 9, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3},
+}
 
 
 def save(model: nn.Module, folder: Path) -> None:
     folder.mkdir()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     quick = isinstance(model.transformer.resblocks[0].mlp[1], open_clip.transformer.QuickGELU)
-    about = {"model_cfg": MODEL | {"quick_gelu": quick}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    about = {
+        "model_cfg": MODEL | {"quick_gelu": quick},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(about))
 
 

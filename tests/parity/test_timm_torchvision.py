@@ -1,4 +1,5 @@
 """ViT of timm, ResNets of timm and torchvision, EfficientNet-Lite0 of its package: the same through our core."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ def lite() -> nn.Module:
 
 
 REFERENCES: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
-    "timm vit": ("timm_vit", lambda: timm.models.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=7), 16),
-    "timm vit without a head": ("timm_vit", lambda: timm.models.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=0), 16),
+    "timm vit": (
+        "timm_vit",
+        lambda: timm.models.VisionTransformer(
+            img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=7
+        ),
+        16,
+    ),
+    "timm vit without a head": (
+        "timm_vit",
+        lambda: timm.models.VisionTransformer(
+            img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=0
+        ),
+        16,
+    ),
     "timm resnet18": ("resnet", lambda: timm.create_model("resnet18", num_classes=7), 64),
     "timm resnet50": ("resnet", lambda: timm.create_model("resnet50", num_classes=7), 64),
     "torchvision resnet18": ("resnet", lambda: torchvision.models.resnet18(num_classes=7), 64),
@@ -55,7 +66,7 @@ def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
     again = make().eval()
     again.load_state_dict(load_file(back / "model.safetensors"))
     assert torch.equal(again(picture), expected)
-    exact = picture.double()                                # in float32 a relu may turn on by the last bit
+    exact = picture.double()  # in float32 a relu may turn on by the last bit
     said(ours.double(), exact).square().sum().backward()
     theirs.double()(exact).square().sum().backward()
     same_gradients(family, ours, theirs, config, tmp_path / "slopes", save)

@@ -1,4 +1,5 @@
 """The command line: commands, their examples, and what a shell is told when one ends."""
+
 import inspect
 import os
 import signal
@@ -116,18 +117,54 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
 def build_app(argv: Sequence[str] = ()) -> App:
     """The whole of it, with recipes only where `argv` asks for them; one of the user's own becomes a command too."""
     app = _create_app("sensorium", version=__version__, help=DESCRIPTION)
-    reader, shower = _create_app("data", default_command=data), _create_app("show", default_command=summarize_run)
-    trainer, comparer = _create_app("train", help=train.__doc__), _create_app("compare", help=compare.__doc__)
+    reader, shower = (
+        _create_app("data", default_command=data),
+        _create_app("show", default_command=summarize_run),
+    )
+    trainer, comparer = (
+        _create_app("train", help=train.__doc__),
+        _create_app("compare", help=compare.__doc__),
+    )
     reader.command(build, help_epilogue=_format_examples("build"))
     asked = argv[:2] if argv and argv[0] in ("train", "compare", "show") else ()
-    own = [recipe_options.parse_recipe(name) for name in asked[1:] if recipe_options.is_file_spec(name)]
+    own = [
+        recipe_options.parse_recipe(name) for name in asked[1:] if recipe_options.is_file_spec(name)
+    ]
     for recipe in [*recipe_options.builtin_recipes(*asked[1:]).values(), *own] if asked else []:
-        trainer.command(add_recipe_options(train, recipe, recipe.doc), name=recipe.name, help_epilogue=_format_examples("train"))
-        comparer.command(add_recipe_options(compare, recipe, f"{recipe.summary}\n\n{COMPARE_HELP}", multiple=True),
-                         name=recipe.name, help_epilogue=_format_examples("compare"))
-        shower.command(add_recipe_options(summary, recipe, summary.__doc__), name=recipe.name, help_epilogue=_format_examples("show"))
-    order = [reader, trainer, comparer, evaluate, interpolate, index, search, generate, predict, export, shower, convert_checkpoint,
-             demo, doctor, completion]
+        trainer.command(
+            add_recipe_options(train, recipe, recipe.doc),
+            name=recipe.name,
+            help_epilogue=_format_examples("train"),
+        )
+        comparer.command(
+            add_recipe_options(
+                compare, recipe, f"{recipe.summary}\n\n{COMPARE_HELP}", multiple=True
+            ),
+            name=recipe.name,
+            help_epilogue=_format_examples("compare"),
+        )
+        shower.command(
+            add_recipe_options(summary, recipe, summary.__doc__),
+            name=recipe.name,
+            help_epilogue=_format_examples("show"),
+        )
+    order = [
+        reader,
+        trainer,
+        comparer,
+        evaluate,
+        interpolate,
+        index,
+        search,
+        generate,
+        predict,
+        export,
+        shower,
+        convert_checkpoint,
+        demo,
+        doctor,
+        completion,
+    ]
     for place, command in enumerate(order):
         if isinstance(command, App):
             command.sort_key = place
@@ -143,7 +180,9 @@ def run(argv: Sequence[str]) -> int:
         argv = _run_user_files(argv)
         build_app(argv)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
-        return _report_error(2, f"{e} See: {' '.join(['sensorium', *(e.command_chain or ())])} --help")
+        return _report_error(
+            2, f"{e} See: {' '.join(['sensorium', *(e.command_chain or ())])} --help"
+        )
     except SensoriumError as e:
         if os.environ.get("SENSORIUM_DEBUG"):
             raise
@@ -151,7 +190,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _report_error(130, "stopped")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nobody reads: say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: say no more
     return 0
 
 
@@ -170,8 +209,14 @@ def _run_user_files(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _create_app(name: str, **settings: Any) -> App:
-    return App(name, help_format="plaintext", help_epilogue=_format_examples(name), suppress_keyboard_interrupt=False,
-               version_flags="--version" if "version" in settings else (), **settings)
+    return App(
+        name,
+        help_format="plaintext",
+        help_epilogue=_format_examples(name),
+        suppress_keyboard_interrupt=False,
+        version_flags="--version" if "version" in settings else (),
+        **settings,
+    )
 
 
 def _format_examples(command: str) -> str:

@@ -1,4 +1,5 @@
 """The main job from end to end, on the emoji that come with Sensorium: train, judge, index, search, and a page."""
+
 import base64
 import html
 import json
@@ -20,18 +21,30 @@ from sensorium.search.results import SearchResult
 from sensorium.training.checkpoint import Model, load_checkpoint
 from sensorium.training.loop import Interrupted, train
 
-TEXT_QUERIES = ("red apple", "birthday cake", "fire engine", "train", "fish in the sea", "heart", "ghost")
-IMAGE_AND_TEXT_QUERY = ("grinning face", "cat")                 # a drawing of the one, with the other as words
+TEXT_QUERIES = (
+    "red apple",
+    "birthday cake",
+    "fire engine",
+    "train",
+    "fish in the sea",
+    "heart",
+    "ghost",
+)
+IMAGE_AND_TEXT_QUERY = ("grinning face", "cat")  # a drawing of the one, with the other as words
 SPLIT_DESCRIPTIONS = {
     "val": "held out to choose the best weights",
     "val_concept": "things held out to choose the best weights",
     "test_artist": "known things, by an artist never seen",
     "test_concept": "things never seen, by known artists",
-    "test_both": "things never seen, by an artist never seen"}
+    "test_both": "things never seen, by an artist never seen",
+}
 METRIC_DESCRIPTIONS = {
-    "text to image recall@1": "words find the picture first", "text to image recall@10": "… in the first ten",
-    "image to text recall@10": "pictures find the words in the first ten", "chance recall@10": "ten by chance",
-    "pixel neighbour recall@10": "ten by likeness of pixels"}
+    "text to image recall@1": "words find the picture first",
+    "text to image recall@10": "… in the first ten",
+    "image to text recall@10": "pictures find the words in the first ten",
+    "chance recall@10": "ten by chance",
+    "pixel neighbour recall@10": "ten by likeness of pixels",
+}
 BASELINES = ("chance recall@10", "pixel neighbour recall@10")
 EXTRA_CSS = """
 table{border-collapse:collapse;width:100%;background:var(--card);border-radius:14px;overflow:hidden}
@@ -50,15 +63,27 @@ def demo(out: Path = Path("demo")) -> Path:
     """
     start = time.monotonic()
     data = Dataset.open("emoji", types={"image": "image:size=32:square=trim"})
-    model = _run_stage(1, "training a model of pictures and words", lambda: _train_or_load(data, out / "run"))
-    report = _run_stage(2, "judging it on what it has not seen", lambda: _evaluate_or_load(model, data))
-    index = _run_stage(3, "making pictures searchable", lambda: _build_or_open_index(model, data, out / "run" / "index"))
+    model = _run_stage(
+        1, "training a model of pictures and words", lambda: _train_or_load(data, out / "run")
+    )
+    report = _run_stage(
+        2, "judging it on what it has not seen", lambda: _evaluate_or_load(model, data)
+    )
+    index = _run_stage(
+        3,
+        "making pictures searchable",
+        lambda: _build_or_open_index(model, data, out / "run" / "index"),
+    )
     answers = _run_stage(4, "searching", lambda: _search_examples(index, data))
     for name in ("results.png", "results.html"):
         save_results(answers, out / name)
     atomic.write_file(out / "index.html", render_page(model, report, answers).encode())
-    print(f"[5/5] done in {(time.monotonic() - start) / 60:.1f} minutes. To look at:\n  {out / 'index.html'}\n"
-          f"  {out / 'results.png'}\nTo do next:", *_next_commands(out / "run"), sep="\n  ")
+    print(
+        f"[5/5] done in {(time.monotonic() - start) / 60:.1f} minutes. To look at:\n  {out / 'index.html'}\n"
+        f"  {out / 'results.png'}\nTo do next:",
+        *_next_commands(out / "run"),
+        sep="\n  ",
+    )
     return out / "index.html"
 
 
@@ -73,9 +98,18 @@ def _train_or_load(dataset: Dataset, run: Path) -> Model:
         print(f"      is done: {run}")
         return load_checkpoint(run)
     try:
-        return train(clip_small, dataset, out=run, resume=(run / "config.json").exists(), epochs=20, eval_interval=5)
+        return train(
+            clip_small,
+            dataset,
+            out=run,
+            resume=(run / "config.json").exists(),
+            epochs=20,
+            eval_interval=5,
+        )
     except Interrupted as stopped:
-        raise Interrupted("stopped, and all is saved: the same command goes on from here", stopped.exit_code) from None
+        raise Interrupted(
+            "stopped, and all is saved: the same command goes on from here", stopped.exit_code
+        ) from None
 
 
 def _evaluate_or_load(model: Model, dataset: Dataset) -> EvaluationReport:
@@ -93,7 +127,7 @@ def _build_or_open_index(model: Model, dataset: Dataset, path: Path) -> Index:
     try:
         index = Index.open(path, model=model)
         index.verify()
-    except SensoriumError:                      # there is none yet, it was never finished, or the model is another
+    except SensoriumError:  # there is none yet, it was never finished, or the model is another
         index = Index.build(model, dataset, path)
     print(f"      {len(index):,} drawings")
     return index
@@ -104,15 +138,27 @@ def _search_examples(index: Index, dataset: Dataset) -> list[SearchResult]:
     strange = dataset.raw("image", dataset.splits["test_concept"][:1])[0]
     known = dataset.raw("image", [_find_row(dataset, IMAGE_AND_TEXT_QUERY[0])])[0]
     found = [index.search(text=words, k=6) for words in TEXT_QUERIES]
-    found += [index.search(image=strange, k=6), index.search(image=known, text=IMAGE_AND_TEXT_QUERY[1], k=6)]
-    print("\n".join(f"      {a.query}: {', '.join(hit.payload.captions[0] for hit in a.hits[:3])}" for a in found))
+    found += [
+        index.search(image=strange, k=6),
+        index.search(image=known, text=IMAGE_AND_TEXT_QUERY[1], k=6),
+    ]
+    print(
+        "\n".join(
+            f"      {a.query}: {', '.join(hit.payload.captions[0] for hit in a.hits[:3])}"
+            for a in found
+        )
+    )
     return found
 
 
 def _find_row(dataset: Dataset, name: str) -> int:
     """The first training row of that name."""
     rows = dataset.splits["train"]
-    return next(int(row) for row, captions in zip(rows, dataset.raw("caption", rows), strict=True) if name in captions)
+    return next(
+        int(row)
+        for row, captions in zip(rows, dataset.raw("caption", rows), strict=True)
+        if name in captions
+    )
 
 
 def render_page(model: Model, report: EvaluationReport, results: list[SearchResult]) -> str:
@@ -139,8 +185,12 @@ def _metrics_table(report: EvaluationReport) -> str:
     head = "".join(f"<th>{html.escape(what)}</th>" for what in METRIC_DESCRIPTIONS.values())
     rows = "".join(
         f"<tr><td>{html.escape(SPLIT_DESCRIPTIONS.get(split, split))}<br><small>{figures['rows']:.0f} pictures</small></td>"
-        + "".join(f"<td>{_format_share(figures.get(name), name)}</td>" for name in METRIC_DESCRIPTIONS) + "</tr>"
-        for split, figures in report.metrics.items())
+        + "".join(
+            f"<td>{_format_share(figures.get(name), name)}</td>" for name in METRIC_DESCRIPTIONS
+        )
+        + "</tr>"
+        for split, figures in report.metrics.items()
+    )
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
 
 
@@ -152,6 +202,9 @@ def _format_share(value: float | None, name: str) -> str:
 
 def _next_commands(run: Path) -> list[str]:
     folder = shlex.quote(str(run))
-    return [f'sensorium search {folder} "a happy cat"',
-            f"sensorium search {folder} --image any-picture.png --out found.html",
-            "sensorium data your-pictures/", "sensorium train clip_small your-pictures/ --out runs/yours"]
+    return [
+        f'sensorium search {folder} "a happy cat"',
+        f"sensorium search {folder} --image any-picture.png --out found.html",
+        "sensorium data your-pictures/",
+        "sensorium train clip_small your-pictures/ --out runs/yours",
+    ]

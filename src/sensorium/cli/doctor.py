@@ -1,4 +1,5 @@
 """This machine and this installation, in a dozen lines: what a report of a fault should hold."""
+
 from __future__ import annotations
 
 import os
@@ -19,12 +20,22 @@ from sensorium import __version__
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-PACKAGE_EXTRAS = {"pyarrow": "data", "simplejpeg": "fast", "faiss-cpu": "search", "resvg-py": "emoji",
-          "scikit-learn": "predict", "lightgbm": "boosting"}  # package -> extra
+PACKAGE_EXTRAS = {
+    "pyarrow": "data",
+    "simplejpeg": "fast",
+    "faiss-cpu": "search",
+    "resvg-py": "emoji",
+    "scikit-learn": "predict",
+    "lightgbm": "boosting",
+}  # package -> extra
 REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
-KNOWN_BROKEN_PACKAGES = ("torchvision", "torchaudio", "torchcodec")      # not used here; a broken one breaks other libraries
-MIN_PILLOW_VERSION = 13                                            # older ones have known holes in their decoders
-MIN_FREE_BYTES = 2e9                                                  # bytes that a cache and a run may need
+KNOWN_BROKEN_PACKAGES = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+)  # not used here; a broken one breaks other libraries
+MIN_PILLOW_VERSION = 13  # older ones have known holes in their decoders
+MIN_FREE_BYTES = 2e9  # bytes that a cache and a run may need
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,14 @@ class Health:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.markup import escape
         from rich.table import Table
+
         table = Table(show_header=False)
         for name, value in self.facts.items():
             table.add_row(name, escape(value))
         yield table
-        yield from (f"[yellow]{escape(line)}[/]" for line in self.advice or ["Nothing is in the way."])
+        yield from (
+            f"[yellow]{escape(line)}[/]" for line in self.advice or ["Nothing is in the way."]
+        )
 
 
 def check_environment(folder: Path = Path()) -> Health:
@@ -52,11 +66,15 @@ def check_environment(folder: Path = Path()) -> Health:
         "sensorium": f"{__version__} in {Path(__file__).parents[1]}",
         "python": f"{platform.python_version()} on {platform.platform()}",
         **{name: version for name in REQUIRED_PACKAGES if (version := _installed_version(name))},
-        **{name: _installed_version(name) or f'absent: pip install "sensorium[{extra}]"' for name, extra in PACKAGE_EXTRAS.items()},
+        **{
+            name: _installed_version(name) or f'absent: pip install "sensorium[{extra}]"'
+            for name, extra in PACKAGE_EXTRAS.items()
+        },
         "devices": ", ".join(_iter_devices()),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "products": f"{fp32:,.0f} GFLOP/s in fp32, {bf16:,.0f} in bf16",
-        "disk": f"{free / 1e9:,.1f} GB free"}
+        "disk": f"{free / 1e9:,.1f} GB free",
+    }
     return Health(facts, list(_iter_advice(folder, free)))
 
 
@@ -104,4 +122,4 @@ def _matmul_gflops(dtype: torch.dtype, n: int = 512) -> float:
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)
-    return 2 * n ** 3 / best / 1e9
+    return 2 * n**3 / best / 1e9

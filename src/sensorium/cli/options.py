@@ -1,4 +1,5 @@
 """Options that several commands share, and those that a recipe brings along."""
+
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -14,29 +15,74 @@ from sensorium.errors import SensoriumError
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
-DATA_PARAMETER = Parameter(help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji, scenes")
+DATA_PARAMETER = Parameter(
+    help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji, scenes"
+)
 DataArgument = Annotated[str, DATA_PARAMETER]
 RunArgument = Annotated[Path, Parameter(help="folder of a run")]
-PromptArgument = Annotated[tuple[str, ...], Parameter(help="words: what to paint, or how to begin", show_default=False)]
-JsonOption = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")]
-RecipeOption = Annotated[str | None, Parameter(name="--recipe", help="the recipe, where it is your own: ./mine.py:recipe")]
-QuantizeOption = Annotated[Literal["int8"] | None, Parameter(
-    name="--quantize", help="weights as bytes: a quarter of the memory, and more speed on a CPU")]
+PromptArgument = Annotated[
+    tuple[str, ...], Parameter(help="words: what to paint, or how to begin", show_default=False)
+]
+JsonOption = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")
+]
+RecipeOption = Annotated[
+    str | None,
+    Parameter(name="--recipe", help="the recipe, where it is your own: ./mine.py:recipe"),
+]
+QuantizeOption = Annotated[
+    Literal["int8"] | None,
+    Parameter(
+        name="--quantize", help="weights as bytes: a quarter of the memory, and more speed on a CPU"
+    ),
+]
 FLAG_PARAMETER = Parameter(negative="", show_default=False)
-SplitOption = Annotated[str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")]
-SynonymsOption = Annotated[tuple[str, ...], FLAG_PARAMETER, Parameter(
-    group="Data", help="of a text column, a file of words that stand for each other, a group a line, parted by commas: "
-    "title=words.txt (once for each). Training texts are read with some exchanged, too")]
+SplitOption = Annotated[
+    str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")
+]
+SynonymsOption = Annotated[
+    tuple[str, ...],
+    FLAG_PARAMETER,
+    Parameter(
+        group="Data",
+        help="of a text column, a file of words that stand for each other, a group a line, parted by commas: "
+        "title=words.txt (once for each). Training texts are read with some exchanged, too",
+    ),
+]
 TestDataOption = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
 
-OutputOption = Annotated[Path | None, Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ...")]
-ComparisonOutputOption = Annotated[Path | None, Parameter(group="Run", help="folder of the runs and of comparison.md; by default the "
-                                           "next of runs/compare-0001, ...")]
-FoldsOption = Annotated[int, Parameter(group="Run", show_default=False, help="deal the training rows into so many parts (5 "
-                                 "is usual), train on all but one, each in turn, and judge on that one")]
-ReferenceOption = Annotated[str | None, Parameter(group="Data", help="data of what published weights could do before, with "
-                                            "the same columns; by default likeness to what they said before")]
-ResumeOption = Annotated[bool, FLAG_PARAMETER, Parameter(group="Run", help="go on with the run in --out")]
+OutputOption = Annotated[
+    Path | None,
+    Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ..."),
+]
+ComparisonOutputOption = Annotated[
+    Path | None,
+    Parameter(
+        group="Run",
+        help="folder of the runs and of comparison.md; by default the "
+        "next of runs/compare-0001, ...",
+    ),
+]
+FoldsOption = Annotated[
+    int,
+    Parameter(
+        group="Run",
+        show_default=False,
+        help="deal the training rows into so many parts (5 "
+        "is usual), train on all but one, each in turn, and judge on that one",
+    ),
+]
+ReferenceOption = Annotated[
+    str | None,
+    Parameter(
+        group="Data",
+        help="data of what published weights could do before, with "
+        "the same columns; by default likeness to what they said before",
+    ),
+]
+ResumeOption = Annotated[
+    bool, FLAG_PARAMETER, Parameter(group="Run", help="go on with the run in --out")
+]
 
 
 @Parameter(name="*")
@@ -56,8 +102,16 @@ class DataOptions:
     def open(self, path: str, **overrides: Any) -> "Dataset":
         """The data set. more: other keywords of Dataset.open."""
         from sensorium.data.dataset import Dataset
-        options = {name: _parse_value(text) for name, text in _split_pairs("option", self.source_option, "NAME=VALUE, as in n=5000")}
-        if words := dict(_split_pairs("synonyms", overrides.pop("synonyms", ()), "COLUMN=FILE, as in title=words.txt")):
+
+        options = {
+            name: _parse_value(text)
+            for name, text in _split_pairs("option", self.source_option, "NAME=VALUE, as in n=5000")
+        }
+        if words := dict(
+            _split_pairs(
+                "synonyms", overrides.pop("synonyms", ()), "COLUMN=FILE, as in title=words.txt"
+            )
+        ):
             overrides["synonyms"] = words
         known = {"group": self.group, "columns": self.types(), "max_bad": self.max_invalid_fraction}
         return Dataset.open(path, **{**known, **overrides, **options})
@@ -70,7 +124,10 @@ class DataOptions:
 def _split_pairs(option: str, values: Sequence[str], expected: str) -> list[tuple[str, str]]:
     """(before, after) the first "=" of each."""
     pairs = [one.partition("=") for one in values]
-    if wrong := next((one for one, (name, mark, _) in zip(values, pairs, strict=True) if not (name and mark)), None):
+    if wrong := next(
+        (one for one, (name, mark, _) in zip(values, pairs, strict=True) if not (name and mark)),
+        None,
+    ):
         raise SensoriumError(f"--{option} {wrong}: expected {expected}.")
     return [(name, value) for name, _, value in pairs]
 
@@ -104,10 +161,15 @@ class EvalOptions:
     def to_keywords(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
         """Those that were set, as keywords of `evaluate`."""
         runs = {"by": self.feature_model, "blind": self.blind_model}
-        plain = {"text": self.text_column or None, "every": self.average_captions or None, "most": self.max_samples,
-                 "ablate": self.ablate_columns or None}
+        plain = {
+            "text": self.text_column or None,
+            "every": self.average_captions or None,
+            "most": self.max_samples,
+            "ablate": self.ablate_columns or None,
+        }
         return {name: value for name, value in plain.items() if value is not None} | {
-            name: load(run, None) for name, run in runs.items() if run is not None}
+            name: load(run, None) for name, run in runs.items() if run is not None
+        }
 
 
 EvalOptionsGroup = Annotated[EvalOptions, Parameter(group="Judge")]
@@ -150,7 +212,9 @@ class SamplingOptions:
 
     def to_keywords(self, text: Sequence[str]) -> dict[str, Any]:
         """Keywords of the verb, without those that were left out."""
-        found: dict[str, Any] = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        found: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if value not in (None, ())
+        }
         lists = {name: list(found[name]) for name in ("image", "question") if name in found}
         return {**found, **lists, **({"text": list(text)} if text else {})}
 
@@ -161,19 +225,28 @@ DataOptionsGroup = Annotated[DataOptions, Parameter(group="Data")]
 DEFAULT_DATA_OPTIONS = DataOptions()
 
 
-def add_recipe_options(command: Callable[..., None], recipe: RecipeSignature, doc: str | None,
-                  multiple: bool = False) -> Callable[..., None]:
+def add_recipe_options(
+    command: Callable[..., None], recipe: RecipeSignature, doc: str | None, multiple: bool = False
+) -> Callable[..., None]:
     """`command(recipe, ..., **given)` for one recipe: its keywords and those of TrainingConfig are options, as its file
     says.
 
     multiple: each takes several values, and is given as a tuple.
     Raises SensoriumError for a keyword that is an option of the command already.
     """
+
     def of_recipe(*given: Any, **named: Any) -> None:
         command(recipe.name, *given, **named)
-    kept = [p for p in inspect.signature(command).parameters.values() if p.name not in ("recipe", "overrides")]
+
+    kept = [
+        p
+        for p in inspect.signature(command).parameters.values()
+        if p.name not in ("recipe", "overrides")
+    ]
     if clash := {p.name for p in kept} & {k.name for k in recipe.model_options}:
-        raise SensoriumError(f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it.")
+        raise SensoriumError(
+            f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it."
+        )
     option = _multi_value_option if multiple else _recipe_option
     options = [(_names if k.type == NAMES else option)(k, "Recipe") for k in recipe.model_options]
     options += [option(k, "Training") for k in recipe.training_options]
@@ -185,19 +258,34 @@ def add_recipe_options(command: Callable[..., None], recipe: RecipeSignature, do
 def _recipe_option(keyword: Keyword, group: str) -> inspect.Parameter:
     shown = (lambda _: keyword.computed) if keyword.computed else keyword.default not in (None, "")
     about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=shown)
-    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
-                             annotation=Annotated[keyword.type, about])
+    return inspect.Parameter(
+        keyword.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=keyword.default,
+        annotation=Annotated[keyword.type, about],
+    )
 
 
 def _names(keyword: Keyword, group: str) -> inspect.Parameter:
     """The same, for names that are given once each: one alone is a str, several are a tuple."""
+
     def converted(_: Any, tokens: Sequence[Token]) -> Any:
         names = tuple(token.value for token in tokens)
         return names[0] if len(names) == 1 else names
 
-    about = Parameter(group=group, help=keyword.doc.rstrip("."), negative="", converter=converted, show_default=False)
-    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=keyword.default,
-                             annotation=Annotated[NAMES, about])
+    about = Parameter(
+        group=group,
+        help=keyword.doc.rstrip("."),
+        negative="",
+        converter=converted,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        keyword.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=keyword.default,
+        annotation=Annotated[NAMES, about],
+    )
 
 
 def _multi_value_option(keyword: Keyword, group: str) -> inspect.Parameter:
@@ -205,12 +293,27 @@ def _multi_value_option(keyword: Keyword, group: str) -> inspect.Parameter:
     words = keyword.type is str or str in getattr(keyword.type, "__args__", ())
 
     def converted(_: Any, tokens: Sequence[Token]) -> Any:
-        parts = [t.evolve(value=part) for t in tokens for part in ([t.value] if words else t.value.split(","))]
+        parts = [
+            t.evolve(value=part)
+            for t in tokens
+            for part in ([t.value] if words else t.value.split(","))
+        ]
         return convert(tuple[keyword.type, ...], parts)
 
-    default = keyword.computed or (str(keyword.default) if keyword.default not in (None, "") else "")
-    about = Parameter(group=group, help=keyword.doc.rstrip("."), negative="", converter=converted,
-                      show_default=(lambda _: default) if default else False)
+    default = keyword.computed or (
+        str(keyword.default) if keyword.default not in (None, "") else ""
+    )
+    about = Parameter(
+        group=group,
+        help=keyword.doc.rstrip("."),
+        negative="",
+        converter=converted,
+        show_default=(lambda _: default) if default else False,
+    )
     shown = str if keyword.type is bool else keyword.type
-    return inspect.Parameter(keyword.name, inspect.Parameter.KEYWORD_ONLY, default=(),
-                             annotation=Annotated[tuple[shown, ...], about])
+    return inspect.Parameter(
+        keyword.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=(),
+        annotation=Annotated[tuple[shown, ...], about],
+    )

@@ -1,4 +1,5 @@
 """How commands answer: results to stdout, as a table for people or as JSON; what happens meanwhile to stderr."""
+
 import json
 import sys
 from dataclasses import asdict, is_dataclass
@@ -11,6 +12,7 @@ def emit(result: object, as_json: bool) -> None:
         print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
     elif hasattr(result, "__rich_console__"):
         from rich.console import Console
+
         Console().print(result)
     else:
         print(result)

@@ -1,4 +1,5 @@
 """What a recipe takes, read from its file and never run: `train clip --help` and a slip of the pen cost no torch."""
+
 import ast
 import sys
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from sensorium.errors import SensoriumError
 
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 BUILTIN_TYPES = {"int": int, "float": float, "bool": bool, "str": str}
-NAMES, STRINGS = tuple[str, ...], ("str", "(str, ...)", "str, ...")     # of what is given once for each
+NAMES, STRINGS = (
+    tuple[str, ...],
+    ("str", "(str, ...)", "str, ..."),
+)  # of what is given once for each
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Keyword:
 class RecipeSignature:
     """A recipe as its file describes it."""
 
-    name: str                               # what the command line calls it: clip, ./mine.py:recipe
-    doc: str                                # its docstring, without the keywords
+    name: str  # what the command line calls it: clip, ./mine.py:recipe
+    doc: str  # its docstring, without the keywords
     model_options: tuple[Keyword, ...]
-    training_options: tuple[Keyword, ...]               # fields of TrainingConfig, with the recipe's own defaults
+    training_options: tuple[
+        Keyword, ...
+    ]  # fields of TrainingConfig, with the recipe's own defaults
 
     @property
     def summary(self) -> str:
@@ -55,7 +61,9 @@ def builtin_recipes(name: str = "*") -> dict[str, RecipeSignature]:
 
     name: only the file of that name is read, if it is there.
     """
-    paths = [path for path in sorted(RECIPES_FOLDER.glob("*.py")) if path.stem == name] or sorted(RECIPES_FOLDER.glob("*.py"))
+    paths = [path for path in sorted(RECIPES_FOLDER.glob("*.py")) if path.stem == name] or sorted(
+        RECIPES_FOLDER.glob("*.py")
+    )
     found = (f for path in paths for f in _parse_file(path).body if isinstance(f, ast.FunctionDef))
     return {f.name: _recipe_signature(f.name, f) for f in found if _is_recipe(f)}
 
@@ -65,23 +73,32 @@ def parse_recipe(spec: str) -> RecipeSignature:
     path, function = _split_spec(spec)
     there = {f.name: f for f in _parse_file(path).body if isinstance(f, ast.FunctionDef)}
     if function not in there:
-        raise SensoriumError(f"{path} has no function {function!r}; it has {', '.join(there) or 'none'}.")
+        raise SensoriumError(
+            f"{path} has no function {function!r}; it has {', '.join(there) or 'none'}."
+        )
     f = there[function]
-    if not f.args.posonlyargs + f.args.args or len(f.args.posonlyargs + f.args.args) > 1 + len(f.args.defaults):
-        raise SensoriumError(f"{path}: {function} is no recipe: its one positional parameter must be the schema, as in "
-                             f"def {function}(schema: Schema, *, dim: int = 256) -> Recipe.")
+    if not f.args.posonlyargs + f.args.args or len(f.args.posonlyargs + f.args.args) > 1 + len(
+        f.args.defaults
+    ):
+        raise SensoriumError(
+            f"{path}: {function} is no recipe: its one positional parameter must be the schema, as in "
+            f"def {function}(schema: Schema, *, dim: int = 256) -> Recipe."
+        )
     return _recipe_signature(spec, f)
 
 
 def resolve_recipe(spec: str) -> Callable[..., Any]:
     """The recipe itself: one of ours by name, or FILE:FUNCTION, whose file is run because the user named it."""
     from sensorium.recipes import RECIPES as ours
+
     if is_file_spec(spec):
         parse_recipe(spec)
         path, function = _split_spec(spec)
         return getattr(_import_file(path), function)
     if spec not in ours:
-        raise SensoriumError(f"there is no recipe {spec!r}; there is {', '.join(ours)}, or ./mine.py:recipe.")
+        raise SensoriumError(
+            f"there is no recipe {spec!r}; there is {', '.join(ours)}, or ./mine.py:recipe."
+        )
     return ours[spec]
 
 
@@ -101,7 +118,9 @@ def is_file_spec(spec: str) -> bool:
 def _split_spec(spec: str) -> tuple[Path, str]:
     path, colon, function = spec.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise SensoriumError(f"a recipe of your own is named FILE:FUNCTION, as in ./mine.py:recipe; this is {spec!r}.")
+        raise SensoriumError(
+            f"a recipe of your own is named FILE:FUNCTION, as in ./mine.py:recipe; this is {spec!r}."
+        )
     if not Path(path).is_file():
         raise SensoriumError(f"there is no file {path} to take the recipe {function!r} from.")
     return Path(path), function
@@ -127,17 +146,25 @@ def _is_recipe(f: ast.FunctionDef) -> bool:
     """Whether it is written as (schema: Schema, ...) -> Recipe, or Recipe[MODEL]."""
     first = f.args.args[0].annotation if f.args.args else None
     result = f.returns.value if isinstance(f.returns, ast.Subscript) else f.returns
-    return isinstance(first, ast.Name) and isinstance(result, ast.Name) and (first.id, result.id) == ("Schema", "Recipe")
+    return (
+        isinstance(first, ast.Name)
+        and isinstance(result, ast.Name)
+        and (first.id, result.id) == ("Schema", "Recipe")
+    )
 
 
 def _recipe_signature(name: str, function: ast.FunctionDef) -> RecipeSignature:
     doc, _, arguments = (ast.get_docstring(function) or "").partition("\nArgs:\n")
     docs = _parse_arguments_doc(arguments)
-    own = tuple(Keyword(a.arg, _annotation_type(a.annotation), _literal_value(default), docs.get(a.arg, ""))
-                for a, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+    own = tuple(
+        Keyword(a.arg, _annotation_type(a.annotation), _literal_value(default), docs.get(a.arg, ""))
+        for a, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    )
     calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
-    set_here, declared = ({k.arg: k.value for call in calls if _called(call) == what for k in call.keywords if k.arg}
-                          for what in ("TrainingConfig", "training_defaults"))
+    set_here, declared = (
+        {k.arg: k.value for call in calls if _called(call) == what for k in call.keywords if k.arg}
+        for what in ("TrainingConfig", "training_defaults")
+    )
     loop = tuple(_with_default(k, {**set_here, **declared}.get(k.name)) for k in training_options())
     return RecipeSignature(name, doc.strip(), own, loop)
 
@@ -156,17 +183,29 @@ def _with_default(field: Keyword, node: ast.expr | None) -> Keyword:
     except ValueError:
         return replace(field, default=None, computed="set by the recipe")
     in_words = isinstance(value, str) and value not in get_args(field.type)
-    return replace(field, default=None, computed=value) if in_words else replace(field, default=value)
+    return (
+        replace(field, default=None, computed=value) if in_words else replace(field, default=value)
+    )
 
 
 @cache
 def training_options() -> tuple[Keyword, ...]:
     """The fields of TrainingConfig, documented by its docstring."""
     tree = _parse_file(RECIPES_FOLDER / "training_config.py")
-    settings = next(c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == "TrainingConfig")
+    settings = next(
+        c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == "TrainingConfig"
+    )
     docs = _parse_arguments_doc((ast.get_docstring(settings) or "").partition("\nAttributes:\n")[2])
-    return tuple(Keyword(name := ast.unparse(f.target), _annotation_type(f.annotation), _literal_value(f.value), docs[name])
-                 for f in settings.body if isinstance(f, ast.AnnAssign))
+    return tuple(
+        Keyword(
+            name := ast.unparse(f.target),
+            _annotation_type(f.annotation),
+            _literal_value(f.value),
+            docs[name],
+        )
+        for f in settings.body
+        if isinstance(f, ast.AnnAssign)
+    )
 
 
 def _parse_arguments_doc(arguments: str) -> dict[str, str]:
@@ -174,7 +213,7 @@ def _parse_arguments_doc(arguments: str) -> dict[str, str]:
     docs: dict[str, str] = {}
     name, edge = "", len(arguments) - len(arguments.lstrip())
     for line in filter(str.strip, arguments.splitlines()):
-        if line[:edge + 1].isspace():
+        if line[: edge + 1].isspace():
             docs[name] = f"{docs.get(name, '')} {line.strip()}"
         else:
             name, _, docs[name] = (part.strip() for part in line.partition(":"))
@@ -207,6 +246,8 @@ def _annotation_type(node: ast.expr | None) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             values = ast.literal_eval(choices)
             return Literal[values if isinstance(values, tuple) else (values,)]
-        case ast.Subscript(value=ast.Name(id="Sequence" | "tuple" | "list"), slice=of) if ast.unparse(of) in STRINGS:
+        case ast.Subscript(value=ast.Name(id="Sequence" | "tuple" | "list"), slice=of) if (
+            ast.unparse(of) in STRINGS
+        ):
             return NAMES
     return str

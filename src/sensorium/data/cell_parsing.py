@@ -1,4 +1,5 @@
 """What one cell of a table spells: nothing, a number, a list, an address."""
+
 import math
 from decimal import Decimal
 from typing import Any
@@ -18,12 +19,16 @@ def is_missing(value: Any) -> bool:
 
 def is_url(cell: Any) -> bool:
     """Whether a cell names something elsewhere."""
-    return isinstance(cell, str) and cell[:8].lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://"))
+    return isinstance(cell, str) and cell[:8].lower().startswith(
+        ("http://", "https://", "s3://", "gs://", "ftp://")
+    )
 
 
 def parse_list(cell: Any) -> list[Any] | None:
     """The list that a cell of a CSV file spells in JSON."""
-    if not (isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
+    if not (
+        isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("]")
+    ):
         return None
     value = parse_json(cell)
     return value if isinstance(value, list) else None
@@ -36,7 +41,11 @@ def parse_number(cell: Any) -> float | None:
         digits = cell.lstrip("+-")
         if cell.lower() in _MISSING_MARKERS:
             return math.nan
-        if digits[:1] not in "0123456789." or "_" in cell or (digits[0] == "0" and digits[1:2].isdigit()):
+        if (
+            digits[:1] not in "0123456789."
+            or "_" in cell
+            or (digits[0] == "0" and digits[1:2].isdigit())
+        ):
             return None
     elif isinstance(cell, bool) or not isinstance(cell, NUMBER_TYPES):
         return None

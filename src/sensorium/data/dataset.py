@@ -1,4 +1,5 @@
 """Rows of raw values, what each column means, which rows train and which judge. No picture is decoded here."""
+
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,25 +31,48 @@ if TYPE_CHECKING:
     from sensorium.data.cache.prepared import PreparedDataset
     from sensorium.data.describe import DatasetSummary
 
-READ_BLOCK_BYTES = 1 << 20                         # bytes of a file that are held at a time
+READ_BLOCK_BYTES = 1 << 20  # bytes of a file that are held at a time
 
 
 class Dataset:
     """N rows. `schema` says what their columns are; `bad` lists, by name, what was left out when they were read."""
 
-    def __init__(self, table: Table, schema: Schema, name: str = "data", *, max_invalid_fraction: float = 0.01,
-                 parent: "tuple[Dataset, np.ndarray] | None" = None):
-        self.table, self.schema, self.name, self.max_invalid_fraction = table, schema, name, max_invalid_fraction
+    def __init__(
+        self,
+        table: Table,
+        schema: Schema,
+        name: str = "data",
+        *,
+        max_invalid_fraction: float = 0.01,
+        parent: "tuple[Dataset, np.ndarray] | None" = None,
+    ):
+        self.table, self.schema, self.name, self.max_invalid_fraction = (
+            table,
+            schema,
+            name,
+            max_invalid_fraction,
+        )
         self.group_column = schema.find_role("group")
         self.bad_samples: list[BadSample] = list(table.bad_samples)
-        self.source: dict[str, Any] = {}        # what `open` was asked for, so that it can be asked again
-        self.synonyms: dict[str, Synonyms] = {} # column -> by what its texts of train are said in other ways too
-        self._parent = parent                           # the data set this is a part of, and which of its rows
+        self.source: dict[str, Any] = {}  # what `open` was asked for, so that it can be asked again
+        self.synonyms: dict[
+            str, Synonyms
+        ] = {}  # column -> by what its texts of train are said in other ways too
+        self._parent = parent  # the data set this is a part of, and which of its rows
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str], *, split: str | None = None, group: str | None = None,
-             types: Mapping[str, str | Modality] | None = None, test: str | os.PathLike[str] | None = None,
-             max_invalid_fraction: float = 0.01, schema_from: Schema | None = None, **source_options: Any) -> "Dataset":
+    def open(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        group: str | None = None,
+        types: Mapping[str, str | Modality] | None = None,
+        test: str | os.PathLike[str] | None = None,
+        max_invalid_fraction: float = 0.01,
+        schema_from: Schema | None = None,
+        **source_options: Any,
+    ) -> "Dataset":
         """Read a folder, a file (CSV, TSV, JSONL, Parquet) or a set that comes along ("emoji", "scenes").
 
         split: the column that says which split a row is in, or a file that does (see `splits.read_splits`).
@@ -69,22 +93,51 @@ class Dataset:
 
         words = source_options.pop("synonyms", {}) if schema_from is None else {}
         if not isinstance(words, Mapping):
-            raise SensoriumError(f"synonyms={words!r}: which column is it for? Give {{column: file}} "
-                                 "(--synonyms title=words.txt).")
+            raise SensoriumError(
+                f"synonyms={words!r}: which column is it for? Give {{column: file}} "
+                "(--synonyms title=words.txt)."
+            )
         chosen = {**(types or {}), **({group: "group"} if group else {})}
         if schema_from is not None:
-            return cls(*open_table_with_schema(Path(source), schema_from, max_invalid_fraction, source_options), max_invalid_fraction=max_invalid_fraction)
-        found = open_table(Path(source), chosen, split, None if test is None else Path(test), max_invalid_fraction, source_options)
+            return cls(
+                *open_table_with_schema(
+                    Path(source), schema_from, max_invalid_fraction, source_options
+                ),
+                max_invalid_fraction=max_invalid_fraction,
+            )
+        found = open_table(
+            Path(source),
+            chosen,
+            split,
+            None if test is None else Path(test),
+            max_invalid_fraction,
+            source_options,
+        )
         opened = cls(*found, max_invalid_fraction=max_invalid_fraction)
-        words = dict(split_pair(f"{name}={path}", opened.schema.columns) for name, path in words.items())
+        words = dict(
+            split_pair(f"{name}={path}", opened.schema.columns) for name, path in words.items()
+        )
         opened.synonyms = {name: opened._load_synonyms(name, path) for name, path in words.items()}
         at = Path(source)
-        asked = {"split": split, "group": group, "test": test, **source_options,
-                 "columns": {name: taken for name, taken in (types or {}).items() if isinstance(taken, str)},
-                 "synonyms": {name: str(Path(path).resolve()) for name, path in words.items()}}
-        opened.source = {"path": str(at.resolve() if at.exists() else at), "max_bad": max_invalid_fraction,
-                         **{k: v if isinstance(v, dict | list | tuple | int | float) else str(v)
-                            for k, v in asked.items() if v not in (None, {})}}
+        asked = {
+            "split": split,
+            "group": group,
+            "test": test,
+            **source_options,
+            "columns": {
+                name: taken for name, taken in (types or {}).items() if isinstance(taken, str)
+            },
+            "synonyms": {name: str(Path(path).resolve()) for name, path in words.items()},
+        }
+        opened.source = {
+            "path": str(at.resolve() if at.exists() else at),
+            "max_bad": max_invalid_fraction,
+            **{
+                k: v if isinstance(v, dict | list | tuple | int | float) else str(v)
+                for k, v in asked.items()
+                if v not in (None, {})
+            },
+        }
         return opened
 
     def __len__(self) -> int:
@@ -105,13 +158,19 @@ class Dataset:
         values, words = self._raw_values(column, rows), self.synonyms.get(column)
         if words is None:
             return values
-        return [_add_paraphrases(v, words) if learned else v
-                for v, learned in zip(values, self._train_mask[np.asarray(rows, np.int64)].tolist(), strict=True)]
+        return [
+            _add_paraphrases(v, words) if learned else v
+            for v, learned in zip(
+                values, self._train_mask[np.asarray(rows, np.int64)].tolist(), strict=True
+            )
+        ]
 
     def _load_synonyms(self, column: str, path: str | os.PathLike[str]) -> Synonyms:
         """The list of a text column. Raises SensoriumError where it is none, or cannot be read."""
         if self.schema.get_column(column).kind != "text":
-            raise SensoriumError(f"synonyms: the column {column!r} holds {self.schema.get_column(column).kind}, and no text")
+            raise SensoriumError(
+                f"synonyms: the column {column!r} holds {self.schema.get_column(column).kind}, and no text"
+            )
         return Synonyms.from_file(Path(path))
 
     @cached_property
@@ -122,13 +181,18 @@ class Dataset:
     def _raw_values(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         """Raw values as the source has them."""
         if column not in self.table.columns:
-            raise unknown_column_error(column, self.table.columns, f"Columns: {', '.join(self.table.columns)}.")
+            raise unknown_column_error(
+                column, self.table.columns, f"Columns: {', '.join(self.table.columns)}."
+            )
         values, rows = self.table.columns[column], np.asarray(rows, np.int64)
         kind = self.schema.columns[column].kind if column in self.schema.columns else ""
         if kind == "numeric":
             return [None if np.isnan(v) else v for v in values[rows].tolist()]
         if extensions(kind) is not None:
-            return [self.table.base_folder(i) / v if isinstance(v := values[i], str) else v for i in rows.tolist()]
+            return [
+                self.table.base_folder(i) / v if isinstance(v := values[i], str) else v
+                for i in rows.tolist()
+            ]
         return [values[i] for i in rows.tolist()]
 
     def location(self, row: int) -> str:
@@ -140,7 +204,13 @@ class Dataset:
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         table = replace(self.table.take(rows), bad_samples=[])
-        part = Dataset(table, self.schema, f"{self.name} (part)", max_invalid_fraction=self.max_invalid_fraction, parent=(self, rows))
+        part = Dataset(
+            table,
+            self.schema,
+            f"{self.name} (part)",
+            max_invalid_fraction=self.max_invalid_fraction,
+            parent=(self, rows),
+        )
         part.synonyms = self.synonyms
         return part
 
@@ -151,8 +221,13 @@ class Dataset:
         """
         train = self.splits.get("train", np.zeros(0, np.int64))
         fold = assign_folds(list(self._row_keys(train)), num_folds)
-        return [self._with_splits({**self.splits, "train": train[fold != i], "fold": train[fold == i]},
-                               f"{self.split_rule}; fold is {i + 1} of {num_folds} of train") for i in range(num_folds)]
+        return [
+            self._with_splits(
+                {**self.splits, "train": train[fold != i], "fold": train[fold == i]},
+                f"{self.split_rule}; fold is {i + 1} of {num_folds} of train",
+            )
+            for i in range(num_folds)
+        ]
 
     def _with_splits(self, splits: dict[str, np.ndarray], rule: str) -> "Dataset":
         other = copy(self)
@@ -174,7 +249,9 @@ class Dataset:
     def _splits_and_rule(self) -> tuple[dict[str, np.ndarray], str]:
         if self._parent is not None:
             whole, rows = self._parent
-            return {name: np.flatnonzero(np.isin(rows, r)) for name, r in whole.splits.items()}, whole.split_rule
+            return {
+                name: np.flatnonzero(np.isin(rows, r)) for name, r in whole.splits.items()
+            }, whole.split_rule
         column, told = self.schema.find_role("split"), f"by md5 of {self._describe_split_key()}"
         given = group_rows_by_split(self.table.columns[column]) if column is not None else {}
         if not given.keys() - {"train"}:
@@ -197,7 +274,9 @@ class Dataset:
     @cached_property
     def _groups(self) -> np.ndarray:
         seen: dict[str, int] = {}
-        return np.fromiter((seen.setdefault(key, len(seen)) for key in self._row_keys()), np.int64, len(self))
+        return np.fromiter(
+            (seen.setdefault(key, len(seen)) for key in self._row_keys()), np.int64, len(self)
+        )
 
     def _describe_split_key(self) -> str:
         if self.group_column is not None:
@@ -208,12 +287,24 @@ class Dataset:
     def _content_column(self) -> str | None:
         """The column by whose content rows are told apart."""
         columns = self.schema.columns.values()
-        return next((c.name for kind in ("image", "text", "audio", "series") for c in columns if c.kind == kind), None)
+        return next(
+            (
+                c.name
+                for kind in ("image", "text", "audio", "series")
+                for c in columns
+                if c.kind == kind
+            ),
+            None,
+        )
 
     def _row_keys(self, rows: np.ndarray | None = None) -> Iterator[str]:
         """What tells rows apart, row by row: equal keys are the same thing."""
         rows = np.arange(len(self)) if rows is None else rows
-        named = self._raw_values(self.group_column, rows) if self.group_column is not None else [None] * len(rows)
+        named = (
+            self._raw_values(self.group_column, rows)
+            if self.group_column is not None
+            else [None] * len(rows)
+        )
         left = [int(row) for row, name in zip(rows, named, strict=True) if name is None]
         content = self._content_keys(left)
         return (f"group:{name}" if name is not None else next(content) for name in named)
@@ -223,32 +314,49 @@ class Dataset:
         if not rows:
             return iter(())
         if shown is None:
-            names = [n for n in self.table.columns if n in self.schema.columns] or list(self.table.columns)
+            names = [n for n in self.table.columns if n in self.schema.columns] or list(
+                self.table.columns
+            )
             return (repr([self.table.columns[n][i] for n in names]) for i in rows)
 
         def part(start: int) -> list[str]:
-            some = rows[start:start + 256]
-            return [content_digest(raw, self.location(i)) for i, raw in zip(some, self._raw_values(shown, some), strict=True)]
+            some = rows[start : start + 256]
+            return [
+                content_digest(raw, self.location(i))
+                for i, raw in zip(some, self._raw_values(shown, some), strict=True)
+            ]
 
         return chain.from_iterable(prefetch(part, range(0, len(rows), 256), io_bound=True))
 
-    def prepare(self, schema: Schema, columns: Sequence[ColumnKey], **options: Any) -> "PreparedDataset":
+    def prepare(
+        self, schema: Schema, columns: Sequence[ColumnKey], **options: Any
+    ) -> "PreparedDataset":
         """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
         from sensorium.data.cache.prepared import PreparedDataset
-        return PreparedDataset(self, schema, columns, **{"max_bad": self.max_invalid_fraction, **options})
+
+        return PreparedDataset(
+            self, schema, columns, **{"max_bad": self.max_invalid_fraction, **options}
+        )
 
     def describe(self) -> "DatasetSummary":
         """What `sensorium data PATH` prints: plain data, and a table when rich prints it. Every file is read."""
         from sensorium.data.describe import describe_dataset
+
         filed = [c.name for c in self.schema.columns.values() if extensions(c.kind) is not None]
-        found = self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad_samples if filed and len(self) else self.bad_samples
+        found = (
+            self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad_samples
+            if filed and len(self)
+            else self.bad_samples
+        )
         return replace(describe_dataset(self), bad_samples=found)
 
 
 def _add_paraphrases(value: Any, synonyms: Synonyms) -> Any:
     """A text, or several, followed by other ways to say each."""
     several = value if isinstance(value, list) else [value]
-    others = [other for text in several if isinstance(text, str) for other in synonyms.paraphrase(text)]
+    others = [
+        other for text in several if isinstance(text, str) for other in synonyms.paraphrase(text)
+    ]
     return [*several, *others] if others else value
 
 
@@ -265,8 +373,16 @@ def content_digest(raw: Any, location: str) -> str:
             return location
     if isinstance(raw, np.ndarray):
         return _md5(raw.tobytes() + str(raw.shape).encode()).hexdigest()
-    text = raw if isinstance(raw, str) else "\n".join(map(str, raw)) if isinstance(raw, list) else location
-    return _md5(raw if isinstance(raw, bytes) else text.encode("utf-8", "surrogatepass")).hexdigest()
+    text = (
+        raw
+        if isinstance(raw, str)
+        else "\n".join(map(str, raw))
+        if isinstance(raw, list)
+        else location
+    )
+    return _md5(
+        raw if isinstance(raw, bytes) else text.encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _md5(data: bytes = b"") -> Any:

@@ -1,10 +1,11 @@
 """Folders of pictures, in the layouts people already have.
 
-    metadata.csv (or captions.*, or the only table there)   rows that name the pictures; .tsv .jsonl .parquet too
-    train.csv, test.csv; train/..., val/..., test/...       each part in its own file or folder: given splits
-    a.jpg + a.txt, a.json                                   captions, one a line; other JSON fields become columns
-    cat/a.jpg, dog/b.jpg                                    a folder per class
+metadata.csv (or captions.*, or the only table there)   rows that name the pictures; .tsv .jsonl .parquet too
+train.csv, test.csv; train/..., val/..., test/...       each part in its own file or folder: given splits
+a.jpg + a.txt, a.json                                   captions, one a line; other JSON fields become columns
+cat/a.jpg, dog/b.jpg                                    a folder per class
 """
+
 import os
 import re
 from collections.abc import Iterator
@@ -25,8 +26,27 @@ from sensorium.data.tables import (
 )
 from sensorium.errors import SensoriumError
 
-_UNSUPPORTED_IMAGE_EXTENSIONS = (".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".raw", ".cr2", ".nef", ".dng")   # pictures all the same
-_NON_CAPTION_STEMS = ("readme", "license", "licence", "notice", "attribution", "requirements", "classes")
+_UNSUPPORTED_IMAGE_EXTENSIONS = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".svg",
+    ".psd",
+    ".jxl",
+    ".raw",
+    ".cr2",
+    ".nef",
+    ".dng",
+)  # pictures all the same
+_NON_CAPTION_STEMS = (
+    "readme",
+    "license",
+    "licence",
+    "notice",
+    "attribution",
+    "requirements",
+    "classes",
+)
 _CAPTION_KEYS = ("caption", "captions", "text")
 
 
@@ -36,25 +56,37 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
     Raises SensoriumError if there is nothing to read.
     """
     tables, folders, pictures = _list_folder(folder)
-    parts = [t for t in tables if _split_from_name(t)] or ([] if pictures or not all(map(_split_from_name, folders)) else folders)
+    parts = [t for t in tables if _split_from_name(t)] or (
+        [] if pictures or not all(map(_split_from_name, folders)) else folders
+    )
     by_hand = [t for t in tables if t.stem.lower() in ("metadata", "captions")]
     chosen = by_hand[:1] or (tables if len(tables) == 1 and not _split_from_name(tables[0]) else [])
     if chosen:
         return read_table(chosen[0], encoding, name + chosen[0].name)
     if parts:
-        return concat_tables([(_split_from_name(p), _read_table_or_folder(p, encoding, name)) for p in parts])
+        return concat_tables(
+            [(_split_from_name(p), _read_table_or_folder(p, encoding, name)) for p in parts]
+        )
     if tables:
         names = ", ".join(t.name for t in tables[:5])
-        raise SensoriumError(f"{folder} holds {len(tables)} tables ({names}) and none is called metadata or captions. "
-                             "Open the one you mean.")
-    if [f.name for f in folders] == ["data"] and not pictures:       # how the Hugging Face hub lays out Parquet shards
+        raise SensoriumError(
+            f"{folder} holds {len(tables)} tables ({names}) and none is called metadata or captions. "
+            "Open the one you mean."
+        )
+    if [f.name for f in folders] == [
+        "data"
+    ] and not pictures:  # how the Hugging Face hub lays out Parquet shards
         return read_folder(folders[0], encoding, f"{name}data/")
     return _read_image_folder(folder, encoding, name)
 
 
 def _read_table_or_folder(path: Path, encoding: str, name: str) -> Table:
     name += path.name
-    return read_folder(path, encoding, f"{name}/") if path.is_dir() else read_table(path, encoding, name)
+    return (
+        read_folder(path, encoding, f"{name}/")
+        if path.is_dir()
+        else read_table(path, encoding, name)
+    )
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[Path], bool]:
@@ -64,7 +96,11 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path], bool]:
     except OSError as e:
         raise SensoriumError(f"could not read the folder {folder}: {e.strerror or e}.") from e
     tables = [p for p in entries if p.suffix.lower() in TABLE_EXTENSIONS and p.is_file()]
-    return tables, [p for p in entries if p.is_dir()], any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries)
+    return (
+        tables,
+        [p for p in entries if p.is_dir()],
+        any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries),
+    )
 
 
 def _split_from_name(path: Path) -> str:
@@ -77,16 +113,25 @@ def _read_image_folder(folder: Path, encoding: str, name: str) -> Table:
     try:
         files = list(_walk_files(folder))
     except OSError as e:
-        raise SensoriumError(f"could not read the folder {e.filename or folder}: {e.strerror or e}.") from e
+        raise SensoriumError(
+            f"could not read the folder {e.filename or folder}: {e.strerror or e}."
+        ) from e
     pictures = [f for f in files if f.lower().endswith(IMAGE_EXTENSIONS)]
     if not pictures:
         seen = f"{len(files)} files, none of them" if files else "nothing, so no"
-        raise SensoriumError(f"{folder} holds {seen} picture ({' '.join(IMAGE_EXTENSIONS)}) or table ({' '.join(TABLE_EXTENSIONS)}).")
+        raise SensoriumError(
+            f"{folder} holds {seen} picture ({' '.join(IMAGE_EXTENSIONS)}) or table ({' '.join(TABLE_EXTENSIONS)})."
+        )
     sidecars: dict[str, list[str]] = {}
     for file in files:
         if file.lower().endswith((".txt", ".json")):
             sidecars.setdefault(_strip_extension(file), []).append(file)
-    table = Table({"image": list(pictures)}, [name + p for p in pictures], root=folder, kinds={"image": "image"})
+    table = Table(
+        {"image": list(pictures)},
+        [name + p for p in pictures],
+        root=folder,
+        kinds={"image": "image"},
+    )
     table.reasons["image"] = f"{len(pictures)} picture files in the folder"
     _add_labels(table, pictures)
     alone = sidecars.keys() - {_strip_extension(p) for p in pictures}
@@ -97,11 +142,17 @@ def _read_image_folder(folder: Path, encoding: str, name: str) -> Table:
                 _add_bad_sample(table, name + file, "there is no picture of this name beside it")
     for file in files:
         if file.lower().endswith(_UNSUPPORTED_IMAGE_EXTENSIONS):
-            _add_bad_sample(table, name + file, f"{PurePosixPath(file).suffix} files are not read: save it as JPEG or PNG")
+            _add_bad_sample(
+                table,
+                name + file,
+                f"{PurePosixPath(file).suffix} files are not read: save it as JPEG or PNG",
+            )
     return table
 
 
-def _walk_files(folder: Path, subfolder: str = "", ancestors: frozenset[str] = frozenset()) -> Iterator[str]:
+def _walk_files(
+    folder: Path, subfolder: str = "", ancestors: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """Every file as a path with '/' below the folder, in order of name, without hidden ones.
 
     Links are followed, except to a folder they lie in. One that leads nowhere is a file that will not decode.
@@ -121,7 +172,7 @@ def _walk_files(folder: Path, subfolder: str = "", ancestors: frozenset[str] = f
 
 
 def _strip_extension(file: str) -> str:
-    return file[:file.rindex(".")]
+    return file[: file.rindex(".")]
 
 
 def _add_captions(table: Table, sidecars: dict[str, list[str]], encoding: str, name: str) -> None:
@@ -141,7 +192,9 @@ def _add_captions(table: Table, sidecars: dict[str, list[str]], encoding: str, n
     if "caption" in table.columns:
         table.kinds["caption"] = "text"
         there = sum(v is not None for v in table.columns["caption"])
-        table.reasons["caption"] = f"{there} of {len(table)} pictures have a .txt or .json file of the same name"
+        table.reasons["caption"] = (
+            f"{there} of {len(table)} pictures have a .txt or .json file of the same name"
+        )
 
 
 def _read_sidecar(path: Path, encoding: str) -> dict[str, Any]:
@@ -179,7 +232,10 @@ def _add_labels(table: Table, images: list[str]) -> None:
     labels = [p.rpartition("/")[0] for p in images]
     if all(labels) and len(set(labels)) > 1:
         table.columns["label"] = labels
-        table.kinds["label"], table.reasons["label"] = "category", f"the pictures lie in {len(set(labels))} folders"
+        table.kinds["label"], table.reasons["label"] = (
+            "category",
+            f"the pictures lie in {len(set(labels))} folders",
+        )
 
 
 def _add_bad_sample(table: Table, location: str, reason: str) -> None:

@@ -5,6 +5,7 @@ value of the group column, or else the row's content, so that copies of one thin
 added later leave the others where they are. Folds for comparing settings are dealt out of train by a hash of the same
 keys (`in_folds`).
 """
+
 import csv
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,14 @@ from sensorium.errors import SensoriumError
 
 HASH_SALT = "sensorium"
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
-_SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
+_SPLIT_ALIASES = {
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "eval": "val",
+    "testing": "test",
+}
 KNOWN_SPLITS = frozenset({"train", "val", "test", *_SPLIT_ALIASES})
 
 
@@ -53,7 +61,9 @@ def split_by_hash(keys: Iterable[str], fractions: dict[str, float]) -> dict[str,
     keys = list(keys)
     place = {key: _hash_to_unit_interval(key) for key in keys}
     names, bounds = list(fractions), np.cumsum(list(fractions.values()))[:-1]
-    name_of = {key: names[int(np.searchsorted(bounds, u, side="right"))] for key, u in place.items()}
+    name_of = {
+        key: names[int(np.searchsorted(bounds, u, side="right"))] for key, u in place.items()
+    }
     for name in names[1:]:
         first = [key for key in place if name_of[key] == names[0]]
         if name not in name_of.values() and len(first) > 1:
@@ -72,15 +82,19 @@ def assign_folds(keys: Sequence[str], num_folds: int) -> np.ndarray:
     order = sorted(dict.fromkeys(keys), key=lambda key: _hash_to_unit_interval(f"fold:{key}"))
     if not 2 <= num_folds <= len(order):
         most = f"choose from 2 to {len(order):,}" if len(order) > 1 else "at least 2 are needed"
-        raise SensoriumError(f"{num_folds} folds cannot be made of {len(keys):,} training rows, of which {len(order):,} show "
-                             f"different things: {most}.")
+        raise SensoriumError(
+            f"{num_folds} folds cannot be made of {len(keys):,} training rows, of which {len(order):,} show "
+            f"different things: {most}."
+        )
     fold = {key: i % num_folds for i, key in enumerate(order)}
     return np.array([fold[key] for key in keys], np.int64)
 
 
 def _hash_to_unit_interval(key: str) -> float:
-    digest = hashlib.md5(f"{HASH_SALT}:{key}".encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "big") / 2 ** 64
+    digest = hashlib.md5(
+        f"{HASH_SALT}:{key}".encode("utf-8", "surrogatepass"), usedforsecurity=False
+    ).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def read_splits(path: Path, table: Table) -> list[str | None]:
@@ -91,17 +105,29 @@ def read_splits(path: Path, table: Table) -> list[str | None]:
     no split. Raises SensoriumError for a row that is not there.
     """
     if not path.is_file():
-        raise SensoriumError(f"there is no file {path} to read the splits from, and no column of that name.")
-    pairs = _read_json_assignments(path) if path.suffix.lower() == ".json" else _read_line_assignments(path)
+        raise SensoriumError(
+            f"there is no file {path} to read the splits from, and no column of that name."
+        )
+    pairs = (
+        _read_json_assignments(path)
+        if path.suffix.lower() == ".json"
+        else _read_line_assignments(path)
+    )
     rows = {name: i for i, name in enumerate(table.locations)}
     for values in table.columns.values():
-        rows |= {v: i for i, v in enumerate(values) if isinstance(v, str) and v.lower().endswith(IMAGE_EXTENSIONS)}
+        rows |= {
+            v: i
+            for i, v in enumerate(values)
+            if isinstance(v, str) and v.lower().endswith(IMAGE_EXTENSIONS)
+        }
     found: list[str | None] = [None] * len(table)
     for where, row, split in pairs:
         i = rows.get(row, int(row) if row.isdecimal() else -1)
         if not 0 <= i < len(table):
-            raise SensoriumError(f"{where} puts {row!r} into {split!r}, but the data has no such row; rows are named "
-                                 f"like {table.locations[0]!r}, or by number, 0 to {len(table) - 1}.")
+            raise SensoriumError(
+                f"{where} puts {row!r} into {split!r}, but the data has no such row; rows are named "
+                f"like {table.locations[0]!r}, or by number, 0 to {len(table) - 1}."
+            )
         found[i] = split
     return found
 
@@ -110,7 +136,9 @@ def _read_json_assignments(path: Path) -> Iterable[tuple[str, str, str]]:
     with open_text(path) as f:
         value = parse_json(f.read())
     if not isinstance(value, dict):
-        raise SensoriumError(f'{path} is not a JSON object like {{"train": ["a.jpg", ...]}} or {{"a.jpg": "train"}}.')
+        raise SensoriumError(
+            f'{path} is not a JSON object like {{"train": ["a.jpg", ...]}} or {{"a.jpg": "train"}}.'
+        )
     for key, named in value.items():
         for other in named if isinstance(named, list) else [named]:
             row, split = (other, key) if isinstance(named, list) else (key, other)
@@ -123,10 +151,14 @@ def _read_line_assignments(path: Path) -> Iterable[tuple[str, str, str]]:
     mark = next((m for m in "\t," if lines and m in lines[0]), " ")
     for number, cells in enumerate(csv.reader(lines, delimiter=mark), 1):
         cells = [cell.strip() for cell in cells]
-        if not any(cells) or (number == 1 and cells[-1].lower() in ("split", "set", "subset", "fold")):
+        if not any(cells) or (
+            number == 1 and cells[-1].lower() in ("split", "set", "subset", "fold")
+        ):
             continue
         if len(cells) < 2:
-            raise SensoriumError(f"{path}:{number}: expected a row and its split (a.jpg,train); found {cells[0]!r}.")
+            raise SensoriumError(
+                f"{path}:{number}: expected a row and its split (a.jpg,train); found {cells[0]!r}."
+            )
         yield f"{path.name}:{number}", mark.join(cells[:-1]), cells[-1]
 
 

@@ -1,4 +1,5 @@
 """Words that stand for each other, and texts with some of them exchanged."""
+
 import hashlib
 import random
 import re
@@ -9,10 +10,12 @@ from pathlib import Path
 from sensorium.data.tables import open_text
 from sensorium.errors import SensoriumError
 
-MAX_PARAPHRASES = 2                             # other ways to say a text, at most: it is drawn as it is written, too
-REPLACEMENT_PROBABILITY = 0.5                         # of the words that have others, about
+MAX_PARAPHRASES = 2  # other ways to say a text, at most: it is drawn as it is written, too
+REPLACEMENT_PROBABILITY = 0.5  # of the words that have others, about
 WORD_PATTERN = re.compile(r"\S+")
-EDGE_PUNCTUATION = ".,;:!?()[]{}\"'…«»“”‘’„¡¿。，、！？"       # marks that stand around a word and are none of it
+EDGE_PUNCTUATION = (
+    ".,;:!?()[]{}\"'…«»“”‘’„¡¿。，、！？"  # marks that stand around a word and are none of it
+)
 PhraseKey = tuple[str, ...]
 
 
@@ -24,10 +27,16 @@ class Synonyms:
         for group in groups:
             words = list(dict.fromkeys(word.strip() for word in group))
             for word in words:
-                others.setdefault(normalize_phrase(word), {}).update(dict.fromkeys(w for w in words if normalize_phrase(w) != normalize_phrase(word)))
-        self.alternatives: Mapping[PhraseKey, list[str]] = {key: list(found) for key, found in others.items() if found}
+                others.setdefault(normalize_phrase(word), {}).update(
+                    dict.fromkeys(w for w in words if normalize_phrase(w) != normalize_phrase(word))
+                )
+        self.alternatives: Mapping[PhraseKey, list[str]] = {
+            key: list(found) for key, found in others.items() if found
+        }
         self.max_phrase_words = max(map(len, self.alternatives), default=0)
-        self.fingerprint = hashlib.sha256(repr(sorted(self.alternatives.items())).encode("utf-8", "surrogatepass")).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            repr(sorted(self.alternatives.items())).encode("utf-8", "surrogatepass")
+        ).hexdigest()
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Synonyms":
@@ -40,15 +49,19 @@ class Synonyms:
             with open_text(Path(path)) as file:
                 lines = file.read().splitlines()
         except (OSError, UnicodeError) as e:
-            raise SensoriumError(f"{path} cannot be read: {e}. synonyms is a text file, a group a line: "
-                                 "car, automobile") from e
+            raise SensoriumError(
+                f"{path} cannot be read: {e}. synonyms is a text file, a group a line: "
+                "car, automobile"
+            ) from e
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             words = [word for word in line.split(",") if normalize_phrase(word)]
             if len({normalize_phrase(word) for word in words}) < 2:
-                raise SensoriumError(f"{path}:{number}: {line.strip()!r} is no group of words that stand for each "
-                                     "other; expected two or more, parted by commas: car, automobile")
+                raise SensoriumError(
+                    f"{path}:{number}: {line.strip()!r} is no group of words that stand for each "
+                    "other; expected two or more, parted by commas: car, automobile"
+                )
             groups.append(words)
         if not groups:
             raise SensoriumError(f"{path} holds no words; expected a group a line: car, automobile")
@@ -60,7 +73,9 @@ class Synonyms:
         places = self._find_phrases(text)
         chance, found = random.Random(text), dict[str, None]()
         for _ in range(2 * MAX_PARAPHRASES if places else 0):
-            which = [place for place in places if chance.random() < REPLACEMENT_PROBABILITY] or [chance.choice(places)]
+            which = [place for place in places if chance.random() < REPLACEMENT_PROBABILITY] or [
+                chance.choice(places)
+            ]
             found[self._replace_phrases(text, which, chance)] = None
         return [one for one in found if one != text][:MAX_PARAPHRASES]
 
@@ -74,9 +89,17 @@ class Synonyms:
                 whole = text[start:stop]
                 inner = whole.strip(EDGE_PUNCTUATION)
                 first = start + len(whole) - len(whole.lstrip(EDGE_PUNCTUATION))
-                found = next(((s, e, key) for s, e, key in ((start, stop, normalize_phrase(whole)),
-                                                            (first, first + len(inner), normalize_phrase(inner)))
-                              if key in self.alternatives), None)
+                found = next(
+                    (
+                        (s, e, key)
+                        for s, e, key in (
+                            (start, stop, normalize_phrase(whole)),
+                            (first, first + len(inner), normalize_phrase(inner)),
+                        )
+                        if key in self.alternatives
+                    ),
+                    None,
+                )
                 if found:
                     places.append(found)
                     at += n
@@ -85,11 +108,16 @@ class Synonyms:
                 at += 1
         return places
 
-    def _replace_phrases(self, text: str, matches: Iterable[tuple[int, int, PhraseKey]], rng: random.Random) -> str:
+    def _replace_phrases(
+        self, text: str, matches: Iterable[tuple[int, int, PhraseKey]], rng: random.Random
+    ) -> str:
         parts, at = [], 0
         for start, stop, key in matches:
             other = rng.choice(self.alternatives[key])
-            parts += [text[at:start], other[0].upper() + other[1:] if text[start].isupper() else other]
+            parts += [
+                text[at:start],
+                other[0].upper() + other[1:] if text[start].isupper() else other,
+            ]
             at = stop
         return "".join([*parts, text[at:]])
 

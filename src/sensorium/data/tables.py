@@ -2,6 +2,7 @@
 
 Nothing here decides what a column means, and no picture is opened: that is for infer.py and dataset.py.
 """
+
 import csv
 import json
 import re
@@ -18,8 +19,10 @@ from sensorium.errors import SensoriumError
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_HALF = re.compile("[\ud800-\udfff]")      # of a character: a lone surrogate, which no file can hold
-_MAX_COLUMNS = 1024        # JSONL where every line has its own keys would grow with the square of its length
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: a lone surrogate, which no file can hold
+_MAX_COLUMNS = (
+    1024  # JSONL where every line has its own keys would grow with the square of its length
+)
 
 
 @dataclass
@@ -31,13 +34,17 @@ class Table:
     """
 
     columns: dict[str, Any]
-    locations: Sequence[str]                                    # each row's name in messages
-    split_column: str | None = None                                # the column that says which split a row is in
-    group_column: str | None = None                                # the column whose equal values are the same thing
-    kinds: dict[str, str] = field(default_factory=dict)     # column -> kind ("image", ...), where the source knows
-    reasons: dict[str, str] = field(default_factory=dict)       # column -> how the source knows
-    root: Path | list[Path] = Path()                        # what relative paths start from; a list: each row's own
-    bad_samples: list[BadSample] = field(default_factory=list)            # rows that could not be read: their cells are None here
+    locations: Sequence[str]  # each row's name in messages
+    split_column: str | None = None  # the column that says which split a row is in
+    group_column: str | None = None  # the column whose equal values are the same thing
+    kinds: dict[str, str] = field(
+        default_factory=dict
+    )  # column -> kind ("image", ...), where the source knows
+    reasons: dict[str, str] = field(default_factory=dict)  # column -> how the source knows
+    root: Path | list[Path] = Path()  # what relative paths start from; a list: each row's own
+    bad_samples: list[BadSample] = field(
+        default_factory=list
+    )  # rows that could not be read: their cells are None here
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -64,11 +71,19 @@ class LineLocations(Sequence[str]):
 
     def __getitem__(self, i: Any) -> Any:
         number = self.line_numbers[i]
-        return LineLocations(self.file_name, number) if isinstance(number, np.ndarray) else f"{self.file_name}:{number}"
+        return (
+            LineLocations(self.file_name, number)
+            if isinstance(number, np.ndarray)
+            else f"{self.file_name}:{number}"
+        )
 
 
 def _take_rows(values: Any, rows: np.ndarray) -> Any:
-    return values[rows] if isinstance(values, np.ndarray | LineLocations) else [values[i] for i in rows]
+    return (
+        values[rows]
+        if isinstance(values, np.ndarray | LineLocations)
+        else [values[i] for i in rows]
+    )
 
 
 def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
@@ -80,14 +95,23 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
     names = dict.fromkeys(chain.from_iterable(t.columns for t in tables))
     starts = np.cumsum([0, *map(len, tables)])
     return Table(
-        columns={n: list(chain.from_iterable(t.columns.get(n, [None] * len(t)) for t in tables)) for n in names},
+        columns={
+            n: list(chain.from_iterable(t.columns.get(n, [None] * len(t)) for t in tables))
+            for n in names
+        },
         locations=list(chain.from_iterable(t.locations for t in tables)),
         split_column="split",
         group_column=next((t.group_column for t in tables if t.group_column), None),
         kinds={k: v for t in tables for k, v in t.kinds.items()},
-        reasons={k: v for t in tables for k, v in t.reasons.items()} | {"split": "the part of the source that a row is from"},
+        reasons={k: v for t in tables for k, v in t.reasons.items()}
+        | {"split": "the part of the source that a row is from"},
         root=[t.base_folder(i) for t in tables for i in range(len(t))],
-        bad_samples=[replace(b, row=b.row + int(start)) for t, start in zip(tables, starts, strict=False) for b in t.bad_samples])
+        bad_samples=[
+            replace(b, row=b.row + int(start))
+            for t, start in zip(tables, starts, strict=False)
+            for b in t.bad_samples
+        ],
+    )
 
 
 def read_table(path: Path, encoding: str = "utf-8", name: str = "") -> Table:
@@ -98,7 +122,9 @@ def read_table(path: Path, encoding: str = "utf-8", name: str = "") -> Table:
     """
     suffix, name = path.suffix.lower(), name or path.name
     if suffix not in TABLE_EXTENSIONS:
-        raise SensoriumError(f"{path} is no kind of file that is read here. Give a folder, or {', '.join(TABLE_EXTENSIONS)}.")
+        raise SensoriumError(
+            f"{path} is no kind of file that is read here. Give a folder, or {', '.join(TABLE_EXTENSIONS)}."
+        )
     try:
         if suffix == ".parquet":
             table = _read_parquet(path, name)
@@ -125,7 +151,9 @@ def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
     try:
         return open(path, encoding=encoding, newline="")
     except LookupError:
-        raise SensoriumError(f"unknown encoding {encoding!r}; try utf-8, latin-1, cp1252, utf-16 or gb18030.") from None
+        raise SensoriumError(
+            f"unknown encoding {encoding!r}; try utf-8, latin-1, cp1252, utf-16 or gb18030."
+        ) from None
 
 
 def _undecodable_message(path: Path, encoding: str, error: UnicodeError) -> str:
@@ -135,8 +163,10 @@ def _undecodable_message(path: Path, encoding: str, error: UnicodeError) -> str:
             try:
                 line.decode(encoding)
             except UnicodeError:
-                return (f"{path}:{number}: this line is not {encoding} text. Save the file as UTF-8, or name its "
-                        "encoding (encoding='latin-1', 'cp1252', 'utf-16', ...).")
+                return (
+                    f"{path}:{number}: this line is not {encoding} text. Save the file as UTF-8, or name its "
+                    "encoding (encoding='latin-1', 'cp1252', 'utf-16', ...)."
+                )
     return f"{path} is not {encoding} text: {error}."
 
 
@@ -156,15 +186,28 @@ def _read_csv(path: Path, encoding: str, file_name: str) -> Table:
             if not reason and len(row) != len(names):
                 reason = f"{len(row)} cells where the header has {len(names)}"
             if reason:
-                bad.append(BadSample(len(numbers), "", f"{file_name}:{first}" + (f"-{last}" if last > first else ""), reason))
+                bad.append(
+                    BadSample(
+                        len(numbers),
+                        "",
+                        f"{file_name}:{first}" + (f"-{last}" if last > first else ""),
+                        reason,
+                    )
+                )
                 row = [""] * len(names)
             numbers.append(first)
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell or None)
-    return Table(dict(zip(names, columns, strict=True)), LineLocations(file_name, np.array(numbers, np.int64)), bad_samples=bad)
+    return Table(
+        dict(zip(names, columns, strict=True)),
+        LineLocations(file_name, np.array(numbers, np.int64)),
+        bad_samples=bad,
+    )
 
 
-def _iter_csv_rows(rows: Any, file_name: str, num_columns: int = 0) -> Iterator[tuple[int, int, list[str], str]]:
+def _iter_csv_rows(
+    rows: Any, file_name: str, num_columns: int = 0
+) -> Iterator[tuple[int, int, list[str], str]]:
     """(first line, last line, cells, why it could not be read) for each row that is not blank. As many empty cells as
     there are columns are a row of which nothing is known."""
     while True:
@@ -175,9 +218,13 @@ def _iter_csv_rows(rows: Any, file_name: str, num_columns: int = 0) -> Iterator[
         except StopIteration:
             return
         except csv.Error as e:
-            if "unexpected end" in str(e) or "field limit" in str(e):       # it has swallowed the rows that follow
-                raise SensoriumError(f"{file_name}:{first}: a quotation mark opens here and never closes. Close it, or "
-                                     'double it ("") if it is part of the text.') from e
+            if "unexpected end" in str(e) or "field limit" in str(
+                e
+            ):  # it has swallowed the rows that follow
+                raise SensoriumError(
+                    f"{file_name}:{first}: a quotation mark opens here and never closes. Close it, or "
+                    'double it ("") if it is part of the text.'
+                ) from e
             reason = f"quotation marks: {e}"
         if reason or any(map(str.strip, row)) or len(row) == num_columns > 1:
             yield first, rows.line_num, row, reason
@@ -200,7 +247,9 @@ def named(names: Iterable[str], where: Path | str) -> list[str]:
     """
     made = [_HALF.sub("\ufffd", name) for name in names]
     if twice := {name for name in made if made.count(name) > 1}:
-        raise SensoriumError(f"{where}: the column {min(twice)!r} is there twice. Rename one of them.")
+        raise SensoriumError(
+            f"{where}: the column {min(twice)!r} is there twice. Rename one of them."
+        )
     return made
 
 
@@ -209,9 +258,13 @@ def _check_header(path: Path, first: int, last: int, names: list[str], reason: s
         raise SensoriumError(f"{path}:{first}: the header cannot be read: {reason}.")
     names = [name.strip() for name in names]
     if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names):
-        raise SensoriumError(f"{path} has no header: its first line is {', '.join(names)[:80]!r}. "
-                             "Put the columns' names there, e.g. filepath,caption.")
-    return named((name or f"column {i}" for i, name in enumerate(names, 1)), path)     # pandas leaves its index unnamed
+        raise SensoriumError(
+            f"{path} has no header: its first line is {', '.join(names)[:80]!r}. "
+            "Put the columns' names there, e.g. filepath,caption."
+        )
+    return named(
+        (name or f"column {i}" for i, name in enumerate(names, 1)), path
+    )  # pandas leaves its index unnamed
 
 
 # JSONL ----------------------------------------------------------------------------------------------------------
@@ -259,7 +312,9 @@ def columns_from_records(records: Iterable[dict[str, Any]]) -> dict[str, list[An
                 if len(column) < n:
                     column.append(None)
         if len(columns) > _MAX_COLUMNS:
-            raise SensoriumError(f"more than {_MAX_COLUMNS} different keys by record {n}: this is no table.")
+            raise SensoriumError(
+                f"more than {_MAX_COLUMNS} different keys by record {n}: this is no table."
+            )
     return dict(zip(named(columns, "keys of records"), columns.values(), strict=True))
 
 
@@ -276,11 +331,15 @@ def _read_parquet(path: Path, file_name: str) -> Table:
         with pq.ParquetFile(path) as f:
             classes = _read_class_names(f.schema_arrow.metadata or {})
             columns: dict[str, list[Any]] = {name: [] for name in named(f.schema_arrow.names, path)}
-            for batch in f.iter_batches(batch_size=4096):       # bounded: never two copies of the file in memory
+            for batch in f.iter_batches(
+                batch_size=4096
+            ):  # bounded: never two copies of the file in memory
                 for name, values in zip(batch.schema.names, batch.columns, strict=True):
-                    if pa.types.is_temporal(values.type):       # not every time has a Python object
+                    if pa.types.is_temporal(values.type):  # not every time has a Python object
                         values = values.cast(pa.string())
-                    columns[name] += [_convert_parquet_value(v, classes.get(name)) for v in values.to_pylist()]
+                    columns[name] += [
+                        _convert_parquet_value(v, classes.get(name)) for v in values.to_pylist()
+                    ]
     except (pa.ArrowException, ValueError, OverflowError) as e:
         raise SensoriumError(f"{path} is not a Parquet file that can be read: {e}") from e
     n = len(next(iter(columns.values()), []))
@@ -301,4 +360,8 @@ def _convert_parquet_value(value: Any, class_names: list[str] | None) -> Any:
 def _read_class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     info = parse_json(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
     features = info.get("info", {}).get("features", {}) if isinstance(info, dict) else {}
-    return {name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    return {
+        name: f["names"]
+        for name, f in features.items()
+        if isinstance(f, dict) and f.get("_type") == "ClassLabel"
+    }

@@ -1,4 +1,5 @@
 """Every value is made what its column is taken for; a row where that fails is set aside by name, with the reason."""
+
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +31,19 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
     for name in [*schema.columns, *(r.name for r in schema.roles.values() if r.kind != "ignore")]:
         kind = schema.columns[name].kind if name in schema.columns else schema.roles[name].kind
         columns[name], faults = _convert_column(kind, table, table.columns[name])
-        bad += [BadSample(i, name, table.locations[i], reason) for i, reason in faults if i not in unread]
+        bad += [
+            BadSample(i, name, table.locations[i], reason)
+            for i, reason in faults
+            if i not in unread
+        ]
     check_invalid_fraction(bad, len(table), max_invalid_fraction)
     table = replace(table, columns=columns, bad_samples=[replace(b, row=-1) for b in bad])
     gone = {b.row for b in bad}
-    return table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64)) if gone else table
+    return (
+        table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64))
+        if gone
+        else table
+    )
 
 
 def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, str]]]:
@@ -42,8 +51,17 @@ def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, list[tup
     if isinstance(values, np.ndarray) and values.ndim > 1:
         return values, []
     checks: dict[str, Callable[[Any], Any]] = {
-        "text": _convert_text, "numeric": _convert_number, "image": _convert_image, "datetime": _check_datetime, "multilabel": _convert_tags}
-    check, faults, out = checks.get(kind, _convert_name if extensions(kind) is None else _convert_file_value), [], []
+        "text": _convert_text,
+        "numeric": _convert_number,
+        "image": _convert_image,
+        "datetime": _check_datetime,
+        "multilabel": _convert_tags,
+    }
+    check, faults, out = (
+        checks.get(kind, _convert_name if extensions(kind) is None else _convert_file_value),
+        [],
+        [],
+    )
     pool: dict[Any, Any] = {}
     for i, value in enumerate(values):
         try:
@@ -51,7 +69,11 @@ def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, list[tup
         except ValueError as e:
             faults.append((i, str(e)))
             value = None
-        out.append(pool.setdefault(value, value) if isinstance(value, str) and kind not in ("text", "image") else value)
+        out.append(
+            pool.setdefault(value, value)
+            if isinstance(value, str) and kind not in ("text", "image")
+            else value
+        )
     if extensions(kind) is not None:
         faults += _find_missing_files(table, out)
     return (np.array(out, np.float64) if kind == "numeric" else out), faults
@@ -83,7 +105,10 @@ def _check_datetime(value: Any) -> Any:
 
 def _convert_tags(value: Any) -> list[str] | str | None:
     found = parse_list(value)
-    return (Multilabel().split_tags(value if found is None else found) and (value if found is None else found)) or None
+    return (
+        Multilabel().split_tags(value if found is None else found)
+        and (value if found is None else found)
+    ) or None
 
 
 def _convert_name(value: Any) -> str | None:
@@ -93,14 +118,21 @@ def _convert_name(value: Any) -> str | None:
         raise ValueError(f"expected one name, found {type(value).__name__} {str(value)[:40]!r}")
     if isinstance(value, bool):
         return str(value).lower()
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip() or None
+    return (
+        str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+        or None
+    )
 
 
 def _convert_image(value: Any) -> str | bytes | np.ndarray:
     if is_url(value):
-        raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path")
+        raise ValueError(
+            f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path"
+        )
     if not isinstance(value, (str, bytes, np.ndarray)):
-        raise ValueError(f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}")
+        raise ValueError(
+            f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}"
+        )
     return _check_path(value) if isinstance(value, str) else value
 
 
@@ -109,14 +141,18 @@ def _convert_file_value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if is_url(value):
-        raise ValueError(f"{value[:60]!r} is a web address and nothing is fetched: download the file, give its path")
+        raise ValueError(
+            f"{value[:60]!r} is a web address and nothing is fetched: download the file, give its path"
+        )
     return _check_path(value) if (found := parse_list(value)) is None else found
 
 
 def _check_path(value: str) -> str:
     path = value.replace("\\", "/")
     if not path.startswith("/") and os.path.normpath(path).startswith(".."):
-        raise ValueError(f"{value[:60]!r} leads out of the folder of the data; give such a file by its full path")
+        raise ValueError(
+            f"{value[:60]!r} leads out of the folder of the data; give such a file by its full path"
+        )
     return path
 
 
@@ -136,5 +172,8 @@ def _find_missing_files(table: Table, paths: Sequence[Any]) -> Iterator[tuple[in
 def _list_names(folder: Path) -> frozenset[str]:
     try:
         return frozenset(os.listdir(folder))
-    except (OSError, ValueError):       # no such folder, or no right to list it: each file is then asked for
+    except (
+        OSError,
+        ValueError,
+    ):  # no such folder, or no right to list it: each file is then asked for
         return frozenset()

@@ -1,7 +1,8 @@
 """How much a model that predicts loses where values are missing: masked, as it does, beside filled in, as others do.
 
-    N rows   C columns that it reads
+N rows   C columns that it reads
 """
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +34,14 @@ class MissingValuePoint:
     imputed: dict[str, float]
 
 
-def evaluate_missing_values(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray, inputs: Mapping[str, Modality],
-                    targets: Sequence[str], score: ScoreFunction) -> Iterator[MissingValuePoint]:
+def evaluate_missing_values(
+    model: MultimodalPredictor,
+    prepared: PreparedDataset,
+    rows: np.ndarray,
+    inputs: Mapping[str, Modality],
+    targets: Sequence[str],
+    score: ScoreFunction,
+) -> Iterator[MissingValuePoint]:
     """Hide more and more values at random, the same ones each time and some more: masked, and filled in instead.
 
     Filled in is the mean of a number or a date, the most common class, no tag, a picture of mean colour, an empty text,
@@ -43,7 +50,10 @@ def evaluate_missing_values(model: MultimodalPredictor, prepared: PreparedDatase
     drawn = torch.rand(len(prepared), len(inputs), generator=torch.Generator().manual_seed(0))
     for share in MISSING_FRACTIONS:
         hide = ValueMasking(inputs, drawn < share)
-        found = [score(*predict_rows(model, prepared, rows, targets, change)) for change in (hide.mask, hide.impute)]
+        found = [
+            score(*predict_rows(model, prepared, rows, targets, change))
+            for change in (hide.mask, hide.impute)
+        ]
         yield MissingValuePoint(share, *found)
 
 
@@ -52,14 +62,16 @@ def imputation_value(modality: Modality, values: Tensor) -> Tensor:
     plain = torch.zeros_like(values[0])
     match modality:
         case Text():
-            empty = torch.tensor([modality.end] if modality.start is None else [modality.start, modality.end])[:len(plain)]
-            plain.fill_(modality.pad)[:len(empty)] = empty
+            empty = torch.tensor(
+                [modality.end] if modality.start is None else [modality.start, modality.end]
+            )[: len(plain)]
+            plain.fill_(modality.pad)[: len(empty)] = empty
         case Category(counts=counts):
             plain.fill_(int(np.argmax(counts)) if counts else 0)
         case Datetime():
             plain.copy_(modality.collate([np.array(modality.mean)])[0])
         case Series():
-            plain[:, plain.shape[1] // 2:] = 1          # the second half says that the first is there
+            plain[:, plain.shape[1] // 2 :] = 1  # the second half says that the first is there
     return plain
 
 
@@ -72,9 +84,16 @@ class ValueMasking:
 
     def mask(self, batch: Batch) -> Batch:
         """The batch without them."""
-        return batch.with_columns(present={name: there & ~self._hidden_in_batch(i, batch) for i, name, there in self._iter_columns(batch)})
+        return batch.with_columns(
+            present={
+                name: there & ~self._hidden_in_batch(i, batch)
+                for i, name, there in self._iter_columns(batch)
+            }
+        )
 
-    def impute(self, batch: Batch, imputer: Callable[[Modality, Tensor], Tensor] = imputation_value) -> Batch:
+    def impute(
+        self, batch: Batch, imputer: Callable[[Modality, Tensor], Tensor] = imputation_value
+    ) -> Batch:
         """The batch with what `by` makes in their place, marked as there."""
         values: dict[ColumnKey, Tensor] = {}
         for i, name, there in self._iter_columns(batch):
@@ -99,7 +118,9 @@ def keep_columns(model: MultimodalPredictor, columns: Sequence[str]) -> Callable
     return lambda batch: batch.select(set(batch.columns) - hidden)
 
 
-def relative_loss(points: Sequence[MissingValuePoint], target: str, missing_fraction: float = 0.5) -> float | None:
+def relative_loss(
+    points: Sequence[MissingValuePoint], target: str, missing_fraction: float = 0.5
+) -> float | None:
     """Of what filling in loses with such a share hidden, the part that is lost all the same; None: it loses nothing."""
     whole, half = points[0], next(p for p in points if p.missing_fraction == missing_fraction)
     loses = whole.imputed[target] - half.imputed[target]

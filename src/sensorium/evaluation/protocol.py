@@ -1,4 +1,5 @@
 """The interface of a trained model that evaluators are written against."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """What a judge found: figures of each split, with what each means."""
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,18 +31,26 @@ class EvaluationReport:
 
     def table(self) -> Table:
         """The figures that matter most, a column for each split."""
-        told = ", ".join(f"{name}: {value}" for name, value in self.metadata.items() if name not in _HIDDEN_METADATA)
+        told = ", ".join(
+            f"{name}: {value}"
+            for name, value in self.metadata.items()
+            if name not in _HIDDEN_METADATA
+        )
         table = Table(self.task, *self.metrics, caption=Text("\n".join([told, *self.notes])))
         for name in self.headline_metrics or self._metric_names():
             if any(name in f for f in self.metrics.values()):
-                table.add_row(Text(name), *(_format_value(f.get(name)) for f in self.metrics.values()))
+                table.add_row(
+                    Text(name), *(_format_value(f.get(name)) for f in self.metrics.values())
+                )
         return table
 
     def markdown(self) -> str:
         """The same with every figure, and what each means."""
         head = f"| figure | {' | '.join(self.metrics)} |\n|---|{'---|' * len(self.metrics)}\n"
-        body = "".join(f"| {_escape_cell(n)} | {' | '.join(_format_value(f.get(n)) for f in self.metrics.values())} |\n"
-                       for n in self._metric_names())
+        body = "".join(
+            f"| {_escape_cell(n)} | {' | '.join(_format_value(f.get(n)) for f in self.metrics.values())} |\n"
+            for n in self._metric_names()
+        )
         notes = "".join(f"- {note}\n" for note in self.notes) + "\n" * bool(self.notes)
         shown = "".join(f"\n![{place}]({place})\n" for place in self.charts)
         return f"# Evaluation\n\n{head}{body}\n{notes}{self.definitions}\n{shown}"
@@ -59,7 +68,7 @@ class EvaluationReport:
         return list(dict.fromkeys(name for f in self.metrics.values() for name in f))
 
 
-_HIDDEN_METADATA = ("run", "fingerprint", "data")     # what the reader of a table knows
+_HIDDEN_METADATA = ("run", "fingerprint", "data")  # what the reader of a table knows
 
 
 def _escape_cell(name: str) -> str:
@@ -68,4 +77,10 @@ def _escape_cell(name: str) -> str:
 
 
 def _format_value(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3f}"
+    return (
+        ""
+        if value is None
+        else f"{value:.0f}"
+        if value >= 1 and value == int(value)
+        else f"{value:.3f}"
+    )

@@ -1,7 +1,8 @@
 """How well a model of two towers retrieves: both ways on each split, beside chance and what pixels alone can do.
 
-    N rows of a split   C classes   E width of the shared space
+N rows of a split   C classes   E width of the shared space
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,9 +31,20 @@ from sensorium.nn.tokens import ColumnKey, column_label, column_names, l2_normal
 from sensorium.recipes.recipe import EvaluationSpec
 
 TEMPLATES = ("{}", "a picture of {}", "an icon of {}", "{}, drawn")
-HEADLINE_METRICS = ("rows", "captions", "image to text recall@1", "image to text recall@10", "text to image recall@1",
-         "text to image recall@10", "median_rank", "chance recall@10", "pixel neighbour recall@1",
-         "pixel neighbour recall@10", "zero-shot accuracy", "most common class")
+HEADLINE_METRICS = (
+    "rows",
+    "captions",
+    "image to text recall@1",
+    "image to text recall@10",
+    "text to image recall@1",
+    "text to image recall@10",
+    "median_rank",
+    "chance recall@10",
+    "pixel neighbour recall@1",
+    "pixel neighbour recall@10",
+    "zero-shot accuracy",
+    "most common class",
+)
 DEFINITIONS = """\
 recall@k: share of queries with a right answer among the k most similar candidates of the same split. A caption that
 several rows share is one candidate and one query. Right is a row's own partner and that of any row of its group:
@@ -46,13 +58,25 @@ of the most common class."""
 
 def retrieval_evaluation(columns: tuple[ColumnKey, ColumnKey]) -> EvaluationSpec[Towers]:
     """How recipes of two towers are measured."""
-    return EvaluationSpec(metric="recall@1", mode="max", validate=retrieval_validator(columns), write_samples=retrieval_sample_writer(columns),
-                          evaluator=evaluate_retrieval)
+    return EvaluationSpec(
+        metric="recall@1",
+        mode="max",
+        validate=retrieval_validator(columns),
+        write_samples=retrieval_sample_writer(columns),
+        evaluator=evaluate_retrieval,
+    )
 
 
-def evaluate_retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], *,
-              text_column: str | Sequence[str] | None = None, average_captions: bool = False, class_column: str | None = None,
-              templates: Sequence[str] = TEMPLATES) -> EvaluationReport:
+def evaluate_retrieval(
+    model: Trained,
+    dataset: Dataset,
+    splits: Sequence[str],
+    *,
+    text_column: str | Sequence[str] | None = None,
+    average_captions: bool = False,
+    class_column: str | None = None,
+    templates: Sequence[str] = TEMPLATES,
+) -> EvaluationReport:
     """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
 
     text_column: another caption column than the one trained on (another language). every: a row's text is the mean of all its
@@ -69,36 +93,64 @@ def evaluate_retrieval(model: Trained, dataset: Dataset, splits: Sequence[str], 
     for split in splits:
         rows = prepared.complete_rows(dataset.splits[split])
         if len(rows):
-            figures[split] = compute_retrieval_metrics(towers, prepared, rows, (picture, words), tower_names=(picture, trained),
-                                      embed_text=partial(_embed_captions, model, dataset, words) if average_captions else None) \
-                | _pixel_neighbour_metrics(prepared, picture, train, rows) \
+            figures[split] = (
+                compute_retrieval_metrics(
+                    towers,
+                    prepared,
+                    rows,
+                    (picture, words),
+                    tower_names=(picture, trained),
+                    embed_text=partial(_embed_captions, model, dataset, words)
+                    if average_captions
+                    else None,
+                )
+                | _pixel_neighbour_metrics(prepared, picture, train, rows)
                 | (labels.zero_shot_metrics(model, prepared, rows, templates) if labels else {})
-    about = {"text": column_label(words), "captions": "all, averaged" if average_captions else "the first"}
+            )
+    about = {
+        "text": column_label(words),
+        "captions": "all, averaged" if average_captions else "the first",
+    }
     return EvaluationReport(figures, about, "retrieval", HEADLINE_METRICS, DEFINITIONS)
 
 
-def _embed_captions(model: Trained, dataset: Dataset, text_column: ColumnKey, rows: list[int]) -> Float[Tensor, "N E"]:
+def _embed_captions(
+    model: Trained, dataset: Dataset, text_column: ColumnKey, rows: list[int]
+) -> Float[Tensor, "N E"]:
     """The mean of what the model says of every caption of a row, as a vector of length one."""
-    lists = [[list(dict.fromkeys([c] if isinstance(c, str) else c or ())) for c in dataset.raw(name, rows)]
-             for name in column_names(text_column)]
+    lists = [
+        [
+            list(dict.fromkeys([c] if isinstance(c, str) else c or ()))
+            for c in dataset.raw(name, rows)
+        ]
+        for name in column_names(text_column)
+    ]
     each = [[text for captions in row for text in captions] for row in zip(*lists, strict=True)]
     vectors = torch.from_numpy(model.embed(text=[text for row in each for text in row]))
-    return l2_normalize(torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])]))
+    return l2_normalize(
+        torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])])
+    )
 
 
-def _pixel_neighbour_metrics(prepared: PreparedDataset, image_column: ColumnKey, train_rows: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+def _pixel_neighbour_metrics(
+    prepared: PreparedDataset, image_column: ColumnKey, train_rows: np.ndarray, rows: np.ndarray
+) -> dict[str, float]:
     """What the nearest training pictures, by pixels alone, say a picture shows."""
     known, asked = prepared.groups[train_rows], prepared.groups[rows]
     if not len(train_rows) or not np.isin(asked, known).any():
         return {}
     inked, trained = (inverted_pixels(prepared, image_column, r) for r in (rows, train_rows))
     groups = torch.from_numpy(known).unique()
-    best = _max_per_group(inked @ trained.T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups))
+    best = _max_per_group(
+        inked @ trained.T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups)
+    )
     rank = retrieval_ranks(best, torch.eye(len(groups)), torch.from_numpy(asked)[:, None] == groups)
     return {f"pixel neighbour recall@{k}": recall_at_k(rank, k) for k in (1, 10)}
 
 
-def _max_per_group(scores: Float[Tensor, "N T"], group: Int[Tensor, "T"], num_groups: int) -> Float[Tensor, "N G"]:
+def _max_per_group(
+    scores: Float[Tensor, "N T"], group: Int[Tensor, "T"], num_groups: int
+) -> Float[Tensor, "N G"]:
     best = scores.new_full((len(scores), num_groups), -2.0)
     return best.scatter_reduce(1, group.expand_as(scores), scores, "amax")
 
@@ -108,7 +160,7 @@ class ClassLabels:
     """A category column as classes to be told apart by their names."""
 
     names: list[str]
-    row_labels: np.ndarray                                  # int64 [rows of the data set]; -1: none
+    row_labels: np.ndarray  # int64 [rows of the data set]; -1: none
 
     @classmethod
     def from_column(cls, dataset: Dataset, column: str | None) -> ClassLabels | None:
@@ -120,10 +172,15 @@ class ClassLabels:
         values = dataset.raw(name, range(len(dataset)))
         names = sorted({str(v) for v in values if v is not None})
         number = {n: i for i, n in enumerate(names)}
-        return cls(names, np.array([-1 if v is None else number[str(v)] for v in values])) if len(names) > 1 else None
+        return (
+            cls(names, np.array([-1 if v is None else number[str(v)] for v in values]))
+            if len(names) > 1
+            else None
+        )
 
-    def zero_shot_metrics(self, model: Trained, prepared: PreparedDataset, rows: np.ndarray,
-                  templates: Sequence[str]) -> dict[str, float]:
+    def zero_shot_metrics(
+        self, model: Trained, prepared: PreparedDataset, rows: np.ndarray, templates: Sequence[str]
+    ) -> dict[str, float]:
         """Classes by name: each in every template, normalised, averaged, normalised again (Radford et al. 2021)."""
         rows = rows[self.row_labels[rows] >= 0]
         if not len(rows):

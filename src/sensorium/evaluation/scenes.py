@@ -1,7 +1,8 @@
 """Pictures and captions of the set `scenes` held against the program that made them: what is said, and what is drawn?
 
-    N rows
+N rows
 """
+
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +17,29 @@ from sensorium.data.bundled.scenes_words import CaptionAccuracy, parse_caption, 
 from sensorium.data.dataset import Dataset
 
 
-def caption_metrics(dataset: Dataset, rows: Sequence[int], captions: Sequence[str]) -> dict[str, float]:
+def caption_metrics(
+    dataset: Dataset, rows: Sequence[int], captions: Sequence[str]
+) -> dict[str, float]:
     """How much of what is said is so. A text that is no caption of a scene claims nothing that is so."""
     told = [json.loads(program)["things"] for program in dataset.raw("program", rows)]
-    return _average_verdicts([_verify_caption(text, [SceneObject(*thing) for thing in some]) for text, some in zip(captions, told, strict=True)])
+    return _average_verdicts(
+        [
+            _verify_caption(text, [SceneObject(*thing) for thing in some])
+            for text, some in zip(captions, told, strict=True)
+        ]
+    )
 
 
-def image_metrics(images: Sequence[PIL.Image.Image], captions: Sequence[str], size: int) -> dict[str, float]:
+def image_metrics(
+    images: Sequence[PIL.Image.Image], captions: Sequence[str], size: int
+) -> dict[str, float]:
     """How much of what captions claim a program finds in the pictures. One that is unclear anywhere is not true."""
-    return _average_verdicts([_verify_image(cells, caption) for cells, caption in zip(recognize_images(images, size), captions, strict=True)])
+    return _average_verdicts(
+        [
+            _verify_image(cells, caption)
+            for cells, caption in zip(recognize_images(images, size), captions, strict=True)
+        ]
+    )
 
 
 def _verify_image(cells: Integer[np.ndarray, "9"], caption: str) -> CaptionAccuracy:
@@ -39,8 +54,11 @@ def _verify_caption(caption: str, objects: Sequence[SceneObject]) -> CaptionAccu
 
 def _average_verdicts(verdicts: Sequence[CaptionAccuracy]) -> dict[str, float]:
     relations = [v.relations for v in verdicts if v.relations is not None]
-    return {"true": _mean([v.exact for v in verdicts]), "things": _mean([v.objects for v in verdicts]),
-            "relations": _mean(relations)}
+    return {
+        "true": _mean([v.exact for v in verdicts]),
+        "things": _mean([v.objects for v in verdicts]),
+        "relations": _mean(relations),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

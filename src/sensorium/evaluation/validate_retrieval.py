@@ -1,4 +1,5 @@
 """Validation and samples for recipes that embed: how often is the right partner found among the held-out rows?"""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.contrastive import drop_incomplete_rows
 from sensorium.recipes.recipe import Validate, ValidationResult, WriteSamples
 
-MAX_VALIDATION_ROWS = 5_000                                # rows judged while training; `evaluate` judges all
+MAX_VALIDATION_ROWS = 5_000  # rows judged while training; `evaluate` judges all
 EmbeddingPair = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 Pair = tuple[ColumnKey, ColumnKey]
 
@@ -29,8 +30,15 @@ class Which(NamedTuple):
 
 
 @torch.inference_mode()
-def embed_rows(model: Towers, prepared: PreparedDataset, rows: np.ndarray, columns: Pair, *, tower_names: Pair | None = None,
-               batch_size: int = 256) -> tuple[EmbeddingPair, Which]:
+def embed_rows(
+    model: Towers,
+    prepared: PreparedDataset,
+    rows: np.ndarray,
+    columns: Pair,
+    *,
+    tower_names: Pair | None = None,
+    batch_size: int = 256,
+) -> tuple[EmbeddingPair, Which]:
     """Vectors of two columns of `rows` (complete ones only), and which those were.
 
     `towers`: whose towers read them, if not their own (captions in another language).
@@ -39,8 +47,11 @@ def embed_rows(model: Towers, prepared: PreparedDataset, rows: np.ndarray, colum
     model.eval()
     said: list[tuple[Tensor, ...]] = []
     for start in range(0, len(rows), batch_size):
-        batch = drop_incomplete_rows(prepared.batch(rows[start:start + batch_size]), *columns)
-        vectors = [model[tower](batch[column]) for column, tower in zip(columns, tower_names or columns, strict=True)]
+        batch = drop_incomplete_rows(prepared.batch(rows[start : start + batch_size]), *columns)
+        vectors = [
+            model[tower](batch[column])
+            for column, tower in zip(columns, tower_names or columns, strict=True)
+        ]
         assert batch.row is not None
         assert batch.group is not None
         said.append((*vectors, batch.row, batch.group))
@@ -49,8 +60,15 @@ def embed_rows(model: Towers, prepared: PreparedDataset, rows: np.ndarray, colum
     return (a, b), Which(row, group)
 
 
-def compute_retrieval_metrics(model: Towers, prepared: PreparedDataset, rows: np.ndarray, columns: Pair, *, tower_names: Pair | None = None,
-             embed_text: Callable[[list[int]], Float[Tensor, "N E"]] | None = None) -> dict[str, float]:
+def compute_retrieval_metrics(
+    model: Towers,
+    prepared: PreparedDataset,
+    rows: np.ndarray,
+    columns: Pair,
+    *,
+    tower_names: Pair | None = None,
+    embed_text: Callable[[list[int]], Float[Tensor, "N E"]] | None = None,
+) -> dict[str, float]:
     """Recall both ways between the pictures of `rows` and their distinct captions, beside chance.
 
     `say`: the text vectors of rows, where their first captions alone will not do.
@@ -67,9 +85,12 @@ def compute_retrieval_metrics(model: Towers, prepared: PreparedDataset, rows: np
     first = torch.tensor([at[caption] for caption in number])
     groups = which.group.unique(return_inverse=True)[1]
     shows = torch.zeros(int(groups.max()) + 1, len(first), dtype=torch.bool)
-    shows[groups, ids] = True                               # a caption is right for all of a group that any of it has
+    shows[groups, ids] = True  # a caption is right for all of a group that any of it has
     right = shows[groups]
-    by_chance = {f"chance recall@{k}": (chance_recall(right, k) + chance_recall(right.T, k)) / 2 for k in (1, 10)}
+    by_chance = {
+        f"chance recall@{k}": (chance_recall(right, k) + chance_recall(right.T, k)) / 2
+        for k in (1, 10)
+    }
     about = {"rows": float(len(ids)), "captions": float(len(first))}
     return about | retrieval_metrics(pictures, texts[first], right, ("image", "text")) | by_chance
 
@@ -77,11 +98,17 @@ def compute_retrieval_metrics(model: Towers, prepared: PreparedDataset, rows: np
 def retrieval_validator(columns: Pair) -> Validate[Towers]:
     """`retrieve`, for a recipe of these two columns, on at most MOST rows, evenly spaced: it compares all with all."""
     return lambda model, prepared, rows: ValidationResult(
-        compute_retrieval_metrics(model, prepared, rows[::max(1, -(-len(rows) // MAX_VALIDATION_ROWS))], columns))
+        compute_retrieval_metrics(
+            model, prepared, rows[:: max(1, -(-len(rows) // MAX_VALIDATION_ROWS))], columns
+        )
+    )
 
 
-def retrieval_sample_writer(columns: Pair, num_queries: int = 8, num_results: int = 8) -> WriteSamples[Towers]:
+def retrieval_sample_writer(
+    columns: Pair, num_queries: int = 8, num_results: int = 8
+) -> WriteSamples[Towers]:
     """A picture: for a few captions of the rows given, the pictures found first; a right one in a green frame."""
+
     def write(model: Towers, prepared: PreparedDataset, rows: np.ndarray, path: Path) -> None:
         (pictures, texts), which = embed_rows(model, prepared, rows[:512], columns)
         asked = torch.linspace(0, len(texts) - 1, min(num_queries, len(texts))).long()
@@ -90,7 +117,12 @@ def retrieval_sample_writer(columns: Pair, num_queries: int = 8, num_results: in
         for query, hits in zip(asked.tolist(), found.tolist(), strict=True):
             shown_hits = [prepared.image(columns[0], int(which.row[hit])) for hit in hits]
             right = [bool(which.group[hit] == which.group[query]) for hit in hits]
-            lines.append((prepared.caption(columns[1], int(which.row[query])),
-                          [add_frame(p) if r else p for p, r in zip(shown_hits, right, strict=True)]))
+            lines.append(
+                (
+                    prepared.caption(columns[1], int(which.row[query])),
+                    [add_frame(p) if r else p for p, r in zip(shown_hits, right, strict=True)],
+                )
+            )
         draw_contact_sheet(lines).save(path)
+
     return write

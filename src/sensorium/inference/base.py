@@ -1,4 +1,5 @@
 """The three verbs. A model has those it can answer, as methods; asking for another is one clear error."""
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,9 @@ class VerbModel:
         if name in verbs:
             return verbs[name]
         if name in VERBS:
-            raise UnsupportedVerb(f"a {self.kind} cannot {name}; it can {', '.join(verbs) or 'answer no verb'}")
+            raise UnsupportedVerb(
+                f"a {self.kind} cannot {name}; it can {', '.join(verbs) or 'answer no verb'}"
+            )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __dir__(self) -> Iterable[str]:
@@ -39,7 +42,11 @@ def load_value(modality: Modality, value: Any) -> np.ndarray:
     try:
         return modality.load(value)
     except ValueError as error:
-        shown = value if isinstance(value, str) or hasattr(value, "__fspath__") else f"a {type(value).__name__}"
+        shown = (
+            value
+            if isinstance(value, str) or hasattr(value, "__fspath__")
+            else f"a {type(value).__name__}"
+        )
         raise SensoriumError(f"cannot read {shown}: {error}") from error
 
 

@@ -1,4 +1,5 @@
 """The verb `generate` for pictures that are said code by code: words in, pictures out."""
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -36,10 +37,24 @@ class ImageGenerator:
     def __init__(self, model: Decoder, text: Text, image: Image):
         self.model, self.text, self.image = model, text, image
 
-    def __call__(self, modality: str | None = None, /, *, n: int = 1, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, guidance_scale: float = 1.0, seed: int = 0, prefix_tokens: int = 0, region: Any = None,
-                 rerank: object = None, candidates: int = 16, batch_size: int = 64,
-                 **inputs: Any) -> list[PIL.Image.Image]:
+    def __call__(
+        self,
+        modality: str | None = None,
+        /,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        prefix_tokens: int = 0,
+        region: Any = None,
+        rerank: object = None,
+        candidates: int = 16,
+        batch_size: int = 64,
+        **inputs: Any,
+    ) -> list[PIL.Image.Image]:
         """Pictures for each row asked, n of them side by side.
 
         text: captions, or one; None where one is missing. guidance: how far to go from what would be painted without
@@ -49,22 +64,31 @@ class ImageGenerator:
         """
         require_output(modality, "image", n=n, candidates=candidates, batch_size=batch_size)
         if region is not None:
-            raise SensoriumError("a region cannot be painted anew here: codes are said row by row, and those after the "
-                                 "region would not be seen. Models of masked tokens (MaskGIT) can, which are planned; "
-                                 "here, keep=N keeps the first N codes")
+            raise SensoriumError(
+                "a region cannot be painted anew here: codes are said row by row, and those after the "
+                "region would not be seen. Models of masked tokens (MaskGIT) can, which are planned; "
+                "here, keep=N keeps the first N codes"
+            )
         asked = as_lists(inputs, ["text", "image"], "image")
         rows = max((len(values) for values in asked.values()), default=1)
         self._check_request(asked, prefix_tokens, guidance_scale, rerank)
         each = max(n, candidates) if rerank else n
         painted: list[PIL.Image.Image] = []
         for some, numbers in iter_batches(asked, rows, each, batch_size):
-            how = SamplingConfig(temperature, top_k, top_p, guidance_scale, ("text",), seed, numbers)
-            painted += self.decode_images(self.generate_tokens(self._build_batch(some, prefix_tokens, len(numbers)), how))
+            how = SamplingConfig(
+                temperature, top_k, top_p, guidance_scale, ("text",), seed, numbers
+            )
+            painted += self.decode_images(
+                self.generate_tokens(self._build_batch(some, prefix_tokens, len(numbers)), how)
+            )
         if not isinstance(rerank, EmbeddingModel):
             return painted
-        pieces = [painted[row * each:(row + 1) * each] for row in range(rows)]
-        return [best for words, piece in zip(asked["text"], pieces, strict=True)
-                for best in rerank_images(rerank, words, piece, n)]
+        pieces = [painted[row * each : (row + 1) * each] for row in range(rows)]
+        return [
+            best
+            for words, piece in zip(asked["text"], pieces, strict=True)
+            for best in rerank_images(rerank, words, piece, n)
+        ]
 
     def generate_tokens(self, batch: Batch, sampling: SamplingConfig) -> Int[Tensor, "B T"]:
         """Codes for a batch of parts, as tensors: text as `spelt` gives it, image as far as it is given."""
@@ -89,33 +113,61 @@ class ImageGenerator:
         """The beginning of pictures of which nothing is given."""
         return torch.full((batch_size, 1), self.token_embedding.start_token)
 
-    def _check_request(self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, guidance_scale: float, rerank: object) -> None:
+    def _check_request(
+        self,
+        inputs: Mapping[str, Sequence[Any]],
+        prefix_tokens: int,
+        guidance_scale: float,
+        rerank: object,
+    ) -> None:
         cells = len(self.token_embedding.row_embedding) ** 2
-        if not 0 <= prefix_tokens <= cells or bool(prefix_tokens) != ("image" in inputs) or _has_missing(inputs.get("image", ())):
-            raise SensoriumError(f"keep={prefix_tokens}: give both a picture to each row (image=) and how many of its codes "
-                                 f"stay, 1 to {cells}, or neither")
+        if (
+            not 0 <= prefix_tokens <= cells
+            or bool(prefix_tokens) != ("image" in inputs)
+            or _has_missing(inputs.get("image", ()))
+        ):
+            raise SensoriumError(
+                f"keep={prefix_tokens}: give both a picture to each row (image=) and how many of its codes "
+                f"stay, 1 to {cells}, or neither"
+            )
         if not 0 <= guidance_scale < math.inf or (guidance_scale != 1 and "text" not in inputs):
-            raise SensoriumError(f"guidance={guidance_scale}: expected 0 or more, and words to be guided by (text=)")
-        if rerank is not None and ("text" not in inputs or _has_missing(inputs["text"]) or not isinstance(rerank, EmbeddingModel)):
-            raise SensoriumError("rerank takes a model that embeds pictures and words, as in "
-                                 "rerank=sn.load('runs/clip'), and words for every picture (text=)")
+            raise SensoriumError(
+                f"guidance={guidance_scale}: expected 0 or more, and words to be guided by (text=)"
+            )
+        if rerank is not None and (
+            "text" not in inputs
+            or _has_missing(inputs["text"])
+            or not isinstance(rerank, EmbeddingModel)
+        ):
+            raise SensoriumError(
+                "rerank takes a model that embeds pictures and words, as in "
+                "rerank=sn.load('runs/clip'), and words for every picture (text=)"
+            )
 
-    def _build_batch(self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, batch_size: int) -> Batch:
+    def _build_batch(
+        self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, batch_size: int
+    ) -> Batch:
         batch = collate_column("text", self.text, inputs["text"]) if "text" in inputs else Batch({})
         if "text" in batch:
-            batch = batch.with_columns({"text": self.model.output_part("text").tokenize(batch["text"])})
+            batch = batch.with_columns(
+                {"text": self.model.output_part("text").tokenize(batch["text"])}
+            )
         if not prefix_tokens:
             return batch.with_columns({"image": self.start_tokens(batch_size)})
         with eval_mode(self.model):
-            codes = self.token_embedding.tokenize(collate_column("image", self.image, inputs["image"])["image"])
-        return batch.with_columns({"image": codes[:, :1 + prefix_tokens]})
+            codes = self.token_embedding.tokenize(
+                collate_column("image", self.image, inputs["image"])["image"]
+            )
+        return batch.with_columns({"image": codes[:, : 1 + prefix_tokens]})
 
 
 def _has_missing(values: Sequence[Any]) -> bool:
     return any(value is None for value in values)
 
 
-def rerank_images(model: EmbeddingModel, text: str, images: Sequence[PIL.Image.Image], n: int) -> list[PIL.Image.Image]:
+def rerank_images(
+    model: EmbeddingModel, text: str, images: Sequence[PIL.Image.Image], n: int
+) -> list[PIL.Image.Image]:
     """The n pictures that are nearest to the words, best first."""
     scores = model.embed(image=images) @ model.embed(text=[text])[0]
     return [images[i] for i in np.argsort(-scores, kind="stable")[:n]]

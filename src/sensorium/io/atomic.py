@@ -1,4 +1,5 @@
 """Writes that are there whole or not at all, whenever the machine stops: temporary file, fsync, rename, fsync again."""
+
 import json
 import os
 import sys
@@ -28,15 +29,19 @@ def write_file(path: str | Path, content: bytes | Callable[[Path], object]) -> N
         os.replace(temporary, path)
         fsync_dir(path.parent)
     except OSError as e:
-        raise SensoriumError(f"could not write {path}: {e.strerror or e}. What was there before is untouched; "
-                             "free space or choose another place, then run the same command again.") from e
+        raise SensoriumError(
+            f"could not write {path}: {e.strerror or e}. What was there before is untouched; "
+            "free space or choose another place, then run the same command again."
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: object) -> None:
     """`write` for JSON that a person can read: indented, UTF-8, and no NaN, which is not JSON (ValueError)."""
-    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_file(
+        path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
 
 
 def fsync_dir(folder: str | Path) -> None:
@@ -52,6 +57,7 @@ def full_fsync(fd: int) -> None:
     """fsync that also empties the drive's own cache where the system (macOS) otherwise would not."""
     if sys.platform == "darwin":
         import fcntl
+
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)

@@ -1,4 +1,5 @@
 """Sets of files that belong together: each becomes current by one rename, and its hashes say that it is whole."""
+
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from sensorium.io import atomic
 from sensorium.io.tensors import file_sha256
 
 MANIFEST_FILE = "manifest.json"
-FileContent = bytes | Callable[[Path], object]              # what `durable.write` takes
+FileContent = bytes | Callable[[Path], object]  # what `durable.write` takes
 
 
 class CheckpointStore:
@@ -19,7 +20,7 @@ class CheckpointStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._last_verified: Path | None = None                  # the last one that was seen to be whole
+        self._last_verified: Path | None = None  # the last one that was seen to be whole
 
     def save(self, step: int, files: Mapping[str, FileContent]) -> Path:
         """Write the files as the set of `step`; only when it is back from the disk whole is an older one let go.
@@ -30,8 +31,10 @@ class CheckpointStore:
         if final != self._last_verified:
             self._write_checkpoint(final, files)
             if fault := verify(final):
-                raise SensoriumError(f"{final} was written but did not come back whole ({fault}): check the disk. "
-                                     f"The set before it is kept.")
+                raise SensoriumError(
+                    f"{final} was written but did not come back whole ({fault}): check the disk. "
+                    f"The set before it is kept."
+                )
             self._prune(keep={final, self._last_verified})
             self._last_verified = final
         return final
@@ -51,7 +54,9 @@ class CheckpointStore:
                 return path
             faults.append(f"{path} is damaged ({fault})")
         if faults:
-            raise SensoriumError(f"{'; '.join(faults)}: nothing whole is left. Train into a new folder.")
+            raise SensoriumError(
+                f"{'; '.join(faults)}: nothing whole is left. Train into a new folder."
+            )
         return None
 
     def _write_checkpoint(self, path: Path, files: Mapping[str, FileContent]) -> None:
@@ -63,13 +68,17 @@ class CheckpointStore:
             staging.mkdir()
             for name, content in files.items():
                 atomic.write_file(staging / name, content)
-            atomic.write_json(staging / MANIFEST_FILE, {name: _checksums(staging / name) for name in files})
-            if path.exists():                          # a damaged one of the same step, passed over by `latest`
+            atomic.write_json(
+                staging / MANIFEST_FILE, {name: _checksums(staging / name) for name in files}
+            )
+            if path.exists():  # a damaged one of the same step, passed over by `latest`
                 _delete(path)
             os.rename(staging, path)
             atomic.fsync_dir(self.folder)
         except OSError as e:
-            raise SensoriumError(f"could not save {path}: {e.strerror or e}. Older checkpoints are untouched.") from e
+            raise SensoriumError(
+                f"could not save {path}: {e.strerror or e}. Older checkpoints are untouched."
+            ) from e
 
     def _prune(self, keep: set[Path | None]) -> None:
         for path in self.folder.glob("step-*"):

@@ -4,6 +4,7 @@
 
 What is fitted here is to be fitted on rows that the model did not learn from.
 """
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MAX_TEMPERATURE = 20.0                              # temperatures lie between 1 / HOTTEST and HOTTEST
+MAX_TEMPERATURE = 20.0  # temperatures lie between 1 / HOTTEST and HOTTEST
 _BISECTION_STEPS = 60
 
 
-def fit_softmax_temperature(logits: Float[Tensor, "N C"], y: Int[Tensor, "N"], label_smoothing: float = 0.0) -> float:
+def fit_softmax_temperature(
+    logits: Float[Tensor, "N C"], y: Int[Tensor, "N"], label_smoothing: float = 0.0
+) -> float:
     """By what to divide logits so that their softmax is likeliest to give the classes y (Guo et al. 2017).
 
     The likelihood is concave in 1 / T, and highest where the true logits are as high on average as those expected.
@@ -24,11 +27,17 @@ def fit_softmax_temperature(logits: Float[Tensor, "N C"], y: Int[Tensor, "N"], l
     have been any class: few rows that are all right do not make for certainty.
     """
     logits = logits.double()
-    true = (1 - label_smoothing) * logits.gather(1, y[:, None])[:, 0] + label_smoothing * logits.mean(1)
-    return _solve_temperature(lambda inverse: ((logits * inverse).softmax(1) * logits).sum(1) - true)
+    true = (1 - label_smoothing) * logits.gather(1, y[:, None])[
+        :, 0
+    ] + label_smoothing * logits.mean(1)
+    return _solve_temperature(
+        lambda inverse: ((logits * inverse).softmax(1) * logits).sum(1) - true
+    )
 
 
-def fit_sigmoid_temperature(logits: Float[Tensor, "N K"], y: Bool[Tensor, "N K"], label_smoothing: float = 0.0) -> float:
+def fit_sigmoid_temperature(
+    logits: Float[Tensor, "N K"], y: Bool[Tensor, "N K"], label_smoothing: float = 0.0
+) -> float:
     """The same for logits each of which stands for itself: tags, and cuts between ranks (P(y > k))."""
     logits, so = logits.double(), (1 - label_smoothing) * y.double() + label_smoothing / 2
     return _solve_temperature(lambda inverse: ((logits * inverse).sigmoid() - so) * logits)
@@ -54,9 +63,9 @@ def fit_std_scale(errors: Float[Tensor, "N"]) -> float:
 class Reliability:
     """What was said beside what was found, in bins of equal width that hold something."""
 
-    confidence: Float[Tensor, "P"]                # mean probability
-    accuracy: Float[Tensor, "P"]               # how often it was so
-    fraction: Float[Tensor, "P"]               # of all rows
+    confidence: Float[Tensor, "P"]  # mean probability
+    accuracy: Float[Tensor, "P"]  # how often it was so
+    fraction: Float[Tensor, "P"]  # of all rows
 
     @property
     def expected_calibration_error(self) -> float:
@@ -64,17 +73,25 @@ class Reliability:
         return ((self.confidence - self.accuracy).abs() * self.fraction).sum().item()
 
 
-def compute_reliability(confidence: Float[Tensor, "N"], correct: Bool[Tensor, "N"], bins: int = 15) -> Reliability:
+def compute_reliability(
+    confidence: Float[Tensor, "N"], correct: Bool[Tensor, "N"], bins: int = 15
+) -> Reliability:
     """Bins of probabilities, the last closed: said, and how often it was so."""
     confidence = confidence.double()
     place = (confidence * bins).long().clamp(max=bins - 1)
-    count, said, found = (torch.zeros(bins, dtype=torch.double).index_add(0, place, values)
-                          for values in (torch.ones_like(confidence), confidence, correct.double()))
+    count, said, found = (
+        torch.zeros(bins, dtype=torch.double).index_add(0, place, values)
+        for values in (torch.ones_like(confidence), confidence, correct.double())
+    )
     held = count > 0
-    return Reliability((said / count)[held], (found / count)[held], (count / max(1, len(correct)))[held])
+    return Reliability(
+        (said / count)[held], (found / count)[held], (count / max(1, len(correct)))[held]
+    )
 
 
-def top_class(probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Bool[Tensor, "N"]]:
+def top_class(
+    probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
+) -> tuple[Float[Tensor, "N"], Bool[Tensor, "N"]]:
     """(probability of the likeliest class, whether it is the true one)."""
     found = probabilities.max(1)
     return found.values, found.indices == y
@@ -85,7 +102,9 @@ def median_rank(p: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
     return (p.double().cumsum(1) < 0.5 - 1e-9).sum(1).clamp(max=p.shape[1] - 1)
 
 
-def compute_conformal_quantiles(scores: Float[Tensor, "N"], levels: Sequence[float]) -> Float[Tensor, "L"]:
+def compute_conformal_quantiles(
+    scores: Float[Tensor, "N"], levels: Sequence[float]
+) -> Float[Tensor, "L"]:
     """The bound that one more score of the same kind keeps with each probability: the ceil((N + 1) level)-th smallest.
 
     Exact for exchangeable rows, whatever the model (split conformal; Vovk et al. 2005, Lei et al. 2018). Infinite
@@ -93,10 +112,14 @@ def compute_conformal_quantiles(scores: Float[Tensor, "N"], levels: Sequence[flo
     """
     ordered = torch.cat([scores.double().sort().values, torch.tensor([math.inf])])
     places = [max(1, math.ceil(round((len(scores) + 1) * level, 9))) for level in levels]
-    return ordered[torch.tensor([min(place, len(ordered)) - 1 for place in places], dtype=torch.long)]
+    return ordered[
+        torch.tensor([min(place, len(ordered)) - 1 for place in places], dtype=torch.long)
+    ]
 
 
-def conformal_scores(probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+def conformal_scores(
+    probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
+) -> Float[Tensor, "N"]:
     """How strange the true class is: 1 - its probability; 1 for a class (y = C) that training did not see."""
     known = torch.cat([probabilities, torch.zeros_like(probabilities[:, :1])], 1)
     return 1 - known.gather(1, y[:, None])[:, 0]
@@ -112,9 +135,9 @@ def conformal_sets(probabilities: Float[Tensor, "N C"], max_score: float) -> Boo
 class RiskCoverageCurve:
     """The surest rows first: how many are answered at each threshold of confidence, and what they risk on average."""
 
-    threshold: Float[Tensor, "P"]           # rows at least as sure are answered; falling
-    num_answered: Int[Tensor, "P"]              # how many of the rows
-    risk: Float[Tensor, "P"]                # mean over these: share of errors, or size of error
+    threshold: Float[Tensor, "P"]  # rows at least as sure are answered; falling
+    num_answered: Int[Tensor, "P"]  # how many of the rows
+    risk: Float[Tensor, "P"]  # mean over these: share of errors, or size of error
 
     @property
     def coverage(self) -> Float[Tensor, "P"]:
@@ -141,7 +164,9 @@ class RiskCoverageCurve:
         return self.threshold[self.coverage >= min_coverage - 1e-9][0].item()
 
 
-def risk_coverage_curve(confidence: Float[Tensor, "N"], risk: Float[Tensor, "N"]) -> RiskCoverageCurve:
+def risk_coverage_curve(
+    confidence: Float[Tensor, "N"], risk: Float[Tensor, "N"]
+) -> RiskCoverageCurve:
     """The curve of risk against coverage; rows that are equally sure are answered together."""
     order = confidence.argsort(descending=True, stable=True)
     sure, total = confidence[order].double(), risk[order].double().cumsum(0)

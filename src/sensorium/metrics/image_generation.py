@@ -1,14 +1,15 @@
 """How good are generated pictures? Distances between sets of feature vectors; a report says of which features.
 
-    N, M pictures   E features
+N, M pictures   E features
 """
+
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_CHUNK_ROWS = 1024                               # rows compared with all others at a time
+_CHUNK_ROWS = 1024  # rows compared with all others at a time
 
 
 def frechet_distance(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> float:
@@ -21,10 +22,14 @@ def frechet_distance(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> float:
     (mean_a, cov_a), (mean_b, cov_b) = _mean_and_covariance(a), _mean_and_covariance(b)
     root = _matrix_square_root(cov_a)
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return max(0.0, ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
+    return max(
+        0.0, ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+    )
 
 
-def _mean_and_covariance(x: Float[Tensor, "N E"]) -> tuple[Float[Tensor, "E"], Float[Tensor, "E E"]]:
+def _mean_and_covariance(
+    x: Float[Tensor, "N E"],
+) -> tuple[Float[Tensor, "E"], Float[Tensor, "E E"]]:
     x = x.double()
     if len(x) < 2:
         raise ValueError("a spread needs two rows or more")
@@ -48,6 +53,7 @@ def kernel_distance(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> float:
     def within(x: Tensor) -> Tensor:
         kernel = _polynomial_kernel(x, x)
         return (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))
+
     return (within(a) + within(b) - 2 * _polynomial_kernel(a, b).mean()).item()
 
 
@@ -62,7 +68,9 @@ def diversity(x: Float[Tensor, "N E"]) -> float:
     return (torch.cdist(x.double(), x.double()).sum() / (len(x) * (len(x) - 1))).item()
 
 
-def nearest_neighbors(x: Float[Tensor, "N E"], references: Float[Tensor, "M E"]) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(
+    x: Float[Tensor, "N E"], references: Float[Tensor, "M E"]
+) -> tuple[Tensor, Tensor]:
     """(distance to, number of) the nearest of the others, for each row: how near is a picture to one trained on?"""
     references = references.double()
     found = [torch.cdist(part.double(), references).min(1) for part in x.split(_CHUNK_ROWS)]

@@ -1,4 +1,5 @@
 """How well is speech written down?"""
+
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,7 +11,10 @@ def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> fl
     Compared in lower case and NFKC, without anything but letters, digits and apostrophes within words; numbers are not
     spelt out. Raises ValueError where the references hold no word.
     """
-    pairs = [(_normalize_words(a), _normalize_words(b)) for a, b in zip(predictions, references, strict=True)]
+    pairs = [
+        (_normalize_words(a), _normalize_words(b))
+        for a, b in zip(predictions, references, strict=True)
+    ]
     words = sum(len(right) for _, right in pairs)
     if not words:
         raise ValueError("the references hold no word")

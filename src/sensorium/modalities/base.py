@@ -1,4 +1,5 @@
 """What every sense must be able to do: learn its settings, load one raw value, lay several side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -65,7 +66,9 @@ def validate_settings(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     for key in values:
         if key not in known:
-            raise SensoriumError(f"{cls.__name__} settings hold the unknown key {key!r}; they may hold "
-                                 f"{', '.join(sorted(known))}."
-                                 " The file was written by another version or changed by hand.")
+            raise SensoriumError(
+                f"{cls.__name__} settings hold the unknown key {key!r}; they may hold "
+                f"{', '.join(sorted(known))}."
+                " The file was written by another version or changed by hand."
+            )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,7 +1,8 @@
 """Pictures: decode safely, change whole batches at random, cut into patches.
 
-    B batch   H side as stored   S side a model takes   T tokens   D width of a token
+B batch   H side as stored   S side a model takes   T tokens   D width of a token
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ from sensorium.nn.tokens import Tokens, grid_positions
 
 RESAMPLE_FILTERS = tuple(kind.name.lower() for kind in PIL.Image.Resampling)
 RESIZE_MODES, EXACT_RESIZE_MODES = ("crop", "pad", "trim", "stretch"), ("crop", "centre", "stretch")
-MAX_FIT_SAMPLES = 512                            # pictures looked at to learn mean and spread
+MAX_FIT_SAMPLES = 512  # pictures looked at to learn mean and spread
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,23 @@ class Image:
 
     def __post_init__(self) -> None:
         if self.resize_mode not in (EXACT_RESIZE_MODES if self.resample else RESIZE_MODES):
-            raise SensoriumError(f"image square={self.resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}; with a resample, "
-                                 f"one of {', '.join(EXACT_RESIZE_MODES)}.")
-        if self.size < 1 or self.margin < 0 or self.stored_size ** 2 > MAX_IMAGE_PIXELS:
-            raise SensoriumError(f"image size={self.size}, margin={self.margin}: expected a size of 1 pixel or more, "
-                                 f"a margin of 0 or more, and at most {MAX_IMAGE_PIXELS:,} pixels.")
+            raise SensoriumError(
+                f"image square={self.resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}; with a resample, "
+                f"one of {', '.join(EXACT_RESIZE_MODES)}."
+            )
+        if self.size < 1 or self.margin < 0 or self.stored_size**2 > MAX_IMAGE_PIXELS:
+            raise SensoriumError(
+                f"image size={self.size}, margin={self.margin}: expected a size of 1 pixel or more, "
+                f"a margin of 0 or more, and at most {MAX_IMAGE_PIXELS:,} pixels."
+            )
         if self.resample not in ("", *RESAMPLE_FILTERS):
-            raise SensoriumError(f"image resample={self.resample!r}: choose one of {', '.join(RESAMPLE_FILTERS)}.")
+            raise SensoriumError(
+                f"image resample={self.resample!r}: choose one of {', '.join(RESAMPLE_FILTERS)}."
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise SensoriumError("image mean and std need three numbers each, one a channel, every std above 0.")
+            raise SensoriumError(
+                "image mean and std need three numbers each, one a channel, every std above 0."
+            )
 
     @property
     def stored_size(self) -> int:
@@ -79,24 +88,37 @@ class Image:
         """Mean and spread of each channel over a sample of `values`, evenly spaced; unreadable ones are passed over."""
         there = [v for v in values if v is not None]
         loaded = []
-        for raw in there[::max(1, -(-len(there) // MAX_FIT_SAMPLES))]:
+        for raw in there[:: max(1, -(-len(there) // MAX_FIT_SAMPLES))]:
             try:
                 loaded.append(self.load(raw).reshape(-1, 3))
             except ValueError:
-                continue                # quarantined by name where the data are prepared
+                continue  # quarantined by name where the data are prepared
         if not loaded:
             return self
         pixels = np.stack(loaded) / np.float32(255)
         mean, std = pixels.mean((0, 1), dtype=np.float64), pixels.std((0, 1), dtype=np.float64)
-        return replace(self, mean=tuple(mean.round(4).tolist()), std=tuple(std.clip(0.05).round(4).tolist()))
+        return replace(
+            self, mean=tuple(mean.round(4).tolist()), std=tuple(std.clip(0.05).round(4).tolist())
+        )
 
-    def load(self, raw: Any, out: UInt8[np.ndarray, "H H 3"] | None = None) -> UInt8[np.ndarray, "H H 3"]:
+    def load(
+        self, raw: Any, out: UInt8[np.ndarray, "H H 3"] | None = None
+    ) -> UInt8[np.ndarray, "H H 3"]:
         """One picture (a path, bytes, a PIL image, an array) decoded, upright, square: side x side.
 
         out: the array to fill, instead of a new one. Raises ValueError with the reason it cannot be.
         """
-        found = (resize_exact(decode_full_image(raw), self.stored_size, self.resize_mode, max(self.shortest_edge, self.stored_size), self.resample)
-                 if self.resample else decode_image(raw, self.stored_size, self.resize_mode, out))
+        found = (
+            resize_exact(
+                decode_full_image(raw),
+                self.stored_size,
+                self.resize_mode,
+                max(self.shortest_edge, self.stored_size),
+                self.resample,
+            )
+            if self.resample
+            else decode_image(raw, self.stored_size, self.resize_mode, out)
+        )
         if out is None or found is out:
             return found
         out[...] = found
@@ -104,11 +126,16 @@ class Image:
 
     def collate(self, values: Sequence[UInt8[np.ndarray, "H H 3"]]) -> Float[Tensor, "B 3 S S"]:
         """Loaded pictures as a model takes them."""
-        stacked = np.stack(values) if len(values) else np.zeros((0, self.stored_size, self.stored_size, 3), np.uint8)
+        stacked = (
+            np.stack(values)
+            if len(values)
+            else np.zeros((0, self.stored_size, self.stored_size, 3), np.uint8)
+        )
         return self.preprocess(torch.from_numpy(stacked).permute(0, 3, 1, 2))
 
-    def preprocess(self, images: UInt8[Tensor, "B 3 H H"], rng: torch.Generator | None = None,
-               **options: float) -> Float[Tensor, "B 3 S S"]:
+    def preprocess(
+        self, images: UInt8[Tensor, "B 3 H H"], rng: torch.Generator | None = None, **options: float
+    ) -> Float[Tensor, "B 3 S S"]:
         """Stored pictures, channels first, as a model takes them: changed at random as `how` says, then normalised.
 
         options: fields of augment.Change. Without `rng` or `how` the middle `size` pixels, unchanged.
@@ -123,7 +150,9 @@ class Image:
             x = apply_pixel_ops(x.float(), change, draw)
         return self._normalize(x)
 
-    def augment(self, batch: Float[Tensor, "B 3 S S"], rng: torch.Generator, **options: float) -> Float[Tensor, "B 3 S S"]:
+    def augment(
+        self, batch: Float[Tensor, "B 3 S S"], rng: torch.Generator, **options: float
+    ) -> Float[Tensor, "B 3 S S"]:
         """`finish` for a batch that is normalised already: rounded to stored values, changed, normalised again."""
         if not options:
             return batch
@@ -131,12 +160,18 @@ class Image:
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n 3 S S"]:
         """n pictures of soft noise, for tests and dry runs."""
-        coarse = torch.randint(0, 256, (n, 3, -(-self.size // 8), -(-self.size // 8)), generator=rng, dtype=torch.uint8)
-        return self._normalize(coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)[..., :self.size, :self.size])
+        coarse = torch.randint(
+            0, 256, (n, 3, -(-self.size // 8), -(-self.size // 8)), generator=rng, dtype=torch.uint8
+        )
+        return self._normalize(
+            coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)[..., : self.size, : self.size]
+        )
 
     def decode(self, image: Float[Tensor, "3 H W"]) -> PIL.Image.Image:
         """A normalised picture back as one to look at."""
-        return PIL.Image.fromarray(self._denormalize(image[None])[0].permute(1, 2, 0).contiguous().numpy())
+        return PIL.Image.fromarray(
+            self._denormalize(image[None])[0].permute(1, 2, 0).contiguous().numpy()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain settings."""
@@ -169,16 +204,22 @@ class PatchEmbedding(nn.Module):
     def __init__(self, dim: int, image_size: int, patch_size: int, *, bias: bool = False):
         super().__init__()
         if image_size % patch_size:
-            raise ValueError(f"pictures of {image_size} pixels cannot be cut into patches of {patch_size}")
+            raise ValueError(
+                f"pictures of {image_size} pixels cannot be cut into patches of {patch_size}"
+            )
         self.patch_size, self.grid_size = patch_size, image_size // patch_size
         self.projection = Linear(3 * patch_size * patch_size, dim, bias=bias)
-        self.cls_token = normal_parameter(dim, std=dim ** -0.5)
-        self.position_embedding = normal_parameter(1 + self.grid_size ** 2, dim, std=dim ** -0.5)
+        self.cls_token = normal_parameter(dim, std=dim**-0.5)
+        self.position_embedding = normal_parameter(1 + self.grid_size**2, dim, std=dim**-0.5)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
-        flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+        flat = rearrange(
+            image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size
+        )
         x = self.projection(flat)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], 1, -1), x], 1) + self.position_embedding.to(x.dtype)
+        x = torch.cat(
+            [self.cls_token.to(x.dtype).expand(x.shape[0], 1, -1), x], 1
+        ) + self.position_embedding.to(x.dtype)
         pos = grid_positions(x[:, 1:], self.grid_size)
         return Tokens(x, torch.cat([pos.new_zeros(x.shape[0], 1, 3), pos], 1))
 

@@ -1,7 +1,8 @@
 """Sets of tags: genres, ingredients, findings; any number of them a row.
 
-    B batch   K tags, and one place for those never seen
+B batch   K tags, and one place for those never seen
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -38,9 +39,13 @@ class Multilabel:
     def split_tags(self, raw: Any) -> list[str]:
         """The tags of one value, each once. Raises ValueError for what is neither text nor a list of texts."""
         parts = raw.split(self.separator) if isinstance(raw, str) else raw
-        if not isinstance(parts, list | tuple | set | frozenset) or not all(isinstance(p, str) for p in parts):
-            raise ValueError(f"expected tags, as a list or parted by {self.separator!r}, found {type(raw).__name__} "
-                             f"{str(raw)[:40]!r}")
+        if not isinstance(parts, list | tuple | set | frozenset) or not all(
+            isinstance(p, str) for p in parts
+        ):
+            raise ValueError(
+                f"expected tags, as a list or parted by {self.separator!r}, found {type(raw).__name__} "
+                f"{str(raw)[:40]!r}"
+            )
         return list(dict.fromkeys(p.strip() for p in parts if p.strip()))
 
     def fit(self, values: Iterable[Any]) -> Multilabel:
@@ -62,9 +67,15 @@ class Multilabel:
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B K"]:
         return torch.from_numpy(np.array(values, np.float32).reshape(-1, len(self.tags) + 1))
 
-    def augment(self, batch: Float[Tensor, "B K"], rng: torch.Generator, *, tag_dropout: float = 0.0) -> Float[Tensor, "B K"]:
+    def augment(
+        self, batch: Float[Tensor, "B K"], rng: torch.Generator, *, tag_dropout: float = 0.0
+    ) -> Float[Tensor, "B K"]:
         """The batch without some of its tags."""
-        return batch * (torch.rand(batch.shape, generator=rng) >= tag_dropout) if tag_dropout else batch
+        return (
+            batch * (torch.rand(batch.shape, generator=rng) >= tag_dropout)
+            if tag_dropout
+            else batch
+        )
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n K"]:
         """n sets, for tests and dry runs."""

@@ -1,7 +1,8 @@
 """Files and lists of readings: read within a budget, refused with the reason, drawn to look at.
 
-    T steps   C channels
+T steps   C channels
 """
+
 import csv
 import math
 import os
@@ -15,8 +16,12 @@ from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
 EXTENSIONS = (".csv", ".npy")
-MAX_FILE_BYTES, MAX_VALUES, MAX_CHANNELS = 64 << 20, 1 << 24, 1024         # the most that a file, and a series, may hold
-MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}     # cells without a reading
+MAX_FILE_BYTES, MAX_VALUES, MAX_CHANNELS = (
+    64 << 20,
+    1 << 24,
+    1024,
+)  # the most that a file, and a series, may hold
+MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}  # cells without a reading
 
 NamedSeries = tuple[tuple[str, ...] | None, Float64[np.ndarray, "T C"]]
 
@@ -27,14 +32,18 @@ def read_series(raw: Any, skip: Sequence[str] = ()) -> NamedSeries:
     raw: the path of a CSV or .npy file, or numbers [T] or [T C]. skip: columns of a CSV file that are left out.
     Raises ValueError with the reason it cannot be read; what is too large is refused before it is.
     """
-    names, x = _read_file(Path(raw), skip) if isinstance(raw, str | Path) else (None, _to_array(raw))
+    names, x = (
+        _read_file(Path(raw), skip) if isinstance(raw, str | Path) else (None, _to_array(raw))
+    )
     if x.ndim == 1:
         x = x[:, None]
     if x.ndim != 2 or not x.size:
         raise ValueError(f"expected readings of some steps [T] or [T C], found shape {x.shape}")
     if x.shape[1] > MAX_CHANNELS or x.size > MAX_VALUES:
-        raise ValueError(f"{x.shape[0]:,} steps of {x.shape[1]:,} channels: {MAX_CHANNELS:,} channels and {MAX_VALUES:,} "
-                         "readings are the most; a line is a step, a column a channel")
+        raise ValueError(
+            f"{x.shape[0]:,} steps of {x.shape[1]:,} channels: {MAX_CHANNELS:,} channels and {MAX_VALUES:,} "
+            "readings are the most; a line is a step, a column a channel"
+        )
     x = np.asarray(x, np.float64)
     if np.isinf(x).any():
         raise ValueError("a reading is infinite; leave it empty where it is missing")
@@ -43,7 +52,9 @@ def read_series(raw: Any, skip: Sequence[str] = ()) -> NamedSeries:
 
 def _to_array(raw: Any) -> np.ndarray:
     if not isinstance(raw, np.ndarray | list | tuple):
-        raise ValueError(f"expected a series of numbers or the path of one, found {type(raw).__name__}")
+        raise ValueError(
+            f"expected a series of numbers or the path of one, found {type(raw).__name__}"
+        )
     if isinstance(raw, np.ndarray) and raw.dtype.kind not in "fiub":
         raise ValueError(f"expected numbers, found an array of {raw.dtype}")
     try:
@@ -54,7 +65,9 @@ def _to_array(raw: Any) -> np.ndarray:
 
 def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
     if path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"a series is read from {' or '.join(EXTENSIONS)}; this file ends in {path.suffix or 'neither'}")
+        raise ValueError(
+            f"a series is read from {' or '.join(EXTENSIONS)}; this file ends in {path.suffix or 'neither'}"
+        )
     try:
         if not path.is_file():
             raise ValueError("there is no such file")
@@ -78,7 +91,9 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_csv(path: Path, skip: Sequence[str]) -> NamedSeries:
     """Names in the first line, then a line for each step."""
     if (size := os.stat(path).st_size) > MAX_FILE_BYTES:
-        raise ValueError(f"{size:,} bytes: {MAX_FILE_BYTES:,} are the most; cut it into several, or save it as .npy")
+        raise ValueError(
+            f"{size:,} bytes: {MAX_FILE_BYTES:,} are the most; cut it into several, or save it as .npy"
+        )
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -86,7 +101,15 @@ def _read_csv(path: Path, skip: Sequence[str]) -> NamedSeries:
             lines = csv.reader(file, delimiter=max(",;\t", key=first.count))
             names = [name.strip() for name in next(lines, [])]
             used = _channel_columns(names, skip)
-            values = array("d", (number for row in lines if row for number in _parse_row(row, names, used, lines.line_num)))
+            values = array(
+                "d",
+                (
+                    number
+                    for row in lines
+                    if row
+                    for number in _parse_row(row, names, used, lines.line_num)
+                ),
+            )
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"it is no CSV file in UTF-8: {e}") from e
     return tuple(names[i] for i in used), np.array(values, np.float64).reshape(-1, len(used))
@@ -98,21 +121,29 @@ def _channel_columns(names: Sequence[str], skip: Sequence[str]) -> list[int]:
     if not used:
         raise ValueError("it has no channel: the first line must name them")
     if all(_is_number(names[i]) for i in used):
-        raise ValueError(f"its first line holds numbers ({', '.join(names)[:40]}): it must name the channels")
+        raise ValueError(
+            f"its first line holds numbers ({', '.join(names)[:40]}): it must name the channels"
+        )
     if twice := [names[i] for i in used if names.count(names[i]) > 1]:
         raise ValueError(f"it has the channel {twice[0]!r} twice")
     return used
 
 
-def _parse_row(row: Sequence[str], names: Sequence[str], columns: Sequence[int], line_number: int) -> Iterator[float]:
+def _parse_row(
+    row: Sequence[str], names: Sequence[str], columns: Sequence[int], line_number: int
+) -> Iterator[float]:
     if len(row) != len(names):
-        raise ValueError(f"line {line_number} has {len(row)} cells, where the first has {len(names)}")
+        raise ValueError(
+            f"line {line_number} has {len(row)} cells, where the first has {len(names)}"
+        )
     for i in columns:
         text = row[i].strip()
         try:
             yield math.nan if text.lower() in MISSING_MARKERS else float(text)
         except ValueError:
-            raise ValueError(f"line {line_number}, channel {names[i]!r}: expected a number, found {text[:40]!r}") from None
+            raise ValueError(
+                f"line {line_number}, channel {names[i]!r}: expected a number, found {text[:40]!r}"
+            ) from None
 
 
 def _is_number(text: str) -> bool:
@@ -125,7 +156,7 @@ def _is_number(text: str) -> bool:
 
 # To look at -----------------------------------------------------------------------------------------------------
 
-PLOT_SIZE, PLOT_MARGIN = (480, 160), 16                                 # pixels; what is free around the lines
+PLOT_SIZE, PLOT_MARGIN = (480, 160), 16  # pixels; what is free around the lines
 
 
 def plot_series(x: Float64[np.ndarray, "T C"], names: Sequence[str], duration: str) -> Image.Image:
@@ -134,12 +165,18 @@ def plot_series(x: Float64[np.ndarray, "T C"], names: Sequence[str], duration: s
     draw = ImageDraw.Draw(picture)
     low, high = (np.nanmin(x), np.nanmax(x)) if not np.isnan(x).all() else (0.0, 1.0)
     across = np.linspace(PLOT_MARGIN, PLOT_SIZE[0] - PLOT_MARGIN, max(len(x), 1))
-    down = PLOT_SIZE[1] - 2 * PLOT_MARGIN - (x - low) / ((high - low) or 1) * (PLOT_SIZE[1] - 3 * PLOT_MARGIN)
+    down = (
+        PLOT_SIZE[1]
+        - 2 * PLOT_MARGIN
+        - (x - low) / ((high - low) or 1) * (PLOT_SIZE[1] - 3 * PLOT_MARGIN)
+    )
     for i, name in enumerate(names):
         colour = f"hsl({360 * i // len(names)}, 70%, 45%)"
         for run in np.ma.clump_unmasked(np.ma.masked_invalid(down[:, i])):
             points = [*zip(across[run].tolist(), down[run, i].tolist(), strict=True)]
-            draw.line(points, fill=colour, width=1) if len(points) > 1 else draw.point(points, fill=colour)
+            draw.line(points, fill=colour, width=1) if len(points) > 1 else draw.point(
+                points, fill=colour
+            )
         draw.text((PLOT_MARGIN + 70 * i, PLOT_SIZE[1] - PLOT_MARGIN), name[:10], fill=colour)
     draw.text((PLOT_SIZE[0] - 5 * PLOT_MARGIN, 2), duration, fill="black")
     return picture

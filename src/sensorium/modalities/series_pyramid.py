@@ -1,4 +1,5 @@
 """Multi-scale convolutions over a time series."""
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -22,18 +23,24 @@ class MultiscaleConv(nn.Module):
         super().__init__()
         channels = max(1, len(series.channels))
         self.stride = 4 if series.typical_length >= 4 * TARGET_TOKENS else 1
-        levels = max(1, (max(1, series.typical_length) // (self.stride * TARGET_TOKENS)).bit_length() - 1)
+        levels = max(
+            1, (max(1, series.typical_length) // (self.stride * TARGET_TOKENS)).bit_length() - 1
+        )
         self.stem = nn.Conv1d(2 * channels, dim, 2 * self.stride + 3, self.stride, self.stride + 1)
         self.scale_embedding = nn.Sequential(Linear(2 * channels, dim), nn.GELU(), Linear(dim, dim))
         self.num_levels = levels
-        self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 1, dropout) for _ in range(levels * blocks_per_level))
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(dim, 1, dropout) for _ in range(levels * blocks_per_level)
+        )
         self.final_norm = nn.LayerNorm(dim)
 
     def pool_index(self, series: Float[Tensor, "B T R"]) -> None:
         return None
 
     def forward(self, series: Float[Tensor, "B T R"]) -> Tokens:
-        series, mean, spread = standardize(F.pad(series, (0, 0, 0, -series.shape[1] % (self.stride << self.num_levels))))
+        series, mean, spread = standardize(
+            F.pad(series, (0, 0, 0, -series.shape[1] % (self.stride << self.num_levels)))
+        )
         there = rearrange(valid_steps(series), "b (t s) -> b t s", s=self.stride).any(-1)
         x = self.stem(series.transpose(1, 2)).transpose(1, 2)
         x = x + self.scale_embedding(torch.cat([mean.asinh(), spread.log()], -1))[:, None]

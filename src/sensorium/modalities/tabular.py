@@ -1,7 +1,8 @@
 """Numbers, categories and ranks: the columns of a table that are neither pictures nor words.
 
-    B batch   C classes
+B batch   C classes
 """
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sensorium.modalities.base import settings_to_dict, validate_settings
 
-MAX_BINS = 32                               # at most so many bins of equal share are learned of a column of numbers
+MAX_BINS = 32  # at most so many bins of equal share are learned of a column of numbers
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class Numeric:
         if not len(there):
             return self
         edges = np.unique(np.quantile(there, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
-        return replace(self, mean=float(there.mean()), std=float(there.std()) or 1.0, edges=tuple(edges.tolist()),
-                       count=len(there))
+        return replace(
+            self,
+            mean=float(there.mean()),
+            std=float(there.std()) or 1.0,
+            edges=tuple(edges.tolist()),
+            count=len(there),
+        )
 
     def load(self, raw: Any) -> np.ndarray:
         """One number as float64 [] (seconds since 1970 do not fit float32).
@@ -57,9 +63,13 @@ class Numeric:
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B"]:
         """The values, standardised."""
-        return torch.from_numpy(((np.asarray(values, np.float64) - self.mean) / self.std).astype(np.float32))
+        return torch.from_numpy(
+            ((np.asarray(values, np.float64) - self.mean) / self.std).astype(np.float32)
+        )
 
-    def augment(self, batch: Float[Tensor, "B"], rng: torch.Generator, *, noise: float = 0.0) -> Float[Tensor, "B"]:
+    def augment(
+        self, batch: Float[Tensor, "B"], rng: torch.Generator, *, noise: float = 0.0
+    ) -> Float[Tensor, "B"]:
         """The batch with normal noise of so many spreads."""
         return batch + noise * torch.randn(batch.shape, generator=rng) if noise else batch
 
@@ -113,7 +123,9 @@ class Category:
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B"]:
         return torch.from_numpy(np.array(values, np.int64))
 
-    def augment(self, batch: Int[Tensor, "B"], rng: torch.Generator, *, unseen: float = 0.0) -> Int[Tensor, "B"]:
+    def augment(
+        self, batch: Int[Tensor, "B"], rng: torch.Generator, *, unseen: float = 0.0
+    ) -> Int[Tensor, "B"]:
         """The batch, in which some classes become one never seen: so a model learns what it is not to know a class."""
         lost = torch.rand(batch.shape, generator=rng) < unseen
         return batch.masked_fill(lost, len(self.classes)) if unseen else batch
@@ -149,5 +161,7 @@ class Ordinal(Category):
             return sorted(classes, key=float)
         except ValueError:
             names = ", ".join(sorted(classes)[:5])
-            raise ValueError(f"classes such as {names} have no order of their own: give it, lowest first, as in "
-                             "ordinal:classes=[\"low\",\"high\"]") from None
+            raise ValueError(
+                f"classes such as {names} have no order of their own: give it, lowest first, as in "
+                'ordinal:classes=["low","high"]'
+            ) from None

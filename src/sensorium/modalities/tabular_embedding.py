@@ -1,7 +1,8 @@
 """A row of single values (numbers, categories, ranks, dates, sets of tags) → Tokens, one for each column.
 
-    B batch   N numbers   F features   C columns   D width
+B batch   N numbers   F features   C columns   D width
 """
+
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from sensorium.modalities.tabular import Category, Numeric
 from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.tokens import ColumnKey, Tokens, sequence_positions
 
-MAX_ZSCORE = 10.0                                  # spreads beyond which a number is taken for that far
+MAX_ZSCORE = 10.0  # spreads beyond which a number is taken for that far
 
 
 class PiecewiseLinearEmbedding(nn.Module):
@@ -29,10 +30,16 @@ class PiecewiseLinearEmbedding(nn.Module):
         super().__init__()
         edges = [np.array([(e - n.mean) / n.std for e in n.edges], np.float32) for n in columns]
         bins = max([len(e) - 1 for e in edges if len(e) > 1], default=0)
-        low, width, there = (np.full((len(columns), bins), value, np.float32) for value in (0, 1, 0))
+        low, width, there = (
+            np.full((len(columns), bins), value, np.float32) for value in (0, 1, 0)
+        )
         for i, e in enumerate(edges):
             if len(e) > 1:
-                low[i, :len(e) - 1], width[i, :len(e) - 1], there[i, :len(e) - 1] = e[:-1], np.diff(e), 1
+                low[i, : len(e) - 1], width[i, : len(e) - 1], there[i, : len(e) - 1] = (
+                    e[:-1],
+                    np.diff(e),
+                    1,
+                )
         for name, values in (("low", low), ("width", width), ("mask", there)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
         self.weight = normal_parameter(len(columns), bins + 1, dim, std=(bins + 1) ** -0.5)
@@ -73,31 +80,57 @@ class MultiHotEmbedding(nn.Module):
 
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
-    "category": CategoryEmbedding, "ordinal": CategoryEmbedding, "datetime": DateEmbedding, "multilabel": MultiHotEmbedding}
-SCALAR_KINDS = ("numeric", *EMBEDDINGS)                 # that are single values
+    "category": CategoryEmbedding,
+    "ordinal": CategoryEmbedding,
+    "datetime": DateEmbedding,
+    "multilabel": MultiHotEmbedding,
+}
+SCALAR_KINDS = ("numeric", *EMBEDDINGS)  # that are single values
 
 
 class TabularEmbedding(nn.Module):
     """The columns given → Tokens, each valid where its value is there; and one vector of them all, if `hidden`."""
 
-    def __init__(self, columns: Mapping[str, Modality], dim: int, hidden_dim: int = 0, dropout: float = 0.0):
+    def __init__(
+        self, columns: Mapping[str, Modality], dim: int, hidden_dim: int = 0, dropout: float = 0.0
+    ):
         super().__init__()
         self.dim = dim
         self.numeric_columns = [name for name, m in columns.items() if isinstance(m, Numeric)]
         self.other_columns = [name for name in columns if name not in self.numeric_columns]
         self.columns = [*self.numeric_columns, *self.other_columns]
-        self.numeric_embedding = PiecewiseLinearEmbedding([m for m in columns.values() if isinstance(m, Numeric)], dim) if self.numeric_columns else None
-        self.embeddings = nn.ModuleList(EMBEDDINGS[columns[name].kind](columns[name], dim) for name in self.other_columns)
-        self.missing_embedding = nn.Parameter(torch.zeros(len(columns), dim)) if hidden_dim else None
-        self.mlp = nn.Sequential(Linear(len(columns) * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout),
-                                   Linear(hidden_dim, dim)) if hidden_dim else None
+        self.numeric_embedding = (
+            PiecewiseLinearEmbedding([m for m in columns.values() if isinstance(m, Numeric)], dim)
+            if self.numeric_columns
+            else None
+        )
+        self.embeddings = nn.ModuleList(
+            EMBEDDINGS[columns[name].kind](columns[name], dim) for name in self.other_columns
+        )
+        self.missing_embedding = (
+            nn.Parameter(torch.zeros(len(columns), dim)) if hidden_dim else None
+        )
+        self.mlp = (
+            nn.Sequential(
+                Linear(len(columns) * dim, hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                Linear(hidden_dim, dim),
+            )
+            if hidden_dim
+            else None
+        )
 
     def forward(self, values: Mapping[ColumnKey, Tensor], present: Bool[Tensor, "B C"]) -> Tokens:
         """Tokens in the order of `columns`, which is that of `there`; a column not given has none that is valid."""
         x = []
         if self.numeric_embedding is not None:
             zero = present.new_zeros(present.shape[0], dtype=torch.float32)
-            x.append(self.numeric_embedding(torch.stack([values.get(name, zero) for name in self.numeric_columns], 1)))
+            x.append(
+                self.numeric_embedding(
+                    torch.stack([values.get(name, zero) for name in self.numeric_columns], 1)
+                )
+            )
         for name, embed in zip(self.other_columns, self.embeddings, strict=True):
             nothing = present.new_zeros(present.shape[0], self.dim, dtype=torch.float32)
             x.append((embed(values[name]) if name in values else nothing)[:, None])

@@ -1,7 +1,8 @@
 """Words: a byte-pair tokenizer learned from the user's own text, and the embedding that turns ids into Tokens.
 
-    B batch   T tokens   L full length   D width
+B batch   T tokens   L full length   D width
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -27,8 +28,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -47,7 +53,9 @@ class Text:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            self.tokenizer.encode_special_tokens = True         # "<end>" in a text is five letters, not its end
+            self.tokenizer.encode_special_tokens = (
+                True  # "<end>" in a text is five letters, not its end
+            )
 
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
         """Train the tokenizer on `values` (several captions a row are fine) unless it is there already."""
@@ -77,26 +85,29 @@ class Text:
         longest = max((len(v) for v in values), default=1)
         batch = np.full((len(values), longest), self.pad, dtype=np.int64)
         for row, ids in zip(batch, values, strict=True):
-            row[:len(ids)] = ids
+            row[: len(ids)] = ids
         return torch.from_numpy(batch)
 
-    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, *,
-                token_dropout: float = 0.0) -> Int[Tensor, "B S"]:
+    def augment(
+        self, batch: Int[Tensor, "B T"], rng: torch.Generator, *, token_dropout: float = 0.0
+    ) -> Int[Tensor, "B S"]:
         """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
         if token_dropout <= 0:
             return batch
         inner = (batch != self.pad) & (batch != self.end)
         inner &= batch != (self.end if self.start is None else self.start)
         gone = inner & (torch.rand(batch.shape, generator=rng) < token_dropout)
-        gone &= ((inner & ~gone).sum(1) > 0)[:, None]                   # never every word
-        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)        # closes the gaps, order kept
+        gone &= ((inner & ~gone).sum(1) > 0)[:, None]  # never every word
+        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)  # closes the gaps, order kept
         closed = batch.masked_fill(gone, self.pad).gather(1, kept_first)
-        return closed[:, :int((~gone & (batch != self.pad)).sum(1).max())]
+        return closed[:, : int((~gone & (batch != self.pad)).sum(1).max())]
 
     def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n T"]:
         """n made-up texts of 3 to `length` tokens, for tests and dry runs."""
         sizes = torch.randint(3, self.length + 1, (n,), generator=rng)
-        texts = torch.randint(len(SPECIAL_TOKENS), self.vocab_size, (n, int(sizes.max())), generator=rng)
+        texts = torch.randint(
+            len(SPECIAL_TOKENS), self.vocab_size, (n, int(sizes.max())), generator=rng
+        )
         place = torch.arange(texts.shape[1])
         if self.start is not None:
             texts[:, 0] = self.start
@@ -106,7 +117,9 @@ class Text:
     def decode(self, ids: Int[Tensor, "T"]) -> str:
         """Ids back to words."""
         assert self.tokenizer is not None
-        return self.tokenizer.decode([i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]).strip()
+        return self.tokenizer.decode(
+            [i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]
+        ).strip()
 
     def to_json(self) -> dict[str, Any]:
         """Plain settings; the tokenizer has a file of its own."""
@@ -126,7 +139,10 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, dim: int, text: Text, *, causal: bool = True):
         super().__init__()
-        self.token_embedding, self.position_embedding = nn.Embedding(text.vocab_size, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(text.vocab_size, dim),
+            nn.Parameter(torch.empty(text.length, dim)),
+        )
         self.end, self.pad, self.causal = text.end, text.pad, causal
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
@@ -137,7 +153,7 @@ class TextEmbedding(nn.Module):
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         ids, valid = trim_padding(ids, self.pool_index(ids))
-        x = self.token_embedding(ids) + self.position_embedding[:ids.shape[1]]
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         return Tokens(x, sequence_positions(x), CAUSAL if self.causal else None, valid)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
@@ -157,7 +173,7 @@ class BagEmbedding(nn.Module):
         super().__init__()
         self.token_embedding, self.dropout = nn.Embedding(text.vocab_size, dim), nn.Dropout(dropout)
         self.end, self.pad = text.end, text.pad
-        nn.init.normal_(self.token_embedding.weight, std=dim ** -0.5)
+        nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         return None
@@ -176,7 +192,10 @@ class PaddedTokenEmbedding(nn.Module):
     def __init__(self, dim: int, text: Text):
         super().__init__()
         self.vocab_size, self.length = text.vocab_size + text.length, text.length
-        self.token_embedding, self.position_embedding = nn.Embedding(self.vocab_size, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(self.vocab_size, dim),
+            nn.Parameter(torch.empty(text.length, dim)),
+        )
         self.end, self.pad = text.end, text.pad
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
@@ -189,11 +208,15 @@ class PaddedTokenEmbedding(nn.Module):
         return torch.where(place <= last_token_index(ids, self.end, self.pad)[:, None], wide, fill)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.token_embedding(ids) + self.position_embedding[:ids.shape[1]]
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         return Tokens(x, sequence_positions(x), CAUSAL)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        return Tokens(self.token_embedding(ids) + self.position_embedding[positions], _time_positions(positions), CAUSAL)
+        return Tokens(
+            self.token_embedding(ids) + self.position_embedding[positions],
+            _time_positions(positions),
+            CAUSAL,
+        )
 
 
 def last_token_index(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
@@ -202,10 +225,12 @@ def last_token_index(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor,
     return torch.where(found.any(1), found.int().argmax(1), ((ids != pad) * place).amax(1))
 
 
-def trim_padding(ids: Int[Tensor, "B T"], last_index: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
+def trim_padding(
+    ids: Int[Tensor, "B T"], last_index: Int[Tensor, "B"]
+) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
     """(ids as far as the longest text goes, which of them are in their text), of texts that end at `ends`."""
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        ids = ids[:, :int(last_index.max()) + 1]
+        ids = ids[:, : int(last_index.max()) + 1]
     return ids, torch.arange(ids.shape[1], device=ids.device) <= last_index[:, None]
 
 

@@ -1,7 +1,8 @@
 """What a head's numbers mean, and how far they can be trusted: both as held-out rows have shown it.
 
-    N rows   C classes or tags   K numbers that a head says   L levels
+N rows   C classes or tags   K numbers that a head says   L levels
 """
+
 import math
 from dataclasses import dataclass
 
@@ -23,9 +24,12 @@ from sensorium.modalities.base import Modality
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
 
-LOG_VAR_MIN, LOG_VAR_MAX = -8.0, 4.0                    # bounds of the logarithm of a variance, of a standardised number
+LOG_VAR_MIN, LOG_VAR_MAX = (
+    -8.0,
+    4.0,
+)  # bounds of the logarithm of a variance, of a standardised number
 LEVELS = tuple(percent / 100 for percent in range(1, 100))
-MIN_CALIBRATION_ROWS = 20                                 # rows that one scale may be fitted on
+MIN_CALIBRATION_ROWS = 20  # rows that one scale may be fitted on
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,13 @@ class Calibration(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Buffer(torch.ones(()))
-        self.conformal_quantiles, self.thresholds = (nn.Buffer(torch.full((len(LEVELS),), math.inf)) for _ in range(2))
+        self.conformal_quantiles, self.thresholds = (
+            nn.Buffer(torch.full((len(LEVELS),), math.inf)) for _ in range(2)
+        )
 
-    def probabilities(self, modality: Modality, logits: Float[Tensor, "N K"]) -> Float[Tensor, "N C"]:
+    def probabilities(
+        self, modality: Modality, logits: Float[Tensor, "N K"]
+    ) -> Float[Tensor, "N C"]:
         """Of classes and ranks, of sum 1; of tags, each by itself."""
         match modality:
             case Ordinal():
@@ -64,7 +72,9 @@ class Calibration(nn.Module):
 
     def distribution(self, output: Float[Tensor, "N 2"]) -> Gaussian:
         """A number, standardised."""
-        return Gaussian(output[:, 0], (output[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) / 2).exp() * self.scale)
+        return Gaussian(
+            output[:, 0], (output[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) / 2).exp() * self.scale
+        )
 
     @torch.no_grad()
     def fit(self, modality: Modality, logits: Float[Tensor, "N K"], y: Tensor) -> None:
@@ -72,25 +82,38 @@ class Calibration(nn.Module):
         self.fit_scale(modality, logits, y)
         if isinstance(modality, Numeric):
             found = self.distribution(logits)
-            self.conformal_quantiles.copy_(compute_conformal_quantiles((y - found.mean).abs() / found.std, LEVELS))
+            self.conformal_quantiles.copy_(
+                compute_conformal_quantiles((y - found.mean).abs() / found.std, LEVELS)
+            )
         elif isinstance(modality, Category):
             p = self.probabilities(modality, logits)
-            self.conformal_quantiles.copy_(compute_conformal_quantiles(conformal_scores(p, y), LEVELS))
+            self.conformal_quantiles.copy_(
+                compute_conformal_quantiles(conformal_scores(p, y), LEVELS)
+            )
             answer = predicted_class(modality, p)
             sure = p.gather(1, answer[:, None])[:, 0]
             curve = risk_coverage_curve(sure, (answer != y).double())
-            self.thresholds.copy_(torch.tensor([curve.threshold_for_risk(1 - level) for level in LEVELS]))
+            self.thresholds.copy_(
+                torch.tensor([curve.threshold_for_risk(1 - level) for level in LEVELS])
+            )
 
     @torch.no_grad()
     def fit_scale(self, modality: Modality, logits: Float[Tensor, "N K"], y: Tensor) -> None:
         """Learn the scale alone."""
         self.scale.fill_(1.0)
-        self.scale.fill_(_best_scale(modality, self, logits, y) if len(y) >= MIN_CALIBRATION_ROWS else 1.0)
+        self.scale.fill_(
+            _best_scale(modality, self, logits, y) if len(y) >= MIN_CALIBRATION_ROWS else 1.0
+        )
 
-    def scale_logits(self, modality: Modality, logits: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def scale_logits(
+        self, modality: Modality, logits: Float[Tensor, "N K"]
+    ) -> Float[Tensor, "N K"]:
         """A head's numbers, as sure of themselves as they should be."""
         if isinstance(modality, Numeric):
-            return torch.stack([logits[:, 0], logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) + 2 * self.scale.log()], 1)
+            return torch.stack(
+                [logits[:, 0], logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) + 2 * self.scale.log()],
+                1,
+            )
         return logits / self.scale
 
     def conformal_quantile(self, level: float) -> float:
@@ -104,8 +127,10 @@ class Calibration(nn.Module):
 
 def monotone_logits(logits: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """Logits of cuts such that a higher cut is never likelier to be passed than a lower one."""
-    if torch.compiler.is_exporting():                   # ONNX has no running minimum; ranks are few
-        beyond = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device).triu(1)
+    if torch.compiler.is_exporting():  # ONNX has no running minimum; ranks are few
+        beyond = torch.ones(
+            logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device
+        ).triu(1)
         return logits[:, None].masked_fill(beyond, math.inf).amin(2)
     return logits.cummin(1).values
 
@@ -116,7 +141,7 @@ def predicted_class(modality: Category, probabilities: Float[Tensor, "N C"]) -> 
 
 
 def _best_scale(modality: Modality, calibration: Calibration, logits: Tensor, y: Tensor) -> float:
-    doubt = 1 / (len(y) + 2)                                # as if one row more had gone either way (Platt 1999)
+    doubt = 1 / (len(y) + 2)  # as if one row more had gone either way (Platt 1999)
     match modality:
         case Ordinal():
             cuts = torch.arange(logits.shape[1], device=y.device)
@@ -125,7 +150,7 @@ def _best_scale(modality: Modality, calibration: Calibration, logits: Tensor, y:
             seen = y < logits.shape[1]
             return fit_softmax_temperature(logits[seen], y[seen], doubt)
         case Multilabel():
-            return fit_sigmoid_temperature(logits, y[:, :logits.shape[1]] > 0.5, doubt)
+            return fit_sigmoid_temperature(logits, y[:, : logits.shape[1]] > 0.5, doubt)
         case Numeric():
             found = calibration.distribution(logits)
             return fit_std_scale((y - found.mean) / found.std)

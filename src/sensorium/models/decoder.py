@@ -1,7 +1,8 @@
 """Decoders: several inputs as one line of tokens, generated one by one.
 
-    B batch   T tokens   D width   V vocabulary
+B batch   T tokens   D width   V vocabulary
 """
+
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
@@ -39,11 +40,18 @@ class Decoder(nn.Module):
     are not in line; blocks that look at a context look at what they make of them.
     """
 
-    def __init__(self, parts: dict[str, nn.Module], heads: dict[str, nn.Module], trunk: Transformer,
-                 context_encoders: dict[str, nn.Module] | None = None):
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        heads: dict[str, nn.Module],
+        trunk: Transformer,
+        context_encoders: dict[str, nn.Module] | None = None,
+    ):
         super().__init__()
-        if list(parts)[len(parts) - len(heads):] != list(heads):
-            raise ValueError(f"the parts with a head must stand last: parts {list(parts)}, heads {list(heads)}")
+        if list(parts)[len(parts) - len(heads) :] != list(heads):
+            raise ValueError(
+                f"the parts with a head must stand last: parts {list(parts)}, heads {list(heads)}"
+            )
         self.parts, self.heads, self.trunk = nn.ModuleDict(parts), nn.ModuleDict(heads), trunk
         self.context_encoders = nn.ModuleDict(context_encoders or {})
 
@@ -51,24 +59,42 @@ class Decoder(nn.Module):
         """What the trunk makes of each part that has a head: `heads[part]` of it are logits for the token after."""
         read = self.embed_inputs(inputs)
         said = self.trunk(concat_parts(read), self.encode_context(inputs))
-        starts = dict(zip(read, accumulate((t.x.shape[1] for t in read.values()), initial=0), strict=False))
-        return {name: replace(t, x=said.x[:, starts[name]:starts[name] + t.x.shape[1]], order=None)
-                for name, t in read.items() if name in self.heads}
+        starts = dict(
+            zip(read, accumulate((t.x.shape[1] for t in read.values()), initial=0), strict=False)
+        )
+        return {
+            name: replace(t, x=said.x[:, starts[name] : starts[name] + t.x.shape[1]], order=None)
+            for name, t in read.items()
+            if name in self.heads
+        }
 
     def prefill(self, inputs: Batch, part: str, cache: KVCache) -> Float[Tensor, "B V"]:
         """Read all that is given, up to and including what there is of `part`: logits for its next token."""
         read = self.embed_inputs(inputs.select(self._parts_through(part)))
-        at = sum(t.x.shape[1] for t in read.values()) - read[part].x.shape[1] + valid_mask(read[part]).sum(1) - 1
-        return self.heads[part](self.trunk(concat_parts(read), self.encode_context(inputs), query_positions=at, cache=cache).x[:, 0])
+        at = (
+            sum(t.x.shape[1] for t in read.values())
+            - read[part].x.shape[1]
+            + valid_mask(read[part]).sum(1)
+            - 1
+        )
+        return self.heads[part](
+            self.trunk(
+                concat_parts(read), self.encode_context(inputs), query_positions=at, cache=cache
+            ).x[:, 0]
+        )
 
-    def decode_step(self, part: str, ids: Int[Tensor, "B"], positions: Int[Tensor, "B"], cache: KVCache) -> Float[Tensor, "B V"]:
+    def decode_step(
+        self, part: str, ids: Int[Tensor, "B"], positions: Int[Tensor, "B"], cache: KVCache
+    ) -> Float[Tensor, "B V"]:
         """Read one more token of `part`, which stands at these places of it: logits for the one after."""
         t = self.output_part(part).embed_at(ids[:, None], positions[:, None])
         return self.heads[part](self.trunk(t, cache=cache).x[:, 0])
 
     def encode_context(self, inputs: Batch) -> Tokens | None:
         """What stands beside the line, end to end; None where nothing does."""
-        there = [encode(inputs[name]) for name, encode in self.context_encoders.items() if name in inputs]
+        there = [
+            encode(inputs[name]) for name, encode in self.context_encoders.items() if name in inputs
+        ]
         return join(*there) if there else None
 
     def output_part(self, part: str) -> TokenEmbedding:
@@ -79,7 +105,7 @@ class Decoder(nn.Module):
 
     def _parts_through(self, part: str) -> list[str]:
         names = list(self.parts)
-        return names[:names.index(part) + 1]
+        return names[: names.index(part) + 1]
 
     def embed_inputs(self, inputs: Batch) -> dict[str, Tokens]:
         """Tokens of the parts that are there."""

@@ -1,11 +1,12 @@
 """Pictures ↔ a grid of codes: convolutions, a quantizer between them, convolutions back.
 
-    B batch   H, W sides in pixels   h, w sides of the grid (H / patch, W / patch)   C channels
-    D, E widths of what the quantizer takes and gives
+B batch   H, W sides in pixels   h, w sides of the grid (H / patch, W / patch)   C channels
+D, E widths of what the quantizer takes and gives
 
-    ids = model.encode(pixels)          # Int [B h w], each below model.vocab
-    pixels = model.decode(ids)          # Float [B 3 H W], normalised as the pictures that came in
+ids = model.encode(pixels)          # Int [B h w], each below model.vocab
+pixels = model.decode(ids)          # Float [B 3 H W], normalised as the pictures that came in
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,11 @@ from sensorium.modalities.image import Image
 from sensorium.nn.stochastic_depth import StochasticDepth
 from sensorium.nn.vector_quantize import Quantizer
 
-MIN_CHANNELS = 32                          # channels at the finest scale
-SQUEEZE_SCALE, SQUEEZE_OFFSET = 0.8, 0.1              # pixels in 0..1 → 0.1..0.9, where a logit is finite (Ramesh et al. 2021)
+MIN_CHANNELS = 32  # channels at the finest scale
+SQUEEZE_SCALE, SQUEEZE_OFFSET = (
+    0.8,
+    0.1,
+)  # pixels in 0..1 → 0.1..0.9, where a logit is finite (Ramesh et al. 2021)
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,35 @@ class ImageTokenizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, image: Image, quantizer: Quantizer, *, patch_size: int, dim: int, blocks_per_scale: int, laplace: bool = False):
+    def __init__(
+        self,
+        image: Image,
+        quantizer: Quantizer,
+        *,
+        patch_size: int,
+        dim: int,
+        blocks_per_scale: int,
+        laplace: bool = False,
+    ):
         super().__init__()
         scales = patch_size.bit_length() - 1
         if dim < 1 or blocks_per_scale < 0:
-            raise SensoriumError(f"dim={dim}, depth={blocks_per_scale}: expected 1 or more, and 0 or more.")
+            raise SensoriumError(
+                f"dim={dim}, depth={blocks_per_scale}: expected 1 or more, and 0 or more."
+            )
         if patch_size < 2 or 1 << scales != patch_size or image.size % patch_size:
-            raise SensoriumError(f"patch={patch_size}: expected 2, 4, 8, ... that divides a side of {image.size} pixels.")
-        widths = [max(MIN_CHANNELS, dim >> i) for i in range(scales)]         # from the grid to the finest scale
+            raise SensoriumError(
+                f"patch={patch_size}: expected 2, 4, 8, ... that divides a side of {image.size} pixels."
+            )
+        widths = [
+            max(MIN_CHANNELS, dim >> i) for i in range(scales)
+        ]  # from the grid to the finest scale
         self.quantizer, self.laplace = quantizer, laplace
         self.vocab, self.grid_size = quantizer.vocab, image.size // patch_size
         self.encoder = _build_encoder(widths[::-1], quantizer.in_dim, blocks_per_scale)
-        self.decoder = _build_decoder(quantizer.out_dim, widths, 6 if laplace else 3, blocks_per_scale)
+        self.decoder = _build_decoder(
+            quantizer.out_dim, widths, 6 if laplace else 3, blocks_per_scale
+        )
         self.register_buffer("mean", torch.tensor(image.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(image.std).view(3, 1, 1), persistent=False)
 
@@ -81,13 +102,19 @@ class ImageTokenizer(nn.Module):
         self.quantizer.after_step()
 
     def _encode_features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        return rearrange(self.encoder(pixels.contiguous(memory_format=channels_last)), "b d h w -> b h w d")
+        return rearrange(
+            self.encoder(pixels.contiguous(memory_format=channels_last)), "b d h w -> b h w d"
+        )
 
     def _decode_vectors(self, x: Float[Tensor, "B h w E"]) -> Float[Tensor, "B C H W"]:
         return self.decoder(rearrange(x, "b h w e -> b e h w")).float()
 
     def _to_pixels(self, decoder_output: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"]:
-        return (unsqueeze_pixels(decoder_output[:, :3].sigmoid()) - self.mean) / self.std if self.laplace else decoder_output
+        return (
+            (unsqueeze_pixels(decoder_output[:, :3].sigmoid()) - self.mean) / self.std
+            if self.laplace
+            else decoder_output
+        )
 
 
 class ResidualConvBlock(nn.Module):
@@ -104,15 +131,22 @@ class ResidualConvBlock(nn.Module):
         return x + self.drop_path(self.conv2(F.relu(self.conv1(F.relu(x)))))
 
 
-def _build_encoder(widths: Sequence[int], out_channels: int, blocks_per_scale: int) -> nn.Sequential:
+def _build_encoder(
+    widths: Sequence[int], out_channels: int, blocks_per_scale: int
+) -> nn.Sequential:
     """Each scale: a convolution that halves the side, then `depth` blocks."""
     layers: list[nn.Module] = []
     for inside, width in zip((3, *widths[:-1]), widths, strict=True):
-        layers += [nn.Conv2d(inside, width, 4, 2, 1), *(ResidualConvBlock(width) for _ in range(blocks_per_scale))]
+        layers += [
+            nn.Conv2d(inside, width, 4, 2, 1),
+            *(ResidualConvBlock(width) for _ in range(blocks_per_scale)),
+        ]
     return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(widths[-1], out_channels, 1))
 
 
-def _build_decoder(in_channels: int, widths: Sequence[int], out_channels: int, blocks_per_scale: int) -> nn.Sequential:
+def _build_decoder(
+    in_channels: int, widths: Sequence[int], out_channels: int, blocks_per_scale: int
+) -> nn.Sequential:
     """Each scale: `depth` blocks, then a convolution whose channels become a side twice as long."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
     for width, finer in zip(widths, (*widths[1:], out_channels), strict=True):

@@ -1,7 +1,8 @@
 """A picture as a line of codes, row by row: the part of a Decoder that pictures are said in.
 
-    B batch   S side in pixels   h, w rows and columns of codes   T tokens: a start token and h w codes   D width
+B batch   S side in pixels   h, w rows and columns of codes   T tokens: a start token and h w codes   D width
 """
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -21,7 +22,10 @@ class ImageTokenEmbedding(nn.Module):
         super().__init__()
         self.tokenizer, self.start_token = tokenizer.requires_grad_(False), tokenizer.vocab
         self.token_embedding = nn.Embedding(tokenizer.vocab + 1, dim)
-        self.row_embedding, self.column_embedding = nn.Parameter(torch.empty(tokenizer.grid_size, dim)), nn.Parameter(torch.empty(tokenizer.grid_size, dim))
+        self.row_embedding, self.column_embedding = (
+            nn.Parameter(torch.empty(tokenizer.grid_size, dim)),
+            nn.Parameter(torch.empty(tokenizer.grid_size, dim)),
+        )
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for places in (self.row_embedding, self.column_embedding):
             nn.init.normal_(places, std=0.01)
@@ -31,7 +35,9 @@ class ImageTokenEmbedding(nn.Module):
         """Codes, or pictures to be coded, as ids: the start token, then the codes row by row."""
         with torch.autocast(raw.device.type, enabled=False):
             codes = self.tokenizer.encode(raw) if raw.is_floating_point() else raw
-        return nn.functional.pad(rearrange(codes, "b h w -> b (h w)"), (1, 0), value=self.start_token)
+        return nn.functional.pad(
+            rearrange(codes, "b h w -> b (h w)"), (1, 0), value=self.start_token
+        )
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         return self.embed_at(ids, torch.arange(ids.shape[1], device=ids.device).expand(ids.shape))
@@ -39,8 +45,14 @@ class ImageTokenEmbedding(nn.Module):
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
         side, cell = len(self.row_embedding), (positions - 1).clamp(min=0)
         row, column = cell // side, cell % side
-        where = (self.row_embedding[row] + self.column_embedding[column]) * (positions > 0)[..., None]     # the start token has no place
-        return Tokens(self.token_embedding(ids) + where, torch.stack([torch.zeros_like(row), row, column], -1).float(), CAUSAL)
+        where = (self.row_embedding[row] + self.column_embedding[column]) * (positions > 0)[
+            ..., None
+        ]  # the start token has no place
+        return Tokens(
+            self.token_embedding(ids) + where,
+            torch.stack([torch.zeros_like(row), row, column], -1).float(),
+            CAUSAL,
+        )
 
     def decode_image(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B 3 S S"]:
         """The normalised picture that h w codes, without the start token, show."""

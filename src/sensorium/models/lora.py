@@ -1,7 +1,8 @@
 """Fine-tuning: how much of a trained model learns again, and how fast.
 
-    D width in   E width out   R rank
+D width in   E width out   R rank
 """
+
 from collections.abc import Iterator
 
 from jaxtyping import Float
@@ -50,7 +51,11 @@ def set_trainable(encoder: Encoder, train_mode: str) -> Encoder:
     """A trained encoder made ready to learn: all of it, "lora" (corrections of low rank alone), or "none"."""
     if train_mode == "lora":
         add_lora(encoder)
-    return FrozenEncoder(encoder.embed, encoder.trunk, encoder.pool) if train_mode == "none" else encoder
+    return (
+        FrozenEncoder(encoder.embed, encoder.trunk, encoder.pool)
+        if train_mode == "none"
+        else encoder
+    )
 
 
 TRAIN_MODES = ("none", "lora", "all")
@@ -59,7 +64,9 @@ TRAIN_MODES = ("none", "lora", "all")
 class FrozenEncoder(Encoder):
     """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
 
-    def __init__(self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None):
+    def __init__(
+        self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None
+    ):
         super().__init__(embed, trunk, pool)
         self.requires_grad_(False)
         self.train(False)
@@ -90,7 +97,12 @@ def layer_depths(module: nn.Module) -> dict[Tensor, int]:
     for encoder in module.modules():
         trunk = getattr(encoder, "trunk", None)
         if isinstance(trunk, Transformer):
-            below = [p for name, part in encoder.named_children() if name != "trunk" for p in part.parameters()]
+            below = [
+                p
+                for name, part in encoder.named_children()
+                if name != "trunk"
+                for p in part.parameters()
+            ]
             found |= dict.fromkeys(below, len(trunk.blocks))
             for i, block in enumerate(trunk.blocks):
                 found |= dict.fromkeys(block.parameters(), len(trunk.blocks) - 1 - i)

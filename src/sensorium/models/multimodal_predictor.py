@@ -1,7 +1,8 @@
 """The model that answers from any columns, with any of them missing: senses → one vector → a head for each target.
 
-    B batch   C columns   T tokens   D width   K numbers that a head says
+B batch   C columns   T tokens   D width   K numbers that a head says
 """
+
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from sensorium.nn.tokens import (
 )
 from sensorium.nn.transformer import FeedForward
 
-TABULAR_PART: ColumnKey = ()                         # the part that all single values make together: the key of no column
+TABULAR_PART: ColumnKey = ()  # the part that all single values make together: the key of no column
 
 
 class ColumnEncoder(nn.Module):
@@ -39,7 +40,10 @@ class ColumnEncoder(nn.Module):
         """All tokens, or one for the whole; where the alignment is multi-scale both."""
         if isinstance(self.projection, TokenAndGlobalProjection):
             whole, t = self.encoder.pooled_and_tokens(raw)
-            parts, whole = replace(t, x=self.projection.token_projection(t.x)), self.projection(whole)
+            parts, whole = (
+                replace(t, x=self.projection.token_projection(t.x)),
+                self.projection(whole),
+            )
             if return_tokens:
                 return join(single_token(whole), replace(parts, order=None))
             return single_token(whole + mean_pool(parts))
@@ -55,13 +59,17 @@ class Head(nn.Module):
     def __init__(self, dim: int, prior: Float[Tensor, "K"], dropout: float):
         super().__init__()
         self.dropout, self.linear = nn.Dropout(dropout), Linear(dim, len(prior))
-        nn.init.normal_(self.linear.weight, std=0.1 * dim ** -0.5)
+        nn.init.normal_(self.linear.weight, std=0.1 * dim**-0.5)
         with torch.no_grad():
             self.linear.bias.copy_(prior)
         self.register_buffer("prior", prior)
 
-    def forward(self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]) -> Float[Tensor, "B K"]:
-        return torch.where(has_values[:, None], self.linear(self.dropout(x)).float(), self.get_buffer("prior"))
+    def forward(
+        self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]
+    ) -> Float[Tensor, "B K"]:
+        return torch.where(
+            has_values[:, None], self.linear(self.dropout(x)).float(), self.get_buffer("prior")
+        )
 
 
 class MultimodalPredictor(nn.Module):
@@ -73,13 +81,31 @@ class MultimodalPredictor(nn.Module):
     second head of each target, or none; it is grown after the training and adds to what the linear one says.
     """
 
-    def __init__(self, encoders: Mapping[str, ColumnEncoder], tabular: TabularEmbedding | None, fusion: nn.Module, heads: Mapping[str, Head], *,
-                 dim: int, modality_dropout: float = 0.0, residual: bool = False):
+    def __init__(
+        self,
+        encoders: Mapping[str, ColumnEncoder],
+        tabular: TabularEmbedding | None,
+        fusion: nn.Module,
+        heads: Mapping[str, Head],
+        *,
+        dim: int,
+        modality_dropout: float = 0.0,
+        residual: bool = False,
+    ):
         super().__init__()
         self.columns = [*encoders, *(tabular.columns if tabular else [])]
-        self.targets, self.encoder_columns, self.modality_dropout, self.residual = list(heads), list(encoders), modality_dropout, residual
+        self.targets, self.encoder_columns, self.modality_dropout, self.residual = (
+            list(heads),
+            list(encoders),
+            modality_dropout,
+            residual,
+        )
         self.encoders, self.tabular, self.fusion = nn.ModuleList(encoders.values()), tabular, fusion
-        self.norm, self.mlp, self.final_norm = nn.LayerNorm(dim), FeedForward(dim, 2 * dim), nn.LayerNorm(dim)
+        self.norm, self.mlp, self.final_norm = (
+            nn.LayerNorm(dim),
+            FeedForward(dim, 2 * dim),
+            nn.LayerNorm(dim),
+        )
         self.heads = nn.ModuleList(heads.values())
         self.calibrations = nn.ModuleList(Calibration() for _ in heads)
         self.tree_heads = nn.ModuleList()
@@ -90,8 +116,12 @@ class MultimodalPredictor(nn.Module):
             return self.predict_targets(parts, inputs.rows)
         x, known = self.fuse_parts(parts)
         there = dict(zip(self.columns, self.presence(inputs).unbind(1), strict=True))
-        return {name: torch.where(known[:, None], second(said, inputs.columns, there, x), said)
-                for (name, said), second in zip(self.head_logits(x, known).items(), self.tree_heads, strict=True)}
+        return {
+            name: torch.where(known[:, None], second(said, inputs.columns, there, x), said)
+            for (name, said), second in zip(
+                self.head_logits(x, known).items(), self.tree_heads, strict=True
+            )
+        }
 
     def encode_inputs(self, inputs: Batch) -> dict[ColumnKey, Tokens]:
         """The parts of which something is there: a column of its own each, and ROW."""
@@ -101,29 +131,51 @@ class MultimodalPredictor(nn.Module):
         parts: dict[ColumnKey, Tokens] = {}
         for i, (name, sense) in enumerate(zip(self.encoder_columns, self.encoders, strict=True)):
             if name in inputs and _has_any(there[:, i]):
-                parts[name] = _encode_present(sense, inputs[name], there[:, i], bool(self.fusion.tokens))
-        if self.tabular is not None and _has_any(there[:, len(self.encoder_columns):]):
-            t = self.tabular(inputs.columns, there[:, len(self.encoder_columns):])
-            parts[TABULAR_PART] = t if self.fusion.tokens else Tokens(self.tabular.pooled(t)[:, None], t.pos[:, :1], None,
-                                                           valid_mask(t).any(1, keepdim=True))
+                parts[name] = _encode_present(
+                    sense, inputs[name], there[:, i], bool(self.fusion.tokens)
+                )
+        if self.tabular is not None and _has_any(there[:, len(self.encoder_columns) :]):
+            t = self.tabular(inputs.columns, there[:, len(self.encoder_columns) :])
+            parts[TABULAR_PART] = (
+                t
+                if self.fusion.tokens
+                else Tokens(
+                    self.tabular.pooled(t)[:, None],
+                    t.pos[:, :1],
+                    None,
+                    valid_mask(t).any(1, keepdim=True),
+                )
+            )
         return parts
 
-    def predict_targets(self, parts: Mapping[ColumnKey, Tokens], num_rows: int) -> dict[str, Float[Tensor, "B K"]]:
+    def predict_targets(
+        self, parts: Mapping[ColumnKey, Tokens], num_rows: int
+    ) -> dict[str, Float[Tensor, "B K"]]:
         """What is said of each target, from what was read of so many rows."""
         if not parts:
-            return {name: head.get_buffer("prior").expand(num_rows, -1)
-                    for name, head in zip(self.targets, self.heads, strict=True)}
+            return {
+                name: head.get_buffer("prior").expand(num_rows, -1)
+                for name, head in zip(self.targets, self.heads, strict=True)
+            }
         return self.head_logits(*self.fuse_parts(parts))
 
-    def head_logits(self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]) -> dict[str, Float[Tensor, "B K"]]:
+    def head_logits(
+        self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]
+    ) -> dict[str, Float[Tensor, "B K"]]:
         """What the linear heads say of each target."""
-        return {name: head(x, has_values) for name, head in zip(self.targets, self.heads, strict=True)}
+        return {
+            name: head(x, has_values) for name, head in zip(self.targets, self.heads, strict=True)
+        }
 
-    def fuse_parts(self, parts: Mapping[ColumnKey, Tokens]) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
+    def fuse_parts(
+        self, parts: Mapping[ColumnKey, Tokens]
+    ) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
         """(all parts as one vector, whether a row has any)."""
         x = self.fusion(parts)
         said = self.final_norm(x + self.mlp(self.norm(x)))
-        return said + x if self.residual else said, torch.stack([valid_mask(t).any(1) for t in parts.values()]).any(0)
+        return said + x if self.residual else said, torch.stack(
+            [valid_mask(t).any(1) for t in parts.values()]
+        ).any(0)
 
     def get_calibration(self, target: str) -> Calibration:
         """How what is said of a target is to be read."""
@@ -158,9 +210,11 @@ def _has_any(present: Bool[Tensor, "*rows"]) -> bool:
     return torch.compiler.is_exporting() or bool(present.any())
 
 
-def _encode_present(encoder: nn.Module, raw: Tensor, presence: Bool[Tensor, "B"], return_tokens: bool) -> Tokens:
+def _encode_present(
+    encoder: nn.Module, raw: Tensor, presence: Bool[Tensor, "B"], return_tokens: bool
+) -> Tokens:
     """What a sense makes of the rows that have its value; the others have no valid token, and cost nothing."""
-    if torch.compiler.is_exporting():                   # a graph reads all, and leaves out what is not there
+    if torch.compiler.is_exporting():  # a graph reads all, and leaves out what is not there
         t = encoder(raw.where(presence.view(-1, *[1] * (raw.dim() - 1)), 0), return_tokens)
         return replace(t, order=None, valid=valid_mask(t) & presence[:, None])
     if presence.all():
@@ -168,6 +222,9 @@ def _encode_present(encoder: nn.Module, raw: Tensor, presence: Bool[Tensor, "B"]
     rows = presence.nonzero().squeeze(1)
     t = encoder(raw[rows], return_tokens)
     whole = (len(presence), *t.x.shape[1:])
-    return Tokens(t.x.new_zeros(whole).index_copy(0, rows, t.x), t.pos.new_zeros(*whole[:2], 3),
-                  None, valid_mask(t).new_zeros(whole[:2]).index_copy(0, rows, valid_mask(t)))
-
+    return Tokens(
+        t.x.new_zeros(whole).index_copy(0, rows, t.x),
+        t.pos.new_zeros(*whole[:2], 3),
+        None,
+        valid_mask(t).new_zeros(whole[:2]).index_copy(0, rows, valid_mask(t)),
+    )

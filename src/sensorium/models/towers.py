@@ -1,7 +1,8 @@
 """The few shapes a multimodal model takes. No family has a name in here.
 
-    B batch   T tokens   D width of a tower   E width of the shared space   V vocabulary
+B batch   T tokens   D width of a tower   E width of the shared space   V vocabulary
 """
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +40,9 @@ class Encoder(nn.Module):
     The trunk is a Transformer, or whatever else takes Tokens (and `only`) as it does.
     """
 
-    def __init__(self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None):
+    def __init__(
+        self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None
+    ):
         super().__init__()
         self.embed, self.trunk, self.pool = embed, trunk, pool
 
@@ -53,7 +56,9 @@ class Encoder(nn.Module):
         if at is None:
             return self._pool_tokens(self(raw))
         t = self.embed(raw)
-        return (take_token(t, at) if self.trunk is None else self.trunk(t, query_positions=at)).x[:, 0]
+        return (take_token(t, at) if self.trunk is None else self.trunk(t, query_positions=at)).x[
+            :, 0
+        ]
 
     def pooled_and_tokens(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
         """The vector of the whole, and all tokens."""
@@ -87,7 +92,10 @@ class Tower(nn.Module):
         if not isinstance(self.projection, TokenAndGlobalProjection):
             return TowerOutput(self(raw))
         whole, tokens = self.encoder.pooled_and_tokens(raw)
-        return TowerOutput(l2_normalize(self.projection(whole)), replace(tokens, x=l2_normalize(self.projection.token_projection(tokens.x))))
+        return TowerOutput(
+            l2_normalize(self.projection(whole)),
+            replace(tokens, x=l2_normalize(self.projection.token_projection(tokens.x))),
+        )
 
 
 def module_name(key: ColumnKey) -> str:
@@ -96,7 +104,10 @@ def module_name(key: ColumnKey) -> str:
     Other keys have other names. A dot, a comma and "%" are written as in a URL; "%" comes before a name that modules
     have themselves.
     """
-    name = ",".join(part.replace("%", "%25").replace(".", "%2E").replace(",", "%2C") for part in column_names(key))
+    name = ",".join(
+        part.replace("%", "%25").replace(".", "%2E").replace(",", "%2C")
+        for part in column_names(key)
+    )
     return f"%{name}" if not name or name in TAKEN else name
 
 
@@ -110,7 +121,13 @@ class Towers(nn.ModuleDict):
     With `biased`, also an offset that a sigmoid loss needs; it is learned on top of the one that fits a batch's size.
     """
 
-    def __init__(self, towers: Mapping[ColumnKey, Tower], *, temperature: float = 0.07, use_logit_bias: bool = False):
+    def __init__(
+        self,
+        towers: Mapping[ColumnKey, Tower],
+        *,
+        temperature: float = 0.07,
+        use_logit_bias: bool = False,
+    ):
         super().__init__({module_name(key): tower for key, tower in towers.items()})
         self.columns: list[ColumnKey] = list(towers)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
@@ -127,7 +144,10 @@ class Towers(nn.ModuleDict):
 
     def renamed(self, names: Mapping[ColumnKey, ColumnKey]) -> "Towers":
         """The same towers, those named as keys, under other names."""
-        others = Towers({new: self[old] for old, new in names.items()}, use_logit_bias=self.logit_bias is not None)
+        others = Towers(
+            {new: self[old] for old, new in names.items()},
+            use_logit_bias=self.logit_bias is not None,
+        )
         others.logit_scale, others.logit_bias = self.logit_scale, self.logit_bias
         return others
 

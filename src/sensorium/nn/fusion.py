@@ -5,6 +5,7 @@
 `tokens` says what a way wants of each part: all of its tokens, or one for the whole. Parts come by name; one that no
 row of a batch has may be left out.
 """
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,9 +18,9 @@ from sensorium.nn.linear import normal_parameter
 from sensorium.nn.tokens import ColumnKey, Tokens, join, mean_pool, sequence_positions, valid_mask
 from sensorium.nn.transformer import FeedForward, build_transformer
 
-HEAD_DIM = 32                                   # width of one attention head
-BOTTLENECK_TOKENS = 4                                    # tokens of a bottleneck
-FUSION_RANK = 4                                    # of a product
+HEAD_DIM = 32  # width of one attention head
+BOTTLENECK_TOKENS = 4  # tokens of a bottleneck
+FUSION_RANK = 4  # of a product
 
 
 class PerModalityLinear(nn.Module):
@@ -30,12 +31,19 @@ class PerModalityLinear(nn.Module):
     def __init__(self, names: Sequence[ColumnKey], dim: int, std: float = 1.0):
         super().__init__()
         self.names = list(names)
-        self.weight = normal_parameter(len(names), dim, dim, std=std * dim ** -0.5)
+        self.weight = normal_parameter(len(names), dim, dim, std=std * dim**-0.5)
 
-    def stack(self, parts: Mapping[ColumnKey, Tokens]) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
+    def stack(
+        self, parts: Mapping[ColumnKey, Tokens]
+    ) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
         """(vectors, which of them are there)."""
         some = next(iter(parts.values()))
-        nothing = Tokens(torch.zeros_like(some.x[:, :1]), some.pos[:, :1], None, torch.zeros_like(valid_mask(some)[:, :1]))
+        nothing = Tokens(
+            torch.zeros_like(some.x[:, :1]),
+            some.pos[:, :1],
+            None,
+            torch.zeros_like(valid_mask(some)[:, :1]),
+        )
         each = [parts.get(name, nothing) for name in self.names]
         return torch.cat([t.x for t in each], 1), torch.cat([valid_mask(t) for t in each], 1)
 
@@ -53,7 +61,9 @@ class ConcatFusion(PerModalityLinear):
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stack(parts)
-        return torch.where(there[..., None], self.project(x), self.missing_embedding.to(x.dtype)).sum(1)
+        return torch.where(
+            there[..., None], self.project(x), self.missing_embedding.to(x.dtype)
+        ).sum(1)
 
 
 class SumFusion(PerModalityLinear):
@@ -74,7 +84,9 @@ class GatedFusion(PerModalityLinear):
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stack(parts)
-        gates = torch.sigmoid(torch.einsum("bpd,pde->bpe", x, self.gate.to(x.dtype)) + self.gate_bias.to(x.dtype))
+        gates = torch.sigmoid(
+            torch.einsum("bpd,pde->bpe", x, self.gate.to(x.dtype)) + self.gate_bias.to(x.dtype)
+        )
         return _weighted_mean(self.project(x), gates * there[..., None])
 
 
@@ -101,14 +113,16 @@ class LowRankFusion(PerModalityLinear):
 
     def __init__(self, names: Sequence[ColumnKey], dim: int):
         super().__init__(names, dim)
-        self.factors = normal_parameter(len(names), FUSION_RANK, dim, dim, std=0.5 * dim ** -0.5)
+        self.factors = normal_parameter(len(names), FUSION_RANK, dim, dim, std=0.5 * dim**-0.5)
         self.rank_weights = nn.Parameter(torch.full((FUSION_RANK,), 1 / FUSION_RANK))
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         x, there = self.stack(parts)
         factors = 1 + torch.einsum("bpd,prde->bpre", x, self.factors.to(x.dtype))
         whole = factors.masked_fill(~there[..., None, None], 1).prod(1)
-        return torch.einsum("bre,r->be", whole, self.rank_weights.to(x.dtype)) + _weighted_mean(self.project(x), there[..., None])
+        return torch.einsum("bre,r->be", whole, self.rank_weights.to(x.dtype)) + _weighted_mean(
+            self.project(x), there[..., None]
+        )
 
 
 class CrossAttentionFusion(nn.Module):
@@ -125,12 +139,18 @@ class CrossAttentionFusion(nn.Module):
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         numbers = [self.names.index(name) for name in parts]
-        marked = [replace(t, x=t.x + self.modality_embedding[i].to(t.x.dtype), order=None)
-                  for i, t in zip(numbers, parts.values(), strict=True)]
+        marked = [
+            replace(t, x=t.x + self.modality_embedding[i].to(t.x.dtype), order=None)
+            for i, t in zip(numbers, parts.values(), strict=True)
+        ]
         every, whole = join(*marked), torch.stack([mean_pool(t) for t in marked], 1)
         there = torch.stack([valid_mask(t).any(1) for t in marked], 1)
-        of = torch.cat([torch.full((t.x.shape[1],), i) for i, t in enumerate(marked)]).to(whole.device)
-        others = (of != torch.arange(len(marked), device=of.device)[:, None]) & valid_mask(every)[:, None]
+        of = torch.cat([torch.full((t.x.shape[1],), i) for i, t in enumerate(marked)]).to(
+            whole.device
+        )
+        others = (of != torch.arange(len(marked), device=of.device)[:, None]) & valid_mask(every)[
+            :, None
+        ]
         x = whole + self.cross_attention(self.norm(whole), self.norm(every.x), others[:, None])
         return _weighted_mean(x + self.mlp(self.mlp_norm(x)), there.to(x.dtype)[..., None])
 
@@ -143,16 +163,25 @@ class EarlyFusion(nn.Module):
     def __init__(self, names: Sequence[ColumnKey], dim: int, depth: int, dropout: float):
         super().__init__()
         self.names = list(names)
-        self.modality_embedding, self.cls_token = normal_parameter(len(names), dim, std=0.02), nn.Parameter(torch.zeros(dim))
+        self.modality_embedding, self.cls_token = (
+            normal_parameter(len(names), dim, std=0.02),
+            nn.Parameter(torch.zeros(dim)),
+        )
         self.trunk = build_transformer(dim, depth, _num_heads(dim), dropout=dropout)
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
-        marked = [replace(t, x=t.x + self.modality_embedding[self.names.index(name)].to(t.x.dtype), order=None)
-                  for name, t in parts.items()]
+        marked = [
+            replace(
+                t, x=t.x + self.modality_embedding[self.names.index(name)].to(t.x.dtype), order=None
+            )
+            for name, t in parts.items()
+        ]
         some = marked[0]
         first = self.cls_token.to(some.x.dtype).expand(some.x.shape[0], 1, -1)
         at = torch.zeros(some.x.shape[0], dtype=torch.long, device=some.x.device)
-        return self.trunk(join(Tokens(first, sequence_positions(first)), *marked), query_positions=at).x[:, 0]
+        return self.trunk(
+            join(Tokens(first, sequence_positions(first)), *marked), query_positions=at
+        ).x[:, 0]
 
 
 class BottleneckFusion(nn.Module):
@@ -164,8 +193,12 @@ class BottleneckFusion(nn.Module):
         super().__init__()
         self.names = list(names)
         self.bottleneck_tokens = normal_parameter(BOTTLENECK_TOKENS, dim, std=0.02)
-        self.layers = nn.ModuleList(nn.ModuleList(build_transformer(dim, 1, _num_heads(dim), dropout=dropout) for _ in names)
-                                    for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                build_transformer(dim, 1, _num_heads(dim), dropout=dropout) for _ in names
+            )
+            for _ in range(depth)
+        )
 
     def forward(self, parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, "B D"]:
         parts = {name: replace(t, order=None) for name, t in parts.items()}
@@ -176,7 +209,9 @@ class BottleneckFusion(nn.Module):
             assert isinstance(layer, nn.ModuleList)
             necks = []
             for name, t in parts.items():
-                said = layer[self.names.index(name)](join(Tokens(neck, sequence_positions(neck)), t))
+                said = layer[self.names.index(name)](
+                    join(Tokens(neck, sequence_positions(neck)), t)
+                )
                 necks.append(said.x[:, :BOTTLENECK_TOKENS])
                 parts[name] = replace(t, x=said.x[:, BOTTLENECK_TOKENS:])
             neck = _weighted_mean(torch.stack(necks, 1).flatten(2), there[..., None]).view_as(neck)
@@ -201,4 +236,5 @@ FUSIONS: dict[str, Callable[[Sequence[ColumnKey], int, int, float], nn.Module]] 
     "sequence": EarlyFusion,
     "parallel": lambda names, dim, depth, dropout: LateFusion(names, dim),
     "bottleneck": BottleneckFusion,
-    "low_rank": lambda names, dim, depth, dropout: LowRankFusion(names, dim)}
+    "low_rank": lambda names, dim, depth, dropout: LowRankFusion(names, dim),
+}

@@ -6,6 +6,7 @@ Which way is fastest depends on the processor, and is read from its make, not fr
 could differ from one run to the next, and with it the last bit of every weight. SENSORIUM_KERNELS=torch, onednn or
 widen decides it by hand; `benchmarks/clip_train.py --ways` measures a machine that is not in the table of `way`.
 """
+
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from sensorium.nn.cpu_dispatch import _is_eager, is_amd_cpu, linear_backend
 
-MAX_TORCH_LINEAR_ROWS = 8                            # rows up to which a product without a gradient is left to torch (CPU)
+MAX_TORCH_LINEAR_ROWS = 8  # rows up to which a product without a gradient is left to torch (CPU)
 
 
-MAX_TORCH_LINEAR_ROWS_AMD = 2                        # the same for float32 on AMD, where MKL is at its worst with 3 to 16 rows
+MAX_TORCH_LINEAR_ROWS_AMD = (
+    2  # the same for float32 on AMD, where MKL is at its worst with 3 to 16 rows
+)
 
 
 def normal_parameter(*shape: int, std: float = 1.0) -> nn.Parameter:
@@ -35,18 +38,31 @@ class Linear(nn.Linear):
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
         return linear(input, self.weight, self.bias)
 
-    def forward_slice(self, x: Float[Tensor, "*rows D"], start: int, stop: int | None) -> Float[Tensor, "*rows P"]:
+    def forward_slice(
+        self, x: Float[Tensor, "*rows D"], start: int, stop: int | None
+    ) -> Float[Tensor, "*rows P"]:
         """Outputs `start` to `stop` of forward, without the others."""
-        return linear(x, self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+        return linear(
+            x, self.weight[start:stop], None if self.bias is None else self.bias[start:stop]
+        )
 
 
-def linear(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"],
-           bias: Float[Tensor, "E"] | None = None) -> Float[Tensor, "*rows E"]:
+def linear(
+    x: Float[Tensor, "*rows D"],
+    weight: Float[Tensor, "E D"],
+    bias: Float[Tensor, "E"] | None = None,
+) -> Float[Tensor, "*rows E"]:
     """x weightᵀ + bias, by this machine's way; under autocast in autocast's type."""
     if not _is_eager(x, weight):
         return F.linear(x, weight, bias)
-    few = MAX_TORCH_LINEAR_ROWS_AMD if is_amd_cpu() and weight.dtype == torch.float32 else MAX_TORCH_LINEAR_ROWS
-    if x.shape[:-1].numel() <= few and not torch.is_grad_enabled():        # oneDNN takes longer to set up than to run
+    few = (
+        MAX_TORCH_LINEAR_ROWS_AMD
+        if is_amd_cpu() and weight.dtype == torch.float32
+        else MAX_TORCH_LINEAR_ROWS
+    )
+    if (
+        x.shape[:-1].numel() <= few and not torch.is_grad_enabled()
+    ):  # oneDNN takes longer to set up than to run
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
@@ -65,7 +81,11 @@ def transpose_weights(module: nn.Module) -> None:
     where the matrix is at least as high as wide; elsewhere nothing is done. Values, shapes and names stay.
     """
     for layer in module.modules() if is_amd_cpu() else ():
-        if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 and layer.weight.is_contiguous():
+        if (
+            isinstance(layer, nn.Linear)
+            and layer.weight.dtype == torch.float32
+            and layer.weight.is_contiguous()
+        ):
             high, wide = layer.weight.shape
             if high >= wide:
                 layer.weight.data = layer.weight.data.t().contiguous().t()
@@ -81,7 +101,9 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Ten
     if backend == "onednn":
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if backend == "widen":
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(
+            x.dtype
+        )
     return F.linear(x, weight, bias)
 
 
@@ -101,9 +123,12 @@ class _LinearFunction(torch.autograd.Function):
         how = "torch" if torch.is_grad_enabled() else ctx.how
         rows, seen = grads[0].reshape(-1, grads[0].shape[-1]), x.reshape(-1, x.shape[-1])
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        return (_matmul(rows, weight.t(), None, how).view(x.shape) if needs_x else None,
-                _weight_gradient(rows, seen, how) if needs_weight else None,
-                rows.sum(0) if needs_bias else None, None)
+        return (
+            _matmul(rows, weight.t(), None, how).view(x.shape) if needs_x else None,
+            _weight_gradient(rows, seen, how) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+            None,
+        )
 
 
 def _weight_gradient(grad_output: Tensor, inputs: Tensor, backend: str) -> Tensor:

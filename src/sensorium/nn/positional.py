@@ -1,7 +1,8 @@
 """How attention learns where tokens are: objects handed to Attention.
 
-    B batch   H heads   T queries   S keys   K head width
+B batch   H heads   T queries   S keys   K head width
 """
+
 import math
 
 import numpy as np
@@ -18,16 +19,22 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10_000.0):
         super().__init__()
-        self.register_buffer("inv_freq", base ** (-torch.arange(0, head_dim, 2).float() / head_dim), persistent=False)
+        self.register_buffer(
+            "inv_freq", base ** (-torch.arange(0, head_dim, 2).float() / head_dim), persistent=False
+        )
         self.inv_freq: Tensor
 
-    def rotate(self, x: Float[Tensor, "B H T K"], pos: Float[Tensor, "B T 3"]) -> Float[Tensor, "B H T K"]:
+    def rotate(
+        self, x: Float[Tensor, "B H T K"], pos: Float[Tensor, "B T 3"]
+    ) -> Float[Tensor, "B H T K"]:
         angle = (pos[:, :, :1] * self.inv_freq)[:, None]
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(
+        self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
         return self.rotate(q, q_pos), self.rotate(k, k_pos), None
 
 
@@ -49,13 +56,16 @@ class RelativeBias(nn.Module):
         wide = exact + (reach * (half - exact)).long()
         return torch.where(far < exact, far, wide.clamp(max=half - 1)) + half * (distance > 0)
 
-    def forward(self, q: Tensor, k: Tensor, q_pos: Tensor,
-                k_pos: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
+    def forward(
+        self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "B H T S"]]:
         distance = (k_pos[:, None, :, 0] - q_pos[:, :, None, 0]).long()
         return q, k, self.bias(self.bucket(distance)).permute(0, 3, 1, 2)
 
 
 def sinusoidal_positions(length: int, dim: int) -> Float[Tensor, "T D"]:
     """Sines, then cosines, of time at rates from 1 to 1/10,000 (Vaswani et al. 2017)."""
-    angles = np.arange(length)[:, None] * np.exp(-math.log(10_000) / (dim // 2 - 1) * np.arange(dim // 2))
+    angles = np.arange(length)[:, None] * np.exp(
+        -math.log(10_000) / (dim // 2 - 1) * np.arange(dim // 2)
+    )
     return torch.tensor(np.concatenate([np.sin(angles), np.cos(angles)], 1), dtype=torch.float32)

@@ -1,7 +1,8 @@
 """Ways from a tower's own width into the space that all towers share.
 
-    B batch   T tokens   D width of the tower   E width of the shared space
+B batch   T tokens   D width of the tower   E width of the shared space
 """
+
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -15,7 +16,7 @@ class LinearProjection(Linear):
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__(dim, out_dim, bias=False)
-        nn.init.normal_(self.weight, std=dim ** -0.5)
+        nn.init.normal_(self.weight, std=dim**-0.5)
 
 
 class MLPProjection(nn.Module):
@@ -37,11 +38,17 @@ class TokenAndGlobalProjection(nn.Module):
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.global_projection, self.token_projection = LinearProjection(dim, out_dim), LinearProjection(dim, out_dim)
+        self.global_projection, self.token_projection = (
+            LinearProjection(dim, out_dim),
+            LinearProjection(dim, out_dim),
+        )
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
         return self.global_projection(x)
 
 
 PROJECTIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": LinearProjection, "nonlinear": MLPProjection, "multiscale": TokenAndGlobalProjection}
+    "linear": LinearProjection,
+    "nonlinear": MLPProjection,
+    "multiscale": TokenAndGlobalProjection,
+}

@@ -1,7 +1,8 @@
 """Recurrent networks: Tokens are read one after the other, forwards or both ways.
 
-    B batch   T tokens   D width
+B batch   T tokens   D width
 """
+
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,15 @@ class Recurrent(nn.Module):
     of the width is each way's, and there is no order to keep: ValueError for tokens that have one.
     """
 
-    def __init__(self, dim: int, depth: int = 1, *, cell: str = "gru", bidirectional: bool = True, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        depth: int = 1,
+        *,
+        cell: str = "gru",
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if cell not in RNN_CELLS:
             raise ValueError(f"cell={cell!r} is not one of {', '.join(RNN_CELLS)}")
@@ -29,7 +38,11 @@ class Recurrent(nn.Module):
             raise ValueError(f"both ways share the width: {dim} is no multiple of 2")
 
         def layers() -> nn.ModuleList:
-            return nn.ModuleList(RNN_CELLS[cell](dim, dim // 2 if bidirectional else dim, batch_first=True) for _ in range(depth))
+            return nn.ModuleList(
+                RNN_CELLS[cell](dim, dim // 2 if bidirectional else dim, batch_first=True)
+                for _ in range(depth)
+            )
+
         self.forward_layers, self.backward_layers = layers(), layers() if bidirectional else None
         self.dropout = nn.Dropout(dropout)
 
@@ -40,7 +53,9 @@ class Recurrent(nn.Module):
         if not t.x.shape[1]:
             return t
         real = valid_mask(t)
-        places = (torch.arange(real.shape[1], device=real.device) - (1 << 40) * real).argsort(1)    # the valid first
+        places = (torch.arange(real.shape[1], device=real.device) - (1 << 40) * real).argsort(
+            1
+        )  # the valid first
         places = places[..., None].expand_as(t.x)
         read = self._run_layers(t.x if t.valid is None else t.x.gather(1, places), real.sum(1))
         if t.valid is not None:
@@ -48,7 +63,9 @@ class Recurrent(nn.Module):
         said = replace(t, x=read)
         return said if query_positions is None else take_token(said, query_positions)
 
-    def _run_layers(self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
+    def _run_layers(
+        self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]
+    ) -> Float[Tensor, "B T D"]:
         """What is read of each sequence's first `lengths` tokens; the rest, read after them, changes nothing."""
         turned = reverse_indices(lengths, x.shape[1])[..., None]
         for i, forwards in enumerate(self.forward_layers):
@@ -67,8 +84,11 @@ def _run_layer(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 
     if not torch.compiler.is_exporting():
         return layer(x)[0]
     from torch._higher_order_ops.scan import scan  # not needed where no graph is made
-    into, bias_in, weight, bias = (layer.get_parameter(f"{name}_l0")
-                                   for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
+
+    into, bias_in, weight, bias = (
+        layer.get_parameter(f"{name}_l0")
+        for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+    )
     given = F.linear(x, into, bias_in).transpose(0, 1)
     start = x.new_zeros(x.shape[0], layer.hidden_size)
 
@@ -83,7 +103,12 @@ def _run_layer(layer: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 
         c = f.sigmoid() * held[1] + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         return (h, c), h.clone()
-    _, said = scan(gru, start, given) if isinstance(layer, nn.GRU) else scan(lstm, (start, start.clone()), given)
+
+    _, said = (
+        scan(gru, start, given)
+        if isinstance(layer, nn.GRU)
+        else scan(lstm, (start, start.clone()), given)
+    )
     return said.transpose(0, 1)
 
 

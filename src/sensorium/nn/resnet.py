@@ -1,7 +1,8 @@
 """A residual convolutional network that reads small pictures quickly: He et al. 2015, with one width a stage.
 
-    B batch   C channels   H height   W width   T tokens   D width of a token
+B batch   C channels   H height   W width   T tokens   D width of a token
 """
+
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -14,9 +15,13 @@ from sensorium.nn.stochastic_depth import StochasticDepth
 from sensorium.nn.tokens import Tokens, grid_positions
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+def conv_norm(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+) -> nn.Sequential:
     """A convolution and the norm of its batch."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, bias=False)
+    convolution = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, bias=False
+    )
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
@@ -25,12 +30,20 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.conv1, self.conv2 = conv_norm(in_channels, out_channels, 3, stride), conv_norm(out_channels, out_channels, 3)
+        self.conv1, self.conv2 = (
+            conv_norm(in_channels, out_channels, 3, stride),
+            conv_norm(out_channels, out_channels, 3),
+        )
         nn.init.zeros_(self.conv2.get_parameter("1.weight"))
         self.drop_path = StochasticDepth()
         plain = in_channels == out_channels and stride == 1
-        self.shortcut = nn.Identity() if plain else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True),
-                                                               conv_norm(in_channels, out_channels, 1))
+        self.shortcut = (
+            nn.Identity()
+            if plain
+            else nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True), conv_norm(in_channels, out_channels, 1)
+            )
+        )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         return F.relu(self.shortcut(x) + self.drop_path(self.conv2(F.relu(self.conv1(x)))))
@@ -41,7 +54,10 @@ class PlainBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.conv1, self.conv2 = conv_norm(in_channels, out_channels, 3, stride), conv_norm(out_channels, out_channels, 3)
+        self.conv1, self.conv2 = (
+            conv_norm(in_channels, out_channels, 3, stride),
+            conv_norm(out_channels, out_channels, 3),
+        )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         return F.relu(self.conv2(F.relu(self.conv1(x))))
@@ -55,11 +71,21 @@ class ResNet(nn.Module):
     block: Residual, or Plain.
     """
 
-    def __init__(self, dim: int, blocks_per_stage: int = 1, dropout: float = 0.0, *, image_size: int = 0, stem_stride: int = 2,
-                 block: Callable[[int, int, int], nn.Module] = BasicBlock):
+    def __init__(
+        self,
+        dim: int,
+        blocks_per_stage: int = 1,
+        dropout: float = 0.0,
+        *,
+        image_size: int = 0,
+        stem_stride: int = 2,
+        block: Callable[[int, int, int], nn.Module] = BasicBlock,
+    ):
         super().__init__()
         if dim % 4:
-            raise ValueError(f"a residual network doubles its width twice: {dim} is no multiple of 4")
+            raise ValueError(
+                f"a residual network doubles its width twice: {dim} is no multiple of 4"
+            )
         widths = (dim // 4, dim // 2, dim)
         self.stem = nn.Sequential(conv_norm(3, widths[0], 2 * stem_stride, stem_stride), nn.ReLU())
         inside, layers = widths[0], []
@@ -68,7 +94,11 @@ class ResNet(nn.Module):
                 layers.append(block(inside, width, 2 if stage and not i else 1))
                 inside = width
         self.stages, self.dropout = nn.Sequential(*layers), nn.Dropout(dropout)
-        self.pos_embed = normal_parameter((image_size // (4 * stem_stride)) ** 2, dim, std=0.02) if image_size else None
+        self.pos_embed = (
+            normal_parameter((image_size // (4 * stem_stride)) ** 2, dim, std=0.02)
+            if image_size
+            else None
+        )
 
     def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None

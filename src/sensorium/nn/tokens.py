@@ -1,7 +1,8 @@
 """What every room hands to the next: a batch of columns, a batch of token sequences, and who in it may look at whom.
 
-    B batch   T tokens   S context tokens   D width
+B batch   T tokens   S context tokens   D width
 """
+
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-ColumnKey = str | tuple[str, ...]           # a column by its name; several columns of texts that are read as one
+ColumnKey = (
+    str | tuple[str, ...]
+)  # a column by its name; several columns of texts that are read as one
 
 
 def column_names(key: ColumnKey) -> tuple[str, ...]:
@@ -71,13 +74,23 @@ class Batch:
     def select(self, keys: Iterable[ColumnKey]) -> "Batch":
         """The same rows with these columns alone, as far as they are there."""
         kept = set(keys)
-        return replace(self, columns={key: values for key, values in self.columns.items() if key in kept},
-                       present={key: flags for key, flags in self.present.items() if key in kept})
+        return replace(
+            self,
+            columns={key: values for key, values in self.columns.items() if key in kept},
+            present={key: flags for key, flags in self.present.items() if key in kept},
+        )
 
-    def with_columns(self, columns: dict[ColumnKey, Tensor] | None = None,
-                present: dict[ColumnKey, Tensor] | None = None) -> "Batch":
+    def with_columns(
+        self,
+        columns: dict[ColumnKey, Tensor] | None = None,
+        present: dict[ColumnKey, Tensor] | None = None,
+    ) -> "Batch":
         """The same rows with these columns and flags in the place of others, or besides."""
-        return replace(self, columns={**self.columns, **(columns or {})}, present={**self.present, **(present or {})})
+        return replace(
+            self,
+            columns={**self.columns, **(columns or {})},
+            present={**self.present, **(present or {})},
+        )
 
     def merge(self, other: "Batch") -> "Batch":
         """The same rows with the columns of another batch of them."""
@@ -85,9 +98,12 @@ class Batch:
 
     def take(self, rows: Tensor | slice) -> "Batch":
         """These rows, by number or by flag."""
-        return Batch({key: values[rows] for key, values in self.columns.items()},
-                     {key: flags[rows] for key, flags in self.present.items()},
-                     None if self.row is None else self.row[rows], None if self.group is None else self.group[rows])
+        return Batch(
+            {key: values[rows] for key, values in self.columns.items()},
+            {key: flags[rows] for key, flags in self.present.items()},
+            None if self.row is None else self.row[rows],
+            None if self.group is None else self.group[rows],
+        )
 
     def split(self, parts: int) -> "list[Batch]":
         """As that many of nearly equal size, in order; fewer where it has fewer rows."""
@@ -103,10 +119,20 @@ class Batch:
         """Batches of the same columns as one."""
         first = parts[0]
         flagged = {key for part in parts for key in part.present}
-        return Batch({key: torch.cat([part[key] for part in parts]) for key in first.columns},
-                     {key: torch.cat([part.presence(key) for part in parts]) for key in first.columns if key in flagged},
-                     None if first.row is None else torch.cat([part.row for part in parts if part.row is not None]),
-                     None if first.group is None else torch.cat([p.group for p in parts if p.group is not None]))
+        return Batch(
+            {key: torch.cat([part[key] for part in parts]) for key in first.columns},
+            {
+                key: torch.cat([part.presence(key) for part in parts])
+                for key in first.columns
+                if key in flagged
+            },
+            None
+            if first.row is None
+            else torch.cat([part.row for part in parts if part.row is not None]),
+            None
+            if first.group is None
+            else torch.cat([p.group for p in parts if p.group is not None]),
+        )
 
     def _first_tensor(self) -> Tensor | None:
         return next(self._iter_tensors(), None)
@@ -119,7 +145,7 @@ class Batch:
 class Order(Enum):
     """Turns so plain that they need no tensor, and so no mask."""
 
-    CAUSAL = "causal"       # token i has turn i + 1
+    CAUSAL = "causal"  # token i has turn i + 1
 
 
 CAUSAL = Order.CAUSAL
@@ -129,10 +155,10 @@ CAUSAL = Order.CAUSAL
 class Tokens:
     """A batch of sequences. i may see j when order[j] <= order[i] and j is valid."""
 
-    x: Float[Tensor, "B T D"]                           # what the tokens say
-    pos: Float[Tensor, "B T 3"]                         # where they are: (time, row, column)
-    order: Int[Tensor, "B T"] | Order | None = None     # None: everyone sees everyone
-    valid: Bool[Tensor, "B T"] | None = None            # True for a real token; None: all are real
+    x: Float[Tensor, "B T D"]  # what the tokens say
+    pos: Float[Tensor, "B T 3"]  # where they are: (time, row, column)
+    order: Int[Tensor, "B T"] | Order | None = None  # None: everyone sees everyone
+    valid: Bool[Tensor, "B T"] | None = None  # True for a real token; None: all are real
 
 
 def sequence_positions(x: Float[Tensor, "B T D"], start: int = 0) -> Float[Tensor, "B T 3"]:
@@ -163,7 +189,9 @@ def make_causal(t: Tokens, start: int = 1) -> Tokens:
     """Give each token its own turn, start, start + 1, ..., so that it sees only itself and what came before."""
     if start == 1:
         return replace(t, order=CAUSAL)
-    return replace(t, order=torch.arange(start, start + t.x.shape[1], device=t.x.device).expand(t.x.shape[:2]))
+    return replace(
+        t, order=torch.arange(start, start + t.x.shape[1], device=t.x.device).expand(t.x.shape[:2])
+    )
 
 
 def join(*parts: Tokens) -> Tokens:
@@ -176,7 +204,8 @@ def join(*parts: Tokens) -> Tokens:
         torch.cat([p.x for p in parts], 1),
         torch.cat([p.pos for p in parts], 1),
         None if free else torch.cat([order_tensor(p) for p in parts], 1),
-        None if whole else torch.cat([valid_mask(p) for p in parts], 1))
+        None if whole else torch.cat([valid_mask(p) for p in parts], 1),
+    )
 
 
 def take_last(t: Tokens, n: int) -> Tokens:
@@ -191,7 +220,9 @@ def take_last(t: Tokens, n: int) -> Tokens:
 def take_rows(t: Tokens, rows: Int[Tensor, "C"]) -> Tokens:
     """These sequences of the batch, some perhaps twice."""
     fields = ("x", "pos", "order", "valid")
-    return replace(t, **{name: part[rows] for name in fields if isinstance(part := getattr(t, name), Tensor)})
+    return replace(
+        t, **{name: part[rows] for name in fields if isinstance(part := getattr(t, name), Tensor)}
+    )
 
 
 def take_token(t: Tokens, index: Int[Tensor, "B"]) -> Tokens:
@@ -202,7 +233,11 @@ def take_token(t: Tokens, index: Int[Tensor, "B"]) -> Tokens:
 
 def valid_mask(t: Tokens) -> Bool[Tensor, "B T"]:
     """`valid`, written out."""
-    return torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device) if t.valid is None else t.valid
+    return (
+        torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device)
+        if t.valid is None
+        else t.valid
+    )
 
 
 def valid_or_none(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
@@ -210,7 +245,9 @@ def valid_or_none(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
     return valid if torch.compiler.is_exporting() or not valid.all() else None
 
 
-def attention_mask(q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 T S"]:
+def attention_mask(
+    q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None
+) -> Bool[Tensor, "B 1 T S"]:
     """The only mask in the house: True where query i may see key j."""
     see = k[:, None, :] <= q[:, :, None]
     return (see if valid is None else see & valid[:, None, :])[:, None]
@@ -218,7 +255,7 @@ def attention_mask(q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Ten
 
 def context_mask(t: Tokens, context: Tokens) -> Bool[Tensor, "B 1 #T S"] | None:
     """Who may see what of a context; None where all of it is seen by all."""
-    if context.order is None:                                           # turn 0: before everybody's
+    if context.order is None:  # turn 0: before everybody's
         return None if context.valid is None else context.valid[:, None, None]
     return attention_mask(order_tensor(t), order_tensor(context), context.valid)
 

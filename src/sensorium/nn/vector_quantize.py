@@ -6,6 +6,7 @@ All three take features of any leading shape and are used alike: `z → Quantize
 `vectors(ids)` afterwards, `after_step()` after each update of the weights. What they learn without a gradient (VQ's
 codebook, the dVAE's count of updates) are buffers, saved with the weights; nothing of it moves before `after_step`.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from sensorium.errors import SensoriumError
 from sensorium.nn.linear import normal_parameter
 
-MIN_TEMPERATURE, MAX_KL_WEIGHT = 1 / 16, 6.6        # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
-DEAD_CODE_SHARE = 1 / 32                           # a code used less than this part of its fair share is restarted
+MIN_TEMPERATURE, MAX_KL_WEIGHT = (
+    1 / 16,
+    6.6,
+)  # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
+DEAD_CODE_SHARE = 1 / 32  # a code used less than this part of its fair share is restarted
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,24 @@ class FSQ(nn.Module):
         self.levels, self.vocab = tuple(levels), math.prod(levels)
         self.in_dim = self.out_dim = len(levels)
         self.register_buffer("zero_level", torch.tensor([n // 2 for n in levels]), persistent=False)
-        self.register_buffer("shift", torch.tensor([0.5 * (n % 2 == 0) for n in levels]), persistent=False)
-        self.register_buffer("place_value", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
-                             persistent=False)
+        self.register_buffer(
+            "shift", torch.tensor([0.5 * (n % 2 == 0) for n in levels]), persistent=False
+        )
+        self.register_buffer(
+            "place_value",
+            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
+            persistent=False,
+        )
         self.register_buffer("radix", torch.tensor(levels), persistent=False)
 
     def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
         bounded = self._bound(z)
         level = bounded.detach().round()
-        return QuantizerOutput(_straight_through(level, bounded) / self.zero_level, self._to_id(level), bounded.new_zeros(()))
+        return QuantizerOutput(
+            _straight_through(level, bounded) / self.zero_level,
+            self._to_id(level),
+            bounded.new_zeros(()),
+        )
 
     def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
         return self._to_id(self._bound(z).round())
@@ -116,16 +129,30 @@ class VQ(nn.Module):
     batch_counts: Tensor
     batch_sums: Tensor
 
-    def __init__(self, vocab: int, dim: int, *, decay: float = 0.99, commitment_weight: float = 0.25, restart_dead_codes: bool = True):
+    def __init__(
+        self,
+        vocab: int,
+        dim: int,
+        *,
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        restart_dead_codes: bool = True,
+    ):
         super().__init__()
         _validate_codebook(vocab, dim)
         self.vocab, self.in_dim, self.out_dim = vocab, dim, dim
-        self.decay, self.commitment_weight, self.restart_dead_codes = decay, commitment_weight, restart_dead_codes
-        self.register_buffer("codebook", normal_parameter(vocab, dim, std=dim ** -0.5).detach())
-        self.register_buffer("ema_counts", torch.zeros(vocab))                  # of features, a moving mean
-        self.register_buffer("batch_counts", torch.zeros(vocab), persistent=False)       # since the last update
+        self.decay, self.commitment_weight, self.restart_dead_codes = (
+            decay,
+            commitment_weight,
+            restart_dead_codes,
+        )
+        self.register_buffer("codebook", normal_parameter(vocab, dim, std=dim**-0.5).detach())
+        self.register_buffer("ema_counts", torch.zeros(vocab))  # of features, a moving mean
+        self.register_buffer(
+            "batch_counts", torch.zeros(vocab), persistent=False
+        )  # since the last update
         self.register_buffer("batch_sums", torch.zeros(vocab, dim), persistent=False)
-        self.last_features: Tensor | None = None                                   # features of the last batch [N D]
+        self.last_features: Tensor | None = None  # features of the last batch [N D]
 
     def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
         z = z.float()
@@ -133,11 +160,13 @@ class VQ(nn.Module):
         e = self.to_vectors(ids)
         if self.training:
             self._accumulate_batch(z.detach().reshape(-1, self.in_dim), ids.reshape(-1))
-        return QuantizerOutput(_straight_through(e, z), ids, self.commitment_weight * F.mse_loss(z, e))
+        return QuantizerOutput(
+            _straight_through(e, z), ids, self.commitment_weight * F.mse_loss(z, e)
+        )
 
     @torch.no_grad()
     def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        with torch.autocast(z.device.type, enabled=False):                  # bf16 would mistake near neighbours
+        with torch.autocast(z.device.type, enabled=False):  # bf16 would mistake near neighbours
             flat = z.float().reshape(-1, self.in_dim)
             distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
         return distance.argmin(1).reshape(z.shape[:-1])
@@ -151,9 +180,13 @@ class VQ(nn.Module):
         if self.last_features is None:
             return
         counts = self.ema_counts * self.decay + self.batch_counts * (1 - self.decay)
-        sums = self.codebook * (self.ema_counts * self.decay)[:, None] + self.batch_sums * (1 - self.decay)
+        sums = self.codebook * (self.ema_counts * self.decay)[:, None] + self.batch_sums * (
+            1 - self.decay
+        )
         used = counts > 1e-6
-        self.codebook.copy_(torch.where(used[:, None], sums / counts.clamp(min=1e-6)[:, None], self.codebook))
+        self.codebook.copy_(
+            torch.where(used[:, None], sums / counts.clamp(min=1e-6)[:, None], self.codebook)
+        )
         self.ema_counts.copy_(counts)
         if self.restart_dead_codes:
             self._restart_dead_codes(self.last_features)
@@ -186,19 +219,29 @@ class GumbelQuantizer(nn.Module):
 
     step: Tensor
 
-    def __init__(self, vocab: int, dim: int, *, anneal_steps: int, kl_weight: float = 1.0, logit_scale: float = 1.0):
+    def __init__(
+        self,
+        vocab: int,
+        dim: int,
+        *,
+        anneal_steps: int,
+        kl_weight: float = 1.0,
+        logit_scale: float = 1.0,
+    ):
         super().__init__()
         _validate_codebook(vocab, dim)
         self.vocab, self.in_dim, self.out_dim = vocab, vocab, dim
         self.anneal_steps, self.kl_weight, self.logit_scale = anneal_steps, kl_weight, logit_scale
-        self.codebook = normal_parameter(vocab, dim, std=dim ** -0.5)
+        self.codebook = normal_parameter(vocab, dim, std=dim**-0.5)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, z: Float[Tensor, "*rows K"]) -> QuantizerOutput:
         z = self.logit_scale * z.float()
         ids = self.to_ids(z)
         x = self._sample_relaxed(z) @ self.codebook if self.training else self.to_vectors(ids)
-        return QuantizerOutput(x, ids, kl_schedule(self.progress) * self.kl_weight * kl_to_uniform(z))
+        return QuantizerOutput(
+            x, ids, kl_schedule(self.progress) * self.kl_weight * kl_to_uniform(z)
+        )
 
     @property
     def progress(self) -> Float[Tensor, ""]:
@@ -238,7 +281,9 @@ def kl_to_uniform(logits: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
 
 def _validate_codebook(vocab: int, dim: int) -> None:
     if vocab < 2 or dim < 1:
-        raise SensoriumError(f"vocab={vocab}, width={dim}: expected 2 codes or more, and a width of 1 or more.")
+        raise SensoriumError(
+            f"vocab={vocab}, width={dim}: expected 2 codes or more, and a width of 1 or more."
+        )
 
 
 def _cosine_ramp(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:

@@ -1,7 +1,8 @@
 """Say what comes next, token by token; below the loss its sampler.
 
-    B batch   T tokens   V vocabulary   N real targets of a batch   K beams
+B batch   T tokens   V vocabulary   N real targets of a batch   K beams
 """
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,8 @@ from sensorium.nn.attention import KVCache
 from sensorium.nn.tokens import Batch, ColumnKey, Tokens, valid_mask
 from sensorium.rng import generator
 
-IGNORE_INDEX = -100                              # a target that does not count
-TokenLimit = int | Int[Tensor, "B"]             # for all rows, or for each (where rows can end)
+IGNORE_INDEX = -100  # a target that does not count
+TokenLimit = int | Int[Tensor, "B"]  # for all rows, or for each (where rows can end)
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,61 @@ class NextTokenLoss:
 
     def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
         given = self.select_inputs(batch)
-        given = given.with_columns({part: model.output_part(part).tokenize(given[part]) for part in self.loss_weights})
+        given = given.with_columns(
+            {part: model.output_part(part).tokenize(given[part]) for part in self.loss_weights}
+        )
         if model.training:
-            given = given.with_columns(present={part: given.presence(part) & (torch.rand(len(given)) >= often)
-                                           for part, often in self.part_dropout.items() if often})
+            given = given.with_columns(
+                present={
+                    part: given.presence(part) & (torch.rand(len(given)) >= often)
+                    for part, often in self.part_dropout.items()
+                    if often
+                }
+            )
         said = model(given)
-        losses = {part: self._part_loss(model, part, said[part], given[part]) for part in self.loss_weights}
+        losses = {
+            part: self._part_loss(model, part, said[part], given[part])
+            for part in self.loss_weights
+        }
         whole = sum(self.loss_weights.values())
-        return {"model": torch.stack([losses[part] * share / whole for part, share in self.loss_weights.items()]).sum()}
+        return {
+            "model": torch.stack(
+                [losses[part] * share / whole for part, share in self.loss_weights.items()]
+            ).sum()
+        }
 
     def select_inputs(self, batch: Batch) -> Batch:
         """A batch of columns as parts; of a picture, what a frozen eye said of it before, where that is at hand."""
-        read = {part: key for part, column in self.columns.items() if column in batch
-                for key in [embedding_key(column) if embedding_key(column) in batch else column]}
-        return replace(batch, columns={part: batch[key] for part, key in read.items()},
-                       present={part: batch.present[key] for part, key in read.items() if key in batch.present})
+        read = {
+            part: key
+            for part, column in self.columns.items()
+            if column in batch
+            for key in [embedding_key(column) if embedding_key(column) in batch else column]
+        }
+        return replace(
+            batch,
+            columns={part: batch[key] for part, key in read.items()},
+            present={
+                part: batch.present[key] for part, key in read.items() if key in batch.present
+            },
+        )
 
-    def _part_loss(self, model: Decoder, part: str, output: Tokens, ids: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-        x, ids, ahead = output.x[:, :-1], ids[:, 1:output.x.shape[1]], valid_mask(output)[:, 1:]
+    def _part_loss(
+        self, model: Decoder, part: str, output: Tokens, ids: Int[Tensor, "B T"]
+    ) -> Float[Tensor, ""]:
+        x, ids, ahead = output.x[:, :-1], ids[:, 1 : output.x.shape[1]], valid_mask(output)[:, 1:]
         if x.device.type == "cpu":
-            x, ids = x[ahead], ids[ahead]                               # nothing is said about padding
+            x, ids = x[ahead], ids[ahead]  # nothing is said about padding
         else:
             ids = ids.masked_fill(~ahead, IGNORE_INDEX)
         logits = model.heads[part](x).float().flatten(0, -2)
-        loss = F.cross_entropy(logits, ids.flatten(), ignore_index=IGNORE_INDEX, reduction="sum",
-                               label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(
+            logits,
+            ids.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
         return loss / ahead.sum().clamp(min=1)
 
 
@@ -70,23 +101,33 @@ class NextTokenLoss:
 class SamplingConfig:
     """How the next token is drawn. The same seed draws the same, row by row, whatever the size of the batch."""
 
-    temperature: float = 1.0                # 0: always the likeliest
-    top_k: int = 0                          # only among so many of the likeliest; 0: all
-    top_p: float = 1.0                      # only among the likeliest that together have this probability
-    guidance_scale: float = 1.0                   # how far from what would be said without `guide`; 1: not at all
-    guided_parts: tuple[str, ...] = ()             # parts that guide
+    temperature: float = 1.0  # 0: always the likeliest
+    top_k: int = 0  # only among so many of the likeliest; 0: all
+    top_p: float = 1.0  # only among the likeliest that together have this probability
+    guidance_scale: float = 1.0  # how far from what would be said without `guide`; 1: not at all
+    guided_parts: tuple[str, ...] = ()  # parts that guide
     seed: int = 0
-    row_ids: tuple[int, ...] = ()              # the number of each row, by which it draws; (): 0, 1, 2, ...
+    row_ids: tuple[int, ...] = ()  # the number of each row, by which it draws; (): 0, 1, 2, ...
 
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise SensoriumError(f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: expected a "
-                                 "temperature and a top_k of 0 or more, and a top_p above 0 and at most 1")
+            raise SensoriumError(
+                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: expected a "
+                "temperature and a top_k of 0 or more, and a top_p above 0 and at most 1"
+            )
 
 
 @torch.inference_mode()
-def generate(model: Decoder, inputs: Batch, part: str, max_tokens: TokenLimit, sampling: SamplingConfig, *, end_token: int | None = None,
-             suppressed_tokens: Sequence[int] = ()) -> Iterator[Int[Tensor, "B"]]:
+def generate(
+    model: Decoder,
+    inputs: Batch,
+    part: str,
+    max_tokens: TokenLimit,
+    sampling: SamplingConfig,
+    *,
+    end_token: int | None = None,
+    suppressed_tokens: Sequence[int] = (),
+) -> Iterator[Int[Tensor, "B"]]:
     """The next tokens of `part` for each row, step by step, at most `length`; a row that has ended says `end` again.
 
     inputs: the parts before it, and `part` itself with at least its start token; rows may be of unequal length. The
@@ -97,7 +138,9 @@ def generate(model: Decoder, inputs: Batch, part: str, max_tokens: TokenLimit, s
     most, limit = _token_limits(max_tokens, rows)
     cache, places, ended = KVCache(most), _part_lengths(model, inputs, part), limit < 1
     numbers = sampling.row_ids or range(rows)
-    chance = torch.stack([torch.rand(most, generator=generator(sampling.seed, number)) for number in numbers])
+    chance = torch.stack(
+        [torch.rand(most, generator=generator(sampling.seed, number)) for number in numbers]
+    )
     logits = model.prefill(inputs, part, cache)
     for step in range(most):
         logits = _apply_guidance(logits, sampling.guidance_scale) if guided else logits
@@ -113,15 +156,17 @@ def generate(model: Decoder, inputs: Batch, part: str, max_tokens: TokenLimit, s
         logits = model.decode_step(part, ids.repeat(2) if guided else ids, at, cache)
 
 
-def sample_token(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], sampling: SamplingConfig) -> Int[Tensor, "B"]:
+def sample_token(
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], sampling: SamplingConfig
+) -> Int[Tensor, "B"]:
     """One token a row. `chance` in [0, 1) decides: the token in whose stretch of the summed probabilities it falls."""
     if sampling.temperature == 0:
         return greedy(logits)
     best, ids = (logits.float() / sampling.temperature).sort(stable=True, dim=1, descending=True)
     if sampling.top_k:
-        best[:, sampling.top_k:] = -torch.inf
+        best[:, sampling.top_k :] = -torch.inf
     p = best.softmax(1)
-    p = p * (p.cumsum(1) - p < sampling.top_p)                               # the first always stays
+    p = p * (p.cumsum(1) - p < sampling.top_p)  # the first always stays
     upto = p.cumsum(1)
     at = (upto <= uniform[:, None] * upto[:, -1:]).sum(1).clamp(max=p.shape[1] - 1)
     return ids.gather(1, at[:, None])[:, 0]
@@ -143,8 +188,16 @@ class BeamConfig:
 
 
 @torch.inference_mode()
-def beam_search(model: Decoder, inputs: Batch, part: str, max_tokens: TokenLimit, beam_config: BeamConfig, *, end_token: int,
-           suppressed_tokens: Sequence[int] = ()) -> Int[Tensor, "B T"]:
+def beam_search(
+    model: Decoder,
+    inputs: Batch,
+    part: str,
+    max_tokens: TokenLimit,
+    beam_config: BeamConfig,
+    *,
+    end_token: int,
+    suppressed_tokens: Sequence[int] = (),
+) -> Int[Tensor, "B T"]:
     """The likeliest continuation of each row that beam search finds; one that has ended is followed by `end`."""
     rows, beams = len(inputs), beam_config.num_beams
     most, limit = _token_limits(max_tokens, rows)
@@ -153,16 +206,18 @@ def beam_search(model: Decoder, inputs: Batch, part: str, max_tokens: TokenLimit
     cache.reorder(torch.arange(rows).repeat_interleave(beams))
     logits = logits.repeat_interleave(beams, 0)
     score = torch.full((rows, beams), -torch.inf)
-    score[:, 0] = 0.0                                                   # all beams are one at first
+    score[:, 0] = 0.0  # all beams are one at first
     said, sizes = torch.zeros(rows, beams, 0, dtype=torch.long), torch.zeros(rows, beams)
     ended = torch.zeros(rows, beams, dtype=torch.bool)
     for step in range(most):
         logits[:, list(suppressed_tokens)] = -torch.inf
         each = logits.float().log_softmax(1).view(rows, beams, -1)
         each[ended] = -torch.inf
-        each[..., end_token].masked_fill_(ended, 0.0)                         # an ended one goes on with `end`, for nothing
+        each[..., end_token].masked_fill_(
+            ended, 0.0
+        )  # an ended one goes on with `end`, for nothing
         sums, grown = score[..., None] + each, (sizes + ~ended)[..., None].clamp(min=1)
-        best = (sums / grown ** beam_config.length_penalty).flatten(1).topk(beams).indices
+        best = (sums / grown**beam_config.length_penalty).flatten(1).topk(beams).indices
         beam, ids = best // each.shape[2], best % each.shape[2]
         score, sizes = sums.flatten(1).gather(1, best), grown[..., 0].gather(1, beam)
         said = torch.cat([said.gather(1, beam[..., None].expand(-1, -1, step)), ids[..., None]], 2)
@@ -190,7 +245,8 @@ def _append_unguided_rows(inputs: Batch, guided_parts: Sequence[str]) -> Batch:
     """Each row as it is, then each row without the parts that guide."""
     none = torch.zeros(len(inputs), dtype=torch.bool)
     return Batch.concat([inputs, inputs]).with_columns(
-        present={part: torch.cat([inputs.presence(part), none]) for part in guided_parts})
+        present={part: torch.cat([inputs.presence(part), none]) for part in guided_parts}
+    )
 
 
 def _apply_guidance(logits: Float[Tensor, "B2 V"], guidance_scale: float) -> Float[Tensor, "B V"]:

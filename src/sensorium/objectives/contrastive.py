@@ -5,6 +5,7 @@
 With several scales, half of the similarity comes from parts: each token's best match among the tokens of the
 other side, averaged over real tokens (FILIP, Yao et al. 2021).
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,15 +39,25 @@ class ContrastiveLoss:
         a, b = (encode_unique(model[c], batch[c]) for c in (self.a, self.b))
         return {"model": self.compute_loss(model, a, b, positive_mask(batch, self.a, self.b))}
 
-    def compute_loss(self, model: Towers, a: TowerOutput, b: TowerOutput, positive_mask: Bool[Tensor, "B C"]) -> Float[Tensor, ""]:
+    def compute_loss(
+        self, model: Towers, a: TowerOutput, b: TowerOutput, positive_mask: Bool[Tensor, "B C"]
+    ) -> Float[Tensor, ""]:
         """The loss of aligned sides."""
         forth, back = similarity(a, b)
         scale = model.logit_scale.exp()
         if self.loss == "siglip":
             assert model.logit_bias is not None
-            bias = model.logit_bias - math.log(max(1, len(positive_mask) - 1))         # one pair in N is right: the odds to start from
-            return (sigmoid_loss(scale * forth + bias, positive_mask) + sigmoid_loss(scale * back + bias, positive_mask.T)) / 2
-        return (infonce(scale * forth, positive_mask, self.label_smoothing) + infonce(scale * back, positive_mask.T, self.label_smoothing)) / 2
+            bias = model.logit_bias - math.log(
+                max(1, len(positive_mask) - 1)
+            )  # one pair in N is right: the odds to start from
+            return (
+                sigmoid_loss(scale * forth + bias, positive_mask)
+                + sigmoid_loss(scale * back + bias, positive_mask.T)
+            ) / 2
+        return (
+            infonce(scale * forth, positive_mask, self.label_smoothing)
+            + infonce(scale * back, positive_mask.T, self.label_smoothing)
+        ) / 2
 
     def accumulate(self, model: Towers, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The loss of all `batches` as one, every pair of them a negative, with memory for one at a time.
@@ -63,13 +74,19 @@ class ContrastiveLoss:
                 said.append([encode_unique(model[c], batch[c]) for c in (self.a, self.b)])
         after = torch.get_rng_state()
         a, b = sides = [_concat_as_leaf(side) for side in zip(*said, strict=True)]
-        loss = self.compute_loss(model, a, b, positive_mask(_concat_batches(batches), self.a, self.b))
+        loss = self.compute_loss(
+            model, a, b, positive_mask(_concat_batches(batches), self.a, self.b)
+        )
         loss.backward()
         starts = [0, 0]
         for batch, chance in zip(batches, chances, strict=True):
             torch.set_rng_state(chance)
             again = [encode_unique(model[c], batch[c]) for c in (self.a, self.b)]
-            pairs = [pair for of in zip(sides, again, starts, strict=True) for pair in _output_gradients(*of)]
+            pairs = [
+                pair
+                for of in zip(sides, again, starts, strict=True)
+                for pair in _output_gradients(*of)
+            ]
             starts = [at + len(now.vector) for at, now in zip(starts, again, strict=True)]
             torch.autograd.backward([now for now, _ in pairs], [share for _, share in pairs])
         torch.set_rng_state(after)
@@ -88,7 +105,9 @@ def encode_unique(tower: Tower, values: Tensor) -> TowerOutput:
     if said.tokens is None:
         return TowerOutput(said.vector[where])
     t = said.tokens
-    return TowerOutput(said.vector[where], Tokens(t.x[where], t.pos[where], None, valid_mask(t)[where]))
+    return TowerOutput(
+        said.vector[where], Tokens(t.x[where], t.pos[where], None, valid_mask(t)[where])
+    )
 
 
 def _concat_as_leaf(outputs: Sequence[TowerOutput]) -> TowerOutput:
@@ -103,13 +122,15 @@ def _concat_as_leaf(outputs: Sequence[TowerOutput]) -> TowerOutput:
     return TowerOutput(vector, Tokens(x, x.new_zeros(*x.shape[:2], 3), None, valid))
 
 
-def _output_gradients(full_output: TowerOutput, batch_output: TowerOutput, start: int) -> list[tuple[Tensor, Tensor]]:
+def _output_gradients(
+    full_output: TowerOutput, batch_output: TowerOutput, start: int
+) -> list[tuple[Tensor, Tensor]]:
     """Each tensor of `now`, whose rows begin at `at`, with the gradient that the whole loss has for it."""
     rows = slice(start, start + len(batch_output.vector))
     pairs = [(batch_output.vector, full_output.vector.grad)]
     if batch_output.tokens is not None and full_output.tokens is not None:
         pairs.append((batch_output.tokens.x, full_output.tokens.x.grad))
-    return [(x, grad[rows][:, :x.shape[1]]) for x, grad in pairs if grad is not None]
+    return [(x, grad[rows][:, : x.shape[1]]) for x, grad in pairs if grad is not None]
 
 
 def drop_incomplete_rows(batch: Batch, *columns: ColumnKey) -> Batch:
@@ -122,14 +143,23 @@ def drop_incomplete_rows(batch: Batch, *columns: ColumnKey) -> Batch:
 
 def _concat_batches(batches: Sequence[Batch]) -> Batch:
     """Several batches as one, short rows padded with zeros."""
-    longest = {k: max(b[k].shape[-1] for b in batches) for k, x in batches[0].columns.items() if x.ndim in (2, 3)}
-    return Batch.concat([b.with_columns({k: F.pad(b[k], (0, size - b[k].shape[-1])) for k, size in longest.items()})
-                         for b in batches])
+    longest = {
+        k: max(b[k].shape[-1] for b in batches)
+        for k, x in batches[0].columns.items()
+        if x.ndim in (2, 3)
+    }
+    return Batch.concat(
+        [
+            b.with_columns(
+                {k: F.pad(b[k], (0, size - b[k].shape[-1])) for k, size in longest.items()}
+            )
+            for b in batches
+        ]
+    )
 
 
 def positive_mask(batch: Batch, a: ColumnKey, b: ColumnKey) -> Bool[Tensor, "B C"]:
-    """Which row of `a` goes with which text (or row) of `b`: those of one group, and those that share ids in a column.
-    """
+    """Which row of `a` goes with which text (or row) of `b`: those of one group, and those that share ids in a column."""
     first, second = batch[a], batch[b]
     same = torch.eye(len(first), dtype=torch.bool, device=first.device)
     if batch.group is not None:
@@ -138,7 +168,9 @@ def positive_mask(batch: Batch, a: ColumnKey, b: ColumnKey) -> Bool[Tensor, "B C
         same = same | (first[:, None] == first).all(-1)
     if second.ndim not in (2, 3) or second.is_floating_point():
         return same
-    number = torch.unique(second.flatten(0, -2), dim=0, return_inverse=True)[1].view(len(second), -1)
+    number = torch.unique(second.flatten(0, -2), dim=0, return_inverse=True)[1].view(
+        len(second), -1
+    )
     said = (number[:, :, None] == number.flatten()).any(1)
     return said | same.repeat_interleave(number.shape[1], 1)
 
@@ -157,12 +189,16 @@ def similarity(a: TowerOutput, b: TowerOutput) -> tuple[Float[Tensor, "B C"], Fl
     return (forth + forth_parts) / 2, (forth.T + back_parts) / 2
 
 
-def infonce(logits: Float[Tensor, "B C"], positive_mask: Bool[Tensor, "B C"], label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+def infonce(
+    logits: Float[Tensor, "B C"], positive_mask: Bool[Tensor, "B C"], label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Cross-entropy of each row against its positives, all of them equally likely."""
     target = positive_mask / positive_mask.sum(1, keepdim=True)
     return F.cross_entropy(logits, target.to(logits.dtype), label_smoothing=label_smoothing)
 
 
-def sigmoid_loss(logits: Float[Tensor, "B C"], positive_mask: Bool[Tensor, "B C"]) -> Float[Tensor, ""]:
+def sigmoid_loss(
+    logits: Float[Tensor, "B C"], positive_mask: Bool[Tensor, "B C"]
+) -> Float[Tensor, ""]:
     """Each pair a yes or no of its own; the sum over pairs divided by B, not by B² (Zhai et al. 2023)."""
     return -F.logsigmoid(torch.where(positive_mask, logits, -logits)).sum() / len(logits)

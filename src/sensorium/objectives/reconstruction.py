@@ -4,6 +4,7 @@
 
 All distances are taken on pixels in 0..1.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.contrastive import drop_incomplete_rows
 
 PIXEL_LOSSES = ("l2", "l1", "laplace")
-NUM_EDGE_SCALES = 3                                  # at which edges are compared: as given, half, a quarter
+NUM_EDGE_SCALES = 3  # at which edges are compared: as given, half, a quarter
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,25 @@ class ReconstructionLoss:
             loss = loss + self.edge_weight * edge_distance(model.denormalize(found.pixels), target)
         return {"model": loss}
 
-    def _compute_pixel_loss(self, model: ImageTokenizer, output: Tensor, target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+    def _compute_pixel_loss(
+        self, model: ImageTokenizer, output: Tensor, target: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, ""]:
         if self.pixel_loss == "laplace":
             return logit_laplace_loss(output, target)
-        return (F.l1_loss if self.pixel_loss == "l1" else F.mse_loss)(model.denormalize(output), target)
+        return (F.l1_loss if self.pixel_loss == "l1" else F.mse_loss)(
+            model.denormalize(output), target
+        )
 
 
-def logit_laplace_loss(output: Float[Tensor, "B 6 H W"], pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+def logit_laplace_loss(
+    output: Float[Tensor, "B 6 H W"], pixels: Float[Tensor, "B 3 H W"]
+) -> Float[Tensor, ""]:
     """-log density of pixels squeezed to 0.1..0.9 whose logits are Laplace distributed (Ramesh et al. 2021, eq. 2)."""
     location, log_scale = output.chunk(2, 1)
     x = squeeze_pixels(pixels)
-    return (log_scale + (2 * x * (1 - x)).log() + (x.logit() - location).abs() * (-log_scale).exp()).mean()
+    return (
+        log_scale + (2 * x * (1 - x)).log() + (x.logit() - location).abs() * (-log_scale).exp()
+    ).mean()
 
 
 def edge_distance(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:

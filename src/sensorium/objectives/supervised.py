@@ -1,7 +1,8 @@
 """Learn what is to be said of each target; the loss of each kind of target beside what its numbers mean.
 
-    B batch   K numbers that a head says   C classes   P parts
+B batch   K numbers that a head says   C classes   P parts
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,8 +22,8 @@ from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch, ColumnKey, Tokens, l2_normalize, mean_pool, valid_mask
 from sensorium.objectives.contrastive import infonce
 
-NLL_BETA = 0.5                                  # how far a wide spread excuses an error (Seitzer et al. 2022)
-INFONCE_TEMPERATURE = 0.1                           # at which parts of a row are told from those of others
+NLL_BETA = 0.5  # how far a wide spread excuses an error (Seitzer et al. 2022)
+INFONCE_TEMPERATURE = 0.1  # at which parts of a row are told from those of others
 
 
 @runtime_checkable
@@ -43,10 +44,16 @@ class Target(Protocol):
 class ClassificationTarget:
     """One logit a class; K = C. `balance`: every class weighs the same, however rare."""
 
-    def __init__(self, modality: Category, label_smoothing: float = 0.0, class_weight: bool = False):
+    def __init__(
+        self, modality: Category, label_smoothing: float = 0.0, class_weight: bool = False
+    ):
         self.num_classes, self.label_smoothing = max(1, len(modality.classes)), label_smoothing
         self.counts = np.array(modality.counts or (0,) * self.num_classes, np.float32)
-        self.weight = _tensor(self.counts.sum() / (self.num_classes * self.counts.clip(1))) if class_weight else None
+        self.weight = (
+            _tensor(self.counts.sum() / (self.num_classes * self.counts.clip(1)))
+            if class_weight
+            else None
+        )
 
     def prior(self) -> Float[Tensor, "C"]:
         return _tensor(np.log((self.counts + 1) / (self.counts + 1).sum()))
@@ -55,8 +62,13 @@ class ClassificationTarget:
         return y < self.num_classes
 
     def loss(self, logits: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        return F.cross_entropy(logits, y.clamp(max=self.num_classes - 1), self.weight, reduction="none",
-                               label_smoothing=self.label_smoothing)
+        return F.cross_entropy(
+            logits,
+            y.clamp(max=self.num_classes - 1),
+            self.weight,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
 
 
 class OrdinalTarget:
@@ -84,7 +96,11 @@ class MultilabelTarget:
     def __init__(self, modality: Multilabel, class_weight: bool = False):
         self.num_labels, self.num_rows = max(1, len(modality.tags)), modality.rows
         self.counts = np.array(modality.counts or (0,) * self.num_labels, np.float32)
-        self.weight = _tensor(((modality.rows - self.counts) / self.counts.clip(1)).clip(1, 100)) if class_weight else None
+        self.weight = (
+            _tensor(((modality.rows - self.counts) / self.counts.clip(1)).clip(1, 100))
+            if class_weight
+            else None
+        )
 
     def prior(self) -> Float[Tensor, "K"]:
         return _logit((self.counts + 1) / (self.num_rows + 2))
@@ -93,8 +109,9 @@ class MultilabelTarget:
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
     def loss(self, logits: Float[Tensor, "B K"], y: Float[Tensor, "B E"]) -> Float[Tensor, "B"]:
-        return F.binary_cross_entropy_with_logits(logits, y[:, :self.num_labels], reduction="none",
-                                                  pos_weight=self.weight).mean(1)
+        return F.binary_cross_entropy_with_logits(
+            logits, y[:, : self.num_labels], reduction="none", pos_weight=self.weight
+        ).mean(1)
 
 
 class RegressionTarget:
@@ -110,7 +127,7 @@ class RegressionTarget:
         spread = logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX)
         likely = (spread + (y - logits[:, 0]).square() * (-spread).exp()) / 2
         weighed = likely * (spread.detach() * NLL_BETA).exp()
-        return weighed + (likely - weighed).detach()                        # the likelihood, with the other's gradient
+        return weighed + (likely - weighed).detach()  # the likelihood, with the other's gradient
 
 
 def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
@@ -122,7 +139,9 @@ def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
     return torch.tensor(values)
 
 
-def build_target(modality: Modality, *, label_smoothing: float = 0.0, class_weight: bool = False) -> Target:
+def build_target(
+    modality: Modality, *, label_smoothing: float = 0.0, class_weight: bool = False
+) -> Target:
     """How a column of this kind is predicted. Raises ValueError where it cannot be."""
     match modality:
         case Ordinal():
@@ -150,17 +169,31 @@ class SupervisedLoss:
 
     def __call__(self, model: MultimodalPredictor, batch: Batch) -> dict[str, Tensor]:
         parts, rows = model.encode_inputs(batch), len(batch)
-        extra = self.contrastive_weight * cross_modal_infonce(parts) if self.contrastive_weight else torch.zeros(())
+        extra = (
+            self.contrastive_weight * cross_modal_infonce(parts)
+            if self.contrastive_weight
+            else torch.zeros(())
+        )
         if not (model.training and self.mixup):
             return {"model": self.compute_loss(model.predict_targets(parts, rows), batch) + extra}
         share, other = _sample_beta(self.mixup), torch.randperm(rows)
-        said = model.predict_targets({name: mix_tokens(t, other, share) for name, t in parts.items()}, rows)
-        return {"model": share * self.compute_loss(said, batch) + (1 - share) * self.compute_loss(said, batch.take(other)) + extra}
+        said = model.predict_targets(
+            {name: mix_tokens(t, other, share) for name, t in parts.items()}, rows
+        )
+        return {
+            "model": share * self.compute_loss(said, batch)
+            + (1 - share) * self.compute_loss(said, batch.take(other))
+            + extra
+        }
 
     def compute_loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """The loss of what is said of each target."""
-        losses = [_masked_mean(kind.loss(outputs[name].float(), batch[name]), self.has_target(name, batch))
-                  for name, kind in self.targets.items()]
+        losses = [
+            _masked_mean(
+                kind.loss(outputs[name].float(), batch[name]), self.has_target(name, batch)
+            )
+            for name, kind in self.targets.items()
+        ]
         return torch.stack(losses).sum()
 
     def has_target(self, name: str, batch: Batch) -> Bool[Tensor, "B"]:
@@ -181,7 +214,11 @@ def cross_modal_infonce(parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, ""]:
     for a, b in combinations(parts.values(), 2):
         rows = (valid_mask(a).any(1) & valid_mask(b).any(1)).nonzero().squeeze(1)
         if len(rows) > 1:
-            alike = l2_normalize(mean_pool(a)[rows]) @ l2_normalize(mean_pool(b)[rows]).T / INFONCE_TEMPERATURE
+            alike = (
+                l2_normalize(mean_pool(a)[rows])
+                @ l2_normalize(mean_pool(b)[rows]).T
+                / INFONCE_TEMPERATURE
+            )
             same = torch.eye(len(rows), dtype=torch.bool, device=alike.device)
             losses.append((infonce(alike, same) + infonce(alike.T, same)) / 2)
     return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -1,4 +1,5 @@
 """Other people's trained weights: files, names, tokenizers; one file a family."""
+
 from sensorium.pretrained.bert import BERT
 from sensorium.pretrained.clip import CLIP
 from sensorium.pretrained.efficientnet import EFFICIENTNET
@@ -13,18 +14,21 @@ from sensorium.pretrained.transformers_backbone import BACKBONE
 from sensorium.pretrained.vit import TIMM_VIT, VIT
 from sensorium.pretrained.whisper import WHISPER
 
-PRETRAINED_FAMILIES: dict[str, PretrainedFamily] = {family.name: family for family in (
-    CLIP,
-    OPEN_CLIP,
-    SIGLIP,
-    BERT,
-    T5,
-    VIT,
-    TIMM_VIT,
-    RESNET,
-    EFFICIENTNET,
-    GPT2,
-    LLAMA,
-    WHISPER,
-    BACKBONE,                                           # whatever else transformers knows: last
-)}
+PRETRAINED_FAMILIES: dict[str, PretrainedFamily] = {
+    family.name: family
+    for family in (
+        CLIP,
+        OPEN_CLIP,
+        SIGLIP,
+        BERT,
+        T5,
+        VIT,
+        TIMM_VIT,
+        RESNET,
+        EFFICIENTNET,
+        GPT2,
+        LLAMA,
+        WHISPER,
+        BACKBONE,  # whatever else transformers knows: last
+    )
+}

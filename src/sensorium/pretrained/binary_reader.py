@@ -1,4 +1,5 @@
 """A cursor over a mapped binary file that never reads past its end, and believes no count that the file cannot hold."""
+
 from __future__ import annotations
 
 import struct
@@ -11,7 +12,7 @@ import numpy as np
 from sensorium.errors import SensoriumError
 
 T = TypeVar("T")
-MAX_STRING_BYTES = 1 << 16                                     # bytes of one string
+MAX_STRING_BYTES = 1 << 16  # bytes of one string
 
 
 class BinaryReader:
@@ -25,13 +26,17 @@ class BinaryReader:
     def read_bytes(self, n: int) -> np.ndarray:
         """The next n bytes, as they lie in the file."""
         if n < 0 or self.position + n > len(self.data):
-            raise self.corruption_error(f"it ends at byte {len(self.data):,}, {n:,} more were to come after {self.position:,}")
+            raise self.corruption_error(
+                f"it ends at byte {len(self.data):,}, {n:,} more were to come after {self.position:,}"
+            )
         self.position += n
-        return self.data[self.position - n:self.position]
+        return self.data[self.position - n : self.position]
 
     def read_number(self, format_char: str) -> int | float | bool:
         """One value of a struct kind: B, H, I, Q, b, h, i, q, f, d, ?."""
-        return struct.unpack(f"<{format_char}", self.read_bytes(struct.calcsize(f"<{format_char}")).tobytes())[0]
+        return struct.unpack(
+            f"<{format_char}", self.read_bytes(struct.calcsize(f"<{format_char}")).tobytes()
+        )[0]
 
     def read_count(self, format_char: str, min_item_bytes: int, label: str) -> int:
         """How many of something follow, each of `at_least` bytes: no more than the file has room for."""
@@ -48,7 +53,9 @@ class BinaryReader:
         try:
             return self.read_bytes(n).tobytes().decode()
         except UnicodeDecodeError as e:
-            raise self.corruption_error(f"text that is not UTF-8 before byte {self.position:,}") from e
+            raise self.corruption_error(
+                f"text that is not UTF-8 before byte {self.position:,}"
+            ) from e
 
     def build_unique_dict(self, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
         """Named values as a dict. Raises SensoriumError where a name comes twice."""

@@ -1,7 +1,8 @@
 """What published classifiers of pictures share: a tower with a head on it, and the verb that names pictures.
 
-    B batch   C classes
+B batch   C classes
 """
+
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from sensorium.nn.linear import Linear
 from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs
 from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)           # of ImageNet's pictures
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures
 
 
 class ClassPrediction(NamedTuple):
@@ -53,15 +54,26 @@ class ImageClassifier:
         self.model, self.image = model, image
 
     @torch.inference_mode()
-    def __call__(self, *, image: Sequence[Any], top_k: int = 5, batch_size: int = 64) -> list[list[ClassPrediction]]:
+    def __call__(
+        self, *, image: Sequence[Any], top_k: int = 5, batch_size: int = 64
+    ) -> list[list[ClassPrediction]]:
         """Raises SensoriumError naming the first picture that cannot be read."""
         loaded = [load_value(self.image, one) for one in image]
         found: list[list[ClassPrediction]] = []
         for start in range(0, len(loaded), batch_size):
-            likely = self.model(self.image.collate(loaded[start:start + batch_size])).float().softmax(-1)
+            likely = (
+                self.model(self.image.collate(loaded[start : start + batch_size]))
+                .float()
+                .softmax(-1)
+            )
             best = likely.topk(min(top_k, likely.shape[1]))
-            found += [[ClassPrediction(self.model.labels[n], n, p) for n, p in zip(numbers, shares, strict=True)]
-                      for numbers, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+            found += [
+                [
+                    ClassPrediction(self.model.labels[n], n, p)
+                    for n, p in zip(numbers, shares, strict=True)
+                ]
+                for numbers, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
         return found
 
 
@@ -74,17 +86,34 @@ def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:
     return {**answers, "predict": ImageClassifier(module, image)} if "head" in module else answers
 
 
-def timm_image_preprocessing(pretrained_cfg: Mapping[str, Any], image_size: int, resize_edge: int, resample: str) -> Image:
+def timm_image_preprocessing(
+    pretrained_cfg: Mapping[str, Any], image_size: int, resize_edge: int, resample: str
+) -> Image:
     """Pictures as timm's `pretrained_cfg` asks; without one the middle of pictures whose shorter side is `edge`.
 
     Raises SensoriumError for a way of cutting that is not known here.
     """
-    if pretrained_cfg.get("crop_mode", "center") != "center" or pretrained_cfg.get("interpolation", resample) not in RESAMPLE_NAMES.values():
-        raise SensoriumError(f"config.json asks for pictures by {pretrained_cfg.get('crop_mode')} and "
-                             f"{pretrained_cfg.get('interpolation')}, which is not known here")
-    resize_edge = int(image_size / pretrained_cfg["crop_pct"]) if "crop_pct" in pretrained_cfg else resize_edge
-    return Image(size=image_size, resize_mode="centre", shortest_edge=resize_edge, resample=pretrained_cfg.get("interpolation", resample),
-                 mean=tuple(pretrained_cfg.get("mean", IMAGENET_MEAN)), std=tuple(pretrained_cfg.get("std", IMAGENET_STD)))
+    if (
+        pretrained_cfg.get("crop_mode", "center") != "center"
+        or pretrained_cfg.get("interpolation", resample) not in RESAMPLE_NAMES.values()
+    ):
+        raise SensoriumError(
+            f"config.json asks for pictures by {pretrained_cfg.get('crop_mode')} and "
+            f"{pretrained_cfg.get('interpolation')}, which is not known here"
+        )
+    resize_edge = (
+        int(image_size / pretrained_cfg["crop_pct"])
+        if "crop_pct" in pretrained_cfg
+        else resize_edge
+    )
+    return Image(
+        size=image_size,
+        resize_mode="centre",
+        shortest_edge=resize_edge,
+        resample=pretrained_cfg.get("interpolation", resample),
+        mean=tuple(pretrained_cfg.get("mean", IMAGENET_MEAN)),
+        std=tuple(pretrained_cfg.get("std", IMAGENET_STD)),
+    )
 
 
 def class_labels(config: ModelConfig, num_classes: int) -> list[str]:

@@ -7,6 +7,7 @@
 Matrices in int8 are kept with the factor that each row was multiplied by (`..._scale`), in int16 with one for all;
 they come out as float32.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,8 +23,14 @@ from sensorium.pretrained.binary_reader import BinaryReader
 from sensorium.pretrained.weight_files import LazyTensor, LazyTensors
 
 SUPPORTED_VERSIONS = (4, 5, 6)
-STORED_DTYPES = (("F32", torch.float32), ("I8", torch.int8), ("I16", torch.int16), ("I32", torch.int32),
-         ("F16", torch.float16), ("BF16", torch.bfloat16))
+STORED_DTYPES = (
+    ("F32", torch.float32),
+    ("I8", torch.int8),
+    ("I16", torch.int16),
+    ("I32", torch.int32),
+    ("F16", torch.float16),
+    ("BF16", torch.bfloat16),
+)
 MAX_RANK = 8
 
 
@@ -34,20 +41,35 @@ def read_ctranslate2(path: Path, parts: Sequence[Path] = ()) -> tuple[LazyTensor
     """
     cursor = BinaryReader(path, parts)
     if (version := cursor.read_number("I")) not in SUPPORTED_VERSIONS:
-        raise cursor.corruption_error(f"it is no CTranslate2 model of binary version {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} "
-                             f"(it begins with {version})")
+        raise cursor.corruption_error(
+            f"it is no CTranslate2 model of binary version {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} "
+            f"(it begins with {version})"
+        )
     about: dict[str, Any] = {"spec": _read_string(cursor), "revision": cursor.read_number("I")}
-    found = cursor.build_unique_dict(_read_variable(cursor) for _ in range(cursor.read_count("I", 8, "tensors")))
+    found = cursor.build_unique_dict(
+        _read_variable(cursor) for _ in range(cursor.read_count("I", 8, "tensors"))
+    )
     for _ in range(cursor.read_count("I", 4, "aliases")):
         alias, name = _read_string(cursor), _read_string(cursor)
         if name not in found or alias in found:
             raise cursor.corruption_error(f"{alias} should be another name for {name}")
         found[alias] = found[name]
     if cursor.position != len(cursor.data):
-        raise cursor.corruption_error(f"{len(cursor.data) - cursor.position:,} bytes lie behind its end")
-    about |= {name: s.read().item() for name, s in found.items() if not s.shape and not name.endswith("_scale")}
-    return LazyTensors({name: _dequantize(name, found) for name, s in found.items()
-                    if name not in about and not name.endswith("_scale")}), about
+        raise cursor.corruption_error(
+            f"{len(cursor.data) - cursor.position:,} bytes lie behind its end"
+        )
+    about |= {
+        name: s.read().item()
+        for name, s in found.items()
+        if not s.shape and not name.endswith("_scale")
+    }
+    return LazyTensors(
+        {
+            name: _dequantize(name, found)
+            for name, s in found.items()
+            if name not in about and not name.endswith("_scale")
+        }
+    ), about
 
 
 def _read_string(reader: BinaryReader) -> str:
@@ -64,7 +86,9 @@ def _read_variable(reader: BinaryReader) -> tuple[str, LazyTensor]:
         raise reader.corruption_error(f"{name} is of an unknown type {kind}")
     said, dtype = STORED_DTYPES[kind]
     if math.prod(shape) * dtype.itemsize != size:
-        raise reader.corruption_error(f"{name} of shape {shape} in {said} does not fill {size:,} bytes")
+        raise reader.corruption_error(
+            f"{name} of shape {shape} in {said} does not fill {size:,} bytes"
+        )
     data = reader.read_bytes(size)
     return name, LazyTensor(shape, said, lambda: _to_tensor(data, dtype, shape))
 
@@ -77,7 +101,11 @@ def _dequantize(name: str, variables: dict[str, LazyTensor]) -> LazyTensor:
     stored, scale = variables[name], variables.get(f"{name}_scale")
     if scale is None:
         return stored
-    return LazyTensor(stored.shape, stored.dtype, lambda: stored.read().float() / _broadcast_scale(scale.read(), len(stored.shape)))
+    return LazyTensor(
+        stored.shape,
+        stored.dtype,
+        lambda: stored.read().float() / _broadcast_scale(scale.read(), len(stored.shape)),
+    )
 
 
 def _broadcast_scale(scale: Tensor, rank: int) -> Tensor:

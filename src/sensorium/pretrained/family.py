@@ -17,6 +17,7 @@ A family is one `Published`, in a file of its own, named in the table of `publis
     fill(module, theirs, FAMILY.names(config))          # theirs → ours
     drain(module, FAMILY.names(config))                 # ours → theirs
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,8 +67,12 @@ def rename(target: str, source: str, *, optional: bool = False) -> WeightMapping
 
 def concat(target: str, *sources: str, sizes: Sequence[int] | None = None) -> WeightMapping:
     """Several of theirs laid one under the other (q, k, v → qkv). sizes: the rows of each, where they differ."""
-    return WeightMapping(target, sources, lambda *parts: torch.cat(parts),
-                lambda x: x.split(list(sizes)) if sizes else x.chunk(len(sources)))
+    return WeightMapping(
+        target,
+        sources,
+        lambda *parts: torch.cat(parts),
+        lambda x: x.split(list(sizes)) if sizes else x.chunk(len(sources)),
+    )
 
 
 def transpose(target: str, source: str) -> WeightMapping:
@@ -75,9 +80,16 @@ def transpose(target: str, source: str) -> WeightMapping:
     return WeightMapping(target, (source,), lambda x: x.mT, lambda x: (x.mT,))
 
 
-def reshape(target: str, source: str, target_shape: Sequence[int], source_shape: Sequence[int]) -> WeightMapping:
+def reshape(
+    target: str, source: str, target_shape: Sequence[int], source_shape: Sequence[int]
+) -> WeightMapping:
     """The same numbers in the same order in another shape (a patch convolution is a linear layer of ours)."""
-    return WeightMapping(target, (source,), lambda x: x.reshape(tuple(target_shape)), lambda x: (x.reshape(tuple(source_shape)),))
+    return WeightMapping(
+        target,
+        (source,),
+        lambda x: x.reshape(tuple(target_shape)),
+        lambda x: (x.reshape(tuple(source_shape)),),
+    )
 
 
 Verbs = Mapping[str, Callable[..., Any]]
@@ -94,23 +106,42 @@ class PretrainedFamily:
     map_weights: Callable[[ModelConfig], Iterable[WeightMapping]]
     preprocessing: Callable[[ModelConfig, WeightFiles], Preprocessing]
     build_verbs: Callable[[nn.Module, Preprocessing], Verbs]
-    unused_tensors: tuple[str, ...] = ()                        # patterns of their tensors that hold nothing learned
-    custom_load: Callable[[nn.Module, ModelConfig, WeightFiles], None] | None = None    # how weights come in, where names cannot say it
+    unused_tensors: tuple[str, ...] = ()  # patterns of their tensors that hold nothing learned
+    custom_load: Callable[[nn.Module, ModelConfig, WeightFiles], None] | None = (
+        None  # how weights come in, where names cannot say it
+    )
 
 
-def load_pretrained(family: PretrainedFamily, config: ModelConfig, weight_files: WeightFiles, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_pretrained(
+    family: PretrainedFamily,
+    config: ModelConfig,
+    weight_files: WeightFiles,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """The family's module with the weights that were found. Raises SensoriumError as `fill` does."""
     with torch.random.fork_rng(), skip_init():
         module = family.build_module(config).to(dtype)
     if family.custom_load is not None:
         family.custom_load(module, config, weight_files)
     else:
-        load_into(module, weight_files.tensors, family.map_weights(config), unused_tensors=family.unused_tensors, path=str(weight_files.path))
+        load_into(
+            module,
+            weight_files.tensors,
+            family.map_weights(config),
+            unused_tensors=family.unused_tensors,
+            path=str(weight_files.path),
+        )
     return module
 
 
-def load_into(module: nn.Module, source_tensors: Mapping[str, Tensor], mappings: Iterable[WeightMapping], *, unused_tensors: Sequence[str] = (),
-         path: str = "the file") -> None:
+def load_into(
+    module: nn.Module,
+    source_tensors: Mapping[str, Tensor],
+    mappings: Iterable[WeightMapping],
+    *,
+    unused_tensors: Sequence[str] = (),
+    path: str = "the file",
+) -> None:
     """Copy their tensors into our module, in the module's own types; every one of both sides once.
 
     Raises SensoriumError, before anything is copied, where a tensor is missing or unknown; and where one has another
@@ -122,11 +153,15 @@ def load_into(module: nn.Module, source_tensors: Mapping[str, Tensor], mappings:
     with torch.no_grad():
         for name in mappings:
             if any(part not in source_tensors for part in name.sources):
-                continue                                # optional, as _complete has seen to it
+                continue  # optional, as _complete has seen to it
             value = _convert_tensor(name, source_tensors, wanted[name.target], path)
-            if name.target in filled and not torch.equal(wanted[name.target], value.to(wanted[name.target])):
-                raise SensoriumError(f"{path}: {', '.join(name.sources)} should be the same weights as another tensor "
-                                     "that it is tied to, and is not")
+            if name.target in filled and not torch.equal(
+                wanted[name.target], value.to(wanted[name.target])
+            ):
+                raise SensoriumError(
+                    f"{path}: {', '.join(name.sources)} should be the same weights as another tensor "
+                    "that it is tied to, and is not"
+                )
             wanted[name.target].copy_(value)
             filled.add(name.target)
 
@@ -144,28 +179,46 @@ def export_from(module: nn.Module, mappings: Iterable[WeightMapping]) -> dict[st
     return theirs
 
 
-def _check_complete(mappings: Sequence[WeightMapping], target_tensors: Mapping[str, Tensor], source_tensors: Mapping[str, Tensor],
-              unused_tensors: Sequence[str], path: str) -> None:
+def _check_complete(
+    mappings: Sequence[WeightMapping],
+    target_tensors: Mapping[str, Tensor],
+    source_tensors: Mapping[str, Tensor],
+    unused_tensors: Sequence[str],
+    path: str,
+) -> None:
     said = {name.target for name in mappings}
     if said != target_tensors.keys():
-        raise ValueError(f"the names of this family and its module differ in {sorted(said ^ target_tensors.keys())[0]}")
+        raise ValueError(
+            f"the names of this family and its module differ in {sorted(said ^ target_tensors.keys())[0]}"
+        )
     mentioned = {part for name in mappings for part in name.sources}
     optional = {part for name in mappings if name.optional for part in name.sources}
     missing = sorted(mentioned - optional - source_tensors.keys())
-    unknown = sorted(key for key in source_tensors.keys() - mentioned if not any(fnmatchcase(key, p) for p in unused_tensors))
+    unknown = sorted(
+        key
+        for key in source_tensors.keys() - mentioned
+        if not any(fnmatchcase(key, p) for p in unused_tensors)
+    )
     for what, found in (("lacks", missing), ("has the unknown", unknown)):
         if found:
-            raise SensoriumError(f"{path} {what} tensor {found[0]}" + (f" and {len(found) - 1} more" if found[1:]
-                                 else "") + ": it is not the model that its config describes, or is incomplete")
+            raise SensoriumError(
+                f"{path} {what} tensor {found[0]}"
+                + (f" and {len(found) - 1} more" if found[1:] else "")
+                + ": it is not the model that its config describes, or is incomplete"
+            )
 
 
-def _convert_tensor(mapping: WeightMapping, source_tensors: Mapping[str, Tensor], target_tensor: Tensor, path: str) -> Tensor:
+def _convert_tensor(
+    mapping: WeightMapping, source_tensors: Mapping[str, Tensor], target_tensor: Tensor, path: str
+) -> Tensor:
     parts = [source_tensors[part] for part in mapping.sources]
     shapes = [tuple(part.shape) for part in parts]
     expected = [tuple(part.shape) for part in mapping.invert(target_tensor)]
     if shapes != expected:
-        raise SensoriumError(f"{path}: {', '.join(mapping.sources)} has the shape {shapes}, but the config asks for "
-                             f"{expected}")
+        raise SensoriumError(
+            f"{path}: {', '.join(mapping.sources)} has the shape {shapes}, but the config asks for "
+            f"{expected}"
+        )
     return mapping.convert(*parts)
 
 
@@ -181,12 +234,24 @@ class skip_init(TorchFunctionMode):
         kwargs = kwargs or {}
         if (name := getattr(func, "__name__", "")) in _RANDOM_INIT_NAMES:
             tensor = args[0] if args else kwargs["tensor"]
-            mean = kwargs.get("mean", args[1] if len(args) > 1 else 0.0) if name in _MEAN_INIT_NAMES else 0.0
+            mean = (
+                kwargs.get("mean", args[1] if len(args) > 1 else 0.0)
+                if name in _MEAN_INIT_NAMES
+                else 0.0
+            )
             tensor.detach().fill_(mean)
             return tensor
         return func(*args, **kwargs)
 
 
-_RANDOM_INIT_NAMES = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
-          "xavier_normal_", "orthogonal_"}
+_RANDOM_INIT_NAMES = {
+    "normal_",
+    "uniform_",
+    "trunc_normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+    "xavier_uniform_",
+    "xavier_normal_",
+    "orthogonal_",
+}
 _MEAN_INIT_NAMES = {"normal_", "trunc_normal_"}

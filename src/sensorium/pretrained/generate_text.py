@@ -1,4 +1,5 @@
 """The verb `generate` of published decoders of text: beginnings or questions in, words out."""
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from sensorium.pretrained.chat import TextPrompt, build_chat_prompt, load_text_p
 from sensorium.pretrained.family import Preprocessing, Verbs
 from sensorium.pretrained.weight_files import WeightFiles
 
-DEFAULT_MAX_TOKENS = 256                                 # tokens said where nobody says how many
+DEFAULT_MAX_TOKENS = 256  # tokens said where nobody says how many
 
 
 class TextContinuation:
@@ -27,9 +28,20 @@ class TextContinuation:
         assert isinstance(text, TextPrompt)
         self.model, self.preprocessing, self.text = model, preprocessing, text
 
-    def __call__(self, modality: str | None = None, /, *, n: int = 1, temperature: float = 0.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int = 0, max_tokens: int = DEFAULT_MAX_TOKENS, batch_size: int = 16,
-                 **inputs: Any) -> list[str]:
+    def __call__(
+        self,
+        modality: str | None = None,
+        /,
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        batch_size: int = 16,
+        **inputs: Any,
+    ) -> list[str]:
         """What is said after each of `text`, or in answer to each of `prompt`: words, or a conversation as a list of
         {"role": "user", "content": words}; n times over, side by side.
 
@@ -43,8 +55,17 @@ class TextContinuation:
             how = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=numbers)
             with eval_mode(self.model):
                 batch = Batch({"text": self.text.collate(some["text"])})
-                steps = list(generate(self.model, batch, "text", max_tokens, how, end_token=next(iter(self.text.stop_ids), None),
-                                      suppressed_tokens=self.text.suppressed_tokens))
+                steps = list(
+                    generate(
+                        self.model,
+                        batch,
+                        "text",
+                        max_tokens,
+                        how,
+                        end_token=next(iter(self.text.stop_ids), None),
+                        suppressed_tokens=self.text.suppressed_tokens,
+                    )
+                )
             said += [self.text.decode(row) for row in torch.stack(steps, 1)]
         return said
 
@@ -52,13 +73,17 @@ class TextContinuation:
         """Beginnings, or questions as they are put to the model, as ids that leave room for `length` more."""
         asked = as_lists(inputs, list(self.preprocessing), "text")
         if len(asked) != 1:
-            raise SensoriumError(f"give one of {', '.join(self.preprocessing)}: this model makes text from it")
-        (kind, values), = asked.items()
+            raise SensoriumError(
+                f"give one of {', '.join(self.preprocessing)}: this model makes text from it"
+            )
+        ((kind, values),) = asked.items()
         rows = [load_value(self.preprocessing[kind], value) for value in values]
         longest = max(map(len, rows), default=0)
         if longest > self.text.length - max_tokens:
-            raise SensoriumError(f"{longest} tokens are given and {max_tokens} asked for: this model reads and says "
-                                 f"{self.text.length} in all; ask for fewer with length=")
+            raise SensoriumError(
+                f"{longest} tokens are given and {max_tokens} asked for: this model reads and says "
+                f"{self.text.length} in all; ask for fewer with length="
+            )
         return rows
 
 
@@ -67,10 +92,16 @@ def preprocessing(weight_files: WeightFiles, length: int, stop_ids: Any) -> Prep
     text = load_text_prompt(weight_files, length, stop_ids)
     if text is None:
         return {}
-    template = weight_files.read_json("tokenizer_config.json").get("chat_template") or weight_files.config.get("tokenizer.chat_template")
+    template = weight_files.read_json("tokenizer_config.json").get(
+        "chat_template"
+    ) or weight_files.config.get("tokenizer.chat_template")
     if "chat_template.jinja" in weight_files.files:
         template = weight_files.files["chat_template.jinja"].read_text(encoding="utf-8")
-    return {"text": text} if template is None else {"text": text, "prompt": build_chat_prompt(text, template)}
+    return (
+        {"text": text}
+        if template is None
+        else {"text": text, "prompt": build_chat_prompt(text, template)}
+    )
 
 
 def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:

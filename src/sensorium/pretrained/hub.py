@@ -2,6 +2,7 @@
 
 HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to huggingface_hub, which does the fetching and the caching.
 """
+
 from pathlib import Path
 
 from sensorium.errors import SensoriumError
@@ -21,10 +22,14 @@ def download_snapshot(hub_id: str) -> Path:
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
     repo, _, revision = hub_id.partition("@")
 
     def get(*patterns: str) -> Path:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns))
+        )
+
     try:
         folder = get(*CONFIG_FILES, *SIDECAR_FILES, INDEX_FILE)
         if (folder / INDEX_FILE).is_file():
@@ -33,9 +38,15 @@ def download_snapshot(hub_id: str) -> Path:
             if (get(name) / name).is_file():
                 return folder
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as e:
-        raise SensoriumError(f"{hub_id} is not a local folder or file, and cannot be fetched from the hub: no network, "
-                             "or HF_HUB_OFFLINE is set, and no copy in the cache (HF_HOME)") from e
+        raise SensoriumError(
+            f"{hub_id} is not a local folder or file, and cannot be fetched from the hub: no network, "
+            "or HF_HUB_OFFLINE is set, and no copy in the cache (HF_HOME)"
+        ) from e
     except HfHubHTTPError as e:
-        raise SensoriumError(f"{hub_id} cannot be fetched from the hub: {str(e).splitlines()[0]}") from e
-    raise SensoriumError(f"{hub_id} has no safetensors on the hub ({', '.join((INDEX_FILE, *SAFETENSORS_FILES))}); download its "
-                         "pickle and turn it into safetensors: sensorium convert FILE")
+        raise SensoriumError(
+            f"{hub_id} cannot be fetched from the hub: {str(e).splitlines()[0]}"
+        ) from e
+    raise SensoriumError(
+        f"{hub_id} has no safetensors on the hub ({', '.join((INDEX_FILE, *SAFETENSORS_FILES))}); download its "
+        "pickle and turn it into safetensors: sensorium convert FILE"
+    )

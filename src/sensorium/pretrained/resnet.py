@@ -1,7 +1,8 @@
 """Residual networks (He et al. 2015) as torchvision and timm name them: ResNet-18 to 152, with or without bottlenecks.
 
-    B batch   C channels   H height   W width   D width of a token
+B batch   C channels   H height   W width   D width of a token
 """
+
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -24,11 +25,22 @@ from sensorium.pretrained.vit import count_layers
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMappings, conv_bn, weight_bias
 
-DEFAULT_IMAGE_SIZE, DEFAULT_RESIZE_EDGE = 224, 256                                   # pixels, and the shorter side before the middle is cut
-RESNET_CONFIGS: dict[str, ModelConfig] = {                          # stages: (units, width within, width of what comes out)
-    "resnet18": {"stem": 64, "bottleneck": False, "stages": [(2, 64, 64), (2, 128, 128), (2, 256, 256), (2, 512, 512)]},
-    "resnet50": {"stem": 64, "bottleneck": True,
-                 "stages": [(3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048)]}}
+DEFAULT_IMAGE_SIZE, DEFAULT_RESIZE_EDGE = (
+    224,
+    256,
+)  # pixels, and the shorter side before the middle is cut
+RESNET_CONFIGS: dict[str, ModelConfig] = {  # stages: (units, width within, width of what comes out)
+    "resnet18": {
+        "stem": 64,
+        "bottleneck": False,
+        "stages": [(2, 64, 64), (2, 128, 128), (2, 256, 256), (2, 512, 512)],
+    },
+    "resnet50": {
+        "stem": 64,
+        "bottleneck": True,
+        "stages": [(3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048)],
+    },
+}
 
 
 class ResNetBlock(nn.Module):
@@ -36,7 +48,11 @@ class ResNetBlock(nn.Module):
 
     def __init__(self, convs: Sequence[nn.Module], downsample: nn.Module):
         super().__init__()
-        self.convs, self.downsample, self.drop_path = nn.ModuleList(convs), downsample, StochasticDepth()
+        self.convs, self.downsample, self.drop_path = (
+            nn.ModuleList(convs),
+            downsample,
+            StochasticDepth(),
+        )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
         *before, last = self.convs
@@ -66,14 +82,25 @@ class ResNetBackbone(nn.Module):
         return Tokens(cells, grid_positions(cells, x.shape[-1]))
 
 
-def build_block(in_channels: int, bottleneck_channels: int, out_channels: int, stride: int, bottleneck: bool) -> ResNetBlock:
+def build_block(
+    in_channels: int, bottleneck_channels: int, out_channels: int, stride: int, bottleneck: bool
+) -> ResNetBlock:
     """Two 3 x 3, or a 3 x 3 between two 1 x 1; the (first) 3 x 3 does the step."""
     if bottleneck:
-        through = [conv_norm(in_channels, bottleneck_channels, 1), conv_norm(bottleneck_channels, bottleneck_channels, 3, stride), conv_norm(bottleneck_channels, out_channels, 1)]
+        through = [
+            conv_norm(in_channels, bottleneck_channels, 1),
+            conv_norm(bottleneck_channels, bottleneck_channels, 3, stride),
+            conv_norm(bottleneck_channels, out_channels, 1),
+        ]
     else:
-        through = [conv_norm(in_channels, bottleneck_channels, 3, stride), conv_norm(bottleneck_channels, out_channels, 3)]
+        through = [
+            conv_norm(in_channels, bottleneck_channels, 3, stride),
+            conv_norm(bottleneck_channels, out_channels, 3),
+        ]
     plain = in_channels == out_channels and stride == 1
-    return ResNetBlock(through, nn.Identity() if plain else conv_norm(in_channels, out_channels, 1, stride))
+    return ResNetBlock(
+        through, nn.Identity() if plain else conv_norm(in_channels, out_channels, 1, stride)
+    )
 
 
 def build_resnet(config: ModelConfig) -> tuple[ResNetBackbone, int]:
@@ -82,7 +109,9 @@ def build_resnet(config: ModelConfig) -> tuple[ResNetBackbone, int]:
     for i, (many, width, outside) in enumerate(config["stages"]):
         stage = []
         for j in range(many):
-            stage.append(build_block(inside, width, outside, 2 if i and not j else 1, config["bottleneck"]))
+            stage.append(
+                build_block(inside, width, outside, 2 if i and not j else 1, config["bottleneck"])
+            )
             inside = outside
         stages.append(stage)
     return ResNetBackbone(config["stem"], stages), inside
@@ -101,9 +130,16 @@ def map_weights(config: ModelConfig) -> WeightMappings:
         for j in range(many):
             ours, theirs = f"image.encode.embed.stages.{i}.{j}", f"layer{i + 1}.{j}"
             for k in range(3 if config["bottleneck"] else 2):
-                found += conv_bn(f"{ours}.convolutions.{k}", f"{theirs}.conv{k + 1}", f"{theirs}.bn{k + 1}", count)
+                found += conv_bn(
+                    f"{ours}.convolutions.{k}",
+                    f"{theirs}.conv{k + 1}",
+                    f"{theirs}.bn{k + 1}",
+                    count,
+                )
             if not j and (i or inside != outside):
-                found += conv_bn(f"{ours}.skip", f"{theirs}.downsample.0", f"{theirs}.downsample.1", count)
+                found += conv_bn(
+                    f"{ours}.skip", f"{theirs}.downsample.0", f"{theirs}.downsample.1", count
+                )
     head = weight_bias("head", "fc") if config["labels"] else []
     return [*conv_bn("image.encode.embed.stem", "conv1", "bn1", count), *found, *head]
 
@@ -111,7 +147,14 @@ def map_weights(config: ModelConfig) -> WeightMappings:
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures as timm's config asks, else as torchvision's first weights saw them."""
     given = weight_files.config.get("pretrained_cfg", {})
-    return {"image": timm_image_preprocessing(given, given.get("input_size", (3, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))[1], DEFAULT_RESIZE_EDGE, "bilinear")}
+    return {
+        "image": timm_image_preprocessing(
+            given,
+            given.get("input_size", (3, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))[1],
+            DEFAULT_RESIZE_EDGE,
+            "bilinear",
+        )
+    }
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
@@ -122,14 +165,29 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
         return None
     bottleneck = "layer1.0.conv3.weight" in weight_files.tensors
     stages = []
-    for i in range(1, 1 + count_layers("layer", (name.replace("layer", "layer.", 1) for name in weight_files.tensors))):
-        width, last = shape(f"layer{i}.0.conv1.weight"), shape(f"layer{i}.0.conv{3 if bottleneck else 2}.weight")
+    for i in range(
+        1,
+        1
+        + count_layers(
+            "layer", (name.replace("layer", "layer.", 1) for name in weight_files.tensors)
+        ),
+    ):
+        width, last = (
+            shape(f"layer{i}.0.conv1.weight"),
+            shape(f"layer{i}.0.conv{3 if bottleneck else 2}.weight"),
+        )
         assert width is not None
         assert last is not None
         stages.append((count_layers(f"layer{i}", weight_files.tensors), width[0], last[0]))
-    return {"stem": stem[0], "stages": stages, "bottleneck": bottleneck,
-            "counted": "bn1.num_batches_tracked" in weight_files.tensors,
-            "labels": class_labels(weight_files.config, head[0] if head else 0)}
+    return {
+        "stem": stem[0],
+        "stages": stages,
+        "bottleneck": bottleneck,
+        "counted": "bn1.num_batches_tracked" in weight_files.tensors,
+        "labels": class_labels(weight_files.config, head[0] if head else 0),
+    }
 
 
-RESNET = PretrainedFamily("resnet", _detect_config, build_module, map_weights, preprocessing, build_verbs)
+RESNET = PretrainedFamily(
+    "resnet", _detect_config, build_module, map_weights, preprocessing, build_verbs
+)

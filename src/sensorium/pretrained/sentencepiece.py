@@ -3,6 +3,7 @@
 The file is a protocol buffer: a key (field number << 3 | kind) and a value, one after the other, nested. Only the
 fields below are looked at; sentencepiece_model.proto of the sentencepiece project names them all.
 """
+
 from __future__ import annotations
 
 import struct
@@ -14,11 +15,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sensorium.errors import SensoriumError
 
-SPACE_SYMBOL = "▁"                                             # what a space is spelt as inside of pieces
-UNKNOWN_PIECE, CONTROL_PIECE, USER_DEFINED_PIECE, BYTE_PIECE = 2, 3, 4, 6                # kinds of pieces; 1 is an ordinary one
+SPACE_SYMBOL = "▁"  # what a space is spelt as inside of pieces
+UNKNOWN_PIECE, CONTROL_PIECE, USER_DEFINED_PIECE, BYTE_PIECE = (
+    2,
+    3,
+    4,
+    6,
+)  # kinds of pieces; 1 is an ordinary one
 UNIGRAM, BPE = 1, 2
-TRAINER_FIELD, NORMALIZER_FIELD = 2, 3                             # fields of the model beside its pieces
-MAX_PIECES = 1_000_000                                        # pieces
+TRAINER_FIELD, NORMALIZER_FIELD = 2, 3  # fields of the model beside its pieces
+MAX_PIECES = 1_000_000  # pieces
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,9 @@ class SentencePieceModel:
 
     pieces: list[tuple[str, float, int]]
     model_type: int = UNIGRAM
-    precompiled_charsmap: bytes = b""                               # a compiled table of what is replaced (NFKC and the like)
-    add_dummy_prefix: bool = True                                 # a space before the first word
-    remove_extra_whitespaces: bool = True                                   # runs of whitespace are one space, none at the ends
+    precompiled_charsmap: bytes = b""  # a compiled table of what is replaced (NFKC and the like)
+    add_dummy_prefix: bool = True  # a space before the first word
+    remove_extra_whitespaces: bool = True  # runs of whitespace are one space, none at the ends
 
     @property
     def unk_piece(self) -> str | None:
@@ -47,38 +53,73 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 def build_tokenizer(model: SentencePieceModel, extra_tokens: Sequence[str] = ()) -> Tokenizer:
     """Words → ids as SentencePiece cuts them. more: special tokens numbered after the pieces (T5's <extra_id_0>)."""
-    made = Tokenizer(_build_unigram(model, extra_tokens) if model.model_type == UNIGRAM else _build_bpe(model))
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else []
+    made = Tokenizer(
+        _build_unigram(model, extra_tokens) if model.model_type == UNIGRAM else _build_bpe(model)
+    )
+    steps: list[normalizers.Normalizer] = (
+        [normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else []
+    )
     if model.remove_extra_whitespaces:
-        space = pre_tokenizers.Metaspace(SPACE_SYMBOL, "always" if model.add_dummy_prefix else "never")
+        space = pre_tokenizers.Metaspace(
+            SPACE_SYMBOL, "always" if model.add_dummy_prefix else "never"
+        )
         made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
     else:
-        steps += [*([normalizers.Prepend(SPACE_SYMBOL)] if model.add_dummy_prefix else []), normalizers.Replace(" ", SPACE_SYMBOL)]
+        steps += [
+            *([normalizers.Prepend(SPACE_SYMBOL)] if model.add_dummy_prefix else []),
+            normalizers.Replace(" ", SPACE_SYMBOL),
+        ]
     made.normalizer = normalizers.Sequence(steps)
-    made.decoder = decoders.Sequence([decoders.Replace(SPACE_SYMBOL, " "), decoders.ByteFallback(), decoders.Fuse(),
-                                      *([decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else [])])
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE_SYMBOL, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []),
+        ]
+    )
     special = {CONTROL_PIECE: True, USER_DEFINED_PIECE: False}
-    made.add_tokens([AddedToken(piece, normalized=False, special=special[kind])
-                     for piece, _, kind in model.pieces if kind in special])
-    made.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in extra_tokens])
+    made.add_tokens(
+        [
+            AddedToken(piece, normalized=False, special=special[kind])
+            for piece, _, kind in model.pieces
+            if kind in special
+        ]
+    )
+    made.add_special_tokens(
+        [AddedToken(piece, normalized=False, special=True) for piece in extra_tokens]
+    )
     return made
 
 
 def _build_unigram(model: SentencePieceModel, extra_tokens: Sequence[str]) -> models.Unigram:
     kinds = [kind for _, _, kind in model.pieces]
     scored = [(piece, score) for piece, score, _ in model.pieces]
-    return models.Unigram([*scored, *((piece, 0.0) for piece in extra_tokens)],
-                          kinds.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in kinds else None, BYTE_PIECE in kinds)
+    return models.Unigram(
+        [*scored, *((piece, 0.0) for piece in extra_tokens)],
+        kinds.index(UNKNOWN_PIECE) if UNKNOWN_PIECE in kinds else None,
+        BYTE_PIECE in kinds,
+    )
 
 
 def _build_bpe(model: SentencePieceModel) -> models.BPE:
     """SentencePiece merges the two neighbours whose union scores best: merges in the order of their unions' scores."""
     place = {piece: i for i, (piece, _, _) in enumerate(model.pieces)}
-    merges = [(score, place[a], place[b], (a, b)) for piece, score, kind in model.pieces if kind not in (CONTROL_PIECE, BYTE_PIECE)
-              for a, b in ((piece[:i], piece[i:]) for i in range(1, len(piece))) if a in place and b in place]
+    merges = [
+        (score, place[a], place[b], (a, b))
+        for piece, score, kind in model.pieces
+        if kind not in (CONTROL_PIECE, BYTE_PIECE)
+        for a, b in ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        if a in place and b in place
+    ]
     merges.sort(key=lambda merge: (-merge[0], merge[1], merge[2]))
-    return models.BPE(place, [pair for *_, pair in merges], unk_token=model.unk_piece, fuse_unk=True,
-                      byte_fallback=any(kind == BYTE_PIECE for _, _, kind in model.pieces))
+    return models.BPE(
+        place,
+        [pair for *_, pair in merges],
+        unk_token=model.unk_piece,
+        fuse_unk=True,
+        byte_fallback=any(kind == BYTE_PIECE for _, _, kind in model.pieces),
+    )
 
 
 def _parse_model(data: bytes) -> SentencePieceModel:
@@ -95,7 +136,9 @@ def _parse_model(data: bytes) -> SentencePieceModel:
     if kind not in (UNIGRAM, BPE):
         raise ValueError(f"its pieces are of the kind {kind}, neither unigram nor BPE")
     charsmap, prefix, tidy = how.get(2, b""), how.get(3, 1) != 0, how.get(4, 1) != 0
-    return SentencePieceModel(found, int(kind), charsmap if isinstance(charsmap, bytes) else b"", prefix, tidy)
+    return SentencePieceModel(
+        found, int(kind), charsmap if isinstance(charsmap, bytes) else b"", prefix, tidy
+    )
 
 
 def _parse_piece(data: bytes) -> tuple[str, float, int]:
@@ -119,10 +162,12 @@ def _iter_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             value, at = _read_varint(data, at)
             yield key >> 3, value
             continue
-        size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or (_read_varint(data, at) if key & 7 == 2 else (-1, at))
+        size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or (
+            _read_varint(data, at) if key & 7 == 2 else (-1, at)
+        )
         if size < 0 or at + size > len(data):
             raise ValueError(f"a field of kind {key & 7} and {size} bytes at byte {at}")
-        yield key >> 3, data[at:at + size]
+        yield key >> 3, data[at : at + size]
         at += size
 
 

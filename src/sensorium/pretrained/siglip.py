@@ -1,7 +1,8 @@
 """SigLIP (Zhai et al. 2023) as Hugging Face publishes it: a learned probe reads the picture, the last place the text.
 
-    B batch   T tokens   D width   H heads   K head width
+B batch   T tokens   D width   H heads   K head width
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -30,11 +31,28 @@ from sensorium.pretrained.weight_mapping import (
     weight_bias,
 )
 
-VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-          "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
-TEXT_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "vocab_size": 32000, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6, "pad_token_id": 1, "projection_size": None}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+TEXT_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 32000,
+    "max_position_embeddings": 64,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "pad_token_id": 1,
+    "projection_size": None,
+}
 DEFAULT_IMAGE = Image(size=224, resize_mode="stretch", resample="bicubic")
 
 
@@ -45,13 +63,15 @@ class PatchEmbeddingWithoutCls(nn.Module):
         super().__init__()
         self.patch_size, self.grid_size = patch_size, image_size // patch_size
         self.projection = Linear(3 * patch_size * patch_size, dim)
-        self.position_embedding = normal_parameter(self.grid_size ** 2, dim, std=dim ** -0.5)
+        self.position_embedding = normal_parameter(self.grid_size**2, dim, std=dim**-0.5)
 
     def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> None:
         return None
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
-        flat = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+        flat = rearrange(
+            image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size
+        )
         x = self.projection(flat) + self.position_embedding
         return Tokens(x, grid_positions(x, self.grid_size))
 
@@ -61,13 +81,22 @@ class FixedLengthTokenEmbedding(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, max_length: int, pad_id: int):
         super().__init__()
-        self.token_embedding, self.position_embedding, self.pad_id = nn.Embedding(vocab_size, dim), normal_parameter(max_length, dim), pad_id
+        self.token_embedding, self.position_embedding, self.pad_id = (
+            nn.Embedding(vocab_size, dim),
+            normal_parameter(max_length, dim),
+            pad_id,
+        )
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
         return torch.full((ids.shape[0],), len(self.position_embedding) - 1, device=ids.device)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.token_embedding(F.pad(ids, (0, len(self.position_embedding) - ids.shape[1]), value=self.pad_id)) + self.position_embedding
+        x = (
+            self.token_embedding(
+                F.pad(ids, (0, len(self.position_embedding) - ids.shape[1]), value=self.pad_id)
+            )
+            + self.position_embedding
+        )
         return Tokens(x, sequence_positions(x))
 
 
@@ -92,47 +121,87 @@ class AttentionPool(nn.Module):
 
 def build_module(config: ModelConfig) -> Towers:
     """Two towers, `image` and `text`, with first weights."""
-    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
+    vision, text = (
+        VISION_DEFAULTS | config.get("vision_config", {}),
+        TEXT_DEFAULTS | config.get("text_config", {}),
+    )
     eye, voice = trunk_config(vision), trunk_config(text)
     out = text["projection_size"] or voice.dim
     patches = PatchEmbeddingWithoutCls(eye.dim, vision["image_size"], vision["patch_size"])
-    read = FixedLengthTokenEmbedding(voice.dim, text["vocab_size"], text["max_position_embeddings"], text["pad_token_id"])
-    return Towers({"image": Tower(Encoder(patches, eye.build_trunk(), AttentionPool(eye)), nn.Identity(), eye.dim),
-                   "text": Tower(Encoder(read, voice.build_trunk()), Linear(voice.dim, out), out)}, use_logit_bias=True)
+    read = FixedLengthTokenEmbedding(
+        voice.dim, text["vocab_size"], text["max_position_embeddings"], text["pad_token_id"]
+    )
+    return Towers(
+        {
+            "image": Tower(
+                Encoder(patches, eye.build_trunk(), AttentionPool(eye)), nn.Identity(), eye.dim
+            ),
+            "text": Tower(Encoder(read, voice.build_trunk()), Linear(voice.dim, out), out),
+        },
+        use_logit_bias=True,
+    )
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
     """Our names and theirs."""
-    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
+    vision, text = (
+        VISION_DEFAULTS | config.get("vision_config", {}),
+        TEXT_DEFAULTS | config.get("text_config", {}),
+    )
     ours, theirs = "image.encode.pool", "vision_model.head"
     return [
-        squeeze("logit_scale", "logit_scale"), squeeze("logit_bias", "logit_bias"),
-        patch_kernel("image.encode.embed.linear.weight", "vision_model.embeddings.patch_embedding.weight",
-               vision["patch_size"]),
+        squeeze("logit_scale", "logit_scale"),
+        squeeze("logit_bias", "logit_bias"),
+        patch_kernel(
+            "image.encode.embed.linear.weight",
+            "vision_model.embeddings.patch_embedding.weight",
+            vision["patch_size"],
+        ),
         rename("image.encode.embed.linear.bias", "vision_model.embeddings.patch_embedding.bias"),
         rename("image.encode.embed.places", "vision_model.embeddings.position_embedding.weight"),
         *map_trunk("image.encode.trunk", "vision_model.encoder", vision["num_hidden_layers"]),
         *weight_bias("image.encode.trunk.last", "vision_model.post_layernorm"),
         squeeze(f"{ours}.probe", f"{theirs}.probe", 2),
-        *(rename(f"{ours}.qkv.{part}", f"{theirs}.attention.in_proj_{part}") for part in ("weight", "bias")),
-        *weight_bias(f"{ours}.out", f"{theirs}.attention.out_proj"), *weight_bias(f"{ours}.norm", f"{theirs}.layernorm"),
-        *weight_bias(f"{ours}.mlp.up", f"{theirs}.mlp.fc1"), *weight_bias(f"{ours}.mlp.down", f"{theirs}.mlp.fc2"),
+        *(
+            rename(f"{ours}.qkv.{part}", f"{theirs}.attention.in_proj_{part}")
+            for part in ("weight", "bias")
+        ),
+        *weight_bias(f"{ours}.out", f"{theirs}.attention.out_proj"),
+        *weight_bias(f"{ours}.norm", f"{theirs}.layernorm"),
+        *weight_bias(f"{ours}.mlp.up", f"{theirs}.mlp.fc1"),
+        *weight_bias(f"{ours}.mlp.down", f"{theirs}.mlp.fc2"),
         rename("text.encode.embed.ids.weight", "text_model.embeddings.token_embedding.weight"),
         rename("text.encode.embed.places", "text_model.embeddings.position_embedding.weight"),
         *map_trunk("text.encode.trunk", "text_model.encoder", text["num_hidden_layers"]),
         *weight_bias("text.encode.trunk.last", "text_model.final_layer_norm"),
-        *weight_bias("text.align", "text_model.head")]
+        *weight_bias("text.align", "text_model.head"),
+    ]
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures as its processor makes them, words as its tokenizer cuts them."""
-    vision, text = VISION_DEFAULTS | config.get("vision_config", {}), TEXT_DEFAULTS | config.get("text_config", {})
-    return drop_missing(image=image_preprocessing(weight_files.read_json("preprocessor_config.json"), vision["image_size"], DEFAULT_IMAGE),
-                   text=text_preprocessing(weight_files, text["max_position_embeddings"], text["vocab_size"]))
+    vision, text = (
+        VISION_DEFAULTS | config.get("vision_config", {}),
+        TEXT_DEFAULTS | config.get("text_config", {}),
+    )
+    return drop_missing(
+        image=image_preprocessing(
+            weight_files.read_json("preprocessor_config.json"), vision["image_size"], DEFAULT_IMAGE
+        ),
+        text=text_preprocessing(weight_files, text["max_position_embeddings"], text["vocab_size"]),
+    )
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     return weight_files.config if weight_files.config.get("model_type") == "siglip" else None
 
 
-SIGLIP = PretrainedFamily("siglip", _detect_config, build_module, map_weights, preprocessing, build_embed_verb, ("*.embeddings.position_ids",))
+SIGLIP = PretrainedFamily(
+    "siglip",
+    _detect_config,
+    build_module,
+    map_weights,
+    preprocessing,
+    build_embed_verb,
+    ("*.embeddings.position_ids",),
+)

@@ -1,7 +1,8 @@
 """Any encoder of the library `transformers` as a tower, where no family of ours hosts it: the whole zoo, at its speed.
 
-    B batch   T tokens   D width
+B batch   T tokens   D width
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class TransformersBackbone(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         from transformers import AutoModel
+
         self.model: Any = _remove_pooler(AutoModel.from_config(_to_hf_config(config)))
         self.is_vision, self.pad_token_id = "image_size" in config, config.get("pad_token_id") or 0
 
@@ -44,7 +46,11 @@ class TransformersBackbone(nn.Module):
 
     def forward(self, raw: Tensor) -> Tokens:
         valid = None if self.is_vision else self._valid_mask(raw)
-        given = {"pixel_values": raw} if valid is None else {"input_ids": raw, "attention_mask": valid.long()}
+        given = (
+            {"pixel_values": raw}
+            if valid is None
+            else {"input_ids": raw, "attention_mask": valid.long()}
+        )
         x = self.model(**given).last_hidden_state
         return Tokens(x, sequence_positions(x), valid=valid)
 
@@ -69,33 +75,53 @@ def custom_load(module: nn.Module, config: ModelConfig, weight_files: WeightFile
     """The weights of a file, found and renamed by transformers. Raises SensoriumError where one is missing."""
     from transformers import MODEL_MAPPING
     from transformers.utils import logging
+
     for tower in module.children():
         assert isinstance(tower, Tower)
         assert isinstance(backbone := tower.encoder.embed, TransformersBackbone)
         made: Any = MODEL_MAPPING[type(_to_hf_config(config))]
         before = logging.get_verbosity()
         logging.set_verbosity_error()
-        model, found = made.from_pretrained(None, config=_to_hf_config(config), state_dict=dict(weight_files.tensors),
-                                            output_loading_info=True)
+        model, found = made.from_pretrained(
+            None,
+            config=_to_hf_config(config),
+            state_dict=dict(weight_files.tensors),
+            output_loading_info=True,
+        )
         logging.set_verbosity(before)
         if lost := sorted({*found["missing_keys"], *found["mismatched_keys"]} - POOLER_TENSORS):
-            raise SensoriumError(f"{weight_files.path} lacks the tensor {lost[0]}, or it has another shape: it is not the "
-                                 "model that its config describes, or is incomplete")
+            raise SensoriumError(
+                f"{weight_files.path} lacks the tensor {lost[0]}, or it has another shape: it is not the "
+                "model that its config describes, or is incomplete"
+            )
         backbone.model = _remove_pooler(model)
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Pictures as preprocessor_config.json makes them, words as tokenizer.json cuts them."""
     if "image_size" in config:
-        return {"image": image_preprocessing(weight_files.read_json("preprocessor_config.json"), config["image_size"], DEFAULT_IMAGE)}
-    return drop_missing(text=text_preprocessing(weight_files, config.get("max_position_embeddings", 512), config["vocab_size"]))
+        return {
+            "image": image_preprocessing(
+                weight_files.read_json("preprocessor_config.json"),
+                config["image_size"],
+                DEFAULT_IMAGE,
+            )
+        }
+    return drop_missing(
+        text=text_preprocessing(
+            weight_files, config.get("max_position_embeddings", 512), config["vocab_size"]
+        )
+    )
 
 
 def _to_hf_config(config: ModelConfig) -> Any:
     if find_spec("transformers") is None:
-        raise SensoriumError(f"{config['model_type']} is not hosted here, but by the library transformers: pip install "
-                             '"sensorium[hf]"')
+        raise SensoriumError(
+            f"{config['model_type']} is not hosted here, but by the library transformers: pip install "
+            '"sensorium[hf]"'
+        )
     from transformers import AutoConfig
+
     plain = {key: value for key, value in config.items() if key not in ("first", "model_type")}
     return AutoConfig.for_model(config["model_type"], **plain)
 
@@ -113,9 +139,18 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     if not isinstance(model_type, str) or find_spec("transformers") is None:
         return None
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
         return None
     return {**weight_files.config, "first": is_cls_pooling(weight_files)}
 
 
-BACKBONE = PretrainedFamily("transformers", _detect_config, build_module, map_weights, preprocessing, build_embed_verb, custom_load=custom_load)
+BACKBONE = PretrainedFamily(
+    "transformers",
+    _detect_config,
+    build_module,
+    map_weights,
+    preprocessing,
+    build_embed_verb,
+    custom_load=custom_load,
+)

@@ -1,7 +1,8 @@
 """What several published families are made of, beside what the house has already.
 
-    B batch   T tokens   D width
+B batch   T tokens   D width
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -24,19 +25,40 @@ def weight_bias(target: str, source: str) -> WeightMappings:
 
 def conv_bn(target: str, conv: str, norm: str, has_batch_count: bool = True) -> WeightMappings:
     """A convolution and the norm of its batch, with its running figures. counted: theirs holds how many batches."""
-    figures = [rename(f"{target}.1.{part}", f"{norm}.{part}") for part in ("running_mean", "running_var")]
-    batches = rename(f"{target}.1.num_batches_tracked", f"{norm}.num_batches_tracked", optional=not has_batch_count)
-    return [rename(f"{target}.0.weight", f"{conv}.weight"), *weight_bias(f"{target}.1", norm), *figures, batches]
+    figures = [
+        rename(f"{target}.1.{part}", f"{norm}.{part}") for part in ("running_mean", "running_var")
+    ]
+    batches = rename(
+        f"{target}.1.num_batches_tracked",
+        f"{norm}.num_batches_tracked",
+        optional=not has_batch_count,
+    )
+    return [
+        rename(f"{target}.0.weight", f"{conv}.weight"),
+        *weight_bias(f"{target}.1", norm),
+        *figures,
+        batches,
+    ]
 
 
 def patch_kernel(target: str, source: str, patch_size: int) -> WeightMapping:
     """Their convolution that steps from patch to patch is our matrix over flat patches."""
-    return WeightMapping(target, (source,), lambda x: x.flatten(1), lambda x: (x.reshape(len(x), 3, patch_size, patch_size),))
+    return WeightMapping(
+        target,
+        (source,),
+        lambda x: x.flatten(1),
+        lambda x: (x.reshape(len(x), 3, patch_size, patch_size),),
+    )
 
 
 def squeeze(target: str, source: str, num_axes: int = 1) -> WeightMapping:
     """Theirs has axes of length one before the others."""
-    return WeightMapping(target, (source,), lambda x: x.reshape(x.shape[num_axes:]), lambda x: (x.reshape((1,) * num_axes + x.shape),))
+    return WeightMapping(
+        target,
+        (source,),
+        lambda x: x.reshape(x.shape[num_axes:]),
+        lambda x: (x.reshape((1,) * num_axes + x.shape),),
+    )
 
 
 class QuickGELU(nn.Module):
@@ -52,8 +74,10 @@ def get_activation(name: str) -> nn.Module:
         return nn.GELU(approximate="tanh")
     known = {"quick_gelu": QuickGELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
     if name not in known:
-        raise SensoriumError(f"the config asks for the activation {name!r}; known are "
-                             f"{', '.join(sorted([*known, 'gelu_new', 'gelu_pytorch_tanh']))}")
+        raise SensoriumError(
+            f"the config asks for the activation {name!r}; known are "
+            f"{', '.join(sorted([*known, 'gelu_new', 'gelu_pytorch_tanh']))}"
+        )
     return known[name]()
 
 
@@ -76,8 +100,14 @@ class TrunkConfig:
 
     def build_trunk(self, input_norm: nn.Module | None = None) -> Transformer:
         """Pre-norm blocks and a norm after the last."""
-        blocks = [Block(Attention(self.dim, self.heads), self.build_mlp(), (self.build_norm(), self.build_norm()))
-                  for _ in range(self.depth)]
+        blocks = [
+            Block(
+                Attention(self.dim, self.heads),
+                self.build_mlp(),
+                (self.build_norm(), self.build_norm()),
+            )
+            for _ in range(self.depth)
+        ]
         return Transformer(blocks, input_norm=input_norm, final_norm=self.build_norm())
 
 
@@ -86,7 +116,10 @@ class ArgmaxPooledEmbedding(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, max_length: int):
         super().__init__()
-        self.token_embedding, self.position_embedding = nn.Embedding(vocab_size, dim), nn.Parameter(torch.empty(max_length, dim))
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(vocab_size, dim),
+            nn.Parameter(torch.empty(max_length, dim)),
+        )
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
 
@@ -95,6 +128,6 @@ class ArgmaxPooledEmbedding(nn.Module):
         return ids.argmax(1)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.token_embedding(ids) + self.position_embedding[:ids.shape[1]]
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         valid = torch.arange(ids.shape[1], device=ids.device) <= self.pool_index(ids)[:, None]
         return Tokens(x, sequence_positions(x), CAUSAL, valid)

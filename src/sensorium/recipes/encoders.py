@@ -1,7 +1,8 @@
 """Encoders by keyword: what reads a column, by the kind of its values and a name; or published weights.
 
-    B batch   T tokens   D width
+B batch   T tokens   D width
 """
+
 from __future__ import annotations
 
 import math
@@ -36,13 +37,21 @@ from sensorium.pretrained.resnet import RESNET_CONFIGS, build_resnet
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.recipe import BadKeyword
 
-HEAD_DIM = 64                                   # width of one attention head, about
-LONG_SERIES_STEPS = 64                                   # steps of a series that a recurrent network reads worse than convolutions
-EncoderBuilder = Callable[[Any, int, int, float], Encoder]           # (settings of the column, dim, depth, dropout)
+HEAD_DIM = 64  # width of one attention head, about
+LONG_SERIES_STEPS = 64  # steps of a series that a recurrent network reads worse than convolutions
+EncoderBuilder = Callable[
+    [Any, int, int, float], Encoder
+]  # (settings of the column, dim, depth, dropout)
 
 
-def build_encoder(modality: Modality, spec: str | Mapping[str, Any] | PretrainedSource, dim: int, depth: int, dropout: float = 0.0,
-            train: str = "none") -> Encoder:
+def build_encoder(
+    modality: Modality,
+    spec: str | Mapping[str, Any] | PretrainedSource,
+    dim: int,
+    depth: int,
+    dropout: float = 0.0,
+    train: str = "none",
+) -> Encoder:
     """What reads a column of this modality: Tokens of width `dim`, padding and gaps not valid, no order among them.
 
     spec: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
@@ -57,7 +66,9 @@ def build_encoder(modality: Modality, spec: str | Mapping[str, Any] | Pretrained
     return ENCODERS[modality.kind][found](modality, dim, depth, dropout)
 
 
-def resolve_encoder(kind: str, spec: str | Mapping[str, Any] | PretrainedSource) -> str | PretrainedSource:
+def resolve_encoder(
+    kind: str, spec: str | Mapping[str, Any] | PretrainedSource
+) -> str | PretrainedSource:
     """The name of one of the encoders of a kind; or the published model that a folder, a file, a hub id or a run's
     config names: `senses()[kind]` of it are then the settings that its column must have, `told()` what the run keeps.
 
@@ -67,20 +78,28 @@ def resolve_encoder(kind: str, spec: str | Mapping[str, Any] | PretrainedSource)
         return spec
     known = list(ENCODERS.get(kind, ()))
     if not known:
-        raise BadKeyword(f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}")
+        raise BadKeyword(
+            f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}"
+        )
     if not spec:
         return known[0]
     if isinstance(spec, Mapping) or (spec not in known and ("/" in spec or Path(spec).exists())):
         return PretrainedSource.from_source(spec)
     if spec not in known:
-        raise BadKeyword(f"{spec!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
-                         "or a hub id of published weights")
+        raise BadKeyword(
+            f"{spec!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
+            "or a hub id of published weights"
+        )
     return spec
 
 
 def default_encoder(modality: Modality) -> str:
     """The encoder of a column for which none is named: the first of its kind, but for long series convolutions."""
-    return "cnn" if isinstance(modality, Series) and modality.typical_length >= LONG_SERIES_STEPS else ""
+    return (
+        "cnn"
+        if isinstance(modality, Series) and modality.typical_length >= LONG_SERIES_STEPS
+        else ""
+    )
 
 
 class ProjectedEmbedding(nn.Module):
@@ -88,7 +107,11 @@ class ProjectedEmbedding(nn.Module):
 
     def __init__(self, encoder: Encoder, width: int, dim: int, dropout: float = 0.0):
         super().__init__()
-        self.encoder, self.projection, self.dropout = encoder, Linear(width, dim), nn.Dropout(dropout)
+        self.encoder, self.projection, self.dropout = (
+            encoder,
+            Linear(width, dim),
+            nn.Dropout(dropout),
+        )
 
     def pool_index(self, values: Tensor) -> Int[Tensor, "B"] | None:
         return self.encoder.embed.pool_index(values)
@@ -103,7 +126,9 @@ class ProjectedEncoder(Encoder):
     have been worked out before."""
 
     def __init__(self, inner: Encoder, width: int, dim: int, dropout: float = 0.0):
-        pool = inner.pool if isinstance(inner.pool, FirstTokenPool) else None        # that only picks one of the tokens
+        pool = (
+            inner.pool if isinstance(inner.pool, FirstTokenPool) else None
+        )  # that only picks one of the tokens
         super().__init__(ProjectedEmbedding(inner, width, dim, dropout), pool=pool)
 
     @property
@@ -117,8 +142,14 @@ class ProjectedEncoder(Encoder):
         return self.embed.dropout(self.embed.projection(self.inner.pooled(raw)))
 
 
-def _small_resnet(image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]) -> Encoder:
-    return Encoder(ResNet(dim, max(1, depth // 3), dropout, block=block, stem_stride=4 if image.size >= 64 else 2))
+def _small_resnet(
+    image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]
+) -> Encoder:
+    return Encoder(
+        ResNet(
+            dim, max(1, depth // 3), dropout, block=block, stem_stride=4 if image.size >= 64 else 2
+        )
+    )
 
 
 def _standard_resnet(image: Image, dim: int, depth: int, dropout: float, *, layout: str) -> Encoder:
@@ -127,16 +158,27 @@ def _standard_resnet(image: Image, dim: int, depth: int, dropout: float, *, layo
 
 
 def _vit(image: Image, dim: int, depth: int, dropout: float) -> Encoder:
-    patch = min((n for n in range(1, image.size + 1) if not image.size % n), key=lambda n: abs(n - image.size / 8))
-    return Encoder(PatchEmbedding(dim, image.size, patch), build_transformer(dim, depth, num_heads(dim), input_norm=True, dropout=dropout))
+    patch = min(
+        (n for n in range(1, image.size + 1) if not image.size % n),
+        key=lambda n: abs(n - image.size / 8),
+    )
+    return Encoder(
+        PatchEmbedding(dim, image.size, patch),
+        build_transformer(dim, depth, num_heads(dim), input_norm=True, dropout=dropout),
+    )
 
 
 def _transformer_text(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
-    return Encoder(TextEmbedding(dim, text, causal=False), build_transformer(dim, depth, num_heads(dim), dropout=dropout))
+    return Encoder(
+        TextEmbedding(dim, text, causal=False),
+        build_transformer(dim, depth, num_heads(dim), dropout=dropout),
+    )
 
 
 def _rnn_text(text: Text, dim: int, depth: int, dropout: float, *, cell: str) -> Encoder:
-    return Encoder(BagEmbedding(dim, text, dropout), Recurrent(dim, depth, cell=cell, dropout=dropout))
+    return Encoder(
+        BagEmbedding(dim, text, dropout), Recurrent(dim, depth, cell=cell, dropout=dropout)
+    )
 
 
 def _bag(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
@@ -151,19 +193,33 @@ def _transformer_trunk(dim: int, depth: int, *, dropout: float) -> Transformer:
     return build_transformer(dim, depth, num_heads(dim), dropout=dropout)
 
 
-def _windowed(series: Series, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module],
-           add_positions: bool = False) -> Encoder:
-    return Encoder(WindowEmbedding(dim, series, window_length(series), add_positions=add_positions), trunk(dim, depth, dropout=dropout))
+def _windowed(
+    series: Series,
+    dim: int,
+    depth: int,
+    dropout: float,
+    *,
+    trunk: Callable[..., nn.Module],
+    add_positions: bool = False,
+) -> Encoder:
+    return Encoder(
+        WindowEmbedding(dim, series, window_length(series), add_positions=add_positions),
+        trunk(dim, depth, dropout=dropout),
+    )
 
 
 def _pyramid(series: Series, dim: int, depth: int, dropout: float) -> Encoder:
     return Encoder(MultiscaleConv(dim, series, max(1, depth // 2), dropout))
 
 
-def _audio(audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module]) -> Encoder:
+def _audio(
+    audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module]
+) -> Encoder:
     """A token for every 20 ms, of sounds as long as the column may hold."""
-    return Encoder(AudioStem(dim, audio.n_mels, math.ceil((audio.seconds or audio.max_seconds) * 50)),
-                   trunk(dim, depth, dropout=dropout))
+    return Encoder(
+        AudioStem(dim, audio.n_mels, math.ceil((audio.seconds or audio.max_seconds) * 50)),
+        trunk(dim, depth, dropout=dropout),
+    )
 
 
 def window_length(series: Series) -> int:
@@ -176,19 +232,40 @@ def num_heads(dim: int) -> int:
     return next(n for n in range(max(1, dim // HEAD_DIM), 0, -1) if not dim % n)
 
 
-TRUNKS: dict[str, Callable[..., nn.Module]] = {     # over the steps of a series or a sound
-    "cnn": Convolutions, "gru": partial(Recurrent, cell="gru"), "lstm": partial(Recurrent, cell="lstm"),
-    "transformer": _transformer_trunk}
-ENCODERS: dict[str, dict[str, EncoderBuilder]] = {           # the first of each kind is the usual one
-    "image": {"resnet": partial(_small_resnet, block=BasicBlock), "cnn": partial(_small_resnet, block=PlainBlock), "vit": _vit,
-              **{layout: partial(_standard_resnet, layout=layout) for layout in RESNET_CONFIGS}},
-    "text": {"spelling": _subword, "transformer": _transformer_text, "gru": partial(_rnn_text, cell="gru"),
-             "lstm": partial(_rnn_text, cell="lstm"), "bag": _bag},
-    "series": {"gru": partial(_windowed, trunk=TRUNKS["gru"]), "cnn": _pyramid, **{
-        name: partial(_windowed, trunk=TRUNKS[name], add_positions=name == "transformer") for name in ("lstm", "transformer")}},
+TRUNKS: dict[str, Callable[..., nn.Module]] = {  # over the steps of a series or a sound
+    "cnn": Convolutions,
+    "gru": partial(Recurrent, cell="gru"),
+    "lstm": partial(Recurrent, cell="lstm"),
+    "transformer": _transformer_trunk,
+}
+ENCODERS: dict[str, dict[str, EncoderBuilder]] = {  # the first of each kind is the usual one
+    "image": {
+        "resnet": partial(_small_resnet, block=BasicBlock),
+        "cnn": partial(_small_resnet, block=PlainBlock),
+        "vit": _vit,
+        **{layout: partial(_standard_resnet, layout=layout) for layout in RESNET_CONFIGS},
+    },
+    "text": {
+        "spelling": _subword,
+        "transformer": _transformer_text,
+        "gru": partial(_rnn_text, cell="gru"),
+        "lstm": partial(_rnn_text, cell="lstm"),
+        "bag": _bag,
+    },
+    "series": {
+        "gru": partial(_windowed, trunk=TRUNKS["gru"]),
+        "cnn": _pyramid,
+        **{
+            name: partial(_windowed, trunk=TRUNKS[name], add_positions=name == "transformer")
+            for name in ("lstm", "transformer")
+        },
+    },
     "audio": {name: partial(_audio, trunk=trunk) for name, trunk in TRUNKS.items()},
 }
-BUILTIN_KINDS, REQUIRED_ATTRIBUTES = frozenset(MODALITIES), ("extensions", "fit", "load", "collate", "augment", "to_json", "from_json")
+BUILTIN_KINDS, REQUIRED_ATTRIBUTES = (
+    frozenset(MODALITIES),
+    ("extensions", "fit", "load", "collate", "augment", "to_json", "from_json"),
+)
 
 
 def add_modality(modality: type, **encoders: EncoderBuilder) -> None:
@@ -200,14 +277,22 @@ def add_modality(modality: type, **encoders: EncoderBuilder) -> None:
     """
     kind = getattr(modality, "kind", "")
     if not isinstance(kind, str) or not kind.isidentifier() or kind in (*BUILTIN_KINDS, *ROLES):
-        raise SensoriumError(f"{modality.__name__}.kind is {kind!r}: a kind is one word that is not taken; "
-                             f"{', '.join((*BUILTIN_KINDS, *ROLES))} are.")
+        raise SensoriumError(
+            f"{modality.__name__}.kind is {kind!r}: a kind is one word that is not taken; "
+            f"{', '.join((*BUILTIN_KINDS, *ROLES))} are."
+        )
     if lacks := [name for name in REQUIRED_ATTRIBUTES if not hasattr(modality, name)]:
-        raise SensoriumError(f"{modality.__name__} lacks {', '.join(lacks)}, which every kind of column has.")
+        raise SensoriumError(
+            f"{modality.__name__} lacks {', '.join(lacks)}, which every kind of column has."
+        )
     if not encoders:
-        raise SensoriumError(f"add_modality({modality.__name__}, ...) names no encoder, as in together=build.")
+        raise SensoriumError(
+            f"add_modality({modality.__name__}, ...) names no encoder, as in together=build."
+        )
     try:
         modality()
     except TypeError as e:
-        raise SensoriumError(f"{modality.__name__} needs a default for each of its settings: {e}.") from e
+        raise SensoriumError(
+            f"{modality.__name__} needs a default for each of its settings: {e}."
+        ) from e
     MODALITIES[kind], ENCODERS[kind] = modality, encoders

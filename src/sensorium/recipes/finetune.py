@@ -1,4 +1,5 @@
 """A published pair of towers (CLIP, SigLIP) trained further on one's own pairs, with care for what it knows."""
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,13 +15,19 @@ from sensorium.recipes.clip import AUGMENT
 from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
-LEARNING_RATES = {"all": 1e-5, "lora": 3e-4, "none": 1e-3}              # a small step for what has learned much
+LEARNING_RATES = {"all": 1e-5, "lora": 3e-4, "none": 1e-3}  # a small step for what has learned much
 
 
 @training_defaults(lr="1e-05; 0.0003 with --tune lora, 0.001 with --tune none")
-def finetune(schema: Schema, *, weights: str | Mapping[str, Any] = "", image: str | None = None,
-             text: str | Sequence[str] | None = None, train: Literal["all", "lora", "none"] = "all",
-             label_smoothing: float = 0.0) -> Recipe[Towers]:
+def finetune(
+    schema: Schema,
+    *,
+    weights: str | Mapping[str, Any] = "",
+    image: str | None = None,
+    text: str | Sequence[str] | None = None,
+    train: Literal["all", "lora", "none"] = "all",
+    label_smoothing: float = 0.0,
+) -> Recipe[Towers]:
     """A published CLIP or SigLIP, trained further on your pictures and words; `sensorium blend` then finds the middle.
 
     Its own tokenizer, picture size and loss are kept. Lower blocks learn more slowly (layer_decay).
@@ -36,8 +43,10 @@ def finetune(schema: Schema, *, weights: str | Mapping[str, Any] = "", image: st
     start = PretrainedSource.from_source(weights)
     module = start.build_module()
     if not isinstance(module, Towers) or not {"image", "text"} <= set(module):
-        raise BadKeyword(f"from_={start.source!r} is a {start.family.name}, which does not embed pictures and words; "
-                         "for one that reads either, use the recipe lit")
+        raise BadKeyword(
+            f"from_={start.source!r} is a {start.family.name}, which does not embed pictures and words; "
+            "for one that reads either, use the recipe lit"
+        )
     pair = picture, words = schema.resolve_column("image", image), schema.texts(text)
     kinds: dict[ColumnKey, ColumnKey] = {"image": picture, "text": words}
     model = module.renamed(kinds)
@@ -47,13 +56,33 @@ def finetune(schema: Schema, *, weights: str | Mapping[str, Any] = "", image: st
     settings = {kinds[kind]: settings for kind, settings in senses.items()}
     fitted = schema.with_settings(settings)
     return Recipe(
-        model=model, objective=ContrastiveLoss(*pair, "infonce" if model.logit_bias is None else "siglip", label_smoothing),
-        data=DataSpec(columns=pair, column_settings=settings, augment={
-            strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()}),
-        training=TrainingConfig(epochs=5, lr=LEARNING_RATES[train], layer_decay=0.75, weight_decay=0.05, beta2=0.98,
-                                warmup_ratio=0.1),
-        verbs={"embed": Embedder(model, {"image": (model[picture], fitted[picture]),
-                                         "text": (model[words], fitted[words])})},
+        model=model,
+        objective=ContrastiveLoss(
+            *pair, "infonce" if model.logit_bias is None else "siglip", label_smoothing
+        ),
+        data=DataSpec(
+            columns=pair,
+            column_settings=settings,
+            augment={
+                strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()
+            },
+        ),
+        training=TrainingConfig(
+            epochs=5,
+            lr=LEARNING_RATES[train],
+            layer_decay=0.75,
+            weight_decay=0.05,
+            beta2=0.98,
+            warmup_ratio=0.1,
+        ),
+        verbs={
+            "embed": Embedder(
+                model,
+                {"image": (model[picture], fitted[picture]), "text": (model[words], fitted[words])},
+            )
+        },
         hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),
-        stored_keywords={"weights": start.to_config()}, measures_forgetting=True)
+        stored_keywords={"weights": start.to_config()},
+        measures_forgetting=True,
+    )

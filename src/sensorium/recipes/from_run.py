@@ -1,4 +1,5 @@
 """A finished run as a part of another model: built as its config says, its best weights in place."""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -29,7 +30,7 @@ def restore_run(folder: str | Path, recipe_fn: RecipeFunction[M]) -> RestoredRun
     """
     folder = Path(folder)
     config, schema = RunConfig.load(folder), Schema.load(folder)
-    with torch.random.fork_rng():                       # first weights are drawn, then overwritten
+    with torch.random.fork_rng():  # first weights are drawn, then overwritten
         recipe, _ = build_recipe(recipe_fn, schema, config.keywords)
     load_weights(recipe.model, folder / WEIGHTS_FILE)
     return RestoredRun(recipe, schema, config, file_sha256(folder / WEIGHTS_FILE), folder)

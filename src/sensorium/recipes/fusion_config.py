@@ -1,4 +1,5 @@
 """Settings of the recipe `fusion`: how each column is encoded, and how the columns of a row are fused."""
+
 from dataclasses import dataclass
 
 from sensorium.modalities.base import Modality

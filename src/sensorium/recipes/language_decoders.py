@@ -1,7 +1,8 @@
 """What says words for a family that speaks: a decoder that learns from nothing, or a published one, as it is.
 
-    B batch   T tokens
+B batch   T tokens
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from sensorium.pretrained.source import PretrainedSource
 from sensorium.pretrained.tokenizers import find_bos_eos_ids
 from sensorium.recipes.vision_encoders import NUM_PREFIX_TOKENS
 
-HEAD_DIM = 64                                   # width of one attention head
+HEAD_DIM = 64  # width of one attention head
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class ScratchDecoder:
         """The whole, whose parts `before` are read before `text` is said."""
         head = Linear(self.dim, text.vocab_size, bias=False)
         nn.init.normal_(head.weight, std=0.02)
-        trunk = build_transformer(self.dim, self.depth, max(1, self.dim // HEAD_DIM), dropout=self.dropout)
-        return Decoder({**prefix_parts, "text": TextEmbedding(self.dim, text)}, {"text": head}, trunk)
+        trunk = build_transformer(
+            self.dim, self.depth, max(1, self.dim // HEAD_DIM), dropout=self.dropout
+        )
+        return Decoder(
+            {**prefix_parts, "text": TextEmbedding(self.dim, text)}, {"text": head}, trunk
+        )
 
 
 class PretrainedTextEmbedding(nn.Module):
@@ -49,7 +54,12 @@ class PretrainedTextEmbedding(nn.Module):
 
     def __init__(self, token_embedding: CausalTokenEmbedding, text: Text, position_offset: int = 0):
         super().__init__()
-        self.token_embedding, self.position_offset, self.end, self.pad = token_embedding, position_offset, text.end, text.pad
+        self.token_embedding, self.position_offset, self.end, self.pad = (
+            token_embedding,
+            position_offset,
+            text.end,
+            text.pad,
+        )
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
@@ -77,10 +87,18 @@ class PretrainedDecoder:
         """A folder, file or hub id; or what `told` said of one. Raises SensoriumError where it does not write."""
         start = PretrainedSource.from_source(source)
         model = start.build_module()
-        words = model.parts["text"] if isinstance(model, Decoder) and "text" in model.parts else None
-        if not isinstance(model, Decoder) or not isinstance(words, CausalTokenEmbedding) or len(model.context_encoders):
-            raise SensoriumError(f"voice={start.source!r} is a {start.family.name}, which does not go on from words: "
-                                 "name a published decoder of text (SmolLM2, Llama, GPT-2, ...)")
+        words = (
+            model.parts["text"] if isinstance(model, Decoder) and "text" in model.parts else None
+        )
+        if (
+            not isinstance(model, Decoder)
+            or not isinstance(words, CausalTokenEmbedding)
+            or len(model.context_encoders)
+        ):
+            raise SensoriumError(
+                f"voice={start.source!r} is a {start.family.name}, which does not go on from words: "
+                "name a published decoder of text (SmolLM2, Llama, GPT-2, ...)"
+            )
         return cls(start, model.requires_grad_(False), words)
 
     @property
@@ -100,12 +118,24 @@ class PretrainedDecoder:
             return column
         found = self.source.preprocessing().get("text")
         if not isinstance(found, TextPrompt) or not found.stop_ids:
-            raise SensoriumError(f"voice={self.source.source!r} comes without a tokenizer, or without an id that ends a "
-                                 "text: put its tokenizer's files beside the weights")
+            raise SensoriumError(
+                f"voice={self.source.source!r} comes without a tokenizer, or without an id that ends a "
+                "text: put its tokenizer's files beside the weights"
+            )
         before = find_bos_eos_ids(found.tokenizer)[0]
-        first = found.tokenizer.encode("\n", add_special_tokens=False).ids[-1] if before is None else before
-        return replace(column, tokenizer=found.tokenizer, vocab_size=self.token_embedding.token_embedding.num_embeddings, start=first,
-                       end=found.stop_ids[0], pad=first)
+        first = (
+            found.tokenizer.encode("\n", add_special_tokens=False).ids[-1]
+            if before is None
+            else before
+        )
+        return replace(
+            column,
+            tokenizer=found.tokenizer,
+            vocab_size=self.token_embedding.token_embedding.num_embeddings,
+            start=first,
+            end=found.stop_ids[0],
+            pad=first,
+        )
 
     def build_prompt_embedding(self, text: Text) -> nn.Module:
         """What reads words before others are said: they stand before what is seen."""
@@ -113,5 +143,8 @@ class PretrainedDecoder:
 
     def build_decoder(self, prefix_parts: dict[str, nn.Module], text: Text) -> Decoder:
         """The whole, whose parts `before` are read before `text` is said."""
-        return Decoder({**prefix_parts, "text": PretrainedTextEmbedding(self.token_embedding, text)}, {"text": self.model.heads["text"]},
-                       self.model.trunk)
+        return Decoder(
+            {**prefix_parts, "text": PretrainedTextEmbedding(self.token_embedding, text)},
+            {"text": self.model.heads["text"]},
+            self.model.trunk,
+        )

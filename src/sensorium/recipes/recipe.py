@@ -1,9 +1,10 @@
 """A recipe is a function of a schema; its keyword arguments are the whole configuration of a run.
 
-    def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
+def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
 
-    N rows of the data set   T training rows   V validation rows
+N rows of the data set   T training rows   V validation rows
 """
+
 from __future__ import annotations
 
 import difflib
@@ -96,7 +97,9 @@ class DeriveColumns(Protocol):
 class OnStart(Protocol[M_contra]):
     """Fit buffers of a new model on the training rows, before the first step."""
 
-    def __call__(self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " T"], /) -> None: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " T"], /
+    ) -> None: ...
 
 
 @runtime_checkable
@@ -113,30 +116,46 @@ class Calibrate(Protocol[M_contra]):
     `predictions`: those of the same weights on the same rows, where `validate` returned them.
     """
 
-    def __call__(self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"],
-                 predictions: Predictions | None, /) -> None: ...
+    def __call__(
+        self,
+        model: M_contra,
+        prepared: PreparedDataset,
+        rows: Int[np.ndarray, " V"],
+        predictions: Predictions | None,
+        /,
+    ) -> None: ...
 
 
 @runtime_checkable
 class OnEnd(Protocol[M_contra]):
     """Extend the trained model, which has its best weights, from the training and validation rows; returns metrics."""
 
-    def __call__(self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " T"],
-                 validation: Int[np.ndarray, " V"], /) -> dict[str, float]: ...
+    def __call__(
+        self,
+        model: M_contra,
+        prepared: PreparedDataset,
+        rows: Int[np.ndarray, " T"],
+        validation: Int[np.ndarray, " V"],
+        /,
+    ) -> dict[str, float]: ...
 
 
 @runtime_checkable
 class Validate(Protocol[M_contra]):
     """Compute metrics on the validation rows."""
 
-    def __call__(self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /) -> ValidationResult: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
+    ) -> ValidationResult: ...
 
 
 @runtime_checkable
 class WriteSamples(Protocol[M_contra]):
     """Write an image that shows what the model does with some validation rows."""
 
-    def __call__(self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], path: Path, /) -> None: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], path: Path, /
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,32 +237,50 @@ class Recipe(Generic[M]):
     verbs: Mapping[str, Callable[..., Any]]
     training: TrainingConfig = field(default_factory=TrainingConfig)
     hooks: Hooks[M] = field(default_factory=lambda: Hooks())
-    evaluation: EvaluationSpec[M] = field(default_factory=lambda: EvaluationSpec(metric="loss", mode="min"))
+    evaluation: EvaluationSpec[M] = field(
+        default_factory=lambda: EvaluationSpec(metric="loss", mode="min")
+    )
     stored_keywords: Mapping[str, Any] = field(default_factory=dict)
     measures_forgetting: bool = False
-    prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(default_factory=dict)
+    prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
     extras: Mapping[str, str] = field(default_factory=dict)
 
 
 RecipeFunction = Callable[..., Recipe[M]]
 
 
-def split_keywords(recipe_fn: RecipeFunction[Any], keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_keywords(
+    recipe_fn: RecipeFunction[Any], keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`given` as (the recipe's own keywords, fields of TrainingConfig).
 
     Raises BadKeyword, naming the nearest known keyword, for one that is neither.
     """
-    own = {p.name for p in inspect.signature(recipe_fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    own = {
+        p.name for p in inspect.signature(recipe_fn).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
     loop = {f.name for f in fields(TrainingConfig)}
     for name in keywords:
         if name not in own | loop:
             near = difflib.get_close_matches(name, sorted(own | loop), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(own | loop))}"
-            raise BadKeyword(f"{recipe_fn.__name__}() got an unexpected keyword argument {name!r}; {hint}")
-    return {k: v for k, v in keywords.items() if k in own}, {k: v for k, v in keywords.items() if k not in own}
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"it takes {', '.join(sorted(own | loop))}"
+            )
+            raise BadKeyword(
+                f"{recipe_fn.__name__}() got an unexpected keyword argument {name!r}; {hint}"
+            )
+    return {k: v for k, v in keywords.items() if k in own}, {
+        k: v for k, v in keywords.items() if k not in own
+    }
 
 
-def build_recipe(recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]) -> tuple[Recipe[M], dict[str, Any]]:
+def build_recipe(
+    recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
+) -> tuple[Recipe[M], dict[str, Any]]:
     """The recipe with its training settings, and every keyword that went into it: plain values for the checkpoint."""
     own, loop = split_keywords(recipe_fn, keywords)
     for setting in fields(TrainingConfig):
@@ -258,7 +295,9 @@ def build_recipe(recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping
     return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
 
 
-def dry_build(recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]) -> Recipe[M]:
+def dry_build(
+    recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
+) -> Recipe[M]:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
         with torch.device("meta"), skip_init():
@@ -286,7 +325,9 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def fit_encoders(encoders: Mapping[ColumnKey, nn.Module], prepared: PreparedDataset, rows: Int[np.ndarray, " N"]) -> None:
+def fit_encoders(
+    encoders: Mapping[ColumnKey, nn.Module], prepared: PreparedDataset, rows: Int[np.ndarray, " N"]
+) -> None:
     """Show the encoder of each column what these rows hold of it, where it takes something from that."""
     for name, encoder in encoders.items():
         for part in encoder.modules():

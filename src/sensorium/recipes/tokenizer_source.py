@@ -1,4 +1,5 @@
 """The keyword by which a family is told what its pictures are said in: a run of `codes`, or what was told of one."""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from sensorium.recipes.image_tokenizer import image_tokenizer, load_frozen_token
 from sensorium.recipes.recipe import build_recipe
 
 
-def resolve_tokenizer(source: str | Mapping[str, Any], schema: Schema, column: str) -> FrozenImageTokenizer:
+def resolve_tokenizer(
+    source: str | Mapping[str, Any], schema: Schema, column: str
+) -> FrozenImageTokenizer:
     """What pictures are said in.
 
     source: the folder of a run of `codes`; or what `told` wrote of one, whose weights lie with the run's own once it is
@@ -32,20 +35,31 @@ def resolve_tokenizer(source: str | Mapping[str, Any], schema: Schema, column: s
     return FrozenImageTokenizer(recipe.model.requires_grad_(False), image, "")
 
 
-def tokenizer_to_config(source: str | Mapping[str, Any], tokenizer: FrozenImageTokenizer) -> dict[str, Any]:
+def tokenizer_to_config(
+    source: str | Mapping[str, Any], tokenizer: FrozenImageTokenizer
+) -> dict[str, Any]:
     """The keyword as a run keeps it: enough to build the coder again where the run of `codes` is gone."""
     if not isinstance(source, str):
         return dict(source)
     keywords = RunConfig.load(Path(source)).keywords if source else {}
-    return {"source": source, "fingerprint": tokenizer.fingerprint, "keywords": keywords, "image": tokenizer.image.to_json()}
+    return {
+        "source": source,
+        "fingerprint": tokenizer.fingerprint,
+        "keywords": keywords,
+        "image": tokenizer.image.to_json(),
+    }
 
 
-def require_trained(tokenizer: FrozenImageTokenizer, source: str | Mapping[str, Any]) -> FrozenImageTokenizer:
+def require_trained(
+    tokenizer: FrozenImageTokenizer, source: str | Mapping[str, Any]
+) -> FrozenImageTokenizer:
     """The same coder. Raises SensoriumError where its weights are not those it was trained to."""
     if not tokenizer.fingerprint:
         where = source if isinstance(source, str) else source.get("source")
-        raise SensoriumError(f"pictures are said in the codes of {where or 'a run of codes'}, which is not there any "
-                             "more: to go on, put it back")
+        raise SensoriumError(
+            f"pictures are said in the codes of {where or 'a run of codes'}, which is not there any "
+            "more: to go on, put it back"
+        )
     return tokenizer
 
 

@@ -3,6 +3,7 @@ a published one.
 
     B batch   S side in pixels   E width of CLIP's space   T tokens   D width of a token
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from sensorium.recipes.clip import clip, clip_small
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import DeriveColumns, RecipeFunction, build_recipe
 
-NUM_PREFIX_TOKENS = 8                                   # tokens that a trained eye's one vector becomes
+NUM_PREFIX_TOKENS = 8  # tokens that a trained eye's one vector becomes
 CLIP_RECIPES: dict[str, RecipeFunction[Towers]] = {"clip": clip, "clip_small": clip_small}
 
 
@@ -43,7 +44,10 @@ class PrefixProjection(nn.Module):
     def __init__(self, tower: Tower, dim: int, num_tokens: int, dropout: float):
         super().__init__()
         self.tower, self.num_tokens = tower.requires_grad_(False), num_tokens
-        self.projection, self.dropout = Linear(tower.embed_dim, num_tokens * dim), nn.Dropout(dropout)
+        self.projection, self.dropout = (
+            Linear(tower.embed_dim, num_tokens * dim),
+            nn.Dropout(dropout),
+        )
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "PrefixProjection":
@@ -55,7 +59,7 @@ class PrefixProjection(nn.Module):
     def forward(self, images: Tensor) -> Tokens:
         """Pictures [B 3 S S], or what a published eye said of them before [B E]."""
         with torch.no_grad():
-            vector = self.tower(images) * self.tower.embed_dim ** 0.5         # about 1 each number
+            vector = self.tower(images) * self.tower.embed_dim**0.5  # about 1 each number
         x = rearrange(self.projection(self.dropout(vector)), "b (t d) -> b t d", t=self.num_tokens)
         return Tokens(x, sequence_positions(x, -self.num_tokens))
 
@@ -83,7 +87,9 @@ class VisionSource:
             return _load_clip_run(source["source"])
         image = Image.from_json(source["image"])
         columns = {"image": Column("image", image), "text": Column("text", Text())}
-        recipe, _ = build_recipe(CLIP_RECIPES[source["recipe"]], Schema(columns), source["keywords"])
+        recipe, _ = build_recipe(
+            CLIP_RECIPES[source["recipe"]], Schema(columns), source["keywords"]
+        )
         return cls(recipe.model["image"], image, source, False)
 
     @classmethod
@@ -93,7 +99,9 @@ class VisionSource:
         encoder, width = start.build_encoder("image")
         image = start.preprocessing().get("image")
         assert image is None or isinstance(image, Image)
-        return cls(Tower(set_trainable(encoder, "none"), nn.Identity(), width), image, start.to_config())
+        return cls(
+            Tower(set_trainable(encoder, "none"), nn.Identity(), width), image, start.to_config()
+        )
 
     def embed(self, image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
         """What makes pictures tokens of that width."""
@@ -108,23 +116,33 @@ class VisionSource:
 
         def ready(data: Source) -> Mapping[ColumnKey, ColumnStore]:
             if not self.available:
-                raise SensoriumError(f"pictures are seen by {self.metadata['source']}, which is not there any more: to go "
-                                     "on, put it back")
+                raise SensoriumError(
+                    f"pictures are seen by {self.metadata['source']}, which is not there any more: to go "
+                    "on, put it back"
+                )
             look = frozen_embeddings(self.tower.encoder, column, schema)
             return {} if look is None else look(data)
+
         return ready
 
 
 def _load_clip_run(folder: str) -> VisionSource:
     name = RunConfig.load(Path(folder)).recipe
     if name not in CLIP_RECIPES:
-        raise SensoriumError(f"{folder} is a run of {name}; here one of {' or '.join(CLIP_RECIPES)} is needed.")
+        raise SensoriumError(
+            f"{folder} is a run of {name}; here one of {' or '.join(CLIP_RECIPES)} is needed."
+        )
     found = restore_run(folder, CLIP_RECIPES[name])
     picture = found.recipe.data.columns[0]
     image = found.schema[picture]
     assert isinstance(image, Image)
-    told = {"source": folder, "fingerprint": found.fingerprint, "recipe": name, "image": image.to_json(),
-            "keywords": {**found.config.keywords, "image": "image", "text": "text"}}
+    told = {
+        "source": folder,
+        "fingerprint": found.fingerprint,
+        "recipe": name,
+        "image": image.to_json(),
+        "keywords": {**found.config.keywords, "image": "image", "text": "text"},
+    }
     return VisionSource(found.recipe.model[picture], image, told)
 
 

@@ -1,7 +1,8 @@
 """Search by words, by a picture, by both: embed a column once, keep it in a durable store, ask for the nearest rows.
 
-    N rows   D width   B queries   k answers
+N rows   D width   B queries   k answers
 """
+
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from sensorium.search.exact import ExactEngine, SearchEngine
 from sensorium.search.results import Hit, RowInfo, SearchResult, make_thumbnail
 from sensorium.search.store import HEADER_FILE, IndexHeader, Store
 
-MAX_INVALID_FRACTION = 0.01                                      # share of the rows that may be unreadable
+MAX_INVALID_FRACTION = 0.01  # share of the rows that may be unreadable
 QUERY_KINDS = ("text", "image", "vector")
 
 
@@ -33,13 +34,23 @@ class Index:
             raise SensoriumError(f"engine {engine!r} is not one of: exact, faiss.")
         self.bad: list[BadSample] = []
         self._store, self._engine_name = store, engine
-        self._engine: SearchEngine | None = None         # made by the first search
-        self._synced_alive = np.zeros(0, bool)              # for each row the engine knows, whether it thinks it alive
+        self._engine: SearchEngine | None = None  # made by the first search
+        self._synced_alive = np.zeros(
+            0, bool
+        )  # for each row the engine knows, whether it thinks it alive
         self._model = self._check_fingerprint(model) if model is not None else None
 
     @classmethod
-    def build(cls, model: Any, dataset: Dataset, path: str | Path | None = None, *, column: str | None = None,
-              split: str | None = None, batch_size: int = 256) -> "Index":
+    def build(
+        cls,
+        model: Any,
+        dataset: Dataset,
+        path: str | Path | None = None,
+        *,
+        column: str | None = None,
+        split: str | None = None,
+        batch_size: int = 256,
+    ) -> "Index":
         """Embed a column of a data set and keep it. An older index at `path` gives way once the new one is complete.
 
         path: a folder; None: a temporary one, gone with the index. column: by default the picture, else the words.
@@ -48,10 +59,14 @@ class Index:
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
         name = column or _image_column(dataset) or dataset.schema.resolve_column("text", None)
         rows, bad = _select_rows(dataset, split), []
-        head = IndexHeader(_embedding_dim(model, dataset, name, rows), model.fingerprint, _relative_run_path(model, folder))
+        head = IndexHeader(
+            _embedding_dim(model, dataset, name, rows),
+            model.fingerprint,
+            _relative_run_path(model, folder),
+        )
         with Store.create(folder, head) as store:
             for start in range(0, len(rows), batch_size):
-                values, payloads = _read_batch(dataset, name, rows[start:start + batch_size], bad)
+                values, payloads = _read_batch(dataset, name, rows[start : start + batch_size], bad)
                 if values:
                     store.add(_embed(model, dataset.schema.columns[name].kind, values), payloads)
             check_invalid_fraction(bad, len(rows), MAX_INVALID_FRACTION)
@@ -88,41 +103,77 @@ class Index:
         """Let others change this index."""
         self._store.close()
 
-    def search(self, *, text: str | Sequence[str] | None = None, image: Any = None, vector: Any = None, k: int = 10,
-               weights: Mapping[str, float] | None = None) -> Any:
+    def search(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Any = None,
+        vector: Any = None,
+        k: int = 10,
+        weights: Mapping[str, float] | None = None,
+    ) -> Any:
         """The k nearest rows: an Answer (a sequence of Hits); a list of Answers where a list of queries was given.
 
         text, image, vector: one value or a list. Several kinds together are one query: their unit vectors are added,
         by `weights` ({"text": 2}; 1 where it does not say), and made unit again.
         """
-        given = {kind: value for kind, value in zip(QUERY_KINDS, (text, image, vector), strict=True) if value is not None}
+        given = {
+            kind: value
+            for kind, value in zip(QUERY_KINDS, (text, image, vector), strict=True)
+            if value is not None
+        }
         lists, many = _as_lists(given)
         if k < 1 or (weights and set(weights) - set(given)):
-            raise SensoriumError(f"search takes k of 1 or more, and weights of what is asked; got {k} and {weights}.")
-        parts = [self._to_vectors(kind, values) * (weights or {}).get(kind, 1.0) for kind, values in lists.items()]
+            raise SensoriumError(
+                f"search takes k of 1 or more, and weights of what is asked; got {k} and {weights}."
+            )
+        parts = [
+            self._to_vectors(kind, values) * (weights or {}).get(kind, 1.0)
+            for kind, values in lists.items()
+        ]
         queries = _normalize(sum(parts[1:], parts[0]), "the query")
         scores, rows = self._sync_engine().search(queries, k)
-        answers = [self._build_result({kind: values[i] for kind, values in lists.items()}, scores[i], rows[i])
-                   for i in range(len(queries))]
+        answers = [
+            self._build_result(
+                {kind: values[i] for kind, values in lists.items()}, scores[i], rows[i]
+            )
+            for i in range(len(queries))
+        ]
         return answers if many else answers[0]
 
-    def add(self, *, text: Sequence[str] | None = None, image: Sequence[Any] | None = None, vector: Any = None,
-            row_infos: Sequence[RowInfo] | None = None) -> list[int]:
+    def add(
+        self,
+        *,
+        text: Sequence[str] | None = None,
+        image: Sequence[Any] | None = None,
+        vector: Any = None,
+        row_infos: Sequence[RowInfo] | None = None,
+    ) -> list[int]:
         """Add values of one kind; when this returns they outlive a crash. Their ids, which are never used again.
 
         row_infos: what to show for each; by default its words, its picture, its file's name.
         """
-        given = {kind: value for kind, value in zip(QUERY_KINDS, (text, image, vector), strict=True) if value is not None}
+        given = {
+            kind: value
+            for kind, value in zip(QUERY_KINDS, (text, image, vector), strict=True)
+            if value is not None
+        }
         if len(given) != 1:
-            raise SensoriumError(f"add takes one of text, image, vector; got {', '.join(given) or 'none'}.")
+            raise SensoriumError(
+                f"add takes one of text, image, vector; got {', '.join(given) or 'none'}."
+            )
         lists, _ = _as_lists(given)
-        (kind, values), = lists.items()
-        shown = row_infos or [RowInfo(_describe_value(v), kind, [v] if kind == "text" else []) for v in values]
+        ((kind, values),) = lists.items()
+        shown = row_infos or [
+            RowInfo(_describe_value(v), kind, [v] if kind == "text" else []) for v in values
+        ]
         if len(shown) != len(values):
             raise SensoriumError(f"add was given {len(values)} values and {len(shown)} payloads.")
         pictures = [_query_thumbnail(v) if kind == "image" else b"" for v in values]
         vectors = _normalize(self._to_vectors(kind, values), "a row to add")
-        return self._store.add(vectors, [p.pack(png) for p, png in zip(shown, pictures, strict=True)])
+        return self._store.add(
+            vectors, [p.pack(png) for p, png in zip(shown, pictures, strict=True)]
+        )
 
     def delete(self, ids: Sequence[int]) -> None:
         """Forget these rows, as durably. Raises SensoriumError, forgetting none, for an id that is not there."""
@@ -130,7 +181,11 @@ class Index:
 
     def compact(self) -> None:
         """Give back the room of deleted rows; ids stay."""
-        self._store, self._engine, self._synced_alive = self._store.compact(), None, np.zeros(0, bool)
+        self._store, self._engine, self._synced_alive = (
+            self._store.compact(),
+            None,
+            np.zeros(0, bool),
+        )
 
     def verify(self) -> None:
         """Read everything once. Raises SensoriumError naming a damaged file."""
@@ -140,12 +195,15 @@ class Index:
         """The engine, told of every row there is and every one that is no more."""
         if self._engine is None:
             from sensorium.search.faiss_engine import FaissEngine
+
             self._engine = FaissEngine() if self._engine_name == "faiss" else ExactEngine()
         alive = np.frombuffer(self._store.alive, np.uint8) > 0
         if len(self._synced_alive) < len(alive):
             self._engine.add(self._store.vectors)
-            self._store.release_memory()                      # the engine has what it needs of all rows
-        seen = np.concatenate([self._synced_alive, np.ones(len(alive) - len(self._synced_alive), bool)])
+            self._store.release_memory()  # the engine has what it needs of all rows
+        seen = np.concatenate(
+            [self._synced_alive, np.ones(len(alive) - len(self._synced_alive), bool)]
+        )
         if (seen > alive).any():
             self._engine.remove(np.flatnonzero(seen > alive))
         self._synced_alive = alive
@@ -156,7 +214,9 @@ class Index:
             return _embed(self._load_model(), kind, values)
         vectors = np.asarray(values, np.float32)
         if vectors.shape[1:] != (self._store.header.dim,):
-            raise SensoriumError(f"this index takes {self._store.header.dim} numbers a vector, not {vectors.shape[1:]}.")
+            raise SensoriumError(
+                f"this index takes {self._store.header.dim} numbers a vector, not {vectors.shape[1:]}."
+            )
         return _normalize(vectors, "a vector")
 
     def _load_model(self) -> Any:
@@ -164,30 +224,47 @@ class Index:
         if self._model is None:
             run = self._store.folder / self._store.header.run
             if not self._store.header.run or not (run / "config.json").exists():
-                raise SensoriumError(f"the run that made {self._store.folder} is not at {run}. Say where it is: "
-                                     "Index.open(path, model=sn.load(RUN)).")
+                raise SensoriumError(
+                    f"the run that made {self._store.folder} is not at {run}. Say where it is: "
+                    "Index.open(path, model=sn.load(RUN))."
+                )
             from sensorium.training.checkpoint import load_checkpoint
+
             self._model = self._check_fingerprint(load_checkpoint(run))
         return self._model
 
     def _check_fingerprint(self, model: Any) -> Any:
         if model.fingerprint != self._store.header.fingerprint:
-            raise SensoriumError(f"{self._store.folder} was made by another model (weights "
-                                 f"{self._store.header.fingerprint[:12]}, not {model.fingerprint[:12]}), so scores would "
-                                 "mean nothing. Open it with that one, or build the index again.")
+            raise SensoriumError(
+                f"{self._store.folder} was made by another model (weights "
+                f"{self._store.header.fingerprint[:12]}, not {model.fingerprint[:12]}), so scores would "
+                "mean nothing. Open it with that one, or build the index again."
+            )
         return model
 
-    def _build_result(self, query: Mapping[str, Any], scores: np.ndarray, rows: np.ndarray) -> SearchResult:
-        found = [(RowInfo.unpack(self._store.read_payload(r)), r, s)
-                 for s, r in zip(scores.tolist(), rows.tolist(), strict=True) if r >= 0]
+    def _build_result(
+        self, query: Mapping[str, Any], scores: np.ndarray, rows: np.ndarray
+    ) -> SearchResult:
+        found = [
+            (RowInfo.unpack(self._store.read_payload(r)), r, s)
+            for s, r in zip(scores.tolist(), rows.tolist(), strict=True)
+            if r >= 0
+        ]
         hits = [Hit(self._store.ids[r], s, payload) for (payload, _), r, s in found]
         asked = _query_thumbnail(query["image"]) if "image" in query else b""
-        return SearchResult(" + ".join(_describe_value(v) for v in query.values()), hits, [png for (_, png), _, _ in found], asked)
+        return SearchResult(
+            " + ".join(_describe_value(v) for v in query.values()),
+            hits,
+            [png for (_, png), _, _ in found],
+            asked,
+        )
 
 
 def _select_rows(dataset: Dataset, split: str | None) -> np.ndarray:
     if split is not None and split not in dataset.splits:
-        raise SensoriumError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}.")
+        raise SensoriumError(
+            f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}."
+        )
     rows = np.arange(len(dataset)) if split is None else dataset.splits[split]
     if not len(rows):
         raise SensoriumError(f"{dataset.name} has no rows to index.")
@@ -196,7 +273,11 @@ def _select_rows(dataset: Dataset, split: str | None) -> np.ndarray:
 
 def _image_column(dataset: Dataset) -> str | None:
     """The column that rows are shown by."""
-    return dataset.schema.resolve_column("image", None) if any(c.kind == "image" for c in dataset.schema.columns.values()) else None
+    return (
+        dataset.schema.resolve_column("image", None)
+        if any(c.kind == "image" for c in dataset.schema.columns.values())
+        else None
+    )
 
 
 def _relative_run_path(model: Any, folder: Path) -> str:
@@ -213,12 +294,17 @@ def _embedding_dim(model: Any, dataset: Dataset, column: str, rows: np.ndarray) 
     raise SensoriumError(f"no value of column {column!r} of {dataset.name} can be read.")
 
 
-def _read_batch(dataset: Dataset, column: str, rows: np.ndarray, bad: list[BadSample]) -> tuple[list[Any], list[bytes]]:
+def _read_batch(
+    dataset: Dataset, column: str, rows: np.ndarray, bad: list[BadSample]
+) -> tuple[list[Any], list[bytes]]:
     """(what to embed, what to show) of those rows that have a value; one that cannot be read goes to `bad`."""
     kind, picture = dataset.schema.columns[column].kind, _image_column(dataset)
     texts = [name for name, c in dataset.schema.columns.items() if c.kind == "text"]
     words = {name: dataset.raw(name, rows) for name in texts}
-    raws, pictures = dataset.raw(column, rows), dataset.raw(picture, rows) if picture else [None] * len(rows)
+    raws, pictures = (
+        dataset.raw(column, rows),
+        dataset.raw(picture, rows) if picture else [None] * len(rows),
+    )
     values, payloads = [], []
     for i, row in enumerate(rows.tolist()):
         if raws[i] is None:
@@ -244,35 +330,49 @@ def _embed(model: Any, kind: str, values: Sequence[Any]) -> Float[np.ndarray, "N
         return _normalize(model.embed(**{kind: list(values)}), "what the model made of a value")
     flat = model.embed(**{kind: [text for texts in values for text in texts]})
     sizes = np.array([len(texts) for texts in values])
-    return _normalize(np.add.reduceat(flat, np.cumsum(sizes) - sizes, axis=0), "the mean of a row's texts")
+    return _normalize(
+        np.add.reduceat(flat, np.cumsum(sizes) - sizes, axis=0), "the mean of a row's texts"
+    )
 
 
 def _normalize(vectors: Float[np.ndarray, "N D"], name: str) -> Float[np.ndarray, "N D"]:
     """Rows of length 1. Raises SensoriumError for a row of no direction: zero, infinite, not a number."""
     length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not (np.isfinite(length) & (length > 0)).all():
-        raise SensoriumError(f"{name} has no direction: row {np.flatnonzero(~(length > 0) | ~np.isfinite(length))[0]} "
-                             "is zero, or holds an infinity or NaN.")
+        raise SensoriumError(
+            f"{name} has no direction: row {np.flatnonzero(~(length > 0) | ~np.isfinite(length))[0]} "
+            "is zero, or holds an infinity or NaN."
+        )
     return (vectors / length).astype(np.float32)
 
 
 def _as_lists(inputs: Mapping[str, Any]) -> tuple[dict[str, list[Any]], bool]:
     """Every kind as a list of the same length, a single value repeated; and whether any was a list."""
-    many = {kind: isinstance(v, np.ndarray) and v.ndim == 2 if kind == "vector" and isinstance(v, np.ndarray)
-            else isinstance(v, list | tuple) and (kind != "vector" or np.ndim(v[:1]) == 2) for kind, v in inputs.items()}
+    many = {
+        kind: isinstance(v, np.ndarray) and v.ndim == 2
+        if kind == "vector" and isinstance(v, np.ndarray)
+        else isinstance(v, list | tuple) and (kind != "vector" or np.ndim(v[:1]) == 2)
+        for kind, v in inputs.items()
+    }
     lengths = {len(v) for kind, v in inputs.items() if many[kind]}
     if not inputs or len(lengths) > 1:
         found = ", ".join(f"{len(v) if many[kind] else 1} {kind}" for kind, v in inputs.items())
-        raise SensoriumError(f"search takes text, image or vector, and lists of one length; got {found or 'none'}.")
+        raise SensoriumError(
+            f"search takes text, image or vector, and lists of one length; got {found or 'none'}."
+        )
     n = lengths.pop() if lengths else 1
-    return {kind: list(v) if many[kind] else [v] * n for kind, v in inputs.items()}, any(many.values())
+    return {kind: list(v) if many[kind] else [v] * n for kind, v in inputs.items()}, any(
+        many.values()
+    )
 
 
 def _describe_value(value: Any) -> str:
     """How a value reads."""
     if isinstance(value, str | Path):
         return str(value)
-    return "a vector" if isinstance(value, np.ndarray | list) and np.ndim(value) == 1 else "a picture"
+    return (
+        "a vector" if isinstance(value, np.ndarray | list) and np.ndim(value) == 1 else "a picture"
+    )
 
 
 def _query_thumbnail(image: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 A line begins with a CRC-32 of its text that starts from the line before's, so a line changed, lost or moved is noticed.
 """
+
 import json
 import logging
 import os
@@ -55,20 +56,27 @@ class Journal:
         if torn > 0:
             append_durably(self.fd, self._end, b"")
             logging.getLogger("sensorium").warning(
-                "%s: the last change was never finished, nor acknowledged; its %d bytes were cut off", self.path, torn)
+                "%s: the last change was never finished, nor acknowledged; its %d bytes were cut off",
+                self.path,
+                torn,
+            )
 
     def _parse_line(self, line: bytes) -> dict[str, Any] | None:
         """The change of a line; None if the line was never finished (its last byte is written last)."""
         finished = line.endswith(b"\n")
-        for text in (line[9:-1], line[9:]):                     # the second where all but the end of the line is there
+        for text in (line[9:-1], line[9:]):  # the second where all but the end of the line is there
             if line[:9] == b"%08x " % zlib.crc32(text, self._crc):
                 self._end, self._crc = self._end + 9 + len(text) + 1, zlib.crc32(text, self._crc)
                 return json.loads(text)
         if finished:
-            raise corruption_error(self.path, f"the line at byte {self._end} does not match its checksum")
+            raise corruption_error(
+                self.path, f"the line at byte {self._end} does not match its checksum"
+            )
         return None
 
 
 def corruption_error(path: Path, reason: str) -> SensoriumError:
     """The error for a file that is not as it was written."""
-    return SensoriumError(f"{path} is damaged: {reason}. Put this file back from a copy, or build the index again.")
+    return SensoriumError(
+        f"{path} is damaged: {reason}. Put this file back from a copy, or build the index again."
+    )

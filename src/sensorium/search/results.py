@@ -1,4 +1,5 @@
 """What is kept of a row to show it by, and the answers that show it."""
+
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import PIL.Image
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image_decode import decode_image
 
-THUMBNAIL_SIZE = 128                                          # of the picture kept
+THUMBNAIL_SIZE = 128  # of the picture kept
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class RowInfo:
             found = None
         types = {"name": str, "kind": str, "captions": list}
         if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != types:
-            raise SensoriumError("a row of the index was not written by Sensorium. Build the index again.")
+            raise SensoriumError(
+                "a row of the index was not written by Sensorium. Build the index again."
+            )
         return cls(**found), picture
 
 
@@ -62,8 +65,10 @@ class SearchResult(Sequence[Hit]):
 
     query: str
     hits: list[Hit]
-    images: InitVar[Sequence[bytes]] = ()         # a PNG, or b"", for each hit; no part of what is printed or JSON
-    query_image: InitVar[bytes] = b""                     # the picture that was asked with, as PNG
+    images: InitVar[
+        Sequence[bytes]
+    ] = ()  # a PNG, or b"", for each hit; no part of what is printed or JSON
+    query_image: InitVar[bytes] = b""  # the picture that was asked with, as PNG
 
     def __post_init__(self, images: Sequence[bytes], query_image: bytes) -> None:
         self.thumbnails, self.query_thumbnail = images, query_image
@@ -78,10 +83,13 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
     def __str__(self) -> str:
-        lines = [f"{h.score:6.3f}  {h.info.name}  {'; '.join(h.info.captions[:3])}" for h in self.hits]
+        lines = [
+            f"{h.score:6.3f}  {h.info.name}  {'; '.join(h.info.captions[:3])}" for h in self.hits
+        ]
         return "\n".join(lines) or "nothing found"
 
     def save(self, path: str | Path) -> None:
         """Draw it: a contact sheet (.png), or a page that needs nothing beside it (.html)."""
         from sensorium.search.render import save_results
+
         save_results([self], path)

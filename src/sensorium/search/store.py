@@ -6,6 +6,7 @@ A folder holds `index.json` (which generation is current) and three files a gene
 `payload.1.bin` only ever grow, `log.1.jsonl` has a line for each change. An add writes vectors and payload, waits until
 they are on the disk, then writes its line, waits again, and only then is acknowledged.
 """
+
 import json
 import mmap
 import os
@@ -28,8 +29,8 @@ FORMAT_VERSION = 1
 HEADER_FILE = "index.json"
 VECTORS_PART, PAYLOAD_PART, JOURNAL_PART = range(3)
 PART_FILE_NAMES = ("vectors.{}.f32", "payload.{}.bin", "log.{}.jsonl")
-CHECKSUM_CHUNK_BYTES = 8 << 20                                     # bytes read at once to check them
-COMPACT_BATCH_ROWS = 4096                                      # rows copied at once
+CHECKSUM_CHUNK_BYTES = 8 << 20  # bytes read at once to check them
+COMPACT_BATCH_ROWS = 4096  # rows copied at once
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Store:
 
     def __init__(self, folder: Path, header: IndexHeader) -> None:
         self.folder, self.header = folder, header
-        self.ids = array("q")                       # row -> id, rising
-        self.alive = bytearray()                    # row -> 1, or 0 once it is deleted
-        self._payload_ends = array("q")                     # row -> where its payload ends
-        self._payload_crcs = array("q")                     # row -> checksum of its payload
+        self.ids = array("q")  # row -> id, rising
+        self.alive = bytearray()  # row -> 1, or 0 once it is deleted
+        self._payload_ends = array("q")  # row -> where its payload ends
+        self._payload_crcs = array("q")  # row -> checksum of its payload
         self._next_id = header.first_id
         self._lock: IO[bytes] | None = None
         self._files: list[int] = []
@@ -63,12 +64,18 @@ class Store:
     def create(cls, folder: str | Path, header: IndexHeader) -> "Store":
         """A new, empty generation, locked; it becomes the index, in an older one's place, by `publish`."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "lock").exists())):
-            raise SensoriumError(f"{folder} holds something other than an index. Choose a new or empty folder.")
+        if folder.exists() and (
+            not folder.is_dir() or (any(folder.iterdir()) and not (folder / "lock").exists())
+        ):
+            raise SensoriumError(
+                f"{folder} holds something other than an index. Choose a new or empty folder."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise SensoriumError(f"cannot make the folder {folder}: {e.strerror}. Choose another.") from e
+            raise SensoriumError(
+                f"cannot make the folder {folder}: {e.strerror}. Choose another."
+            ) from e
         lock = _acquire_lock(folder)
         old = read_header(folder).generation if (folder / HEADER_FILE).exists() else 0
         store = cls(folder, replace(header, generation=old + 1))
@@ -108,7 +115,9 @@ class Store:
         lock = _acquire_lock(self.folder)
         if read_header(self.folder).generation != self.header.generation:
             lock.close()
-            raise SensoriumError(f"{self.folder} was rebuilt since it was opened here. Open it again.")
+            raise SensoriumError(
+                f"{self.folder} was rebuilt since it was opened here. Open it again."
+            )
         self._lock = lock
         self._open_files(os.O_RDWR)
         self._replay()
@@ -119,7 +128,9 @@ class Store:
         """Every row ever added, deleted ones too, mapped from the file."""
         if not len(self.ids):
             return np.zeros((0, self.header.dim), np.float32)
-        size = len(self.ids) * self.header.dim * 4    # changes would stay private, so torch takes it as it is
+        size = (
+            len(self.ids) * self.header.dim * 4
+        )  # changes would stay private, so torch takes it as it is
         self._mmap = mmap.mmap(self._files[VECTORS_PART], size, access=mmap.ACCESS_COPY)
         return np.frombuffer(self._mmap, "<f4").reshape(-1, self.header.dim)
 
@@ -130,7 +141,7 @@ class Store:
 
     def add(self, vectors: Float[np.ndarray, "n D"], payloads: Sequence[bytes]) -> list[int]:
         """Append rows; when this returns, they outlive anything but the disk. Their ids, which are never used again."""
-        self.lock()                                 # which may tell of rows that others added
+        self.lock()  # which may tell of rows that others added
         ids = list(range(self._next_id, self._next_id + len(payloads)))
         self._append_rows(vectors, payloads, ids)
         return ids
@@ -147,7 +158,9 @@ class Store:
         rows = np.array([bisect_left(self.ids, i) for i in ids], np.int64)
         for row, i in zip(rows, ids, strict=True):
             if row == len(self.ids) or self.ids[row] != i or not self.alive[row]:
-                raise SensoriumError(f"{self.folder} has no row {i}: it was deleted, or never added.")
+                raise SensoriumError(
+                    f"{self.folder} has no row {i}: it was deleted, or never added."
+                )
         return rows
 
     def read_payload(self, row: int) -> bytes:
@@ -155,7 +168,10 @@ class Store:
         start, end = self._payload_ends[row - 1] if row else 0, self._payload_ends[row]
         data = os.pread(self._files[PAYLOAD_PART], end - start, start)
         if len(data) < end - start or zlib.crc32(data) != self._payload_crcs[row]:
-            raise corruption_error(self._part_path(PAYLOAD_PART), f"what belongs to row {self.ids[row]} does not match its checksum")
+            raise corruption_error(
+                self._part_path(PAYLOAD_PART),
+                f"what belongs to row {self.ids[row]} does not match its checksum",
+            )
         return data
 
     def verify(self) -> None:
@@ -167,14 +183,21 @@ class Store:
     def compact(self) -> "Store":
         """The same without the deleted rows, in this one's place by one rename; this one is closed."""
         self.lock()
-        new = Store(self.folder, replace(self.header, generation=self.header.generation + 1, first_id=self._next_id))
+        new = Store(
+            self.folder,
+            replace(self.header, generation=self.header.generation + 1, first_id=self._next_id),
+        )
         lock, self._lock = self._lock, None
         assert lock is not None
         new._create_files(lock)
         living, vectors = np.flatnonzero(np.frombuffer(self.alive, bool)), self.vectors
         for start in range(0, len(living), COMPACT_BATCH_ROWS):
-            rows = living[start:start + COMPACT_BATCH_ROWS].tolist()
-            new._append_rows(vectors[rows], [self.read_payload(row) for row in rows], [self.ids[row] for row in rows])
+            rows = living[start : start + COMPACT_BATCH_ROWS].tolist()
+            new._append_rows(
+                vectors[rows],
+                [self.read_payload(row) for row in rows],
+                [self.ids[row] for row in rows],
+            )
         new.publish()
         self.close()
         return new
@@ -211,13 +234,21 @@ class Store:
 
     def _append_rows(self, vectors: np.ndarray, payloads: Sequence[bytes], ids: list[int]) -> None:
         if vectors.shape != (len(payloads), self.header.dim):
-            raise SensoriumError(f"{self.folder} takes {self.header.dim} numbers a row, and a payload each; it was given "
-                                 f"vectors of shape {vectors.shape} and {len(payloads)} payloads.")
+            raise SensoriumError(
+                f"{self.folder} takes {self.header.dim} numbers a row, and a payload each; it was given "
+                f"vectors of shape {vectors.shape} and {len(payloads)} payloads."
+            )
         data, shown = np.ascontiguousarray(vectors, "<f4").tobytes(), b"".join(payloads)
         self._append_bytes(VECTORS_PART, len(self.ids) * self.header.dim * 4, data)
         self._append_bytes(PAYLOAD_PART, self._payload_ends[-1] if self._payload_ends else 0, shown)
-        self._commit({"add": ids, "vectors": zlib.crc32(data), "lengths": [len(p) for p in payloads],
-                     "payloads": [zlib.crc32(p) for p in payloads]})
+        self._commit(
+            {
+                "add": ids,
+                "vectors": zlib.crc32(data),
+                "lengths": [len(p) for p in payloads],
+                "payloads": [zlib.crc32(p) for p in payloads],
+            }
+        )
 
     def _append_bytes(self, part: int, offset: int, data: bytes) -> None:
         try:
@@ -233,8 +264,10 @@ class Store:
         self._apply_change(change)
 
     def _write_error(self, part: int, error: OSError) -> SensoriumError:
-        return SensoriumError(f"could not write {self._part_path(part)}: {error.strerror}. What was acknowledged before "
-                              "is safe; make room, then do this again.")
+        return SensoriumError(
+            f"could not write {self._part_path(part)}: {error.strerror}. What was acknowledged before "
+            "is safe; make room, then do this again."
+        )
 
     def _replay(self) -> None:
         """Apply what the log has gained, and check that the vectors it speaks of are there as they were written."""
@@ -242,7 +275,10 @@ class Store:
             at = len(self.ids)
             self._apply_change(change)
             if "add" in change and self._vectors_crc(at, len(self.ids)) != change["vectors"]:
-                raise corruption_error(self._part_path(VECTORS_PART), f"rows {at} to {len(self.ids) - 1} do not match their checksum")
+                raise corruption_error(
+                    self._part_path(VECTORS_PART),
+                    f"rows {at} to {len(self.ids) - 1} do not match their checksum",
+                )
 
     def _apply_change(self, change: dict[str, Any]) -> None:
         if set(change) == {"delete"}:
@@ -252,15 +288,22 @@ class Store:
             self.ids.extend(change["add"])
             self.alive.extend(b"\1" * len(change["add"]))
             for length in change["lengths"]:
-                self._payload_ends.append(length + (self._payload_ends[-1] if self._payload_ends else 0))
+                self._payload_ends.append(
+                    length + (self._payload_ends[-1] if self._payload_ends else 0)
+                )
             self._payload_crcs.extend(change["payloads"])
             self._next_id = max([self._next_id, *(i + 1 for i in change["add"][-1:])])
         else:
-            raise corruption_error(self._part_path(JOURNAL_PART), f"a line has the unknown keys {', '.join(sorted(change))}")
+            raise corruption_error(
+                self._part_path(JOURNAL_PART),
+                f"a line has the unknown keys {', '.join(sorted(change))}",
+            )
 
     def _vectors_crc(self, start_row: int, end_row: int) -> int:
         crc, at, stop = 0, start_row * self.header.dim * 4, end_row * self.header.dim * 4
-        while at < stop and (data := os.pread(self._files[VECTORS_PART], min(CHECKSUM_CHUNK_BYTES, stop - at), at)):
+        while at < stop and (
+            data := os.pread(self._files[VECTORS_PART], min(CHECKSUM_CHUNK_BYTES, stop - at), at)
+        ):
             crc, at = zlib.crc32(data, crc), at + len(data)
         return crc if at >= stop else -1
 
@@ -271,27 +314,36 @@ def read_header(folder: Path) -> IndexHeader:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SensoriumError(f"there is no index in {folder}. Build one: sensorium index RUN DATA.") from None
+        raise SensoriumError(
+            f"there is no index in {folder}. Build one: sensorium index RUN DATA."
+        ) from None
     except ValueError:
         raise corruption_error(path, "it is not JSON") from None
     types = {f.name: type(getattr(IndexHeader(1, ""), f.name)) for f in fields(IndexHeader)}
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != types:
         raise corruption_error(path, f"it must have exactly {', '.join(types)}")
     if found["format"] != FORMAT_VERSION:
-        raise SensoriumError(f"{path} is of format {found['format']}; this version reads {FORMAT_VERSION}. Build it again.")
+        raise SensoriumError(
+            f"{path} is of format {found['format']}; this version reads {FORMAT_VERSION}. Build it again."
+        )
     return IndexHeader(**found)
 
 
 def _acquire_lock(folder: Path) -> IO[bytes]:
     import fcntl
+
     try:
         lock = open(folder / "lock", "a+b")
     except OSError as e:
-        raise SensoriumError(f"cannot write in {folder}: {e.strerror}. Choose a folder that can be written to.") from e
+        raise SensoriumError(
+            f"cannot write in {folder}: {e.strerror}. Choose a folder that can be written to."
+        ) from e
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise SensoriumError(f"{folder} is being changed by another process. Wait until it is done, or end it; "
-                             "searching meanwhile is safe.") from None
+        raise SensoriumError(
+            f"{folder} is being changed by another process. Wait until it is done, or end it; "
+            "searching meanwhile is safe."
+        ) from None
     return lock

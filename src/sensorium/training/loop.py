@@ -1,4 +1,5 @@
 """The loop. Nothing here knows what a modality or a family is: a recipe says what to train, a data set on what."""
+
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,8 +32,16 @@ class Interrupted(SensoriumError):
         self.exit_code = exit_code
 
 
-def train(recipe: RecipeFunction[Any], dataset: Dataset, *, out: str | Path | None = None, resume: bool = False, quiet: bool = False,
-          reference: Dataset | None = None, **keywords: Any) -> Model:
+def train(
+    recipe: RecipeFunction[Any],
+    dataset: Dataset,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    reference: Dataset | None = None,
+    **keywords: Any,
+) -> Model:
     """Train a recipe on a data set; the best model by the recipe's metric on the validation rows.
 
     out: the run's folder; None: the next free of runs/RECIPE-0001, ... It must be new or empty unless resume is True:
@@ -42,9 +51,9 @@ def train(recipe: RecipeFunction[Any], dataset: Dataset, *, out: str | Path | No
     Raises TypeError for an unknown keyword; Stopped on SIGINT or SIGTERM, after a save; SensoriumError where the data,
     the folder, the disk or the numbers (a loss that is not finite) do not allow to go on.
     """
-    split_keywords(recipe, keywords)                    # a slip of the pen is said before any work
+    split_keywords(recipe, keywords)  # a slip of the pen is said before any work
     say: LogFunction = (lambda text: None) if quiet else print
-    with torch.random.fork_rng():                       # the caller's chance is left as it was
+    with torch.random.fork_rng():  # the caller's chance is left as it was
         plan = None if resume else dry_build(recipe, dataset.schema, keywords)
         folder, again = resolve_folder(out, recipe.__name__, resume)
         with lock_folder(folder):
@@ -52,7 +61,14 @@ def train(recipe: RecipeFunction[Any], dataset: Dataset, *, out: str | Path | No
             if again:
                 run = resume_run(recipe, dataset, folder, keywords, say)
             else:
-                run = _begun(recipe, dataset, folder, keywords, plan or dry_build(recipe, dataset.schema, keywords), say)
+                run = _begun(
+                    recipe,
+                    dataset,
+                    folder,
+                    keywords,
+                    plan or dry_build(recipe, dataset.schema, keywords),
+                    say,
+                )
             _complete(run, dataset, again, quiet)
             say(summary_message(run))
     model = _model(run)
@@ -61,8 +77,14 @@ def train(recipe: RecipeFunction[Any], dataset: Dataset, *, out: str | Path | No
     return model
 
 
-def _begun(recipe: RecipeFunction[Any], dataset: Dataset, folder: Path, keywords: dict[str, Any], plan: Recipe[Any],
-           say: LogFunction) -> TrainingRun:
+def _begun(
+    recipe: RecipeFunction[Any],
+    dataset: Dataset,
+    folder: Path,
+    keywords: dict[str, Any],
+    plan: Recipe[Any],
+    say: LogFunction,
+) -> TrainingRun:
     """A new run, after those that it builds on."""
     if plan.prerequisites:
         keywords = keywords | _train_prerequisites(plan, dataset, folder, say)
@@ -74,13 +96,17 @@ def _complete(run: TrainingRun, dataset: Dataset, again: bool, quiet: bool) -> N
     """Take all steps that are left, and write the model card."""
     training, start = run.recipe.training, run.progress.step
     with MetricsLog(run.folder, run.total_steps, start, training.batch_size, quiet) as log:
-        log.log(f"{training.epochs:g} epochs of {len(run.train_rows):,} rows into {run.folder}"
-                + (f", from step {start} on" if again else ""))
+        log.log(
+            f"{training.epochs:g} epochs of {len(run.train_rows):,} rows into {run.folder}"
+            + (f", from step {start} on" if again else "")
+        )
         with handle_signals() as asked:
             _training_loop(run, dataset, log, asked)
         if found := run.finalize():
             log.log_evaluation(run.progress.best_step, found, run.recipe.evaluation.metric)
-            log.log("at the end: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+            log.log(
+                "at the end: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            )
     write_model_card(run, log.entries)
 
 
@@ -88,38 +114,56 @@ def _model(run: TrainingRun) -> Model:
     """The model of a finished run, with its best weights: what `load` makes of its folder."""
     load_weights(run.recipe.model, run.folder / WEIGHTS_FILE)
     run.recipe.model.zero_grad()
-    return Model(run.recipe, run.schema, run.config, file_sha256(run.folder / WEIGHTS_FILE), run.folder)
+    return Model(
+        run.recipe, run.schema, run.config, file_sha256(run.folder / WEIGHTS_FILE), run.folder
+    )
 
 
-def _train_prerequisites(plan: Recipe[Any], dataset: Dataset, folder: Path, log: LogFunction) -> dict[str, str]:
+def _train_prerequisites(
+    plan: Recipe[Any], dataset: Dataset, folder: Path, log: LogFunction
+) -> dict[str, str]:
     """Train first what a recipe builds on where no run of it is named: in folder/KEYWORD, from where it was stopped."""
     for keyword, (first, settings) in plan.prerequisites.items():
         at = folder / keyword
-        if not (at / "README.md").exists():             # what a run writes last
-            log(f"first {first.__name__}, in {at}; to take a finished run instead, name it with {keyword}=")
+        if not (at / "README.md").exists():  # what a run writes last
+            log(
+                f"first {first.__name__}, in {at}; to take a finished run instead, name it with {keyword}="
+            )
             begun = (at / "config.json").exists()
             try:
                 train(first, dataset, out=at, resume=begun, quiet=log is not print, **settings)
             except Interrupted as stopped:
-                raise Interrupted(f"stopped in its first stage, and all is saved in {folder}. To go on, give the same "
-                              f"command with --out {folder} --resume", stopped.exit_code) from None
+                raise Interrupted(
+                    f"stopped in its first stage, and all is saved in {folder}. To go on, give the same "
+                    f"command with --out {folder} --resume",
+                    stopped.exit_code,
+                ) from None
     return {keyword: str(folder / keyword) for keyword in plan.prerequisites}
 
 
-def _check_forgetting(model: Model, dataset: Dataset, reference: Dataset | None, log: LogFunction) -> None:
+def _check_forgetting(
+    model: Model, dataset: Dataset, reference: Dataset | None, log: LogFunction
+) -> None:
     """Say what the weights it began with could do, and whether that is still there."""
     from sensorium.training.weight_interpolation import (
         evaluate_interpolations,  # not needed where weights begin anew
     )
+
     ends = evaluate_interpolations(model, dataset, reference, (0.0, 1.0))
-    log(f"before and after: {ends.metric_name} on these data {ends.target_values[0]:.3f}, {ends.target_values[1]:.3f}; "
-        f"{ends.reference_name} {ends.reference_values[0]:.3f}, {ends.reference_values[1]:.3f}")
+    log(
+        f"before and after: {ends.metric_name} on these data {ends.target_values[0]:.3f}, {ends.target_values[1]:.3f}; "
+        f"{ends.reference_name} {ends.reference_values[0]:.3f}, {ends.reference_values[1]:.3f}"
+    )
     if ends.has_forgotten:
-        log(f"WARNING: much of what it could do before is gone. The weights in between may keep both: sensorium blend "
-            f"{model.folder}")
+        log(
+            f"WARNING: much of what it could do before is gone. The weights in between may keep both: sensorium blend "
+            f"{model.folder}"
+        )
 
 
-def _training_loop(run: TrainingRun, dataset: Dataset, metrics_log: MetricsLog, stop_request: "StopRequest") -> None:
+def _training_loop(
+    run: TrainingRun, dataset: Dataset, metrics_log: MetricsLog, stop_request: "StopRequest"
+) -> None:
     training, batches = run.recipe.training, iter(run.loader)
     try:
         while not run.is_finished:
@@ -136,36 +180,50 @@ def _training_loop(run: TrainingRun, dataset: Dataset, metrics_log: MetricsLog, 
     except NonFiniteError as fault:
         raise _add_context(fault, run, dataset) from fault
     except OSError as e:
-        raise SensoriumError(f"stuck after step {run.progress.step}: {e}. {run.folder} is as it was last saved. "
-                             "Mend it, then give the same command with --resume (resume=True)") from e
+        raise SensoriumError(
+            f"stuck after step {run.progress.step}: {e}. {run.folder} is as it was last saved. "
+            "Mend it, then give the same command with --resume (resume=True)"
+        ) from e
 
 
 def _evaluate(run: TrainingRun, metrics_log: MetricsLog) -> None:
     """Figures, curve and sample pictures of the model as it would be kept, and the model itself if it is the best."""
     recipe, evaluation, step = run.recipe, run.recipe.evaluation, run.progress.step
-    with run.train_step.ema.applied() if run.train_step.ema else nullcontext(), torch.random.fork_rng():
+    with (
+        run.train_step.ema.applied() if run.train_step.ema else nullcontext(),
+        torch.random.fork_rng(),
+    ):
         recipe.model.eval()
         validate = evaluation.validate if len(run.validation_rows) else None
         result = validate(recipe.model, run.prepared, run.validation_rows) if validate else None
         metrics_log.log_evaluation(step, result.figures if result else {}, evaluation.metric)
         if evaluation.write_samples and len(run.validation_rows):
             (folder := run.folder / "samples").mkdir(exist_ok=True)
-            evaluation.write_samples(recipe.model, run.prepared, run.validation_rows, folder / f"step-{step:06d}.png")
+            evaluation.write_samples(
+                recipe.model, run.prepared, run.validation_rows, folder / f"step-{step:06d}.png"
+            )
         run.save_best(result)
 
 
 def _interrupted_error(run: TrainingRun, signal_number: int) -> Interrupted:
-    return Interrupted(f"stopped after step {run.progress.step}; all is saved in {run.folder}. To go on, give the same "
-                   f"command with --out {run.folder} --resume (out={str(run.folder)!r}, resume=True)", 128 + signal_number)
+    return Interrupted(
+        f"stopped after step {run.progress.step}; all is saved in {run.folder}. To go on, give the same "
+        f"command with --out {run.folder} --resume (out={str(run.folder)!r}, resume=True)",
+        128 + signal_number,
+    )
 
 
 def _add_context(error: NonFiniteError, run: TrainingRun, dataset: Dataset) -> NonFiniteError:
     """The same fault with the step, the samples' names and what to do."""
     names = ", ".join(f"{dataset.location(row)} (row {row})" for row in error.rows[:4])
     more = f" and {len(error.rows) - 4} more" if len(error.rows) > 4 else ""
-    return NonFiniteError(f"step {run.progress.step + 1}: {error.reason}", f"{error.location}, samples {names}{more}. The weights "
-                     f"were not touched, and {run.folder} is as it was last saved. Lower lr, raise warmup_ratio, use "
-                     "precision=fp32, or take these samples out; then train into a new folder", error.rows)
+    return NonFiniteError(
+        f"step {run.progress.step + 1}: {error.reason}",
+        f"{error.location}, samples {names}{more}. The weights "
+        f"were not touched, and {run.folder} is as it was last saved. Lower lr, raise warmup_ratio, use "
+        "precision=fp32, or take these samples out; then train into a new folder",
+        error.rows,
+    )
 
 
 class StopRequest:

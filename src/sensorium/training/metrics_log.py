@@ -1,4 +1,5 @@
 """How a run tells of itself: a bar or a line now and then, metrics.jsonl, and the curve drawn from it."""
+
 import errno
 import io
 import json
@@ -16,23 +17,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sensorium.io import atomic
 
-LOG_INTERVAL_SECONDS = 10.0                                            # seconds between lines where no bar can be drawn
+LOG_INTERVAL_SECONDS = 10.0  # seconds between lines where no bar can be drawn
 Point = tuple[float, float]
 
 
 class MetricsLog:
     """The record of one run from some step on. Entries of later steps, left by a process that died, are cut off."""
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, batch_size: int, quiet: bool = False):
-        self.path, self.total_steps, self.batch_size, self.quiet = folder / "metrics.jsonl", total_steps, batch_size, quiet
+    def __init__(
+        self, folder: Path, total_steps: int, start_step: int, batch_size: int, quiet: bool = False
+    ):
+        self.path, self.total_steps, self.batch_size, self.quiet = (
+            folder / "metrics.jsonl",
+            total_steps,
+            batch_size,
+            quiet,
+        )
         self.entries = read_metrics(self.path, start_step)
         atomic.write_file(self.path, "".join(json.dumps(e) + "\n" for e in self.entries).encode())
-        self._file = open(self.path, "ab", buffering=0)     # nothing waits in here that a full disk could hold up
+        self._file = open(
+            self.path, "ab", buffering=0
+        )  # nothing waits in here that a full disk could hold up
         self._console = Console(stderr=True, quiet=quiet)
         self._progress_bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"), console=self._console, disable=quiet or not self._console.is_terminal)
-        self._progress_task = self._progress_bar.add_task("training", total=total_steps, completed=start_step, figures="")
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._progress_task = self._progress_bar.add_task(
+            "training", total=total_steps, completed=start_step, figures=""
+        )
         self._start_time = self._last_log_time = time.monotonic()
         self._last_logged_step = start_step
         self._start_step = start_step
@@ -41,8 +59,12 @@ class MetricsLog:
         self._progress_bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress_bar.stop()
         self._file.close()
 
@@ -50,21 +72,37 @@ class MetricsLog:
         """Record one update and show it."""
         self._append({"step": step, **metrics})
         now = time.monotonic()
-        rate = (step - self._last_logged_step) * self.batch_size / max(now - self._last_log_time, 1e-9)
+        rate = (
+            (step - self._last_logged_step) * self.batch_size / max(now - self._last_log_time, 1e-9)
+        )
         line = f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2g}"
-        self._progress_bar.update(self._progress_task, completed=step, figures=f"{line}  {rate:,.0f} samples/s")
-        if now - self._last_log_time >= (LOG_INTERVAL_SECONDS if self._progress_bar.disable else 1.0) or step == self._start_step + 1:
+        self._progress_bar.update(
+            self._progress_task, completed=step, figures=f"{line}  {rate:,.0f} samples/s"
+        )
+        if (
+            now - self._last_log_time
+            >= (LOG_INTERVAL_SECONDS if self._progress_bar.disable else 1.0)
+            or step == self._start_step + 1
+        ):
             left = (now - self._start_time) / (step - self._start_step) * (self.total_steps - step)
             if self._progress_bar.disable:
-                self.log(f"step {step}/{self.total_steps}  {line}  {rate:,.0f} samples/s  {format_duration(left)} left")
+                self.log(
+                    f"step {step}/{self.total_steps}  {line}  {rate:,.0f} samples/s  {format_duration(left)} left"
+                )
             self._last_log_time, self._last_logged_step = now, step
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float], metric: str) -> None:
         """Record all that validation found, say the metric, and draw the curve anew."""
         self._append({"step": step, "evaluation": dict(metrics)})
-        told = f"{metric} {metrics[metric]:.4g} on the validation rows" if metrics else "no validation rows"
+        told = (
+            f"{metric} {metrics[metric]:.4g} on the validation rows"
+            if metrics
+            else "no validation rows"
+        )
         self.log(f"step {step}/{self.total_steps}  {told}")
-        atomic.write_file(self.path.with_name("curve.png"), draw_training_curve(self.entries, metric))
+        atomic.write_file(
+            self.path.with_name("curve.png"), draw_training_curve(self.entries, metric)
+        )
 
     def log(self, message: str) -> None:
         """One line to whoever watches."""
@@ -94,10 +132,14 @@ def read_metrics(path: Path, max_step: int | None = None) -> list[dict[str, Any]
     return entries
 
 
-def draw_training_curve(entries: Sequence[Mapping[str, Any]], metric: str, size: tuple[int, int] = (960, 420)) -> bytes:
+def draw_training_curve(
+    entries: Sequence[Mapping[str, Any]], metric: str, size: tuple[int, int] = (960, 420)
+) -> bytes:
     """A PNG: the loss of every step from the left scale, the validation metric from the right one."""
     losses = [(e["step"], e["loss"]) for e in entries if "evaluation" not in e]
-    found = [(e["step"], e["evaluation"][metric]) for e in entries if metric in e.get("evaluation", {})]
+    found = [
+        (e["step"], e["evaluation"][metric]) for e in entries if metric in e.get("evaluation", {})
+    ]
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
     pen.rectangle((60, 30, size[0] - 60, size[1] - 30), outline="#cccccc")
@@ -113,18 +155,32 @@ def draw_training_curve(entries: Sequence[Mapping[str, Any]], metric: str, size:
 def format_duration(seconds: float) -> str:
     """1:02:03, or 2:03."""
     minutes, left = divmod(int(seconds), 60)
-    return f"{minutes}:{left:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+    return (
+        f"{minutes}:{left:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+    )
 
 
-def _draw_curve(draw: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequence[Point], max_step: int, color: str, label: str,
-          right_axis: bool) -> None:
+def _draw_curve(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    points: Sequence[Point],
+    max_step: int,
+    color: str,
+    label: str,
+    right_axis: bool,
+) -> None:
     """One curve with its own scale, the lowest and the highest value written at its side."""
     points = [p for p in _downsample(points, size[0] - 120) if math.isfinite(p[1])]
     if not points:
         return
     low, high = min(y for _, y in points), max(y for _, y in points)
-    at = [(60 + x / max_step * (size[0] - 120), size[1] - 30 - (y - low) / ((high - low) or 1) * (size[1] - 60))
-          for x, y in points]
+    at = [
+        (
+            60 + x / max_step * (size[0] - 120),
+            size[1] - 30 - (y - low) / ((high - low) or 1) * (size[1] - 60),
+        )
+        for x, y in points
+    ]
     draw.line(at, fill=color, width=2)
     for x, y in at if len(at) <= 100 else []:
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
@@ -137,11 +193,9 @@ def _draw_curve(draw: ImageDraw.ImageDraw, size: tuple[int, int], points: Sequen
 def _downsample(points: Sequence[Point], max_points: int) -> list[Point]:
     """At most that many points: means of equal stretches."""
     n = math.ceil(len(points) / max_points) or 1
-    stretches = [points[i:i + n] for i in range(0, len(points), n)]
+    stretches = [points[i : i + n] for i in range(0, len(points), n)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]
 
 
 def _font() -> Any:
     return ImageFont.load_default(13)
-
-

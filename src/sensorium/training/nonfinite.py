@@ -1,4 +1,5 @@
 """Locate the first non-finite value of a training step."""
+
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,7 +17,9 @@ class NonFiniteError(SensoriumError):
         self.reason, self.location, self.rows = reason, location, rows
 
 
-def first_nonfinite_module(model: nn.Module, forward: Callable[[], object], batch_size: int) -> tuple[str, list[int]] | None:
+def first_nonfinite_module(
+    model: nn.Module, forward: Callable[[], object], batch_size: int
+) -> tuple[str, list[int]] | None:
     """The first module that says something not finite during `forward`, and the rows of the batch for which it does."""
     found: list[tuple[str, list[int]]] = []
 
@@ -25,6 +28,7 @@ def first_nonfinite_module(model: nn.Module, forward: Callable[[], object], batc
             for value in _iter_tensors(said):
                 if not found and (rows := _nonfinite_rows(value, batch_size)):
                     found.append((name or type(module).__name__, rows))
+
         return hook
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]

@@ -1,4 +1,5 @@
 """What turns gradients into a step: optimisers by name, the learning rate over time, the average of the weights."""
+
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sensorium.models.lora import layer_depths
 from sensorium.nn.cpu_dispatch import has_bf16_matmul
 
 ParamGroups = list[dict[str, Any]]
-MIN_BF16_SIZE = 128                              # from this short side on, a product in bf16 wins back what it costs to begin
+MIN_BF16_SIZE = 128  # from this short side on, a product in bf16 wins back what it costs to begin
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class OptimizerConfig:
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float = 1.0                            # of a block's rate, for the block below it
+    layer_decay: float = 1.0  # of a block's rate, for the block below it
 
 
 def build_optimizers(name: str, module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
@@ -38,13 +39,17 @@ def build_optimizers(name: str, module: nn.Module, config: OptimizerConfig) -> l
         raise SensoriumError(f"no optimizer is called {name!r}; there are {', '.join(OPTIMIZERS)}")
     params: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if not params:
-        raise SensoriumError(f"{type(module).__name__} has nothing to train: every parameter is frozen")
+        raise SensoriumError(
+            f"{type(module).__name__} has nothing to train: every parameter is frozen"
+        )
     several = OPTIMIZERS[name](module, params, config)
     if config.layer_decay != 1:
         for optimizer in several:
-            optimizer.param_groups[:] = layer_wise_lr(optimizer.param_groups, layer_depths(module), config.layer_decay)
+            optimizer.param_groups[:] = layer_wise_lr(
+                optimizer.param_groups, layer_depths(module), config.layer_decay
+            )
     for group in (group for optimizer in several for group in optimizer.param_groups):
-        group["top"] = group["lr"]                      # of which a schedule gives each step its share
+        group["top"] = group["lr"]  # of which a schedule gives each step its share
     return several
 
 
@@ -55,11 +60,16 @@ def param_groups(params: list[Tensor], weight_decay: float) -> ParamGroups:
     return [g for g in (wide, thin) if g["params"]]
 
 
-def layer_wise_lr(groups: ParamGroups, depths: Mapping[Tensor, int], layer_decay: float) -> ParamGroups:
+def layer_wise_lr(
+    groups: ParamGroups, depths: Mapping[Tensor, int], layer_decay: float
+) -> ParamGroups:
     """The groups split so that what lies n blocks deep learns at layer_decay^n of its group's rate."""
-    return [{**group, "lr": group["lr"] * layer_decay ** n, "params": same} for group in groups
-            for n in sorted({depths.get(p, 0) for p in group["params"]})
-            if (same := [p for p in group["params"] if depths.get(p, 0) == n])]
+    return [
+        {**group, "lr": group["lr"] * layer_decay**n, "params": same}
+        for group in groups
+        for n in sorted({depths.get(p, 0) for p in group["params"]})
+        if (same := [p for p in group["params"] if depths.get(p, 0) == n])
+    ]
 
 
 class Lion(Optimizer):
@@ -78,7 +88,9 @@ class Lion(Optimizer):
             lr, (b1, b2) = group["lr"], group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
                 slow = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                p.mul_(1 - lr * group["weight_decay"]).add_(slow.lerp(p.grad, 1 - b1).sign_(), alpha=-lr)
+                p.mul_(1 - lr * group["weight_decay"]).add_(
+                    slow.lerp(p.grad, 1 - b1).sign_(), alpha=-lr
+                )
                 slow.lerp_(p.grad, 1 - b2)
 
 
@@ -113,7 +125,9 @@ def orthogonalize(x: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n
     x = x.bfloat16() if len(x) >= MIN_BF16_SIZE and has_bf16_matmul() else x
     for _ in range(steps):
         square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+        x = torch.addmm(
+            x, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), x, beta=3.4445
+        )
     return x.T if tall else x
 
 
@@ -122,11 +136,19 @@ def _sgd(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> li
 
 
 def _adam(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> list[Optimizer]:
-    return [Adam(param_groups(params, config.weight_decay), lr=config.lr, betas=config.betas, fused=True)]
+    return [
+        Adam(
+            param_groups(params, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+        )
+    ]
 
 
 def _adamw(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> list[Optimizer]:
-    return [AdamW(param_groups(params, config.weight_decay), lr=config.lr, betas=config.betas, fused=True)]
+    return [
+        AdamW(
+            param_groups(params, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+        )
+    ]
 
 
 def _lion(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> list[Optimizer]:
@@ -135,7 +157,11 @@ def _lion(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> l
 
 def _muon(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> list[Optimizer]:
     """Muon for the weights of linear layers and convolutions, AdamW at a third of the rate for everything else."""
-    maps = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    maps = {
+        id(m.weight)
+        for m in module.modules()
+        if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
     mapping, rest = [p for p in params if id(p) in maps], [p for p in params if id(p) not in maps]
     both: list[Optimizer] = []
     if mapping:
@@ -144,7 +170,12 @@ def _muon(module: nn.Module, params: list[Tensor], config: OptimizerConfig) -> l
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, list[Tensor], OptimizerConfig], list[Optimizer]]] = {
-    "adamw": _adamw, "adam": _adam, "sgd": _sgd, "lion": _lion, "muon": _muon}
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+    "lion": _lion,
+    "muon": _muon,
+}
 
 
 def lr_scale(step: int, total_steps: int, warmup_ratio: float) -> float:
@@ -190,13 +221,19 @@ class EMA:
 
 def state_dict(optimizers: Mapping[str, list[Optimizer]]) -> dict[str, Tensor]:
     """Everything the optimisers remember, flat: player/which/parameter/what -> tensor."""
-    return {f"{player}/{i}/{p}/{what}": value
-            for player, several in optimizers.items() for i, optimizer in enumerate(several)
-            for p, seen in optimizer.state_dict()["state"].items() for what, value in seen.items()
-            if isinstance(value, Tensor)}
+    return {
+        f"{player}/{i}/{p}/{what}": value
+        for player, several in optimizers.items()
+        for i, optimizer in enumerate(several)
+        for p, seen in optimizer.state_dict()["state"].items()
+        for what, value in seen.items()
+        if isinstance(value, Tensor)
+    }
 
 
-def load_state_dict(optimizers: Mapping[str, list[Optimizer]], flat_state: Mapping[str, Tensor]) -> None:
+def load_state_dict(
+    optimizers: Mapping[str, list[Optimizer]], flat_state: Mapping[str, Tensor]
+) -> None:
     """Put back what `memory` gave. Each tensor gets memory of its own, laid out as its parameter is."""
     for player, several in optimizers.items():
         for i, optimizer in enumerate(several):
@@ -206,5 +243,9 @@ def load_state_dict(optimizers: Mapping[str, list[Optimizer]], flat_state: Mappi
                 whose, which, p, what = name.split("/")
                 if (whose, which) == (player, str(i)):
                     like = params[int(p)] if value.shape == params[int(p)].shape else value
-                    state.setdefault(int(p), {})[what] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+                    state.setdefault(int(p), {})[what] = torch.empty_like(
+                        like, dtype=value.dtype
+                    ).copy_(value)
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )

@@ -1,4 +1,5 @@
 """One update of the weights: forward, backward, look whether all is finite, clip, step. Nothing here knows a family."""
+
 import copy
 import math
 import time
@@ -24,7 +25,7 @@ Losses = dict[str, Tensor]
 BETA1 = 0.9
 
 
-MIN_SPEEDUP = 0.9                                              # bf16 is taken where it needs less than this part of the time
+MIN_SPEEDUP = 0.9  # bf16 is taken where it needs less than this part of the time
 
 
 @runtime_checkable
@@ -40,17 +41,41 @@ class TrainStep:
     """A recipe with one optimiser per player. An objective of several players names them in `objective.players`."""
 
     def __init__(self, recipe: Recipe[Any], total_steps: int, precision: str):
-        self.recipe, self.training, self.total_steps, self.precision = recipe, recipe.training, total_steps, precision
+        self.recipe, self.training, self.total_steps, self.precision = (
+            recipe,
+            recipe.training,
+            total_steps,
+            precision,
+        )
         self.model = recipe.model
-        if not set_stochastic_depth(self.model, self.training.stochastic_depth) and self.training.stochastic_depth:
-            raise SensoriumError("no block of this model adds to what passes it and learns: leave stochastic_depth out")
+        if (
+            not set_stochastic_depth(self.model, self.training.stochastic_depth)
+            and self.training.stochastic_depth
+        ):
+            raise SensoriumError(
+                "no block of this model adds to what passes it and learns: leave stochastic_depth out"
+            )
         players: Sequence[str] = getattr(recipe.objective, "players", ("model",))
-        modules = {name: self.model if name == "model" else self.model.get_submodule(name) for name in players}
-        options = optimizers.OptimizerConfig(self.training.lr, self.training.weight_decay, (BETA1, self.training.beta2),
-                                self.training.layer_decay)
-        self.optimizers = {name: optimizers.build_optimizers(self.training.optimizer, m, options) for name, m in modules.items()}
-        self.params = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
-        self.ema = optimizers.EMA(self.model, self.training.ema_decay) if self.training.ema_decay else None
+        modules = {
+            name: self.model if name == "model" else self.model.get_submodule(name)
+            for name in players
+        }
+        options = optimizers.OptimizerConfig(
+            self.training.lr,
+            self.training.weight_decay,
+            (BETA1, self.training.beta2),
+            self.training.layer_decay,
+        )
+        self.optimizers = {
+            name: optimizers.build_optimizers(self.training.optimizer, m, options)
+            for name, m in modules.items()
+        }
+        self.params = {
+            name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()
+        }
+        self.ema = (
+            optimizers.EMA(self.model, self.training.ema_decay) if self.training.ema_decay else None
+        )
 
     def __call__(self, batch: Batch, step: int) -> dict[str, float]:
         """Update k (from 0): the loss, that of each player, gradient norms, learning rate.
@@ -64,10 +89,17 @@ class TrainStep:
         if bad := [name for name in losses if not math.isfinite(losses[name])]:
             raise self._locate_nonfinite(f"the loss of {bad[0]} is {losses[bad[0]]}", batch, chance)
         if bad := [name for name in norms if not math.isfinite(norms[name])]:
-            raise self._locate_nonfinite(f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance)
+            raise self._locate_nonfinite(
+                f"the gradient of {bad[0]} is {norms[bad[0]]}", batch, chance
+            )
         part = optimizers.lr_scale(step, self.total_steps, self.training.warmup_ratio)
         self._optimizer_step(part, step)
-        return {"loss": sum(losses.values()), **_prefix_names("loss", losses), **_prefix_names("grad_norm", norms), "lr": self.training.lr * part}
+        return {
+            "loss": sum(losses.values()),
+            **_prefix_names("loss", losses),
+            **_prefix_names("grad_norm", norms),
+            "lr": self.training.lr * part,
+        }
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         for optimizer in (o for several in self.optimizers.values() for o in several):
@@ -75,14 +107,21 @@ class TrainStep:
         objective, parts = self.recipe.objective, batch.split(self.training.grad_accumulation_steps)
         if len(parts) > 1 and isinstance(objective, AccumulatesGradients):
             with autocast(self.precision, self.model):
-                return {name: loss.item() for name, loss in objective.accumulate(self.model, parts).items()}
+                return {
+                    name: loss.item()
+                    for name, loss in objective.accumulate(self.model, parts).items()
+                }
         totals = dict.fromkeys(self.params, 0.0)
         for part in parts:
             weight = len(part) / len(batch)
             with autocast(self.precision, self.model):
                 losses = objective(self.model, part)
-            for left, (name, loss) in zip(range(len(losses) - 1, -1, -1), losses.items(), strict=True):
-                (loss * weight if weight < 1 else loss).backward(inputs=self.params[name], retain_graph=left > 0)
+            for left, (name, loss) in zip(
+                range(len(losses) - 1, -1, -1), losses.items(), strict=True
+            ):
+                (loss * weight if weight < 1 else loss).backward(
+                    inputs=self.params[name], retain_graph=left > 0
+                )
                 totals[name] += loss.item() * weight
         return totals
 
@@ -106,16 +145,27 @@ class TrainStep:
         """Where it began: a column of the batch, else the first module of a second forward, else a parameter."""
         for column, values in batch.columns.items():
             if rows := _nonfinite_rows(values, len(batch)):
-                return NonFiniteError(reason, f"column {column_label(column)} of the batch is not finite",
-                                 _dataset_rows(batch, rows))
+                return NonFiniteError(
+                    reason,
+                    f"column {column_label(column)} of the batch is not finite",
+                    _dataset_rows(batch, rows),
+                )
         torch.set_rng_state(rng_state)
         with torch.no_grad(), autocast(self.precision, self.model):
-            found = first_nonfinite_module(self.model, lambda: self.recipe.objective(self.model, batch), len(batch))
+            found = first_nonfinite_module(
+                self.model, lambda: self.recipe.objective(self.model, batch), len(batch)
+            )
         if found:
-            return NonFiniteError(reason, f"it begins in module {found[0]}", _dataset_rows(batch, found[1]))
+            return NonFiniteError(
+                reason, f"it begins in module {found[0]}", _dataset_rows(batch, found[1])
+            )
         graded = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         names = [name for name, grad in graded if not grad.isfinite().all()]
-        place = f"it begins in the gradient of {names[-1]}" if names else "every module's output is finite"
+        place = (
+            f"it begins in the gradient of {names[-1]}"
+            if names
+            else "every module's output is finite"
+        )
         return NonFiniteError(reason, place, _dataset_rows(batch, list(range(len(batch)))))
 
 
@@ -125,7 +175,9 @@ def choose_precision(recipe: Recipe[Any], batch: Batch) -> str:
     with torch.random.fork_rng():
         for precision in ("fp32", "bf16"):
             trial = copy.deepcopy(recipe.model).train()
-            seconds[precision] = min([_time_step(trial, recipe, batch, precision) for _ in range(3)][1:])
+            seconds[precision] = min(
+                [_time_step(trial, recipe, batch, precision) for _ in range(3)][1:]
+            )
     return "bf16" if seconds["bf16"] < MIN_SPEEDUP * seconds["fp32"] else "fp32"
 
 
@@ -139,12 +191,25 @@ def autocast(precision: str, model: nn.Module) -> AbstractContextManager[object]
 
 def check_training_config(training: TrainingConfig) -> None:
     """Raises SensoriumError for settings that cannot train."""
-    for name, least in (("epochs", 0), ("batch_size", 1), ("grad_accumulation_steps", 1), ("lr", 0),
-                        ("weight_decay", 0), ("ema_decay", 0), ("warmup_ratio", 0), ("max_grad_norm", 0),
-                        ("early_stopping_patience", 0), ("eval_interval", 0), ("checkpoint_interval", 0),
-                        ("layer_decay", 0), ("stochastic_depth", 0)):
+    for name, least in (
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("grad_accumulation_steps", 1),
+        ("lr", 0),
+        ("weight_decay", 0),
+        ("ema_decay", 0),
+        ("warmup_ratio", 0),
+        ("max_grad_norm", 0),
+        ("early_stopping_patience", 0),
+        ("eval_interval", 0),
+        ("checkpoint_interval", 0),
+        ("layer_decay", 0),
+        ("stochastic_depth", 0),
+    ):
         if not getattr(training, name) >= least:
-            raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at least {least}")
+            raise SensoriumError(
+                f"{name} is {getattr(training, name)}; it must be at least {least}"
+            )
     for name in ("ema_decay", "warmup_ratio", "beta2", "layer_decay"):
         if getattr(training, name) > 1:
             raise SensoriumError(f"{name} is {getattr(training, name)}; it must be at most 1")
@@ -164,7 +229,9 @@ def _time_step(model: nn.Module, recipe: Recipe[Any], batch: Batch, precision: s
 
 def _prefix_names(prefix: str, values: dict[str, float]) -> dict[str, float]:
     """The one player called model needs no name in the log."""
-    return {prefix if name == "model" else f"{prefix}_{name}": value for name, value in values.items()}
+    return {
+        prefix if name == "model" else f"{prefix}_{name}": value for name, value in values.items()
+    }
 
 
 def _dataset_rows(batch: Batch, rows: list[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """Fine-tuning guarded: what a model could do before and can do after, and the weights in between (WiSE-FT, Wortsman et
 al. 2022)."""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from sensorium.models.lora import LoRA
 from sensorium.models.towers import Towers
 from sensorium.training.checkpoint import Model
 
-FORGETTING_THRESHOLD = 0.8                                  # of what it could do before; below that a warning is due
+FORGETTING_THRESHOLD = 0.8  # of what it could do before; below that a warning is due
 ALPHAS = tuple(i / 10 for i in range(11))
 
 
@@ -31,20 +32,29 @@ class InterpolationCurve:
     """What each blend can do. alpha 0 is the start, 1 what was trained."""
 
     alphas: tuple[float, ...]
-    target_values: tuple[float, ...]                      # the run's metric on its own held-out rows
-    reference_values: tuple[float, ...]                      # the same metric on the reference, or likeness to the start
+    target_values: tuple[float, ...]  # the run's metric on its own held-out rows
+    reference_values: tuple[
+        float, ...
+    ]  # the same metric on the reference, or likeness to the start
     metric_name: str
     reference_name: str
 
     @property
     def best_alpha(self) -> float:
         """The blend with the highest mean of both, each as a share of its own best."""
-        shares = [a / max(max(self.target_values), 1e-9) + b / max(max(self.reference_values), 1e-9)
-                  for a, b in zip(self.target_values, self.reference_values, strict=True)]
+        shares = [
+            a / max(max(self.target_values), 1e-9) + b / max(max(self.reference_values), 1e-9)
+            for a, b in zip(self.target_values, self.reference_values, strict=True)
+        ]
         return self.alphas[int(np.argmax(shares))]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        table = Table("alpha", f"{self.metric_name}, own data", self.reference_name, caption=f"best of both: alpha {self.best_alpha:g}")
+        table = Table(
+            "alpha",
+            f"{self.metric_name}, own data",
+            self.reference_name,
+            caption=f"best of both: alpha {self.best_alpha:g}",
+        )
         for row in zip(self.alphas, self.target_values, self.reference_values, strict=True):
             table.add_row(*(f"{value:.3g}" for value in row))
         yield table
@@ -55,8 +65,12 @@ class InterpolationCurve:
         return self.reference_values[-1] < FORGETTING_THRESHOLD * self.reference_values[0]
 
 
-def evaluate_interpolations(model: Model, dataset: Dataset, reference: Dataset | None = None,
-          alphas: Sequence[float] = ALPHAS) -> InterpolationCurve:
+def evaluate_interpolations(
+    model: Model,
+    dataset: Dataset,
+    reference: Dataset | None = None,
+    alphas: Sequence[float] = ALPHAS,
+) -> InterpolationCurve:
     """Measure the blends between what a run started from and what it became; the model is left as it was.
 
     dataset: the run's own. reference: data of the old task, with the same columns; without them the old task is likeness
@@ -66,7 +80,10 @@ def evaluate_interpolations(model: Model, dataset: Dataset, reference: Dataset |
     if model.recipe.evaluation.validate is None:
         raise SensoriumError(f"a run of {model.config.recipe} has no metric to blend by")
     inner = _inner(model)
-    ends = load_start_weights(model), {name: value.clone() for name, value in state_tensors(model.module).items()}
+    ends = (
+        load_start_weights(model),
+        {name: value.clone() for name, value in state_tensors(model.module).items()},
+    )
     new, old, first = [], [], None
     try:
         for alpha in alphas:
@@ -74,28 +91,48 @@ def evaluate_interpolations(model: Model, dataset: Dataset, reference: Dataset |
             new.append(evaluate_metric(model, dataset))
             said = None if reference is not None else _embed_sample(model, dataset)
             first = said if first is None else first
-            old.append(evaluate_metric(model, reference) if reference is not None else _mean_cosine(first, said))
+            old.append(
+                evaluate_metric(model, reference)
+                if reference is not None
+                else _mean_cosine(first, said)
+            )
     finally:
         set_weights(model, ends[1])
-    told = f"{model.recipe.evaluation.metric}, {reference.name}" if reference is not None else "likeness to the start"
-    return InterpolationCurve(tuple(alphas), tuple(new), tuple(old), model.recipe.evaluation.metric, told)
+    told = (
+        f"{model.recipe.evaluation.metric}, {reference.name}"
+        if reference is not None
+        else "likeness to the start"
+    )
+    return InterpolationCurve(
+        tuple(alphas), tuple(new), tuple(old), model.recipe.evaluation.metric, told
+    )
 
 
-def interpolate_weights(start: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], alpha: float,
-            inner: Collection[str] = ()) -> dict[str, Tensor]:
+def interpolate_weights(
+    start: Mapping[str, Tensor],
+    finetuned: Mapping[str, Tensor],
+    alpha: float,
+    inner: Collection[str] = (),
+) -> dict[str, Tensor]:
     """Weights alpha of the way from start to tuned.
 
     inner: names of inner factors of low-rank corrections: a correction is made smaller by its outer factor alone.
     """
-    return {name: value if name in inner or not value.is_floating_point() else start[name].lerp(value, alpha)
-            for name, value in finetuned.items()}
+    return {
+        name: value
+        if name in inner or not value.is_floating_point()
+        else start[name].lerp(value, alpha)
+        for name, value in finetuned.items()
+    }
 
 
 def load_start_weights(model: Model) -> dict[str, Tensor]:
     """The weights a run started from. Raises SensoriumError where it kept none."""
     if not (path := model.folder / INITIAL_WEIGHTS_FILE).is_file():
-        raise SensoriumError(f"{model.folder} did not start from published weights, so there is nothing to blend with: "
-                             "train with a recipe that takes --from")
+        raise SensoriumError(
+            f"{model.folder} did not start from published weights, so there is nothing to blend with: "
+            "train with a recipe that takes --from"
+        )
     return read_tensors(path)
 
 
@@ -109,9 +146,14 @@ def set_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
 def evaluate_metric(model: Model, dataset: Dataset) -> float:
     """The model's own metric on held-out rows: of the split val, else test, else all."""
     rows = dataset.splits.get("val", dataset.splits.get("test", np.arange(len(dataset))))
-    prepared, evaluation = dataset.prepare(model.schema, model.recipe.data.columns), model.recipe.evaluation
+    prepared, evaluation = (
+        dataset.prepare(model.schema, model.recipe.data.columns),
+        model.recipe.evaluation,
+    )
     assert evaluation.validate is not None
-    return evaluation.validate(model.module, prepared, prepared.complete_rows(rows)).figures[evaluation.metric]
+    return evaluation.validate(model.module, prepared, prepared.complete_rows(rows)).figures[
+        evaluation.metric
+    ]
 
 
 def save_interpolation(model: Model, alpha: float, out: str | Path) -> Path:
@@ -121,7 +163,13 @@ def save_interpolation(model: Model, alpha: float, out: str | Path) -> Path:
         raise SensoriumError(f"{out} is not empty: choose a new folder for the blend")
     out.mkdir(parents=True, exist_ok=True)
     now = {name: value.clone() for name, value in state_tensors(model.module).items()}
-    atomic.write_file(out / WEIGHTS_FILE, tensor_writer(interpolate_weights(load_start_weights(model), now, alpha, _inner(model)), {"alpha": str(alpha)}))
+    atomic.write_file(
+        out / WEIGHTS_FILE,
+        tensor_writer(
+            interpolate_weights(load_start_weights(model), now, alpha, _inner(model)),
+            {"alpha": str(alpha)},
+        ),
+    )
     model.schema.save(out)
     replace(model.config, data={**model.config.data, "blend": alpha}).save(out)
     return out

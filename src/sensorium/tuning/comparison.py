@@ -1,7 +1,8 @@
 """What settings that were trained like for like came to: one table, and which of them to take.
 
-    R repetitions (folds, seeds)
+R repetitions (folds, seeds)
 """
+
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,18 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-STUDENT_T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)    # 97.5 % of Student's t, by degrees of freedom
+STUDENT_T_975 = (
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+    2.23,
+)  # 97.5 % of Student's t, by degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class RunResult:
     folder: str
     metrics: dict[str, float]
     num_parameters: int
-    cpu_seconds: float                      # of training and judging
+    cpu_seconds: float  # of training and judging
     error: str = ""
 
 
@@ -83,8 +95,14 @@ class Comparison:
         for values, repeat, result in self.results:
             found.setdefault(str(values), Setting(values)).runs[repeat] = result
         failed = [s for s in found.values() if s.error]
-        return sorted((s for s in found.values() if not s.error), key=lambda s: s.mean(self.metric),
-                      reverse=self.mode == "max") + failed
+        return (
+            sorted(
+                (s for s in found.values() if not s.error),
+                key=lambda s: s.mean(self.metric),
+                reverse=self.mode == "max",
+            )
+            + failed
+        )
 
     @property
     def best(self) -> Setting | None:
@@ -104,7 +122,9 @@ class Comparison:
         for other in self.settings[1:]:
             if not other.error:
                 apart = best.metric_values(self.metric) - other.metric_values(self.metric)
-                error = apart.std(ddof=1) * (1 / n + (1 / (self.folds - 1) if self.folds else 0)) ** 0.5
+                error = (
+                    apart.std(ddof=1) * (1 / n + (1 / (self.folds - 1) if self.folds else 0)) ** 0.5
+                )
                 if abs(apart.mean()) <= STUDENT_T_975[min(n - 2, len(STUDENT_T_975) - 1)] * error:
                     found.append(other)
         return found
@@ -118,10 +138,16 @@ class Comparison:
     def table_rows(self) -> list[list[str]]:
         """The table's cells, the best setting first."""
         head = self.column_names()
-        figures = head[len(self.settings[0].values):-2]
-        return [[*map(str, s.values.values()), *(s.format_metric(f) if not s.error else "failed" for f in figures),
-                 f"{max(run.num_parameters for run in s.runs.values()):,}",
-                 f"{np.mean([run.cpu_seconds for run in s.runs.values()]):.1f}"] for s in self.settings]
+        figures = head[len(self.settings[0].values) : -2]
+        return [
+            [
+                *map(str, s.values.values()),
+                *(s.format_metric(f) if not s.error else "failed" for f in figures),
+                f"{max(run.num_parameters for run in s.runs.values()):,}",
+                f"{np.mean([run.cpu_seconds for run in s.runs.values()]):.1f}",
+            ]
+            for s in self.settings
+        ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         table = Table(*self.column_names())
@@ -132,45 +158,83 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """For a file."""
-        lines = ["| " + " | ".join(row) + " |" for row in (self.column_names(), ["---"] * len(self.column_names()), *self.table_rows())]
+        lines = [
+            "| " + " | ".join(row) + " |"
+            for row in (self.column_names(), ["---"] * len(self.column_names()), *self.table_rows())
+        ]
         head = f"# Comparison of {self.recipe} on {Path(self.dataset_arguments[0]).name}"
         return "\n\n".join([head, "\n".join(lines), self.recommendation()]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        settings = [{"setting": s.values, "failed": s.error, "runs": {
-            repeat or "once": {**vars(run), "folder": str(self.folder / run.folder)} for repeat, run in s.runs.items()}}
-            for s in self.settings]
-        return {"recipe": self.recipe, "data": self.dataset_arguments[0], "metric": self.metric, "folds": self.folds,
-                "take": self.best.values if self.best else None, "not told apart": [s.values for s in self.tied],
-                "settings": settings}
+        settings = [
+            {
+                "setting": s.values,
+                "failed": s.error,
+                "runs": {
+                    repeat or "once": {**vars(run), "folder": str(self.folder / run.folder)}
+                    for repeat, run in s.runs.items()
+                },
+            }
+            for s in self.settings
+        ]
+        return {
+            "recipe": self.recipe,
+            "data": self.dataset_arguments[0],
+            "metric": self.metric,
+            "folds": self.folds,
+            "take": self.best.values if self.best else None,
+            "not told apart": [s.values for s in self.tied],
+            "settings": settings,
+        }
 
     def recommendation(self) -> str:
         """Which to take, how sure that is, and how to have it."""
         best = self.best
         if best is None:
             return f"All failed: {self.settings[0].error}"
-        n, failed = len(best.runs), [f"{s.name} failed: {s.error}" for s in self.settings if s.error]
-        judged = f"{n} runs" + (f" on {self.folds} folds of train" if self.folds else " on the rows of val")
-        told = f"Take {best.name}: {self.metric} {best.format_metric(self.metric)}" + (f", {judged}." if n > 1 else ".")
+        n, failed = (
+            len(best.runs),
+            [f"{s.name} failed: {s.error}" for s in self.settings if s.error],
+        )
+        judged = f"{n} runs" + (
+            f" on {self.folds} folds of train" if self.folds else " on the rows of val"
+        )
+        told = f"Take {best.name}: {self.metric} {best.format_metric(self.metric)}" + (
+            f", {judged}." if n > 1 else "."
+        )
         return "\n".join([told, self._significance_note(), *failed, self._next_command(best)])
 
     def _significance_note(self) -> str:
         if len(next(iter(self.settings)).runs) < 2:
-            return ("One run each, on rows of val that also chose its weights: small differences are chance. --folds 5 "
-                    "judges on rows that chose nothing, and shows how far figures vary; so does --seed 0,1,2.")
+            return (
+                "One run each, on rows of val that also chose its weights: small differences are chance. --folds 5 "
+                "judges on rows that chose nothing, and shows how far figures vary; so does --seed 0,1,2."
+            )
         if not self.tied:
-            return "It is better than each of the others beyond chance (95 %)." if len(self.settings) > 1 else \
-                "Mean and standard deviation."
-        small = min([self.settings[0], *self.tied], key=lambda s: max(run.num_parameters for run in s.runs.values()))
-        return (f"Not told apart from it (paired differences, 95 %): {', '.join(s.name for s in self.tied)}. "
-                f"Of all these {small.name} has the fewest parameters.")
+            return (
+                "It is better than each of the others beyond chance (95 %)."
+                if len(self.settings) > 1
+                else "Mean and standard deviation."
+            )
+        small = min(
+            [self.settings[0], *self.tied],
+            key=lambda s: max(run.num_parameters for run in s.runs.values()),
+        )
+        return (
+            f"Not told apart from it (paired differences, 95 %): {', '.join(s.name for s in self.tied)}. "
+            f"Of all these {small.name} has the fewest parameters."
+        )
 
     def _next_command(self, setting: Setting) -> str:
         if not self.folds:
             return f"It lies in {self.folder / next(iter(setting.runs.values())).folder}"
-        given = [self.recipe, *self.dataset_arguments] + [part for name, value in {**self.fixed_keywords, **setting.values}.items()
-                 for one in _each(value) for part in (f"--{name.strip('_').replace('_', '-')}", _option_value(one))]
+        given = [self.recipe, *self.dataset_arguments] + [
+            part
+            for name, value in {**self.fixed_keywords, **setting.values}.items()
+            for one in _each(value)
+            for part in (f"--{name.strip('_').replace('_', '-')}", _option_value(one))
+        ]
         return f"To train it on all rows of train: sensorium train {shlex.join(given)}"
 
 

@@ -1,4 +1,5 @@
 """Data sets that come with Sensorium, by name, and folders of contact sheets."""
+
 from collections.abc import Callable
 from functools import partial
 
@@ -8,4 +9,7 @@ from sensorium.data.tables import Table
 
 __all__ = ["BUNDLED_DATASETS", "is_sheets_folder", "open_sheets"]
 
-BUNDLED_DATASETS: dict[str, Callable[..., Table]] = {"emoji": partial(open_sheets, BUNDLED_FOLDER), "scenes": open_scenes}
+BUNDLED_DATASETS: dict[str, Callable[..., Table]] = {
+    "emoji": partial(open_sheets, BUNDLED_FOLDER),
+    "scenes": open_scenes,
+}

@@ -5,6 +5,7 @@
 Every shape and every colour is held out in some pair and shown in others. Of each two shapes one arrangement is held
 out: "circle left of square" is, for one, and with it "square right of circle", which says the same.
 """
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,13 +23,15 @@ from sensorium.data.bundled.scenes_draw import (
 )
 
 RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITE_RELATIONS: dict[str, str] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+OPPOSITE_RELATIONS: dict[str, str] = dict(
+    zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True)
+)
 HELD_OUT_PAIRS = frozenset((colour, SHAPES[i % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 
 
 def _build_arrangements() -> Iterator[tuple[str, str, str]]:
     """(shape, "left of" or "above", shape), one for each two shapes."""
-    two = [(a, b) for i, a in enumerate(SHAPES) for b in SHAPES[i + 1:]]
+    two = [(a, b) for i, a in enumerate(SHAPES) for b in SHAPES[i + 1 :]]
     for i, (a, b) in enumerate(two):
         first, second = (a, b) if i % 2 == 0 else (b, a)
         yield first, "left of" if i % 4 < 2 else "above", second
@@ -50,7 +53,10 @@ def is_held_out_arrangement(a: str, relation: str, b: str) -> bool:
 
 def find_held_out_relation(a: SceneObject, b: SceneObject) -> str | None:
     """The relation of `a` to `b` that is held out, where there is one."""
-    return next((name for name in find_relations(a, b) if is_held_out_arrangement(a.shape, name, b.shape)), None)
+    return next(
+        (name for name in find_relations(a, b) if is_held_out_arrangement(a.shape, name, b.shape)),
+        None,
+    )
 
 
 def has_held_out_pair(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarray, "N"]:
@@ -70,7 +76,12 @@ def has_held_out_arrangement(cells: Integer[np.ndarray, "N 9"]) -> Bool[np.ndarr
 def _build_held_out_codes() -> Bool[np.ndarray, "K"]:
     held = np.zeros(NUM_CODES, bool)
     for colour, shape in HELD_OUT_PAIRS:
-        held[[encode_object(size, list(COLOURS).index(colour), SHAPES.index(shape)) for size in range(len(SIZES))]] = True
+        held[
+            [
+                encode_object(size, list(COLOURS).index(colour), SHAPES.index(shape))
+                for size in range(len(SIZES))
+            ]
+        ] = True
     return held
 
 
@@ -84,8 +95,17 @@ def _build_held_out_shapes() -> Bool[np.ndarray, "2 s s"]:
 def _build_cell_pairs() -> Sequence[tuple[int, int, int]]:
     """(0: left of, 1: above; a cell; another of which it is true)."""
     at = [divmod(cell, GRID_SIZE) for cell in range(NUM_CELLS)]
-    return [(how, p, q) for how, axis in ((0, 1), (1, 0)) for p in range(NUM_CELLS) for q in range(NUM_CELLS)
-            if at[p][axis] < at[q][axis]]
+    return [
+        (how, p, q)
+        for how, axis in ((0, 1), (1, 0))
+        for p in range(NUM_CELLS)
+        for q in range(NUM_CELLS)
+        if at[p][axis] < at[q][axis]
+    ]
 
 
-_HELD_OUT_CODES, _HELD_OUT_SHAPES, _CELL_PAIRS = _build_held_out_codes(), _build_held_out_shapes(), _build_cell_pairs()
+_HELD_OUT_CODES, _HELD_OUT_SHAPES, _CELL_PAIRS = (
+    _build_held_out_codes(),
+    _build_held_out_shapes(),
+    _build_cell_pairs(),
+)

@@ -3,6 +3,7 @@
 A caption names every thing of its scene and how each lies to the next: "a small red circle left of a big blue ring,
 which is above a small green cross". A thing that is alone is said to be somewhere: "a big red ring at the top left".
 """
+
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,22 @@ from itertools import pairwise, product
 from sensorium.data.bundled.scenes_draw import COLOURS, SHAPES, SIZES, SceneObject
 from sensorium.data.bundled.scenes_held import RELATIONS, find_held_out_relation, find_relations
 
-POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "centre",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 FEATURES = ("size", "colour", "shape")
 _OBJECT_PATTERN = rf"an? ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_CAPTION_PATTERN = re.compile(rf"{_OBJECT_PATTERN}( at the ({'|'.join(POSITIONS)})|(,? (which is )?({'|'.join(RELATIONS)}) {_OBJECT_PATTERN})*)")
+_CAPTION_PATTERN = re.compile(
+    rf"{_OBJECT_PATTERN}( at the ({'|'.join(POSITIONS)})|(,? (which is )?({'|'.join(RELATIONS)}) {_OBJECT_PATTERN})*)"
+)
 _RELATION_PATTERN = re.compile(rf"({'|'.join(RELATIONS)}) {_OBJECT_PATTERN}")
 
 
@@ -32,12 +45,14 @@ class ParsedCaption:
 class CaptionAccuracy:
     """How true a claim is of a scene. `relations` is None where none was claimed."""
 
-    exact: bool                         # all of it is true, and nothing else is there
-    objects: float                       # share of the things claimed that are there
-    relations: float | None             # share of the relations (or the place) claimed that hold
+    exact: bool  # all of it is true, and nothing else is there
+    objects: float  # share of the things claimed that are there
+    relations: float | None  # share of the relations (or the place) claimed that hold
 
 
-def generate_caption(objects: Sequence[SceneObject], rng: random.Random, *, held_out: bool = False) -> str:
+def generate_caption(
+    objects: Sequence[SceneObject], rng: random.Random, *, held_out: bool = False
+) -> str:
     """One of the true captions of a scene. held: it begins with an arrangement that is held out."""
     order = list(objects)
     rng.shuffle(order)
@@ -53,14 +68,18 @@ def generate_caption(objects: Sequence[SceneObject], rng: random.Random, *, held
     return first
 
 
-def select_features(scene_object: SceneObject, features: Sequence[str] = FEATURES) -> dict[str, str]:
+def select_features(
+    scene_object: SceneObject, features: Sequence[str] = FEATURES
+) -> dict[str, str]:
     """Some of a thing's features."""
     return {key: getattr(scene_object, key) for key in features}
 
 
 def format_features(features: Mapping[str, str], article: str = "") -> str:
     """Features in words: "a small ring", "the red thing"; without an article, several: "blue crosses"."""
-    words = [features[key] for key in FEATURES if key in features] + ["thing"] * ("shape" not in features)
+    words = [features[key] for key in FEATURES if key in features] + ["thing"] * (
+        "shape" not in features
+    )
     if not article:
         return " ".join(words) + ("es" if words[-1].endswith("ss") else "s")
     return f"{'an' if article == 'a' and words[0][0] in 'aeiou' else article} {' '.join(words)}"
@@ -72,7 +91,9 @@ def parse_caption(text: str) -> ParsedCaption | None:
     if not (whole := _CAPTION_PATTERN.fullmatch(text)):
         return None
     found = [m.groups() for m in _RELATION_PATTERN.finditer(text)]
-    return ParsedCaption((whole.groups()[:3], *(g[1:] for g in found)), tuple(g[0] for g in found), whole.group(5))
+    return ParsedCaption(
+        (whole.groups()[:3], *(g[1:] for g in found)), tuple(g[0] for g in found), whole.group(5)
+    )
 
 
 def score_caption(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> CaptionAccuracy:
@@ -86,9 +107,14 @@ def score_caption(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> Capt
     return CaptionAccuracy(exact, best[0], best[1] if parsed.relations or parsed.position else None)
 
 
-def _iter_assignments(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> Iterator[tuple[SceneObject | None, ...]]:
+def _iter_assignments(
+    parsed: ParsedCaption, objects: Sequence[SceneObject]
+) -> Iterator[tuple[SceneObject | None, ...]]:
     """For each thing claimed one that looks like it, no thing twice; None where there is none."""
-    like = [[t for t in objects if tuple(select_features(t).values()) == features] for features in parsed.objects]
+    like = [
+        [t for t in objects if tuple(select_features(t).values()) == features]
+        for features in parsed.objects
+    ]
     for chosen in product(*([*some, None] for some in like)):
         there = [thing for thing in chosen if thing is not None]
         if len(set(there)) == len(there):
@@ -97,6 +123,10 @@ def _iter_assignments(parsed: ParsedCaption, objects: Sequence[SceneObject]) -> 
 
 def _check_relations(parsed: ParsedCaption, assignment: Sequence[SceneObject | None]) -> list[bool]:
     if parsed.position:
-        return [t is not None and POSITIONS[3 * t.row + t.column] == parsed.position for t in assignment]
-    return [a is not None and b is not None and said in find_relations(a, b)
-            for said, (a, b) in zip(parsed.relations, pairwise(assignment), strict=True)]
+        return [
+            t is not None and POSITIONS[3 * t.row + t.column] == parsed.position for t in assignment
+        ]
+    return [
+        a is not None and b is not None and said in find_relations(a, b)
+        for said, (a, b) in zip(parsed.relations, pairwise(assignment), strict=True)
+    ]

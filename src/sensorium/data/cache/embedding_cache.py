@@ -4,6 +4,7 @@
 
 A file's name is a hash of the pictures or texts, of how they are read, and of the encoder's weights.
 """
+
 import hashlib
 from collections.abc import Callable, Mapping
 
@@ -24,8 +25,8 @@ from sensorium.data.cache.prepared import (
 from sensorium.data.schema import Schema
 from sensorium.nn.tokens import ColumnKey, column_label
 
-CACHE_VERSION = 1                             # of what an encoder says: another version asks it anew
-BATCH_SIZE = 64                              # values at a time
+CACHE_VERSION = 1  # of what an encoder says: another version asks it anew
+BATCH_SIZE = 64  # values at a time
 
 
 class EmbeddingColumn:
@@ -34,36 +35,55 @@ class EmbeddingColumn:
     def __init__(self, values: Float[Tensor, "N D"], column: ColumnStore):
         self.values, self.valid, self.errors = values, column.valid, column.errors
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor:
         return self.values[torch.from_numpy(rows)]
 
 
-def embed_column(embed: Callable[[Tensor], Float[Tensor, "B D"]], fingerprint: str, dataset: Source, column: ColumnKey,
-            schema: Schema, *, quiet: bool = False) -> ColumnStore:
+def embed_column(
+    embed: Callable[[Tensor], Float[Tensor, "B D"]],
+    fingerprint: str,
+    dataset: Source,
+    column: ColumnKey,
+    schema: Schema,
+    *,
+    quiet: bool = False,
+) -> ColumnStore:
     """The vector of every value, read as `schema` says; a column of several captions a row, of nothing, or neither of
     pictures nor of texts, comes as it is. Raises SensoriumError as `Prepared` does.
 
     embed: what an encoder says of a batch of values. fingerprint: a hash of its weights.
     """
-    stored = PreparedDataset(dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet).columns[column]
+    stored = PreparedDataset(
+        dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet
+    ).columns[column]
     if not isinstance(stored, ImageColumn | TextColumn) or not stored.valid.any():
         return stored
     if isinstance(stored, TextColumn) and stored.caption_counts.max() > 1:
-        Console(stderr=True, quiet=quiet).print(f"{column_label(column)}: several texts a row, so what reads them does "
-                                                "so in each epoch, not once", highlight=False, markup=False)
+        Console(stderr=True, quiet=quiet).print(
+            f"{column_label(column)}: several texts a row, so what reads them does "
+            "so in each epoch, not once",
+            highlight=False,
+            markup=False,
+        )
         return stored
     name = stored.fingerprint if isinstance(stored, ImageColumn) else _text_fingerprint(stored)
 
     @torch.inference_mode()
     def said() -> Float[Tensor, "N D"]:
         rows = stored.valid.nonzero()[0]
-        pieces = (rows[i:i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE))
+        pieces = (rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE))
         found = torch.cat([embed(stored.batch(piece, None, {})) for piece in pieces])
-        return found.new_zeros(len(stored.valid), found.shape[1]).index_copy(0, torch.from_numpy(rows), found)
+        return found.new_zeros(len(stored.valid), found.shape[1]).index_copy(
+            0, torch.from_numpy(rows), found
+        )
 
     asked = [CACHE_VERSION, fingerprint, name, schema[column].to_json()]
     told = f"reading {column_label(column)} once"
-    return EmbeddingColumn(memoize_tensor("vectors", asked, said, told, Console(stderr=True, quiet=quiet)), stored)
+    return EmbeddingColumn(
+        memoize_tensor("vectors", asked, said, told, Console(stderr=True, quiet=quiet)), stored
+    )
 
 
 def _text_fingerprint(texts: TextColumn) -> str:

@@ -1,4 +1,5 @@
 """A tensor that is costly to work out and always the same: worked out once, read from disk ever after."""
+
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ from sensorium.io import atomic
 from sensorium.io.tensors import read_tensors, tensor_writer
 
 
-def memoize_tensor(folder_name: str, key: list[Any], compute: Callable[[], Tensor], status: str, console: Console) -> Tensor:
+def memoize_tensor(
+    folder_name: str, key: list[Any], compute: Callable[[], Tensor], status: str, console: Console
+) -> Tensor:
     """What `make` gives, or gave before for the same `asked` (plain values, all that it depends on).
 
     folder_name: the folder it is kept in, beside the decoded pictures. doing: what is shown meanwhile. A file that is damaged
@@ -29,7 +32,9 @@ def memoize_tensor(folder_name: str, key: list[Any], compute: Callable[[], Tenso
             os.utime(path)
             return found
         except SensoriumError as e:
-            console.print(f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True
+            )
             path.unlink(missing_ok=True)
     with console.status(Text(status)):
         made = compute()

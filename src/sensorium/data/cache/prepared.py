@@ -1,7 +1,8 @@
 """A data set made ready: pictures decoded once and mapped from disk, words as numbers, batches by one gather a column.
 
-    N rows   C captions   I ids of all captions   B batch   H side as stored
+N rows   C captions   I ids of all captions   B batch   H side as stored
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,12 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.nn.tokens import Batch, ColumnKey, column_label, column_names
 
-ROWS_PER_READ = 4096             # rows whose texts are held at a time
-MAX_WARNINGS = 5               # bad values named one by one
-MAX_FIT_ROWS, FIT_BATCH_SIZE = 100_000, 512               # rows that an encoder meets before it learns, and at a time
+ROWS_PER_READ = 4096  # rows whose texts are held at a time
+MAX_WARNINGS = 5  # bad values named one by one
+MAX_FIT_ROWS, FIT_BATCH_SIZE = (
+    100_000,
+    512,
+)  # rows that an encoder meets before it learns, and at a time
 
 
 @runtime_checkable
@@ -49,9 +53,11 @@ class ColumnStore(Protocol):
     """One column, ready."""
 
     valid: Bool[np.ndarray, " N"]
-    errors: dict[int, str]               # row -> why it could not be read
+    errors: dict[int, str]  # row -> why it could not be read
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor: ...
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor: ...
 
 
 class PreparedDataset:
@@ -63,18 +69,38 @@ class PreparedDataset:
     bad: what could not be read, by name.
     """
 
-    def __init__(self, dataset: Source, schema: Schema, columns: Sequence[ColumnKey], *, max_invalid_fraction: float = 0.01,
-                 derived_columns: Mapping[ColumnKey, ColumnStore] | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        dataset: Source,
+        schema: Schema,
+        columns: Sequence[ColumnKey],
+        *,
+        max_invalid_fraction: float = 0.01,
+        derived_columns: Mapping[ColumnKey, ColumnStore] | None = None,
+        quiet: bool = False,
+    ):
         self.dataset, self.schema = dataset, schema
         console = Console(stderr=True, quiet=quiet)
-        self.columns: dict[ColumnKey, ColumnStore] = {name: _build_column(dataset, schema, name, console) for name in columns}
+        self.columns: dict[ColumnKey, ColumnStore] = {
+            name: _build_column(dataset, schema, name, console) for name in columns
+        }
         self.columns |= derived_columns or {}
-        found = [BadSample(row, column_label(name), dataset.location(row), why)
-                 for name, column in self.columns.items() for row, why in sorted(column.errors.items())]
+        found = [
+            BadSample(row, column_label(name), dataset.location(row), why)
+            for name, column in self.columns.items()
+            for row, why in sorted(column.errors.items())
+        ]
         self.bad_samples = [*dataset.bad_samples, *found]
-        check_invalid_fraction(self.bad_samples, len(dataset) + len(dataset.bad_samples), max_invalid_fraction)
+        check_invalid_fraction(
+            self.bad_samples, len(dataset) + len(dataset.bad_samples), max_invalid_fraction
+        )
         for b in found[:MAX_WARNINGS]:
-            console.print(f"left out: {b.location}, {b.column}: {b.reason}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"left out: {b.location}, {b.column}: {b.reason}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         if len(found) > MAX_WARNINGS:
             console.print(f"left out: {len(found) - MAX_WARNINGS} more")
 
@@ -86,13 +112,25 @@ class PreparedDataset:
         """Rows of one number show the same thing."""
         return self.dataset.groups()
 
-    def complete_rows(self, rows: Int[np.ndarray, " R"] | Sequence[int] | None = None) -> Int[np.ndarray, " K"]:
+    def complete_rows(
+        self, rows: Int[np.ndarray, " R"] | Sequence[int] | None = None
+    ) -> Int[np.ndarray, " K"]:
         """Those of `rows` (default: all) in which no column is missing or bad."""
         rows = np.asarray(range(len(self)) if rows is None else rows, np.int64)
-        return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)] if self.columns else rows
+        return (
+            rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)]
+            if self.columns
+            else rows
+        )
 
-    def batch(self, rows: Int[np.ndarray, " B"] | Sequence[int], rng: torch.Generator | None = None,
-              augment: Mapping[ColumnKey, Mapping[str, float]] | None = None, *, share_captions: bool = False) -> Batch:
+    def batch(
+        self,
+        rows: Int[np.ndarray, " B"] | Sequence[int],
+        rng: torch.Generator | None = None,
+        augment: Mapping[ColumnKey, Mapping[str, float]] | None = None,
+        *,
+        share_captions: bool = False,
+    ) -> Batch:
         """The values of some rows, flags of the columns that have gaps, the rows' numbers and groups.
 
         Without `rng`: each row's first caption, nothing changed. With it: a caption drawn for each row, and the changes
@@ -103,8 +141,10 @@ class PreparedDataset:
         group = self.groups[rows]
         for name in augment:
             if name not in self.columns:
-                raise SensoriumError(f"augment names the column {name!r}; this run reads "
-                                     f"{', '.join(map(column_label, self.columns))}.")
+                raise SensoriumError(
+                    f"augment names the column {name!r}; this run reads "
+                    f"{', '.join(map(column_label, self.columns))}."
+                )
         out, present = dict[ColumnKey, Tensor](), dict[ColumnKey, Tensor]()
         for name, column in self.columns.items():
             how = augment.get(name, {})
@@ -122,9 +162,12 @@ class PreparedDataset:
         rows = sample_evenly(rows[stored.valid[rows]], MAX_FIT_ROWS)
         several = int(stored.caption_counts.max()) if isinstance(stored, TextColumn) else 1
         for start in range(0, len(rows), FIT_BATCH_SIZE):
-            part = rows[start:start + FIT_BATCH_SIZE]
-            yield (stored.batch(part, None, {}) if several == 1 else
-                   stored.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1))
+            part = rows[start : start + FIT_BATCH_SIZE]
+            yield (
+                stored.batch(part, None, {})
+                if several == 1
+                else stored.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1)
+            )
 
     def image(self, column: ColumnKey, row: int) -> PIL.Image.Image:
         """What is stored of one row's picture, to look at."""
@@ -134,7 +177,14 @@ class PreparedDataset:
 
     def caption(self, column: ColumnKey, row: int) -> str:
         """A row's first caption; "" where there is none."""
-        return next((text for name in column_names(column) for text in _as_texts(self.dataset.raw(name, [row])[0])), "")
+        return next(
+            (
+                text
+                for name in column_names(column)
+                for text in _as_texts(self.dataset.raw(name, [row])[0])
+            ),
+            "",
+        )
 
 
 def embedding_key(image: ColumnKey) -> ColumnKey:
@@ -154,7 +204,9 @@ class ImageColumn:
         self.valid[list(cache.errors)] = False
         self.errors = {row: why for row, why in cache.errors.items() if why}
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor:
         return self.image.preprocess(torch.from_numpy(self.pixels[rows]), rng, **augment)
 
 
@@ -164,15 +216,32 @@ class TextColumn:
     Caption c is ids[starts[c]:starts[c + 1]]; row n has the captions first[n] to first[n + 1].
     """
 
-    def __init__(self, text: Text, ids: Int32[np.ndarray, " I"], lengths: Int[np.ndarray, " C"],
-                 caption_counts: Int[np.ndarray, " N"], errors: dict[int, str]):
-        self.text, self.ids, self.lengths, self.caption_counts, self.errors = text, ids, np.append(lengths, 0), caption_counts, errors
+    def __init__(
+        self,
+        text: Text,
+        ids: Int32[np.ndarray, " I"],
+        lengths: Int[np.ndarray, " C"],
+        caption_counts: Int[np.ndarray, " N"],
+        errors: dict[int, str],
+    ):
+        self.text, self.ids, self.lengths, self.caption_counts, self.errors = (
+            text,
+            ids,
+            np.append(lengths, 0),
+            caption_counts,
+            errors,
+        )
         self.token_offsets = np.append(0, lengths.cumsum())
         self.caption_offsets = caption_counts.cumsum() - caption_counts
         self.valid = caption_counts > 0
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float],
-              group: Int[np.ndarray, " B"] | None = None) -> Int[Tensor, "B *K T"]:
+    def batch(
+        self,
+        rows: Int[np.ndarray, " B"],
+        rng: torch.Generator | None,
+        augment: Mapping[str, float],
+        group: Int[np.ndarray, " B"] | None = None,
+    ) -> Int[Tensor, "B *K T"]:
         """One caption a row, or `how["captions"]`, spread evenly over the row's list from a random start.
 
         `alike`: rows of one number get the captions at the same places of their lists.
@@ -189,7 +258,9 @@ class TextColumn:
         ids = self.text.augment(ids, rng, **rest) if rng is not None and rest else ids
         return ids.unflatten(0, (len(rows), each)) if each > 1 else ids
 
-    def _pad_ids(self, captions: Int[np.ndarray, " C"], valid: Bool[np.ndarray, " C"]) -> Int[Tensor, "C T"]:
+    def _pad_ids(
+        self, captions: Int[np.ndarray, " C"], valid: Bool[np.ndarray, " C"]
+    ) -> Int[Tensor, "C T"]:
         """These captions, padded to the longest; nothing but padding where one is not real."""
         lengths = self.lengths[captions] * valid
         place = np.arange(max(1, lengths.max(initial=0)))
@@ -202,26 +273,43 @@ class TextColumn:
 class ArrayColumn:
     """Numbers or categories; a missing one is zero."""
 
-    def __init__(self, modality: Modality, values: np.ndarray, valid: Bool[np.ndarray, " N"], errors: dict[int, str]):
+    def __init__(
+        self,
+        modality: Modality,
+        values: np.ndarray,
+        valid: Bool[np.ndarray, " N"],
+        errors: dict[int, str],
+    ):
         self.modality, self.values, self.valid, self.errors = modality, values, valid, errors
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor:
         batch = self.modality.collate([*map(np.asarray, self.values[rows])])
-        return self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
+        return (
+            self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
+        )
 
 
 def _build_column(dataset: Source, schema: Schema, key: ColumnKey, console: Console) -> ColumnStore:
     name, *others = parts = column_names(key)
     for part in parts:
         if part not in schema.columns:
-            raise SensoriumError(f"there is no column {part!r}; there are {', '.join(schema.columns)}.")
+            raise SensoriumError(
+                f"there is no column {part!r}; there are {', '.join(schema.columns)}."
+            )
     modality = schema.columns[name].modality
     if isinstance(modality, Text):
         return _build_text_column(dataset, parts, modality)
     if others:
-        raise SensoriumError(f"columns that are read as one must hold text; {name!r} holds {modality.kind}.")
+        raise SensoriumError(
+            f"columns that are read as one must hold text; {name!r} holds {modality.kind}."
+        )
     if isinstance(modality, Image):
-        return ImageColumn(modality, cache_images(modality, partial(dataset.raw, name), len(dataset), name, console))
+        return ImageColumn(
+            modality,
+            cache_images(modality, partial(dataset.raw, name), len(dataset), name, console),
+        )
     if extensions(modality.kind) is not None:
         return build_ragged_column(modality, partial(dataset.raw, name), len(dataset))
     return _build_array_column(dataset, name, modality)
@@ -231,11 +319,17 @@ def _build_array_column(dataset: Source, name: str, modality: Modality) -> Array
     raw = dataset.raw(name, np.arange(len(dataset)))
     loaded, wrong = _load_values(modality, raw)
     there = next((v for v in loaded if v is not None), np.zeros((), np.float32))
-    values = np.stack([np.zeros_like(there) if v is None else v for v in loaded]) if raw else there[None][:0]
+    values = (
+        np.stack([np.zeros_like(there) if v is None else v for v in loaded])
+        if raw
+        else there[None][:0]
+    )
     return ArrayColumn(modality, values, np.array([v is not None for v in loaded], bool), wrong)
 
 
-def _load_values(modality: Modality, raw: Sequence[Any]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+def _load_values(
+    modality: Modality, raw: Sequence[Any]
+) -> tuple[list[np.ndarray | None], dict[int, str]]:
     """(each value or None, why for those that could not be read)."""
     out: list[np.ndarray | None] = []
     wrong: dict[int, str] = {}

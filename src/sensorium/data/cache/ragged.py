@@ -1,7 +1,8 @@
 """Values of different lengths, end to end in a file without a name that is mapped into memory.
 
-    N rows   B batch   T length of a value
+N rows   B batch   T length of a value
 """
+
 from __future__ import annotations
 
 import tempfile
@@ -16,7 +17,7 @@ from torch import Tensor
 from sensorium.data.cache import image_cache
 from sensorium.modalities.base import Modality
 
-ROWS_PER_READ = 4096             # raw values held at a time
+ROWS_PER_READ = 4096  # raw values held at a time
 
 
 class RaggedColumn:
@@ -25,18 +26,38 @@ class RaggedColumn:
     A row without a value is one of length 0: `collate` lays it beside the others.
     """
 
-    def __init__(self, modality: Modality, values: np.ndarray, lengths: Int[np.ndarray, " N"],
-                 valid: Bool[np.ndarray, " N"], errors: dict[int, str]):
-        self.modality, self.values, self.lengths, self.valid, self.errors = modality, values, lengths, valid, errors
+    def __init__(
+        self,
+        modality: Modality,
+        values: np.ndarray,
+        lengths: Int[np.ndarray, " N"],
+        valid: Bool[np.ndarray, " N"],
+        errors: dict[int, str],
+    ):
+        self.modality, self.values, self.lengths, self.valid, self.errors = (
+            modality,
+            values,
+            lengths,
+            valid,
+            errors,
+        )
         self.offsets = lengths.cumsum() - lengths
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor:
         ends = self.offsets + self.lengths
-        batch = self.modality.collate([np.array(self.values[self.offsets[row]:ends[row]]) for row in rows.tolist()])
-        return self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
+        batch = self.modality.collate(
+            [np.array(self.values[self.offsets[row] : ends[row]]) for row in rows.tolist()]
+        )
+        return (
+            self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
+        )
 
 
-def build_ragged_column(modality: Modality, raw: Callable[[range], Sequence[Any]], num_rows: int) -> RaggedColumn:
+def build_ragged_column(
+    modality: Modality, raw: Callable[[range], Sequence[Any]], num_rows: int
+) -> RaggedColumn:
     """The values of `rows` rows, each loaded once; no more than READ are in memory at a time.
 
     raw: the values of some rows, None where one is missing. Raises SensoriumError where the cache cannot be written.
@@ -45,9 +66,13 @@ def build_ragged_column(modality: Modality, raw: Callable[[range], Sequence[Any]
     first: np.ndarray | None = None
     with _open_temporary_file() as file:
         for start in range(0, num_rows, ROWS_PER_READ):
-            for row, value in enumerate(raw(range(start, min(start + ROWS_PER_READ, num_rows))), start):
+            for row, value in enumerate(
+                raw(range(start, min(start + ROWS_PER_READ, num_rows))), start
+            ):
                 try:
-                    loaded = None if value is None else _check_same_layout(first, modality.load(value))
+                    loaded = (
+                        None if value is None else _check_same_layout(first, modality.load(value))
+                    )
                 except ValueError as e:
                     wrong[row] = str(e)
                     continue
@@ -57,15 +82,21 @@ def build_ragged_column(modality: Modality, raw: Callable[[range], Sequence[Any]
                     lengths[row], valid[row] = len(loaded), True
         file.flush()
         first = np.zeros(0, np.float32) if first is None else first
-        values = np.memmap(file, first.dtype, "r").reshape(-1, *first.shape[1:]) if lengths.any() else first
+        values = (
+            np.memmap(file, first.dtype, "r").reshape(-1, *first.shape[1:])
+            if lengths.any()
+            else first
+        )
     return RaggedColumn(modality, values, lengths, valid, wrong)
 
 
 def _check_same_layout(first: np.ndarray | None, loaded: np.ndarray) -> np.ndarray:
     """`loaded`, if it agrees with the first value in all but its length. Raises ValueError where it does not."""
     if first is not None and (loaded.shape[1:], loaded.dtype) != (first.shape[1:], first.dtype):
-        raise ValueError(f"it has {loaded.shape[1:]} {loaded.dtype} at each step, where others have {first.shape[1:]} "
-                         f"{first.dtype}")
+        raise ValueError(
+            f"it has {loaded.shape[1:]} {loaded.dtype} at each step, where others have {first.shape[1:]} "
+            f"{first.dtype}"
+        )
     return loaded
 
 

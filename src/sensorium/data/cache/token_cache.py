@@ -9,6 +9,7 @@
 
 A file's name is a hash of the pictures, of how they are read and changed, and of the autoencoder's weights.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ from sensorium.modalities.image import Image
 from sensorium.models.image_tokenizer import ImageTokenizer
 from sensorium.rng import generator
 
-CACHE_VERSION = 1                             # of what coding gives: another version codes anew
-BATCH_SIZE = 256                             # pictures coded at a time
+CACHE_VERSION = 1  # of what coding gives: another version codes anew
+BATCH_SIZE = 256  # pictures coded at a time
 
 
 @dataclass(frozen=True)
@@ -62,29 +63,57 @@ class ImageTokenColumn:
     def __init__(self, ids: Int32[Tensor, "C N h w"], images: ImageColumn):
         self.ids, self.valid, self.errors = ids, images.valid, images.errors
 
-    def batch(self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]) -> Tensor:
+    def batch(
+        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+    ) -> Tensor:
         which = torch.randint(len(self.ids), (len(rows),), generator=rng) if rng is not None else 0
         return self.ids[which, torch.from_numpy(rows)].long()
 
 
-def tokenize_images(tokenizer: FrozenImageTokenizer, dataset: Source, column: str, *, num_copies: int = 1,
-          augment: Mapping[str, float] | None = None, quiet: bool = False) -> ImageTokenColumn:
+def tokenize_images(
+    tokenizer: FrozenImageTokenizer,
+    dataset: Source,
+    column: str,
+    *,
+    num_copies: int = 1,
+    augment: Mapping[str, float] | None = None,
+    quiet: bool = False,
+) -> ImageTokenColumn:
     """The codes of every picture of a column, from disk if these pictures have met this coder before.
 
     num_copies: how many times each picture is coded; the first is unchanged, the others as `change` says (fields of
     `augment.Change`, as {"flip": 0.5}), the same each time. Raises SensoriumError as `Prepared` does.
     """
     schema = Schema({column: Column(column, tokenizer.image)})
-    pictures = PreparedDataset(dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet).columns[column]
+    pictures = PreparedDataset(
+        dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet
+    ).columns[column]
     assert isinstance(pictures, ImageColumn)
-    asked = [CACHE_VERSION, tokenizer.fingerprint, pictures.fingerprint, tokenizer.image.to_json(), num_copies, dict(augment or {})]
-    ids = memoize_tensor("codes", asked, lambda: _compute_tokens(tokenizer, pictures, num_copies, augment or {}), f"coding {column}",
-               Console(stderr=True, quiet=quiet))
+    asked = [
+        CACHE_VERSION,
+        tokenizer.fingerprint,
+        pictures.fingerprint,
+        tokenizer.image.to_json(),
+        num_copies,
+        dict(augment or {}),
+    ]
+    ids = memoize_tensor(
+        "codes",
+        asked,
+        lambda: _compute_tokens(tokenizer, pictures, num_copies, augment or {}),
+        f"coding {column}",
+        Console(stderr=True, quiet=quiet),
+    )
     return ImageTokenColumn(ids, pictures)
 
 
 @torch.inference_mode()
-def _compute_tokens(tokenizer: FrozenImageTokenizer, images: ImageColumn, num_copies: int, augment: Mapping[str, float]) -> Int32[Tensor, "C N h w"]:
+def _compute_tokens(
+    tokenizer: FrozenImageTokenizer,
+    images: ImageColumn,
+    num_copies: int,
+    augment: Mapping[str, float],
+) -> Int32[Tensor, "C N h w"]:
     """Copy by copy, PIECE rows at a time."""
     tokenizer.model.eval()
     rows, side = len(images.pixels), tokenizer.grid_size

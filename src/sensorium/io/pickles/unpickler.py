@@ -4,6 +4,7 @@ A pickle is a program for a machine with a stack. Here calls are a table of what
 become a description of where their numbers lie, an object that holds no weights becomes `Other`, and whatever else is
 asked for is refused by name. The standard library alone is needed.
 """
+
 from __future__ import annotations
 
 import pickletools
@@ -11,13 +12,36 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
-LITERAL_OPCODES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
-         "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-         "BINBYTES8"}
+LITERAL_OPCODES = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+}
 CONSTANT_OPCODES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-EMPTY_OPCODES: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
+EMPTY_OPCODES: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": set,
+}
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-MAX_OPCODES = 20_000_000                                       # opcodes
+MAX_OPCODES = 20_000_000  # opcodes
 
 
 class UnsafePickle(ValueError):
@@ -36,7 +60,7 @@ class StorageRef:
     """Numbers in a row, in the archive under `key`."""
 
     key: str
-    type_name: str                                           # FloatStorage, ...
+    type_name: str  # FloatStorage, ...
     numel: int
 
 
@@ -73,14 +97,30 @@ def _build_dict(pairs: Any = ()) -> dict[Any, Any]:
 
 
 ALLOWED_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _rebuild_tensor, "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "collections.OrderedDict": _build_dict, "collections.defaultdict": lambda *_: {}, "builtins.dict": _build_dict,
-    "torch.Size": lambda shape=(): tuple(shape)}
-OPAQUE_TYPES = {"argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path", "datetime.datetime",
-          "torch.device", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-          "_codecs.encode", "builtins.set", "builtins.slice", "collections.Counter"}
+    "collections.OrderedDict": _build_dict,
+    "collections.defaultdict": lambda *_: {},
+    "builtins.dict": _build_dict,
+    "torch.Size": lambda shape=(): tuple(shape),
+}
+OPAQUE_TYPES = {
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.Path",
+    "datetime.datetime",
+    "torch.device",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "_codecs.encode",
+    "builtins.set",
+    "builtins.slice",
+    "collections.Counter",
+}
 
 
 class Unpickler:
@@ -88,7 +128,7 @@ class Unpickler:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.metastack: list[list[Any]] = []                # stacks under each mark
+        self.metastack: list[list[Any]] = []  # stacks under each mark
         self.memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
@@ -110,7 +150,7 @@ class Unpickler:
         elif name in EMPTY_OPCODES:
             self.stack.append(EMPTY_OPCODES[name]())
         elif name in TUPLE_OPCODES:
-            self.stack[-TUPLE_OPCODES[name]:] = [tuple(self.stack[-TUPLE_OPCODES[name]:])]
+            self.stack[-TUPLE_OPCODES[name] :] = [tuple(self.stack[-TUPLE_OPCODES[name] :])]
         elif name in OPCODE_HANDLERS:
             OPCODE_HANDLERS[name](self, argument)
         elif name not in ("PROTO", "FRAME"):
@@ -137,8 +177,10 @@ class Unpickler:
             return ALLOWED_CALLS[path](*arguments)
         if path in OPAQUE_TYPES:
             return OpaqueObject(path)
-        raise UnsafePickle(f"it asks for {path} to be called; only tensors, numbers, words and their lists and dicts are "
-                      "read. A model saved whole has to be saved again as model.state_dict()")
+        raise UnsafePickle(
+            f"it asks for {path} to be called; only tensors, numbers, words and their lists and dicts are "
+            "read. A model saved whole has to be saved again as model.state_dict()"
+        )
 
     def reduce(self) -> None:
         kind, arguments = self.stack[-2:]
@@ -170,7 +212,10 @@ class Unpickler:
         """torch's persistent ids: ("storage", kind, key, device, numel, ...)."""
         given = self.stack.pop()
         match given:
-            case ("storage", GlobalRef(path), str(key), _, int(numel), *view) if view in ([], [None]):
+            case ("storage", GlobalRef(path), str(key), _, int(numel), *view) if view in (
+                [],
+                [None],
+            ):
                 self.stack.append(StorageRef(key, path.rpartition(".")[2], numel))
             case _:
                 raise UnsafePickle("a storage is described in an unknown way")
@@ -192,16 +237,31 @@ def _push_stack_global(unpickler: Unpickler, _: Any) -> None:
 
 
 OPCODE_HANDLERS: dict[str, Callable[[Unpickler, Any], Any]] = {
-    "MARK": lambda m, _: m.mark(), "POP": lambda m, _: m.stack.pop(), "POP_MARK": lambda m, _: m.pop_mark(),
+    "MARK": lambda m, _: m.mark(),
+    "POP": lambda m, _: m.stack.pop(),
+    "POP_MARK": lambda m, _: m.pop_mark(),
     "DUP": lambda m, _: m.stack.append(m.stack[-1]),
-    "TUPLE": lambda m, _: m.push_collection(tuple), "LIST": lambda m, _: m.push_collection(list),
-    "DICT": lambda m, _: m.push_collection(lambda values: _build_dict(zip(values[::2], values[1::2], strict=True))),
+    "TUPLE": lambda m, _: m.push_collection(tuple),
+    "LIST": lambda m, _: m.push_collection(list),
+    "DICT": lambda m, _: m.push_collection(
+        lambda values: _build_dict(zip(values[::2], values[1::2], strict=True))
+    ),
     "FROZENSET": lambda m, _: m.push_collection(lambda values: OpaqueObject("builtins.frozenset")),
-    "APPEND": lambda m, _: m.add_items([m.stack.pop()]), "APPENDS": lambda m, _: m.add_items(m.pop_mark()),
+    "APPEND": lambda m, _: m.add_items([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.add_items(m.pop_mark()),
     "ADDITEMS": lambda m, _: m.add_items(m.pop_mark()),
-    "SETITEM": lambda m, _: m.set_items([m.stack.pop(-2), m.stack.pop()]), "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
-    "GLOBAL": _push_global, "STACK_GLOBAL": _push_stack_global, "REDUCE": lambda m, _: m.reduce(),
-    "NEWOBJ": lambda m, _: m.reduce(), "BUILD": lambda m, _: m.build(), "BINPERSID": lambda m, _: m.push_storage(),
-    **{name: lambda m, at: m.memo.__setitem__(at, m.stack[-1]) for name in ("PUT", "BINPUT", "LONG_BINPUT")},
+    "SETITEM": lambda m, _: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "GLOBAL": _push_global,
+    "STACK_GLOBAL": _push_stack_global,
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.reduce(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.push_storage(),
+    **{
+        name: lambda m, at: m.memo.__setitem__(at, m.stack[-1])
+        for name in ("PUT", "BINPUT", "LONG_BINPUT")
+    },
     "MEMOIZE": lambda m, _: m.memo.__setitem__(len(m.memo), m.stack[-1]),
-    **{name: lambda m, at: m.stack.append(m.memo[at]) for name in ("GET", "BINGET", "LONG_BINGET")}}
+    **{name: lambda m, at: m.stack.append(m.memo[at]) for name in ("GET", "BINGET", "LONG_BINGET")},
+}
