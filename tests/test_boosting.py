@@ -267,9 +267,9 @@ def test_what_it_weighs_is_told_before_and_after(
     data: Dataset, run: Path, head: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = f"--target price --columns a --columns b --columns colour --dim 16 --depth 1 --head {head} --json"
-    assert app.run(["show", "fusion", "--data", data.source["path"], *asked.split()]) == 0
+    assert app.run(["summary", "fusion", "--data", data.source["path"], *asked.split()]) == 0
     before = json.loads(capsys.readouterr().out)
-    assert app.run(["show", str(run), "--json"]) == 0
+    assert app.run(["summary", str(run), "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
     assert before["flops_forward"] > 1000
     assert after["parameters"] == sum(p.numel() for p in load(run).module.parameters())

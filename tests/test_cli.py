@@ -234,18 +234,18 @@ def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -
 def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sensorium.training.checkpoint import load_checkpoint
 
-    found = json.loads(said(capsys, "show", "run", "--json"))
+    found = json.loads(said(capsys, "summary", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
     assert found["parameters"] == size
     assert found["bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
     small, large = (
-        json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024")
+        json.loads(said(capsys, "summary", "clip", "--dim", dim, "--json")) for dim in ("128", "1024")
     )
     assert large["parameters"] > 30 * small["parameters"]
     assert large["flops_forward"] > 30 * small["flops_forward"]
     assert large["bytes"]["optimizer"] == 8 * large["parameters"]
-    assert "parameters" in said(capsys, "show", "clip", "--type", "image=image")
+    assert "parameters" in said(capsys, "summary", "clip", "--type", "image=image")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -535,6 +535,6 @@ def test_column_names_are_not_parsed_as_markup(
     batch = PreparedDataset(Rows(dict.fromkeys(names, images)), schema, names).batch([2])
     assert all(batch[name].shape == (1, 3, 8, 8) for name in names)
     path = header(tmp_path / "t.csv", "[/b] a", "b | c")
-    assert app.run(["show", "fusion", "--data", str(path), "--target", "price"]) == 0
+    assert app.run(["summary", "fusion", "--data", str(path), "--target", "price"]) == 0
     assert app.run(["data", str(path)]) == 0
     assert "[/b] a" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(
     assert set(derived) == {"photo", "title"}
     assert all(isinstance(column, EmbeddingColumn) for column in derived.values())
     raw = table.prepare(schema, recipe.data.columns).batch(rows)
-    read = table.prepare(schema, recipe.data.columns, derived=derived).batch(rows)
+    read = table.prepare(schema, recipe.data.columns, derived_columns=derived).batch(rows)
     assert read.present["title"].equal(raw.present["title"])
     assert not read["title"][~read.present["title"]].any()
     model = recipe.model.eval()

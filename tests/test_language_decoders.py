@@ -121,7 +121,7 @@ def test_what_an_eye_said_before_is_what_it_says(
         captioner, schema, {"vision_weights": str(published), "language_model": str(voice)}
     )
     assert recipe.data.derived_columns is not None
-    prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
+    prepared = data.prepare(schema, recipe.data.columns, derived_columns=recipe.data.derived_columns(data))
     batch = prepared.batch(range(8))
     anew = {name: values for name, values in batch.items() if "vector" not in name}
     assert len(anew) < len(batch)

@@ -33,7 +33,7 @@ def test_what_the_eye_says_is_worked_out_once(
         data, np.arange(len(data)), recipe.data.columns, recipe.data.column_settings
     )
     assert recipe.data.derived_columns is not None
-    prepared = data.prepare(schema, recipe.data.columns, derived=recipe.data.derived_columns(data))
+    prepared = data.prepare(schema, recipe.data.columns, derived_columns=recipe.data.derived_columns(data))
     batch = prepared.batch(np.arange(8))
     eye = recipe.model["image"].encoder
     assert isinstance(eye, FrozenEncoder)

@@ -214,7 +214,7 @@ def test_bad_pictures_are_named_and_counted(
     values[9] = b"another"
     with pytest.raises(SensoriumError, match=r"2 of 100 rows(.|\n)*row 7(.|\n)*row 9"):
         of_pictures(values)
-    assert len(of_pictures(values, max_bad=0.02).bad_samples) == 2
+    assert len(of_pictures(values, max_invalid_fraction=0.02).bad_samples) == 2
 
 
 def test_files_used_least_are_removed_over_the_budget(

@@ -82,7 +82,7 @@ def test_python_works(
 
 def test_the_recipe_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "mine.py").write_text(next(b for b in blocks("python") if "def small_clip" in b))
-    assert "parameters" in said(capsys, "show", "./mine.py:small_clip", "--dim", "64")
+    assert "parameters" in said(capsys, "summary", "./mine.py:small_clip", "--dim", "64")
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))

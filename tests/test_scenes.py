@@ -193,7 +193,7 @@ def test_it_opens_like_any_other_set() -> None:
         "image"
     ] + ["text"] * 3
     assert data.schema["image"].size == 32
-    assert data.source == {"path": "scenes", "max_bad": 0.01, "n": 200, "questions": 2}
+    assert data.source == {"path": "scenes", "max_invalid_fraction": 0.01, "n": 200, "questions": 2}
     part = data.take(data.splits["test"])
     assert (part.raw("image", [0])[0] == data.raw("image", data.splits["test"][:1])[0]).all()
     assert {g for split in ("val", "test") for g in data.groups()[data.splits[split]]}.isdisjoint(

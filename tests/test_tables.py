@@ -109,7 +109,7 @@ def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
     (photos / "p99.heic").write_bytes(b"x")
     message = refusal(photos)
     assert "5 of 22 rows" in message
-    assert "--max-bad" in message
+    assert "--max-invalid-fraction" in message
     assert "p00.txt" in message
     data = Dataset.open(photos, max_invalid_fraction=0.5)
     reasons = {b.location: b.reason for b in data.bad_samples}
@@ -240,7 +240,7 @@ def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
         == "a.csv:3-4"
     )  # two lines that became one row
     (photos / "a.csv").write_text("file,caption\np00.png\n")
-    assert "1 of 1 rows" in refusal(photos / "a.csv", max_bad=1)  # nothing would be left
+    assert "1 of 1 rows" in refusal(photos / "a.csv", max_invalid_fraction=1)  # nothing would be left
 
 
 def test_a_quotation_mark_that_never_closes_is_no_silent_loss(photos: Path) -> None:

@@ -63,10 +63,10 @@ EXAMPLES = {
         sensorium compare fusion products.csv --target price
         sensorium compare fusion products.csv --target price --fusion concat,sum,gated --folds 5
         sensorium compare clip photos/ --dim 128,256 --epochs 5 --out runs/widths""",
-    "blend": """
-        sensorium blend runs/photos
-        sensorium blend runs/photos --reference old-photos/
-        sensorium blend runs/photos --alpha 0.6 --out runs/photos-blend""",
+    "interpolate": """
+        sensorium interpolate runs/photos
+        sensorium interpolate runs/photos --reference old-photos/
+        sensorium interpolate runs/photos --alpha 0.6 --out runs/photos-blend""",
     "evaluate": """
         sensorium evaluate runs/photos photos/
         sensorium evaluate runs/emoji emoji --split test_both --text caption_de""",
@@ -90,14 +90,14 @@ EXAMPLES = {
     "predict": """
         sensorium train fusion products.csv --target price --out runs/price
         sensorium predict runs/price new.csv -o priced.csv""",
-    "show": """
-        sensorium show clip --dim 1024 --depth 24
-        sensorium show clip --data photos/ --batch-size 512
-        sensorium show runs/photos
-        sensorium show openai/clip-vit-base-patch32""",
-    "convert": """
-        sensorium convert pytorch_model.bin
-        sensorium convert last.ckpt --key ema_state_dict --out model.safetensors""",
+    "summary": """
+        sensorium summary clip --dim 1024 --depth 24
+        sensorium summary clip --data photos/ --batch-size 512
+        sensorium summary runs/photos
+        sensorium summary openai/clip-vit-base-patch32""",
+    "convert_checkpoint": """
+        sensorium convert-checkpoint pytorch_model.bin
+        sensorium convert-checkpoint last.ckpt --key ema_state_dict --out model.safetensors""",
     "demo": """
         sensorium demo
         sensorium demo --out somewhere""",
@@ -119,14 +119,14 @@ def build_app(argv: Sequence[str] = ()) -> App:
     app = _create_app("sensorium", version=__version__, help=DESCRIPTION)
     reader, shower = (
         _create_app("data", default_command=data),
-        _create_app("show", default_command=summarize_run),
+        _create_app("summary", default_command=summarize_run),
     )
     trainer, comparer = (
         _create_app("train", help=train.__doc__),
         _create_app("compare", help=compare.__doc__),
     )
     reader.command(build, help_epilogue=_format_examples("build"))
-    asked = argv[:2] if argv and argv[0] in ("train", "compare", "show") else ()
+    asked = argv[:2] if argv and argv[0] in ("train", "compare", "summary") else ()
     own = [
         recipe_options.parse_recipe(name) for name in asked[1:] if recipe_options.is_file_spec(name)
     ]
@@ -146,7 +146,7 @@ def build_app(argv: Sequence[str] = ()) -> App:
         shower.command(
             add_recipe_options(summary, recipe, summary.__doc__),
             name=recipe.name,
-            help_epilogue=_format_examples("show"),
+            help_epilogue=_format_examples("summary"),
         )
     order = [
         reader,

@@ -144,7 +144,7 @@ def _search_examples(index: Index, dataset: Dataset) -> list[SearchResult]:
     ]
     print(
         "\n".join(
-            f"      {a.query}: {', '.join(hit.payload.captions[0] for hit in a.hits[:3])}"
+            f"      {a.query}: {', '.join(hit.info.captions[0] for hit in a.hits[:3])}"
             for a in found
         )
     )

@@ -113,7 +113,7 @@ class DataOptions:
             )
         ):
             overrides["synonyms"] = words
-        known = {"group": self.group, "columns": self.types(), "max_bad": self.max_invalid_fraction}
+        known = {"group": self.group, "types": self.types(), "max_invalid_fraction": self.max_invalid_fraction}
         return Dataset.open(path, **{**known, **overrides, **options})
 
     def types(self) -> dict[str, str]:
@@ -160,12 +160,12 @@ class EvalOptions:
 
     def to_keywords(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
         """Those that were set, as keywords of `evaluate`."""
-        runs = {"by": self.feature_model, "blind": self.blind_model}
+        runs = {"feature_model": self.feature_model, "blind_model": self.blind_model}
         plain = {
             "text": self.text_column or None,
-            "every": self.average_captions or None,
-            "most": self.max_samples,
-            "ablate": self.ablate_columns or None,
+            "average_captions": self.average_captions or None,
+            "max_samples": self.max_samples,
+            "ablate_columns": self.ablate_columns or None,
         }
         return {name: value for name, value in plain.items() if value is not None} | {
             name: load(run, None) for name, run in runs.items() if run is not None

@@ -22,7 +22,7 @@ class BadSample:
 def check_invalid_fraction(
     bad_samples: Sequence[BadSample], num_rows: int, max_invalid_fraction: float
 ) -> None:
-    """Raises SensoriumError, naming the first ones, where a share above `max_bad` of the rows, or all, are bad."""
+    """Raises SensoriumError, naming the first ones, where a share above `max_invalid_fraction` of the rows, or all, are bad."""
     count = len({b.location for b in bad_samples})
     if not count or (count <= max_invalid_fraction * num_rows and count < num_rows):
         return
@@ -39,12 +39,12 @@ def check_invalid_fraction(
     other = f", or say what the column is (--column {columns[0]}=ignore)" if columns else ""
     share = math.ceil(count / num_rows * 100) / 100
     go_on = (
-        f", or go on without them: --max-bad {share:g}"
+        f", or go on without them: --max-invalid-fraction {share:g}"
         if count < num_rows
         else ". Without them nothing is left"
     )
     limit = (
-        f", more than max_bad={max_invalid_fraction:g} allows"
+        f", more than max_invalid_fraction={max_invalid_fraction:g} allows"
         if count > max_invalid_fraction * num_rows
         else ""
     )

@@ -124,14 +124,14 @@ class Dataset:
             "group": group,
             "test": test,
             **source_options,
-            "columns": {
+            "types": {
                 name: taken for name, taken in (types or {}).items() if isinstance(taken, str)
             },
             "synonyms": {name: str(Path(path).resolve()) for name, path in words.items()},
         }
         opened.source = {
             "path": str(at.resolve() if at.exists() else at),
-            "max_bad": max_invalid_fraction,
+            "max_invalid_fraction": max_invalid_fraction,
             **{
                 k: v if isinstance(v, dict | list | tuple | int | float) else str(v)
                 for k, v in asked.items()
@@ -331,11 +331,11 @@ class Dataset:
     def prepare(
         self, schema: Schema, columns: Sequence[ColumnKey], **options: Any
     ) -> "PreparedDataset":
-        """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_bad`: as in `open`."""
+        """Every value of these columns decoded once and kept on disk: see `cache.Prepared`. `max_invalid_fraction`: as in `open`."""
         from sensorium.data.cache.prepared import PreparedDataset
 
         return PreparedDataset(
-            self, schema, columns, **{"max_bad": self.max_invalid_fraction, **options}
+            self, schema, columns, **{"max_invalid_fraction": self.max_invalid_fraction, **options}
         )
 
     def describe(self) -> "DatasetSummary":
@@ -344,7 +344,7 @@ class Dataset:
 
         filed = [c.name for c in self.schema.columns.values() if extensions(c.kind) is not None]
         found = (
-            self.prepare(self.schema, filed, max_bad=1.0, quiet=True).bad_samples
+            self.prepare(self.schema, filed, max_invalid_fraction=1.0, quiet=True).bad_samples
             if filed and len(self)
             else self.bad_samples
         )

@@ -73,7 +73,7 @@ def describe_dataset(dataset: Dataset) -> DatasetSummary:
     """Count and collect; the splits are made if they were not yet."""
     said = {**dataset.schema.roles, **dataset.schema.columns}
     columns = [
-        _summarize_column(dataset, name, said[name].kind, said[name].why)
+        _summarize_column(dataset, name, said[name].kind, said[name].reason)
         for name in dataset.table.columns
     ]
     splits = {name: len(rows) for name, rows in dataset.splits.items()}

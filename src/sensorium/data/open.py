@@ -84,6 +84,6 @@ def _call_reader(
         if name not in known:
             raise SensoriumError(
                 f"unknown option {name!r}; this source takes {', '.join(known)}, and every one takes "
-                "split, group, columns, test, max_bad, synonyms."
+                "split, group, types, test, max_invalid_fraction, synonyms."
             )
     return reader(*arguments, **source_options)

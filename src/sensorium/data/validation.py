@@ -23,7 +23,7 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
     After it an image column holds str (a path), bytes or arrays; a column of another kind that is read from files holds
     str (a path), lists or arrays; text holds str or list[str]; a number column is a
     float64 array, NaN where missing; category, split and group hold str. None is missing.
-    Raises SensoriumError where more than the share `max_bad` of the rows is bad.
+    Raises SensoriumError where more than the share `max_invalid_fraction` of the rows is bad.
     """
     bad = list(table.bad_samples)
     columns = dict(table.columns)

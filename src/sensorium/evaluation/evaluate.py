@@ -40,7 +40,7 @@ def evaluate(
     known = [s for s in dataset.splits if s not in ("train", "spare")] or list(dataset.splits)
     report = judge(model, dataset, splits or known, **options)
     about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name}
-    return replace(report, about={**about, **report.metadata})
+    return replace(report, metadata={**about, **report.metadata})
 
 
 def _check_options(

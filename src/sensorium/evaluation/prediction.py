@@ -187,7 +187,7 @@ class _PredictionEvaluation:
             for what in (
                 *(w for one in HEADLINE_METRICS[of.kind] for w in (one, f"prior {one}")),
                 *after,
-                *(f"{MAIN_METRICS[of.kind]} at 50% missing{how}" for how in ("", ", filled")),
+                *(f"{MAIN_METRICS[of.kind]} at 50% missing{how}" for how in ("", ", imputed")),
             )
         ]
 
@@ -357,7 +357,7 @@ def _missing_value_metrics(
         if target in p.masked and target in p.imputed:
             found |= {
                 f"{metric} at {p.missing_fraction:.0%} missing": p.masked[target],
-                f"{metric} at {p.missing_fraction:.0%} missing, filled": p.imputed[target],
+                f"{metric} at {p.missing_fraction:.0%} missing, imputed": p.imputed[target],
             }
     loss = relative_loss(points, target) if len(found) == 2 * len(MISSING_FRACTIONS) else None
     return found if loss is None else {**found, "lost": loss}

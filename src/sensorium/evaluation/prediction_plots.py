@@ -54,7 +54,7 @@ def prediction_charts(
                     ],
                     [3.0] * len(points),
                 )
-                for how in ("masked", "filled")
+                for how in ("masked", "imputed")
             ],
             f"{name}: with values missing",
             "share of values hidden",

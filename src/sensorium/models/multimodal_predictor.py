@@ -132,13 +132,13 @@ class MultimodalPredictor(nn.Module):
         for i, (name, sense) in enumerate(zip(self.encoder_columns, self.encoders, strict=True)):
             if name in inputs and _has_any(there[:, i]):
                 parts[name] = _encode_present(
-                    sense, inputs[name], there[:, i], bool(self.fusion.tokens)
+                    sense, inputs[name], there[:, i], bool(self.fusion.uses_tokens)
                 )
         if self.tabular is not None and _has_any(there[:, len(self.encoder_columns) :]):
             t = self.tabular(inputs.columns, there[:, len(self.encoder_columns) :])
             parts[TABULAR_PART] = (
                 t
-                if self.fusion.tokens
+                if self.fusion.uses_tokens
                 else Tokens(
                     self.tabular.pooled(t)[:, None],
                     t.pos[:, :1],

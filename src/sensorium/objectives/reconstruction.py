@@ -31,7 +31,7 @@ class ReconstructionLoss:
     def __call__(self, model: ImageTokenizer, batch: Batch) -> dict[str, Tensor]:
         pictures = drop_incomplete_rows(batch, self.column)[self.column]
         found, target = model(pictures), model.denormalize(pictures)
-        loss = self._compute_pixel_loss(model, found.said, target) + found.loss
+        loss = self._compute_pixel_loss(model, found.decoder_output, target) + found.loss
         if self.edge_weight:
             loss = loss + self.edge_weight * edge_distance(model.denormalize(found.pixels), target)
         return {"model": loss}

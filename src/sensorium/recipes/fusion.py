@@ -287,7 +287,7 @@ def _build_model(
     }
     names = [*senses, *([TABULAR_PART] if single else [])]
     meet = FUSIONS[config.fusion](names, dim, depth, dropout)
-    row = TabularEmbedding(single, dim, 0 if meet.tokens else 4 * dim, dropout) if single else None
+    row = TabularEmbedding(single, dim, 0 if meet.uses_tokens else 4 * dim, dropout) if single else None
     heads = {name: Head(dim, kind.prior(), dropout) for name, kind in targets.items()}
     spelt = any(
         isinstance(part, SubwordBagEmbedding)
@@ -302,11 +302,11 @@ def _build_model(
 def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColumns | None:
     """In the place of the columns that frozen encoders read: what those say of each value, as one vector."""
     still = {
-        name: sense.encode.inner
+        name: sense.encoder.inner
         for name, sense in zip(model.encoder_columns, model.encoders, strict=True)
-        if isinstance(sense.encode, ProjectedEncoder)
-        and isinstance(sense.encode.inner, FrozenEncoder)
-        and not isinstance(sense.align, TokenAndGlobalProjection)
+        if isinstance(sense.encoder, ProjectedEncoder)
+        and isinstance(sense.encoder.inner, FrozenEncoder)
+        and not isinstance(sense.projection, TokenAndGlobalProjection)
     }
 
     def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
@@ -321,7 +321,7 @@ def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColu
             for name, inner in still.items()
         }
 
-    return compute_columns if still and not model.fusion.tokens else None
+    return compute_columns if still and not model.fusion.uses_tokens else None
 
 
 def _resolve_encoders(

@@ -310,7 +310,7 @@ def _assemble(
 ) -> TrainingRun:
     training, data = recipe.training, recipe.data
     derived = data.derived_columns(dataset) if data.derived_columns else {}
-    prepared = dataset.prepare(schema, data.columns, derived=derived)
+    prepared = dataset.prepare(schema, data.columns, derived_columns=derived)
     if prepared.bad_samples:
         lines = [json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in prepared.bad_samples]
         atomic.write_file(folder / "quarantine.jsonl", "".join(lines).encode())

@@ -102,23 +102,23 @@ def compare(
 def _dataset_arguments(dataset: Dataset) -> list[str]:
     """A data set as a command line names it."""
     said = dict(dataset.source)
-    path, columns = str(said.pop("path", dataset.name)), said.pop("columns", {})
+    path, columns = str(said.pop("path", dataset.name)), said.pop("types", {})
     own = [
         f"--{name}={said.pop(name)}"
-        for name in ("split", "group", "test", "max_bad")
+        for name in ("split", "group", "test", "max_invalid_fraction")
         if name in said
     ]
     kinds = [
         part
-        for what, named in (("column", columns), ("synonyms", said.pop("synonyms", {})))
+        for what, named in (("type", columns), ("synonyms", said.pop("synonyms", {})))
         for name, value in named.items()
         for part in (f"--{what}", f"{name}={value}")
     ]
     return [
         path,
-        *(o.replace("max_bad", "max-bad") for o in own if o != "--max_bad=0.01"),
+        *(o.replace("max_invalid_fraction", "max-invalid-fraction") for o in own if o != "--max_invalid_fraction=0.01"),
         *kinds,
-        *(part for name, value in said.items() for part in ("--option", f"{name}={value}")),
+        *(part for name, value in said.items() for part in ("--source-option", f"{name}={value}")),
     ]
 
 
@@ -316,7 +316,7 @@ def _evaluate_trial(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
             "validate"
         )
     derived = data.derived_columns(trial.dataset) if data.derived_columns else {}
-    prepared = trial.dataset.prepare(model.schema, data.columns, derived=derived, quiet=True)
+    prepared = trial.dataset.prepare(model.schema, data.columns, derived_columns=derived, quiet=True)
     rows = np.setdiff1d(trial.dataset.splits[trial.split], [b.row for b in prepared.bad_samples])
     figures = {
         name: float(value) for name, value in validate(model.module, prepared, rows).figures.items()

@@ -64,7 +64,7 @@ class PreparedDataset:
     """N rows with their values at hand. A value that is missing, or that could not be read, is not `valid`.
 
     columns: names; ("caption", "caption_de") reads several text columns as one whose captions are all of theirs.
-    max_bad: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
+    max_invalid_fraction: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
     derived: further columns, ready already.
     bad: what could not be read, by name.
     """
