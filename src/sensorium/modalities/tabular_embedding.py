@@ -46,7 +46,7 @@ class PiecewiseLinearEmbedding(nn.Module):
         self.bias = normal_parameter(len(columns), dim, std=0.5)
 
     def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        low, width, there = (self.get_buffer(name) for name in ("low", "width", "there"))
+        low, width, there = (self.get_buffer(name) for name in ("low", "width", "mask"))
         come = ((x[..., None] - low) / width).clamp(0, 1) * there
         features = torch.cat([come, x.clamp(-MAX_ZSCORE, MAX_ZSCORE)[..., None]], -1)
         return torch.einsum("bnf,nfd->bnd", features, self.weight) + self.bias
