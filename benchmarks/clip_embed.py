@@ -4,6 +4,7 @@
 
 Pictures of 224 pixels; texts of 8 to 22 tokens, which open_clip's tokenizer pads to 77 whatever their length.
 """
+
 import argparse
 import copy
 from collections.abc import Callable
@@ -13,13 +14,13 @@ import torch
 from clip_train import END, START, VOCAB, copied, ways
 from torch import Tensor, nn
 
-from sensorium.align import LinearAlign
-from sensorium.kernels import settle_allocator
-from sensorium.modalities.image import Patches
-from sensorium.modalities.text import Text, Words
-from sensorium.models import Encoder, Tower, Towers
-from sensorium.quantize import quantized
-from sensorium.transformer import transformer
+from sensorium.modalities.image import PatchEmbedding
+from sensorium.modalities.text import Text, TextEmbedding
+from sensorium.models.int8 import quantize_int8
+from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.projection import LinearProjection
+from sensorium.nn.transformer import build_transformer
 
 SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
 
@@ -27,24 +28,33 @@ SIZE, PATCH, LENGTH, OUT = 224, 32, 77, 512
 def inputs(size: int) -> tuple[Tensor, Tensor]:
     """Noise for pictures, and texts of 8 to 22 tokens."""
     rng = torch.Generator().manual_seed(0)
-    texts, ends = torch.randint(1, VOCAB - 408, (size, LENGTH), generator=rng), 7 + torch.arange(size) % 15
+    texts, ends = (
+        torch.randint(1, VOCAB - 408, (size, LENGTH), generator=rng),
+        7 + torch.arange(size) % 15,
+    )
     texts[:, 0] = START
     texts[torch.arange(size), ends] = END
-    return torch.randn(size, 3, SIZE, SIZE, generator=rng), texts * (torch.arange(LENGTH) <= ends[:, None])
+    return torch.randn(size, 3, SIZE, SIZE, generator=rng), texts * (
+        torch.arange(LENGTH) <= ends[:, None]
+    )
 
 
 def theirs() -> nn.Module:
     peers.allow_torchvision()
     import open_clip
+
     torch.manual_seed(0)
     return open_clip.create_model("ViT-B-32", pretrained=None).eval()
 
 
 def ours(source: nn.Module) -> Towers:
-    eye = Encoder(Patches(768, SIZE, PATCH), transformer(768, 12, 12, first=True))
+    eye = Encoder(PatchEmbedding(768, SIZE, PATCH), build_transformer(768, 12, 12, input_norm=True))
     text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
-    voice = Encoder(Words(512, text), transformer(512, 12, 8))
-    towers = {"image": Tower(eye, LinearAlign(768, OUT), OUT), "text": Tower(voice, LinearAlign(512, OUT), OUT)}
+    voice = Encoder(TextEmbedding(512, text), build_transformer(512, 12, 8))
+    towers = {
+        "image": Tower(eye, LinearProjection(768, OUT), OUT),
+        "text": Tower(voice, LinearProjection(512, OUT), OUT),
+    }
     return copied(source, Towers(towers)).eval()
 
 
@@ -58,27 +68,39 @@ def contestants(kind: str, size: int) -> dict[str, Callable[[], Tensor]]:
     def bf16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return model[kind](given)
-    small = quantized(copy.deepcopy(model[kind]))
-    return {"open_clip": lambda: encode(given, normalize=True), "sensorium": lambda: model[kind](given),
-            "sensorium bf16": bf16, "sensorium int8": lambda: small(given)}
+
+    small = quantize_int8(copy.deepcopy(model[kind]))
+    return {
+        "open_clip": lambda: encode(given, normalize=True),
+        "sensorium": lambda: model[kind](given),
+        "sensorium bf16": bf16,
+        "sensorium int8": lambda: small(given),
+    }
 
 
 @torch.inference_mode()
 def main() -> None:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for option, default in (("--threads", 2), ("--rounds", 5), ("--batch", 16)):
         parse.add_argument(option, type=int, default=default)
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
-    settle_allocator()                                              # for both, as they share a process
+    configure_allocator()  # for both, as they share a process
     peers.record("clip_embed", **peers.machine(), **ways(), batch=a.batch)
     for kind in ("image", "text"):
         calls = contestants(kind, a.batch)
         expected = calls["open_clip"]()
         for name in list(calls)[1:]:
             said = calls[name]()
-            peers.record("clip_embed", kind=kind, name=name, apart=(said - expected).abs().max().item(),
-                         cosine=(said * expected).sum(1).min().item())
+            peers.record(
+                "clip_embed",
+                kind=kind,
+                name=name,
+                apart=(said - expected).abs().max().item(),
+                cosine=(said * expected).sum(1).min().item(),
+            )
         peers.compare(f"clip_embed_{kind}", peers.paired(calls, a.rounds, warm=1), ("open_clip",))
 
 

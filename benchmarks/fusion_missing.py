@@ -9,6 +9,7 @@ Rows and figures are those of `fusion.py`. Each learns from `train` as it is and
 are means over three such draws. Lines go to results/fusion_missing.jsonl; docs/missing.md is written from them, or with
 `--seeds` alone from those that are there. One thread, a process of its own each.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -52,65 +53,100 @@ and get the prior), the same cells from everyone; means over three draws, and ov
 
 """
 Splits = dict[str, Rows]
-Answers = Callable[[np.ndarray], np.ndarray]    # hidden cells of the test rows, bool [N C] → what is said of the rows
+Answers = Callable[
+    [np.ndarray], np.ndarray
+]  # hidden cells of the test rows, bool [N C] → what is said of the rows
 
 
 def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
     """Ours, with hidden cells masked; or without value dropout, with hidden cells filled in, "zeros" or "filled"."""
-    from sensorium.recipes.judge_missing import Hiding
-    from sensorium.recipes.prediction import said_of
-    from sensorium.verbs.predict import read as said
-    how = {"precision": "fp32", **({"drop": 0.0} if fill else {})}           # so "zeros" and "filled" learn the same
+    from sensorium.evaluation.missing_values import ValueMasking
+    from sensorium.evaluation.validate_prediction import predict_rows
+    from sensorium.inference.predict import decode_prediction as said
+
+    how = {
+        "precision": "fp32",
+        **({"modality_dropout": 0.0} if fill else {}),
+    }  # so "zeros" and "filled" learn the same
     model, test = trained(splits, seed, folder, **how), splits["test"]
     data, target = opened(test), TASKS[test.folder.name].target
-    prepared, rows = data.prepare(model.schema, model.recipe.data.columns), np.sort(data.splits["test"])
+    prepared, rows = (
+        data.prepare(model.schema, model.recipe.data.columns),
+        np.sort(data.splits["test"]),
+    )
     assert len(rows) == len(test), "rows were left out: the hidden cells would be others"
 
     def answer(cells: np.ndarray) -> np.ndarray:
         gone = torch.zeros(len(prepared), len(test.columns), dtype=torch.bool)
         gone[rows] = torch.from_numpy(cells)
-        hiding = Hiding({name: model.schema[name] for name in test.columns}, gone)
-        change = {"": hiding.masked, "zeros": partial(hiding.filled, by=zero), "filled": hiding.filled}[fill]
-        numbers, _ = said_of(model.module, prepared, rows, [target], change)
-        return told(said(model.schema[target], numbers[target], model.module.calibration(target)), test)
+        hiding = ValueMasking({name: model.schema[name] for name in test.columns}, gone)
+        change = {
+            "": hiding.mask,
+            "zeros": partial(hiding.impute, imputer=zero),
+            "filled": hiding.impute,
+        }[fill]
+        numbers, _ = predict_rows(model.module, prepared, rows, [target], change)
+        return told(
+            said(model.schema[target], numbers[target], model.module.calibration(target)), test
+        )
+
     return answer
 
 
 def zero(of: Any, values: torch.Tensor) -> torch.Tensor:
     """A value like those of a batch, of zeros as they stand in a file."""
-    from sensorium.recipes.judge_missing import nothing
+    from sensorium.evaluation.missing_values import imputation_value
+
     match of.kind:
-        case "number" | "date":
+        case "numeric" | "datetime":
             return of.collate([np.array(0.0)])[0]
         case "image":
             return of.collate([np.zeros((of.side, of.side, 3), np.uint8)])[0]
         case "series":
             return of.collate([of.load(np.zeros((values.shape[1], len(of.channels))))])[0]
         case "text":
-            return nothing(of, values)
+            return imputation_value(of, values)
     return torch.zeros_like(values[0])
 
 
 def trees(splits: Splits, seed: int, folder: Path, hide: str) -> Answers:
     """scikit-learn's boosted trees; with `hide` each row is learned twice, once with some of its cells hidden."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     train, test, rng = splits["train"], splits["test"], np.random.default_rng(seed)
     kind = HistGradientBoostingClassifier if train.classes else HistGradientBoostingRegressor
-    known = {name: {value: i for i, value in enumerate(sorted({*values} - {""}))}
-             for name, values in train.of("category").items()}
-    named = [train.kinds[name] == "category" for name in train.columns
-             for _ in range(4 if train.kinds[name] == "date" else 1)]
-    model = kind(learning_rate=0.05, max_iter=1000, early_stopping=True, n_iter_no_change=20, random_state=seed,
-                 categorical_features=named)
+    known = {
+        name: {value: i for i, value in enumerate(sorted({*values} - {""}))}
+        for name, values in train.of("category").items()
+    }
+    named = [
+        train.kinds[name] == "category"
+        for name in train.columns
+        for _ in range(4 if train.kinds[name] == "datetime" else 1)
+    ]
+    model = kind(
+        learning_rate=0.05,
+        max_iter=1000,
+        early_stopping=True,
+        n_iter_no_change=20,
+        random_state=seed,
+        categorical_features=named,
+    )
     x, y = {}, {}
     for split in ("train", "val"):
         rows = splits[split]
-        x[split], y[split] = coded(rows, known, np.zeros((len(rows), len(rows.columns)), bool)), rows.target
+        x[split], y[split] = (
+            coded(rows, known, np.zeros((len(rows), len(rows.columns)), bool)),
+            rows.target,
+        )
         if hide:
             some = rng.random((len(rows), len(rows.columns))) < rng.random((len(rows), 1))
-            x[split], y[split] = np.concatenate([x[split], coded(rows, known, some)]), np.tile(y[split], 2)
+            x[split], y[split] = (
+                np.concatenate([x[split], coded(rows, known, some)]),
+                np.tile(y[split], 2),
+            )
     model.fit(x["train"], y["train"], X_val=x["val"], y_val=y["val"])
-    ask = model.predict_proba if train.classes else model.predict           # type: ignore[union-attr]
+    ask = model.predict_proba if train.classes else model.predict  # type: ignore[union-attr]
     return lambda cells: ask(coded(test, known, cells))
 
 
@@ -119,7 +155,9 @@ def coded(rows: Rows, known: dict[str, dict[str, int]], gone: np.ndarray) -> np.
     out = []
     for i, (name, values) in enumerate(rows.columns.items()):
         plain = [known[name].get(v, np.nan) for v in values] if name in known else values
-        x = np.array([calendar(v) for v in values] if rows.kinds[name] == "date" else plain, float)
+        x = np.array(
+            [calendar(v) for v in values] if rows.kinds[name] == "datetime" else plain, float
+        )
         x = x.reshape(len(rows), -1)
         x[gone[:, i]] = np.nan
         out.append(x)
@@ -127,9 +165,12 @@ def coded(rows: Rows, known: dict[str, dict[str, int]], gone: np.ndarray) -> np.
 
 
 WHO: dict[str, tuple[Callable[[Splits, int, Path, str], Answers], str, str]] = {
-    "ours": (network, "", "sensorium"), "zeros": (network, "zeros", "sensorium"),
-    "filled": (network, "filled", "sensorium"), "trees": (trees, "", "scikit-learn"),
-    "trees, hidden": (trees, "hidden", "scikit-learn")}
+    "ours": (network, "", "sensorium"),
+    "zeros": (network, "zeros", "sensorium"),
+    "filled": (network, "filled", "sensorium"),
+    "trees": (trees, "", "scikit-learn"),
+    "trees, hidden": (trees, "hidden", "scikit-learn"),
+}
 
 
 def measured(folder: Path, name: str, who: str, seed: int) -> None:
@@ -141,12 +182,29 @@ def measured(folder: Path, name: str, who: str, seed: int) -> None:
     drawn = np.random.default_rng(0).random((DRAWS, len(test), len(test.columns)))
     with tempfile.TemporaryDirectory() as place:
         answer = make(splits, seed, Path(place), how)
-        points = {share: [figures(TASKS[name], test, answer(cells < share)) for cells in drawn[:DRAWS if share else 1]]
-                  for share in SHARES}
+        points = {
+            share: [
+                figures(TASKS[name], test, answer(cells < share))
+                for cells in drawn[: DRAWS if share else 1]
+            ]
+            for share in SHARES
+        }
     figure = next(iter(points[0.0][0]))
-    found = {f"hidden_{share:.0%}": mean(one[figure] for one in several) for share, several in points.items()}
-    record("fusion_missing", task=name, who=who, version=version(library), seed=seed, figure=figure, **found,
-           cpu_seconds=time.process_time() - start, machine=machine())
+    found = {
+        f"hidden_{share:.0%}": mean(one[figure] for one in several)
+        for share, several in points.items()
+    }
+    record(
+        "fusion_missing",
+        task=name,
+        who=who,
+        version=version(library),
+        seed=seed,
+        figure=figure,
+        **found,
+        cpu_seconds=time.process_time() - start,
+        machine=machine(),
+    )
 
 
 def page() -> str:
@@ -173,7 +231,9 @@ def _table(lines: dict[tuple[str, str], dict[int, dict]]) -> Iterator[str]:
 
 
 def _arrow(of: list[dict]) -> str:
-    return " → ".join(f"{mean(line[f'hidden_{share}'] for line in of):.3f}" for share in ("0%", "50%"))
+    return " → ".join(
+        f"{mean(line[f'hidden_{share}'] for line in of):.3f}" for share in ("0%", "50%")
+    )
 
 
 def _lost(lines: dict[tuple[str, str], dict[int, dict]], name: str, other: str) -> str:
@@ -181,16 +241,22 @@ def _lost(lines: dict[tuple[str, str], dict[int, dict]], name: str, other: str) 
     seeds = sorted({*lines[name, "ours"]} & {*lines.get((name, other), {})})
     if not seeds:
         return ""
-    ours, theirs = ([lines[name, who][s]["hidden_0%"] - lines[name, who][s]["hidden_50%"] for s in seeds]
-                    for who in ("ours", other))
+    ours, theirs = (
+        [lines[name, who][s]["hidden_0%"] - lines[name, who][s]["hidden_50%"] for s in seeds]
+        for who in ("ours", other)
+    )
     if min(theirs) <= 0:
         return "that loses nothing"
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return f"**{mean(ours) / mean(theirs):.2f}**" + (f" ({min(each):.2f} to {max(each):.2f})" if seeds[1:] else "")
+    return f"**{mean(ours) / mean(theirs):.2f}**" + (
+        f" ({min(each):.2f} to {max(each):.2f})" if seeds[1:] else ""
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
     parser.add_argument("--task", nargs="+", choices=NAMES, default=list(NAMES))

@@ -6,6 +6,7 @@
 `advised` of `fusion.py`, seed 0, and the baseline named. Test rows are drawn again with replacement 2,000 times; `low`
 and `high` hold 95 % of the differences. Lines go to results/fusion_noise.jsonl, and from there into docs/predict.md.
 """
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from peers import machine, record
 DRAWS = 2000
 
 
-def differences(name: str, test: Rows, ours: np.ndarray, theirs: np.ndarray) -> tuple[str, np.ndarray]:
+def differences(
+    name: str, test: Rows, ours: np.ndarray, theirs: np.ndarray
+) -> tuple[str, np.ndarray]:
     """(which figure, ours less theirs on rows drawn again: DRAWS times, the first time all as they are)."""
     rng, n, found = np.random.default_rng(0), len(test.target), []
     for draw in range(1 + DRAWS):
@@ -35,7 +38,9 @@ def differences(name: str, test: Rows, ours: np.ndarray, theirs: np.ndarray) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("pairs", nargs="+", help="SET=BASELINE, a baseline of fusion_simple.py")
     given = parser.parse_args()
@@ -45,8 +50,17 @@ def main() -> None:
         said = advised(splits, 0), getattr(fusion_simple, baseline)(splits, 0)
         key, found = differences(name, splits["test"], *said)
         low, high = np.quantile(found[1:], [0.025, 0.975])
-        record("fusion_noise", task=name, against=baseline, figure=key, difference=found[0], low=low, high=high,
-               rows=len(splits["test"].target), machine=machine())
+        record(
+            "fusion_noise",
+            task=name,
+            against=baseline,
+            figure=key,
+            difference=found[0],
+            low=low,
+            high=high,
+            rows=len(splits["test"].target),
+            machine=machine(),
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ ResNet-18 at 64 pixels in place of a Swin at 224. Where there are pictures and n
 Ludwig: its default encoders (parallel CNN for texts, stacked CNN for pictures at 64 pixels) and concat combiner; 0.11
 is the newest for Python 3.11. It imports torchaudio, which does not load beside a CPU build of torch and is not used.
 """
+
 import importlib.machinery
 import os
 import sys
@@ -21,19 +22,23 @@ import numpy as np
 from fusion_rows import Rows, calendar
 from fusion_simple import statistics
 
-SIDE = 64                                   # pixels of pictures
+SIDE = 64  # pixels of pictures
 EPOCHS, PATIENCE = 30, 4
-AUTOGLUON_SECONDS = 1800                    # of wall clock
+AUTOGLUON_SECONDS = 1800  # of wall clock
 
 
 def frame(rows: Rows) -> Any:
     """A pandas table; pictures by path, dates and series as numbers."""
     import pandas as pd
+
     parts = {}
     for name, values in rows.columns.items():
-        if rows.kinds[name] == "date":
-            for what, column in zip(("month", "day", "weekday", "hour"), np.array([calendar(v) for v in values]).T,
-                                    strict=True):
+        if rows.kinds[name] == "datetime":
+            for what, column in zip(
+                ("month", "day", "weekday", "hour"),
+                np.array([calendar(v) for v in values]).T,
+                strict=True,
+            ):
                 parts[f"{name}_{what}"] = column
         elif rows.kinds[name] == "series":
             parts |= {f"{name}_{i}": column for i, column in enumerate(statistics(rows, name).T)}
@@ -45,27 +50,43 @@ def frame(rows: Rows) -> Any:
 
 
 def _numbers(table: Any, rows: Rows) -> list[str]:
-    return [name for name in table if rows.kinds.get(name, "number") == "number"]
+    return [name for name in table if rows.kinds.get(name, "numeric") == "numeric"]
 
 
 class WideDeepInput:
     """The preprocessors of pytorch-widedeep, fitted on the rows to train on."""
 
     def __init__(self, train: Rows):
-        from pytorch_widedeep.preprocessing import ImagePreprocessor, TabPreprocessor, TextPreprocessor
+        from pytorch_widedeep.preprocessing import (
+            ImagePreprocessor,
+            TabPreprocessor,
+            TextPreprocessor,
+        )
+
         table = frame(train)
         self.means = table[_numbers(table, train)].mean()
         numbers, classes = _numbers(table, train), list(train.of("category"))
         self.text, self.image = (next(iter(train.of(kind)), None) for kind in ("text", "image"))
         self.steps = {}
         if numbers or classes:
-            self.steps["X_tab"] = TabPreprocessor(cat_embed_cols=classes or None, continuous_cols=numbers or None,
-                                                  cols_to_scale=numbers or None, verbose=0)
+            self.steps["X_tab"] = TabPreprocessor(
+                cat_embed_cols=classes or None,
+                continuous_cols=numbers or None,
+                cols_to_scale=numbers or None,
+                verbose=0,
+            )
         if self.text:
-            self.steps["X_text"] = TextPreprocessor(text_col=self.text, maxlen=16, min_freq=2, n_cpus=1, verbose=0)
+            self.steps["X_text"] = TextPreprocessor(
+                text_col=self.text, maxlen=16, min_freq=2, n_cpus=1, verbose=0
+            )
         if self.image:
-            self.steps["X_img"] = ImagePreprocessor(img_col=self.image, img_path=str(train.folder.resolve()),
-                                                    width=SIDE, height=SIDE, verbose=0)
+            self.steps["X_img"] = ImagePreprocessor(
+                img_col=self.image,
+                img_path=str(train.folder.resolve()),
+                width=SIDE,
+                height=SIDE,
+                verbose=0,
+            )
         for step in self.steps.values():
             step.fit(self.filled(train))
 
@@ -83,34 +104,50 @@ def widedeep(splits: dict[str, Rows], seed: int, epochs: int = EPOCHS) -> np.nda
     from pytorch_widedeep import Trainer
     from pytorch_widedeep.callbacks import EarlyStopping
     from pytorch_widedeep.models import BasicRNN, TabMlp, Vision, WideDeep
+
     torch.manual_seed(seed)
     train, val = splits["train"], splits["val"]
     given, parts = WideDeepInput(train), {}
     if "X_tab" in given.steps:
         tab = given.steps["X_tab"]
         parts["deeptabular"] = TabMlp(
-            column_idx=tab.column_idx, cat_embed_input=getattr(tab, "cat_embed_input", None),
-            continuous_cols=tab.continuous_cols)
+            column_idx=tab.column_idx,
+            cat_embed_input=getattr(tab, "cat_embed_input", None),
+            continuous_cols=tab.continuous_cols,
+        )
     if given.text:
-        parts["deeptext"] = BasicRNN(vocab_size=len(given.steps["X_text"].vocab.itos), embed_dim=64, hidden_dim=64)
+        parts["deeptext"] = BasicRNN(
+            vocab_size=len(given.steps["X_text"].vocab.itos), embed_dim=64, hidden_dim=64
+        )
     if given.image:
         parts["deepimage"] = Vision(channel_sizes=[32, 64, 128, 256])
     k, (mean, spread) = len(train.classes), (float(train.target.mean()), float(train.target.std()))
     objective = "regression" if not k else "binary" if k == 2 else "multiclass"
     model = WideDeep(**parts, pred_dim=k if k > 2 else 1)
     stop = EarlyStopping(patience=PATIENCE, restore_best_weights=True)
-    trainer = Trainer(model, objective=objective, callbacks=[stop], verbose=0, num_workers=0, seed=seed)
+    trainer = Trainer(
+        model, objective=objective, callbacks=[stop], verbose=0, num_workers=0, seed=seed
+    )
     target = {s: rows.target if k else (rows.target - mean) / spread for s, rows in splits.items()}
-    trainer.fit(X_train={**given(train), "target": target["train"]}, X_val={**given(val), "target": target["val"]},
-                n_epochs=epochs, batch_size=64)
+    trainer.fit(
+        X_train={**given(train), "target": target["train"]},
+        X_val={**given(val), "target": target["val"]},
+        n_epochs=epochs,
+        batch_size=64,
+    )
     said = given(splits["test"])
-    return trainer.predict_proba(**said, batch_size=256) if k else trainer.predict(**said) * spread + mean
+    return (
+        trainer.predict_proba(**said, batch_size=256)
+        if k
+        else trainer.predict(**said) * spread + mean
+    )
 
 
 def allow_offline_pictures() -> None:
     """timm asks its hub for weights unless told not to, and AutoGluon does not tell it."""
     import timm
     from autogluon.multimodal.models import timm_image
+
     real = timm.create_model
     timm_image.create_model = lambda *given, **more: real(*given, **{**more, "pretrained": False})
 
@@ -118,35 +155,57 @@ def allow_offline_pictures() -> None:
 def autogluon(splits: dict[str, Rows], seed: int, epochs: int = 0) -> np.ndarray:
     """AutoGluon's MultiModalPredictor, within AUTOGLUON_SECONDS; `epochs` at most (0: as many as it does by itself)."""
     from autogluon.multimodal import MultiModalPredictor
+
     allow_offline_pictures()
     tables = {split: frame(rows).assign(target=rows.target) for split, rows in splits.items()}
     train = splits["train"]
     if train.classes:
         for table, rows in zip(tables.values(), splits.values(), strict=True):
             table["target"] = [f"class{k:02}" for k in rows.target]
-    parts = {"hf_text": train.of("text"), "timm_image": train.of("image"),
-             "ft_transformer": train.of("number", "category", "date", "series")}
+    parts = {
+        "hf_text": train.of("text"),
+        "timm_image": train.of("image"),
+        "ft_transformer": train.of("numeric", "category", "datetime", "series"),
+    }
     names = [name for name, there in parts.items() if there]
     settings: dict[str, Any] = {
-        "model.names": [*names, "fusion_mlp"] if len(names) > 1 else names, "env.num_gpus": 0, "env.num_workers": 0,
-        "env.num_workers_inference": 0, "env.precision": "32"}
+        "model.names": [*names, "fusion_mlp"] if len(names) > 1 else names,
+        "env.num_gpus": 0,
+        "env.num_workers": 0,
+        "env.num_workers_inference": 0,
+        "env.precision": "32",
+    }
     if "hf_text" in names:
         settings["model.hf_text.checkpoint_name"] = os.environ["TEXT_MODEL"]
     if "timm_image" in names:
-        settings |= {"model.timm_image.checkpoint_name": "resnet18", "model.timm_image.image_size": SIDE}
+        settings |= {
+            "model.timm_image.checkpoint_name": "resnet18",
+            "model.timm_image.image_size": SIDE,
+        }
         settings |= {} if "hf_text" in names else {"optim.lr": 1e-3}
     if epochs:
         settings["optim.max_epochs"] = epochs
     with tempfile.TemporaryDirectory() as folder:
-        model = MultiModalPredictor(label="target", path=str(Path(folder) / "run"), verbosity=1,
-                                    problem_type=None if train.classes else "regression")
-        model.fit(tables["train"], tuning_data=tables["val"], hyperparameters=settings, seed=seed,
-                  time_limit=AUTOGLUON_SECONDS)
+        model = MultiModalPredictor(
+            label="target",
+            path=str(Path(folder) / "run"),
+            verbosity=1,
+            problem_type=None if train.classes else "regression",
+        )
+        model.fit(
+            tables["train"],
+            tuning_data=tables["val"],
+            hyperparameters=settings,
+            seed=seed,
+            time_limit=AUTOGLUON_SECONDS,
+        )
         said = tables["test"].drop(columns="target")
         if not train.classes:
             return np.asarray(model.predict(said, as_pandas=False), float)
         found = model.predict_proba(said, as_pandas=True)
-    return np.stack([found.get(f"class{k:02}", np.zeros(len(said))) for k in range(len(train.classes))], 1)
+    return np.stack(
+        [found.get(f"class{k:02}", np.zeros(len(said))) for k in range(len(train.classes))], 1
+    )
 
 
 class _Absent(types.ModuleType):
@@ -162,32 +221,61 @@ def allow_no_sound() -> None:
     """Let Ludwig import without torchaudio."""
     for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
         module = _Absent(name)
-        module.__dict__.update(__spec__=importlib.machinery.ModuleSpec(name, None), __path__=[], __version__="2.11.0")
+        module.__dict__.update(
+            __spec__=importlib.machinery.ModuleSpec(name, None), __path__=[], __version__="2.11.0"
+        )
         sys.modules[name] = module
 
 
 def ludwig(splits: dict[str, Rows], seed: int) -> np.ndarray:
     """Ludwig until val has not improved for four epochs, 30 at most."""
     from ludwig.api import LudwigModel
+
     train = splits["train"]
     tables = {split: frame(rows).assign(target=rows.target) for split, rows in splits.items()}
     if train.classes:
         for table, rows in zip(tables.values(), splits.values(), strict=True):
             table["target"] = [f"class{k:02}" for k in rows.target]
-    small = {"image": {"preprocessing": {"height": SIDE, "width": SIDE, "num_channels": 3, "infer_image_dimensions":
-                                         False}, "encoder": {"type": "stacked_cnn"}},
-             "number": {"preprocessing": {"normalization": "zscore", "missing_value_strategy": "fill_with_mean"}}}
-    kinds = {name: train.kinds.get(name, "number") for name in tables["train"] if name != "target"}
+    small = {
+        "image": {
+            "preprocessing": {
+                "height": SIDE,
+                "width": SIDE,
+                "num_channels": 3,
+                "infer_image_dimensions": False,
+            },
+            "encoder": {"type": "stacked_cnn"},
+        },
+        "number": {
+            "preprocessing": {"normalization": "zscore", "missing_value_strategy": "fill_with_mean"}
+        },
+    }
+    kinds = {name: train.kinds.get(name, "numeric") for name in tables["train"] if name != "target"}
     inputs = [{"name": name, "type": kind, **small.get(kind, {})} for name, kind in kinds.items()]
-    output = {"name": "target", "type": "category"} if train.classes else {
-        "name": "target", "type": "number", "preprocessing": {"normalization": "zscore"}}
-    config = {"input_features": inputs, "output_features": [output],
-              "trainer": {"epochs": EPOCHS, "early_stop": PATIENCE, "batch_size": 64}}
+    output = (
+        {"name": "target", "type": "category"}
+        if train.classes
+        else {"name": "target", "type": "number", "preprocessing": {"normalization": "zscore"}}
+    )
+    config = {
+        "input_features": inputs,
+        "output_features": [output],
+        "trainer": {"epochs": EPOCHS, "early_stop": PATIENCE, "batch_size": 64},
+    }
     with tempfile.TemporaryDirectory() as folder:
         model = LudwigModel(config, backend="local", logging_level=40)
-        model.train(training_set=tables["train"], validation_set=tables["val"], output_directory=folder,
-                    random_seed=seed, skip_save_processed_input=True, skip_save_progress=True, skip_save_log=True)
+        model.train(
+            training_set=tables["train"],
+            validation_set=tables["val"],
+            output_directory=folder,
+            random_seed=seed,
+            skip_save_processed_input=True,
+            skip_save_progress=True,
+            skip_save_log=True,
+        )
         said, _ = model.predict(tables["test"], output_directory=folder, skip_save_predictions=True)
     if not train.classes:
         return said["target_predictions"].to_numpy(float)
-    return np.stack([said[f"target_probabilities_class{k:02}"] for k in range(len(train.classes))], 1)
+    return np.stack(
+        [said[f"target_probabilities_class{k:02}"] for k in range(len(train.classes))], 1
+    )

@@ -3,6 +3,7 @@
 N rows, K classes in the order of their names. Classes are those of the rows to train on; one that only a row of
 another split has is an error of whoever is asked for it.
 """
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,8 +20,8 @@ class Rows:
 
     columns: dict[str, list[Any]]
     kinds: dict[str, str]
-    target: np.ndarray                  # float [N], or int [N]: the class; -1 one that no row to train on has
-    classes: tuple[str, ...]            # none where a number is asked for
+    target: np.ndarray  # float [N], or int [N]: the class; -1 one that no row to train on has
+    classes: tuple[str, ...]  # none where a number is asked for
     folder: Path
 
     def __len__(self) -> int:
@@ -39,7 +40,7 @@ def read(folder: Path, task: Task) -> dict[str, Rows]:
     """The rows of each split of a task that `fusion_data.py` has built."""
     table = csv_rows((folder / task.name / "table.csv").read_bytes())
     names = [name for name in table[0] if name not in (task.target, "split")]
-    kinds = {name: task.kinds.get(name, "number") for name in names}
+    kinds = {name: task.kinds.get(name, "numeric") for name in names}
     told = sorted({row[task.target] for row in table if row["split"] == "train"})
     classes = () if task.regression else tuple(told)
     number = {name: i for i, name in enumerate(classes)}
@@ -47,13 +48,15 @@ def read(folder: Path, task: Task) -> dict[str, Rows]:
     for split in ("train", "val", "test"):
         rows = [row for row in table if row["split"] == split]
         columns = {name: [_cell(row[name], kinds[name]) for row in rows] for name in names}
-        target = [number.get(row[task.target], -1) if classes else float(row[task.target]) for row in rows]
+        target = [
+            number.get(row[task.target], -1) if classes else float(row[task.target]) for row in rows
+        ]
         splits[split] = Rows(columns, kinds, np.array(target), classes, folder / task.name)
     return splits
 
 
 def _cell(text: str, kind: str) -> str | float:
-    return text if kind != "number" else float(text) if text else float("nan")
+    return text if kind != "numeric" else float(text) if text else float("nan")
 
 
 def calendar(value: str) -> list[float]:
@@ -80,12 +83,19 @@ def figures(task: Task, rows: Rows, said: np.ndarray) -> dict[str, float]:
     target = rows.target
     if task.regression:
         error = said - target
-        return {"r2": 1 - float(np.mean(error ** 2) / target.var()), "rmse": float(np.mean(error ** 2) ** 0.5),
-                "mae": float(np.abs(error).mean())}
+        return {
+            "r2": 1 - float(np.mean(error**2) / target.var()),
+            "rmse": float(np.mean(error**2) ** 0.5),
+            "mae": float(np.abs(error).mean()),
+        }
     right = said.argmax(1) == target
     found = [right[target == k].mean() for k in np.unique(target)]
     p = np.clip(said[np.arange(len(target)), target], 1e-6, 1)
-    usual = {"accuracy": float(right.mean()), "balanced": float(np.mean(found)), "nll": float(-np.log(p).mean())}
+    usual = {
+        "accuracy": float(right.mean()),
+        "balanced": float(np.mean(found)),
+        "nll": float(-np.log(p).mean()),
+    }
     return {"auroc": auroc(said, target)} | usual if task.rare else usual
 
 

@@ -5,6 +5,7 @@ TF-IDF of words and of 3 to 5 letters; a picture as its pixels at 16 x 16, a his
 directions of its edges in 8 x 8 places; a series as statistics of each channel. Trees get the 64 main directions of
 what is wide (texts and pictures). What is missing is the mean for linear models, and left to the trees otherwise.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ import PIL.Image
 from fusion_rows import Rows, calendar, channels
 
 Splits = dict[str, Rows]
-Block = tuple[str, np.ndarray | object]         # its kind, and [N F] for each split, dense or sparse
+Block = tuple[str, np.ndarray | object]  # its kind, and [N F] for each split, dense or sparse
 
 
 def majority(splits: Splits, seed: int) -> np.ndarray:
@@ -30,7 +31,9 @@ def pixels(rows: Rows, name: str) -> np.ndarray:
         picture = PIL.Image.open(rows.folder / path).convert("RGB")
         small = np.asarray(picture.resize((16, 16), PIL.Image.Resampling.BOX), np.float32) / 255
         x = np.asarray(picture.resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32) / 255
-        colour = np.bincount((x * 3.999).astype(int).reshape(-1, 3) @ (16, 4, 1), minlength=64) / 64 ** 2
+        colour = (
+            np.bincount((x * 3.999).astype(int).reshape(-1, 3) @ (16, 4, 1), minlength=64) / 64**2
+        )
         dy, dx = np.gradient(x.mean(2))
         turn = (np.arctan2(dy, dx) % np.pi / np.pi * 7.999).astype(int)
         place = np.arange(64)[:, None] // 8 * 8 + np.arange(64)[None] // 8
@@ -51,22 +54,36 @@ def _statistics(x: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(filled - filled.mean(0), n=max(len(x), 16), axis=0)) ** 2
     bands = [np.log1p(part.mean(0)) for part in np.array_split(power[1:], 6)]
     quantiles = np.quantile(filled, [0, 0.25, 0.5, 0.75, 1], axis=0)
-    return np.concatenate([[len(x)], filled.mean(0), filled.std(0), *quantiles, filled[0], filled[-1], steps, slope,
-                           *bands])
+    return np.concatenate(
+        [
+            [len(x)],
+            filled.mean(0),
+            filled.std(0),
+            *quantiles,
+            filled[0],
+            filled[-1],
+            steps,
+            slope,
+            *bands,
+        ]
+    )
 
 
 def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
     """The features of each column, fitted on the rows to train on: the column's kind, and [N F] for each split."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import OneHotEncoder
+
     found: list[tuple[str, dict[str, object]]] = []
 
     def dense(kind: str, features: Callable[[Rows], np.ndarray]) -> None:
         found.append((kind, {split: features(rows) for split, rows in splits.items()}))
 
     def fitted(kind: str, encoder: object, values: Callable[[Rows], list]) -> None:
-        encoder.fit(values(splits["train"]))                                            # type: ignore[attr-defined]
-        found.append((kind, {split: encoder.transform(values(rows)) for split, rows in splits.items()}))    # type: ignore
+        encoder.fit(values(splits["train"]))  # type: ignore[attr-defined]
+        found.append(
+            (kind, {split: encoder.transform(values(rows)) for split, rows in splits.items()})
+        )  # type: ignore
 
     for name, kind in splits["train"].kinds.items():
         if name not in splits["train"].columns:
@@ -74,16 +91,28 @@ def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
         if kind == "number":
             dense(kind, lambda rows, c=name: np.array(rows.columns[c], float)[:, None])
         elif kind == "category":
-            fitted(kind, OneHotEncoder(handle_unknown="ignore", min_frequency=5, sparse_output=False),
-                   lambda rows, c=name: [[value] for value in rows.columns[c]])
+            fitted(
+                kind,
+                OneHotEncoder(handle_unknown="ignore", min_frequency=5, sparse_output=False),
+                lambda rows, c=name: [[value] for value in rows.columns[c]],
+            )
         elif kind == "date":
-            dense("number", lambda rows, c=name: np.array([calendar(value) for value in rows.columns[c]]))
-            fitted("category", OneHotEncoder(handle_unknown="ignore", sparse_output=False),
-                   lambda rows, c=name: [calendar(value)[2:] for value in rows.columns[c]])
+            dense(
+                "number",
+                lambda rows, c=name: np.array([calendar(value) for value in rows.columns[c]]),
+            )
+            fitted(
+                "category",
+                OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+                lambda rows, c=name: [calendar(value)[2:] for value in rows.columns[c]],
+            )
         elif kind == "text":
             for analyzer, n in (("word", (1, 2)), ("char_wb", (3, 5))):
-                fitted(kind, TfidfVectorizer(analyzer=analyzer, ngram_range=n, min_df=2, sublinear_tf=True),
-                       lambda rows, c=name: rows.columns[c])
+                fitted(
+                    kind,
+                    TfidfVectorizer(analyzer=analyzer, ngram_range=n, min_df=2, sublinear_tf=True),
+                    lambda rows, c=name: rows.columns[c],
+                )
         else:
             features = pixels if kind == "image" else statistics
             dense(kind, lambda rows, c=name, make=features: make(rows, c))
@@ -97,11 +126,14 @@ def linear(splits: Splits, seed: int) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     parts: dict[str, list] = {split: [] for split in splits}
     for kind, features in blocks(splits):
         if kind in ("number", "image", "series"):
-            scale = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()).fit(features["train"])
-            wide = features["train"].shape[1] ** 0.5 if kind == "image" else 1      # type: ignore[attr-defined]
+            scale = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()).fit(
+                features["train"]
+            )
+            wide = features["train"].shape[1] ** 0.5 if kind == "image" else 1  # type: ignore[attr-defined]
             features = {split: scale.transform(x) / wide for split, x in features.items()}
         for split, x in features.items():
             parts[split].append(csr_matrix(x))
@@ -113,22 +145,25 @@ def linear(splits: Splits, seed: int) -> np.ndarray:
         tried = [Ridge(alpha).fit(x["train"], train.target) for alpha in (0.1, 1, 10, 100)]
         best = min(tried, key=lambda m: float(np.mean((m.predict(x["val"]) - val.target) ** 2)))
         return best.predict(x["test"])
-    tried = [LogisticRegression(C=c, max_iter=100).fit(x["train"], train.target) for c in (0.1, 1, 10)]
+    tried = [
+        LogisticRegression(C=c, max_iter=100).fit(x["train"], train.target) for c in (0.1, 1, 10)
+    ]
     return max(tried, key=lambda m: _likely(m, x["val"], val.target)).predict_proba(x["test"])
 
 
 def _likely(model: object, x: object, target: np.ndarray) -> float:
-    p = model.predict_proba(x)[np.arange(len(target)), target]                  # type: ignore[attr-defined]
+    p = model.predict_proba(x)[np.arange(len(target)), target]  # type: ignore[attr-defined]
     return float(np.log(np.clip(p, 1e-6, 1)).mean())
 
 
 def narrow(splits: Splits, seed: int) -> dict[str, np.ndarray]:
     """Features for trees: wide blocks along their 64 main directions, the others as they are."""
     from sklearn.decomposition import TruncatedSVD
+
     parts: dict[str, list] = {split: [] for split in splits}
     for kind, features in blocks(splits):
         if kind in ("text", "image"):
-            most = min(64, features["train"].shape[1] - 1)                      # type: ignore[attr-defined]
+            most = min(64, features["train"].shape[1] - 1)  # type: ignore[attr-defined]
             main = TruncatedSVD(most, random_state=seed).fit(features["train"])
             features = {split: main.transform(x) for split, x in features.items()}
         for split, x in features.items():
@@ -139,9 +174,16 @@ def narrow(splits: Splits, seed: int) -> dict[str, np.ndarray]:
 def boosting(splits: Splits, seed: int) -> np.ndarray:
     """scikit-learn's boosted trees, as many as val asks for."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     x, train, val = narrow(splits, seed), splits["train"], splits["val"]
     kind = HistGradientBoostingClassifier if train.classes else HistGradientBoostingRegressor
-    model = kind(learning_rate=0.05, max_iter=1000, early_stopping=True, n_iter_no_change=20, random_state=seed)
+    model = kind(
+        learning_rate=0.05,
+        max_iter=1000,
+        early_stopping=True,
+        n_iter_no_change=20,
+        random_state=seed,
+    )
     model.fit(x["train"], train.target, X_val=x["val"], y_val=val.target)
     return model.predict_proba(x["test"]) if train.classes else model.predict(x["test"])
 
@@ -149,9 +191,15 @@ def boosting(splits: Splits, seed: int) -> np.ndarray:
 def lightgbm(splits: Splits, seed: int) -> np.ndarray:
     """LightGBM's boosted trees, as many as val asks for."""
     import lightgbm as lgb
+
     x, train, val = narrow(splits, seed), splits["train"], splits["val"]
     kind = lgb.LGBMClassifier if train.classes else lgb.LGBMRegressor
     model = kind(learning_rate=0.05, n_estimators=1000, n_jobs=1, random_state=seed, verbosity=-1)
-    model.fit(x["train"], train.target, eval_X=x["val"], eval_y=val.target,
-              callbacks=[lgb.early_stopping(20, verbose=False)])
+    model.fit(
+        x["train"],
+        train.target,
+        eval_X=x["val"],
+        eval_y=val.target,
+        callbacks=[lgb.early_stopping(20, verbose=False)],
+    )
     return np.asarray(model.predict_proba(x["test"]) if train.classes else model.predict(x["test"]))

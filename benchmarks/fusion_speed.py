@@ -8,6 +8,7 @@
 Each as in `fusion.py`, but for the number of epochs: CPU seconds of the whole process on one thread, from raw files to
 predictions of `test`, imports aside. `retrained` learns on from the same MiniLM as AutoGluon does.
 """
+
 import argparse
 import json
 import subprocess
@@ -26,8 +27,12 @@ from fusion_data import TASKS
 from fusion_rows import figures, read
 from peers import allow_torchvision, compare, machine, record
 
-WHO = {"ours": fusion_ours.ours, "retrained": fusion_ours.retrained, "widedeep": fusion_peers.widedeep,
-       "autogluon": fusion_peers.autogluon}
+WHO = {
+    "ours": fusion_ours.ours,
+    "retrained": fusion_ours.retrained,
+    "widedeep": fusion_peers.widedeep,
+    "autogluon": fusion_peers.autogluon,
+}
 
 
 def once(folder: Path, task: str, who: str, epochs: int) -> None:
@@ -39,20 +44,39 @@ def once(folder: Path, task: str, who: str, epochs: int) -> None:
     said = WHO[who](splits, 0, epochs=epochs)
     seconds = time.process_time() - start
     about = {"version": version(LIBRARIES[who][0]), "machine": machine()}
-    print("\n" + json.dumps({"seconds": seconds, **figures(TASKS[task], splits["test"], said), **about}))
+    print(
+        "\n"
+        + json.dumps({"seconds": seconds, **figures(TASKS[task], splits["test"], said), **about})
+    )
 
 
 def apart(given: argparse.Namespace, who: str) -> tuple[float, dict[str, Any]]:
     """`once` in a process of its own, by the Python that has its library."""
     python = dict(pair.split("=", 1) for pair in given.python).get(who, sys.executable)
-    said = subprocess.run([python, __file__, str(given.folder), "--task", given.task, "--epochs", str(given.epochs),
-                           "--once", who], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [
+            python,
+            __file__,
+            str(given.folder),
+            "--task",
+            given.task,
+            "--epochs",
+            str(given.epochs),
+            "--once",
+            who,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     found = json.loads(said.strip().splitlines()[-1])
     return found.pop("seconds"), found
 
 
 def main() -> None:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parse.add_argument("folder", type=Path)
     parse.add_argument("--task", choices=TASKS, default="icons")
     parse.add_argument("--rounds", type=int, default=3)
@@ -68,10 +92,17 @@ def main() -> None:
         names = pair.split(":")
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for i in range(given.rounds):
-            for name in names[::1 if i % 2 == 0 else -1]:
+            for name in names[:: 1 if i % 2 == 0 else -1]:
                 took, found = apart(given, name)
                 seconds[name].append(took)
-                record("fusion_speed", task=given.task, name=name, epochs=given.epochs, seconds=took, **found)
+                record(
+                    "fusion_speed",
+                    task=given.task,
+                    name=name,
+                    epochs=given.epochs,
+                    seconds=took,
+                    **found,
+                )
         compare("fusion_speed", seconds, (names[-1],))
 
 

@@ -7,6 +7,7 @@
 Stands beside `learning.py`, which trains CLIP from nothing on the same rows and judges it by the same figures. CPU
 seconds of one thread; looking at every picture once is part of them.
 """
+
 import argparse
 import tempfile
 import time
@@ -16,13 +17,15 @@ from learning import CELLS, shortened
 from peers import machine, record
 
 from sensorium.data.dataset import Dataset
-from sensorium.evaluate import evaluate
+from sensorium.evaluation.evaluate import evaluate
 from sensorium.recipes import lit
-from sensorium.train import train
+from sensorium.training.loop import train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("eye")
     parser.add_argument("voice")
@@ -32,16 +35,36 @@ def main() -> None:
     data = Dataset.open(given.data)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        model = train(lit, data, out=Path(folder) / "run", image_from=given.eye, text_from=given.voice, text="caption",
-                      image="image", epochs=given.epochs, eval_interval=given.epochs, seed=given.seed)
+        model = train(
+            lit,
+            data,
+            out=Path(folder) / "run",
+            image_from=given.eye,
+            text_from=given.voice,
+            text="caption",
+            image="image",
+            epochs=given.epochs,
+            eval_interval=given.epochs,
+            seed=given.seed,
+        )
         seconds = time.process_time() - start
-        report, described = evaluate(model, data).figures, evaluate(model, data, every=True).figures
+        report, described = evaluate(model, data).metrics, evaluate(model, data, every=True).metrics
         learned = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     for name in CELLS:
         print(f"{name}: recall@1 / @10, picture to text and back: {shortened(report)[name]}")
-    record("learning", who="lit", eye=Path(given.eye).name, voice=Path(given.voice).name, seed=given.seed,
-           epochs=given.epochs, cpu_seconds=seconds, parameters_learned=learned, recall=shortened(report),
-           recall_of_all_captions=shortened(described), machine=machine())
+    record(
+        "learning",
+        who="lit",
+        eye=Path(given.eye).name,
+        voice=Path(given.voice).name,
+        seed=given.seed,
+        epochs=given.epochs,
+        cpu_seconds=seconds,
+        parameters_learned=learned,
+        recall=shortened(report),
+        recall_of_all_captions=shortened(described),
+        machine=machine(),
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The table is made by a fixed seed: six numbers (two with gaps), three categories
 a price that depends on them. Each step is a command in a process of its own: `peak_mb` is the most memory it held,
 `cpu_seconds` all that it took, Python's start and imports included.
 """
+
 import argparse
 import os
 import subprocess
@@ -20,8 +21,10 @@ import numpy as np
 from peers import machine, record
 
 PIECE = 50_000
-WORDS = ("red green blue old new small large round flat soft plain bright chair table lamp shelf box cup plate bowl "
-         "coat shoe hat bag ring clock").split()
+WORDS = (
+    "red green blue old new small large round flat soft plain bright chair table lamp shelf box cup plate bowl "
+    "coat shoe hat bag ring clock"
+).split()
 
 
 def lines(rows: int, seed: int = 0) -> Iterator[str]:
@@ -46,28 +49,58 @@ def lines(rows: int, seed: int = 0) -> Iterator[str]:
 def steps(folder: Path, table: Path) -> dict[str, list[str]]:
     """The commands, by name."""
     run = folder / f"run-{table.stem}"
-    return {"data": ["data", str(table)],
-            "train": ["train", "fusion", str(table), "--target", "price", "--epochs", "1", "--out", str(run)],
-            "predict": ["predict", str(run), str(table), "-o", str(folder / f"predicted-{table.stem}.csv")]}
+    return {
+        "data": ["data", str(table)],
+        "train": [
+            "train",
+            "fusion",
+            str(table),
+            "--target",
+            "price",
+            "--epochs",
+            "1",
+            "--out",
+            str(run),
+        ],
+        "predict": [
+            "predict",
+            str(run),
+            str(table),
+            "-o",
+            str(folder / f"predicted-{table.stem}.csv"),
+        ],
+    }
 
 
 def measured(command: list[str], log: Path) -> dict[str, float]:
     """What a command took. Raises CalledProcessError where it fails."""
     start = time.perf_counter()
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "sensorium", *command], stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sensorium", *command], stdout=file, stderr=file
+        )
         _, status, used = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         raise subprocess.CalledProcessError(code, command, log.read_text()[-2000:])
-    return {"peak_mb": used.ru_maxrss / 1024, "cpu_seconds": used.ru_utime + used.ru_stime,
-            "wall_seconds": time.perf_counter() - start}
+    return {
+        "peak_mb": used.ru_maxrss / 1024,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "wall_seconds": time.perf_counter() - start,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--step", nargs="+", choices=["data", "train", "predict"], default=["data", "train", "predict"])
+    parser.add_argument(
+        "--step",
+        nargs="+",
+        choices=["data", "train", "predict"],
+        default=["data", "train", "predict"],
+    )
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if not (table := given.folder / f"rows-{given.rows}.csv").exists():
@@ -75,8 +108,14 @@ def main() -> None:
             file.writelines(lines(given.rows))
     for name in given.step:
         found = measured(steps(given.folder, table)[name], given.folder / f"{name}.log")
-        record("million", step=name, rows=given.rows, table_mb=table.stat().st_size / 2 ** 20, **found,
-               machine=machine())
+        record(
+            "million",
+            step=name,
+            rows=given.rows,
+            table_mb=table.stat().st_size / 2**20,
+            **found,
+            machine=machine(),
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Peers live in an environment of their own, without CUDA (see requirements.txt). Each result is one JSON line.
 """
+
 import gc
 import json
 import multiprocessing
@@ -19,12 +20,14 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 Function = Callable[[], object]
 RESULTS = Path(__file__).parent / "results"
-_OPS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-        "int sampling_ratio, bool aligned) -> Tensor",
-        "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-        "int sampling_ratio, bool aligned) -> Tensor")
+_OPS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+    "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+)
 _kept: list[torch.library.Library] = []
 
 
@@ -50,9 +53,11 @@ class Apart:
     def __init__(self, build: Callable[..., Function], *given: object):
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, torch.get_num_threads(), build, given), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(there, torch.get_num_threads(), build, given), daemon=True
+        )
         self._process.start()
-        self.value: object = None                                   # what the function said last
+        self.value: object = None  # what the function said last
 
     def seconds(self) -> float:
         """What one call took; `value` is what it said."""
@@ -61,13 +66,15 @@ class Apart:
         return seconds
 
 
-def _serve(pipe: Connection, threads: int, build: Callable[..., Function], given: tuple[object, ...]) -> None:
+def _serve(
+    pipe: Connection, threads: int, build: Callable[..., Function], given: tuple[object, ...]
+) -> None:
     torch.set_num_threads(threads)
     function = build(*given)
     while True:
         try:
             pipe.recv()
-        except EOFError:                                            # whoever asked is gone
+        except EOFError:  # whoever asked is gone
             return
         pipe.send(timed(function))
 
@@ -80,14 +87,16 @@ def timed(function: Function) -> tuple[float, object]:
     return clock() - start, said
 
 
-def paired(calls: Mapping[str, Function | Apart], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+def paired(
+    calls: Mapping[str, Function | Apart], rounds: int, warm: int = 2
+) -> dict[str, list[float]]:
     """Seconds of each call, A B C, C B A, A B C, ...: what disturbs the machine disturbs neighbours alike."""
     for _ in range(warm):
         for call in calls.values():
             _seconds(call)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds):
-        for name in list(calls)[::1 if i % 2 == 0 else -1]:
+        for name in list(calls)[:: 1 if i % 2 == 0 else -1]:
             seconds[name].append(_seconds(calls[name]))
     return seconds
 
@@ -104,8 +113,15 @@ def faster(seconds: Mapping[str, list[float]], than: str, name: str) -> float:
 def compare(test: str, seconds: Mapping[str, list[float]], baselines: tuple[str, ...]) -> None:
     """One line of figures for each function."""
     for name, times in seconds.items():
-        record(test, name=name, ms=1e3 * statistics.median(times), least=1e3 * min(times), most=1e3 * max(times),
-               rounds=len(times), **{f"times_{b}": faster(seconds, b, name) for b in baselines})
+        record(
+            test,
+            name=name,
+            ms=1e3 * statistics.median(times),
+            least=1e3 * min(times),
+            most=1e3 * max(times),
+            rounds=len(times),
+            **{f"times_{b}": faster(seconds, b, name) for b in baselines},
+        )
 
 
 def record(test: str, **figures: object) -> None:
@@ -121,9 +137,16 @@ def record(test: str, **figures: object) -> None:
 def machine() -> dict[str, object]:
     """What the figures of a run hang on."""
     can = torch.cpu.get_capabilities()
-    return {"cpu": can.get("cpu_name"), "cores": os.cpu_count(), "amx": can.get("amx_bf16"),
-            "avx512_bf16": can.get("avx512_bf16"), "load": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {
+        "cpu": can.get("cpu_name"),
+        "cores": os.cpu_count(),
+        "amx": can.get("amx_bf16"),
+        "avx512_bf16": can.get("avx512_bf16"),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def peak_mb() -> float:

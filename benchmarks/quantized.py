@@ -1,7 +1,8 @@
 """What bytes for weights cost a trained decoder: perplexity on plain prose, and the answer to a question.
 
-    PYTHONPATH=src python benchmarks/quantized.py WEIGHTS/smollm2
+PYTHONPATH=src python benchmarks/quantized.py WEIGHTS/smollm2
 """
+
 import argparse
 import json
 import math
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import sensorium as sn
-from sensorium.tokens import Batch
+from sensorium.nn.tokens import Batch
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"
 PROSE = Path(__file__).parents[1] / "LICENSE"
@@ -29,21 +30,33 @@ def perplexity(model: Any, text: str) -> float:
     losses = []
     for ids in windows:
         said = model.module(Batch({"text": ids[None]}))["text"].x[0, :-1]
-        losses.append(F.cross_entropy(model.module.heads["text"](said).float(), ids[1:], reduction="none"))
+        losses.append(
+            F.cross_entropy(model.module.heads["text"](said).float(), ids[1:], reduction="none")
+        )
     return math.exp(torch.cat(losses).mean())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("weights", type=Path)
     weights, text = parser.parse_args().weights, PROSE.read_text()
     for how in (None, "int8"):
         model = sn.load(weights, quantize=how)
-        held = sum(x.numel() * x.element_size() for x in [*model.module.parameters(), *model.module.buffers()])
+        held = sum(
+            x.numel() * x.element_size()
+            for x in [*model.module.parameters(), *model.module.buffers()]
+        )
         start = time.process_time()
-        found = {"test": f"quantized {weights.name}", "quantize": how, "mb": round(held / 2**20, 1),
-                 "perplexity": round(perplexity(model, text), 4), "cpu_s": round(time.process_time() - start, 1),
-                 "says": model.generate("text", prompt=QUESTION, length=20)[0]}
+        found = {
+            "test": f"quantized {weights.name}",
+            "quantize": how,
+            "mb": round(held / 2**20, 1),
+            "perplexity": round(perplexity(model, text), 4),
+            "cpu_s": round(time.process_time() - start, 1),
+            "says": model.generate("text", prompt=QUESTION, length=20)[0],
+        }
         print(json.dumps(found), flush=True)
         with open(RESULTS, "a") as file:
             file.write(json.dumps(found) + "\n")

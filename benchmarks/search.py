@@ -24,6 +24,7 @@ So what "faster than faiss flat" means depends on the batch. This benchmark give
 faiss with the threshold at 1 (`faiss_blas`, its best for batches), and records the core OpenBLAS believes to be on
 (`blas_core`); run it again with OPENBLAS_CORETYPE=SkylakeX for faiss at its very best.
 """
+
 import argparse
 import ctypes
 import json
@@ -39,13 +40,13 @@ import faiss
 import numpy as np
 import torch
 
-from sensorium.tasks.nearest import Exact
-from sensorium.tasks.store import Head, Store
+from sensorium.search.exact import ExactEngine
+from sensorium.search.store import IndexHeader, Store
 
 K = 10
-CENTRES = 2000                                      # clustered, as embeddings are: the set of the first study
+CENTRES = 2000  # clustered, as embeddings are: the set of the first study
 RESULTS = Path(__file__).parent / "results" / "search.jsonl"
-PLAIN, BLAS = 128_000, 1                            # faiss's own threshold, and the one that always multiplies
+PLAIN, BLAS = 128_000, 1  # faiss's own threshold, and the one that always multiplies
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -63,7 +64,11 @@ def clustered(rows: int, dim: int) -> np.ndarray:
 
 def resident() -> float:
     """MB that the process holds now."""
-    for line in Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []:
+    for line in (
+        Path("/proc/self/status").read_text().splitlines()
+        if Path("/proc/self/status").exists()
+        else []
+    ):
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1e3
     return float("nan")
@@ -99,58 +104,117 @@ def blas_core() -> str:
 
 def about(threads: int) -> dict[str, object]:
     can = torch.cpu.get_capabilities()
-    return {"cpu": can.get("cpu_name"), "amx": can.get("amx_int8"), "blas_core": blas_core(),
-            "python": platform.python_version(), "torch": torch.__version__, "faiss": faiss.__version__,
-            "numpy": np.__version__, "threads": threads,
-            "load": round(os.getloadavg()[0], 1)}
+    return {
+        "cpu": can.get("cpu_name"),
+        "amx": can.get("amx_int8"),
+        "blas_core": blas_core(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+        "numpy": np.__version__,
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
-def memory(args: argparse.Namespace, folder: Path) -> Exact:
+def memory(args: argparse.Namespace, folder: Path) -> ExactEngine:
     """The store opened and searched in this process, before anything else is held; its growth in MB."""
     torch._int_mm(torch.ones(32, 32, dtype=torch.int8), torch.ones(32, 32, dtype=torch.int8))
     before = resident()
-    store, engine = Store.open(folder), Exact()
+    store, engine = Store.open(folder), ExactEngine()
     engine.add(store.vectors)
-    store.rest()
-    engine.search(unit(np.random.default_rng(9).standard_normal((1000, args.dim)).astype(np.float32)), K)
+    store.release_memory()
+    engine.search(
+        unit(np.random.default_rng(9).standard_normal((1000, args.dim)).astype(np.float32)), K
+    )
     grown, raw = resident() - before, args.rows * args.dim * 4e-6
     over = round(grown / raw - 1, 3)
-    emit(test="memory", raw_mb=round(raw), grown_mb=round(grown), over_raw=over, **about(args.threads))
+    emit(
+        test="memory",
+        raw_mb=round(raw),
+        grown_mb=round(grown),
+        over_raw=over,
+        **about(args.threads),
+    )
     return engine
 
 
-def compare(args: argparse.Namespace, ours: Exact, peer: faiss.IndexFlatIP, x: np.ndarray) -> None:
+def compare(
+    args: argparse.Namespace, ours: ExactEngine, peer: faiss.IndexFlatIP, x: np.ndarray
+) -> None:
     rng = np.random.default_rng(1)
     for n in map(int, args.batches.split(",")):
         took: dict[str, list[tuple[float, float]]] = {"ours": [], "faiss": [], "faiss_blas": []}
         recall = []
         repeats = max(1, 20 // n)
-        for i in range(args.rounds + 1):                            # the first one warms up
+        for i in range(args.rounds + 1):  # the first one warms up
             noise = 0.03 * rng.standard_normal((repeats, n, args.dim), dtype=np.float32)
             asked = [unit(x[rng.integers(0, len(x), n)] + part) for part in noise]
-            ways = {"ours": lambda q=asked: [ours.search(part, K)[1] for part in q],
-                    "faiss": lambda q=asked: [faiss_search(peer, part, PLAIN) for part in q],
-                    "faiss_blas": lambda q=asked: [faiss_search(peer, part, BLAS) for part in q]}
-            for name in list(ways)[::1 if i % 2 else -1]:
+            ways = {
+                "ours": lambda q=asked: [ours.search(part, K)[1] for part in q],
+                "faiss": lambda q=asked: [faiss_search(peer, part, PLAIN) for part in q],
+                "faiss_blas": lambda q=asked: [faiss_search(peer, part, BLAS) for part in q],
+            }
+            for name in list(ways)[:: 1 if i % 2 else -1]:
                 took[name].append(timed(ways[name]))
-            truth = (asked[0] @ x.T).argpartition(-K, 1)[:, -K:] if n <= 100 else faiss_search(peer, asked[0], BLAS)
+            truth = (
+                (asked[0] @ x.T).argpartition(-K, 1)[:, -K:]
+                if n <= 100
+                else faiss_search(peer, asked[0], BLAS)
+            )
             found = ours.search(asked[0], K)[1]
-            recall.append(np.mean([len(set(a) & set(b)) / K for a, b in zip(truth, found, strict=True)]))
+            recall.append(
+                np.mean([len(set(a) & set(b)) / K for a, b in zip(truth, found, strict=True)])
+            )
         at = {name: np.array(times[1:]) / repeats for name, times in took.items()}
         ms = {name: [round(float(v), 2) for v in np.median(times, 0)] for name, times in at.items()}
-        ratio = {name: np.median(at[name] / at["ours"], 0).round(2).tolist() for name in ("faiss", "faiss_blas")}
-        emit(test="search", rows=args.rows, dim=args.dim, batch=n, ms_wall_cpu=ms, times_ours_wall_cpu=ratio,
-             recall_at_10=float(np.mean(recall)), rounds=args.rounds, **about(args.threads))
+        ratio = {
+            name: np.median(at[name] / at["ours"], 0).round(2).tolist()
+            for name in ("faiss", "faiss_blas")
+        }
+        emit(
+            test="search",
+            rows=args.rows,
+            dim=args.dim,
+            batch=n,
+            ms_wall_cpu=ms,
+            times_ours_wall_cpu=ratio,
+            recall_at_10=float(np.mean(recall)),
+            rounds=args.rounds,
+            **about(args.threads),
+        )
 
 
 def study(args: argparse.Namespace, peer: faiss.IndexFlatIP, x: np.ndarray) -> None:
     """Time a query of faiss flat: by batch, by way, by threads."""
     for threads in (1, 2):
         faiss.omp_set_num_threads(threads)
-        for n, threshold in ((1, PLAIN), (100, PLAIN), (100, BLAS), (499, PLAIN), (500, PLAIN), (1000, PLAIN)):
-            times = np.median([timed(lambda n=n, t=threshold: faiss_search(peer, x[:n], t)) for _ in range(3)], 0) / n
-            emit(test="faiss", batch=n, threshold=threshold, ms_a_query_wall=round(times[0], 3),
-                 ms_a_query_cpu=round(times[1], 3), **about(threads))
+        for n, threshold in (
+            (1, PLAIN),
+            (100, PLAIN),
+            (100, BLAS),
+            (499, PLAIN),
+            (500, PLAIN),
+            (1000, PLAIN),
+        ):
+            times = (
+                np.median(
+                    [
+                        timed(lambda n=n, t=threshold: faiss_search(peer, x[:n], t))
+                        for _ in range(3)
+                    ],
+                    0,
+                )
+                / n
+            )
+            emit(
+                test="faiss",
+                batch=n,
+                threshold=threshold,
+                ms_a_query_wall=round(times[0], 3),
+                ms_a_query_cpu=round(times[1], 3),
+                **about(threads),
+            )
 
 
 def main() -> None:
@@ -160,14 +224,16 @@ def main() -> None:
     parser.add_argument("--batches", default="1,100,1000")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--study", action="store_true", help="also time faiss by batch, way and threads")
+    parser.add_argument(
+        "--study", action="store_true", help="also time faiss by batch, way and threads"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        if os.fork() == 0:                                          # another process writes the store, so that memory
-            x = clustered(args.rows, args.dim)                      # here is only that of opening and searching
-            with Store.create(folder, Head(args.dim, "")) as store:
+        if os.fork() == 0:  # another process writes the store, so that memory
+            x = clustered(args.rows, args.dim)  # here is only that of opening and searching
+            with Store.create(folder, IndexHeader(args.dim, "")) as store:
                 for part in np.array_split(x, max(1, len(x) // 4096)):
                     store.add(part, [b""] * len(part))
                 store.publish()

@@ -4,6 +4,7 @@
 
 Whole processes, wall clock, in alternating rounds; a bare `python -c pass` stands beside them.
 """
+
 import argparse
 import statistics
 import subprocess
@@ -18,7 +19,11 @@ WORK = {
     "sensorium --help": ["-m", "sensorium", "--help"],
     "sensorium train clip --help": ["-m", "sensorium", "train", "clip", "--help"],
     "import torch": ["-c", "import torch"],
-    "clip ready to build": ["-c", "import sensorium.recipes, sensorium.train; sensorium.recipes.clip"]}
+    "clip ready to build": [
+        "-c",
+        "import sensorium.recipes, sensorium.train; sensorium.recipes.clip",
+    ],
+}
 
 
 def seconds(arguments: list[str]) -> float:
@@ -29,20 +34,29 @@ def seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    for arguments in WORK.values():                         # byte code and file caches
+    for arguments in WORK.values():  # byte code and file caches
         seconds(arguments)
     times: dict[str, list[float]] = {name: [] for name in WORK}
     for i in range(rounds):
-        for name in list(WORK)[::1 if i % 2 == 0 else -1]:
+        for name in list(WORK)[:: 1 if i % 2 == 0 else -1]:
             times[name].append(seconds(WORK[name]))
     bare = statistics.median(times["python"])
     for name, found in times.items():
-        record("start", name=name, ms=1e3 * statistics.median(found), least=1e3 * min(found),
-               beyond_python_ms=1e3 * (statistics.median(found) - bare),
-               times_import_torch=statistics.median(a / b for a, b in zip(found, times["import torch"], strict=True)))
+        record(
+            "start",
+            name=name,
+            ms=1e3 * statistics.median(found),
+            least=1e3 * min(found),
+            beyond_python_ms=1e3 * (statistics.median(found) - bare),
+            times_import_torch=statistics.median(
+                a / b for a, b in zip(found, times["import torch"], strict=True)
+            ),
+        )
     record("machine", benchmark="start", **machine())
 
 

@@ -6,6 +6,7 @@ Weights are random, and the same for both. transformers hears 30 s, the rest sil
 same (`same`: the share of equal ids), and 10 s alone, also with weights in bf16 and in bytes. A
 round is from mel bands to ids; bands are worked out before.
 """
+
 import argparse
 import copy
 from collections.abc import Callable
@@ -14,12 +15,13 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from sensorium.attention import Cache
-from sensorium.kernels import lay_out, settle_allocator
-from sensorium.models import Decoder
-from sensorium.published.published import fill
-from sensorium.published.whisper import WHISPER
-from sensorium.quantize import quantized
+from sensorium.models.decoder import Decoder
+from sensorium.models.int8 import quantize_int8
+from sensorium.nn.attention import KVCache
+from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.linear import transpose_weights
+from sensorium.pretrained.family import load_into
+from sensorium.pretrained.whisper import WHISPER
 
 MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 
@@ -27,51 +29,73 @@ MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 def theirs() -> nn.Module:
     peers.allow_torchvision()
     from transformers import WhisperConfig, WhisperForConditionalGeneration
+
     torch.manual_seed(0)
-    config = WhisperConfig(suppress_tokens=None, begin_suppress_tokens=None, eos_token_id=None, pad_token_id=0,
-                           decoder_start_token_id=1, forced_decoder_ids=None)
+    config = WhisperConfig(
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        decoder_start_token_id=1,
+        forced_decoder_ids=None,
+    )
     return WhisperForConditionalGeneration(config).eval()
 
 
 def ours(source: nn.Module) -> Decoder:
     config = vars(source.config) | {"model_type": "whisper", "layout": "safetensors"}
-    model = WHISPER.build(config)
+    model = WHISPER.build_module(config)
     assert isinstance(model, Decoder)
-    fill(model, source.state_dict(), WHISPER.names(config))
+    load_into(model, source.state_dict(), WHISPER.map_weights(config))
     return model.eval()
 
 
 def said(model: Decoder, heard: Tensor) -> Tensor:
     """The likeliest NEW ids after the first."""
-    cache, ids = Cache(1 + NEW), torch.ones(1, dtype=torch.long)
-    logits, out = model.begin({"audio": heard, "text": ids[:, None]}, "text", cache), list[Tensor]()
+    cache, ids = KVCache(1 + NEW), torch.ones(1, dtype=torch.long)
+    logits, out = (
+        model.prefill({"audio": heard, "text": ids[:, None]}, "text", cache),
+        list[Tensor](),
+    )
     while True:
         out.append(ids := logits.argmax(1))
         if len(out) == NEW:
             return torch.stack(out, 1)
-        logits = model.go_on("text", ids, torch.full_like(ids, cache.length), cache)
+        logits = model.decode_step("text", ids, torch.full_like(ids, cache.length), cache)
 
 
 @torch.inference_mode()
 def main() -> None:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parse.add_argument("--threads", type=int, default=1)
     parse.add_argument("--rounds", type=int, default=5)
     a = parse.parse_args()
     torch.set_num_threads(a.threads)
-    settle_allocator()                                              # for both, as they share a process
+    configure_allocator()  # for both, as they share a process
     source = theirs()
     model, silence = ours(source), torch.full((1, MELS, 30 * FRAMES), -0.5)
-    heard = torch.cat([torch.randn(1, MELS, SECONDS * FRAMES), silence[..., SECONDS * FRAMES:]], 2)
+    heard = torch.cat([torch.randn(1, MELS, SECONDS * FRAMES), silence[..., SECONDS * FRAMES :]], 2)
 
     def transformers() -> Tensor:
-        return source.generate(heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1)[:, -NEW:]
-    bf16, int8, short = copy.deepcopy(model).bfloat16(), quantized(copy.deepcopy(model)), heard[..., :SECONDS * FRAMES]
-    lay_out(model)                                                  # as `sensorium.load` does
+        return source.generate(
+            heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1
+        )[:, -NEW:]
+
+    bf16, int8, short = (
+        copy.deepcopy(model).bfloat16(),
+        quantize_int8(copy.deepcopy(model)),
+        heard[..., : SECONDS * FRAMES],
+    )
+    transpose_weights(model)  # as `sensorium.loading` does
     calls: dict[str, Callable[[], Tensor]] = {
-        "transformers": transformers, "sensorium, 30 s": lambda: said(model, heard),
-        "sensorium, 10 s": lambda: said(model, short), "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),
-        "sensorium int8, 10 s": lambda: said(int8, short)}
+        "transformers": transformers,
+        "sensorium, 30 s": lambda: said(model, heard),
+        "sensorium, 10 s": lambda: said(model, short),
+        "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),
+        "sensorium int8, 10 s": lambda: said(int8, short),
+    }
     same = (calls["sensorium, 30 s"]() == transformers()).float().mean().item()
     peers.record("whisper", **peers.machine(), same=same, new=NEW)
     peers.compare("whisper", peers.paired(calls, a.rounds, warm=1), ("transformers",))

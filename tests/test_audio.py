@@ -1,4 +1,5 @@
 """Sounds as a column of a table: what is missing or shorter, what is changed at random, files that are none."""
+
 import os
 import wave
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from sensorium.data.dataset import Dataset
-from sensorium.modalities.audio import NOTHING, Audio
+from sensorium.modalities.audio import PADDING_VALUE, Audio
 
-HEAR = Audio(mels=20, most=2.0)
+HEAR = Audio(n_mels=20, max_seconds=2.0)
 
 
 def sound(path: Path, seconds: float, pitch: float = 440.0, rate: int = 8000) -> Path:
@@ -25,39 +26,48 @@ def test_from_a_table_to_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     for i in range(4):
         sound(tmp_path / f"{i}.wav", 0.2 + 0.1 * i, 200 * (i + 1))
-    (tmp_path / "t.csv").write_text("call,price\n" + "".join(f"{i}.wav,{i}\n" for i in range(4)) + ",9\n")
+    (tmp_path / "t.csv").write_text(
+        "call,price\n" + "".join(f"{i}.wav,{i}\n" for i in range(4)) + ",9\n"
+    )
     data = Dataset.open(tmp_path / "t.csv")
-    assert data.schema.columns["call"].kind == "audio" and data.schema["call"] == Audio(most=60.0)
-    assert data.describe().bad == []
+    assert data.schema.columns["call"].kind == "audio"
+    assert data.schema["call"] == Audio(max_seconds=60.0)
+    assert data.describe().bad_samples == []
     batch = data.prepare(data.schema, ["call"]).batch([3, 0, 4])
     call = data.schema["call"]
     assert isinstance(call, Audio)
     alone = call.collate([call.load(tmp_path / "0.wav")])
-    assert torch.equal(batch["call"][1, :, :alone.shape[2]], alone[0])
-    assert (batch["call"][1, :, alone.shape[2]:] == NOTHING).all() and (batch["call"][2] == NOTHING).all()
+    assert torch.equal(batch["call"][1, :, : alone.shape[2]], alone[0])
+    assert (batch["call"][1, :, alone.shape[2] :] == PADDING_VALUE).all()
+    assert (batch["call"][2] == PADDING_VALUE).all()
     assert batch.present["call"].tolist() == [True, True, False]
 
 
 def test_nothing_but_missing_sounds() -> None:
-    assert (HEAR.collate([np.zeros(0, np.float32)] * 2) == NOTHING).all()
+    assert (HEAR.collate([np.zeros(0, np.float32)] * 2) == PADDING_VALUE).all()
 
 
 def test_changes_are_repeatable_and_nothing_stays_nothing() -> None:
-    how = {"bands": 0.4, "frames": 0.3, "loud": 0.2}
+    how = {"freq_mask": 0.4, "time_mask": 0.3, "gain": 0.2}
     batch = HEAR.fake(8, torch.Generator().manual_seed(0))
     a, b = (HEAR.augment(batch, torch.Generator().manual_seed(1), **how) for _ in range(2))
-    assert torch.equal(a, b) and torch.equal(a == NOTHING, batch == NOTHING)
+    assert torch.equal(a, b)
+    assert torch.equal(a == PADDING_VALUE, batch == PADDING_VALUE)
     assert torch.equal(HEAR.augment(batch, torch.Generator()), batch)
-    only = HEAR.augment(batch, torch.Generator().manual_seed(1), bands=0.4)
-    changed = (only != batch) & (batch > NOTHING)
+    only = HEAR.augment(batch, torch.Generator().manual_seed(1), freq_mask=0.4)
+    changed = (only != batch) & (batch > PADDING_VALUE)
     rows = changed.any(2)
-    assert rows.any() and (rows.sum(1) <= 0.4 * 20 + 1).all()
-    assert (rows.int().diff(dim=1) == 1).sum(1).max() <= 1                  # in one piece
+    assert rows.any()
+    assert (rows.sum(1) <= 0.4 * 20 + 1).all()
+    assert (rows.int().diff(dim=1) == 1).sum(1).max() <= 1  # in one piece
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
-    for path, says in ((tmp_path / "pipe.wav", "no file that can be read"), (tmp_path / "lost.wav", "opened"),
-                       (sound(tmp_path / "long.wav", 3.0), "2 are the most")):
+    for path, says in (
+        (tmp_path / "pipe.wav", "no file that can be read"),
+        (tmp_path / "lost.wav", "opened"),
+        (sound(tmp_path / "long.wav", 3.0), "2 are the most"),
+    ):
         with pytest.raises(ValueError, match=says):
             HEAR.load(path)

@@ -1,4 +1,5 @@
 """The command line: quick, exact about mistakes, and a thin coat over the library."""
+
 import ast
 import inspect
 import json
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 from test_recipes import SHIPPED
 
-from sensorium import cli, commands, keywords
+from sensorium.cli import app, commands, recipe_options
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import build
+from sensorium.recipes.recipe import build_recipe
 from sensorium.recipes.training_config import TrainingConfig
 
-TINY = "--dim 64 --depth 1 --text-depth 1 --epochs 1 --batch-size 4".split()
+TINY = "--dim 64 --depth 1 --text-layers 1 --epochs 1 --batch-size 4".split()
 MINE = '''
 from sensorium.data.schema import Schema
 from sensorium.recipes import clip
@@ -35,7 +36,7 @@ def mine(schema: Schema, *, width: "int" = 64, loss: str = "infonce") -> Recipe:
         width: how wide,
             all in all.
     """
-    return clip(schema, dim=width, depth=1, text_depth=1, loss=loss)
+    return clip(schema, dim=width, image_layers=1, text_layers=1, loss=loss)
 
 
 def lacks() -> None:
@@ -50,7 +51,9 @@ def photos(folder: Path, n: int = 16) -> Path:
     for i in range(n):
         colour = rng.integers(0, 256, 3)
         Image.new("RGB", (40, 30), tuple(colour.tolist())).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text(f"a picture {i} of colour {colour[0]} {colour[1]} {colour[2]}\n")
+        (folder / f"{i:02}.txt").write_text(
+            f"a picture {i} of colour {colour[0]} {colour[1]} {colour[2]}\n"
+        )
     return folder
 
 
@@ -61,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(here)
     photos(here / "photos")
     (here / "mine.py").write_text(MINE)
-    assert cli.run(["train", "clip", "photos", "--out", "run", *TINY]) == 0
+    assert app.run(["train", "clip", "photos", "--out", "run", *TINY]) == 0
     yield here
     os.chdir(before)
 
@@ -69,82 +72,141 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
     """What a command prints: on stdout where it works, else on stderr, in one line."""
     capsys.readouterr()
-    assert cli.run(argv) == status, capsys.readouterr()
+    assert app.run(argv) == status, capsys.readouterr()
     out, err = capsys.readouterr()
     if status:
-        assert err.startswith("sensorium: ") and "Traceback" not in err
+        assert err.startswith("sensorium: ")
+        assert "Traceback" not in err
     return err if status else out
 
 
-@pytest.mark.parametrize("argv", [
-    ["--help"], ["train", "clip", "--help"], ["data", "build", "--help"], ["show", "clip", "--help"], ["trian"],
-    ["train", "clip", "x", "--dmi", "3"], ["completion", "bash"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "clip", "--help"],
+        ["data", "build", "--help"],
+        ["show", "clip", "--help"],
+        ["trian"],
+        ["train", "clip", "x", "--dmi", "3"],
+        ["completion", "bash"],
+        ["--version"],
+    ],
+)
 def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
-    code = (f"import sys; from sensorium.cli import run; run({argv!r}); "
-            "print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules], file=sys.stderr)")
+    code = (
+        f"import sys; from sensorium.cli import run; run({argv!r}); "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules], file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["trian"], 'Did you mean "train"?'),
-    (["train", "clp", "x"], 'Did you mean "clip"?'),
-    (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
-    (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
-    (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
-    (["train", "clip", "x", "--align", "multiscales"], 'Did you mean "multiscale"?'),
-    (["train", "clip"], "DATA requires an argument"),
-    (["data", "build", "emojis", "--out", "x"], '"emoji"'),
-    (["search"], "INDEX requires an argument")])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["trian"], 'Did you mean "train"?'),
+        (["train", "clp", "x"], 'Did you mean "clip"?'),
+        (["train", "clip", "x", "--dmi", "3"], "Did you mean --dim?"),
+        (["train", "clip", "x", "--batch-sise", "3"], "Did you mean --batch-size?"),
+        (["train", "clip", "x", "--dim", "wide"], 'unable to convert "wide" into int'),
+        (["train", "clip", "x", "--projection", "multiscales"], 'Did you mean "multiscale"?'),
+        (["train", "clip"], "DATA requires an argument"),
+        (["data", "build", "emojis", "--out", "x"], '"emoji"'),
+        (["search"], "INDEX requires an argument"),
+    ],
+)
 def test_what_is_not_understood_ends_with_2(
-        argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = said(capsys, *argv, status=2)
-    assert expected in message and "--help" in message and message.count("\n") == 1
+    assert expected in message
+    assert "--help" in message
+    assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["data", "nowhere"], "nowhere"),
-    (["data", "photos", "--column", "caption"], "NAME=KIND"),
-    (["data", "photos", "--column", "captoin=text"], "caption"),
-    (["train", "clip", "photos", "--out", "run"], "--resume"),
-    (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
-    (["train", "clip", "photos", "--column", "image=image:size=30", "--patch", "7", "--out", "new2"], "patches of 7"),
-    (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
-    (["train", "./mine.py:lacks", "photos"], "must be the schema"),
-    (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
-    (["train", "./mine.py", "photos"], "FILE:FUNCTION"),
-    (["evaluate", "photos", "photos"], "not a run"),
-    (["evaluate", "run", "photos", "--split", "tset"], "test"),
-    (["search", "photos", "red"], "index"),
-    (["show", "clop"], "neither a run nor a recipe; recipes are ")])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["data", "nowhere"], "nowhere"),
+        (["data", "photos", "--type", "caption"], "NAME=KIND"),
+        (["data", "photos", "--type", "captoin=text"], "caption"),
+        (["train", "clip", "photos", "--out", "run"], "--resume"),
+        (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
+        (
+            [
+                "train",
+                "clip",
+                "photos",
+                "--type",
+                "image=image:size=30",
+                "--patch-size",
+                "7",
+                "--out",
+                "new2",
+            ],
+            "patches of 7",
+        ),
+        (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
+        (["train", "./mine.py:lacks", "photos"], "must be the schema"),
+        (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
+        (["train", "./mine.py", "photos"], "FILE:FUNCTION"),
+        (["evaluate", "photos", "photos"], "not a run"),
+        (["evaluate", "run", "photos", "--split", "tset"], "test"),
+        (["search", "photos", "red"], "index"),
+        (["show", "clop"], "neither a run nor a recipe; recipes are "),
+    ],
+)
 def test_what_cannot_be_done_ends_with_1(
-        argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in said(capsys, *argv, status=1)
 
 
 def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capsys, "data", "photos", "--json"))
-    assert found["rows"] == 16 and [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
+    assert found["rows"] == 16
+    assert [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
     assert "16 rows" in said(capsys, "data", "photos")
-    ignored = json.loads(said(capsys, "data", "photos", "--json", "--column", "caption=ignore"))
+    ignored = json.loads(said(capsys, "data", "photos", "--json", "--type", "caption=ignore"))
     assert {c["name"]: c["kind"] for c in ignored["columns"]}["caption"] == "ignore"
 
 
 def test_evaluate_writes_and_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "recall" in said(capsys, "evaluate", "run", "photos", "--split", "train")
-    assert "recall" in said(capsys, "evaluate", "run", "--split", "train")       # the data it was trained on
+    assert "recall" in said(
+        capsys, "evaluate", "run", "--split", "train"
+    )  # the data it was trained on
     found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--json"))
     assert set(found["figures"]) == {"train"}
-    assert json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
-    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--every", "--json"))
+    assert (
+        json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
+    )
+    found = json.loads(
+        said(
+            capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"
+        )
+    )
     assert found["about"]["captions"] == "all, averaged"
 
 
 def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "16 rows in run/index" in said(capsys, "index", "run", "photos")
     assert len(said(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines()) == 3
-    found = json.loads(said(capsys, "search", "run/index", "--image", "photos/03.png", "--json", "--out", "found.png"))
-    assert len(found["hits"]) == 10 and "03.png" in found["hits"][0]["payload"]["name"]
+    found = json.loads(
+        said(
+            capsys,
+            "search",
+            "run/index",
+            "--image",
+            "photos/03.png",
+            "--json",
+            "--out",
+            "found.png",
+        )
+    )
+    assert len(found["hits"]) == 10
+    assert "03.png" in found["hits"][0]["payload"]["name"]
     with Image.open(place / "found.png") as sheet:
         assert sheet.size[0] > 100
     said(capsys, "search", "run", "red", "--image", "photos/03.png", "--out", "found.html")
@@ -153,23 +215,37 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said(capsys, *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split())
-    assert "how wide, all in all" in " ".join(said(capsys, "train", "./mine.py:mine", "--help").split())
-    assert "Did you mean --width?" in said(capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2)
+    said(
+        capsys,
+        *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split(),
+    )
+    assert "how wide, all in all" in " ".join(
+        said(capsys, "train", "./mine.py:mine", "--help").split()
+    )
+    assert "Did you mean --width?" in said(
+        capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2
+    )
     assert "--recipe" in said(capsys, "evaluate", "own", "photos", status=1)
-    assert "recall" in said(capsys, "evaluate", "own", "photos", "--split", "train", "--recipe", "./mine.py:mine")
+    assert "recall" in said(
+        capsys, "evaluate", "own", "photos", "--split", "train", "--recipe", "./mine.py:mine"
+    )
 
 
 def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sensorium.checkpoint import load
-    found = json.loads(said(capsys, "show", "run", "--json"))
-    size = sum(p.numel() for p in load(place / "run").module.parameters())
-    assert found["parameters"] == size and found["bytes"]["weights"] == 4 * size
+    from sensorium.training.checkpoint import load_checkpoint
+
+    found = json.loads(said(capsys, "summary", "run", "--json"))
+    size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
+    assert found["parameters"] == size
+    assert found["bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
-    small, large = (json.loads(said(capsys, "show", "clip", "--dim", dim, "--json")) for dim in ("128", "1024"))
-    assert large["parameters"] > 30 * small["parameters"] and large["flops_forward"] > 30 * small["flops_forward"]
+    small, large = (
+        json.loads(said(capsys, "summary", "clip", "--dim", dim, "--json")) for dim in ("128", "1024")
+    )
+    assert large["parameters"] > 30 * small["parameters"]
+    assert large["flops_forward"] > 30 * small["flops_forward"]
     assert large["bytes"]["optimizer"] == 8 * large["parameters"]
-    assert "parameters" in said(capsys, "show", "clip", "--column", "image=image")
+    assert "parameters" in said(capsys, "summary", "clip", "--type", "image=image")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,48 +254,81 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_keywords_read_are_the_keywords_there_are() -> None:
-    assert list(keywords.shipped()) == sorted(RECIPES)
-    for name, taken in keywords.shipped().items():
-        there = [p for p in inspect.signature(RECIPES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        assert {k.name: k.default for k in taken.own} == {p.name: p.default for p in there}
-        assert {k.name: k.type for k in taken.loop} == inspect.get_annotations(TrainingConfig, eval_str=True)
-        assert all(k.doc for k in taken.own + taken.loop), f"{name}: a keyword without a word about it"
+    assert list(recipe_options.builtin_recipes()) == sorted(RECIPES)
+    for name, taken in recipe_options.builtin_recipes().items():
+        there = [
+            p
+            for p in inspect.signature(RECIPES[name]).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        ]
+        assert {k.name: k.default for k in taken.model_options} == {
+            p.name: p.default for p in there
+        }
+        assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(
+            TrainingConfig, eval_str=True
+        )
+        assert all(k.doc for k in taken.model_options + taken.training_options), (
+            f"{name}: a keyword without a word about it"
+        )
 
 
 def test_help_shows_the_training_defaults_there_are() -> None:
     """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
     for name, how in SHIPPED.items():
-        taken = keywords.shipped()[name]
-        found = [asdict(build(RECIPES[name], how.schema, {**how.small, **more})[0].training) for more in how.variants]
-        for field in taken.loop:
+        taken = recipe_options.builtin_recipes()[name]
+        found = [
+            asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training)
+            for more in how.variants
+        ]
+        for field in taken.training_options:
             if not field.computed:
-                assert all(one[field.name] == field.default for one in found), f"{name}: {field.name}"
+                assert all(one[field.name] == field.default for one in found), (
+                    f"{name}: {field.name}"
+                )
             for option in re.findall(r"--([a-z-]+)", field.computed):
-                assert option.replace("-", "_") in {keyword.name for keyword in taken.own}, f"{name}: --{option}"
+                assert option.replace("-", "_") in {
+                    keyword.name for keyword in taken.model_options
+                }, f"{name}: --{option}"
 
 
 def test_help_says_what_a_computed_default_depends_on(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, told in {"fusion": "chosen by the number of rows", "captioner": "4 with --voice"}.items():
+    for name, told in {
+        "fusion": "chosen by the number of rows",
+        "captioner": "4 with --language-model",
+    }.items():
         assert told in " ".join(said(capsys, "train", name, "--help").replace("│", "").split())
 
 
-def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
+
     monkeypatch.setattr(commands, "shown", interrupted)
     assert "stopped" in said(capsys, "doctor", status=130)
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:
-    with subprocess.Popen([sys.executable, "-m", "sensorium", "completion", "bash"], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+    with subprocess.Popen(
+        [sys.executable, "-m", "sensorium", "completion", "bash"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
-        assert process.stderr.read() == "" and process.wait() == 0
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
 
 
 def test_commands_are_thin() -> None:
-    there = {f.name: f for f in ast.parse(Path(commands.__file__).read_text()).body if isinstance(f, ast.FunctionDef)}
+    there = {
+        f.name: f
+        for f in ast.parse(Path(commands.__file__).read_text()).body
+        if isinstance(f, ast.FunctionDef)
+    }
     for name in "data build train evaluate blend index search show show_run demo doctor".split():
         f = there[name]
         assert (f.end_lineno or 0) - f.lineno < 25, name
@@ -228,7 +337,8 @@ def test_commands_are_thin() -> None:
 def test_the_page_of_commands_is_current() -> None:
     path = Path(__file__).parents[1] / "docs" / "generate.py"
     spec = spec_from_file_location("generate", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     generate = module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.current(), "docs/cli.md is not what --help says: run python docs/generate.py"

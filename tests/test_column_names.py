@@ -1,4 +1,5 @@
 """The name of a column is only a name: whatever stands in a header, the numbers are the same and no command breaks."""
+
 import csv
 import json
 import math
@@ -12,39 +13,85 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from test_graphs import unchecked as unchecked
+from test_export_graph import unchecked as unchecked
 from test_loader import Rows
 
-from sensorium import cli
-from sensorium.checkpoint import Model
-from sensorium.config import Config
-from sensorium.data.cache import Prepared
+from sensorium.cli import app
+from sensorium.cli.predict_file import headings, predict_file
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
-from sensorium.data.infer import infer
-from sensorium.data.loader import Loader
+from sensorium.data.loader import BatchLoader
 from sensorium.data.schema import Column, Schema, split_pair
-from sensorium.data.sources import Table, from_records, read_file
+from sensorium.data.tables import Table, columns_from_records, read_table
+from sensorium.data.type_inference import infer_schema
 from sensorium.errors import SensoriumError
-from sensorium.interop.export import export
-from sensorium.interop.graph import file_name
-from sensorium.load import load as load_run
+from sensorium.export.export import export
+from sensorium.export.graph import file_name
+from sensorium.io.run_config import RunConfig
+from sensorium.io.tensors import state_tensors
+from sensorium.loading import load as load_run
 from sensorium.modalities.image import Image
-from sensorium.modalities.spelling import Spelling
-from sensorium.modalities.table import Category, Number
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
+from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.text import Text
-from sensorium.models import Towers, module_name
+from sensorium.models.towers import Towers, module_name
+from sensorium.nn.tokens import Batch, column_names
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import build
-from sensorium.stored import weights
-from sensorium.tasks.prediction import headings, predict_file
-from sensorium.tokens import Batch, column_names
-from sensorium.train import train
+from sensorium.recipes.recipe import build_recipe
+from sensorium.training.checkpoint import Model
+from sensorium.training.loop import train
 
-AWKWARD = ("row", "group", "split", "x", "x.valid", "x.vector", "x.spread", "x low", "x low (bound)", "x probability",
-           "colour", "colour.valid", "Size, cm", "a,b", "a", "b", 'say "so"', "it's", "keys", "pop", "type", "training",
-           "log_scale", "bias", "forward", "vector", "valid", "text", "image", "target", "a=b", "=", "%", "%2E", "..",
-           "a/b", "a\\b", "Größe", "日本", "é" * 200, "n" * 200, "two\nlines", "tab\there", "`code`", "|", "[bold]x")
-NAMES = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+AWKWARD = (
+    "row",
+    "group",
+    "split",
+    "x",
+    "x.valid",
+    "x.vector",
+    "x.spread",
+    "x low",
+    "x low (bound)",
+    "x probability",
+    "colour",
+    "colour.valid",
+    "Size, cm",
+    "a,b",
+    "a",
+    "b",
+    'say "so"',
+    "it's",
+    "keys",
+    "pop",
+    "type",
+    "training",
+    "log_scale",
+    "bias",
+    "forward",
+    "vector",
+    "valid",
+    "text",
+    "image",
+    "target",
+    "a=b",
+    "=",
+    "%",
+    "%2E",
+    "..",
+    "a/b",
+    "a\\b",
+    "Größe",
+    "日本",
+    "é" * 200,
+    "n" * 200,
+    "two\nlines",
+    "tab\there",
+    "`code`",
+    "|",
+    "[bold]x",
+)
+NAMES = st.sampled_from(AWKWARD) | st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
+)
 few = settings(max_examples=25, deadline=None, derandomize=True)
 fewer = settings(max_examples=3, deadline=None, derandomize=True)
 
@@ -57,28 +104,34 @@ def distinct(n: int) -> st.SearchStrategy[list[str]]:
 
 
 @few
-@given(st.lists(NAMES | st.text(min_size=1, max_size=4) | st.sampled_from(["\ud800", "a\udfffb"]), min_size=1,
-                max_size=5, unique=True))
+@given(
+    st.lists(
+        NAMES | st.text(min_size=1, max_size=4) | st.sampled_from(["\ud800", "a\udfffb"]),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
 def test_names_of_records_are_kept_but_for_halves_of_characters(names: list[str]) -> None:
     wanted = ["".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in name) for name in names]
     if len(set(wanted)) < len(wanted):
         with pytest.raises(SensoriumError, match="there twice"):
-            from_records([dict.fromkeys(names, 1)])
+            columns_from_records([dict.fromkeys(names, 1)])
     else:
-        assert list(from_records([dict.fromkeys(names, 1)])) == wanted
+        assert list(columns_from_records([dict.fromkeys(names, 1)])) == wanted
 
 
 def test_half_a_character_in_a_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a\\ud800": 1}\n')
-    assert list(read_file(tmp_path / "t.jsonl").columns) == ["a\ufffd"]
+    assert list(read_table(tmp_path / "t.jsonl").columns) == ["a\ufffd"]
 
 
 @few
 @given(distinct(4))
 def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
-    kinds = dict(zip(names, ("number", "category", "text", "group"), strict=True))
+    kinds = dict(zip(names, ("numeric", "category", "text", "group"), strict=True))
     table = Table({name: ["1", "2", "3"] for name in names}, ["1", "2", "3"])
-    schema = infer(table, kinds)
+    schema = infer_schema(table, kinds)
     with TemporaryDirectory() as folder:
         schema.save(folder)
         assert Schema.load(folder) == schema
@@ -89,7 +142,9 @@ def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
 def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], value: str) -> None:
     for name in names:
         found, rest = split_pair(f"{name}={value}", names)
-        assert f"{found}={rest}" == f"{name}={value}" and found in names and len(found) >= len(name)
+        assert f"{found}={rest}" == f"{name}={value}"
+        assert found in names
+        assert len(found) >= len(name)
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -98,16 +153,24 @@ def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], val
 @few
 @given(distinct(5))
 def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
-    values = {name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)] for k, name in enumerate(names)}
-    schema = Schema({name: Column(name, Number()) for name in names})
-    prepared = Prepared(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
-    for batch in (prepared.batch([3, 1, 6]), Loader(prepared, range(7), 3, seed=1).batch(0, 0)):
-        assert len(batch) == 3 and batch.row is not None and batch.group is not None
+    values = {
+        name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)]
+        for k, name in enumerate(names)
+    }
+    schema = Schema({name: Column(name, Numeric()) for name in names})
+    prepared = PreparedDataset(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
+    for batch in (
+        prepared.batch([3, 1, 6]),
+        BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0),
+    ):
+        assert len(batch) == 3
+        assert batch.row is not None
+        assert batch.group is not None
         rows = batch.row.tolist()
         assert batch.group.tolist() == [row // 2 for row in rows]
         for name in names:
             wanted = [values[name][row] for row in rows]
-            assert batch.there(name).tolist() == [value is not None for value in wanted]
+            assert batch.presence(name).tolist() == [value is not None for value in wanted]
             assert batch[name].tolist() == [value or 0.0 for value in wanted]
 
 
@@ -115,26 +178,36 @@ def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
 @given(distinct(4), st.integers(1, 9))
 def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     flags = {names[0]: torch.arange(7) % 2 > 0}
-    whole = Batch({name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2)
+    whole = Batch(
+        {name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2
+    )
     pieces = whole.split(parts)
     sizes = [len(piece) for piece in pieces]
-    assert len(pieces) == min(parts, 7) and max(sizes) - min(sizes) <= 1 and sorted(sizes, reverse=True) == sizes
-    again = Batch.joined(pieces)
-    assert again.row.equal(whole.row) and again.group.equal(whole.group)
-    assert again.there(names[0]).equal(flags[names[0]])
-    assert all(again[name].equal(whole[name]) for name in names) and again.present.keys() == flags.keys()
-    assert list(whole.only(names[1:]).columns) == names[1:] and not whole.only(names[1:]).present
-    assert not whole.there("no such column").any()
+    assert len(pieces) == min(parts, 7)
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(sizes, reverse=True) == sizes
+    again = Batch.concat(pieces)
+    assert again.row.equal(whole.row)
+    assert again.group.equal(whole.group)
+    assert again.presence(names[0]).equal(flags[names[0]])
+    assert all(again[name].equal(whole[name]) for name in names)
+    assert again.present.keys() == flags.keys()
+    assert list(whole.select(names[1:]).columns) == names[1:]
+    assert not whole.select(names[1:]).present
+    assert not whole.presence("no such column").any()
 
 
 def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
     text = Text(length=8, vocab_size=300).fit(["one", "two", "three"] * 3)
     schema = Schema({name: Column(name, text) for name in ("a", "b", "a,b")})
     rows = Rows({"a": ["one", None], "b": ["two", "two"], "a,b": ["three", None]})
-    batch = Prepared(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
-    assert text.show(batch["a", "b"][0]) == "one" and text.show(batch["a,b"][0]) == "three"
-    assert "a,b" in batch.present and ("a", "b") not in batch.present
-    assert schema.texts(["a", "b"]) == ("a", "b") and schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
+    batch = PreparedDataset(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
+    assert text.decode(batch["a", "b"][0]) == "one"
+    assert text.decode(batch["a,b"][0]) == "three"
+    assert "a,b" in batch.present
+    assert ("a", "b") not in batch.present
+    assert schema.texts(["a", "b"]) == ("a", "b")
+    assert schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
     with pytest.raises(SensoriumError, match=r"no column 'a, b'.*each by itself"):
         schema.texts("a, b")
 
@@ -143,9 +216,13 @@ def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
 
 
 KINDS: dict[str, Any] = {
-    "words": Text(length=8, vocab_size=300), "n": Number(count=9), "kind": Category(("p", "q"), (5, 4)),
-    "more": Text(length=8, vocab_size=300), "y": Number(5.0, 2.0, (3.0, 5.0, 7.0), 9),
-    "z": Category(("u", "v"), (4, 5))}
+    "words": Text(length=8, vocab_size=300),
+    "n": Numeric(count=9),
+    "kind": Category(("p", "q"), (5, 4)),
+    "more": Text(length=8, vocab_size=300),
+    "y": Numeric(5.0, 2.0, (3.0, 5.0, 7.0), 9),
+    "z": Category(("u", "v"), (4, 5)),
+}
 
 
 def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
@@ -154,17 +231,26 @@ def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
     called = dict(zip(KINDS, names, strict=True))
     schema = Schema({called[of]: Column(called[of], kind) for of, kind in KINDS.items()})
     torch.manual_seed(0)
-    asked = {"target": (called["y"], called["z"]), "fuse": fuse, "dim": 16, "depth": 1}
-    recipe, _ = build(RECIPES["fusion"], schema, asked)
-    batch = Batch({called[of]: kind.fake(5, rng) for of, kind in KINDS.items()}, {
-        called["n"]: torch.tensor([True, False, True, True, False])}, torch.arange(5), torch.arange(5))
+    asked = {"target": (called["y"], called["z"]), "fusion": fuse, "dim": 16, "layers": 1}
+    recipe, _ = build_recipe(RECIPES["fusion"], schema, asked)
+    batch = Batch(
+        {called[of]: kind.fake(5, rng) for of, kind in KINDS.items()},
+        {called["n"]: torch.tensor([True, False, True, True, False])},
+        torch.arange(5),
+        torch.arange(5),
+    )
     for part in recipe.model.modules():
-        if isinstance(part, Spelling):
-            part.meet([batch[called["words"]], batch[called["more"]]])
+        if isinstance(part, SubwordBagEmbedding):
+            part.fit_on_data([batch[called["words"]], batch[called["more"]]])
     loss = recipe.objective(recipe.model, batch)["model"]
     with torch.no_grad():
         said = recipe.model.eval()(batch)
-    return [loss.detach(), said[called["y"]], said[called["z"]], *weights(recipe.model).values()]
+    return [
+        loss.detach(),
+        said[called["y"]],
+        said[called["z"]],
+        *state_tensors(recipe.model).values(),
+    ]
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -175,8 +261,11 @@ def test_what_a_model_says_does_not_hang_on_names(names: list[str], fuse: str) -
 
 
 def test_a_text_column_called_row_is_no_row_of_single_values() -> None:
-    for found, wanted in zip(answers(["row", "n", "k", "m", "y", "z"], "concat"), answers(list(KINDS), "concat"),
-                             strict=True):
+    for found, wanted in zip(
+        answers(["row", "n", "k", "m", "y", "z"], "concat"),
+        answers(list(KINDS), "concat"),
+        strict=True,
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -186,17 +275,29 @@ def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
     image, *texts = names
     keys = [image, texts[0], texts[1], (texts[0], texts[1]), ",".join(texts)]
     modules = {module_name(key) for key in keys}
-    assert len(modules) == len(set(keys)) and all(name and "." not in name for name in modules)
+    assert len(modules) == len(set(keys))
+    assert all(name and "." not in name for name in modules)
     assert len({file_name(key) for key in keys}) == len(set(keys))
     assert all(len(file_name(key).encode()) < 250 and "/" not in file_name(key) for key in keys)
-    schema = Schema({image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}})
+    schema = Schema(
+        {image: Column(image, Image(size=16)), **{t: Column(t, KINDS["words"]) for t in texts}}
+    )
     torch.manual_seed(0)
-    small = {"image": image, "text": texts, "dim": 8, "depth": 1, "text_depth": 1, "embed_dim": 8}
-    model = build(RECIPES["clip"], schema, small)[0].model
-    assert isinstance(model, Towers) and [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
+    small = {
+        "image": image,
+        "text": texts,
+        "dim": 8,
+        "image_layers": 1,
+        "text_layers": 1,
+        "embed_dim": 8,
+    }
+    model = build_recipe(RECIPES["clip"], schema, small)[0].model
+    assert isinstance(model, Towers)
+    assert [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
     kept = save({name: value.contiguous() for name, value in model.state_dict().items()})
     model.load_state_dict(load(kept))
-    assert model.log_scale.item() == pytest.approx(math.log(1 / 0.07)) and len(list(model.children())) == 2
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert len(list(model.children())) == 2
 
 
 # A run and its predictions --------------------------------------------------------------------------------------------
@@ -208,28 +309,61 @@ def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
     with open(path, "w", encoding="utf-8") as file:
         for i in range(n):
             size, kind = rng.normal(), "pq"[i % 2]
-            row = [round(size, 3) if i % 5 else None, kind, round(2 * size + (kind == "p"), 3), "uv"[size > 0]]
-            part = ("train", "val")[i % 6 == 5]
-            file.write(json.dumps({**dict(zip(names, row, strict=True)), " part ": part}) + "\n")
-    return dict(zip([*names, " part "], ("number", "category", "number", "category", "split"), strict=True))
+            row = [
+                round(size, 3) if i % 5 else None,
+                kind,
+                round(2 * size + (kind == "p"), 3),
+                "uv"[size > 0],
+            ]
+            file.write(
+                json.dumps(
+                    {**dict(zip(names, row, strict=True)), " part ": ("train", "val")[i % 6 == 5]}
+                )
+                + "\n"
+            )
+    return dict(
+        zip(
+            [*names, " part "], ("numeric", "category", "numeric", "category", "split"), strict=True
+        )
+    )
 
 
 def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
     """A run on columns called so: what it predicts, and the cells that it writes, headings first."""
     with TemporaryDirectory() as place:
         folder = Path(place)
-        data = Dataset.open(folder / "t.jsonl", columns=table(folder / "t.jsonl", names))
-        train(RECIPES["fusion"], data, out=folder / "run", target=names[2:], columns=names[:2], dim=8, depth=1,
-              epochs=1, batch_size=10, quiet=True, precision="fp32")
+        data = Dataset.open(folder / "t.jsonl", types=table(folder / "t.jsonl", names))
+        train(
+            RECIPES["fusion"],
+            data,
+            out=folder / "run",
+            target=names[2:],
+            columns=names[:2],
+            dim=8,
+            layers=1,
+            epochs=1,
+            batch_size=10,
+            quiet=True,
+            precision="fp32",
+        )
         model = load_run(folder / "run")
         rows = [{name: data.raw(name, [i])[0] for name in names[:2]} for i in range(6)]
         found = [said for name in names[2:] for said in [model.predict(rows)[name]]]
         told = {name: data.raw(name, range(len(data))) for name in names[:2]}
-        assert predict_file(model, data, folder / "out.jsonl") == predict_file(model, data, folder / "out.csv") == 36
-        lines = [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert (
+            predict_file(model, data, folder / "out.jsonl")
+            == predict_file(model, data, folder / "out.csv")
+            == 36
+        )
+        lines = [
+            json.loads(line)
+            for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         with open(folder / "out.csv", newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))
-        assert list(lines[0]) == cells[0] and len({*cells[0]}) == 7 and len(told) == 2
+        assert list(lines[0]) == cells[0]
+        assert len({*cells[0]}) == 7
+        assert len(told) == 2
         assert all(line[name] is not None for line in lines for name in names[2:])
         return [found[0].value, found[1].value, found[1].probability.tolist()], cells
 
@@ -239,25 +373,47 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
 def test_a_run_is_saved_read_and_asked_whatever_its_columns_are_called(names: list[str]) -> None:
     found, cells = predicted(names)
     wanted, others = predicted(["size", "kind", "price", "label"])
-    assert found == wanted and cells[1:] == others[1:]
+    assert found == wanted
+    assert cells[1:] == others[1:]
     assert {*names[2:]} <= {*cells[0]}
 
 
 def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
-    names = headings({"temp": Number(), "temp low": Number(), "row": Category(("a", "b"))})
-    assert names["temp", "low"] == "temp low (bound)" and names["temp low", ""] == "temp low"
-    assert names["", "row"] == "row (name)" and len({*names.values()}) == len(names)
+    names = headings({"temp": Numeric(), "temp low": Numeric(), "row": Category(("a", "b"))})
+    assert names["temp", "low"] == "temp low (bound)"
+    assert names["temp low", ""] == "temp low"
+    assert names["", "row"] == "row (name)"
+    assert len({*names.values()}) == len(names)
     cells = predicted(["size", "kind", "temp low", "temp"])[1]
-    assert cells[0] == ["row", "temp low", "temp low low", "temp low high", "temp low spread", "temp",
-                        "temp probability"]
+    assert cells[0] == [
+        "row",
+        "temp low",
+        "temp low low",
+        "temp low high",
+        "temp low spread",
+        "temp",
+        "temp probability",
+    ]
     kinds = table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
-    data = Dataset.open(tmp_path / "t.jsonl", columns=kinds)
-    model = train(RECIPES["fusion"], data, out=tmp_path / "run", target=["temp", "temp low"], dim=8, depth=1, epochs=1,
-                  batch_size=10, quiet=True, precision="fp32")
+    data = Dataset.open(tmp_path / "t.jsonl", types=kinds)
+    model = train(
+        RECIPES["fusion"],
+        data,
+        out=tmp_path / "run",
+        target=["temp", "temp low"],
+        dim=8,
+        layers=1,
+        epochs=1,
+        batch_size=10,
+        quiet=True,
+        precision="fp32",
+    )
     predict_file(model, data, tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    said = model.predict([{"kind": data.raw("kind", [i])[0], "label": data.raw("label", [i])[0]} for i in range(3)])
+    said = model.predict(
+        [{"kind": data.raw("kind", [i])[0], "label": data.raw("label", [i])[0]} for i in range(3)]
+    )
     assert [float(row["temp low"]) for row in rows[:3]] == pytest.approx(said["temp low"].value)
     assert "temp low (bound)" in rows[0]
 
@@ -268,61 +424,117 @@ def header(path: Path, *names: str) -> Path:
         rows = csv.writer(file)
         rows.writerow([*names, "price"])
         for i in range(40):
-            rows.writerow([f"{(i * 7) % 11 + 0.5}" if (i + k) % 9 else "" for k in range(len(names))] + [i % 11 + 0.25])
+            rows.writerow(
+                [f"{(i * 7) % 11 + 0.5}" if (i + k) % 9 else "" for k in range(len(names))]
+                + [i % 11 + 0.25]
+            )
     return path
 
 
 SHORT = ("--dim", "8", "--depth", "1", "--epochs", "1", "--precision", "fp32")
 
 
-@pytest.mark.parametrize("names", [("row", "group"), ("colour", "colour.valid"), ("Size, cm", "a=b")])
-def test_a_command_takes_columns_of_these_names(names: tuple[str, str], tmp_path: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [("row", "group"), ("colour", "colour.valid"), ("Size, cm", "a=b")]
+)
+def test_a_command_takes_columns_of_these_names(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, run = header(tmp_path / "t.csv", *names), str(tmp_path / "run")
-    kinds = [part for name in names for part in ("--column", f"{name}=number")]
+    kinds = [part for name in names for part in ("--type", f"{name}=number")]
     asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
-    assert cli.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, capsys.readouterr().err
+    assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, (
+        capsys.readouterr().err
+    )
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
-    assert kept["columns"] == [*names] and kept["target"] == "price"
+    assert kept["columns"] == [*names]
+    assert kept["target"] == "price"
     assert load_run(run).config.keywords["columns"] == names
-    assert cli.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
-    assert cli.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
-    assert cli.run(["evaluate", run]) == 0
+    assert app.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
+    assert app.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
+    assert app.run(["evaluate", run]) == 0
     with open(tmp_path / "out.csv", newline="") as file:
         found = [float(row["price"]) for row in csv.DictReader(file)]
     plain = header(tmp_path / "plain.csv", "one", "two")
-    model = train(RECIPES["fusion"], Dataset.open(plain, columns={"one": "number", "two": "number"}), target="price",
-                  dim=8, depth=1, epochs=1, precision="fp32", out=tmp_path / "plain", quiet=True)
+    model = train(
+        RECIPES["fusion"],
+        Dataset.open(plain, types={"one": "numeric", "two": "numeric"}),
+        target="price",
+        dim=8,
+        layers=1,
+        epochs=1,
+        precision="fp32",
+        out=tmp_path / "plain",
+        quiet=True,
+    )
     rows = list(csv.DictReader(plain.read_text().splitlines()))
-    wanted = model.predict([{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows])
+    wanted = model.predict(
+        [{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows]
+    )
     assert found == pytest.approx(wanted["price"].value)
 
 
 def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
-    schema = Schema({name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")} | {"y": Column("y", KINDS["y"])})
+    schema = Schema(
+        {name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")}
+        | {"y": Column("y", KINDS["y"])}
+    )
     for encoders in (["a=b=gru", "a, b=bag"], {"a=b": "gru", "a, b": "bag"}):
-        model = build(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "depth": 1, "encoders": encoders})[0].model
-        kinds = {type(part).__name__ for sense in model.senses for part in sense.modules()}
+        model = build_recipe(
+            RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1, "encoders": encoders}
+        )[0].model
+        kinds = {type(part).__name__ for sense in model.encoders for part in sense.modules()}
         assert "Recurrent" in kinds, kinds
     with pytest.raises(SensoriumError, match="no column that an encoder reads"):
-        build(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
+        build_recipe(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("names, wanted", [
-    (("colour", "colour.valid", "y.spread"),
-     {"colour.valid_": "whether \"colour\"", "y.spread_": "the spread of \"y\""}),
-    (("two\nlines", 'say "so"', "view"), {"two_lines": "the column \"two\\nlines\"", "say _so_": "the column"})])
+@pytest.mark.parametrize(
+    "names, wanted",
+    [
+        (
+            ("colour", "colour.valid", "y.spread"),
+            {"colour.valid_": 'whether "colour"', "y.spread_": 'the spread of "y"'},
+        ),
+        (
+            ("two\nlines", 'say "so"', "view"),
+            {"two_lines": 'the column "two\\nlines"', "say _so_": "the column"},
+        ),
+    ],
+)
 @pytest.mark.parametrize("to", ["torch", "onnx"])
-def test_a_graph_has_a_name_for_each_of_them(names: tuple[str, ...], wanted: dict[str, str], to: str,
-                                             tmp_path: Path) -> None:
-    """One that is no name for a graph, or is taken, is called otherwise, and its card says so."""
+def test_graph_inputs_have_a_name_for_every_column(
+    names: tuple[str, ...], wanted: dict[str, str], to: str, tmp_path: Path
+) -> None:
+    """A column name that is not a legal or free graph name is replaced, and the model card says so."""
     if to == "onnx":
         pytest.importorskip("onnxruntime")
-    schema = Schema({name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])})
+    schema = Schema(
+        {name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])}
+    )
     torch.manual_seed(0)
-    recipe, kept = build(RECIPES["fusion"], schema, {"target": "y", "dim": 8, "depth": 1})
-    model = Model(recipe, schema, Config("fusion", kept, "fp32", {}), "", tmp_path / "run")
+    recipe, keywords = build_recipe(
+        RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1}
+    )
+    model = Model(recipe, schema, RunConfig("fusion", keywords, "fp32", {}), "", tmp_path / "run")
     assert export(model, to, tmp_path / "out")["predict"] < 1e-5
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card
+
+
+def test_column_names_are_not_parsed_as_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sensorium.data.cache.image_cache.PROGRESS_DELAY_SECONDS", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = ["{x}", "[/b] a | b"]
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(3)]
+    schema = Schema({name: Column(name, Image(size=8)) for name in names})
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
+    batch = PreparedDataset(Rows(dict.fromkeys(names, images)), schema, names).batch([2])
+    assert all(batch[name].shape == (1, 3, 8, 8) for name in names)
+    path = header(tmp_path / "t.csv", "[/b] a", "b | c")
+    assert app.run(["summary", "fusion", "--data", str(path), "--target", "price"]) == 0
+    assert app.run(["data", str(path)]) == 0
+    assert "[/b] a" in capsys.readouterr().out

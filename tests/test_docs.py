@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sensorium as sn
-from sensorium.cli import app
+from sensorium.cli.app import app
 from sensorium.recipes import RECIPES
 from sensorium.recipes.training_config import TrainingConfig
 

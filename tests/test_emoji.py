@@ -1,4 +1,5 @@
 """The emoji sets: what the embedded one promises, that a built set comes back as it went in, and hostile packages."""
+
 import gzip
 import hashlib
 import io
@@ -10,131 +11,205 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sensorium.data import emoji_build, emoji_packages
-from sensorium.data.emoji import EMBEDDED, open_sheets, read_header
-from sensorium.data.emoji_build import build_emoji
-from sensorium.data.emoji_draw import safe_drawing
-from sensorium.data.emoji_names import family, split_of
-from sensorium.data.emoji_packages import NAMES, PERMISSIVE, STYLES
-from sensorium.data.emoji_pixels import pixel_neighbour
-from sensorium.data.examples import EXAMPLES, is_sheets
+from sensorium.data.bundled import emoji_build, emoji_packages
+from sensorium.data.bundled.emoji import BUNDLED_FOLDER, open_sheets, read_sheets_header
+from sensorium.data.bundled.emoji_build import build_emoji
+from sensorium.data.bundled.emoji_draw import check_svg
+from sensorium.data.bundled.emoji_names import concept_family, concept_split
+from sensorium.data.bundled.emoji_packages import NAMES_PACKAGE, PERMISSIVE_LICENCES, STYLE_PACKAGES
+from sensorium.data.bundled.emoji_pixels import measure_pixel_similarity
+from sensorium.data.bundled.registry import BUNDLED_DATASETS, is_sheets_folder
 from sensorium.errors import SensoriumError
 
 
 @pytest.fixture(scope="module")
 def table():
-    return EXAMPLES["emoji"]()
+    return BUNDLED_DATASETS["emoji"]()
 
 
 # The embedded set
 
+
 def test_embedded_counts(table):
     c = table.columns
-    assert len(table) == len(c["image"]) == 9770 and all(len(column) == 9770 for column in c.values())
-    assert c["image"].shape == (9770, 32, 32, 3) and c["image"].dtype == np.uint8
-    assert len(set(c["concept"])) == 1644 and len(set(c["family"])) == 1281 and len(set(c["category"])) == 8
+    assert len(table) == len(c["image"]) == 9770
+    assert all(len(column) == 9770 for column in c.values())
+    assert c["image"].shape == (9770, 32, 32, 3)
+    assert c["image"].dtype == np.uint8
+    assert len(set(c["concept"])) == 1644
+    assert len(set(c["family"])) == 1281
+    assert len(set(c["category"])) == 8
     assert Counter(c["style"]) == {
-        "noto": 1644, "twemoji": 1644, "fluent-emoji": 1587, "fluent-emoji-flat": 1587, "noto-v1": 1214,
-        "emojione": 1086, "streamline-emojis": 542, "fxemoji": 466}
+        "noto": 1644,
+        "twemoji": 1644,
+        "fluent-emoji": 1587,
+        "fluent-emoji-flat": 1587,
+        "noto-v1": 1214,
+        "emojione": 1086,
+        "streamline-emojis": 542,
+        "fxemoji": 466,
+    }
     assert len(set(table.where)) == 9770
     assert c["image"].min(axis=(1, 2, 3)).max() <= 250, "no drawing is blank"
 
 
 def test_embedded_splits_are_the_stated_grid(table):
     c = table.columns
-    assert Counter(c["split"]) == {"train": 7411, "val": 908, "test_concept": 909, "test_artist": 433, "test_both": 58,
-                                   "spare": 51}
+    assert Counter(c["split"]) == {
+        "train": 7411,
+        "val": 908,
+        "test_concept": 909,
+        "test_artist": 433,
+        "test_both": 58,
+        "spare": 51,
+    }
     unseen = ("test_artist", "test_both")
-    assert {a for a, s in zip(c["artist"], c["split"], strict=True) if s in unseen} == {"streamline"}
+    assert {a for a, s in zip(c["artist"], c["split"], strict=True) if s in unseen} == {
+        "streamline"
+    }
     side, sides = {"test_artist": "train", "test_both": "test", "test_concept": "test"}, {}
     for name, split in zip(c["family"], c["split"], strict=True):
         sides.setdefault(name, set()).add(side.get(split, split))
     for name, seen in sides.items():
         assert len(seen - {"spare"}) <= 1, f"family {name} is on two sides: {seen}"
-        assert seen <= {split_of(name), "spare"}
+        assert seen <= {concept_split(name), "spare"}
     concepts = {}
     for concept, name in zip(c["concept"], c["family"], strict=True):
-        assert concepts.setdefault(concept, name) == name == family(concept)
+        assert concepts.setdefault(concept, name) == name == concept_family(concept)
 
 
 def test_one_artist_is_never_on_two_sides(table):
     c = table.columns
     artists = dict(zip(c["style"], c["artist"], strict=True))
     assert artists["fluent-emoji"] == artists["fluent-emoji-flat"]
-    held = {a for a, s in zip(c["artist"], c["split"], strict=True) if s.startswith("test_") and s != "test_concept"}
+    held = {
+        a
+        for a, s in zip(c["artist"], c["split"], strict=True)
+        if s.startswith("test_") and s != "test_concept"
+    }
     assert not held & {a for a, s in zip(c["artist"], c["split"], strict=True) if s == "train"}
 
 
 def test_the_held_out_artist_is_the_hardest_as_recorded():
-    header = read_header(EMBEDDED)
-    assert header.test_artist == min(header.neighbours, key=lambda artist: header.neighbours[artist]["same"])
+    header = read_sheets_header(BUNDLED_FOLDER)
+    assert header.test_artist == min(
+        header.neighbours, key=lambda artist: header.neighbours[artist]["same"]
+    )
     assert header.neighbours["streamline"] == {"drawings": 542, "same": 0.236, "twin": 0.006}
 
 
 @pytest.mark.slow
 def test_recorded_hardness_is_reproduced(table):
-    recorded = read_header(EMBEDDED).neighbours
-    for artist, found in pixel_neighbour(table).items():
+    recorded = read_sheets_header(BUNDLED_FOLDER).neighbours
+    for artist, found in measure_pixel_similarity(table).items():
         assert found.same == pytest.approx(recorded[artist]["same"], abs=0.002), artist
         assert found.twin == pytest.approx(recorded[artist]["twin"], abs=0.002), artist
 
 
 def test_embedded_languages(table):
     captions = {name for name in table.columns if name.startswith("caption")}
-    assert captions == {"caption", *(f"caption_{code}" for code in "de fr es it pt nl ru ja zh".split())}
+    assert captions == {
+        "caption",
+        *(f"caption_{code}" for code in "de fr es it pt nl ru ja zh".split()),
+    }
     row = table.where.index("noto.webp:red apple")
-    assert table.columns["caption"][row][0] == "red apple" and table.columns["caption_de"][row][0] == "roter Apfel"
+    assert table.columns["caption"][row][0] == "red apple"
+    assert table.columns["caption_de"][row][0] == "roter Apfel"
     assert table.columns["caption_fr"][row][0] == "pomme rouge"
     assert all(captions and all(captions) for name in captions for captions in table.columns[name])
-    each = open_sheets(EMBEDDED, languages=["en"], styles=["noto"], captions="each")
-    assert len(each) == 1644 and len(each.columns["caption"][each.where.index("noto.webp:red apple")]) > 2
+    each = open_sheets(BUNDLED_FOLDER, languages=["en"], styles=["noto"], captions="each")
+    assert len(each) == 1644
+    assert len(each.columns["caption"][each.locations.index("noto.webp:red apple")]) > 2
 
 
 def test_embedded_licences_and_size(table):
-    header, text = read_header(EMBEDDED), (EMBEDDED / "ATTRIBUTION.md").read_text("utf-8")
+    header, text = (
+        read_sheets_header(BUNDLED_FOLDER),
+        (BUNDLED_FOLDER / "ATTRIBUTION.md").read_text("utf-8"),
+    )
     for sheet in header.sheets:
-        assert sheet.licence in PERMISSIVE
-        assert all(part in text for part in (sheet.author, sheet.project, sheet.licence, sheet.package, sheet.version))
-    assert "Unicode, Inc." in text and "Miles Johnson" in text and "Permission is hereby granted" in text
-    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 8e6
-    assert {path.name for path in EMBEDDED.iterdir()} == {"ATTRIBUTION.md", "concepts.jsonl", "sheets.json",
-                                                           *(sheet.file for sheet in header.sheets)}
+        assert sheet.licence in PERMISSIVE_LICENCES
+        assert all(
+            part in text
+            for part in (sheet.author, sheet.project, sheet.licence, sheet.package, sheet.version)
+        )
+    assert "Unicode, Inc." in text
+    assert "Miles Johnson" in text
+    assert "Permission is hereby granted" in text
+    assert sum(path.stat().st_size for path in BUNDLED_FOLDER.iterdir()) <= 8e6
+    assert {path.name for path in BUNDLED_FOLDER.iterdir()} == {
+        "ATTRIBUTION.md",
+        "concepts.jsonl",
+        "sheets.json",
+        *(sheet.file for sheet in header.sheets),
+    }
 
 
 def test_other_artists_can_be_held_out():
-    one = open_sheets(EMBEDDED, languages=["en"], test_artist="twitter", val_artist="mozilla")
+    one = open_sheets(BUNDLED_FOLDER, languages=["en"], test_artist="twitter", val_artist="mozilla")
     splits = {(a, s) for a, s in zip(one.columns["artist"], one.columns["split"], strict=True)}
     assert {a for a, s in splits if s == "test_artist"} == {"twitter"}
     assert {a for a, s in splits if s == "val"} == {"mozilla"}
     with pytest.raises(SensoriumError, match="no artist 'banksy'"):
-        open_sheets(EMBEDDED, test_artist="banksy")
+        open_sheets(BUNDLED_FOLDER, test_artist="banksy")
     with pytest.raises(SensoriumError, match="no language 'tlh'"):
-        open_sheets(EMBEDDED, languages=["tlh"])
+        open_sheets(BUNDLED_FOLDER, languages=["tlh"])
 
 
 # Families
 
-@pytest.mark.parametrize("a, b", [
-    ("man running", "woman running facing right"), ("one o’clock", "six-thirty"),
-    ("full moon face", "waning crescent moon"), ("red heart", "two hearts"), ("left arrow", "up arrow"),
-    ("kiss: man, man", "family: woman, girl"), ("magnifying glass tilted left", "magnifying glass tilted right"),
-    ("keycap: 1", "input numbers")])
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("man running", "woman running facing right"),
+        ("one o’clock", "six-thirty"),
+        ("full moon face", "waning crescent moon"),
+        ("red heart", "two hearts"),
+        ("left arrow", "up arrow"),
+        ("kiss: man, man", "family: woman, girl"),
+        ("magnifying glass tilted left", "magnifying glass tilted right"),
+        ("keycap: 1", "input numbers"),
+    ],
+)
 def test_look_alikes_are_one_family(a, b):
-    assert family(a) == family(b)
+    assert concept_family(a) == concept_family(b)
 
 
 def test_different_things_are_different_families():
-    labels = ["red apple", "green apple", "smiling face with hearts", "heart hands", "rocket", "flag: France"]
-    assert len({family(label) for label in labels}) == len(labels)
+    labels = [
+        "red apple",
+        "green apple",
+        "smiling face with hearts",
+        "heart hands",
+        "rocket",
+        "flag: France",
+    ]
+    assert len({concept_family(label) for label in labels}) == len(labels)
 
 
 # A tiny build from made-up packages
 
-LABELS = ["red apple", "rocket", "dog face", "man running", "woman running", "tree", "fish", "house", "car", "moon"]
+LABELS = [
+    "red apple",
+    "rocket",
+    "dog face",
+    "man running",
+    "woman running",
+    "tree",
+    "fish",
+    "house",
+    "car",
+    "moon",
+]
 
 
 def tarball(folder, package, members, name=None, licence=None, entry=None):
-    about = {"name": name or package.name, "version": package.version, "license": licence or package.licence}
+    about = {
+        "name": name or package.name,
+        "version": package.version,
+        "license": licence or package.licence,
+    }
     with tarfile.open(folder / package.tarball, "w:gz") as tar:
         for path, content in {"package.json": about, **members}.items():
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -154,43 +229,83 @@ def body(style, concept):
 def packages(tmp_path):
     folder = tmp_path / "packages"
     folder.mkdir()
-    names = [{"hexcode": f"1F{i:03X}-FE0F", "emoji": chr(0x1F000 + i), "label": label, "tags": ["thing", label],
-              "group": 7} for i, label in enumerate(LABELS)]
+    names = [
+        {
+            "hexcode": f"1F{i:03X}-FE0F",
+            "emoji": chr(0x1F000 + i),
+            "label": label,
+            "tags": ["thing", label],
+            "group": 7,
+        }
+        for i, label in enumerate(LABELS)
+    ]
     german = [{**entry, "label": f"de {entry['label']}", "tags": []} for entry in names]
-    tarball(folder, NAMES, {"en/data.json": names, "de/data.json": german, **{
-        f"{code}/data.json": names for code in emoji_packages.LANGUAGES if code not in ("en", "de")}})
-    for s, style in enumerate(STYLES):
-        icons = {label.replace(" ", "-"): {"body": body(s, i)} for i, label in enumerate(LABELS[: 10 - s % 3])}
-        tarball(folder, style, {"icons.json": {"prefix": style.style, "icons": icons, "width": 16, "height": 16}})
+    tarball(
+        folder,
+        NAMES_PACKAGE,
+        {
+            "en/data.json": names,
+            "de/data.json": german,
+            **{
+                f"{code}/data.json": names
+                for code in emoji_packages.LANGUAGES
+                if code not in ("en", "de")
+            },
+        },
+    )
+    for s, style in enumerate(STYLE_PACKAGES):
+        icons = {
+            label.replace(" ", "-"): {"body": body(s, i)}
+            for i, label in enumerate(LABELS[: 10 - s % 3])
+        }
+        tarball(
+            folder,
+            style,
+            {"icons.json": {"prefix": style.style, "icons": icons, "width": 16, "height": 16}},
+        )
     return folder
 
 
 @pytest.fixture
 def build(packages, tmp_path):
     pytest.importorskip("resvg_py")
-    return lambda **how: build_emoji(tmp_path / "set", packages=packages, say=lambda _: None,
-                                     **{"size": 16, "languages": ["en", "de"], **how})
+    return lambda **how: build_emoji(
+        tmp_path / "set",
+        packages_folder=packages,
+        log=lambda _: None,
+        **{"size": 16, "languages": ["en", "de"], **how},
+    )
 
 
 def test_built_set_comes_back(build, tmp_path):
     report = build()
-    assert is_sheets(tmp_path / "set") and report.concepts == 10 and not report.skipped
-    assert report.drawings["noto"] == 10 and report.drawings["fluent-emoji-flat"] == 8
+    assert is_sheets_folder(tmp_path / "set")
+    assert report.concepts == 10
+    assert not report.skipped
+    assert report.drawings["noto"] == 10
+    assert report.drawings["fluent-emoji-flat"] == 8
     assert "openmoji" not in report.drawings, "share-alike art stays out of the wheel"
     table = open_sheets(tmp_path / "set", captions="joined")
-    assert len(table) == sum(report.drawings.values()) and table.columns["image"].shape[1:] == (16, 16, 3)
-    row = table.where.index("twemoji.webp:rocket")
-    image = table.columns["image"][row]                          # style 4, concept 1: centre (4, 9), colour 093640
-    assert tuple(image[9, 4]) == (0x09, 0x36, 0x40) and tuple(image[0, 15]) == (255, 255, 255)
-    assert table.columns["caption"][row] == ["rocket", "thing"] and table.columns["caption_de"][row] == ["de rocket"]
-    assert table.columns["concept"][row] == "rocket" and table.group == "concept" and table.split == "split"
-    assert table.kinds["image"] == "image" and table.kinds["caption_de"] == "text"
+    assert len(table) == sum(report.drawings.values())
+    assert table.columns["image"].shape[1:] == (16, 16, 3)
+    row = table.locations.index("twemoji.webp:rocket")
+    image = table.columns["image"][row]  # style 4, concept 1: centre (4, 9), colour 093640
+    assert tuple(image[9, 4]) == (0x09, 0x36, 0x40)
+    assert tuple(image[0, 15]) == (255, 255, 255)
+    assert table.columns["caption"][row] == ["rocket", "thing"]
+    assert table.columns["caption_de"][row] == ["de rocket"]
+    assert table.columns["concept"][row] == "rocket"
+    assert table.group_column == "concept"
+    assert table.split_column == "split"
+    assert table.kinds["image"] == "image"
+    assert table.kinds["caption_de"] == "text"
 
 
 def test_full_build_holds_out_two_artists_and_warns_of_share_alike(build, tmp_path):
     report = build(full=True, languages=None)
-    header = read_header(tmp_path / "set")
-    assert len(report.drawings) == 10 and len(report.languages) == 28
+    header = read_sheets_header(tmp_path / "set")
+    assert len(report.drawings) == 10
+    assert len(report.languages) == 28
     assert list(report.neighbours)[:2] == [header.test_artist, header.val_artist]
     assert "share-alike" in (tmp_path / "set" / "ATTRIBUTION.md").read_text("utf-8")
     assert "caption_en_gb" in open_sheets(tmp_path / "set").columns
@@ -198,7 +313,7 @@ def test_full_build_holds_out_two_artists_and_warns_of_share_alike(build, tmp_pa
 
 def test_a_set_is_replaced_and_other_files_are_not(build, tmp_path):
     first, second = build(), build(size=24)
-    assert (first.size, second.size, read_header(tmp_path / "set").size) == (16, 24, 24)
+    assert (first.size, second.size, read_sheets_header(tmp_path / "set").size) == (16, 24, 24)
     (tmp_path / "set" / "thesis.tex").write_text("years of work")
     with pytest.raises(SensoriumError, match="thesis.tex"):
         build()
@@ -213,73 +328,104 @@ def test_same_packages_same_set(build, tmp_path):
 
 def test_mirrored_and_wide_drawings(build, packages, tmp_path):
     box = '<rect width="4" height="4" fill="#f00"/>'
-    icons = {"icons": {"rocket": {"body": box, "width": 16, "height": 8}}, "width": 16, "height": 16,
-             "aliases": {"tree": {"parent": "rocket", "hFlip": True}}}
-    tarball(packages, STYLES[0], {"icons.json": icons})
+    icons = {
+        "icons": {"rocket": {"body": box, "width": 16, "height": 8}},
+        "width": 16,
+        "height": 16,
+        "aliases": {"tree": {"parent": "rocket", "hFlip": True}},
+    }
+    tarball(packages, STYLE_PACKAGES[0], {"icons.json": icons})
     build()
     table = open_sheets(tmp_path / "set", styles=["noto"])
-    plain, mirrored = (table.columns["image"][table.where.index(f"noto.webp:{name}")] for name in ("rocket", "tree"))
+    plain, mirrored = (
+        table.columns["image"][table.locations.index(f"noto.webp:{name}")]
+        for name in ("rocket", "tree")
+    )
     assert tuple(plain[6, 2]) == (255, 0, 0), "a wide drawing is centred on a square"
     assert (plain[:, ::-1] == mirrored).all()
 
 
 # Hostile and broken packages
 
-@pytest.mark.parametrize("svg, why", [
-    ('<image href="/etc/hostname" width="9" height="9"/>', "<image>"), ('<x:image xmlns:x="y"/>', "<x:image>"),
-    ('<use href="other.svg#a"/>', "link out"), ("<use xlink:href = '/etc/x.svg#a'/>", "link out"),
-    ('<use href="&#47;etc"/>', "link out"), ('<path fill="url(http://x)"/>', "link out"),
-    ('<path fill="url( x)"/>', "link out"), ("<script>1</script>", "<script>"),
-    ("<style>@import 'x'</style>", "<style>"), ('<!DOCTYPE x [<!ENTITY a "b">]>', "<!DOCTYPE>"),
-    ("<feImage href='#a'/>", "<feImage>"), ("<text>a</text>", "<text>"),
-    ("</svg><svg>", "<svg>"), ("<g/>" * 600_000, "characters")])
+
+@pytest.mark.parametrize(
+    "svg, why",
+    [
+        ('<image href="/etc/hostname" width="9" height="9"/>', "<image>"),
+        ('<x:image xmlns:x="y"/>', "<x:image>"),
+        ('<use href="other.svg#a"/>', "link out"),
+        ("<use xlink:href = '/etc/x.svg#a'/>", "link out"),
+        ('<use href="&#47;etc"/>', "link out"),
+        ('<path fill="url(http://x)"/>', "link out"),
+        ('<path fill="url( x)"/>', "link out"),
+        ("<script>1</script>", "<script>"),
+        ("<style>@import 'x'</style>", "<style>"),
+        ('<!DOCTYPE x [<!ENTITY a "b">]>', "<!DOCTYPE>"),
+        ("<feImage href='#a'/>", "<feImage>"),
+        ("<text>a</text>", "<text>"),
+        ("</svg><svg>", "<svg>"),
+        ("<g/>" * 600_000, "characters"),
+    ],
+)
 def test_unsafe_drawings_are_refused(svg, why):
     with pytest.raises(SensoriumError, match=f"noto.*{why}"):
-        safe_drawing(svg, "noto: icon 'rocket'")
+        check_svg(svg, "noto: icon 'rocket'")
 
 
 def test_known_constructs_are_let_through():
     svg = '<defs><linearGradient id="a"><stop/></linearGradient></defs><path fill="url(#a)"/><use xlink:href="#a"/>'
-    assert safe_drawing(svg, "x") == svg
+    assert check_svg(svg, "x") == svg
 
 
 def test_an_unsafe_package_builds_nothing(build, packages, tmp_path):
-    tarball(packages, STYLES[2], {"icons.json": {"icons": {"rocket": {"body": '<image href="/etc/hostname"/>'}}}})
+    tarball(
+        packages,
+        STYLE_PACKAGES[2],
+        {"icons.json": {"icons": {"rocket": {"body": '<image href="/etc/hostname"/>'}}}},
+    )
     with pytest.raises(SensoriumError, match=r"fluent-emoji-flat.*rocket.*<image>"):
         build()
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("members, why", [
-    ({}, "holds no icons.json"), ({"icons.json": b"{"}, "not JSON"), ({"icons.json": b"[" * 200_000}, "not JSON"),
-    ({"icons.json": []}, "not a set of icons"), ({"icons.json": {"icons": []}}, "not a set of icons"),
-    ({"icons.json": {"icons": {}}}, "0 drawings"), ({"icons.json": {"icons": {"rocket": 3}}}, "it has no drawing"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<g/>"}}}}, "it is blank"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<path", "width": "x"}}}}, "not a number"),
-    ({"icons.json": {"icons": {"rocket": {"body": "<path"}}}}, "0 drawings"),
-    ({"icons.json": {"icons": {}}, "chars.json": [1]}, "chars.json")])
+@pytest.mark.parametrize(
+    "members, why",
+    [
+        ({}, "holds no icons.json"),
+        ({"icons.json": b"{"}, "not JSON"),
+        ({"icons.json": b"[" * 200_000}, "not JSON"),
+        ({"icons.json": []}, "not a set of icons"),
+        ({"icons.json": {"icons": []}}, "not a set of icons"),
+        ({"icons.json": {"icons": {}}}, "0 drawings"),
+        ({"icons.json": {"icons": {"rocket": 3}}}, "it has no drawing"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<g/>"}}}}, "it is blank"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<path", "width": "x"}}}}, "not a number"),
+        ({"icons.json": {"icons": {"rocket": {"body": "<path"}}}}, "0 drawings"),
+        ({"icons.json": {"icons": {}}, "chars.json": [1]}, "chars.json"),
+    ],
+)
 def test_broken_packages_are_named(build, packages, members, why):
-    tarball(packages, STYLES[0], members)
+    tarball(packages, STYLE_PACKAGES[0], members)
     with pytest.raises(SensoriumError, match=f"noto.*{why}"):
         build()
 
 
 def test_wrong_name_licence_and_names_file(build, packages):
     icons = {"icons.json": {"icons": {}}}
-    tarball(packages, STYLES[0], icons, licence="CC-BY-NC-4.0")
+    tarball(packages, STYLE_PACKAGES[0], icons, licence="CC-BY-NC-4.0")
     with pytest.raises(SensoriumError, match="CC-BY-NC-4.0.*terms must be read"):
         build()
-    tarball(packages, STYLES[0], icons, name="evil")
+    tarball(packages, STYLE_PACKAGES[0], icons, name="evil")
     with pytest.raises(SensoriumError, match="says it is 'evil'"):
         build()
-    tarball(packages, STYLES[0], icons)
-    tarball(packages, NAMES, {"en/data.json": [{"hexcode": 3}], "de/data.json": []})
+    tarball(packages, STYLE_PACKAGES[0], icons)
+    tarball(packages, NAMES_PACKAGE, {"en/data.json": [{"hexcode": 3}], "de/data.json": []})
     with pytest.raises(SensoriumError, match="hexcode and label"):
         build()
 
 
 def test_broken_archives_are_named(build, packages, monkeypatch):
-    path = packages / STYLES[0].tarball
+    path = packages / STYLE_PACKAGES[0].tarball_name
     whole = path.read_bytes()
     for raw in (b"", b"not gzip", whole[:60], gzip.compress(b"not a tar" * 99)):
         path.write_bytes(raw)
@@ -294,18 +440,20 @@ def test_broken_archives_are_named(build, packages, monkeypatch):
 def test_links_and_devices_in_an_archive_are_not_followed(build, packages):
     link = tarfile.TarInfo("package/icons.json")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-    tarball(packages, STYLES[0], {}, entry=link)
+    tarball(packages, STYLE_PACKAGES[0], {}, entry=link)
     with pytest.raises(SensoriumError, match="holds no icons.json"):
         build()
 
 
 def test_missing_packages_and_tools_say_what_to_do(build, packages, tmp_path, monkeypatch):
-    (packages / STYLES[0].tarball).unlink()
-    with pytest.raises(SensoriumError, match=f"npm pack {STYLES[0].name}@{STYLES[0].version}"):
+    (packages / STYLE_PACKAGES[0].tarball_name).unlink()
+    with pytest.raises(
+        SensoriumError, match=f"npm pack {STYLE_PACKAGES[0].name}@{STYLE_PACKAGES[0].version}"
+    ):
         build()
     monkeypatch.setattr(emoji_packages.shutil, "which", lambda _: None)
     with pytest.raises(SensoriumError, match="needs the npm client.*--packages"):
-        build_emoji(tmp_path / "new", say=lambda _: None)
+        build_emoji(tmp_path / "new", log=lambda _: None)
     with pytest.raises(SensoriumError, match="no emoji names in 'tlh'"):
         build(languages=["tlh"])
     with pytest.raises(SensoriumError, match="size=5000"):
@@ -317,23 +465,46 @@ def test_a_fetched_package_must_be_the_known_one(packages, monkeypatch):
     done = emoji_packages.subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(emoji_packages.subprocess, "run", lambda *a, **k: done)
     with pytest.raises(SensoriumError, match="not the file that is known"):
-        emoji_packages.fetch(packages, [NAMES])
-    assert all(len(p.sha256) == 64 for p in (NAMES, *STYLES))
+        emoji_packages.fetch_packages(packages, [NAMES_PACKAGE])
+    assert all(len(p.sha256) == 64 for p in (NAMES_PACKAGE, *STYLE_PACKAGES))
 
 
 # Damaged sets
 
-@pytest.mark.parametrize("file, damage, why", [
-    ("noto.webp", lambda raw: raw[:-9], "not the file that was built"), ("noto.webp", None, "No such file"),
-    ("concepts.jsonl", lambda raw: raw + b"{}\n", "11 lines"), ("concepts.jsonl", lambda raw: b"[\n" * 10, "not JSON"),
-    ("concepts.jsonl", lambda raw: raw.replace(b'"noto"', b'"nota"', 1), "lists 9 drawings of noto"),
-    ("concepts.jsonl", lambda raw: raw.replace(b'"family"', b'"fam"', 1), "keys"),
-    ("sheets.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9', 1), "version 9"),
-    ("sheets.json", lambda raw: raw.replace(b'"noto.webp"', b'"../noto.webp"', 1), "outside of its folder"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 100000', 1), "out of bounds"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 32', 1), "pixels"),
-    ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": "16"', 1), "size is '16'"),
-    ("sheets.json", lambda raw: raw.replace(b'"columns"', b'"colums"', 1), "must have the keys")])
+
+@pytest.mark.parametrize(
+    "file, damage, why",
+    [
+        ("noto.webp", lambda raw: raw[:-9], "not the file that was built"),
+        ("noto.webp", None, "No such file"),
+        ("concepts.jsonl", lambda raw: raw + b"{}\n", "11 lines"),
+        ("concepts.jsonl", lambda raw: b"[\n" * 10, "not JSON"),
+        (
+            "concepts.jsonl",
+            lambda raw: raw.replace(b'"noto"', b'"nota"', 1),
+            "lists 9 drawings of noto",
+        ),
+        ("concepts.jsonl", lambda raw: raw.replace(b'"family"', b'"fam"', 1), "keys"),
+        ("sheets.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9', 1), "version 9"),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"noto.webp"', b'"../noto.webp"', 1),
+            "outside of its folder",
+        ),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"size": 16', b'"size": 100000', 1),
+            "out of bounds",
+        ),
+        ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": 32', 1), "pixels"),
+        ("sheets.json", lambda raw: raw.replace(b'"size": 16', b'"size": "16"', 1), "size is '16'"),
+        (
+            "sheets.json",
+            lambda raw: raw.replace(b'"columns"', b'"colums"', 1),
+            "must have the keys",
+        ),
+    ],
+)
 def test_damaged_sets_are_named(build, tmp_path, file, damage, why):
     build()
     path = tmp_path / "set" / file
@@ -347,7 +518,9 @@ def test_a_sheet_that_is_no_webp_is_refused(build, tmp_path):
     path, head = tmp_path / "set" / "noto.webp", tmp_path / "set" / "sheets.json"
     old = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(b"GIF89a")
-    head.write_text(head.read_text("utf-8").replace(old, hashlib.sha256(b"GIF89a").hexdigest()), "utf-8")
+    head.write_text(
+        head.read_text("utf-8").replace(old, hashlib.sha256(b"GIF89a").hexdigest()), "utf-8"
+    )
     with pytest.raises(SensoriumError, match="noto.webp cannot be used"):
         open_sheets(tmp_path / "set")
 
@@ -355,4 +528,4 @@ def test_a_sheet_that_is_no_webp_is_refused(build, tmp_path):
 def test_only_the_extra_needs_the_renderer(packages, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(SensoriumError, match=r'pip install "sensorium\[emoji\]"'):
-        emoji_build.build_emoji(tmp_path / "set", packages=packages)
+        emoji_build.build_emoji(tmp_path / "set", packages_folder=packages)

@@ -1,18 +1,28 @@
 """What must hold whatever the weights are (DESIGN: invariants before features)."""
+
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from sensorium.attention import Attention
-from sensorium.kernels import attend
-from sensorium.modalities.image import Patches
-from sensorium.modalities.text import Text, Words
-from sensorium.models import mean
-from sensorium.positions import RelativeBias, Rotary
-from sensorium.tokens import CAUSAL, Tokens, causal, join, last, line, may_see, turns
-from sensorium.transformer import (
+from sensorium.modalities.image import PatchEmbedding
+from sensorium.modalities.text import Text, TextEmbedding
+from sensorium.nn.attention import Attention
+from sensorium.nn.positional import RelativeBias, Rotary
+from sensorium.nn.sdpa import attend
+from sensorium.nn.tokens import (
+    CAUSAL,
+    Tokens,
+    attention_mask,
+    join,
+    make_causal,
+    mean_pool,
+    order_tensor,
+    sequence_positions,
+    take_last,
+)
+from sensorium.nn.transformer import (
     Block,
     FeedForward,
     GatedCrossAttention,
@@ -20,7 +30,7 @@ from sensorium.transformer import (
     PostNormBlock,
     Resampler,
     Transformer,
-    transformer,
+    build_transformer,
 )
 
 DIM, HEADS = 32, 2
@@ -32,30 +42,50 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def tokens(batch: int, n: int, seed: int = 0) -> Tokens:
     x = rows(batch, n, DIM, seed=seed)
-    return Tokens(x, line(x))
+    return Tokens(x, sequence_positions(x))
 
 
 def llama_like(position: nn.Module) -> Transformer:
-    blocks = [Block(Attention(DIM, HEADS, kv_heads=1, bias=False, position=position), GatedFeedForward(DIM, 48),
-                    (nn.RMSNorm(DIM), nn.RMSNorm(DIM))) for _ in range(2)]
-    return Transformer(blocks, last=nn.RMSNorm(DIM))
+    blocks = [
+        Block(
+            Attention(DIM, HEADS, kv_heads=1, bias=False, position=position),
+            GatedFeedForward(DIM, 48),
+            (nn.RMSNorm(DIM), nn.RMSNorm(DIM)),
+        )
+        for _ in range(2)
+    ]
+    return Transformer(blocks, final_norm=nn.RMSNorm(DIM))
 
 
 def bert_like() -> Transformer:
-    blocks = [PostNormBlock(Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM)))
-              for _ in range(2)]
+    blocks = [
+        PostNormBlock(
+            Attention(DIM, HEADS), FeedForward(DIM, 64), (nn.LayerNorm(DIM), nn.LayerNorm(DIM))
+        )
+        for _ in range(2)
+    ]
     return Transformer(blocks)
 
 
 def t5_like() -> Transformer:
     shared = RelativeBias(HEADS)
-    blocks = [Block(Attention(DIM, HEADS, width=64, bias=False, scale=1.0, position=shared),
-                    FeedForward(DIM, 64, nn.ReLU(), bias=False), (nn.RMSNorm(DIM), nn.RMSNorm(DIM))) for _ in range(2)]
-    return Transformer(blocks, last=nn.RMSNorm(DIM))
+    blocks = [
+        Block(
+            Attention(DIM, HEADS, width=64, bias=False, scale=1.0, position=shared),
+            FeedForward(DIM, 64, nn.ReLU(), bias=False),
+            (nn.RMSNorm(DIM), nn.RMSNorm(DIM)),
+        )
+        for _ in range(2)
+    ]
+    return Transformer(blocks, final_norm=nn.RMSNorm(DIM))
 
 
-TRUNKS = {"clip": lambda: transformer(DIM, 2, HEADS, first=True), "llama": lambda: llama_like(Rotary(DIM // HEADS)),
-          "bert": bert_like, "t5": t5_like}
+TRUNKS = {
+    "clip": lambda: build_transformer(DIM, 2, HEADS, input_norm=True),
+    "llama": lambda: llama_like(Rotary(DIM // HEADS)),
+    "bert": bert_like,
+    "t5": t5_like,
+}
 
 
 @pytest.fixture(params=TRUNKS)
@@ -69,7 +99,7 @@ def same(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
 
 
 def test_the_past_is_untouched_by_the_future(trunk: Transformer) -> None:
-    t = causal(tokens(2, 9))
+    t = make_causal(tokens(2, 9))
     changed = replace(t, x=t.x.clone())
     changed.x[:, 6] += rows(2, DIM, seed=5)
     a, b = trunk(t).x, trunk(changed).x
@@ -78,7 +108,7 @@ def test_the_past_is_untouched_by_the_future(trunk: Transformer) -> None:
 
 
 def test_a_prefix_does_not_see_its_continuation(trunk: Transformer) -> None:
-    picture, words = tokens(2, 5), causal(tokens(2, 4, seed=1))
+    picture, words = tokens(2, 5), make_causal(tokens(2, 4, seed=1))
     a = trunk(join(picture, words)).x
     b = trunk(join(picture, replace(words, x=words.x.flip(-1)))).x
     same(a[:, :5], b[:, :5])
@@ -87,7 +117,7 @@ def test_a_prefix_does_not_see_its_continuation(trunk: Transformer) -> None:
 
 def test_causal_by_flag_is_causal_by_turns(trunk: Transformer) -> None:
     t = tokens(2, 7)
-    same(trunk(causal(t)).x, trunk(replace(t, order=turns(causal(t)))).x)
+    same(trunk(make_causal(t)).x, trunk(replace(t, order=order_tensor(make_causal(t)))).x)
 
 
 @pytest.mark.parametrize("order", [None, CAUSAL])
@@ -98,24 +128,28 @@ def test_padding_changes_nothing(trunk: Transformer, order: object) -> None:
     out = trunk(replace(t, valid=valid)).x
     assert out.isfinite().all()
     for i, n in enumerate(lengths.tolist()):
-        alone = Tokens(t.x[i:i + 1, :n], t.pos[i:i + 1, :n], t.order)
+        alone = Tokens(t.x[i : i + 1, :n], t.pos[i : i + 1, :n], t.order)
         same(out[i, :n], trunk(alone).x[0])
 
 
 @pytest.mark.parametrize("order", [None, CAUSAL])
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_token_alone_is_one_of_all(trunk: Transformer, order: object, padded: bool) -> None:
-    t = replace(tokens(3, 8), order=order, valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None)
+    t = replace(
+        tokens(3, 8),
+        order=order,
+        valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None,
+    )
     at = torch.tensor([7, 1, 3])
-    same(trunk(t, only=at).x[:, 0], trunk(t).x[torch.arange(3), at])
+    same(trunk(t, query_positions=at).x[:, 0], trunk(t).x[torch.arange(3), at])
 
 
 def test_one_token_alone_has_the_same_gradient() -> None:
     torch.manual_seed(0)
-    trunk, at = transformer(DIM, 2, HEADS), torch.tensor([7, 1])
+    trunk, at = build_transformer(DIM, 2, HEADS), torch.tensor([7, 1])
     t = replace(tokens(2, 8), order=CAUSAL, valid=torch.arange(8) < torch.tensor([[8], [2]]))
     params = list(trunk.parameters())
-    alone = torch.autograd.grad(trunk(t, only=at).x.square().sum(), params)
+    alone = torch.autograd.grad(trunk(t, query_positions=at).x.square().sum(), params)
     among = torch.autograd.grad(trunk(t).x[torch.arange(2), at].square().sum(), params)
     for a, b in zip(alone, among, strict=True):
         same(a, b, atol=1e-4)
@@ -123,27 +157,36 @@ def test_one_token_alone_has_the_same_gradient() -> None:
 
 def test_who_may_see_nothing_says_nothing() -> None:
     q = rows(1, 2, 3, 8)
-    mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[None, None]
+    mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[
+        None, None
+    ]
     out = attend(q, q, q, mask=mask)
-    assert (out[:, :, 1] == 0).all() and out.isfinite().all()
+    assert (out[:, :, 1] == 0).all()
+    assert out.isfinite().all()
     same(out[:, :, 2], q[:, :, 1])
 
 
 def test_attention_is_a_softmax() -> None:
     q, k, v = rows(2, 2, 5, 8), rows(2, 2, 7, 8, seed=1), rows(2, 2, 7, 8, seed=2)
-    same(attend(q, k, v), (q @ k.mT / 8 ** 0.5).softmax(-1) @ v)
+    same(attend(q, k, v), (q @ k.mT / 8**0.5).softmax(-1) @ v)
     turn = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     same(attend(q, k, v), attend(q, k[:, :, turn], v[:, :, turn]))
-    same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))              # rows sum to one
-    exact = (300 * q.double() @ k.double().mT / 8 ** 0.5).softmax(-1) @ v.double()
-    assert (attend(300 * q, k, v) - exact).abs().max() < 1e-3                   # logits in the hundreds are no matter
-    same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))    # one key: the query is irrelevant
+    same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))  # rows sum to one
+    exact = (300 * q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
+    assert (
+        attend(300 * q, k, v) - exact
+    ).abs().max() < 1e-3  # logits in the hundreds are no matter
+    same(
+        attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1)
+    )  # one key: the query is irrelevant
 
 
 def test_a_shut_gate_is_invisible() -> None:
     torch.manual_seed(0)
-    trunk = transformer(DIM, 2, HEADS, cross=lambda i: GatedCrossAttention(DIM, HEADS))
-    t = causal(tokens(2, 6))
+    trunk = build_transformer(
+        DIM, 2, HEADS, build_cross_attention=lambda i: GatedCrossAttention(DIM, HEADS)
+    )
+    t = make_causal(tokens(2, 6))
     assert torch.equal(trunk(t, tokens(2, 3, seed=1)).x, trunk(t).x)
     gate = trunk.blocks[0].cross.gate
     nn.init.ones_(gate)
@@ -152,11 +195,12 @@ def test_a_shut_gate_is_invisible() -> None:
 
 def test_before_the_first_picture_nothing_is_heard() -> None:
     door = GatedCrossAttention(DIM, HEADS)
-    t, context = causal(tokens(1, 4)), tokens(1, 2, seed=1)
-    after = replace(context, order=torch.full((1, 2), 3))                       # seen from the third token on
-    mask = may_see(turns(t), turns(after), None)
+    t, context = make_causal(tokens(1, 4)), tokens(1, 2, seed=1)
+    after = replace(context, order=torch.full((1, 2), 3))  # seen from the third token on
+    mask = attention_mask(order_tensor(t), order_tensor(after), None)
     said = door.attention(door.norm(t.x), after.x, mask)
-    assert (said[:, :2] == 0).all() and (said[:, 2:] != 0).any()
+    assert (said[:, :2] == 0).all()
+    assert (said[:, 2:] != 0).any()
 
 
 def test_order_of_parts_is_irrelevant_to_a_pool() -> None:
@@ -171,17 +215,17 @@ def test_an_absent_modality_is_finite_and_changes_nothing() -> None:
     absent = replace(tokens(2, 3, seed=1), valid=torch.zeros(2, 3, dtype=torch.bool))
     same(pool(here).x, pool(join(here, absent)).x)
     assert pool(absent).x.isfinite().all()
-    assert (mean(absent) == 0).all()
+    assert (mean_pool(absent) == 0).all()
 
 
 def test_last_keeps_turns() -> None:
-    t = causal(tokens(1, 5))
-    assert turns(last(t, 2)).tolist() == [[4, 5]]
+    t = make_causal(tokens(1, 5))
+    assert order_tensor(take_last(t, 2)).tolist() == [[4, 5]]
 
 
 def test_rotary_knows_only_distance() -> None:
     rotary, q, k = Rotary(8), rows(1, 1, 4, 8), rows(1, 1, 4, 8, seed=1)
-    pos = line(rows(1, 4, 1))
+    pos = sequence_positions(rows(1, 4, 1))
     near, far = (rotary(q, k, pos + shift, pos + shift) for shift in (0.0, 37.0))
     same(near[0] @ near[1].mT, far[0] @ far[1].mT, atol=1e-4)
     same(rotary(q, k, pos * 0, pos * 0)[0], q)
@@ -191,24 +235,30 @@ def test_relative_buckets() -> None:
     bias = RelativeBias(2)
     distance = torch.arange(-200, 201)
     bucket = bias.bucket(distance)
-    assert bucket[200] == 0 and bucket.max() == 31 and bucket.min() == 0
+    assert bucket[200] == 0
+    assert bucket.max() == 31
+    assert bucket.min() == 0
     ahead, behind = bucket[distance > 0], bucket[distance < 0].flip(0)
-    assert torch.equal(ahead - 16, behind) and (ahead.diff() >= 0).all()
-    assert bucket[distance == 7].item() == 16 + 7 and bucket[distance == 130].item() == 31
+    assert torch.equal(ahead - 16, behind)
+    assert (ahead.diff() >= 0).all()
+    assert bucket[distance == 7].item() == 16 + 7
+    assert bucket[distance == 130].item() == 31
 
 
 def test_words_stop_at_their_end() -> None:
     text = Text(length=8, vocab_size=50)
-    words = Words(DIM, text)
+    words = TextEmbedding(DIM, text)
     t = words(torch.tensor([[1, 9, 8, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0]]))
-    assert t.x.shape[1] == 4 and t.valid is not None and t.valid.sum(1).tolist() == [4, 3]
-    assert words.summary(torch.tensor([[1, 9, 8, 2, 0], [1, 9, 9, 9, 9]])).tolist() == [3, 4]
+    assert t.x.shape[1] == 4
+    assert t.valid is not None
+    assert t.valid.sum(1).tolist() == [4, 3]
+    assert words.pool_index(torch.tensor([[1, 9, 8, 2, 0], [1, 9, 9, 9, 9]])).tolist() == [3, 4]
 
 
 def test_patches_read_row_by_row() -> None:
-    patches = Patches(DIM, 8, 4)
+    patches = PatchEmbedding(DIM, 8, 4)
     image = torch.zeros(1, 3, 8, 8)
-    image[:, :, :4, 4:] = 1                                                     # top right
+    image[:, :, :4, 4:] = 1  # top right
     t = patches(image)
     moved = (t.x - patches(image * 0).x).abs().sum(-1)[0]
     assert moved.gt(0).tolist() == [False, False, True, False, False]
@@ -217,12 +267,16 @@ def test_patches_read_row_by_row() -> None:
 
 def test_a_wrong_shape_is_caught() -> None:
     with pytest.raises(Exception, match="type|shape"):
-        may_see(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long),
-                torch.ones(2, 5, dtype=torch.bool))
+        attention_mask(
+            torch.zeros(2, 3, dtype=torch.long),
+            torch.zeros(2, 4, dtype=torch.long),
+            torch.ones(2, 5, dtype=torch.bool),
+        )
 
 
 def test_a_model_stands_on_the_meta_device() -> None:
     with torch.device("meta"):
-        trunk = transformer(64, 2, 2)
+        trunk = build_transformer(64, 2, 2)
         out = trunk(Tokens(torch.empty(2, 5, 64), torch.empty(2, 5, 3), CAUSAL))
-    assert out.x.device.type == "meta" and out.x.shape == (2, 5, 64)
+    assert out.x.device.type == "meta"
+    assert out.x.shape == (2, 5, 64)

@@ -1,4 +1,5 @@
 """What the README tells people to type is typed here; what takes minutes is read by the command line and no further."""
+
 import os
 import re
 import shlex
@@ -10,13 +11,16 @@ import pytest
 from PIL import Image
 from test_cli import TINY, photos, said
 
-from sensorium import cli
+from sensorium.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAYS = "--dim 64 --depth 1 --epochs 1 --batch-size 4".split()
-SMALLER = {("train", "clip"): TINY, ("compare", "fusion"): SAYS,                    # seconds, not minutes
-           **{("train", name): SAYS for name in ("captioner", "dalle", "fusion")}}
+SMALLER = {
+    ("train", "clip"): TINY,
+    ("compare", "fusion"): SAYS,  # seconds, not minutes
+    **{("train", name): SAYS for name in ("captioner", "dalle", "fusion")},
+}
 LONG = ("demo",)
 
 
@@ -52,7 +56,7 @@ def test_every_command_is_understood(place: Path) -> None:
     found = [*commands("\n".join(blocks(""))), *commands("\n".join(inline))]
     assert len(found) >= 8
     for argv in found:
-        _, _, rest, *_ = cli.command_line(argv).parse_known_args(argv)
+        _, _, rest, *_ = app.build_app(argv).parse_known_args(argv)
         assert not rest, argv
 
 
@@ -64,9 +68,13 @@ def test_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((place / "priced.csv").read_text().splitlines()) == 3
 
 
-def test_python_works(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_works(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = next(b for b in blocks("python") if "sn.train" in b)
-    small = code.replace("dim=128", "dim=64, depth=1, text_depth=1, epochs=1").replace("runs/photos", "runs/python")
+    small = code.replace("dim=128", "dim=64, image_layers=1, text_layers=1, epochs=1").replace(
+        "runs/photos", "runs/python"
+    )
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     assert "recall" in capsys.readouterr().out
@@ -74,13 +82,13 @@ def test_python_works(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_the_recipe_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "mine.py").write_text(next(b for b in blocks("python") if "def small_clip" in b))
-    assert "parameters" in said(capsys, "show", "./mine.py:small_clip", "--dim", "64")
+    assert "parameters" in said(capsys, "summary", "./mine.py:small_clip", "--dim", "64")
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
 def test_make_knows_its_targets(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "pip install" in done.stdout or ".venv/bin" in done.stdout
+    assert (done.returncode == 0 and "pip install" in done.stdout) or ".venv/bin" in done.stdout
 
 
 def test_links_lead_somewhere() -> None:

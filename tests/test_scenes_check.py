@@ -1,11 +1,12 @@
 """The program that reads scenes from pixels: never wrong on clean pictures, and how far from clean they may be."""
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from sensorium.data.scenes import open_scenes
-from sensorium.data.scenes_check import UNREAD, read, read_images
-from sensorium.data.scenes_draw import CODES, draw
+from sensorium.data.bundled.scenes import open_scenes
+from sensorium.data.bundled.scenes_check import UNKNOWN_CODE, recognize_cells, recognize_images
+from sensorium.data.bundled.scenes_draw import NUM_CODES, draw_scenes
 
 CELLS = open_scenes(n=200, questions=0).columns["image"].cells
 Pixels = np.ndarray
@@ -13,16 +14,18 @@ Pixels = np.ndarray
 
 @pytest.fixture(scope="module", params=[32, 64])
 def clean(request: pytest.FixtureRequest) -> Pixels:
-    return draw(CELLS, request.param)
+    return draw_scenes(CELLS, request.param)
 
 
 def whole(pictures: Pixels) -> float:
     """Share of pictures in which every cell is read right."""
-    return float((read(pictures) == CELLS).all(1).mean())
+    return float((recognize_cells(pictures) == CELLS).all(1).mean())
 
 
 def blurred(pictures: Pixels, sigma: float) -> Pixels:
-    return np.stack([np.asarray(Image.fromarray(p).filter(ImageFilter.GaussianBlur(sigma))) for p in pictures])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).filter(ImageFilter.GaussianBlur(sigma))) for p in pictures]
+    )
 
 
 def noisy(pictures: Pixels, sigma: float) -> Pixels:
@@ -45,8 +48,8 @@ def coded(pictures: Pixels, dims: int, levels: int = 8, patch: int = 4) -> Pixel
 
 @pytest.mark.parametrize("side", [32, 48, 64])
 def test_every_thing_in_every_place_is_read(side: int) -> None:
-    cells = (np.eye(9, dtype=int)[:, None] * np.arange(CODES)[:, None]).reshape(-1, 9)
-    assert (read(draw(cells, side)) == cells).all()
+    cells = (np.eye(9, dtype=int)[:, None] * np.arange(NUM_CODES)[:, None]).reshape(-1, 9)
+    assert (recognize_cells(draw_scenes(cells, side)) == cells).all()
 
 
 def test_clean_scenes_are_read_without_a_mistake(clean: Pixels) -> None:
@@ -54,12 +57,14 @@ def test_clean_scenes_are_read_without_a_mistake(clean: Pixels) -> None:
 
 
 def test_noise(clean: Pixels) -> None:
-    assert whole(noisy(clean, 32)) == 1 and whole(noisy(clean, 80)) < 0.1       # all unclear at 80
+    assert whole(noisy(clean, 32)) == 1
+    assert whole(noisy(clean, 80)) < 0.1
 
 
 def test_blur(clean: Pixels) -> None:
     found = [whole(blurred(clean, spread * clean.shape[1] / 32)) for spread in (0.5, 1, 1.5)]
-    assert found[:2] == [1, 1] and found[2] > 0.5
+    assert found[:2] == [1, 1]
+    assert found[2] > 0.5
 
 
 def test_coarse_codes(clean: Pixels) -> None:
@@ -70,10 +75,12 @@ def test_coarse_codes(clean: Pixels) -> None:
 
 def test_another_size_will_do(clean: Pixels) -> None:
     other = [Image.fromarray(p).resize((128, 128), Image.Resampling.BICUBIC) for p in clean[:50]]
-    assert (read_images(other, clean.shape[1]) == CELLS[:50]).all()
+    assert (recognize_images(other, clean.shape[1]) == CELLS[:50]).all()
 
 
 def test_what_is_no_scene_is_unclear() -> None:
     rng = np.random.default_rng(0)
-    assert (read(rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)) == UNREAD).all()
-    assert (read(np.full((1, 32, 32, 3), 128, np.uint8)) == UNREAD).all()
+    assert (
+        recognize_cells(rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)) == UNKNOWN_CODE
+    ).all()
+    assert (recognize_cells(np.full((1, 32, 32, 3), 128, np.uint8)) == UNKNOWN_CODE).all()

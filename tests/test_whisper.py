@@ -1,4 +1,5 @@
 """Whisper through our core: the same sound, numbers, gradients and words as transformers."""
+
 import wave
 from pathlib import Path
 from typing import Any
@@ -6,30 +7,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
 from torch import Tensor
 
-from sensorium.attention import Cache
-from sensorium.modalities.audio import NOTHING, Audio, log_mel, resampled
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import Sampling, generate
-from sensorium.published.transcribe import windows
-from sensorium.published.whisper import WHISPER
-from sensorium.tokens import Batch
+from sensorium.modalities.audio import PADDING_VALUE, Audio, log_mel_spectrogram, resample
+from sensorium.models.decoder import Decoder
+from sensorium.nn.attention import KVCache
+from sensorium.objectives.autoregressive import SamplingConfig, generate
+from sensorium.pretrained.transcribe import split_windows
+from sensorium.pretrained.whisper import WHISPER
 
 transformers = pytest.importorskip("transformers")
-SIZES = dict(d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=2,
-             encoder_ffn_dim=48, decoder_ffn_dim=40, vocab_size=61, num_mel_bins=8, max_source_positions=16,
-             max_target_positions=24, bos_token_id=0, eos_token_id=0, pad_token_id=0, decoder_start_token_id=1,
-             suppress_tokens=None, begin_suppress_tokens=None)
+SIZES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "vocab_size": 61,
+    "num_mel_bins": 8,
+    "max_source_positions": 16,
+    "max_target_positions": 24,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 1,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Any, Decoder, Any, Path]:
     """Their model, ours, its config and the folder that both were read from."""
-    theirs = lively(transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**SIZES)))
+    theirs = lively(
+        transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**SIZES))
+    )
     with torch.no_grad():
-        theirs.model.decoder.embed_tokens.weight[0] = 0.3           # transformers leaves its padding out of gradients
+        theirs.model.decoder.embed_tokens.weight[0] = (
+            0.3  # transformers leaves its padding out of gradients
+        )
     theirs.model.decoder.embed_tokens.padding_idx = None
     theirs.save_pretrained(tmp_path / "theirs")
     ours, config = hosted(WHISPER, tmp_path / "theirs")
@@ -52,7 +71,10 @@ def logits(model: Decoder, heard: Tensor, ids: Tensor) -> Tensor:
 def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_path: Path) -> None:
     theirs, ours, config, folder = pair
     heard, ids = sounds(), words()
-    said, expected = logits(ours, heard, ids), theirs(input_features=heard, decoder_input_ids=ids).logits
+    said, expected = (
+        logits(ours, heard, ids),
+        theirs(input_features=heard, decoder_input_ids=ids).logits,
+    )
     close(said, expected)
     target = torch.randn(said.shape)
     (said * target).sum().backward()
@@ -66,39 +88,70 @@ def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_pa
 def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
     theirs, ours = pair[0], pair[1]
     heard, ids = sounds(), words(length=2)
-    given = Batch({"audio": heard, "text": ids})
-    said = torch.stack(list(generate(ours, given, "text", 12, Sampling(temperature=0))), 1)
+    said = torch.stack(
+        list(
+            generate(
+                ours,
+                Batch({"audio": heard, "text": ids}),
+                "text",
+                12,
+                SamplingConfig(temperature=0),
+            )
+        ),
+        1,
+    )
     expected = transformers.GenerationMixin.generate(
-        theirs, heard, decoder_input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False,
-        eos_token_id=None)
+        theirs,
+        heard,
+        decoder_input_ids=ids,
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+    )
     assert said.tolist() == expected[:, 2:].tolist()
 
 
 @torch.no_grad()
-def test_alone_and_beside_longer_ones_and_step_by_step(pair: tuple[Any, Decoder, Any, Path]) -> None:
+def test_alone_and_beside_longer_ones_and_step_by_step(
+    pair: tuple[Any, Decoder, Any, Path],
+) -> None:
     ours, ids = pair[1], words()
     heard, sizes = sounds(), (32, 21, 10)
     for row, size in enumerate(sizes):
-        heard[row, :, size:] = NOTHING
-    together, cache = logits(ours, heard, ids), Cache(5)
-    steps = [ours.begin(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)]
-    steps += [ours.go_on("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)]
+        heard[row, :, size:] = PADDING_VALUE
+    together, cache = logits(ours, heard, ids), KVCache(5)
+    steps = [ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)]
+    steps += [
+        ours.decode_step("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)
+    ]
     close(torch.stack(steps, 1), together[:, 1:])
     for row, size in enumerate(sizes):
-        close(logits(ours, heard[row:row + 1, :, :size], ids[row:row + 1]), together[row:row + 1])
-    cache = Cache(5)
-    ours.begin(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)
-    cache.pick(torch.tensor([2, 0]))                                    # a search goes on with some rows
-    close(ours.go_on("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2])
+        close(
+            logits(ours, heard[row : row + 1, :, :size], ids[row : row + 1]),
+            together[row : row + 1],
+        )
+    cache = KVCache(5)
+    ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)
+    cache.reorder(torch.tensor([2, 0]))  # a search goes on with some rows
+    close(
+        ours.decode_step("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2]
+    )
 
 
 def test_same_log_mel() -> None:
     heard = transformers.WhisperFeatureExtractor()
-    sound = np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32) * np.linspace(0, 1, 48_000) ** 4
+    sound = (
+        np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32)
+        * np.linspace(0, 1, 48_000) ** 4
+    )
     expected = heard(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
-    assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1e-4
-    assert log_mel(torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80).shape == (1, 80, 300)
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= 1e-4
+    assert log_mel_spectrogram(
+        torch.from_numpy(sound.astype(np.float32))[None], 16_000, 80
+    ).shape == (1, 80, 300)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
@@ -110,7 +163,8 @@ def test_a_plain_wav_is_read_as_it_is(width: int, tmp_path: Path) -> None:
         file.setparams((2, width, 16_000, 0, "NONE", ""))
         file.writeframes(numbers.tobytes())
     read = Audio().load(tmp_path / "a.wav")
-    assert read.shape == (800,) and np.abs(read - left).max() < 2.0 ** (2 - 8 * width) + 1e-6
+    assert read.shape == (800,)
+    assert np.abs(read - left).max() < 2.0 ** (2 - 8 * width) + 1e-6
 
 
 @pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
@@ -119,37 +173,51 @@ def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
     tone = np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000).astype(np.float32) / 2
     soundfile.write(tmp_path / f"a.{kind}", tone, 16_000)
     read = Audio().load(tmp_path / f"a.{kind}")
-    assert abs(len(read) - 16_000) < 2_500 and abs(read[4_000:12_000].std() - 0.5 / 2 ** 0.5) < 0.02
+    assert abs(len(read) - 16_000) < 2_500
+    assert abs(read[4_000:12_000].std() - 0.5 / 2**0.5) < 0.02
 
 
 @pytest.mark.parametrize("rates", [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000)])
 def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
     def tone(rate: int) -> Tensor:
         return torch.sin(2 * torch.pi * 1_000 * torch.arange(rate // 4) / rate + 0.3)
-    made = resampled(tone(rates[0]), *rates)
+
+    made = resample(tone(rates[0]), *rates)
     expected = tone(rates[1])
-    assert made.shape == expected.shape and (made - expected)[400:-400].abs().max() < 1e-3
-    above = torch.sin(2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000)           # would fold down to 6.5 kHz
-    assert resampled(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
+    assert made.shape == expected.shape
+    assert (made - expected)[400:-400].abs().max() < 1e-3
+    above = torch.sin(
+        2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000
+    )  # would fold down to 6.5 kHz
+    assert resample(above, 48_000, 16_000)[400:-400].abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("raw", "said"), [
-    ("gone.wav", "cannot be opened"), ("text.wav", "no sound|no plain WAV"), (np.zeros(0), "one channel"),
-    (np.full(9, np.nan), "one channel"), ((np.zeros(4_000), 1_000), "4 s; 2 are the most"), ("long.wav", "9 s; 2 are")])
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("gone.wav", "cannot be opened"),
+        ("text.wav", "no sound|no plain WAV"),
+        (np.zeros(0), "one channel"),
+        (np.full(9, np.nan), "one channel"),
+        ((np.zeros(4_000), 1_000), "4 s; 2 are the most"),
+        ("long.wav", "9 s; 2 are"),
+    ],
+)
 def test_what_cannot_be_heard_is_said(raw: Any, said: str, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound at all")
     with wave.open(str(tmp_path / "long.wav"), "wb") as file:
         file.setparams((1, 2, 8_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 72_000))
     with pytest.raises(ValueError, match=said):
-        Audio(most=2).load(tmp_path / raw if isinstance(raw, str) else raw)
+        Audio(max_seconds=2).load(tmp_path / raw if isinstance(raw, str) else raw)
 
 
 def test_a_long_sound_is_cut_at_its_pauses() -> None:
     sound = np.random.default_rng(0).normal(size=8_000 * 70).astype(np.float32)
     pauses = [round(8_000 * seconds) for seconds in (26.0, 49.5)]
     for at in pauses:
-        sound[at - 1_000:at + 1_000] *= 0.01
-    pieces = list(windows(sound, 8_000))
-    assert np.array_equal(np.concatenate(pieces), sound) and all(len(piece) <= 30 * 8_000 for piece in pieces)
+        sound[at - 1_000 : at + 1_000] *= 0.01
+    pieces = list(split_windows(sound, 8_000))
+    assert np.array_equal(np.concatenate(pieces), sound)
+    assert all(len(piece) <= 30 * 8_000 for piece in pieces)
     assert np.abs(np.cumsum([len(piece) for piece in pieces])[:2] - pauses).max() < 800

@@ -1,4 +1,5 @@
 """`python -m sensorium` is `sensorium`."""
-from sensorium.cli import main
+
+from sensorium.cli.app import main
 
 main()

@@ -1,4 +1,5 @@
 """Parity with open_clip, timm and torchvision, which live in an environment of their own: `make parity`."""
+
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ try:
     import torchvision  # noqa: F401
 except ImportError:
     pass
-except RuntimeError:                    # it lacks its compiled operators beside a CPU build of torch
+except RuntimeError:  # it lacks its compiled operators beside a CPU build of torch
     from peers import allow_torchvision
+
     allow_torchvision()

@@ -1,26 +1,32 @@
 """OpenCLIP's own towers through our core: the same numbers, the same gradients, there and back."""
+
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sensorium.published.open_clip import OPEN_CLIP
+from sensorium.pretrained.open_clip import OPEN_CLIP
 
 open_clip = pytest.importorskip("open_clip")
-MODEL = {"embed_dim": 20,
-         "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
-         "text_cfg": {"context_length": 9, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3}}
+MODEL = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": {"context_length": 9, "vocab_size": 50, "width": 24, "heads": 3, "layers": 3},
+}
 
 
 def save(model: nn.Module, folder: Path) -> None:
     folder.mkdir()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     quick = isinstance(model.transformer.resblocks[0].mlp[1], open_clip.transformer.QuickGELU)
-    about = {"model_cfg": MODEL | {"quick_gelu": quick}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    about = {
+        "model_cfg": MODEL | {"quick_gelu": quick},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(about))
 
 
@@ -34,7 +40,7 @@ def test_same_numbers_and_gradients(quick: bool, tmp_path: Path) -> None:
     vectors = ours["image"](pictures), ours["text"](ids)
     close(vectors[0], image)
     close(vectors[1], text)
-    (ours.log_scale.exp() * vectors[1] @ vectors[0].T).square().sum().backward()
+    (ours.logit_scale.exp() * vectors[1] @ vectors[0].T).square().sum().backward()
     (scale * text @ image.T).square().sum().backward()
     same_gradients(OPEN_CLIP, ours, theirs, config, tmp_path / "slopes", save)
     back = there_and_back(OPEN_CLIP, ours, config, tmp_path / "theirs", tmp_path / "back")

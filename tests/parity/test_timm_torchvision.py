@@ -1,15 +1,16 @@
 """ViT of timm, ResNets of timm and torchvision, EfficientNet-Lite0 of its package: the same through our core."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from reference import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sensorium.published import PUBLISHED
+from sensorium.pretrained import PRETRAINED_FAMILIES
 
 timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
 
@@ -20,10 +21,20 @@ def lite() -> nn.Module:
 
 
 REFERENCES: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
-    "timm vit": ("timm_vit", lambda: timm.models.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=7), 16),
-    "timm vit without a head": ("timm_vit", lambda: timm.models.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=0), 16),
+    "timm vit": (
+        "timm_vit",
+        lambda: timm.models.VisionTransformer(
+            img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=7
+        ),
+        16,
+    ),
+    "timm vit without a head": (
+        "timm_vit",
+        lambda: timm.models.VisionTransformer(
+            img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, num_classes=0
+        ),
+        16,
+    ),
     "timm resnet18": ("resnet", lambda: timm.create_model("resnet18", num_classes=7), 64),
     "timm resnet50": ("resnet", lambda: timm.create_model("resnet50", num_classes=7), 64),
     "torchvision resnet18": ("resnet", lambda: torchvision.models.resnet18(num_classes=7), 64),
@@ -44,7 +55,7 @@ def said(ours: Any, picture: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
-    family, make, size = PUBLISHED[REFERENCES[name][0]], *REFERENCES[name][1:]
+    family, make, size = PRETRAINED_FAMILIES[REFERENCES[name][0]], *REFERENCES[name][1:]
     theirs = stirred(make())
     save(theirs, tmp_path / "theirs")
     ours, config = hosted(family, tmp_path / "theirs")
@@ -55,7 +66,7 @@ def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
     again = make().eval()
     again.load_state_dict(load_file(back / "model.safetensors"))
     assert torch.equal(again(picture), expected)
-    exact = picture.double()                                # in float32 a relu may turn on by the last bit
+    exact = picture.double()  # in float32 a relu may turn on by the last bit
     said(ours.double(), exact).square().sum().backward()
     theirs.double()(exact).square().sum().backward()
     same_gradients(family, ours, theirs, config, tmp_path / "slopes", save)

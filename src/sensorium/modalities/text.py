@@ -1,7 +1,8 @@
 """Words: a byte-pair tokenizer learned from the user's own text, and the embedding that turns ids into Tokens.
 
-    B batch   T tokens   L full length   D width
+B batch   T tokens   L full length   D width
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -14,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sensorium.modalities.modality import checked, settings
-from sensorium.tokens import CAUSAL, Tokens, line
+from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 
 PAD, START, END = 0, 1, 2
-SPECIAL = ["<pad>", "<start>", "<end>"]
+SPECIAL_TOKENS = ["<pad>", "<start>", "<end>"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -27,8 +28,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -47,7 +53,9 @@ class Text:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            self.tokenizer.encode_special_tokens = True         # "<end>" in a text is five letters, not its end
+            self.tokenizer.encode_special_tokens = (
+                True  # "<end>" in a text is five letters, not its end
+            )
 
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
         """Train the tokenizer on `values` (several captions a row are fine) unless it is there already."""
@@ -77,47 +85,52 @@ class Text:
         longest = max((len(v) for v in values), default=1)
         batch = np.full((len(values), longest), self.pad, dtype=np.int64)
         for row, ids in zip(batch, values, strict=True):
-            row[:len(ids)] = ids
+            row[: len(ids)] = ids
         return torch.from_numpy(batch)
 
-    def augment(self, batch: Int[Tensor, "B T"], rng: torch.Generator, *,
-                drop: float = 0.0) -> Int[Tensor, "B S"]:
+    def augment(
+        self, batch: Int[Tensor, "B T"], rng: torch.Generator, *, token_dropout: float = 0.0
+    ) -> Int[Tensor, "B S"]:
         """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
-        if drop <= 0:
+        if token_dropout <= 0:
             return batch
         inner = (batch != self.pad) & (batch != self.end)
         inner &= batch != (self.end if self.start is None else self.start)
-        gone = inner & (torch.rand(batch.shape, generator=rng) < drop)
-        gone &= ((inner & ~gone).sum(1) > 0)[:, None]                   # never every word
-        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)        # closes the gaps, order kept
+        gone = inner & (torch.rand(batch.shape, generator=rng) < token_dropout)
+        gone &= ((inner & ~gone).sum(1) > 0)[:, None]  # never every word
+        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)  # closes the gaps, order kept
         closed = batch.masked_fill(gone, self.pad).gather(1, kept_first)
-        return closed[:, :int((~gone & (batch != self.pad)).sum(1).max())]
+        return closed[:, : int((~gone & (batch != self.pad)).sum(1).max())]
 
     def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n T"]:
         """n made-up texts of 3 to `length` tokens, for tests and dry runs."""
         sizes = torch.randint(3, self.length + 1, (n,), generator=rng)
-        texts = torch.randint(len(SPECIAL), self.vocab_size, (n, int(sizes.max())), generator=rng)
+        texts = torch.randint(
+            len(SPECIAL_TOKENS), self.vocab_size, (n, int(sizes.max())), generator=rng
+        )
         place = torch.arange(texts.shape[1])
         if self.start is not None:
             texts[:, 0] = self.start
         texts[place == sizes[:, None] - 1] = self.end
         return texts.masked_fill(place >= sizes[:, None], self.pad)
 
-    def show(self, ids: Int[Tensor, "T"]) -> str:
+    def decode(self, ids: Int[Tensor, "T"]) -> str:
         """Ids back to words."""
         assert self.tokenizer is not None
-        return self.tokenizer.decode([i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]).strip()
+        return self.tokenizer.decode(
+            [i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]
+        ).strip()
 
     def to_json(self) -> dict[str, Any]:
         """Plain settings; the tokenizer has a file of its own."""
-        return settings(self, without=("tokenizer",))
+        return settings_to_dict(self, exclude=("tokenizer",))
 
     @classmethod
-    def from_json(cls, given: dict[str, Any]) -> Text:
-        return cls(**checked(cls, given))
+    def from_json(cls, data: dict[str, Any]) -> Text:
+        return cls(**validate_settings(cls, data))
 
 
-class Words(nn.Module):
+class TextEmbedding(nn.Module):
     """Ids → Tokens: a learned vector for each id plus one for each place (learned positions, as CLIP and GPT-2).
 
     A text is real up to and including its first `end`, or its last id that is not `pad`; what follows is padding. With
@@ -126,90 +139,102 @@ class Words(nn.Module):
 
     def __init__(self, dim: int, text: Text, *, causal: bool = True):
         super().__init__()
-        self.ids, self.places = nn.Embedding(text.vocab_size, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(text.vocab_size, dim),
+            nn.Parameter(torch.empty(text.length, dim)),
+        )
         self.end, self.pad, self.causal = text.end, text.pad, causal
-        nn.init.normal_(self.ids.weight, std=0.02)
-        nn.init.normal_(self.places, std=0.01)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
 
-    def summary(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
+    def pool_index(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
         """The place of the last real token of each text."""
-        return last_place(ids, self.end, self.pad)
+        return last_token_index(ids, self.end, self.pad)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        ids, valid = real(ids, self.summary(ids))
-        x = self.ids(ids) + self.places[:ids.shape[1]]
-        return Tokens(x, line(x), CAUSAL if self.causal else None, valid)
+        ids, valid = trim_padding(ids, self.pool_index(ids))
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        return Tokens(x, sequence_positions(x), CAUSAL if self.causal else None, valid)
 
-    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
+    def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
         """Ids that stand at these places of their texts: how a text is gone on with, token by token."""
-        x = self.ids(ids) + self.places[places]
-        return Tokens(x, _along(places), CAUSAL)
+        x = self.token_embedding(ids) + self.position_embedding[positions]
+        return Tokens(x, _time_positions(positions), CAUSAL)
 
-    def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         """Texts of a batch as this part reads them: as they are."""
         return ids
 
 
-class WordVectors(nn.Module):
+class BagEmbedding(nn.Module):
     """Ids → Tokens: a learned vector for each id, wherever it stands. The mean of all speaks for the text."""
 
     def __init__(self, dim: int, text: Text, dropout: float = 0.0):
         super().__init__()
-        self.ids, self.drop = nn.Embedding(text.vocab_size, dim), nn.Dropout(dropout)
+        self.token_embedding, self.dropout = nn.Embedding(text.vocab_size, dim), nn.Dropout(dropout)
         self.end, self.pad = text.end, text.pad
-        nn.init.normal_(self.ids.weight, std=dim ** -0.5)
+        nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
 
-    def summary(self, ids: Int[Tensor, "B T"]) -> None:
+    def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         return None
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        ids, valid = real(ids, last_place(ids, self.end, self.pad))
-        x = self.drop(self.ids(ids))
-        return Tokens(x, line(x), valid=valid)
+        ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
+        x = self.dropout(self.token_embedding(ids))
+        return Tokens(x, sequence_positions(x), valid=valid)
 
 
-class PaddedWords(nn.Module):
+class PaddedTokenEmbedding(nn.Module):
     """Ids → Tokens of one length: what a text leaves free is filled, at each place with an id of that place's own, so
     that whatever follows always begins at the same place (DALL-E, Ramesh et al. 2021).
     """
 
     def __init__(self, dim: int, text: Text):
         super().__init__()
-        self.vocab, self.length = text.vocab_size + text.length, text.length
-        self.ids, self.places = nn.Embedding(self.vocab, dim), nn.Parameter(torch.empty(text.length, dim))
+        self.vocab_size, self.length = text.vocab_size + text.length, text.length
+        self.token_embedding, self.position_embedding = (
+            nn.Embedding(self.vocab_size, dim),
+            nn.Parameter(torch.empty(text.length, dim)),
+        )
         self.end, self.pad = text.end, text.pad
-        nn.init.normal_(self.ids.weight, std=0.02)
-        nn.init.normal_(self.places, std=0.01)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
 
-    def spelt(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B L"]:
+    def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B L"]:
         """Texts of a batch, each filled to the full length."""
         place = torch.arange(self.length, device=ids.device)
-        fill = (self.vocab - self.length + place).expand(ids.shape[0], -1)
+        fill = (self.vocab_size - self.length + place).expand(ids.shape[0], -1)
         wide = nn.functional.pad(ids, (0, self.length - ids.shape[1]))
-        return torch.where(place <= last_place(ids, self.end, self.pad)[:, None], wide, fill)
+        return torch.where(place <= last_token_index(ids, self.end, self.pad)[:, None], wide, fill)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        x = self.ids(ids) + self.places[:ids.shape[1]]
-        return Tokens(x, line(x), CAUSAL)
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        return Tokens(x, sequence_positions(x), CAUSAL)
 
-    def at(self, ids: Int[Tensor, "B T"], places: Int[Tensor, "B T"]) -> Tokens:
-        return Tokens(self.ids(ids) + self.places[places], _along(places), CAUSAL)
+    def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
+        return Tokens(
+            self.token_embedding(ids) + self.position_embedding[positions],
+            _time_positions(positions),
+            CAUSAL,
+        )
 
 
-def last_place(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
+def last_token_index(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
     """Where each text ends: at its first `end`, or else at its last id that is not `pad`."""
     found, place = ids == end, torch.arange(ids.shape[1], device=ids.device)
     return torch.where(found.any(1), found.int().argmax(1), ((ids != pad) * place).amax(1))
 
 
-def real(ids: Int[Tensor, "B T"], ends: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
+def trim_padding(
+    ids: Int[Tensor, "B T"], last_index: Int[Tensor, "B"]
+) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
     """(ids as far as the longest text goes, which of them are in their text), of texts that end at `ends`."""
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        ids = ids[:, :int(ends.max()) + 1]
-    return ids, torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
+        ids = ids[:, : int(last_index.max()) + 1]
+    return ids, torch.arange(ids.shape[1], device=ids.device) <= last_index[:, None]
 
 
-def _along(places: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
+def _time_positions(positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
     """Positions along time."""
-    time = places.float()
+    time = positions.float()
     return torch.stack([time, torch.zeros_like(time), torch.zeros_like(time)], -1)

@@ -1,80 +1,128 @@
 """DALL-E (Ramesh et al. 2021): a caption and the codes of its picture as one line, said from left to right."""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from sensorium.data.codes import coded
+from sensorium.data.cache.token_cache import tokenize_images
 from sensorium.data.schema import Schema
-from sensorium.kernels import Linear
-from sensorium.modalities.cells import Cells
-from sensorium.modalities.text import PaddedWords, Text
-from sensorium.models import Decoder
-from sensorium.objectives.next_token import NextToken
-from sensorium.recipes.coder import coder, ready, told
-from sensorium.recipes.codes import codes as first_stage
-from sensorium.recipes.generation import validate
-from sensorium.recipes.painting import painted_for
-from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, Make, Recipe
+from sensorium.evaluation.sample_sheets import image_sample_writer
+from sensorium.evaluation.validate_generation import loss_validator
+from sensorium.inference.generate_image import ImageGenerator
+from sensorium.modalities.text import PaddedTokenEmbedding, Text
+from sensorium.models.decoder import Decoder
+from sensorium.models.image_tokens import ImageTokenEmbedding
+from sensorium.nn.linear import Linear
+from sensorium.nn.tokens import ColumnKey
+from sensorium.nn.transformer import build_transformer
+from sensorium.objectives.autoregressive import NextTokenLoss
+from sensorium.recipes.image_tokenizer import image_tokenizer as first_stage
+from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, Recipe, RecipeFunction
+from sensorium.recipes.tokenizer_source import (
+    require_trained,
+    resolve_tokenizer,
+    tokenizer_to_config,
+)
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import ColumnKey
-from sensorium.transformer import transformer
-from sensorium.verbs.paint import Painter
 
-HEAD = 64                                   # width of one attention head
-MOVED = {"shift": 0.06, "scale": 0.1}       # how copies of a picture differ
-SHARES = {"text": 1.0, "image": 7.0}        # of the loss
+HEAD_DIM = 64  # width of one attention head
+COPY_AUGMENT = {"shift": 0.06, "scale": 0.1}  # how copies of a picture differ
+LOSS_WEIGHTS = {"text": 1.0, "image": 7.0}  # of the loss
 
 
-def dalle(schema: Schema, *, codes: str | Mapping[str, Any] = "", image: str | None = None,
-          text: str | Sequence[str] | None = None, dim: int = 256, depth: int = 6, dropout: float = 0.1,
-          drop: float = 0.1, copies: int = 4) -> Recipe[Decoder]:
+def dalle(
+    schema: Schema,
+    *,
+    tokenizer: str | Mapping[str, Any] = "",
+    image: str | None = None,
+    text: str | Sequence[str] | None = None,
+    dim: int = 256,
+    layers: int = 6,
+    dropout: float = 0.1,
+    caption_dropout: float = 0.1,
+    copies: int = 4,
+) -> Recipe[Decoder]:
     """Pictures from words, said code by code.
 
     Args:
-        codes: folder of a finished run of `codes`, in which pictures are said. Without one it is trained first, in
+        tokenizer: folder of a finished run of `codes`, in which pictures are said. Without one it is trained first, in
             Python with these keywords.
         image: picture column; by default the only one.
         text: caption column (once for each, where several are read as one); by default the only one.
         dim: width.
-        depth: blocks.
+        layers: blocks.
         dropout: share of activations dropped in each block.
-        drop: how often a caption is left out while training, so that pictures can be guided by captions.
+        caption_dropout: how often a caption is left out while training, so that pictures can be guided by captions.
         copies: how many times each picture is coded, all but the first moved a little.
     """
-    picture, caption = schema.pick("image", image), schema.texts(text)
-    words, spoken = schema[caption], coder(codes, schema, picture)
+    picture, caption = schema.resolve_column("image", image), schema.texts(text)
+    words, spoken = schema[caption], resolve_tokenizer(tokenizer, schema, picture)
     assert isinstance(words, Text)
-    parts = {"text": PaddedWords(dim, words), "image": Cells(dim, spoken.model)}
-    model = Decoder(parts, {"text": _head(dim, parts["text"].vocab), "image": _head(dim, spoken.vocab)},
-                    transformer(dim, depth, max(1, dim // HEAD), dropout=dropout))
-    objective = NextToken({"text": caption, "image": picture}, SHARES, {"text": drop})
-    painter = Painter(model, words, spoken.image)
+    parts = {
+        "text": PaddedTokenEmbedding(dim, words),
+        "image": ImageTokenEmbedding(dim, spoken.model),
+    }
+    model = Decoder(
+        parts,
+        {
+            "text": _output_head(dim, parts["text"].vocab_size),
+            "image": _output_head(dim, spoken.vocab_size),
+        },
+        build_transformer(dim, layers, max(1, dim // HEAD_DIM), dropout=dropout),
+    )
+    objective = NextTokenLoss(
+        {"text": caption, "image": picture}, LOSS_WEIGHTS, {"text": caption_dropout}
+    )
+    painter = ImageGenerator(model, words, spoken.image)
     return Recipe(
-        model=model, objective=objective,
+        model=model,
+        objective=objective,
         data=DataSpec(
-            columns=(caption, picture), column_settings={picture: spoken.image}, derived_columns=lambda data: {
-                picture: coded(ready(spoken, codes), data, picture, copies=copies, change=MOVED)}),
-        training=TrainingConfig(batch_size=64), verbs={"generate": painter},
+            columns=(caption, picture),
+            column_settings={picture: spoken.image},
+            derived_columns=lambda data: {
+                picture: tokenize_images(
+                    require_trained(spoken, tokenizer),
+                    data,
+                    picture,
+                    num_copies=copies,
+                    augment=COPY_AUGMENT,
+                )
+            },
+        ),
+        training=TrainingConfig(batch_size=64),
+        verbs={"generate": painter},
         evaluation=EvaluationSpec(
-            metric="val_loss", mode="min", validate=validate(objective),
-            write_samples=painted_for(painter, objective), evaluator=_judge(picture, caption)),
-        stored_keywords={"codes": told(codes, spoken)}, prerequisites=_first(codes))
+            metric="val_loss",
+            mode="min",
+            validate=loss_validator(objective),
+            write_samples=image_sample_writer(painter, objective),
+            evaluator=_evaluator(picture, caption),
+        ),
+        stored_keywords={"tokenizer": tokenizer_to_config(tokenizer, spoken)},
+        prerequisites=_prerequisites(tokenizer),
+    )
 
 
-def _first(codes: str | Mapping[str, Any]) -> dict[str, tuple[Make[Any], Mapping[str, Any]]]:
+def _prerequisites(
+    tokenizer: str | Mapping[str, Any],
+) -> dict[str, tuple[RecipeFunction[Any], Mapping[str, Any]]]:
     """What is trained first, unless it is there."""
-    if isinstance(codes, str):
-        return {} if codes else {"codes": (first_stage, {})}
-    return {} if "source" in codes else {"codes": (first_stage, codes)}
+    if isinstance(tokenizer, str):
+        return {} if tokenizer else {"tokenizer": (first_stage, {})}
+    return {} if "source" in tokenizer else {"tokenizer": (first_stage, tokenizer)}
 
 
-def _judge(picture: str, caption: ColumnKey) -> Evaluator:
-    from sensorium.recipes.judge_pictures import pictures  # not needed while training
-    return pictures(picture, caption)
+def _evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
+    from sensorium.evaluation.image_generation import (
+        image_generation_evaluator,  # not needed while training
+    )
+
+    return image_generation_evaluator(image_column, text_column)
 
 
-def _head(dim: int, vocab: int) -> Linear:
+def _output_head(dim: int, vocab: int) -> Linear:
     head = Linear(dim, vocab, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     return head

@@ -1,8 +1,9 @@
 """Settings of the recipe `fusion`: how each column is encoded, and how the columns of a row are fused."""
+
 from dataclasses import dataclass
 
-from sensorium.modalities.modality import Modality
-from sensorium.published.start import Start
+from sensorium.modalities.base import Modality
+from sensorium.pretrained.source import PretrainedSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ class ColumnInput:
     """
 
     modality: Modality
-    encoder: str | Start = ""
+    encoder: str | PretrainedSource = ""
     train: str = "none"
 
     @property
     def pretrained(self) -> bool:
-        return isinstance(self.encoder, Start)
+        return isinstance(self.encoder, PretrainedSource)

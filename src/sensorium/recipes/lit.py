@@ -1,80 +1,133 @@
 """LiT (Zhai et al. 2022): a published eye and a published voice, each trained alone, learn to meet in one space."""
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sensorium.adapt import TUNES, Still, tuned
-from sensorium.align import ALIGNS
-from sensorium.data.cache import Source, Stored, beside
+from sensorium.data.cache.embedding_cache import embed_column
+from sensorium.data.cache.prepared import ColumnStore, Source, embedding_key
 from sensorium.data.schema import Schema
-from sensorium.data.vectors import vectors
-from sensorium.models import Encoder, Tower, Towers
-from sensorium.objectives.contrastive import Contrastive
-from sensorium.published.start import Start
-from sensorium.recipes.judge_retrieval import retrieval_evaluation
-from sensorium.recipes.recipe import DataSpec, DeriveColumns, Hooks, Objective, Recipe, one_of
+from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.inference.embed import Embedder
+from sensorium.io.tensors import state_tensors, tensors_sha256
+from sensorium.models.lora import TRAIN_MODES, FrozenEncoder, set_trainable
+from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.nn.projection import PROJECTIONS
+from sensorium.nn.tokens import Batch, ColumnKey
+from sensorium.objectives.contrastive import ContrastiveLoss
+from sensorium.pretrained.source import PretrainedSource
+from sensorium.recipes.recipe import DataSpec, DeriveColumns, Hooks, Objective, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.stored import content_hash, weights
-from sensorium.tokens import Batch, ColumnKey
-from sensorium.verbs.embed import Embedder
 
-WAYS = ["linear", "nonlinear"]
+PROJECTION_CHOICES = ["linear", "nonlinear"]
 
 
-def lit(schema: Schema, *, image_from: str | Mapping[str, Any] = "", text_from: str | Mapping[str, Any] = "",
-        image: str | None = None, text: str | Sequence[str] | None = None,
-        image_tune: Literal["none", "lora", "all"] = "none",
-        text_tune: Literal["none", "lora", "all"] = "none", embed_dim: int = 256,
-        align: Literal["linear", "nonlinear"] = "nonlinear") -> Recipe[Towers]:
+def lit(
+    schema: Schema,
+    *,
+    image_weights: str | Mapping[str, Any] = "",
+    text_weights: str | Mapping[str, Any] = "",
+    image: str | None = None,
+    text: str | Sequence[str] | None = None,
+    image_train: Literal["none", "lora", "all"] = "none",
+    text_train: Literal["none", "lora", "all"] = "none",
+    embed_dim: int = 256,
+    projection: Literal["linear", "nonlinear"] = "nonlinear",
+) -> Recipe[Towers]:
     """Two published encoders aligned on your pairs. What a frozen eye says of a picture is worked out once and kept.
 
     Args:
-        image_from: folder, file or hub id of a published model that sees (EfficientNet, ResNet, ViT, CLIP, ...).
-        text_from: the same of one that reads (MiniLM, BERT, CLIP, ...).
+        image_weights: folder, file or hub id of a published model that sees (EfficientNet, ResNet, ViT, CLIP, ...).
+        text_weights: the same of one that reads (MiniLM, BERT, CLIP, ...).
         image: picture column; by default the only one.
         text: caption column (once for each, where several are read as one); by default the only one.
-        image_tune: what of the eye learns: none, lora (corrections of low rank), or all.
-        text_tune: the same of the voice.
+        image_train: what of the eye learns: none, lora (corrections of low rank), or all.
+        text_train: the same of the voice.
         embed_dim: width of the shared space.
-        align: the way into the shared space: linear or nonlinear.
+        projection: the way into the shared space: linear or nonlinear.
     """
-    pair = picture, words = schema.pick("image", image), schema.texts(text)
-    starts, way = {"image": Start.of(image_from), "text": Start.of(text_from)}, ALIGNS[one_of("align", align, WAYS)]
-    model = Towers({picture: _tower(starts["image"], "image", image_tune, way, embed_dim),
-                    words: _tower(starts["text"], "text", text_tune, way, embed_dim)})
-    settings = {column: start.senses()[kind] for column, (kind, start) in zip(pair, starts.items(), strict=True)
-                if start.opened}
-    seen = schema.taking(settings)
+    pair = picture, words = schema.resolve_column("image", image), schema.texts(text)
+    starts, way = (
+        {
+            "image": PretrainedSource.from_source(image_weights),
+            "text": PretrainedSource.from_source(text_weights),
+        },
+        PROJECTIONS[check_choice("projection", projection, PROJECTION_CHOICES)],
+    )
+    model = Towers(
+        {
+            picture: _build_tower(starts["image"], "image", image_train, way, embed_dim),
+            words: _build_tower(starts["text"], "text", text_train, way, embed_dim),
+        }
+    )
+    settings = {
+        column: start.preprocessing()[kind]
+        for column, (kind, start) in zip(pair, starts.items(), strict=True)
+        if start.weight_files
+    }
+    seen = schema.with_settings(settings)
     return Recipe(
-        model=model, objective=_matching(*pair),
-        data=DataSpec(columns=pair, column_settings=settings,
-                      derived_columns=looked(model[picture].encode, picture, seen)),
-        training=TrainingConfig(epochs=20, lr=1e-3, augment="none", batch_size=256, eval_interval=5.0, ema_decay=0.99),
-        verbs={"embed": Embedder(model, {"image": (model[picture], seen[picture]),
-                                         "text": (model[words], seen[words])})},
-        hooks=Hooks(after_step=Towers.clamp),
+        model=model,
+        objective=_contrastive_objective(*pair),
+        data=DataSpec(
+            columns=pair,
+            column_settings=settings,
+            derived_columns=frozen_embeddings(model[picture].encoder, picture, seen),
+        ),
+        training=TrainingConfig(
+            epochs=20, lr=1e-3, augment="none", batch_size=256, eval_interval=5.0, ema_decay=0.99
+        ),
+        verbs={
+            "embed": Embedder(
+                model,
+                {"image": (model[picture], seen[picture]), "text": (model[words], seen[words])},
+            )
+        },
+        hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),
-        stored_keywords={f"{kind}_from": start.told() for kind, start in starts.items()})
+        stored_keywords={f"{kind}_weights": start.to_config() for kind, start in starts.items()},
+    )
 
 
-def _tower(start: Start, kind: str, tune: str, way: Callable[[int, int], nn.Module], embed_dim: int) -> Tower:
-    encoder, width = start.encoder(kind)
-    return Tower(tuned(encoder, one_of(f"{kind}_tune", tune, TUNES)), way(width, embed_dim), embed_dim)
+def _build_tower(
+    source: PretrainedSource,
+    kind: str,
+    train: str,
+    projection: Callable[[int, int], nn.Module],
+    embed_dim: int,
+) -> Tower:
+    encoder, width = source.build_encoder(kind)
+    return Tower(
+        set_trainable(encoder, check_choice(f"{kind}_train", train, TRAIN_MODES)),
+        projection(width, embed_dim),
+        embed_dim,
+    )
 
 
-def _matching(picture: ColumnKey, words: ColumnKey) -> Objective[Towers]:
+def _contrastive_objective(image_column: ColumnKey, text_column: ColumnKey) -> Objective[Towers]:
     """InfoNCE, on what a frozen eye said before where that is at hand."""
-    match = Contrastive(picture, words)
+    match = ContrastiveLoss(image_column, text_column)
 
     def objective(model: Towers, batch: Batch) -> dict[str, Tensor]:
-        key = beside(picture)
-        return match(model, batch.changed({picture: batch[key]}) if key in batch else batch)
+        key = embedding_key(image_column)
+        return match(
+            model, batch.with_columns({image_column: batch[key]}) if key in batch else batch
+        )
+
     return objective
 
 
-def looked(eye: Encoder, picture: ColumnKey, seen: Schema) -> DeriveColumns | None:
+def frozen_embeddings(
+    encoder: Encoder, image_column: ColumnKey, schema: Schema
+) -> DeriveColumns | None:
     """What a frozen eye says of every picture, as a column."""
-    def derived(data: Source) -> dict[ColumnKey, Stored]:
-        return {beside(picture): vectors(eye.whole, content_hash(weights(eye)), data, picture, seen)}
-    return derived if isinstance(eye, Still) else None
+
+    def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
+        return {
+            embedding_key(image_column): embed_column(
+                encoder.pooled, tensors_sha256(state_tensors(encoder)), data, image_column, schema
+            )
+        }
+
+    return compute_columns if isinstance(encoder, FrozenEncoder) else None

@@ -1,9 +1,10 @@
 """A recipe is a function of a schema; its keyword arguments are the whole configuration of a run.
 
-    def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
+def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
 
-    N rows of the data set   T training rows   V validation rows
+N rows of the data set   T training rows   V validation rows
 """
+
 from __future__ import annotations
 
 import difflib
@@ -12,30 +13,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sensorium.data.cache import Prepared, Source, Stored
+from sensorium.data.cache.prepared import ColumnStore, PreparedDataset, Source
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
-from sensorium.modalities.modality import Meets, Modality
-from sensorium.published.published import undrawn
+from sensorium.modalities.base import FitsOnData, Modality
+from sensorium.nn.tokens import Batch, ColumnKey
+from sensorium.pretrained.family import skip_init
 from sensorium.recipes.training_config import TrainingConfig
-from sensorium.tokens import Batch, ColumnKey
 
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
-    from sensorium.recipes.protocol import Trained
-    from sensorium.report import Report
+    from sensorium.evaluation.protocol import Trained
+    from sensorium.evaluation.report import EvaluationReport
 
 M = TypeVar("M", bound=nn.Module)
 M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
 Augment = Mapping[ColumnKey, Mapping[str, float]]
-Evaluator = Callable[Concatenate["Trained", "Dataset", Sequence[str], ...], "Report"]
+Evaluator = Callable[Concatenate["Trained", "Dataset", Sequence[str], ...], "EvaluationReport"]
 
 
 class BadKeyword(SensoriumError, TypeError):
@@ -79,14 +90,16 @@ class Objective(Protocol[M_contra]):
 class DeriveColumns(Protocol):
     """Compute columns once from the data set, instead of reading them."""
 
-    def __call__(self, data: Source, /) -> Mapping[ColumnKey, Stored]: ...
+    def __call__(self, data: Source, /) -> Mapping[ColumnKey, ColumnStore]: ...
 
 
 @runtime_checkable
 class OnStart(Protocol[M_contra]):
     """Fit buffers of a new model on the training rows, before the first step."""
 
-    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " T"], /) -> None: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " T"], /
+    ) -> None: ...
 
 
 @runtime_checkable
@@ -103,30 +116,46 @@ class Calibrate(Protocol[M_contra]):
     `predictions`: those of the same weights on the same rows, where `validate` returned them.
     """
 
-    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"],
-                 predictions: Predictions | None, /) -> None: ...
+    def __call__(
+        self,
+        model: M_contra,
+        prepared: PreparedDataset,
+        rows: Int[np.ndarray, " V"],
+        predictions: Predictions | None,
+        /,
+    ) -> None: ...
 
 
 @runtime_checkable
 class OnEnd(Protocol[M_contra]):
     """Extend the trained model, which has its best weights, from the training and validation rows; returns metrics."""
 
-    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " T"],
-                 validation: Int[np.ndarray, " V"], /) -> dict[str, float]: ...
+    def __call__(
+        self,
+        model: M_contra,
+        prepared: PreparedDataset,
+        rows: Int[np.ndarray, " T"],
+        validation: Int[np.ndarray, " V"],
+        /,
+    ) -> dict[str, float]: ...
 
 
 @runtime_checkable
 class Validate(Protocol[M_contra]):
     """Compute metrics on the validation rows."""
 
-    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"], /) -> ValidationResult: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
+    ) -> ValidationResult: ...
 
 
 @runtime_checkable
 class WriteSamples(Protocol[M_contra]):
     """Write an image that shows what the model does with some validation rows."""
 
-    def __call__(self, model: M_contra, prepared: Prepared, rows: Int[np.ndarray, " V"], path: Path, /) -> None: ...
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], path: Path, /
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,77 +237,99 @@ class Recipe(Generic[M]):
     verbs: Mapping[str, Callable[..., Any]]
     training: TrainingConfig = field(default_factory=TrainingConfig)
     hooks: Hooks[M] = field(default_factory=lambda: Hooks())
-    evaluation: EvaluationSpec[M] = field(default_factory=lambda: EvaluationSpec(metric="loss", mode="min"))
+    evaluation: EvaluationSpec[M] = field(
+        default_factory=lambda: EvaluationSpec(metric="loss", mode="min")
+    )
     stored_keywords: Mapping[str, Any] = field(default_factory=dict)
     measures_forgetting: bool = False
-    prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(default_factory=dict)
+    prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
     extras: Mapping[str, str] = field(default_factory=dict)
 
 
-Make = Callable[..., Recipe[M]]
+RecipeFunction = Callable[..., Recipe[M]]
 
 
-def split_keywords(make: Make[Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_keywords(
+    recipe_fn: RecipeFunction[Any], keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`given` as (the recipe's own keywords, fields of TrainingConfig).
 
     Raises BadKeyword, naming the nearest known keyword, for one that is neither.
     """
-    own = {p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    own = {
+        p.name for p in inspect.signature(recipe_fn).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
     loop = {f.name for f in fields(TrainingConfig)}
-    for name in given:
+    for name in keywords:
         if name not in own | loop:
             near = difflib.get_close_matches(name, sorted(own | loop), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(own | loop))}"
-            raise BadKeyword(f"{make.__name__}() got an unexpected keyword argument {name!r}; {hint}")
-    return {k: v for k, v in given.items() if k in own}, {k: v for k, v in given.items() if k not in own}
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"it takes {', '.join(sorted(own | loop))}"
+            )
+            raise BadKeyword(
+                f"{recipe_fn.__name__}() got an unexpected keyword argument {name!r}; {hint}"
+            )
+    return {k: v for k, v in keywords.items() if k in own}, {
+        k: v for k, v in keywords.items() if k not in own
+    }
 
 
-def build(make: Make[M], schema: Schema, given: Mapping[str, Any]) -> tuple[Recipe[M], dict[str, Any]]:
+def build_recipe(
+    recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
+) -> tuple[Recipe[M], dict[str, Any]]:
     """The recipe with its training settings, and every keyword that went into it: plain values for the checkpoint."""
-    own, loop = split_keywords(make, given)
+    own, loop = split_keywords(recipe_fn, keywords)
     for setting in fields(TrainingConfig):
         if setting.name in loop and (choices := get_args(setting.type)):
-            one_of(setting.name, loop[setting.name], choices)
-    bound = inspect.signature(make).bind(schema, **own)
+            check_choice(setting.name, loop[setting.name], choices)
+    bound = inspect.signature(recipe_fn).bind(schema, **own)
     bound.apply_defaults()
-    recipe = make(schema, **own)
+    recipe = recipe_fn(schema, **own)
     recipe = replace(recipe, training=replace(recipe.training, **loop))
     if recipe.data.augment:
-        one_of("augment", recipe.training.augment, ["none", *recipe.data.augment])
+        check_choice("augment", recipe.training.augment, ["none", *recipe.data.augment])
     return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
 
 
-def planned(make: Make[M], schema: Schema, given: Mapping[str, Any]) -> Recipe[M]:
+def dry_build(
+    recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
+) -> Recipe[M]:
     """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
     try:
-        with torch.device("meta"), undrawn():
-            recipe = build(make, schema, given)[0]
+        with torch.device("meta"), skip_init():
+            recipe = build_recipe(recipe_fn, schema, keywords)[0]
     except SensoriumError:
         raise
     except (TypeError, ValueError, AssertionError) as e:
-        raise SensoriumError(f"{make.__name__} cannot be built so: {e}") from e
-    ready(recipe)
+        raise SensoriumError(f"{recipe_fn.__name__} cannot be built so: {e}") from e
+    check_extras(recipe)
     return recipe
 
 
-def ready(recipe: Recipe[Any]) -> None:
+def check_extras(recipe: Recipe[Any]) -> None:
     """Raises SensoriumError where an extra that training needs is not installed."""
     for module, extra in recipe.extras.items():
         if find_spec(module) is None:
             raise SensoriumError(f'to train this needs {module}: pip install "sensorium[{extra}]"')
 
 
-def one_of(option: str, given: str, known: Sequence[str]) -> str:
+def check_choice(option: str, value: str, choices: Sequence[str]) -> str:
     """`given`, if it is among the `known` choices of an option; BadKeyword naming them otherwise."""
-    if given not in known:
-        raise BadKeyword(f"{option}={given!r} is not one of {', '.join(known)}")
-    return given
+    if value not in choices:
+        raise BadKeyword(f"{option}={value!r} is not one of {', '.join(choices)}")
+    return value
 
 
 @torch.no_grad()
-def meet(encoders: Mapping[ColumnKey, nn.Module], prepared: Prepared, rows: Int[np.ndarray, " N"]) -> None:
+def fit_encoders(
+    encoders: Mapping[ColumnKey, nn.Module], prepared: PreparedDataset, rows: Int[np.ndarray, " N"]
+) -> None:
     """Show the encoder of each column what these rows hold of it, where it takes something from that."""
     for name, encoder in encoders.items():
         for part in encoder.modules():
-            if isinstance(part, Meets):
-                part.meet(prepared.met(name, rows))
+            if isinstance(part, FitsOnData):
+                part.fit_on_data(prepared.iter_values(name, rows))

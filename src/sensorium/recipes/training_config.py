@@ -1,4 +1,5 @@
 """Settings of the training loop, shared by all recipes."""
+
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar

@@ -1,0 +1,179 @@
+"""How large a model is and what a step of training costs, told on the meta device: nothing is computed or allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sensorium.data.tables import Table
+from sensorium.data.type_inference import infer_schema
+from sensorium.models.towers import Towers
+from sensorium.nn.tokens import Batch, ColumnKey, column_label
+from sensorium.recipes.recipe import Recipe, RecipeFunction, dry_build
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from sensorium.data.schema import Schema
+    from sensorium.training.checkpoint import Model
+
+OPTIMIZER_STATES_PER_WEIGHT = {
+    "sgd": 1,
+    "lion": 1,
+    "muon": 1,
+}  # numbers an optimiser keeps for each weight; the others keep 2
+BYTES_PER_FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Parameters, operations, and bytes while training in fp32."""
+
+    recipe: str
+    parameters: int
+    parameters_by_module: dict[str, int]  # parameters of each part
+    columns: dict[str, str]  # what is read, and how
+    flops_forward: int  # per sample; a multiplication and an addition count as two
+    flops_training: int  # the way back included
+    batch_size: int
+    memory_bytes: dict[str, int]  # weights, gradients, optimizer, activations of a step
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            show_header=False, title=f"{self.recipe}: {_format_si(self.parameters)} parameters"
+        )
+        for name, n in self.parameters_by_module.items():
+            table.add_row(
+                Text(name), f"{_format_si(n)} parameters", Text(self.columns.get(name, ""))
+            )
+        table.add_section()
+        table.add_row("forward", f"{_format_si(self.flops_forward)}FLOP", "a sample")
+        table.add_row("training", f"{_format_si(self.flops_training)}FLOP", "a sample")
+        table.add_section()
+        for name, n in self.memory_bytes.items():
+            table.add_row(name, f"{_format_si(n)}B")
+        total = _format_si(sum(self.memory_bytes.values()))
+        table.add_row("memory", f"{total}B", f"about, for steps of {self.batch_size} rows in fp32")
+        yield table
+
+
+def summarize_recipe(
+    recipe_fn: RecipeFunction[Any], schema: Schema, keywords: Mapping[str, Any]
+) -> ModelSummary:
+    """What `make` would build for these columns and keywords."""
+    return _summarize(recipe_fn.__name__, dry_build(recipe_fn, schema, keywords), schema)
+
+
+def summarize_model(model: Model) -> ModelSummary:
+    """The same for a trained model, whose weights are let go."""
+    model.module.to("meta")
+    return _summarize(model.config.recipe, model.recipe, model.schema)
+
+
+def default_schema(types: Mapping[str, str]) -> Schema:
+    """A picture and a caption column, unless `columns` says otherwise or more."""
+    kinds = {"image": "image", "caption": "text"}
+    table = Table({name: [None] for name in {**kinds, **types}}, ["made up"], kinds=kinds)
+    return infer_schema(table, dict(types))
+
+
+def _summarize(name: str, recipe: Recipe[Any], schema: Schema) -> ModelSummary:
+    training, model = recipe.training, recipe.model
+    batch = _meta_batch(
+        recipe, schema, max(1, training.batch_size // training.grad_accumulation_steps)
+    )
+    held = _SavedTensors(model)
+    with torch.device("meta"), _AssumeAllDistinct(), FlopCounterMode(display=False) as counted:
+        with saved_tensors_hooks(held.add, lambda x: x):
+            loss = torch.stack(list(recipe.objective(model, batch).values())).sum()
+        forward = counted.get_total_flops()
+        loss.backward()
+    rows, size = len(batch), _count_parameters(model)
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = OPTIMIZER_STATES_PER_WEIGHT.get(training.optimizer, 2) + (1 if training.ema_decay else 0)
+    memory = {"weights": size, "gradients": learned, "optimizer": kept * learned}
+    return ModelSummary(
+        name,
+        size,
+        {part: _count_parameters(module) for part, module in _parts(model)},
+        {column_label(column): repr(schema[column]) for column in recipe.data.columns},
+        forward // rows,
+        counted.get_total_flops() // rows,
+        training.batch_size,
+        {part: BYTES_PER_FLOAT * n for part, n in memory.items()} | {"activations": held.num_bytes},
+    )
+
+
+def _parts(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The parts of a model by name; towers by their columns."""
+    if isinstance(model, Towers):
+        return [(column_label(column), tower) for column, tower in model.by_column().items()]
+    return model.named_children()
+
+
+def _meta_batch(recipe: Recipe[Any], schema: Schema, rows: int) -> Batch:
+    """A batch without content, texts at full length."""
+    rng = torch.Generator().manual_seed(0)
+    modalities: dict[ColumnKey, Any] = {column: schema[column] for column in recipe.data.columns}
+    shapes = {column: modality.fake(64, rng) for column, modality in modalities.items()}
+    columns = {
+        column: torch.empty(rows, *x.shape[1:], dtype=x.dtype, device="meta")
+        for column, x in shapes.items()
+    }
+    return Batch(
+        columns, {}, *(torch.empty(rows, dtype=torch.long, device="meta") for _ in ("row", "group"))
+    )
+
+
+class _AssumeAllDistinct(TorchDispatchMode):
+    """What depends on content, which a batch on the meta device has not, goes as if all were there and no two equal."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.unique_dim.default:
+            place = torch.empty(args[0].shape[args[1]], dtype=torch.long, device="meta")
+            return args[0].clone(), place, place.clone()
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True  # of `any` and `all`, and of chance
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta and args[0].dim() == 1:
+            return torch.arange(len(args[0]), device="meta")[:, None]
+        if func is torch.ops.aten._sample_dirichlet.default and args[0].is_meta:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _SavedTensors:
+    """What autograd keeps for the way back, each storage once, parameters not counted."""
+
+    def __init__(self, model: nn.Module):
+        self.counted_storages = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.references: list[Tensor] = []
+        self.num_bytes = 0
+
+    def add(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in self.counted_storages:
+            self.counted_storages.add(storage._cdata)
+            self.references.append(x)  # or its number could be given to another
+            self.num_bytes += storage.nbytes()
+        return x
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _format_si(n: float) -> str:
+    """12.3 M, 4.5 G."""
+    place = min(4, int(math.log10(max(n, 1)) // 3))
+    return f"{n / 1000**place:.3g} {('', 'k', 'M', 'G', 'T')[place]}"

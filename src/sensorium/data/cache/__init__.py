@@ -1,0 +1,1 @@
+"""Caches of prepared data: decoded images, tokens, embeddings."""

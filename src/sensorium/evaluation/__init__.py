@@ -1,0 +1,1 @@
+"""Evaluation reports, baselines and plots of every task."""

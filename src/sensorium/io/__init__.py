@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, tensor files, run configs, checkpoints."""

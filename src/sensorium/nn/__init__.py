@@ -1,0 +1,1 @@
+"""Building blocks: tokens, attention, transformers, fusion and the layers under them."""

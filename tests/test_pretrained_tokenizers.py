@@ -1,0 +1,427 @@
+"""Tokenizers of published models give the ids of transformers and SentencePiece, built from any of their files."""
+
+import itertools
+import json
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from fixtures.unicode_corpus import lines, odd
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from sensorium.errors import SensoriumError
+from sensorium.modalities.text import Text, TextEmbedding
+from sensorium.pretrained import sentencepiece as sentencepiece_module
+from sensorium.pretrained.tokenizers import (
+    CLIP_SPLIT_PATTERN,
+    find_bos_eos_ids,
+    load_tokenizer,
+    text_preprocessing,
+)
+from sensorium.pretrained.weight_files import LazyTensors, WeightFiles, open_weights
+
+transformers = pytest.importorskip("transformers")
+spm = pytest.importorskip("sentencepiece")
+WEIGHTS = Path(os.environ.get("SENSORIUM_WEIGHTS", "weights"))
+ODD = odd()
+Encode = Callable[[str], list[int]]
+
+
+def opened(folder: Path, config: dict[str, Any] | None = None) -> WeightFiles:
+    return WeightFiles(
+        folder, LazyTensors({}), config or {}, {path.name: path for path in folder.iterdir()}
+    )
+
+
+def ours(folder: Path) -> Tokenizer:
+    made = load_tokenizer(opened(folder))
+    made.encode_special_tokens = True  # as Text sets it
+    return made
+
+
+def theirs(kind: str, folder: Path) -> Encode:
+    made = getattr(transformers, kind).from_pretrained(folder, model_max_length=1 << 20)
+    return lambda text: made(text, split_special_tokens=True)["input_ids"]
+
+
+def differing(made: Tokenizer, reference: Encode, texts: list[str] = ODD) -> list[str]:
+    return [text for text in texts if made.encode(text).ids != reference(text)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small vocabularies of each kind, in the files that published ones come in."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            MAKERS[kind](made[kind])
+        return made[kind]
+
+    return folder
+
+
+def wordpiece(folder: Path) -> None:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    made.train_from_iterator(
+        lines(),
+        trainers.WordPieceTrainer(
+            vocab_size=1500,
+            show_progress=False,
+            special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        ),
+    )
+    made.model.save(str(folder))
+
+
+def gpt2(folder: Path) -> None:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.train_from_iterator(
+        lines(),
+        trainers.BpeTrainer(
+            vocab_size=1200,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>"],
+        ),
+    )
+    made.model.save(str(folder))
+
+
+def clip(folder: Path) -> None:
+    made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_SPLIT_PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(
+        lines(),
+        trainers.BpeTrainer(
+            vocab_size=1400,
+            show_progress=False,
+            end_of_word_suffix="</w>",
+            initial_alphabet=letters,
+        ),
+    )
+    merges = [tuple(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
+    all_pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(pair) for pair in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({p: i for i, p in enumerate(dict.fromkeys(all_pieces))})
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+
+
+def sentencepiece(folder: Path, name: str = "spiece.model", **how: Any) -> None:
+    model = folder / name
+    with open(model, "wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines()),
+            model_writer=file,
+            vocab_size=1500,
+            minloglevel=9,
+            character_coverage=0.99,
+            **how,
+        )
+
+
+def t5(folder: Path) -> None:
+    sentencepiece(folder, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+
+
+def siglip(folder: Path) -> None:
+    t5(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+
+
+def llama(folder: Path) -> None:
+    sentencepiece(
+        folder,
+        "tokenizer.model",
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+    )
+
+
+MAKERS = {
+    "BertTokenizer": wordpiece,
+    "GPT2Tokenizer": gpt2,
+    "CLIPTokenizer": clip,
+    "T5Tokenizer": t5,
+    "SiglipTokenizer": siglip,
+    "LlamaTokenizer": llama,
+}
+Folders = Callable[[str], Path]
+
+
+# ------------------------------------------------------------------------------------------------ the same ids
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer", "CLIPTokenizer", "T5Tokenizer"])
+def test_odd_strings_become_the_ids_of_transformers(kind: str, folders: Folders) -> None:
+    assert len(set(ODD)) == 1000
+    assert differing(ours(folders(kind)), theirs(kind, folders(kind))) == []
+
+
+def test_a_bert_that_tells_capitals_apart(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes((folders("BertTokenizer") / "vocab.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert differing(ours(tmp_path), theirs("BertTokenizer", tmp_path)) == []
+    assert ours(tmp_path).encode("The").ids != ours(tmp_path).encode("the").ids
+
+
+def stacked(text: str) -> bool:
+    """Several marks on one letter: there SentencePiece does not put them in order, and tokenizers does."""
+    return any(
+        unicodedata.combining(a) and unicodedata.combining(b) for a, b in itertools.pairwise(text)
+    )
+
+
+def test_siglip_is_sentencepiece_on_a_tidied_text(folders: Folders) -> None:
+    reference, texts = (
+        theirs("SiglipTokenizer", folders("SiglipTokenizer")),
+        [t for t in ODD if t != "</s>"],
+    )
+    wrong = differing(ours(folders("SiglipTokenizer")), reference, texts)
+    assert len(wrong) <= 10
+    assert all(map(stacked, wrong))
+
+
+def test_llama_is_sentencepiece(folders: Folders) -> None:
+    model = spm.SentencePieceProcessor(
+        model_file=str(folders("LlamaTokenizer") / "tokenizer.model")
+    )
+    assert differing(ours(folders("LlamaTokenizer")), lambda text: [1, *model.encode(text)]) == []
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_words_come_back(kind: str, folders: Folders) -> None:
+    made = ours(folders(kind))
+    ids = made.encode("a red face with hat", add_special_tokens=False).ids
+    assert made.decode(ids).strip() == "a red face with hat"
+
+
+def test_a_whole_tokenizer_file_comes_first(folders: Folders, tmp_path: Path) -> None:
+    made = ours(folders("CLIPTokenizer"))
+    made.enable_truncation(4)
+    made.enable_padding()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").write_text("[UNK]\n")
+    reference = ours(folders("CLIPTokenizer"))
+    assert differing(ours(tmp_path), lambda text: reference.encode(text).ids) == []
+
+
+# ------------------------------------------------------------------------------------------------ inside of GGUF
+
+
+def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> WeightFiles:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
+    listed = sorted(vocab, key=vocab.__getitem__)
+    writer.add_token_list(listed), writer.add_token_merges(merges)
+    writer.add_token_types([3 if piece == "<|endoftext|>" else 1 for piece in listed])
+    writer.add_tensor("a", np.zeros(4, np.float32))
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return open_weights(path)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_byte_pairs_inside_of_gguf(pre: str, folders: Folders, tmp_path: Path) -> None:
+    vocab = json.loads((folders("GPT2Tokenizer") / "vocab.json").read_text())
+    merges = (folders("GPT2Tokenizer") / "merges.txt").read_text().splitlines()[1:]
+    made = load_tokenizer(gguf_keys(tmp_path / "a.gguf", vocab, merges, pre))
+    made.encode_special_tokens = True
+    wrong = differing(made, theirs("GPT2Tokenizer", folders("GPT2Tokenizer")))
+    assert not wrong if pre == "gpt-2" else wrong, "digits or marks are cut in another way"
+    assert all(
+        made.decode(made.encode(text).ids)
+        == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
+        for text in ODD
+    ), "bytes spell everything"
+
+
+def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
+    found = sentencepiece_module.read_sentencepiece(folders("LlamaTokenizer") / "tokenizer.model")
+    words, scores, kinds = map(list, zip(*found.pieces, strict=True))
+    keys = {
+        "model": "llama",
+        "tokens": words,
+        "scores": scores,
+        "token_type": kinds,
+        "bos_token_id": 1,
+    }
+    made = load_tokenizer(
+        WeightFiles(
+            Path("x.gguf"), LazyTensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
+        )
+    )
+    made.encode_special_tokens = True
+    reference = ours(folders("LlamaTokenizer"))
+    assert differing(made, lambda text: reference.encode(text).ids) == []
+
+
+def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match="'starcoder'; known are gpt-2"):
+        load_tokenizer(
+            gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder")
+        )
+
+
+# ------------------------------------------------------------------------------------------------ as settings of texts
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end", "pad"),
+    [
+        ("BertTokenizer", "[CLS]", "[SEP]", 0),
+        ("CLIPTokenizer", "<|startoftext|>", "<|endoftext|>", 0),
+        ("T5Tokenizer", None, "</s>", 0),
+        ("LlamaTokenizer", "<s>", None, 0),
+        ("GPT2Tokenizer", None, None, 0),
+    ],
+)
+def test_what_stands_around_a_text(
+    kind: str, start: str | None, end: str | None, pad: int, folders: Folders
+) -> None:
+    made = ours(folders(kind))
+    assert find_bos_eos_ids(made) == tuple(
+        None if name is None else made.token_to_id(name) for name in (start, end)
+    )
+    if end is None:
+        with pytest.raises(SensoriumError, match="no token at the end"):
+            text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
+        return
+    text = text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
+    assert text is not None
+    assert (text.start, text.end) == find_bos_eos_ids(made)
+    assert text.pad == pad
+    long = "a model reads a text and much more than it has room for"
+    plain, before = (
+        made.encode(long, add_special_tokens=False).ids,
+        [] if start is None else [text.start],
+    )
+    assert text.load(long).tolist() == [*before, *plain[: 8 - len(before)], text.end]
+    assert text.decode(torch.tensor(text.load("a model"))) == "a model"
+
+
+def test_a_pad_token_is_found_by_its_name(folders: Folders, tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folders("CLIPTokenizer") / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
+    text = text_preprocessing(opened(tmp_path), 77, 1593)
+    assert text is not None
+    assert text.pad == text.end
+
+
+def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> None:
+    text = text_preprocessing(opened(folders("T5Tokenizer")), 12, 1000)
+    assert text is not None
+    assert Text.from_json(text.to_json()) == text
+    ids = text.fake(20, torch.Generator().manual_seed(0))
+    ends = TextEmbedding(8, text).pool_index(ids)
+    for row, end in zip(ids.tolist(), ends.tolist(), strict=True):
+        assert row[end] == text.end
+        assert all(i not in (text.pad, text.end) for i in row[:end])
+    dropped = text.augment(ids, torch.Generator().manual_seed(0), token_dropout=0.5)
+    assert (dropped == text.end).sum() == 20
+    assert (dropped != text.pad).sum() < (ids != text.pad).sum()
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"tokenizer.json": "{"}, "cannot be read"),
+        ({"tokenizer.json": '{"version": "1.0"}'}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}'}, "merges.txt"),
+        ({"vocab.json": "[", "merges.txt": ""}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "b c\n"}, "cannot be read"),
+        ({"vocab.json": '{"a</w>": 0, "a": 1}', "merges.txt": "#version: 0.2\n"}, None),
+        ({"spiece.model": "\x0a\x7f"}, "no SentencePiece model"),
+        ({"spiece.model": ""}, "no SentencePiece model"),
+        ({"spiece.model": "\xff" * 99}, "no SentencePiece model"),
+        ({"tokenizer.model": "\x0b"}, "no SentencePiece model"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(
+    tmp_path: Path, files: dict[str, str], said: str | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="latin-1")
+    if said is None:
+        assert load_tokenizer(opened(tmp_path)) is not None
+        return
+    with pytest.raises(SensoriumError, match=said):
+        load_tokenizer(opened(tmp_path))
+
+
+def test_a_cut_model_file_is_refused(folders: Folders, tmp_path: Path) -> None:
+    whole = (folders("T5Tokenizer") / "spiece.model").read_bytes()
+    for length in range(0, len(whole), len(whole) // 12):
+        (tmp_path / "spiece.model").write_bytes(whole[:length])
+        with pytest.raises(SensoriumError):
+            load_tokenizer(opened(tmp_path))
+
+
+def test_no_files_no_tokenizer(tmp_path: Path) -> None:
+    assert load_tokenizer(opened(tmp_path)) is None
+    assert text_preprocessing(opened(tmp_path), 9, 9) is None
+
+
+# ------------------------------------------------------------------------------------------------ real vocabularies
+
+
+@pytest.mark.weights
+def test_a_real_vocabulary_is_its_own_tokenizer_file(tmp_path: Path) -> None:
+    whole = open_weights(WEIGHTS / "minilm")
+    alone = WeightFiles(
+        whole.path,
+        whole.tensors,
+        whole.config,
+        {
+            name: path
+            for name, path in whole.files.items()
+            if name in ("vocab.txt", "tokenizer_config.json")
+        },
+    )
+    made, reference = load_tokenizer(alone), load_tokenizer(whole)
+    made.encode_special_tokens = reference.encode_special_tokens = True
+    assert differing(made, lambda text: reference.encode(text).ids) == []
+
+
+@pytest.mark.weights
+def test_the_real_tokenizer_of_a_decoder_spells_everything() -> None:
+    made = load_tokenizer(open_weights(WEIGHTS / "smollm2"))
+    made.encode_special_tokens = True
+    assert made.get_vocab_size() == 49152
+    assert find_bos_eos_ids(made) == (None, None)
+    assert all(made.decode(made.encode(text).ids) == text for text in ODD)
+    assert made.encode("12 apples").tokens == ["1", "2", "Ġapples"]
