@@ -1,12 +1,13 @@
-"""A CLIP training step beside open_clip's: same weights, same batch, each as its user would run it.
+"""Time a CLIP training step, compared with open_clip on the same weights and batch.
 
     PYTHONPATH=src python benchmarks/clip_train.py [--threads 2] [--rounds 7] [--batch 128]
-    ... --curve 200    the loss over 200 steps, ours against open_clip's
-    ... --rss          peak memory of each, in processes of their own
-    ... --ways         sensorium by each way of kernels.py
-    ... --profile NAME where the time of one of them goes
+    ... --curve 200    loss over 200 steps, Sensorium's against open_clip's
+    ... --rss          peak memory of each, in separate processes
+    ... --ways         Sensorium with each kernel choice
+    ... --profile NAME profile of one of them
 
-14.1 M parameters: pictures of 64 pixels in patches of 8, 192 wide, 6 blocks; captions of 6 to 20 tokens, 4 blocks.
+14.1 M parameters: images of 64 pixels in patches of 8, width 192, 6 blocks; captions of 6 to 20
+tokens, 4 blocks.
 """
 
 import argparse
@@ -31,13 +32,16 @@ NAMES = (BASE, "open_clip bf16", "sensorium fp32", "sensorium bf16")
 Step = Callable[[Tensor, Tensor], float]
 
 
-def ways() -> dict[str, str]:
-    """How sensorium computes products here, for the record."""
-    return {"fp32_way": linear_backend(torch.float32), "bf16_way": linear_backend(torch.bfloat16)}
+def linear_backends() -> dict[str, str]:
+    """Return how Sensorium computes matrix products here, for the record."""
+    return {
+        "fp32_backend": linear_backend(torch.float32),
+        "bf16_backend": linear_backend(torch.bfloat16),
+    }
 
 
 def batch(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise for pictures; captions of 6 to 20 tokens (13 on average), padded to 32."""
+    """Return noise for images, and captions of 6 to 20 tokens (13 on average), padded to 32."""
     texts = torch.randint(1, VOCAB - 408, (size, LENGTH), generator=rng)
     ends = 5 + torch.arange(size) % 15
     texts[:, 0] = START
@@ -48,7 +52,7 @@ def batch(size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def theirs() -> nn.Module:
-    """open_clip's CLIP of that size."""
+    """Return open_clip's CLIP of that size."""
     peers.allow_torchvision()
     from open_clip.model import CLIP
 
@@ -72,49 +76,51 @@ def theirs() -> nn.Module:
 
 
 def ours() -> Towers:
-    """Sensorium's recipe of that size."""
+    """Return Sensorium's recipe of that size."""
     text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
     schema = Schema({"image": Column("image", Image(size=SIZE)), "text": Column("text", text)})
     recipe = clip(schema, dim=192, image_layers=6, text_layers=4)
     assert isinstance(recipe.model, Towers)
-    recipe.model.objective = recipe.objective  # kept beside the model for `step_of`
+    recipe.model.objective = recipe.objective  # stored on the model for `step_of`
     return recipe.model
 
 
-def copied(source: nn.Module, into: Towers) -> Towers:
-    """open_clip's weights in our model."""
+def copy_weights(source: nn.Module, into: Towers) -> Towers:
+    """Copy open_clip's weights into our model."""
     theirs = source.state_dict()
     into.load_state_dict(
         {
-            name: theirs[old].reshape(value.shape) if not turned else theirs[old].T.contiguous()
+            name: theirs[old].reshape(value.shape) if not transposed else theirs[old].T.contiguous()
             for name, value in into.state_dict().items()
-            for old, turned in [counterpart(name)]
+            for old, transposed in [counterpart(name)]
         }
     )
     return into
 
 
 def counterpart(name: str) -> tuple[str, bool]:
-    """What open_clip calls one of our weights, and whether it keeps it transposed."""
-    if name == "log_scale":
-        return "logit_scale", False
+    """Return open_clip's name of one of our weights, and whether it is stored transposed."""
+    if name == "logit_scale":
+        return name, False
     tower, _, rest = name.partition(".")
-    eye = tower == "image"
-    if rest == "align.weight":
-        return ("visual.proj" if eye else "text_projection"), True
+    is_image = tower == "image"
+    if rest == "projection.weight":
+        return ("visual.proj" if is_image else "text_projection"), True
     fixed = {
-        "embed.linear.weight": "visual.conv1.weight",
-        "embed.whole": "visual.class_embedding",
-        "embed.ids.weight": "token_embedding.weight",
-        "embed.places": "visual.positional_embedding" if eye else "positional_embedding",
+        "embed.projection.weight": "visual.conv1.weight",
+        "embed.cls_token": "visual.class_embedding",
+        "embed.token_embedding.weight": "token_embedding.weight",
+        "embed.position_embedding": "visual.positional_embedding"
+        if is_image
+        else "positional_embedding",
     }
-    rest = rest.removeprefix("encode.")
+    rest = rest.removeprefix("encoder.")
     if rest in fixed:
         return fixed[rest], False
     rest = rest.removeprefix("trunk.")
     for new, old in (
-        ("first.", "ln_pre."),
-        ("last.", "ln_post." if eye else "ln_final."),
+        ("input_norm.", "ln_pre."),
+        ("final_norm.", "ln_post." if is_image else "ln_final."),
         ("blocks.", "transformer.resblocks."),
         (".norm.", ".ln_1."),
         (".mlp_norm.", ".ln_2."),
@@ -124,11 +130,14 @@ def counterpart(name: str) -> tuple[str, bool]:
         (".mlp.down.", ".mlp.c_proj."),
     ):
         rest = rest.replace(new, old)
-    return ("visual." if eye else "") + rest, False
+    return ("visual." if is_image else "") + rest, False
 
 
 def step_of(name: str, model: nn.Module, lr: float) -> Step:
-    """One update. open_clip in fp32 has torch's default AdamW; the rest the fused one. Everything else is equal."""
+    """Return one training step.
+
+    open_clip in fp32 has torch's default AdamW, the others the fused one; all else is equal.
+    """
     if isinstance(model, Towers):
 
         def loss(images: Tensor, texts: Tensor) -> Tensor:
@@ -157,28 +166,31 @@ def step_of(name: str, model: nn.Module, lr: float) -> Step:
 
 
 def build(name: str, lr: float = 1e-3) -> Step:
-    """The step of one contestant; the same weights for all."""
+    """Return the step of one contestant; all have the same weights."""
     torch.manual_seed(0)
     source = theirs()
-    return step_of(name, source if name.startswith("open_clip") else copied(source, ours()), lr)
+    return step_of(
+        name, source if name.startswith("open_clip") else copy_weights(source, ours()), lr
+    )
 
 
 def contestant(name: str, size: int, settle: bool) -> Callable[[], float]:
-    """A step on one batch. Only ours keeps freed memory, as a run of ours does, unless `settle` grants it to all.
+    """Return a step on one batch.
 
-    "sensorium bf16 by widen" has its way of computing products decided by hand.
+    Only Sensorium keeps freed memory, as in a training run, unless `settle` grants it to all.
+    "sensorium bf16 by widen" forces a kernel choice.
     """
     name, _, forced = name.partition(" by ")
     if forced:
         os.environ["SENSORIUM_KERNELS"] = forced
     if settle or name.startswith("sensorium"):
         configure_allocator()
-    step, given = build(name), batch(size, torch.Generator().manual_seed(0))
-    return lambda: step(*given)
+    step, args = build(name), batch(size, torch.Generator().manual_seed(0))
+    return lambda: step(*args)
 
 
 def time_steps(names: list[str], size: int, rounds: int, settle: bool) -> None:
-    """Milliseconds of a step, each contestant in a process of its own, taking turns."""
+    """Time a step of each contestant in its own process, in alternating rounds."""
     calls = {name: peers.Apart(contestant, name, size, settle) for name in names}
     for name, call in calls.items():
         call.seconds()
@@ -192,10 +204,10 @@ def time_steps(names: list[str], size: int, rounds: int, settle: bool) -> None:
 
 
 def curve(names: list[str], size: int, steps: int) -> None:
-    """How far the losses come apart over a run, each name against the first.
+    """Record how far the losses diverge over a run, each name against the first.
 
-    Four batches in turn, which the models learn by heart: on fresh noise nothing is learned, the loss stays at log B
-    and any two models agree. The rate is a tenth of the one that is timed, as there is no warm-up.
+    Four repeated batches, which the models memorize: on fresh noise the loss stays at log B and any
+    two models agree. The learning rate is a tenth of the timed one, as there is no warm-up.
     """
     rng, losses = torch.Generator().manual_seed(0), {}
     batches = [batch(size, rng) for _ in range(4)]
@@ -219,7 +231,7 @@ def curve(names: list[str], size: int, steps: int) -> None:
 
 
 def memory(names: list[str], size: int) -> None:
-    """Peak memory after four steps, with freed memory given back to the system and kept."""
+    """Record peak memory after four steps, with freed memory returned to the system and kept."""
     for name in names:
         for settle in (False, True):
             call = peers.Apart(_peak_of, name, size, settle)
@@ -230,57 +242,58 @@ def memory(names: list[str], size: int) -> None:
 def _peak_of(name: str, size: int, settle: bool) -> Callable[[], float]:
     if settle:
         configure_allocator()
-    step, given = build(name), batch(size, torch.Generator().manual_seed(0))
+    step, args = build(name), batch(size, torch.Generator().manual_seed(0))
     for _ in range(4):
-        step(*given)
+        step(*args)
     return peers.peak_mb
 
 
 def profile(name: str, size: int) -> None:
-    """A table of where the time of one step goes."""
+    """Print a profile of one step."""
     call = contestant(name, size, False)
     call(), call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
     print(
-        seen.key_averages().table(
+        profiler.key_averages().table(
             sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=50
         )
     )
 
 
 def main() -> None:
-    parse = argparse.ArgumentParser(
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--names", default=",".join(NAMES))
+    parser.add_argument("--names", default=",".join(NAMES))
     for option, default in (("--threads", 2), ("--rounds", 7), ("--batch", 128), ("--curve", 0)):
-        parse.add_argument(option, type=int, default=default)
-    parse.add_argument(
-        "--settle", action="store_true", help="all contestants keep freed memory, as ours does"
+        parser.add_argument(option, type=int, default=default)
+    parser.add_argument(
+        "--settle", action="store_true", help="all contestants keep freed memory, as Sensorium does"
     )
-    parse.add_argument("--rss", action="store_true")
-    parse.add_argument("--ways", action="store_true")
-    parse.add_argument("--profile")
-    a = parse.parse_args()
-    torch.set_num_threads(a.threads)
-    names = a.names.split(",")
-    peers.record("clip_train", **peers.machine(), **ways(), settle=a.settle)
-    if a.profile:
-        profile(a.profile, a.batch)
-    elif a.curve:
-        curve([n for n in names if "fp32" in n], a.batch, a.curve)
-    elif a.ways:
+    parser.add_argument("--rss", action="store_true")
+    parser.add_argument("--ways", action="store_true")
+    parser.add_argument("--profile")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    names = args.names.split(",")
+    peers.record("clip_train", **peers.machine(), **linear_backends(), settle=args.settle)
+    if args.profile:
+        profile(args.profile, args.batch)
+    elif args.curve:
+        curve([n for n in names if "fp32" in n], args.batch, args.curve)
+    elif args.ways:
         time_steps(
             [f"sensorium {p} by {w}" for p in ("fp32", "bf16") for w in LINEAR_BACKENDS],
-            a.batch,
-            a.rounds,
+            args.batch,
+            args.rounds,
             True,
         )
-    elif a.rss:
-        memory(names, a.batch)
+    elif args.rss:
+        memory(names, args.batch)
     else:
-        time_steps(names, a.batch, a.rounds, a.settle)
+        time_steps(names, args.batch, args.rounds, args.settle)
 
 
 if __name__ == "__main__":

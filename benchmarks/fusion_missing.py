@@ -1,21 +1,21 @@
-"""How much is lost where values are missing: ours, which masks them, beside filling them in and boosted trees.
+"""Measure the loss with values missing: masking, compared with imputation and boosted trees.
 
     export OMP_NUM_THREADS=1 PYTHONPATH=src
     python benchmarks/fusion_missing.py FOLDER --seeds 0 1 2
     python benchmarks/fusion_missing.py FOLDER --seeds
 
-Rows and figures are those of `fusion.py`. Each learns from `train` as it is and chooses on `val` as it is; then 10, 25,
-50 and 75 % of the cells of `test` are hidden at random, the same ones from everyone and more of them each time; figures
-are means over three such draws. Lines go to results/fusion_missing.jsonl; docs/missing.md is written from them, or with
-`--seeds` alone from those that are there. One thread, a process of its own each.
+Rows and metrics are those of `fusion.py`. Each model is trained on `train` and selected on `val`,
+both complete; then 10, 25, 50 and 75 % of the values of `test` are hidden at random, the same for
+every model and nested; metrics are means over three draws. Results go to
+results/fusion_missing.jsonl and from there, also with `--seeds` alone, to
+docs/benchmarks/prediction.md. One thread, a process each.
 """
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -23,58 +23,40 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import fusion_page
 import numpy as np
 import torch
 from fusion_data import TASKS
-from fusion_ours import opened, told, trained
+from fusion_ours import open_table, to_array, train_model
 from fusion_rows import Rows, calendar, figures, read
-from peers import RESULTS, machine, record
+from peers import machine, record
 
 SHARES, DRAWS = (0.0, 0.1, 0.25, 0.5, 0.75), 3
 NAMES = ("icons", "solar", "diamonds", "bikes", "cancer", "caravan", "flights", "emoji")
 TABLES = ("diamonds", "bikes", "cancer", "caravan")
-PAGE = Path(__file__).parents[1] / "docs" / "missing.md"
-HEAD = """# Where values are missing
-
-Written by `benchmarks/fusion_missing.py` from `benchmarks/results/fusion_missing.jsonl`.
-
-Every cell of the test rows is hidden with a chance of one half (of a row with two columns, a quarter have nothing left
-and get the prior), the same cells from everyone; means over three draws, and over {seeds} of training. Whole → half.
-
-- **ours**: the recipe as it comes. A hidden value is masked.
-- **zeros**: the same network, taught with no value hidden (`drop=0`), which knows of no missing values: a hidden number
-  is 0, a date 1970, a class the first one, a text empty, a picture black, a series 0 throughout.
-- **filled**: the same, but filled in as well as can be without a mask: a hidden number or date becomes the mean, a
-  class the commonest, a text empty, a picture its mean colour, a series its mean.
-- **trees**: scikit-learn's boosted trees on the same columns. A hidden value is NaN, which they take.
-- **trees, hidden**: the same trees, taught on each row twice, once with a random share of its values hidden.
-- **of zeros**, **of filled**: of what those lose, the part that ours loses all the same; over several seeds the least
-  and the most.
-
-"""
 Splits = dict[str, Rows]
 Answers = Callable[
     [np.ndarray], np.ndarray
-]  # hidden cells of the test rows, bool [N C] → what is said of the rows
+]  # hidden values of the test rows, bool [N C] -> predictions
 
 
 def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
-    """Ours, with hidden cells masked; or without value dropout, with hidden cells filled in, "zeros" or "filled"."""
+    """Return `fusion` with hidden values masked, or imputed (trained on whole rows)."""
     from sensorium.evaluation.missing_values import ValueMasking
     from sensorium.evaluation.validate_prediction import predict_rows
-    from sensorium.inference.predict import decode_prediction as said
+    from sensorium.inference.predict import decode_prediction
 
-    how = {
+    mode = {
         "precision": "fp32",
         **({"modality_dropout": 0.0} if fill else {}),
-    }  # so "zeros" and "filled" learn the same
-    model, test = trained(splits, seed, folder, **how), splits["test"]
-    data, target = opened(test), TASKS[test.folder.name].target
+    }  # so "zeros" and "filled" train the same way
+    model, test = train_model(splits, seed, folder, **mode), splits["test"]
+    data, target = open_table(test), TASKS[test.folder.name].target
     prepared, rows = (
         data.prepare(model.schema, model.recipe.data.columns),
         np.sort(data.splits["test"]),
     )
-    assert len(rows) == len(test), "rows were left out: the hidden cells would be others"
+    assert len(rows) == len(test), "rows were left out: the hidden values would differ"
 
     def answer(cells: np.ndarray) -> np.ndarray:
         gone = torch.zeros(len(prepared), len(test.columns), dtype=torch.bool)
@@ -86,22 +68,25 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
             "filled": hiding.impute,
         }[fill]
         numbers, _ = predict_rows(model.module, prepared, rows, [target], change)
-        return told(
-            said(model.schema[target], numbers[target], model.module.calibration(target)), test
+        return to_array(
+            decode_prediction(
+                model.schema[target], numbers[target], model.module.get_calibration(target)
+            ),
+            test,
         )
 
     return answer
 
 
 def zero(of: Any, values: torch.Tensor) -> torch.Tensor:
-    """A value like those of a batch, of zeros as they stand in a file."""
+    """Return zeros of the type of a batch."""
     from sensorium.evaluation.missing_values import imputation_value
 
     match of.kind:
         case "numeric" | "datetime":
             return of.collate([np.array(0.0)])[0]
         case "image":
-            return of.collate([np.zeros((of.side, of.side, 3), np.uint8)])[0]
+            return of.collate([np.zeros((of.stored_size, of.stored_size, 3), np.uint8)])[0]
         case "series":
             return of.collate([of.load(np.zeros((values.shape[1], len(of.channels))))])[0]
         case "text":
@@ -110,7 +95,10 @@ def zero(of: Any, values: torch.Tensor) -> torch.Tensor:
 
 
 def trees(splits: Splits, seed: int, folder: Path, hide: str) -> Answers:
-    """scikit-learn's boosted trees; with `hide` each row is learned twice, once with some of its cells hidden."""
+    """Return scikit-learn's boosted trees.
+
+    With `hide` each row is used twice, once with some of its values hidden.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     train, test, rng = splits["train"], splits["test"], np.random.default_rng(seed)
@@ -151,7 +139,7 @@ def trees(splits: Splits, seed: int, folder: Path, hide: str) -> Answers:
 
 
 def coded(rows: Rows, known: dict[str, dict[str, int]], gone: np.ndarray) -> np.ndarray:
-    """float [N F], NaN where hidden or missing: numbers, the number of a class, four for a date."""
+    """Return float [N F], NaN where missing: numbers, class indices, four numbers a date."""
     out = []
     for i, (name, values) in enumerate(rows.columns.items()):
         plain = [known[name].get(v, np.nan) for v in values] if name in known else values
@@ -173,15 +161,15 @@ WHO: dict[str, tuple[Callable[[Splits, int, Path, str], Answers], str, str]] = {
 }
 
 
-def measured(folder: Path, name: str, who: str, seed: int) -> None:
-    """One line: the task's main figure with more and more of the cells hidden."""
+def run_once(folder: Path, name: str, who: str, seed: int) -> None:
+    """Record the task's main metric with more and more values hidden."""
     torch.set_num_threads(1)
-    make, how, library = WHO[who]
+    make, mode, library = WHO[who]
     splits, start = read(folder, TASKS[name]), time.process_time()
     test = splits["test"]
     drawn = np.random.default_rng(0).random((DRAWS, len(test), len(test.columns)))
     with tempfile.TemporaryDirectory() as place:
-        answer = make(splits, seed, Path(place), how)
+        answer = make(splits, seed, Path(place), mode)
         points = {
             share: [
                 figures(TASKS[name], test, answer(cells < share))
@@ -190,7 +178,7 @@ def measured(folder: Path, name: str, who: str, seed: int) -> None:
             for share in SHARES
         }
     figure = next(iter(points[0.0][0]))
-    found = {
+    metrics = {
         f"hidden_{share:.0%}": mean(one[figure] for one in several)
         for share, several in points.items()
     }
@@ -201,59 +189,14 @@ def measured(folder: Path, name: str, who: str, seed: int) -> None:
         version=version(library),
         seed=seed,
         figure=figure,
-        **found,
+        **metrics,
         cpu_seconds=time.process_time() - start,
         machine=machine(),
     )
 
 
-def page() -> str:
-    """docs/missing.md."""
-    lines: dict[tuple[str, str], dict[int, dict]] = {}
-    for text in (RESULTS / "fusion_missing.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        lines.setdefault((line["task"], line["who"]), {})[line["seed"]] = line
-    seeds = sorted({len(by_seed) for by_seed in lines.values()})
-    told = f"{' or '.join(map(str, seeds))} {'seed' if seeds == [1] else 'seeds'}"
-    return HEAD.format(seeds=told) + "\n".join(_table(lines)) + "\n"
-
-
-def _table(lines: dict[tuple[str, str], dict[int, dict]]) -> Iterator[str]:
-    yield "| set | figure | " + " | ".join(WHO) + " | of zeros | of filled |"
-    yield "|---" * (4 + len(WHO)) + "|"
-    for name in NAMES:
-        if not all((name, who) in lines for who in ("ours", "filled")):
-            continue
-        each = [[*lines.get((name, who), {}).values()] for who in WHO]
-        cells = [_arrow(several) if several else "" for several in each]
-        lost = " | ".join(_lost(lines, name, other) for other in ("zeros", "filled"))
-        yield f"| {name} | {each[0][0]['figure']} | {' | '.join(cells)} | {lost} |"
-
-
-def _arrow(of: list[dict]) -> str:
-    return " → ".join(
-        f"{mean(line[f'hidden_{share}'] for line in of):.3f}" for share in ("0%", "50%")
-    )
-
-
-def _lost(lines: dict[tuple[str, str], dict[int, dict]], name: str, other: str) -> str:
-    """The ratio of what is lost on average, and its range over the seeds that both were measured with."""
-    seeds = sorted({*lines[name, "ours"]} & {*lines.get((name, other), {})})
-    if not seeds:
-        return ""
-    ours, theirs = (
-        [lines[name, who][s]["hidden_0%"] - lines[name, who][s]["hidden_50%"] for s in seeds]
-        for who in ("ours", other)
-    )
-    if min(theirs) <= 0:
-        return "that loses nothing"
-    each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return f"**{mean(ours) / mean(theirs):.2f}**" + (
-        f" ({min(each):.2f} to {max(each):.2f})" if seeds[1:] else ""
-    )
-
-
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -261,14 +204,14 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
     parser.add_argument("--task", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    given = parser.parse_args()
-    apart = multiprocessing.get_context("spawn")
-    for name, who, seed in product(given.task, given.who, given.seeds):
+    args = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for name, who, seed in product(args.task, args.who, args.seeds):
         if WHO[who][0] is network or name in TABLES:
-            run = apart.Process(target=measured, args=(given.folder, name, who, seed))
+            run = context.Process(target=run_once, args=(args.folder, name, who, seed))
             run.start()
             run.join()
-    PAGE.write_text(page(), encoding="utf-8")
+    fusion_page.main()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Whether a difference to a baseline is more than the luck of the test rows: both asked about the same ones.
+"""Bootstrap intervals of the difference to a baseline on the same test rows.
 
     export OMP_NUM_THREADS=1 PYTHONPATH=src
-    TEXT_MODEL=weights/minilm python benchmarks/fusion_noise.py FOLDER bikes=boosting solar=boosting cancer=linear
+    TEXT_MODEL=weights/minilm python benchmarks/fusion_noise.py FOLDER bikes=boosting solar=boosting
 
-`advised` of `fusion.py`, seed 0, and the baseline named. Test rows are drawn again with replacement 2,000 times; `low`
-and `high` hold 95 % of the differences. Lines go to results/fusion_noise.jsonl, and from there into docs/predict.md.
+`advised` of `fusion.py`, seed 0, and the baseline named. Test rows are resampled with replacement
+2,000 times; `low` and `high` hold 95 % of the differences. Results go to results/fusion_noise.jsonl
+and from there to docs/benchmarks/prediction.md.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from fusion_data import TASKS
 from fusion_ours import advised
-from fusion_page import FIGURES
+from fusion_page import METRICS
 from fusion_rows import Rows, figures, read
 from peers import machine, record
 
@@ -26,36 +27,42 @@ DRAWS = 2000
 def differences(
     name: str, test: Rows, ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[str, np.ndarray]:
-    """(which figure, ours less theirs on rows drawn again: DRAWS times, the first time all as they are)."""
-    rng, n, found = np.random.default_rng(0), len(test.target), []
+    """Return the metric's name, and ours minus theirs on resampled rows.
+
+    The first of the 1 + DRAWS differences is on all rows as they are.
+    """
+    rng, n, values = np.random.default_rng(0), len(test.target), []
     for draw in range(1 + DRAWS):
         rows = rng.integers(0, n, n) if draw else np.arange(n)
-        drawn = replace(test, target=test.target[rows])
-        a, b = (figures(TASKS[name], drawn, said[rows]) for said in (ours, theirs))
-        key = next(figure for figure in FIGURES if figure in a)
-        found.append(a[key] - b[key])
-    return key, np.array(found)
+        resampled = replace(test, target=test.target[rows])
+        a, b = (
+            figures(TASKS[name], resampled, predictions[rows]) for predictions in (ours, theirs)
+        )
+        key = next(figure for figure in METRICS if figure in a)
+        values.append(a[key] - b[key])
+    return key, np.array(values)
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("pairs", nargs="+", help="SET=BASELINE, a baseline of fusion_simple.py")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for name, baseline in (pair.split("=") for pair in given.pairs):
-        splits = read(given.folder, TASKS[name])
-        said = advised(splits, 0), getattr(fusion_simple, baseline)(splits, 0)
-        key, found = differences(name, splits["test"], *said)
-        low, high = np.quantile(found[1:], [0.025, 0.975])
+    for name, baseline in (pair.split("=") for pair in args.pairs):
+        splits = read(args.folder, TASKS[name])
+        predictions = advised(splits, 0), getattr(fusion_simple, baseline)(splits, 0)
+        key, values = differences(name, splits["test"], *predictions)
+        low, high = np.quantile(values[1:], [0.025, 0.975])
         record(
             "fusion_noise",
             task=name,
             against=baseline,
             figure=key,
-            difference=found[0],
+            difference=values[0],
             low=low,
             high=high,
             rows=len(splits["test"].target),

@@ -1,4 +1,4 @@
-"""Ours in `fusion.py`: the recipe `fusion` as it comes, told only which columns there are and which is the target."""
+"""The settings of recipe `fusion` that `fusion.py` measures."""
 
 import os
 import tempfile
@@ -10,8 +10,8 @@ from fusion_data import TASKS
 from fusion_rows import Rows
 
 
-def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -> Any:
-    """The recipe's model, trained on the task's own table: it reads `train` and `val` there by the column `split`."""
+def train_model(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -> Any:
+    """Return the recipe's model, trained on the task's own table with its column `split`."""
     from sensorium.recipes import fusion
     from sensorium.training.loop import train
 
@@ -19,7 +19,7 @@ def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -
     rows, task = splits["train"], TASKS[splits["train"].folder.name]
     return train(
         fusion,
-        opened(rows),
+        open_table(rows),
         out=folder / "run",
         quiet=True,
         target=task.target,
@@ -29,8 +29,8 @@ def trained(splits: dict[str, Rows], seed: int, folder: Path, **keywords: Any) -
     )
 
 
-def opened(rows: Rows) -> Any:
-    """The task's own table, as a data set."""
+def open_table(rows: Rows) -> Any:
+    """Return the task's own table as a dataset."""
     from sensorium.data.dataset import Dataset
 
     task = TASKS[rows.folder.name]
@@ -38,9 +38,9 @@ def opened(rows: Rows) -> Any:
     return Dataset.open(rows.folder / "table.csv", types=kinds)
 
 
-def said(model: Any, rows: Rows) -> np.ndarray:
-    """What the model says of rows: numbers, or probabilities in the order of the rows' classes."""
-    return told(
+def predict(model: Any, rows: Rows) -> np.ndarray:
+    """Return predictions for rows: numbers, or probabilities in the order of the rows' classes."""
+    return to_array(
         model.predict(**{name: raw(rows, name) for name in rows.columns})[
             TASKS[rows.folder.name].target
         ],
@@ -48,15 +48,15 @@ def said(model: Any, rows: Rows) -> np.ndarray:
     )
 
 
-def told(found: Any, rows: Rows) -> np.ndarray:
-    """A prediction as `figures` takes it."""
+def to_array(prediction: Any, rows: Rows) -> np.ndarray:
+    """Return a prediction as `figures` takes it."""
     if not rows.classes:
-        return np.array(found.value, float)
-    return found.probability[:, [found.classes.index(name) for name in rows.classes]]
+        return np.array(prediction.value, float)
+    return prediction.probability[:, [prediction.classes.index(name) for name in rows.classes]]
 
 
 def raw(rows: Rows, name: str) -> list[Any]:
-    """Values of a column as they are given to `predict`; None where missing."""
+    """Return values of a column as `predict` takes them; None where missing."""
     kind = rows.kinds[name]
     if kind == "numeric":
         return [None if np.isnan(v) else v for v in rows.columns[name]]
@@ -67,35 +67,35 @@ def raw(rows: Rows, name: str) -> list[Any]:
 
 
 def ours(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
-    """Trained and asked once."""
+    """Train with defaults and predict."""
     with tempfile.TemporaryDirectory() as folder:
-        return said(trained(splits, seed, Path(folder), **keywords), splits["test"])
+        return predict(train_model(splits, seed, Path(folder), **keywords), splits["test"])
 
 
 def quick(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """Eight epochs, and trees."""
+    """Train eight epochs with boosted trees."""
     return ours(splits, seed, head="boosting", epochs=8)
 
 
 def pretrained(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """With the trained text model of the folder TEXT_MODEL, frozen, as the reader of words."""
+    """Train with the pretrained text encoder in TEXT_MODEL, frozen."""
     return ours(splits, seed, encoders=_reading(splits))
 
 
 def tuned(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """The same, with corrections of low rank to what it learned before."""
+    """Train with that text encoder adapted by LoRA."""
     return ours(splits, seed, encoders=_reading(splits), encoder_train=_training(splits, "lora"))
 
 
 def retrained(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
-    """The same, all of which learns on."""
+    """Train with all layers of that text encoder trained further."""
     return ours(
         splits, seed, encoders=_reading(splits), encoder_train=_training(splits, "all"), **keywords
     )
 
 
 def advised(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """One rule for every table: boosted trees beside the head, and texts read by that model, all of which learns on."""
+    """Train the recommended setting: boosted trees, and that text encoder trained further."""
     return ours(
         splits,
         seed,

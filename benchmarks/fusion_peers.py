@@ -1,13 +1,16 @@
-"""Peers of `fusion.py`, each as its documentation shows and with its defaults, but for what is said here.
+"""Peers of `fusion.py`, with their documented usage and defaults except as stated here.
 
-pytorch-widedeep: TabMlp, BasicRNN and Vision joined by WideDeep; Vision has half of its usual channels and pictures
-64 pixels (its own would take hours here). It has no dates and no series: they are given as `fusion_simple.py` does.
-AutoGluon: its default parts (FT-Transformer for tables, a text model, a picture model, an MLP that joins them) can be
-had offline when the text model is a folder (--text-model: MiniLM) and the picture model starts from nothing, so it is a
-ResNet-18 at 64 pixels in place of a Swin at 224. Where there are pictures and no texts it learns at 1e-3 instead of
-1e-4, which is meant for trained weights. Dates and series as above.
-Ludwig: its default encoders (parallel CNN for texts, stacked CNN for pictures at 64 pixels) and concat combiner; 0.11
-is the newest for Python 3.11. It imports torchaudio, which does not load beside a CPU build of torch and is not used.
+pytorch-widedeep: TabMlp, BasicRNN and Vision joined by WideDeep; Vision has half of its usual
+channels and images of 64 pixels (its own would take hours here). It has no dates and no series:
+they are encoded as in `fusion_simple.py`.
+AutoGluon: its default parts (FT-Transformer for tables, a text model, an image model, an MLP that
+joins them) work offline if the text model is a folder (--text-model: MiniLM) and the image model
+is not pretrained, so it is a ResNet-18 at 64 pixels instead of a Swin at 224. With images and
+without texts its learning rate is 1e-3 instead of 1e-4, which is meant for pretrained weights.
+Dates and series as above.
+Ludwig: its default encoders (parallel CNN for texts, stacked CNN for images at 64 pixels) and
+concat combiner; 0.11 is the newest for Python 3.11. It imports torchaudio, which does not load
+with a CPU build of torch and is not used.
 """
 
 import importlib.machinery
@@ -22,13 +25,13 @@ import numpy as np
 from fusion_rows import Rows, calendar
 from fusion_simple import statistics
 
-SIDE = 64  # pixels of pictures
+SIDE = 64  # pixels of images
 EPOCHS, PATIENCE = 30, 4
 AUTOGLUON_SECONDS = 1800  # of wall clock
 
 
 def frame(rows: Rows) -> Any:
-    """A pandas table; pictures by path, dates and series as numbers."""
+    """Return a pandas table; images by path, dates and series as numbers."""
     import pandas as pd
 
     parts = {}
@@ -54,7 +57,7 @@ def _numbers(table: Any, rows: Rows) -> list[str]:
 
 
 class WideDeepInput:
-    """The preprocessors of pytorch-widedeep, fitted on the rows to train on."""
+    """The preprocessors of pytorch-widedeep, fitted on the training rows."""
 
     def __init__(self, train: Rows):
         from pytorch_widedeep.preprocessing import (
@@ -99,7 +102,7 @@ class WideDeepInput:
 
 
 def widedeep(splits: dict[str, Rows], seed: int, epochs: int = EPOCHS) -> np.ndarray:
-    """pytorch-widedeep until val has not improved for four epochs, `epochs` at most."""
+    """Train pytorch-widedeep until val has not improved for four epochs, at most `epochs`."""
     import torch
     from pytorch_widedeep import Trainer
     from pytorch_widedeep.callbacks import EarlyStopping
@@ -107,19 +110,19 @@ def widedeep(splits: dict[str, Rows], seed: int, epochs: int = EPOCHS) -> np.nda
 
     torch.manual_seed(seed)
     train, val = splits["train"], splits["val"]
-    given, parts = WideDeepInput(train), {}
-    if "X_tab" in given.steps:
-        tab = given.steps["X_tab"]
+    inputs, parts = WideDeepInput(train), {}
+    if "X_tab" in inputs.steps:
+        tab = inputs.steps["X_tab"]
         parts["deeptabular"] = TabMlp(
             column_idx=tab.column_idx,
             cat_embed_input=getattr(tab, "cat_embed_input", None),
             continuous_cols=tab.continuous_cols,
         )
-    if given.text:
+    if inputs.text:
         parts["deeptext"] = BasicRNN(
-            vocab_size=len(given.steps["X_text"].vocab.itos), embed_dim=64, hidden_dim=64
+            vocab_size=len(inputs.steps["X_text"].vocab.itos), embed_dim=64, hidden_dim=64
         )
-    if given.image:
+    if inputs.image:
         parts["deepimage"] = Vision(channel_sizes=[32, 64, 128, 256])
     k, (mean, spread) = len(train.classes), (float(train.target.mean()), float(train.target.std()))
     objective = "regression" if not k else "binary" if k == 2 else "multiclass"
@@ -130,33 +133,35 @@ def widedeep(splits: dict[str, Rows], seed: int, epochs: int = EPOCHS) -> np.nda
     )
     target = {s: rows.target if k else (rows.target - mean) / spread for s, rows in splits.items()}
     trainer.fit(
-        X_train={**given(train), "target": target["train"]},
-        X_val={**given(val), "target": target["val"]},
+        X_train={**inputs(train), "target": target["train"]},
+        X_val={**inputs(val), "target": target["val"]},
         n_epochs=epochs,
         batch_size=64,
     )
-    said = given(splits["test"])
+    test_inputs = inputs(splits["test"])
     return (
-        trainer.predict_proba(**said, batch_size=256)
+        trainer.predict_proba(**test_inputs, batch_size=256)
         if k
-        else trainer.predict(**said) * spread + mean
+        else trainer.predict(**test_inputs) * spread + mean
     )
 
 
-def allow_offline_pictures() -> None:
-    """timm asks its hub for weights unless told not to, and AutoGluon does not tell it."""
+def allow_offline_images() -> None:
+    """Keep timm from asking its hub for weights, which AutoGluon does not."""
     import timm
     from autogluon.multimodal.models import timm_image
 
     real = timm.create_model
-    timm_image.create_model = lambda *given, **more: real(*given, **{**more, "pretrained": False})
+    timm_image.create_model = lambda *args, **keywords: real(
+        *args, **{**keywords, "pretrained": False}
+    )
 
 
 def autogluon(splits: dict[str, Rows], seed: int, epochs: int = 0) -> np.ndarray:
-    """AutoGluon's MultiModalPredictor, within AUTOGLUON_SECONDS; `epochs` at most (0: as many as it does by itself)."""
+    """Train AutoGluon within AUTOGLUON_SECONDS, at most `epochs` (0: its own number)."""
     from autogluon.multimodal import MultiModalPredictor
 
-    allow_offline_pictures()
+    allow_offline_images()
     tables = {split: frame(rows).assign(target=rows.target) for split, rows in splits.items()}
     train = splits["train"]
     if train.classes:
@@ -199,17 +204,21 @@ def autogluon(splits: dict[str, Rows], seed: int, epochs: int = 0) -> np.ndarray
             seed=seed,
             time_limit=AUTOGLUON_SECONDS,
         )
-        said = tables["test"].drop(columns="target")
+        inputs = tables["test"].drop(columns="target")
         if not train.classes:
-            return np.asarray(model.predict(said, as_pandas=False), float)
-        found = model.predict_proba(said, as_pandas=True)
+            return np.asarray(model.predict(inputs, as_pandas=False), float)
+        probabilities = model.predict_proba(inputs, as_pandas=True)
     return np.stack(
-        [found.get(f"class{k:02}", np.zeros(len(said))) for k in range(len(train.classes))], 1
+        [
+            probabilities.get(f"class{k:02}", np.zeros(len(inputs)))
+            for k in range(len(train.classes))
+        ],
+        1,
     )
 
 
 class _Absent(types.ModuleType):
-    """A module that imports and answers every name, for a library that is imported and never called."""
+    """A module that has every name, for a library that is imported and never called."""
 
     def __getattr__(self, name: str) -> "_Absent":
         if name.startswith("__"):
@@ -217,7 +226,7 @@ class _Absent(types.ModuleType):
         return _Absent(f"{self.__name__}.{name}")
 
 
-def allow_no_sound() -> None:
+def stub_torchaudio() -> None:
     """Let Ludwig import without torchaudio."""
     for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
         module = _Absent(name)
@@ -228,7 +237,7 @@ def allow_no_sound() -> None:
 
 
 def ludwig(splits: dict[str, Rows], seed: int) -> np.ndarray:
-    """Ludwig until val has not improved for four epochs, 30 at most."""
+    """Train Ludwig until val has not improved for four epochs, at most 30."""
     from ludwig.api import LudwigModel
 
     train = splits["train"]
@@ -273,9 +282,11 @@ def ludwig(splits: dict[str, Rows], seed: int) -> np.ndarray:
             skip_save_progress=True,
             skip_save_log=True,
         )
-        said, _ = model.predict(tables["test"], output_directory=folder, skip_save_predictions=True)
+        predictions, _ = model.predict(
+            tables["test"], output_directory=folder, skip_save_predictions=True
+        )
     if not train.classes:
-        return said["target_predictions"].to_numpy(float)
+        return predictions["target_predictions"].to_numpy(float)
     return np.stack(
-        [said[f"target_probabilities_class{k:02}"] for k in range(len(train.classes))], 1
+        [predictions[f"target_probabilities_class{k:02}"] for k in range(len(train.classes))], 1
     )

@@ -1,8 +1,4 @@
-"""What everyone in `fusion.py` is given and judged by: the same rows of a task, read without any library of tables.
-
-N rows, K classes in the order of their names. Classes are those of the rows to train on; one that only a row of
-another split has is an error of whoever is asked for it.
-"""
+"""Read the tasks of `fusion_data.py` as every model gets them, and compute metrics."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,33 +12,36 @@ from fusion_data import Task, csv_rows
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: numbers are floats, NaN where missing; others are strings, "" where missing."""
+    """Rows of one split.
+
+    Numbers are floats, NaN where missing; others are strings, "" where missing.
+    """
 
     columns: dict[str, list[Any]]
     kinds: dict[str, str]
     target: np.ndarray  # float [N], or int [N]: the class; -1 one that no row to train on has
-    classes: tuple[str, ...]  # none where a number is asked for
+    classes: tuple[str, ...]  # empty for regression
     folder: Path
 
     def __len__(self) -> int:
         return len(self.target)
 
     def of(self, *kinds: str) -> dict[str, list[Any]]:
-        """The columns of these kinds."""
+        """Return the columns of these types."""
         return {name: values for name, values in self.columns.items() if self.kinds[name] in kinds}
 
     def only(self, names: Iterable[str]) -> "Rows":
-        """The rows with these columns alone."""
+        """Return the rows with these columns only."""
         return replace(self, columns={name: self.columns[name] for name in names})
 
 
 def read(folder: Path, task: Task) -> dict[str, Rows]:
-    """The rows of each split of a task that `fusion_data.py` has built."""
+    """Return the rows of each split of a task that `fusion_data.py` has built."""
     table = csv_rows((folder / task.name / "table.csv").read_bytes())
     names = [name for name in table[0] if name not in (task.target, "split")]
     kinds = {name: task.kinds.get(name, "numeric") for name in names}
-    told = sorted({row[task.target] for row in table if row["split"] == "train"})
-    classes = () if task.regression else tuple(told)
+    labels = sorted({row[task.target] for row in table if row["split"] == "train"})
+    classes = () if task.regression else tuple(labels)
     number = {name: i for i, name in enumerate(classes)}
     splits = {}
     for split in ("train", "val", "test"):
@@ -60,7 +59,7 @@ def _cell(text: str, kind: str) -> str | float:
 
 
 def calendar(value: str) -> list[float]:
-    """What a date says as numbers: month, day of the year, weekday, hour; NaN where there is none."""
+    """Return a date as month, day of the year, weekday and hour; NaN where there is none."""
     if not value:
         return [float("nan")] * 4
     date = datetime.fromisoformat(value)
@@ -68,41 +67,41 @@ def calendar(value: str) -> list[float]:
 
 
 def channels(rows: Rows, path: str) -> np.ndarray:
-    """float [T C]: a series, NaN where a value is missing."""
+    """Return a series as float [T C], NaN where a value is missing."""
     with open(rows.folder / path) as file:
         width = file.readline().count(",") + 1
         return np.genfromtxt(file, delimiter=",", dtype=np.float64).reshape(-1, width)
 
 
-def figures(task: Task, rows: Rows, said: np.ndarray) -> dict[str, float]:
-    """How good predictions are: numbers [N], or probabilities [N K]. The first figure is the one to compare by.
+def figures(task: Task, rows: Rows, predictions: np.ndarray) -> dict[str, float]:
+    """Return metrics of numbers [N], or of probabilities [N K]; the first is the main one.
 
-    r2: 1 - the mean squared error over the target's variance. auroc: the chance that a row of the rarer class is given
-    more of it than another row. balanced: the mean over classes of the share found. nll: mean -log p of the true class.
+    r2: 1 - the mean squared error over the target's variance. auroc: area under the ROC curve of
+    the rarer class. balanced: mean recall over classes. nll: mean -log p of the true class.
     """
     target = rows.target
     if task.regression:
-        error = said - target
+        error = predictions - target
         return {
             "r2": 1 - float(np.mean(error**2) / target.var()),
             "rmse": float(np.mean(error**2) ** 0.5),
             "mae": float(np.abs(error).mean()),
         }
-    right = said.argmax(1) == target
-    found = [right[target == k].mean() for k in np.unique(target)]
-    p = np.clip(said[np.arange(len(target)), target], 1e-6, 1)
+    right = predictions.argmax(1) == target
+    recalls = [right[target == k].mean() for k in np.unique(target)]
+    p = np.clip(predictions[np.arange(len(target)), target], 1e-6, 1)
     usual = {
         "accuracy": float(right.mean()),
-        "balanced": float(np.mean(found)),
+        "balanced": float(np.mean(recalls)),
         "nll": float(-np.log(p).mean()),
     }
-    return {"auroc": auroc(said, target)} | usual if task.rare else usual
+    return {"auroc": auroc(predictions, target)} | usual if task.rare else usual
 
 
-def auroc(said: np.ndarray, target: np.ndarray) -> float:
-    """The area under the ROC curve of the rarer of two classes; ties count half."""
+def auroc(predictions: np.ndarray, target: np.ndarray) -> float:
+    """Return the area under the ROC curve of the rarer of two classes; ties count half."""
     rarer = int(np.bincount(target, minlength=2).argmin())
-    scores, is_it = said[:, rarer], target == rarer
+    scores, is_it = predictions[:, rarer], target == rarer
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
     n = int(is_it.sum())

@@ -1,9 +1,10 @@
-"""Baselines of `fusion.py`: the commonest answer, a linear model and boosted trees, all on features made by hand.
+"""Baselines of `fusion.py`: majority, a linear model and boosted trees on handcrafted features.
 
-Features: numbers as they are; classes as one column each; a date as month, day of the year, weekday and hour; a text as
-TF-IDF of words and of 3 to 5 letters; a picture as its pixels at 16 x 16, a histogram of 64 colours and one of the
-directions of its edges in 8 x 8 places; a series as statistics of each channel. Trees get the 64 main directions of
-what is wide (texts and pictures). What is missing is the mean for linear models, and left to the trees otherwise.
+Features: numbers as they are; classes one-hot; a date as month, day of the year, weekday and
+hour; a text as TF-IDF of words and of 3 to 5 characters; an image as its pixels at 16 x 16, a
+histogram of 64 colors and one of edge directions in 8 x 8 cells; a series as statistics of each
+channel. Trees get 64 principal components of texts and images. Missing values are the mean for
+linear models, and NaN for trees.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Block = tuple[str, np.ndarray | object]  # its kind, and [N F] for each split, d
 
 
 def majority(splits: Splits, seed: int) -> np.ndarray:
-    """The mean, or how common each class is."""
+    """Predict the mean, or the class frequencies."""
     train, n = splits["train"], len(splits["test"])
     if not train.classes:
         return np.full(n, train.target.mean())
@@ -25,25 +26,25 @@ def majority(splits: Splits, seed: int) -> np.ndarray:
 
 
 def pixels(rows: Rows, name: str) -> np.ndarray:
-    """float [N 16*16*3 + 64 + 8*8*8]: pixels, colours, directions of edges."""
+    """Return float [N 16*16*3 + 64 + 8*8*8]: pixels, colors, edge directions."""
     out = []
     for path in rows.columns[name]:
-        picture = PIL.Image.open(rows.folder / path).convert("RGB")
-        small = np.asarray(picture.resize((16, 16), PIL.Image.Resampling.BOX), np.float32) / 255
-        x = np.asarray(picture.resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32) / 255
-        colour = (
+        image = PIL.Image.open(rows.folder / path).convert("RGB")
+        small = np.asarray(image.resize((16, 16), PIL.Image.Resampling.BOX), np.float32) / 255
+        x = np.asarray(image.resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32) / 255
+        color = (
             np.bincount((x * 3.999).astype(int).reshape(-1, 3) @ (16, 4, 1), minlength=64) / 64**2
         )
         dy, dx = np.gradient(x.mean(2))
-        turn = (np.arctan2(dy, dx) % np.pi / np.pi * 7.999).astype(int)
+        direction = (np.arctan2(dy, dx) % np.pi / np.pi * 7.999).astype(int)
         place = np.arange(64)[:, None] // 8 * 8 + np.arange(64)[None] // 8
-        edges = np.bincount((place * 8 + turn).ravel(), np.hypot(dx, dy).ravel(), 512)
-        out.append(np.concatenate([small.ravel(), colour, edges / (np.linalg.norm(edges) + 1e-6)]))
+        edges = np.bincount((place * 8 + direction).ravel(), np.hypot(dx, dy).ravel(), 512)
+        out.append(np.concatenate([small.ravel(), color, edges / (np.linalg.norm(edges) + 1e-6)]))
     return np.stack(out)
 
 
 def statistics(rows: Rows, name: str) -> np.ndarray:
-    """float [N 1 + 17 C]: the length of a series, and of each channel moments, quantiles, slope, steps and spectrum."""
+    """Return float [N 1 + 17 C]: length, and statistics of each channel."""
     return np.stack([_statistics(channels(rows, path)) for path in rows.columns[name]])
 
 
@@ -70,18 +71,18 @@ def _statistics(x: np.ndarray) -> np.ndarray:
 
 
 def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
-    """The features of each column, fitted on the rows to train on: the column's kind, and [N F] for each split."""
+    """Return each column's type and its features [N F] per split, fitted on the training rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import OneHotEncoder
 
-    found: list[tuple[str, dict[str, object]]] = []
+    columns: list[tuple[str, dict[str, object]]] = []
 
     def dense(kind: str, features: Callable[[Rows], np.ndarray]) -> None:
-        found.append((kind, {split: features(rows) for split, rows in splits.items()}))
+        columns.append((kind, {split: features(rows) for split, rows in splits.items()}))
 
     def fitted(kind: str, encoder: object, values: Callable[[Rows], list]) -> None:
         encoder.fit(values(splits["train"]))  # type: ignore[attr-defined]
-        found.append(
+        columns.append(
             (kind, {split: encoder.transform(values(rows)) for split, rows in splits.items()})
         )  # type: ignore
 
@@ -116,11 +117,11 @@ def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
         else:
             features = pixels if kind == "image" else statistics
             dense(kind, lambda rows, c=name, make=features: make(rows, c))
-    return found
+    return columns
 
 
 def linear(splits: Splits, seed: int) -> np.ndarray:
-    """Logistic or ridge regression; how much it is held back is chosen on val."""
+    """Fit logistic or ridge regression; val chooses the regularization."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -137,7 +138,7 @@ def linear(splits: Splits, seed: int) -> np.ndarray:
             features = {split: scale.transform(x) / wide for split, x in features.items()}
         for split, x in features.items():
             parts[split].append(csr_matrix(x))
-    x = {split: hstack(found).tocsr() for split, found in parts.items()}
+    x = {split: hstack(columns).tocsr() for split, columns in parts.items()}
     if sum(part.shape[1] for part in parts["train"]) < 2000:
         x = {split: part.toarray() for split, part in x.items()}
     train, val = splits["train"], splits["val"]
@@ -156,8 +157,8 @@ def _likely(model: object, x: object, target: np.ndarray) -> float:
     return float(np.log(np.clip(p, 1e-6, 1)).mean())
 
 
-def narrow(splits: Splits, seed: int) -> dict[str, np.ndarray]:
-    """Features for trees: wide blocks along their 64 main directions, the others as they are."""
+def reduced(splits: Splits, seed: int) -> dict[str, np.ndarray]:
+    """Return features for trees: 64 principal components of wide blocks, the others as they are."""
     from sklearn.decomposition import TruncatedSVD
 
     parts: dict[str, list] = {split: [] for split in splits}
@@ -168,14 +169,14 @@ def narrow(splits: Splits, seed: int) -> dict[str, np.ndarray]:
             features = {split: main.transform(x) for split, x in features.items()}
         for split, x in features.items():
             parts[split].append(x)
-    return {split: np.hstack(found) for split, found in parts.items()}
+    return {split: np.hstack(columns) for split, columns in parts.items()}
 
 
 def boosting(splits: Splits, seed: int) -> np.ndarray:
-    """scikit-learn's boosted trees, as many as val asks for."""
+    """Fit scikit-learn's boosted trees; val chooses their number."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    x, train, val = narrow(splits, seed), splits["train"], splits["val"]
+    x, train, val = reduced(splits, seed), splits["train"], splits["val"]
     kind = HistGradientBoostingClassifier if train.classes else HistGradientBoostingRegressor
     model = kind(
         learning_rate=0.05,
@@ -189,10 +190,10 @@ def boosting(splits: Splits, seed: int) -> np.ndarray:
 
 
 def lightgbm(splits: Splits, seed: int) -> np.ndarray:
-    """LightGBM's boosted trees, as many as val asks for."""
+    """Fit LightGBM's boosted trees; val chooses their number."""
     import lightgbm as lgb
 
-    x, train, val = narrow(splits, seed), splits["train"], splits["val"]
+    x, train, val = reduced(splits, seed), splits["train"], splits["val"]
     kind = lgb.LGBMClassifier if train.classes else lgb.LGBMRegressor
     model = kind(learning_rate=0.05, n_estimators=1000, n_jobs=1, random_state=seed, verbosity=-1)
     model.fit(

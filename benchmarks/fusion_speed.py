@@ -1,12 +1,14 @@
-"""So many epochs over pictures, texts and a table together: ours beside pytorch-widedeep and AutoGluon, in turns.
+r"""Time some epochs on images, texts and a table, compared with pytorch-widedeep and AutoGluon.
 
     python benchmarks/fusion_data.py FOLDER icons
     export OMP_NUM_THREADS=1 PYTHONPATH=src TEXT_MODEL=weights/minilm
-    python benchmarks/fusion_speed.py FOLDER --rounds 3 --epochs 1 --pairs ours:widedeep retrained:autogluon \\
+    python benchmarks/fusion_speed.py FOLDER --rounds 3 --epochs 1 \
+        --pairs ours:widedeep retrained:autogluon \
         --python widedeep=wd/bin/python autogluon=ag/bin/python
 
-Each as in `fusion.py`, but for the number of epochs: CPU seconds of the whole process on one thread, from raw files to
-predictions of `test`, imports aside. `retrained` learns on from the same MiniLM as AutoGluon does.
+In alternating runs, each as in `fusion.py` except for the number of epochs: CPU seconds of the
+whole process on one thread, from raw files to predictions of `test`, imports excluded.
+`retrained` trains the same MiniLM further as AutoGluon does.
 """
 
 import argparse
@@ -36,32 +38,34 @@ WHO = {
 
 
 def once(folder: Path, task: str, who: str, epochs: int) -> None:
-    """Train and ask, here; one line says how long it took and how good it is."""
+    """Train and predict in this process, and print time and metrics."""
     torch.set_num_threads(1)
     allow_torchvision()
     import_module(LIBRARIES[who][1])
     start, splits = time.process_time(), read(folder, TASKS[task])
-    said = WHO[who](splits, 0, epochs=epochs)
+    predictions = WHO[who](splits, 0, epochs=epochs)
     seconds = time.process_time() - start
     about = {"version": version(LIBRARIES[who][0]), "machine": machine()}
     print(
         "\n"
-        + json.dumps({"seconds": seconds, **figures(TASKS[task], splits["test"], said), **about})
+        + json.dumps(
+            {"seconds": seconds, **figures(TASKS[task], splits["test"], predictions), **about}
+        )
     )
 
 
-def apart(given: argparse.Namespace, who: str) -> tuple[float, dict[str, Any]]:
-    """`once` in a process of its own, by the Python that has its library."""
-    python = dict(pair.split("=", 1) for pair in given.python).get(who, sys.executable)
-    said = subprocess.run(
+def run_apart(args: argparse.Namespace, who: str) -> tuple[float, dict[str, Any]]:
+    """Run `once` in a process of its own, with the Python that has its library."""
+    python = dict(pair.split("=", 1) for pair in args.python).get(who, sys.executable)
+    predictions = subprocess.run(
         [
             python,
             __file__,
-            str(given.folder),
+            str(args.folder),
             "--task",
-            given.task,
+            args.task,
             "--epochs",
-            str(given.epochs),
+            str(args.epochs),
             "--once",
             who,
         ],
@@ -69,39 +73,40 @@ def apart(given: argparse.Namespace, who: str) -> tuple[float, dict[str, Any]]:
         capture_output=True,
         text=True,
     ).stdout
-    found = json.loads(said.strip().splitlines()[-1])
-    return found.pop("seconds"), found
+    result = json.loads(predictions.strip().splitlines()[-1])
+    return result.pop("seconds"), result
 
 
 def main() -> None:
-    parse = argparse.ArgumentParser(
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("folder", type=Path)
-    parse.add_argument("--task", choices=TASKS, default="icons")
-    parse.add_argument("--rounds", type=int, default=3)
-    parse.add_argument("--epochs", type=int, default=1)
-    parse.add_argument("--pairs", nargs="+", default=["ours:widedeep"], metavar="OURS:PEER")
-    parse.add_argument("--python", nargs="+", default=[], metavar="WHO=PYTHON")
-    parse.add_argument("--once", choices=WHO)
-    given = parse.parse_args()
-    if given.once:
-        once(given.folder, given.task, given.once, given.epochs)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--task", choices=TASKS, default="icons")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--pairs", nargs="+", default=["ours:widedeep"], metavar="OURS:PEER")
+    parser.add_argument("--python", nargs="+", default=[], metavar="WHO=PYTHON")
+    parser.add_argument("--once", choices=WHO)
+    args = parser.parse_args()
+    if args.once:
+        once(args.folder, args.task, args.once, args.epochs)
         return
-    for pair in given.pairs:
+    for pair in args.pairs:
         names = pair.split(":")
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for i in range(given.rounds):
+        for i in range(args.rounds):
             for name in names[:: 1 if i % 2 == 0 else -1]:
-                took, found = apart(given, name)
+                took, result = run_apart(args, name)
                 seconds[name].append(took)
                 record(
                     "fusion_speed",
-                    task=given.task,
+                    task=args.task,
                     name=name,
-                    epochs=given.epochs,
+                    epochs=args.epochs,
                     seconds=took,
-                    **found,
+                    **result,
                 )
         compare("fusion_speed", seconds, (names[-1],))
 

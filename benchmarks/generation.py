@@ -1,16 +1,19 @@
-"""Words and pictures made from emoji and from scenes, each model trained here and judged on what it has not seen.
+r"""Train and evaluate text and image generation on emoji and scenes.
 
-    sensorium data build emoji --full --out emoji-full          # for the judge alone: artists the painter never saw
-    PYTHONPATH=src python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions ...]
-    PYTHONPATH=src python benchmarks/generation.py emoji-full --only voiced --eye efficientnet-lite0 --voice smollm2
+    sensorium data build emoji --full --out emoji-full     # for the evaluation CLIP: unseen artists
+    export PYTHONPATH=src
+    python benchmarks/generation.py emoji-full [--runs runs/generation] [--only captions]
+    python benchmarks/generation.py emoji-full --only pretrained-captions \
+        --vision efficientnet-lite0 --language-model smollm2
 
-Stages: `captions` (emoji, held-out artist and things; through the eye of a CLIP, `eye`), `voiced` (the same of the full
-set, through a published eye, by a published voice: folders as benchmarks/fetch_weights.py makes them), `judge` (a CLIP
-of the artists OpenMoji and EmojiOne 1, whom the painter has not seen), `codes` and `painted` (emoji), `scene-codes` and
-`scenes` (pictures for captions, checked by a program), `answers` and `blind` (questions on scenes, with pictures and
-without). A stage that is done is not done again, and one that was stopped goes on. Figures go to
-results/generation.jsonl with CPU seconds of one thread, tables of pictures to docs/painting.md, pictures to
-docs/painted.png and docs/scenes.png.
+Stages: `captions` (emoji, held-out artist and concepts; on the features of a CLIP, `clip`),
+`pretrained-captions` (the full set, with a pretrained vision encoder and language model: folders
+as benchmarks/fetch_weights.py makes them), `reference-clip` (a CLIP trained on the artists
+OpenMoji and EmojiOne 1, which the generator has not seen), `emoji-tokenizer` and `emoji` (emoji),
+`scenes-tokenizer` and `scenes` (images for captions, checked by a program), `answers` and `blind`
+(questions on scenes, with and without images). Finished stages are skipped, interrupted ones
+resumed. Results go to results/generation.jsonl with CPU seconds of one thread, tables to
+docs/benchmarks/generation.md, images to docs/painted.png and docs/scenes.png.
 """
 
 import argparse
@@ -34,10 +37,10 @@ from sensorium.training.checkpoint import Model, load_checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE = 24  # of a scene: 8 pixels a cell
-SIZE = "image:size=32:square=trim"
-OTHERS = ("openmoji", "emojione-1")  # artists in none of the painter's pictures
+SIZE = "image:size=32:resize_mode=trim"
+OTHERS = ("openmoji", "emojione-1")  # artists in none of the generator's training images
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.01, "precision": "bf16"}
-VOICED: dict[str, Any] = {
+PRETRAINED: dict[str, Any] = {
     "epochs": 2,
     "lr": 5e-4,
     "batch_size": 32,
@@ -58,12 +61,12 @@ SHOWN = (
 
 
 def emoji() -> sn.Dataset:
-    """The emoji that come along."""
+    """Return the bundled emoji."""
     return sn.Dataset.open("emoji", types={"image": SIZE, "caption": "text:length=16"})
 
 
 def scenes(n: int, texts: dict[str, int]) -> sn.Dataset:
-    """Shapes with texts of so many tokens: a caption, or a question and its answer."""
+    """Return scenes with texts of some maximum lengths: a caption, or a question and its answer."""
     columns = {name: f"text:length={length}" for name, length in texts.items()}
     return sn.Dataset.open(
         "scenes",
@@ -74,40 +77,40 @@ def scenes(n: int, texts: dict[str, int]) -> sn.Dataset:
     )
 
 
-def others(full: Path) -> sn.Dataset:
-    """Drawings by artists whom the painter has not seen, of all things."""
+def reference_emoji(full: Path) -> sn.Dataset:
+    """Return drawings of all concepts by artists that the generator has not seen."""
     whole = sn.Dataset.open(full, types={"image": SIZE, "split": "ignore"})
     artists = whole.raw("artist", range(len(whole)))
     return whole.take(np.array([artist in OTHERS for artist in artists]))
 
 
-def few(data: sn.Dataset, split: str, most: int) -> tuple[list[Any], list[str]]:
-    """Pictures of a split, evenly spaced, and a caption of each."""
+def sample_rows(data: sn.Dataset, split: str, most: int) -> tuple[list[Any], list[str]]:
+    """Return images of a split, evenly spaced, and a caption of each."""
     rows = sample_evenly(data.splits[split], most)
-    return data.raw("image", rows), [said[0] for said in data.raw("caption", rows)]
+    return data.raw("image", rows), [texts[0] for texts in data.raw("caption", rows)]
 
 
-def marked(picture: PIL.Image.Image, caption: str) -> PIL.Image.Image:
-    """In a frame: green if the caption is true of it, grey if not."""
+def frame(image: PIL.Image.Image, caption: str) -> PIL.Image.Image:
+    """Return the image in a frame: green if it matches the caption exactly, grey if not."""
     return add_frame(
-        picture, "green" if image_metrics([picture], [caption], SIDE)["true"] else "lightgrey"
+        image, "green" if image_metrics([image], [caption], SIDE)["exact"] else "lightgrey"
     )
 
 
 class Stages:
     """Runs in a folder, each trained once."""
 
-    def __init__(self, folder: Path, full: Path, published: dict[str, str]):
-        self.folder, self.full, self.published = folder, full, published
+    def __init__(self, folder: Path, full: Path, pretrained: dict[str, str]):
+        self.folder, self.full, self.pretrained = folder, full, pretrained
 
     def run(
         self, name: str, make: Callable[..., Any], data: Callable[[], sn.Dataset], **keywords: Any
     ) -> Model:
-        """The finished run of that name, trained now or gone on with if need be."""
+        """Return the finished run of that name, trained or resumed if need be."""
         at, start = self.folder / name, time.process_time()
         stages = {
             key: Path(keywords[key]).name
-            for key in ("codes", "clip", "eye_from", "voice")
+            for key in ("tokenizer", "clip_run", "vision_weights", "language_model")
             if key in keywords
         }
         if not (at / "README.md").exists():
@@ -124,88 +127,111 @@ class Stages:
             )
         return load_checkpoint(at)
 
-    def eye(self) -> Model:
-        """The CLIP through which captions are said: it has seen what the captioner may learn from, and no more."""
-        return self.run("eye", sn.recipes.clip_small, emoji, epochs=20, eval_interval=5)
+    def clip(self) -> Model:
+        """Return the CLIP whose features the captioner reads, trained on the same rows."""
+        return self.run("clip", sn.recipes.clip_small, emoji, epochs=20, eval_interval=5)
 
     def captions(self) -> None:
-        """Captions on held-out artists and things. Unseen things alone must not say when to stop: the last is kept."""
-        eye = self.eye()
+        """Train and evaluate captions on held-out artists and concepts.
+
+        The last weights are kept: validation holds unseen concepts only.
+        """
+        clip = self.clip()
         model = self.run(
             "captions",
             sn.recipes.captioner,
             emoji,
-            clip=str(eye.folder),
+            clip_run=str(clip.folder),
             epochs=20,
             augment="strong",
             dropout=0.2,
-            smoothing=0.1,
+            label_smoothing=0.1,
             eval_interval=20,
             **MUON,
         )
-        self._judged("captions", model, emoji(), most=300, by=eye)
+        self._evaluate("captions", model, emoji(), max_samples=300, feature_model=clip)
 
-    def voiced(self) -> None:
-        """English captions by a decoder that learns nothing, of what an eye says that learns nothing."""
+    def pretrained_captions(self) -> None:
+        """Train and evaluate captions of a frozen language model on frozen features."""
 
         def data() -> sn.Dataset:
             return sn.Dataset.open(self.full, types={"caption": "text:length=16"})
 
         model = self.run(
-            "voiced",
+            "pretrained-captions",
             sn.recipes.captioner,
             data,
             text="caption",
             precision="bf16",
-            **VOICED,
-            **self.published,
+            **PRETRAINED,
+            **self.pretrained,
         )
-        self._judged("voiced", model, data(), most=300, by=sn.load(self.published["eye_from"]))
+        self._evaluate(
+            "pretrained-captions",
+            model,
+            data(),
+            max_samples=300,
+            feature_model=sn.load(self.pretrained["eye_from"]),
+        )
 
-    def judge(self) -> Model:
-        """A CLIP by which painted emoji are judged."""
+    def reference_clip(self) -> Model:
+        """Return the CLIP that evaluates generated emoji."""
         return self.run(
-            "judge", sn.recipes.clip_small, lambda: others(self.full), epochs=20, eval_interval=20
+            "reference-clip",
+            sn.recipes.clip_small,
+            lambda: reference_emoji(self.full),
+            epochs=20,
+            eval_interval=20,
         )
 
-    def codes(self) -> Model:
-        """What the painter says pictures in."""
+    def emoji_tokenizer(self) -> Model:
+        """Return the image tokenizer."""
         return self.run(
-            "codes", sn.recipes.image_tokenizer, emoji, epochs=4, precision="bf16", eval_interval=2
+            "emoji-tokenizer",
+            sn.recipes.image_tokenizer,
+            emoji,
+            epochs=4,
+            precision="bf16",
+            eval_interval=2,
         )
 
-    def painted(self) -> None:
-        """Emoji for captions."""
-        self.codes()
+    def emoji(self) -> None:
+        """Train and evaluate emoji for captions."""
+        self.emoji_tokenizer()
         model = self.run(
-            "painted",
+            "emoji",
             sn.recipes.dalle,
             emoji,
-            codes=str(self.folder / "codes"),
+            tokenizer=str(self.folder / "emoji-tokenizer"),
             dim=192,
-            depth=5,
+            layers=5,
             epochs=10,
             copies=3,
             eval_interval=2.5,
             **MUON,
         )
-        judge = self.judge()
-        self._painted(
-            "painted", model, emoji(), {"guidance": 2.0, "top_p": 0.95}, most=150, by=judge
+        reference = self.reference_clip()
+        self._evaluate_samples(
+            "emoji",
+            model,
+            emoji(),
+            {"guidance_scale": 2.0, "top_p": 0.95},
+            max_samples=150,
+            feature_model=reference,
         )
-        pictures = model.generate(text=list(SHOWN), n=6, rerank=judge, candidates=16)
+        images = model.generate(text=list(SHOWN), n=6, rerank=reference, candidates=16)
         draw_contact_sheet(
-            [(words, pictures[6 * i : 6 * i + 6]) for i, words in enumerate(SHOWN)]
+            [(caption, images[6 * i : 6 * i + 6]) for i, caption in enumerate(SHOWN)]
         ).save(DOCS / "painted.png")
 
     def scenes(self) -> None:
-        """Scenes for captions, also for combinations never seen."""
+        """Train and evaluate scenes for captions, also for unseen combinations."""
 
         def data() -> sn.Dataset:
             return scenes(60_000, {"caption": 32})
 
-        codes = self.run(
-            "scene-codes",
+        tokenizer = self.run(
+            "scenes-tokenizer",
             sn.recipes.image_tokenizer,
             data,
             epochs=1.5,
@@ -217,49 +243,51 @@ class Stages:
             "scenes",
             sn.recipes.dalle,
             data,
-            codes=str(codes.folder),
+            tokenizer=str(tokenizer.folder),
             dim=192,
-            depth=4,
+            layers=4,
             epochs=3.5,
             copies=1,
             dropout=0.0,
             eval_interval=0.5,
             **MUON,
         )
-        for split in HELD:  # there and back: no words can better what codes can show
-            real, captions = few(data(), split, 200)
+        for split in HELD:  # upper bound: what the tokenizer can reconstruct
+            real, captions = sample_rows(data(), split, 200)
             peers.record(
                 "generation",
-                stage="scene-codes",
+                stage="scenes-tokenizer",
                 split=split,
-                **image_metrics(codes.generate(image=real), captions, SIDE),
+                **image_metrics(tokenizer.generate(image=real), captions, SIDE),
             )
-        self._painted(
-            "scenes", model, data(), {"guidance": 1.5, "top_p": 0.9}, most=200
+        self._evaluate_samples(
+            "scenes", model, data(), {"guidance_scale": 1.5, "top_p": 0.9}, max_samples=200
         )  # chosen on val
-        asked = [
-            (split, *pair) for split in HELD for pair in zip(*few(data(), split, 2), strict=True)
+        requests = [
+            (split, *pair)
+            for split in HELD
+            for pair in zip(*sample_rows(data(), split, 2), strict=True)
         ]
-        painted = model.generate(text=[caption for *_, caption in asked], n=6)
+        painted = model.generate(text=[caption for *_, caption in requests], n=6)
         lines = [
             (
                 f"{split}: {caption}",
                 [
                     PIL.Image.fromarray(real),
-                    *(marked(picture, caption) for picture in painted[6 * i : 6 * i + 6]),
+                    *(frame(image, caption) for image in painted[6 * i : 6 * i + 6]),
                 ],
             )
-            for i, (split, real, caption) in enumerate(asked)
+            for i, (split, real, caption) in enumerate(requests)
         ]
         draw_contact_sheet(lines).save(DOCS / "scenes.png")
 
     def answers(self) -> None:
-        """Questions about scenes, beside a model that never saw one."""
+        """Train and evaluate answers about scenes, compared with a model without images."""
 
         def data() -> sn.Dataset:
             return scenes(60_000, {"question": 24, "answer": 4})
 
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "question": "question",
             "text": "answer",
             "dim": 128,
@@ -268,55 +296,64 @@ class Stages:
             **MUON,
         }
         model = self.run(
-            "answers", sn.recipes.captioner, data, epochs=7, augment="none", eval_interval=1, **how
+            "answers",
+            sn.recipes.captioner,
+            data,
+            epochs=7,
+            augment="none",
+            eval_interval=1,
+            **options,
         )
-        blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=1.5, **how)
-        self._judged("answers", model, data(), blind=blind)
+        blind = self.run("blind", sn.recipes.captioner, data, image="", epochs=1.5, **options)
+        self._evaluate("answers", model, data(), blind_model=blind)
 
-    def _painted(
-        self, name: str, model: Model, data: sn.Dataset, guided: dict[str, float], **how: Any
+    def _evaluate_samples(
+        self, name: str, model: Model, data: sn.Dataset, guided: dict[str, float], **options: Any
     ) -> None:
-        """Pictures sampled plainly, then guided; the model goes on painting the latter way."""
-        paint = model.generate
+        """Evaluate plain samples, then guided ones, with which the model continues."""
+        generate = model.generate
         for sampled in ({}, guided):
-            model.verbs = {"generate": partial(paint, **sampled)}
-            self._judged(name, model, data, sampled=sampled, **how)
+            model.verbs = {"generate": partial(generate, **sampled)}
+            self._evaluate(name, model, data, sampled=sampled, **options)
 
-    def _judged(
+    def _evaluate(
         self,
         name: str,
         model: Model,
         data: sn.Dataset,
         *,
         sampled: dict[str, float] | None = None,
-        **how: Any,
+        **options: Any,
     ) -> None:
-        report, told = (
-            sn.evaluate(model, data, **how),
+        """Evaluate a model and record its metrics."""
+        report, extra = (
+            sn.evaluate(model, data, **options),
             {} if sampled is None else {"sampled": sampled},
         )
         report.save(model.folder)
         for split, figures in report.metrics.items():
-            peers.record("generation", stage=name, **told, split=split, **figures)
+            peers.record("generation", stage=name, **extra, split=split, **figures)
 
 
 if __name__ == "__main__":
-    asked = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    asked.add_argument("full", type=Path)
-    asked.add_argument("--runs", type=Path, default=Path("runs/generation"))
-    asked.add_argument("--only", nargs="*", default=["captions", "painted", "scenes", "answers"])
-    asked.add_argument("--eye", default="efficientnet-lite0")
-    asked.add_argument("--voice", default="smollm2")
-    given = asked.parse_args()
+    parser.add_argument("full", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/generation"))
+    parser.add_argument("--only", nargs="*", default=["captions", "emoji", "scenes", "answers"])
+    parser.add_argument("--vision", default="efficientnet-lite0")
+    parser.add_argument("--language-model", default="smollm2")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    given.runs.mkdir(parents=True, exist_ok=True)
-    for stage in given.only:
+    args.runs.mkdir(parents=True, exist_ok=True)
+    for stage in args.only:
         getattr(
             Stages(
-                given.runs, given.full, {"vision_weights": given.eye, "language_model": given.voice}
+                args.runs,
+                args.full,
+                {"vision_weights": args.vision, "language_model": args.language_model},
             ),
-            stage,
+            stage.replace("-", "_"),
         )()
     painting_page.main()

@@ -1,11 +1,13 @@
-"""How fast words and pictures are said, token by token: beside dalle-pytorch, and beside Hugging Face's `generate`.
+"""Time text and image generation token by token, compared with dalle-pytorch and transformers.
 
-    PYTHONPATH=src python benchmarks/generation_speed.py image    a picture of 256 codes for 32 words, batch 1
-    PYTHONPATH=src python benchmarks/generation_speed.py step     a training step on 4 of them
-    PYTHONPATH=src python benchmarks/generation_speed.py text     128 tokens by a GPT-2 of 10 M parameters, batch 1
+    export PYTHONPATH=src
+    python benchmarks/generation_speed.py image    256 image tokens for 32 text tokens
+    python benchmarks/generation_speed.py step     a training step on 4 such rows
+    python benchmarks/generation_speed.py text     128 tokens by a GPT-2 of 10 M
 
-The line of words and codes is 256 wide, 6 blocks of 4 heads with gated feed-forward (dalle-pytorch's shape). Its
-`use_cache=True` never reaches its attention in 1.6.6: that is how it is timed. float32 unless a name says bf16.
+Batch 1. The decoder has width 256 and 6 blocks of 4 heads with gated feed-forward (dalle-pytorch's
+shape). Its `use_cache=True` never reaches its attention in 1.6.6: that is how it is timed. float32
+unless a name says bf16.
 """
 
 import argparse
@@ -25,34 +27,34 @@ from sensorium.nn.tokens import CAUSAL, Batch, Tokens, sequence_positions
 from sensorium.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig, generate
 
-WORDS, LENGTH, CODES, CELLS, DIM, DEPTH, HEADS = 1000, 32, 1024, 256, 256, 6, 4
+TEXT_VOCAB, LENGTH, CODES, CELLS, DIM, DEPTH, HEADS = 1000, 32, 1024, 256, 256, 6, 4
 VOCAB, CONTEXT, NEW, PROMPT = 8192, 512, 128, 16
 
 
 class Line(nn.Module):
-    """Codes without pictures: what `Cells` does, for any number of them."""
+    """Image tokens without images."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ids, self.places = (
+        self.token_embedding, self.position_embedding = (
             nn.Embedding(CODES + 1, DIM),
             nn.Parameter(torch.randn(CELLS + 1, DIM) * 0.02),
         )
 
-    def spelt(self, raw: Tensor) -> Tensor:
+    def tokenize(self, raw: Tensor) -> Tensor:
         return nn.functional.pad(raw, (1, 0), value=CODES)
 
     def forward(self, ids: Tensor) -> Tokens:
-        x = self.ids(ids) + self.places[: ids.shape[1]]
+        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         return Tokens(x, sequence_positions(x), CAUSAL)
 
-    def at(self, ids: Tensor, places: Tensor) -> Tokens:
-        x = self.ids(ids) + self.places[places]
+    def embed_at(self, ids: Tensor, positions: Tensor) -> Tokens:
+        x = self.token_embedding(ids) + self.position_embedding[positions]
         return Tokens(x, sequence_positions(x), CAUSAL)
 
 
-def painter() -> Decoder:
-    """Sensorium's DALL-E in dalle-pytorch's shape."""
+def dalle_decoder() -> Decoder:
+    """Return Sensorium's DALL-E in dalle-pytorch's shape."""
     blocks = [
         Block(
             Attention(DIM, HEADS),
@@ -61,16 +63,16 @@ def painter() -> Decoder:
         )
         for _ in range(DEPTH)
     ]
-    words = PaddedTokenEmbedding(DIM, Text(length=LENGTH, vocab_size=WORDS))
+    text = PaddedTokenEmbedding(DIM, Text(length=LENGTH, vocab_size=TEXT_VOCAB))
     return Decoder(
-        {"text": words, "image": Line()},
-        {"text": Linear(DIM, words.vocab_size), "image": Linear(DIM, CODES)},
+        {"text": text, "image": Line()},
+        {"text": Linear(DIM, text.vocab_size), "image": Linear(DIM, CODES)},
         Transformer(blocks, final_norm=nn.LayerNorm(DIM)),
     )
 
 
 def dalle_pytorch() -> nn.Module:
-    """The peer. What it imports for VQGAN and its tokenizers, and cannot be installed any more, is left empty."""
+    """Return the peer, with stubs for imports that cannot be installed."""
     for name in ("taming", "taming.models", "taming.models.vqgan", "pkg_resources", "youtokentome"):
         sys.modules.setdefault(name, types.ModuleType(name))
     vars(sys.modules["taming.models.vqgan"]).update(VQModel=object, GumbelVQ=object)
@@ -85,7 +87,7 @@ def dalle_pytorch() -> nn.Module:
     return DALLE(
         dim=DIM,
         vae=vae,
-        num_text_tokens=WORDS,
+        num_text_tokens=TEXT_VOCAB,
         text_seq_len=LENGTH,
         depth=DEPTH,
         heads=HEADS,
@@ -97,33 +99,33 @@ def dalle_pytorch() -> nn.Module:
 
 
 def image(rounds: int) -> None:
-    """Milliseconds of 256 codes."""
+    """Time 256 image tokens."""
     text, ours, theirs = (
-        torch.randint(3, WORDS, (1, LENGTH)),
-        painter().eval(),
+        torch.randint(3, TEXT_VOCAB, (1, LENGTH)),
+        dalle_decoder().eval(),
         dalle_pytorch().eval(),
     )
     transpose_weights(ours)  # as `sensorium.loading` does
-    given, how = (
+    inputs, sampling = (
         Batch({"text": text, "image": torch.full((1, 1), CODES)}),
         SamplingConfig(top_k=CODES // 2),
     )
     calls = {
         "dalle-pytorch": lambda: theirs.generate_images(text, use_cache=True),
-        "sensorium": lambda: list(generate(ours, given, "image", CELLS, how)),
+        "sensorium": lambda: list(generate(ours, inputs, "image", CELLS, sampling)),
     }
     peers.compare("generation_image", peers.paired(calls, rounds, warm=1), ("dalle-pytorch",))
 
 
 def step(rounds: int) -> None:
-    """Milliseconds of forward, backward and AdamW, codes given."""
-    text, codes = torch.randint(3, WORDS, (4, LENGTH)), torch.randint(0, CODES, (4, CELLS))
-    ours, theirs = painter().train(), dalle_pytorch().train()
+    """Time forward, backward and AdamW on given image tokens."""
+    text, codes = torch.randint(3, TEXT_VOCAB, (4, LENGTH)), torch.randint(0, CODES, (4, CELLS))
+    ours, theirs = dalle_decoder().train(), dalle_pytorch().train()
     objective = NextTokenLoss({"text": "text", "image": "image"}, {"text": 1.0, "image": 7.0})
 
     def stepped(model: nn.Module, loss: object, bf16: bool = False) -> object:
-        learned = [p for name, p in model.named_parameters() if not name.startswith("vae")]
-        optimizer = torch.optim.AdamW(learned, lr=3e-4, fused=model is ours)
+        trained = [p for name, p in model.named_parameters() if not name.startswith("vae")]
+        optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=model is ours)
 
         def once() -> float:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -135,17 +137,17 @@ def step(rounds: int) -> None:
 
         return once
 
-    said = Batch({"text": text, "image": codes})
+    tokens = Batch({"text": text, "image": codes})
     calls = {
         "dalle-pytorch": stepped(theirs, lambda: theirs(text, codes, return_loss=True)),
-        "sensorium": stepped(ours, lambda: objective(ours, said)["model"]),
-        "sensorium bf16": stepped(ours, lambda: objective(ours, said)["model"], bf16=True),
+        "sensorium": stepped(ours, lambda: objective(ours, tokens)["model"]),
+        "sensorium bf16": stepped(ours, lambda: objective(ours, tokens)["model"], bf16=True),
     }
     peers.compare("generation_step", peers.paired(calls, rounds, warm=1), ("dalle-pytorch",))
 
 
 def text(rounds: int) -> None:
-    """Milliseconds of 128 greedy tokens after 16, GPT-2's layout, 10 M parameters."""
+    """Time 128 greedy tokens after 16 in GPT-2's layout with 10 M parameters."""
     peers.allow_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -194,15 +196,15 @@ def text(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    asked = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    asked.add_argument("what", choices=("image", "step", "text"))
-    asked.add_argument("--rounds", type=int, default=5)
-    asked.add_argument("--threads", type=int, default=1)
-    given = asked.parse_args()
-    torch.set_num_threads(given.threads)
+    parser.add_argument("what", choices=("image", "step", "text"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     configure_allocator()
     peers.record("machine", **peers.machine())
     torch.manual_seed(0)
-    {"image": image, "step": step, "text": text}[given.what](given.rounds)
+    {"image": image, "step": step, "text": text}[args.what](args.rounds)

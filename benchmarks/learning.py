@@ -1,13 +1,14 @@
-"""What is learned in a given CPU time from the full emoji set: ours, and open_clip of the same size beside it.
+"""Measure what is learned from the full emoji set in some CPU time, compared with open_clip.
 
     sensorium data build emoji --full --out emoji-full
-    OMP_NUM_THREADS=1 python benchmarks/learning.py emoji-full --who ours --seed 0 --epochs 40
-    OMP_NUM_THREADS=1 python benchmarks/learning.py emoji-full --languages de fr --text caption_de caption_nl
-    OMP_NUM_THREADS=1 python benchmarks/learning.py emoji-full --who open_clip --seed 0 --seconds 300
+    export OMP_NUM_THREADS=1
+    python benchmarks/learning.py emoji-full --who ours --seed 0 --epochs 40
+    python benchmarks/learning.py emoji-full --languages de fr --text caption_de caption_nl
+    python benchmarks/learning.py emoji-full --who open_clip --seed 0 --seconds 300
 
-Both see the same rows, prepared by the same code, changed at random in the same way, with the same captions and tokens,
-and are judged by the same function. open_clip is a ViT of about as many parameters, trained as its users do: AdamW
-with decay 0.2, its loss, a batch drawn row by row. CPU seconds of one thread, data preparation included for ours.
+Both use the same rows, preprocessing, augmentation, captions and tokens, and the same evaluation.
+open_clip is a ViT of similar size, trained as usual: AdamW with weight decay 0.2, its loss, batches
+sampled by row. CPU seconds of one thread, data preparation included for Sensorium.
 """
 
 import argparse
@@ -40,7 +41,7 @@ FIGURES = (
 
 
 def shortened(figures: dict[str, dict[str, float]]) -> dict[str, list[float]]:
-    """Recall of each cell: picture to text at 1 and 10, text to picture at 1 and 10."""
+    """Return recall of each split: image to text at 1 and 10, text to image at 1 and 10."""
     return {
         cell: [round(figures[cell][name], 4) for name in FIGURES]
         for cell in CELLS
@@ -48,10 +49,10 @@ def shortened(figures: dict[str, dict[str, float]]) -> dict[str, list[float]]:
     }
 
 
-def ours(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
-    """`clip_small`, for a number of epochs; every figure of its report is kept."""
-    settings = json.loads(given.keywords) | {
-        "text": ("caption", *(f"caption_{c}" for c in given.languages))
+def ours(data: Dataset, args: argparse.Namespace) -> dict[str, object]:
+    """Train `clip_small` for some epochs, and return all metrics."""
+    settings = json.loads(args.keywords) | {
+        "text": ("caption", *(f"caption_{c}" for c in args.languages))
     }
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
@@ -59,28 +60,32 @@ def ours(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
             clip_small,
             data,
             out=Path(folder) / "run",
-            epochs=given.epochs,
-            eval_interval=given.epochs,
-            checkpoint_interval=given.epochs,
-            seed=given.seed,
+            epochs=args.epochs,
+            eval_interval=args.epochs,
+            checkpoint_interval=args.epochs,
+            seed=args.seed,
             **settings,
         )
         seconds = time.process_time() - start
         parameters = sum(p.numel() for p in model.module.parameters())
         others = {
-            column: shortened(evaluate(model, data, text=column).metrics) for column in given.text
+            column: shortened(evaluate(model, data, text_column=column).metrics)
+            for column in args.text
         }
-        report, described = evaluate(model, data).metrics, evaluate(model, data, every=True).metrics
+        report, by_all_captions = (
+            evaluate(model, data).metrics,
+            evaluate(model, data, average_captions=True).metrics,
+        )
     baselines = {
         cell: {k: round(v, 4) for k, v in f.items() if "chance" in k or "pixel" in k}
         for cell, f in report.items()
     }
     return {
         "cpu_seconds": seconds,
-        "epochs": given.epochs,
+        "epochs": args.epochs,
         "parameters": parameters,
         "recall": shortened(report),
-        "recall_of_all_captions": shortened(described),
+        "recall_of_all_captions": shortened(by_all_captions),
         "beside": baselines,
         "languages": others,
         "settings": settings,
@@ -88,7 +93,7 @@ def ours(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
 
 
 class Peer(nn.ModuleDict):
-    """open_clip's towers under our column names, so that the same function judges them."""
+    """open_clip's towers under our column names, for the same evaluation."""
 
     def __init__(self, model: nn.Module, vocab: int):
         super().__init__(
@@ -107,7 +112,7 @@ class _Side(nn.Module):
 
 
 class _Words(_Side):
-    """open_clip pools at the highest id: our end token becomes that. Texts are padded to its context length."""
+    """Pad texts, and map our end token to the highest id, at which open_clip pools."""
 
     def __init__(self, encode: object, vocab: int):
         super().__init__(encode)
@@ -118,8 +123,8 @@ class _Words(_Side):
         return super().forward(nn.functional.pad(ids, (0, 32 - ids.shape[1])))
 
 
-def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
-    """open_clip's ViT for a number of CPU seconds, warm-up and cosine over them."""
+def open_clip(data: Dataset, args: argparse.Namespace) -> dict[str, object]:
+    """Train open_clip's ViT for some CPU seconds, with warm-up and cosine schedule."""
     allow_torchvision()
     from open_clip import ClipLoss
     from open_clip.model import CLIP
@@ -127,7 +132,7 @@ def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
     rows = data.splits["train"]
     schema = data.schema.fit(data, rows, ("image", "caption"))
     prepared, vocab = data.prepare(schema, ("image", "caption")), schema["caption"].vocab_size
-    torch.manual_seed(given.seed)
+    torch.manual_seed(args.seed)
     model = CLIP(
         embed_dim=192,
         vision_cfg={"image_size": 32, "patch_size": 4, "width": 128, "layers": 3, "head_width": 32},
@@ -141,20 +146,20 @@ def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
     )
     peer, loss_of = Peer(model, vocab), ClipLoss()
     augment = dict(zip(("image", "caption"), AUGMENT["strong"], strict=True))
-    loader = BatchLoader(prepared, rows, 128, seed=given.seed, augment=augment)
+    loader = BatchLoader(prepared, rows, 128, seed=args.seed, augment=augment)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.2},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=given.rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     start, steps, model_of = time.process_time(), 0, model.train()
     for batch in loader:
-        done = (time.process_time() - start) / given.seconds
+        done = (time.process_time() - start) / args.seconds
         if done >= 1:
             break
         rate = done / 0.05 if done < 0.05 else 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
         for group in optimizer.param_groups:
-            group["lr"] = given.rate * rate
+            group["lr"] = args.rate * rate
         loss = loss_of(
             peer["image"](batch["image"]),
             peer["caption"](batch["caption"]),
@@ -175,13 +180,14 @@ def open_clip(data: Dataset, given: argparse.Namespace) -> dict[str, object]:
     return {
         "cpu_seconds": time.process_time() - start,
         "epochs": steps * 128 / len(rows),
-        "lr": given.rate,
+        "lr": args.rate,
         "parameters": sum(p.numel() for p in model.parameters()),
         "recall": shortened(figures),
     }
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -189,22 +195,20 @@ def main() -> None:
     parser.add_argument("--who", choices=("ours", "open_clip"), default="ours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=40, help="ours")
-    parser.add_argument("--keywords", default="{}", help="ours: JSON of settings to change")
+    parser.add_argument("--keywords", default="{}", help="ours: JSON of keywords")
     parser.add_argument(
-        "--languages", nargs="*", default=[], help="ours: captions to learn from beside the English"
+        "--languages", nargs="*", default=[], help="ours: languages to train on besides English"
     )
     parser.add_argument(
-        "--text", nargs="*", default=[], help="ours: more caption columns to judge by"
+        "--text", nargs="*", default=[], help="ours: further caption columns to evaluate"
     )
     parser.add_argument("--seconds", type=float, default=300, help="open_clip")
-    parser.add_argument(
-        "--rate", type=float, default=1e-3, help="open_clip: the highest learning rate"
-    )
-    given = parser.parse_args()
+    parser.add_argument("--rate", type=float, default=1e-3, help="open_clip: peak learning rate")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    data = Dataset.open(given.data, types={"image": "image:size=32:square=trim"})
-    found = {"ours": ours, "open_clip": open_clip}[given.who](data, given)
-    record("learning", who=given.who, seed=given.seed, **found, machine=machine())
+    data = Dataset.open(args.data, types={"image": "image:size=32:resize_mode=trim"})
+    result = {"ours": ours, "open_clip": open_clip}[args.who](data, args)
+    record("learning", who=args.who, seed=args.seed, **result, machine=machine())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What two published encoders that stay as they are learn to say of each other (recipe `lit`) on the full emoji set.
+"""Align two frozen pretrained encoders (recipe `lit`) on the full emoji set.
 
     sensorium data build emoji --full --out emoji-full
     python benchmarks/fetch_weights.py weights
-    OMP_NUM_THREADS=1 python benchmarks/lit.py emoji-full weights/efficientnet-lite0 weights/minilm --seed 0
+    OMP_NUM_THREADS=1 python benchmarks/lit.py emoji-full weights/efficientnet-lite0 weights/minilm
 
-Stands beside `learning.py`, which trains CLIP from nothing on the same rows and judges it by the same figures. CPU
-seconds of one thread; looking at every picture once is part of them.
+Compare with `learning.py`, which trains CLIP from scratch on the same rows with the same metrics.
+CPU seconds of one thread, embedding every image once included.
 """
 
 import argparse
@@ -23,46 +23,50 @@ from sensorium.training.loop import train
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data")
-    parser.add_argument("eye")
-    parser.add_argument("voice")
+    parser.add_argument("vision")
+    parser.add_argument("text_encoder")
     parser.add_argument("--epochs", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    data = Dataset.open(given.data)
+    args = parser.parse_args()
+    data = Dataset.open(args.data)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         model = train(
             lit,
             data,
             out=Path(folder) / "run",
-            image_from=given.eye,
-            text_from=given.voice,
+            image_weights=args.vision,
+            text_weights=args.text_encoder,
             text="caption",
             image="image",
-            epochs=given.epochs,
-            eval_interval=given.epochs,
-            seed=given.seed,
+            epochs=args.epochs,
+            eval_interval=args.epochs,
+            seed=args.seed,
         )
         seconds = time.process_time() - start
-        report, described = evaluate(model, data).metrics, evaluate(model, data, every=True).metrics
-        learned = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+        report, by_all_captions = (
+            evaluate(model, data).metrics,
+            evaluate(model, data, average_captions=True).metrics,
+        )
+        trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     for name in CELLS:
-        print(f"{name}: recall@1 / @10, picture to text and back: {shortened(report)[name]}")
+        print(f"{name}: recall@1 / @10, image to text and back: {shortened(report)[name]}")
     record(
         "learning",
         who="lit",
-        eye=Path(given.eye).name,
-        voice=Path(given.voice).name,
-        seed=given.seed,
-        epochs=given.epochs,
+        vision=Path(args.vision).name,
+        text_encoder=Path(args.text_encoder).name,
+        seed=args.seed,
+        epochs=args.epochs,
         cpu_seconds=seconds,
-        parameters_learned=learned,
+        parameters_learned=trained,
         recall=shortened(report),
-        recall_of_all_captions=shortened(described),
+        recall_of_all_captions=shortened(by_all_captions),
         machine=machine(),
     )
 

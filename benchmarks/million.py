@@ -1,12 +1,12 @@
-"""A table of a million rows in bounded memory: what `data`, `train fusion` (one epoch) and `predict` take of it.
+"""Measure memory and time of `data`, `train fusion` (one epoch) and `predict` on a million rows.
 
     export OMP_NUM_THREADS=1 PYTHONPATH=src
     python benchmarks/million.py FOLDER
     python benchmarks/million.py FOLDER --rows 100000 --step data predict
 
-The table is made by a fixed seed: six numbers (two with gaps), three categories (one of 1,000 names), a short text, and
-a price that depends on them. Each step is a command in a process of its own: `peak_mb` is the most memory it held,
-`cpu_seconds` all that it took, Python's start and imports included.
+The table comes from a fixed seed: six numbers (two with gaps), three categories (one of 1,000
+names), a short text, and a price that depends on them. Each step is a command in a process of its
+own: `peak_mb` is its peak memory, `cpu_seconds` its CPU time, Python's start and imports included.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from peers import machine, record
 
 PIECE = 50_000
 WORDS = (
-    "red green blue old new small large round flat soft plain bright chair table lamp shelf box cup plate bowl "
-    "coat shoe hat bag ring clock"
+    "red green blue old new small large round flat soft plain bright chair table lamp shelf box "
+    "cup plate bowl coat shoe hat bag ring clock"
 ).split()
 
 
 def lines(rows: int, seed: int = 0) -> Iterator[str]:
-    """The table's lines; the same for the same seed."""
+    """Yield the table's lines; the same for the same seed."""
     yield "width,height,depth,weight,age,stock,colour,shop,maker,title,price\n"
     rng = np.random.default_rng(seed)
     for start in range(0, rows, PIECE):
@@ -47,7 +47,7 @@ def lines(rows: int, seed: int = 0) -> Iterator[str]:
 
 
 def steps(folder: Path, table: Path) -> dict[str, list[str]]:
-    """The commands, by name."""
+    """Return the commands by name."""
     run = folder / f"run-{table.stem}"
     return {
         "data": ["data", str(table)],
@@ -72,8 +72,8 @@ def steps(folder: Path, table: Path) -> dict[str, list[str]]:
     }
 
 
-def measured(command: list[str], log: Path) -> dict[str, float]:
-    """What a command took. Raises CalledProcessError where it fails."""
+def run_command(command: list[str], log: Path) -> dict[str, float]:
+    """Return what a command took. Raises CalledProcessError where it fails."""
     start = time.perf_counter()
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -90,6 +90,7 @@ def measured(command: list[str], log: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,19 +102,19 @@ def main() -> None:
         choices=["data", "train", "predict"],
         default=["data", "train", "predict"],
     )
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if not (table := given.folder / f"rows-{given.rows}.csv").exists():
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not (table := args.folder / f"rows-{args.rows}.csv").exists():
         with open(table, "w") as file:
-            file.writelines(lines(given.rows))
-    for name in given.step:
-        found = measured(steps(given.folder, table)[name], given.folder / f"{name}.log")
+            file.writelines(lines(args.rows))
+    for name in args.step:
+        usage = run_command(steps(args.folder, table)[name], args.folder / f"{name}.log")
         record(
             "million",
             step=name,
-            rows=given.rows,
+            rows=args.rows,
             table_mb=table.stat().st_size / 2**20,
-            **found,
+            **usage,
             machine=machine(),
         )
 

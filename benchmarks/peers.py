@@ -1,6 +1,7 @@
-"""What all benchmarks share: a peer beside us in alternating rounds, ratios of neighbours, and the machine on record.
+"""Run alternating rounds with a peer, and record ratios of neighbors and the machine.
 
-Peers live in an environment of their own, without CUDA (see requirements.txt). Each result is one JSON line.
+Peers are installed in an environment of their own, without CUDA (see requirements.txt). Each result
+is one JSON line.
 """
 
 import gc
@@ -23,16 +24,16 @@ RESULTS = Path(__file__).parent / "results"
 _OPS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
-    "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+    "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+    "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
+    "int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
 )
 _kept: list[torch.library.Library] = []
 
 
 def allow_torchvision() -> None:
-    """Declare the compiled operators torchvision wants, so that it imports beside a CPU build of torch."""
+    """Declare torchvision's compiled operators, so that it imports with a CPU build of torch."""
     if not _kept:
         _kept.append(torch.library.Library("torchvision", "DEF"))
         for op in _OPS:
@@ -40,37 +41,38 @@ def allow_torchvision() -> None:
 
 
 def clock() -> float:
-    """Wall clock; with one thread the process's own time, so that waiting for a busy machine is not counted."""
+    """Return wall time; with one thread the process's CPU time, which excludes waiting."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 class Apart:
     """A function in a process of its own, with its own memory allocator; `seconds` runs it there.
 
-    build(*given) makes the function in that process and is found by name, so it stands at the top of a module.
+    `build(*given)` makes the function in that process. It is found by name, so it is defined at
+    module level.
     """
 
-    def __init__(self, build: Callable[..., Function], *given: object):
+    def __init__(self, build: Callable[..., Function], *args: object):
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(there, torch.get_num_threads(), build, given), daemon=True
+            target=_serve, args=(there, torch.get_num_threads(), build, args), daemon=True
         )
         self._process.start()
-        self.value: object = None  # what the function said last
+        self.value: object = None  # the function's last result
 
     def seconds(self) -> float:
-        """What one call took; `value` is what it said."""
+        """Return what one call took; `value` is its result."""
         self._here.send(True)
         seconds, self.value = self._here.recv()
         return seconds
 
 
 def _serve(
-    pipe: Connection, threads: int, build: Callable[..., Function], given: tuple[object, ...]
+    pipe: Connection, threads: int, build: Callable[..., Function], args: tuple[object, ...]
 ) -> None:
     torch.set_num_threads(threads)
-    function = build(*given)
+    function = build(*args)
     while True:
         try:
             pipe.recv()
@@ -80,7 +82,7 @@ def _serve(
 
 
 def timed(function: Function) -> tuple[float, object]:
-    """Seconds a call took, and what it said."""
+    """Return the seconds a call took, and its result."""
     gc.collect()
     start = clock()
     said = function()
@@ -90,7 +92,7 @@ def timed(function: Function) -> tuple[float, object]:
 def paired(
     calls: Mapping[str, Function | Apart], rounds: int, warm: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each call, A B C, C B A, A B C, ...: what disturbs the machine disturbs neighbours alike."""
+    """Return seconds of each call, in the order A B C, C B A, A B C, ... against load."""
     for _ in range(warm):
         for call in calls.values():
             _seconds(call)
@@ -106,12 +108,12 @@ def _seconds(call: Function | Apart) -> float:
 
 
 def faster(seconds: Mapping[str, list[float]], than: str, name: str) -> float:
-    """How many times `name` is faster than `than`: the median over rounds."""
+    """Return how many times `name` is faster than `than`: the median over rounds."""
     return statistics.median(a / b for a, b in zip(seconds[than], seconds[name], strict=True))
 
 
 def compare(test: str, seconds: Mapping[str, list[float]], baselines: tuple[str, ...]) -> None:
-    """One line of figures for each function."""
+    """Record one line of results for each function."""
     for name, times in seconds.items():
         record(
             test,
@@ -125,7 +127,7 @@ def compare(test: str, seconds: Mapping[str, list[float]], baselines: tuple[str,
 
 
 def record(test: str, **figures: object) -> None:
-    """Print one result, and add it to results/<test>.jsonl."""
+    """Print one result, and append it to results/<test>.jsonl."""
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
     line = json.dumps({"test": test, **rounded})
     print(line, flush=True)
@@ -135,7 +137,7 @@ def record(test: str, **figures: object) -> None:
 
 
 def machine() -> dict[str, object]:
-    """What the figures of a run hang on."""
+    """Return the properties of the machine."""
     can = torch.cpu.get_capabilities()
     return {
         "cpu": can.get("cpu_name"),
@@ -150,5 +152,5 @@ def machine() -> dict[str, object]:
 
 
 def peak_mb() -> float:
-    """The most memory this process ever held, in MB."""
+    """Return this process's peak memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

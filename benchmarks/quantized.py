@@ -1,4 +1,4 @@
-"""What bytes for weights cost a trained decoder: perplexity on plain prose, and the answer to a question.
+"""Measure the perplexity of a pretrained decoder with int8 weights, and print an answer.
 
 PYTHONPATH=src python benchmarks/quantized.py WEIGHTS/smollm2
 """
@@ -24,42 +24,43 @@ WINDOW = 512
 
 @torch.inference_mode()
 def perplexity(model: Any, text: str) -> float:
-    """exp of the mean loss of every token but the first of each window."""
-    read = model.senses["text"]
-    windows = torch.from_numpy(read.load(text)).long().split(WINDOW)
+    """Return exp of the mean loss of every token except the first of each window."""
+    text_input = model.preprocessing["text"]
+    windows = torch.from_numpy(text_input.load(text)).long().split(WINDOW)
     losses = []
     for ids in windows:
-        said = model.module(Batch({"text": ids[None]}))["text"].x[0, :-1]
+        hidden = model.module(Batch({"text": ids[None]}))["text"].x[0, :-1]
         losses.append(
-            F.cross_entropy(model.module.heads["text"](said).float(), ids[1:], reduction="none")
+            F.cross_entropy(model.module.heads["text"](hidden).float(), ids[1:], reduction="none")
         )
     return math.exp(torch.cat(losses).mean())
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path)
     weights, text = parser.parse_args().weights, PROSE.read_text()
-    for how in (None, "int8"):
-        model = sn.load(weights, quantize=how)
-        held = sum(
+    for quantize in (None, "int8"):
+        model = sn.load(weights, quantize=quantize)
+        num_bytes = sum(
             x.numel() * x.element_size()
             for x in [*model.module.parameters(), *model.module.buffers()]
         )
         start = time.process_time()
-        found = {
+        result = {
             "test": f"quantized {weights.name}",
-            "quantize": how,
-            "mb": round(held / 2**20, 1),
+            "quantize": quantize,
+            "mb": round(num_bytes / 2**20, 1),
             "perplexity": round(perplexity(model, text), 4),
             "cpu_s": round(time.process_time() - start, 1),
-            "says": model.generate("text", prompt=QUESTION, length=20)[0],
+            "says": model.generate("text", prompt=QUESTION, max_tokens=20)[0],
         }
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
         with open(RESULTS, "a") as file:
-            file.write(json.dumps(found) + "\n")
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,33 @@
-"""Exact search beside faiss: 200,000 x 256 float32 unit vectors, top 10, two threads, distinct queries, in turns.
+"""Search exactly, compared with faiss: 200,000 x 256 float32 unit vectors, top 10, two threads.
 
-    python benchmarks/search.py [--rows 200000] [--dim 256] [--batches 1,100,1000] [--rounds 7] [--threads 2] [--study]
+    python benchmarks/search.py [--rows 200000] [--dim 256] [--batches 1,100,1000] [--rounds 7]
+        [--threads 2] [--study]
 
-Ours is the index as a user has it: vectors memory-mapped from the durable store, results those of brute force in
-float32. The peer is faiss IndexFlatIP over the same array in memory. Prints, for each batch size, the median over the
-rounds of (faiss time / our time), by the wall clock and by the process's own CPU clock (which load disturbs less),
-and writes a line to benchmarks/results/search.jsonl. Run it on a machine that does nothing else: with two threads,
-each waits for the other at every step, so other work makes wall times many times longer.
+Sensorium uses the index as shipped: vectors memory-mapped from the durable store, results equal to
+brute force in float32. The peer is faiss IndexFlatIP over the same array in memory. Queries are
+distinct, rounds alternate. Prints for each batch size the median over the rounds of (faiss time /
+our time), by wall clock and by the process's CPU clock (less disturbed by load), and writes a line
+to benchmarks/results/search.jsonl. Run it on an idle machine: with two threads each waits for the
+other at every step, so other work multiplies wall times.
 
-Why faiss flat has been reported at 1.4, 3.9 and 13.6 ms a query (`--study` measures each cause by itself):
+Why faiss flat has been reported at 1.4, 3.9 and 13.6 ms a query (`--study` measures each cause):
 
-1. It has two ways. faiss 1.15.1 goes the plain way while queries x width < `distance_compute_blas_threshold` (128,000,
-   so up to 499 queries of width 256; earlier releases: 19 queries of any width). There every query runs through the
-   whole array by itself: 100 queries read 100 x 205 MB, at memory speed, and threads share out queries, so a lone
-   query has one thread whatever `omp_set_num_threads` says. 13.6 ms is this way on one thread (a lone query took
-   13.2 in the same run). From 500 queries on it multiplies matrices: 1.4 ms is 1,000 queries on one thread.
-2. Its wheel carries OpenBLAS 0.3.15 of 2021, which takes a newer Intel CPU for a "Prescott" of 2004 and uses SSE:
-   16-26 GFLOP/s on one core here, where OPENBLAS_CORETYPE=SkylakeX gives 84 and Haswell 56. Zen is known to it.
-3. Threads and load: 3.9 ms is the plain way again, 100 queries on two threads of a quiet machine (likely helped by one
-   thread finding in the shared cache what the other has just read: inferred, not measured); under load it is longer.
+1. It has two methods. faiss 1.15.1 scans while queries x width < `distance_compute_blas_threshold`
+   (128,000, so up to 499 queries of width 256; earlier releases: 19 queries of any width). Each
+   query then reads the whole array: 100 queries read 100 x 205 MB at memory speed, and threads
+   share out queries, so a single query uses one thread whatever `omp_set_num_threads` says. 13.6 ms
+   is this method on one thread (a single query took 13.2 in the same run). From 500 queries on it
+   multiplies matrices: 1.4 ms is 1,000 queries on one thread.
+2. Its wheel carries OpenBLAS 0.3.15 of 2021, which detects a newer Intel CPU as a "Prescott" of
+   2004 and uses SSE: 16-26 GFLOP/s on one core here, where OPENBLAS_CORETYPE=SkylakeX gives 84 and
+   Haswell 56. It knows Zen.
+3. Threads and load: 3.9 ms is the scan again, 100 queries on two threads of an idle machine (likely
+   helped by the shared cache: inferred, not measured); under load it takes longer.
 
-So what "faster than faiss flat" means depends on the batch. This benchmark gives the ratio to faiss as installed and to
-faiss with the threshold at 1 (`faiss_blas`, its best for batches), and records the core OpenBLAS believes to be on
-(`blas_core`); run it again with OPENBLAS_CORETYPE=SkylakeX for faiss at its very best.
+So "faster than faiss flat" depends on the batch. This benchmark gives the ratio to faiss as
+installed and to faiss with the threshold at 1 (`faiss_blas`, its best for batches), and records the
+core that OpenBLAS detects (`blas_core`); run it again with OPENBLAS_CORETYPE=SkylakeX for faiss at
+its best.
 """
 
 import argparse
@@ -50,10 +55,12 @@ PLAIN, BLAS = 128_000, 1  # faiss's own threshold, and the one that always multi
 
 
 def unit(x: np.ndarray) -> np.ndarray:
+    """Normalize rows to unit length."""
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def clustered(rows: int, dim: int) -> np.ndarray:
+    """Return clustered unit vectors."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((CENTRES, dim), dtype=np.float32)[rng.integers(0, CENTRES, rows)]
     for part in np.array_split(x, 20):
@@ -63,7 +70,7 @@ def clustered(rows: int, dim: int) -> np.ndarray:
 
 
 def resident() -> float:
-    """MB that the process holds now."""
+    """Return the memory the process holds now, in MB."""
     for line in (
         Path("/proc/self/status").read_text().splitlines()
         if Path("/proc/self/status").exists()
@@ -75,17 +82,20 @@ def resident() -> float:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
 
 def faiss_search(index: faiss.IndexFlatIP, queries: np.ndarray, threshold: int) -> np.ndarray:
+    """Search with faiss."""
     faiss.cvar.distance_compute_blas_threshold = threshold
     return index.search(queries, K)[1]
 
 
 def emit(**line: object) -> None:
+    """Print a result, and append it to the results."""
     print(json.dumps(line), flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     with open(RESULTS, "a") as file:
@@ -93,7 +103,7 @@ def emit(**line: object) -> None:
 
 
 def blas_core() -> str:
-    """The CPU that faiss's OpenBLAS takes this one for."""
+    """Return the CPU type that faiss's OpenBLAS detects."""
     maps = Path("/proc/self/maps").read_text().split() if Path("/proc/self/maps").exists() else []
     for name in {part for part in maps if "faiss" in part and "openblas" in part}:
         core = ctypes.CDLL(name).openblas_get_corename
@@ -103,6 +113,7 @@ def blas_core() -> str:
 
 
 def about(threads: int) -> dict[str, object]:
+    """Return the properties of the machine."""
     can = torch.cpu.get_capabilities()
     return {
         "cpu": can.get("cpu_name"),
@@ -118,7 +129,7 @@ def about(threads: int) -> dict[str, object]:
 
 
 def memory(args: argparse.Namespace, folder: Path) -> ExactEngine:
-    """The store opened and searched in this process, before anything else is held; its growth in MB."""
+    """Open and search the store in this process, and return its growth in MB."""
     torch._int_mm(torch.ones(32, 32, dtype=torch.int8), torch.ones(32, 32, dtype=torch.int8))
     before = resident()
     store, engine = Store.open(folder), ExactEngine()
@@ -142,6 +153,7 @@ def memory(args: argparse.Namespace, folder: Path) -> ExactEngine:
 def compare(
     args: argparse.Namespace, ours: ExactEngine, peer: faiss.IndexFlatIP, x: np.ndarray
 ) -> None:
+    """Time both on batches of queries."""
     rng = np.random.default_rng(1)
     for n in map(int, args.batches.split(",")):
         took: dict[str, list[tuple[float, float]]] = {"ours": [], "faiss": [], "faiss_blas": []}
@@ -149,22 +161,22 @@ def compare(
         repeats = max(1, 20 // n)
         for i in range(args.rounds + 1):  # the first one warms up
             noise = 0.03 * rng.standard_normal((repeats, n, args.dim), dtype=np.float32)
-            asked = [unit(x[rng.integers(0, len(x), n)] + part) for part in noise]
-            ways = {
-                "ours": lambda q=asked: [ours.search(part, K)[1] for part in q],
-                "faiss": lambda q=asked: [faiss_search(peer, part, PLAIN) for part in q],
-                "faiss_blas": lambda q=asked: [faiss_search(peer, part, BLAS) for part in q],
+            queries = [unit(x[rng.integers(0, len(x), n)] + part) for part in noise]
+            calls = {
+                "ours": lambda q=queries: [ours.search(part, K)[1] for part in q],
+                "faiss": lambda q=queries: [faiss_search(peer, part, PLAIN) for part in q],
+                "faiss_blas": lambda q=queries: [faiss_search(peer, part, BLAS) for part in q],
             }
-            for name in list(ways)[:: 1 if i % 2 else -1]:
-                took[name].append(timed(ways[name]))
+            for name in list(calls)[:: 1 if i % 2 else -1]:
+                took[name].append(timed(calls[name]))
             truth = (
-                (asked[0] @ x.T).argpartition(-K, 1)[:, -K:]
+                (queries[0] @ x.T).argpartition(-K, 1)[:, -K:]
                 if n <= 100
-                else faiss_search(peer, asked[0], BLAS)
+                else faiss_search(peer, queries[0], BLAS)
             )
-            found = ours.search(asked[0], K)[1]
+            neighbors = ours.search(queries[0], K)[1]
             recall.append(
-                np.mean([len(set(a) & set(b)) / K for a, b in zip(truth, found, strict=True)])
+                np.mean([len(set(a) & set(b)) / K for a, b in zip(truth, neighbors, strict=True)])
             )
         at = {name: np.array(times[1:]) / repeats for name, times in took.items()}
         ms = {name: [round(float(v), 2) for v in np.median(times, 0)] for name, times in at.items()}
@@ -186,7 +198,7 @@ def compare(
 
 
 def study(args: argparse.Namespace, peer: faiss.IndexFlatIP, x: np.ndarray) -> None:
-    """Time a query of faiss flat: by batch, by way, by threads."""
+    """Time a query of faiss flat by batch size, method and threads."""
     for threads in (1, 2):
         faiss.omp_set_num_threads(threads)
         for n, threshold in (
@@ -218,6 +230,7 @@ def study(args: argparse.Namespace, peer: faiss.IndexFlatIP, x: np.ndarray) -> N
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=256)

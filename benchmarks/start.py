@@ -1,8 +1,8 @@
-"""How long until one can work: `import sensorium`, `sensorium --help`, and a CLIP ready to build beside `import torch`.
+"""Time imports and `--help`, compared with `import torch`.
 
     python benchmarks/start.py --rounds 7
 
-Whole processes, wall clock, in alternating rounds; a bare `python -c pass` stands beside them.
+Whole processes, wall clock, in alternating rounds, with a bare `python -c pass` for reference.
 """
 
 import argparse
@@ -21,19 +21,20 @@ WORK = {
     "import torch": ["-c", "import torch"],
     "clip ready to build": [
         "-c",
-        "import sensorium.recipes, sensorium.train; sensorium.recipes.clip",
+        "import sensorium.recipes, sensorium.training; sensorium.recipes.clip",
     ],
 }
 
 
 def seconds(arguments: list[str]) -> float:
-    """Wall time of one process."""
+    """Return the wall time of one process."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,15 +47,15 @@ def main() -> None:
         for name in list(WORK)[:: 1 if i % 2 == 0 else -1]:
             times[name].append(seconds(WORK[name]))
     bare = statistics.median(times["python"])
-    for name, found in times.items():
+    for name, samples in times.items():
         record(
             "start",
             name=name,
-            ms=1e3 * statistics.median(found),
-            least=1e3 * min(found),
-            beyond_python_ms=1e3 * (statistics.median(found) - bare),
+            ms=1e3 * statistics.median(samples),
+            least=1e3 * min(samples),
+            beyond_python_ms=1e3 * (statistics.median(samples) - bare),
             times_import_torch=statistics.median(
-                a / b for a, b in zip(found, times["import torch"], strict=True)
+                a / b for a, b in zip(samples, times["import torch"], strict=True)
             ),
         )
     record("machine", benchmark="start", **machine())

@@ -1,10 +1,10 @@
-"""Whisper of the tiny shape on 10 seconds of sound: 32 tokens said by transformers, and by ours on the same weights.
+"""Decode 32 tokens of 10 seconds of audio in Whisper tiny's shape, compared with transformers.
 
     PYTHONPATH=src python benchmarks/whisper.py [--threads 1] [--rounds 5]
 
-Weights are random, and the same for both. transformers hears 30 s, the rest silence, as its encoder demands; ours the
-same (`same`: the share of equal ids), and 10 s alone, also with weights in bf16 and in bytes. A
-round is from mel bands to ids; bands are worked out before.
+Weights are random, and the same for both. transformers reads 30 s, the rest silence, as its encoder
+demands; Sensorium the same (`same`: the share of equal ids), and 10 s alone, also with bf16 and
+int8 weights. A round is from mel bands to ids; bands are computed before.
 """
 
 import argparse
@@ -27,6 +27,7 @@ MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32
 
 
 def theirs() -> nn.Module:
+    """Return transformers' Whisper."""
     peers.allow_torchvision()
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -43,6 +44,7 @@ def theirs() -> nn.Module:
 
 
 def ours(source: nn.Module) -> Decoder:
+    """Return Sensorium's Whisper with the same weights."""
     config = vars(source.config) | {"model_type": "whisper", "layout": "safetensors"}
     model = WHISPER.build_module(config)
     assert isinstance(model, Decoder)
@@ -50,11 +52,11 @@ def ours(source: nn.Module) -> Decoder:
     return model.eval()
 
 
-def said(model: Decoder, heard: Tensor) -> Tensor:
-    """The likeliest NEW ids after the first."""
+def decode(model: Decoder, mels: Tensor) -> Tensor:
+    """Return the NEW greedy ids after the first."""
     cache, ids = KVCache(1 + NEW), torch.ones(1, dtype=torch.long)
     logits, out = (
-        model.prefill({"audio": heard, "text": ids[:, None]}, "text", cache),
+        model.prefill({"audio": mels, "text": ids[:, None]}, "text", cache),
         list[Tensor](),
     )
     while True:
@@ -66,39 +68,40 @@ def said(model: Decoder, heard: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def main() -> None:
-    parse = argparse.ArgumentParser(
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--threads", type=int, default=1)
-    parse.add_argument("--rounds", type=int, default=5)
-    a = parse.parse_args()
-    torch.set_num_threads(a.threads)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     configure_allocator()  # for both, as they share a process
     source = theirs()
     model, silence = ours(source), torch.full((1, MELS, 30 * FRAMES), -0.5)
-    heard = torch.cat([torch.randn(1, MELS, SECONDS * FRAMES), silence[..., SECONDS * FRAMES :]], 2)
+    mels = torch.cat([torch.randn(1, MELS, SECONDS * FRAMES), silence[..., SECONDS * FRAMES :]], 2)
 
     def transformers() -> Tensor:
         return source.generate(
-            heard, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1
+            mels, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=1
         )[:, -NEW:]
 
     bf16, int8, short = (
         copy.deepcopy(model).bfloat16(),
         quantize_int8(copy.deepcopy(model)),
-        heard[..., : SECONDS * FRAMES],
+        mels[..., : SECONDS * FRAMES],
     )
     transpose_weights(model)  # as `sensorium.loading` does
     calls: dict[str, Callable[[], Tensor]] = {
         "transformers": transformers,
-        "sensorium, 30 s": lambda: said(model, heard),
-        "sensorium, 10 s": lambda: said(model, short),
-        "sensorium bf16, 10 s": lambda: said(bf16, short.bfloat16()),
-        "sensorium int8, 10 s": lambda: said(int8, short),
+        "sensorium, 30 s": lambda: decode(model, mels),
+        "sensorium, 10 s": lambda: decode(model, short),
+        "sensorium bf16, 10 s": lambda: decode(bf16, short.bfloat16()),
+        "sensorium int8, 10 s": lambda: decode(int8, short),
     }
     same = (calls["sensorium, 30 s"]() == transformers()).float().mean().item()
     peers.record("whisper", **peers.machine(), same=same, new=NEW)
-    peers.compare("whisper", peers.paired(calls, a.rounds, warm=1), ("transformers",))
+    peers.compare("whisper", peers.paired(calls, args.rounds, warm=1), ("transformers",))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""chrF and CIDEr-D of the corpus in tests/fixtures/text_metric_reference.json by their published implementations: what tests hold ours against.
+"""Print chrF and CIDEr-D of a small corpus by reference implementations, for tests.
 
 pip install sacrebleu && pip install --no-deps pycocoevalcap && python benchmarks/words.py
 """
@@ -9,20 +9,22 @@ from pathlib import Path
 CORPUS = Path(__file__).parents[1] / "tests" / "fixtures" / "text_metric_reference.json"
 
 
-def cider_d(said: list[str], references: list[list[str]]) -> float:
+def cider_d(hypotheses: list[str], references: list[list[str]]) -> float:
+    """Return CIDEr-D by pycocoevalcap."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     scorer = CiderScorer(n=4, sigma=6.0)
-    for text, others in zip(said, references, strict=True):
+    for text, others in zip(hypotheses, references, strict=True):
         scorer += (text, others)
     return float(scorer.compute_score()[0])
 
 
 def main() -> None:
+    """Print the reference values."""
     from sacrebleu.metrics import CHRF
 
     corpus = json.loads(CORPUS.read_text())
-    said, references = corpus["said"], corpus["references"]
+    hypotheses, references = corpus["said"], corpus["references"]
     longest = max(map(len, references))
     streams = [
         [others[i] if i < len(others) else None for others in references] for i in range(longest)
@@ -30,13 +32,13 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "chrf": CHRF().corpus_score(said, streams).score,
+                "chrf": CHRF().corpus_score(hypotheses, streams).score,
                 "chrf of each": [
                     CHRF().sentence_score(*both).score
-                    for both in zip(said, references, strict=True)
+                    for both in zip(hypotheses, references, strict=True)
                 ],
-                "cider-d": cider_d(said, references),
-                "cider-d of the first five": cider_d(said[:5], references[:5]),
+                "cider-d": cider_d(hypotheses, references),
+                "cider-d of the first five": cider_d(hypotheses[:5], references[:5]),
             },
             indent=1,
         )

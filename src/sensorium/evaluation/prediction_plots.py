@@ -90,8 +90,8 @@ def _reliability_chart(
 
 def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tensor) -> str:
     """How often intervals hold the truth, for each level."""
-    normal = [NormalDist().inv_cdf((1 + level) / 2) for level in calibration.LEVELS]
-    fitted = [calibration.conformal_quantile(level) for level in calibration.LEVELS]
+    normal = [NormalDist().inv_cdf((1 + level) / 2) for level in calibration.COVERAGE_LEVELS]
+    fitted = [calibration.conformal_quantile(level) for level in calibration.COVERAGE_LEVELS]
     drawn = []
     for called, read, bounds in (
         ("uncalibrated", Calibration(), normal),
@@ -100,7 +100,7 @@ def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tens
         found = read.distribution(logits)
         strange = (y - found.mean).abs() / found.std
         held = (strange[:, None] <= torch.tensor(bounds)).double().mean(0).tolist()
-        drawn.append(LineSeries(called, list(zip(calibration.LEVELS, held, strict=True))))
+        drawn.append(LineSeries(called, list(zip(calibration.COVERAGE_LEVELS, held, strict=True))))
     return line_chart(
         [*drawn, IDEAL_LINE],
         f"{name}: intervals",

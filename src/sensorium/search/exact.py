@@ -103,7 +103,7 @@ class ExactEngine:
             ):
                 rows, alive = self._group_rows(piece)
                 x = torch.from_numpy(self._vectors[rows])
-                self._blocks[b].fill(torch.from_numpy(piece - b * per), x, torch.from_numpy(alive))
+                self._blocks[b].update(torch.from_numpy(piece - b * per), x, torch.from_numpy(alive))
 
     def _group_rows(self, groups: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers [n, GROUP], a living row standing in for each dead or absent one; and whether any is alive."""
