@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test parity lint types clean
+.PHONY: demo test coverage parity lint format types docs clean
 
 demo: .venv/ready
 	$(BIN)/sensorium demo --out demo
@@ -11,17 +11,28 @@ demo: .venv/ready
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
+coverage: .venv/ready-to-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-report=term --cov-report=html
+
 parity: .parity/ready
 	.parity/bin/python -m pytest tests/parity
 
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ready-to-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: .venv/ready-to-test
 	$(BIN)/pyright
 
+docs: .venv/ready-to-test
+	$(BIN)/python docs/generate.py
+
 clean:
-	rm -rf .venv .parity demo
+	rm -rf .venv .parity demo htmlcov
 
 .venv/bin/pip:
 	@echo "Making .venv with $$($(PYTHON) --version)"

@@ -102,13 +102,13 @@ def trained(
 
     ids: list[Tensor] = []
     reconstruct(images(data.prepare(model.schema, ("image",), quiet=True), data.splits["val"]))
-    counts = torch.bincount(ids[0].flatten(), minlength=module.vocab).float()
+    counts = torch.bincount(ids[0].flatten(), minlength=module.vocab_size).float()
     return reconstruct, {
         "seed": args.seed,
         "epochs": args.epochs,
         "cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in module.parameters()),
-        "vocab": module.vocab,
+        "vocab": module.vocab_size,
         "settings": TRAINED[name],
         "side": image.size // PATCH,
         "val codes used": int((counts > 0).sum()),

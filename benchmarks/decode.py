@@ -19,8 +19,8 @@ from sensorium.nn.cpu_dispatch import configure_allocator
 from sensorium.nn.linear import transpose_weights
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import SamplingConfig, generate
-from sensorium.pretrained.family import load_into
 from sensorium.pretrained.gpt2 import GPT2
+from sensorium.pretrained.weight_mapping import load_into
 
 VOCAB, PROMPT = 50257, 16
 

@@ -28,7 +28,7 @@ from sensorium.evaluation.evaluate import evaluate
 from sensorium.evaluation.validate_retrieval import compute_retrieval_metrics
 from sensorium.nn.tokens import l2_normalize
 from sensorium.recipes import clip_small
-from sensorium.recipes.clip import AUGMENT
+from sensorium.recipes.clip import image_augment
 from sensorium.training.loop import train
 
 CELLS = ("test_artist", "test_concept", "test_both", "val")
@@ -145,7 +145,7 @@ def open_clip(data: Dataset, args: argparse.Namespace) -> dict[str, object]:
         },
     )
     peer, loss_of = Peer(model, vocab), ClipLoss()
-    augment = dict(zip(("image", "caption"), AUGMENT["strong"], strict=True))
+    augment = image_augment("image", "caption")["strong"]
     loader = BatchLoader(prepared, rows, 128, seed=args.seed, augment=augment)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.2},

@@ -46,7 +46,8 @@ import numpy as np
 import torch
 
 from sensorium.search.exact import ExactEngine
-from sensorium.search.store import IndexHeader, Store
+from sensorium.search.header import IndexHeader
+from sensorium.search.store import Store
 
 K = 10
 CENTRES = 2000  # clustered, as embeddings are: the set of the first study

@@ -22,8 +22,8 @@ import torch
 
 import sensorium as sn
 from sensorium.metrics.speech import word_error_rate
-from sensorium.pretrained.family import export_from
 from sensorium.pretrained.transcribe import WINDOW_SECONDS
+from sensorium.pretrained.weight_mapping import export_from
 from sensorium.pretrained.whisper import WHISPER
 
 RESULTS = Path(__file__).parent / "results" / "weights.jsonl"

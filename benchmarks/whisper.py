@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sensorium.models.decoder import Decoder
 from sensorium.models.int8 import quantize_int8
-from sensorium.nn.attention import KVCache
 from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.kv_cache import KVCache
 from sensorium.nn.linear import transpose_weights
-from sensorium.pretrained.family import load_into
+from sensorium.pretrained.weight_mapping import load_into
 from sensorium.pretrained.whisper import WHISPER
 
 MELS, FRAMES, SECONDS, NEW = 80, 100, 10, 32

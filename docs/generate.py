@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from what `--help` says; with --check it only says whether that is still true."""
+"""Write docs/cli.md from what `--help` prints; with --check, only report whether it is current."""
 
 import io
 import os
@@ -11,6 +11,7 @@ from rich.console import Console
 
 os.environ.pop("FORCE_COLOR", None)
 from sensorium.cli.app import build_app
+from sensorium.cli.recipe_signature import builtin_recipes
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# The command line
@@ -22,16 +23,19 @@ COMMANDS = [
     "data",
     "data build",
     "train",
-    "train clip",
+    *(f"train {recipe}" for recipe in builtin_recipes()),
     "compare",
     "compare fusion",
     "evaluate",
+    "interpolate",
     "index",
     "search",
     "generate",
-    "show",
-    "show clip",
-    "convert",
+    "predict",
+    "export",
+    "summary",
+    "summary clip",
+    "convert-checkpoint",
     "demo",
     "doctor",
     "completion",
@@ -39,7 +43,7 @@ COMMANDS = [
 
 
 def page() -> str:
-    """The whole of docs/cli.md."""
+    """Return the whole of docs/cli.md."""
     return HEAD + "".join(_sections())
 
 
@@ -55,8 +59,8 @@ def _sections() -> Iterator[str]:
         yield f"\n## sensorium {command}".rstrip() + f"\n\n```\n{body}\n```\n"
 
 
-def current() -> bool:
-    """Whether docs/cli.md says what --help says, however wide it is drawn."""
+def is_current() -> bool:
+    """Return whether docs/cli.md has the words of --help, whatever the width of its boxes."""
     written, now = (
         re.findall(r"[\w.:/=-]+", text) for text in (PAGE.read_text(encoding="utf-8"), page())
     )
@@ -65,9 +69,5 @@ def current() -> bool:
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(
-            None
-            if current()
-            else f"{PAGE.name} is not what --help says: run python docs/generate.py"
-        )
+        sys.exit(None if is_current() else f"{PAGE.name} is outdated: run python docs/generate.py")
     PAGE.write_text(page(), encoding="utf-8")

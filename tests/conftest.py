@@ -1,4 +1,4 @@
-"""Shapes are checked in tests: every jaxtyping annotation of the package is enforced by beartype."""
+"""Enforce every jaxtyping annotation of the package by beartype while testing."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""GGUF and CTranslate2: numbers as the formats' own tools write and read them; damage is refused, never believed."""
+"""GGUF and CTranslate2: values match the formats' own tools; damaged files are refused."""
 
 import os
 import struct
@@ -28,15 +28,15 @@ PLAIN = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ GGUF
+# GGUF
 
 
 def write_gguf(
     path: Path, tensors: dict[str, tuple[np.ndarray, str]], keys: dict[str, Any] = PLAIN
 ) -> None:
-    """With the gguf package's writer."""
+    """Write with the gguf package."""
     writer = gguf.GGUFWriter(path, "llama")
-    for key, value in keys.items():
+    for gguf_key, value in keys.items():
         add = {
             str: writer.add_string,
             int: writer.add_uint32,
@@ -44,72 +44,74 @@ def write_gguf(
             bool: writer.add_bool,
             list: writer.add_array,
         }[type(value)]
-        add(key, value)
+        add(gguf_key, value)
     for name, (values, kind) in tensors.items():
         quant = gguf.GGMLQuantizationType[kind]
         writer.add_tensor(name, gguf.quantize(values, quant), raw_dtype=quant)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("gguf") / "toy.gguf"
     write_gguf(path, {kind: (RNG.standard_normal((5, 64), np.float32), kind) for kind in QUANTS})
     return path.read_bytes()
 
 
 @pytest.fixture
-def gguf_file(tmp_path: Path, whole: bytes) -> Path:
+def gguf_file(tmp_path: Path, gguf_bytes: bytes) -> Path:
     path = tmp_path / "toy.gguf"
-    path.write_bytes(whole)
+    path.write_bytes(gguf_bytes)
     return path
 
 
-def test_gguf_is_read_as_its_own_package_reads_it(gguf_file: Path) -> None:
+def test_gguf_tensors_match_the_gguf_package(gguf_file: Path) -> None:
     opened = open_weights(gguf_file)
-    theirs = {t.name: t for t in gguf.GGUFReader(gguf_file).tensors}
+    reference = {t.name: t for t in gguf.GGUFReader(gguf_file).tensors}
     assert opened.layout == "gguf"
-    assert set(opened.tensors) == set(theirs) == set(QUANTS)
-    for name, t in theirs.items():
+    assert set(opened.tensors) == set(reference) == set(QUANTS)
+    for name, t in reference.items():
         expected = (
             t.data.view(np.uint16) if name == "BF16" else gguf.dequantize(t.data, t.tensor_type)
         )
-        found = opened.tensors[name]
-        assert found.shape == opened.tensors.get_shape(name) == (5, 64)
+        values = opened.tensors[name]
+        assert values.shape == opened.tensors.get_shape(name) == (5, 64)
         assert opened.tensors.entries[name].dtype == name
         if name == "BF16":
-            assert found.dtype == torch.bfloat16
-            assert np.array_equal(found.view(torch.uint16).numpy(), expected)
+            assert values.dtype == torch.bfloat16
+            assert np.array_equal(values.view(torch.uint16).numpy(), expected)
         else:
-            assert np.array_equal(found.float().numpy(), expected)
-    assert {key: opened.config[key] for key in PLAIN} == PLAIN
+            assert np.array_equal(values.float().numpy(), expected)
+    assert {gguf_key: opened.config[gguf_key] for gguf_key in PLAIN} == PLAIN
     assert opened.config["general.architecture"] == "llama"
 
 
-def test_a_folder_with_one_gguf_file_is_that_file(gguf_file: Path) -> None:
+def test_folder_with_one_gguf_file_opens(gguf_file: Path) -> None:
     opened = open_weights(gguf_file.parent)
     assert opened.layout == "gguf"
     assert opened.path == gguf_file.parent
     assert len(opened.tensors) == len(QUANTS)
 
 
-def test_gguf_cut_anywhere_is_refused(gguf_file: Path, whole: bytes) -> None:
-    for length in [*range(0, 600, 7), len(whole) // 2, len(whole) - 40]:
-        gguf_file.write_bytes(whole[:length])
-        with pytest.raises(SensoriumError, match="toy.gguf"):
+def test_truncated_gguf_is_refused(gguf_file: Path, gguf_bytes: bytes) -> None:
+    for length in [*range(0, 600, 7), len(gguf_bytes) // 2, len(gguf_bytes) - 40]:
+        gguf_file.write_bytes(gguf_bytes[:length])
+        with pytest.raises(SensoriumError, match=r"toy.gguf"):
             open_weights(gguf_file)
 
 
-def head(tensors: int = 0, keys: int = 0, rest: bytes = b"", version: int = 3) -> bytes:
+def gguf_header(tensors: int = 0, keys: int = 0, rest: bytes = b"", version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + rest
 
 
-def key(name: bytes, kind: int, value: bytes) -> bytes:
+def gguf_key(name: bytes, kind: int, value: bytes) -> bytes:
     return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
 
 
-def tensor(name: bytes, *sizes: int, kind: int = 0, place: int = 0) -> bytes:
+def gguf_tensor(name: bytes, *sizes: int, kind: int = 0, place: int = 0) -> bytes:
     return (
         struct.pack("<Q", len(name))
         + name
@@ -121,40 +123,56 @@ HUGE = struct.pack("<Q", 1 << 60)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
-        (head(tensors=1 << 60), "no room"),
-        (head(keys=1 << 60), "no room"),
-        (head(version=1), "version"),
-        (head(version=0x03000000), "little-endian"),
-        (head(keys=1, rest=key(b"a", 9, struct.pack("<I", 4) + HUGE)), "no room"),
-        (head(keys=1, rest=key(b"a", 8, HUGE) + bytes(9)), "no room"),
-        (head(keys=1, rest=key(b"a", 99, bytes(9))), "unknown type 99"),
-        (head(keys=1, rest=key(b"a", 9, struct.pack("<IQ", 9, 1) + bytes(99))), "unknown type 9"),
-        (head(keys=1, rest=key(b"\xff\xfe", 4, bytes(4))), "UTF-8"),
-        (head(keys=1, rest=key(b"general.alignment", 4, bytes(4))), "alignment"),
-        (head(tensors=1, rest=tensor(b"a", 1 << 40, 1 << 40)), "ends"),
-        (head(tensors=1, rest=tensor(b"a", *[1] * 90)), "90 axes"),
-        (head(tensors=1, rest=tensor(b"a", 32, place=1 << 62) + bytes(999)), "ends"),
-        (head(tensors=1, rest=tensor(b"a", 32, kind=77) + bytes(999)), "unknown type 77"),
-        (head(tensors=1, rest=tensor(b"a", 33, kind=3) + bytes(999)), "Q4_1 cannot hold"),
-        (head(tensors=1, rest=tensor(b"a", 256, kind=15) + bytes(999)), "Q8_K"),
-        (head(tensors=2, rest=tensor(b"a", 4) + tensor(b"a", 4, place=32) + bytes(999)), "twice"),
+        (gguf_header(tensors=1 << 60), "no room"),
+        (gguf_header(keys=1 << 60), "no room"),
+        (gguf_header(version=1), "version"),
+        (gguf_header(version=0x03000000), "little-endian"),
+        (gguf_header(keys=1, rest=gguf_key(b"a", 9, struct.pack("<I", 4) + HUGE)), "no room"),
+        (gguf_header(keys=1, rest=gguf_key(b"a", 8, HUGE) + bytes(9)), "no room"),
+        (gguf_header(keys=1, rest=gguf_key(b"a", 99, bytes(9))), "unknown type 99"),
         (
-            head(tensors=2, rest=tensor(b"a", 99) + tensor(b"b", 4, place=32) + bytes(999)),
+            gguf_header(keys=1, rest=gguf_key(b"a", 9, struct.pack("<IQ", 9, 1) + bytes(99))),
+            "unknown type 9",
+        ),
+        (gguf_header(keys=1, rest=gguf_key(b"\xff\xfe", 4, bytes(4))), "UTF-8"),
+        (gguf_header(keys=1, rest=gguf_key(b"general.alignment", 4, bytes(4))), "alignment"),
+        (gguf_header(tensors=1, rest=gguf_tensor(b"a", 1 << 40, 1 << 40)), "ends"),
+        (gguf_header(tensors=1, rest=gguf_tensor(b"a", *[1] * 90)), "90 axes"),
+        (gguf_header(tensors=1, rest=gguf_tensor(b"a", 32, place=1 << 62) + bytes(999)), "ends"),
+        (
+            gguf_header(tensors=1, rest=gguf_tensor(b"a", 32, kind=77) + bytes(999)),
+            "unknown type 77",
+        ),
+        (
+            gguf_header(tensors=1, rest=gguf_tensor(b"a", 33, kind=3) + bytes(999)),
+            "Q4_1 cannot hold",
+        ),
+        (gguf_header(tensors=1, rest=gguf_tensor(b"a", 256, kind=15) + bytes(999)), "Q8_K"),
+        (
+            gguf_header(
+                tensors=2, rest=gguf_tensor(b"a", 4) + gguf_tensor(b"a", 4, place=32) + bytes(999)
+            ),
+            "twice",
+        ),
+        (
+            gguf_header(
+                tensors=2, rest=gguf_tensor(b"a", 99) + gguf_tensor(b"b", 4, place=32) + bytes(999)
+            ),
             "inside of what lies before",
         ),
-        (head(keys=2, rest=2 * key(b"a", 4, bytes(4)) + bytes(99)), "twice"),
+        (gguf_header(keys=2, rest=2 * gguf_key(b"a", 4, bytes(4)) + bytes(99)), "twice"),
     ],
 )
-def test_a_gguf_file_that_lies_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_inconsistent_gguf_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "toy.gguf"
     path.write_bytes(content)
-    with pytest.raises(SensoriumError, match=f"toy.gguf.*{said}"):
+    with pytest.raises(SensoriumError, match=f"toy.gguf.*{expected}"):
         open_weights(path)
 
 
-# ------------------------------------------------------------------------------------------------ CTranslate2
+# CTranslate2
 
 KINDS = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
@@ -175,7 +193,7 @@ def variable(name: str, values: np.ndarray) -> bytes:
 def model_bin(
     variables: dict[str, np.ndarray], aliases: dict[str, str] | None = None, version: int = 6
 ) -> bytes:
-    """As CTranslate2's own converter writes it."""
+    """The bytes that CTranslate2's converter writes."""
     names = b"".join(string(a) + string(b) for a, b in (aliases or {}).items())
     return (
         struct.pack("<I", version)
@@ -203,7 +221,7 @@ BIN = model_bin(
 )
 
 
-def test_ctranslate2_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_ctranslate2_tensors_are_read(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(BIN)
     (tmp_path / "config.json").write_text('{"suppress_ids": [1]}')
     opened = open_weights(tmp_path)
@@ -217,13 +235,13 @@ def test_ctranslate2_gives_back_what_was_written(tmp_path: Path) -> None:
     assert set(opened.tensors) == {"half", "plain", "int8", "int16", "tied"}
     assert all(np.array_equal(opened.tensors[name].numpy(), MATRIX) for name in ("plain", "tied"))
     assert np.array_equal(opened.tensors["half"].numpy(), MATRIX.astype(np.float16))
-    for name, most in (("int8", 0.5 / ROWS[:, None]), ("int16", 0.0005)):
-        found = opened.tensors[name]
-        assert found.dtype == torch.float32
-        assert (np.abs(found.numpy() - MATRIX) <= most * 1.001).all()
+    for name, tolerance in (("int8", 0.5 / ROWS[:, None]), ("int16", 0.0005)):
+        values = opened.tensors[name]
+        assert values.dtype == torch.float32
+        assert (np.abs(values.numpy() - MATRIX) <= tolerance * 1.001).all()
 
 
-def test_a_file_that_was_cut_in_parts_is_one(tmp_path: Path) -> None:
+def test_split_model_bin_opens(tmp_path: Path) -> None:
     for n, start in enumerate(range(0, len(BIN), 100), 1):
         (tmp_path / f"model.bin.part{n:02d}").write_bytes(BIN[start : start + 100])
     assert np.array_equal(open_weights(tmp_path).tensors["plain"].numpy(), MATRIX)
@@ -232,19 +250,19 @@ def test_a_file_that_was_cut_in_parts_is_one(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-def test_model_bin_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_truncated_model_bin_is_refused(tmp_path: Path) -> None:
     for length in range(0, len(BIN), 11):
         (tmp_path / "model.bin").write_bytes(BIN[:length])
-        with pytest.raises(SensoriumError, match="model.bin"):
+        with pytest.raises(SensoriumError, match=r"model.bin"):
             open_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda b: model_bin({}, version=9), "version"),
-        (lambda b: b + b"x", "behind its end"),
-        (lambda b: model_bin({"a": MATRIX}, {"b": "c"}), "another name"),
+        (lambda b: b + b"x", "follow its end"),
+        (lambda b: model_bin({"a": MATRIX}, {"b": "c"}), "alias"),
         (
             lambda b: b.replace(
                 struct.pack("<BIIBI", 2, 6, 8, 0, 192), struct.pack("<BIIBI", 2, 9, 9, 0, 192)
@@ -267,20 +285,20 @@ def test_model_bin_cut_anywhere_is_refused(tmp_path: Path) -> None:
         (lambda b: b.replace(b"\x06\0plain", b"\x06\0int16"), "twice"),
     ],
 )
-def test_a_model_bin_that_lies_is_refused(
-    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+def test_inconsistent_model_bin_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], expected: str
 ) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(change(BIN))
-    with pytest.raises(SensoriumError, match=f"model.bin.*{said}"):
+    with pytest.raises(SensoriumError, match=f"model.bin.*{expected}"):
         open_weights(path)
 
 
-# ------------------------------------------------------------------------------------------------ real weights
+# real weights
 
 
 @real
-def test_a_real_decoder_of_gguf() -> None:
+def test_pretrained_gguf_decoder() -> None:
     opened = open_weights(WEIGHTS / "smollm2")
     assert len(opened.tensors) == 272
     assert opened.config["llama.block_count"] == 30
@@ -295,7 +313,7 @@ def test_a_real_decoder_of_gguf() -> None:
 @pytest.mark.parametrize(
     ("name", "vocabulary", "width"), [("whisper-tiny.en", 51864, 384), ("whisper-base", 51865, 512)]
 )
-def test_a_real_whisper_of_ctranslate2(name: str, vocabulary: int, width: int) -> None:
+def test_pretrained_ctranslate2_whisper(name: str, vocabulary: int, width: int) -> None:
     opened = open_weights(WEIGHTS / name)
     embedded = opened.tensors["decoder/embeddings/weight"]
     assert embedded.shape == (vocabulary, width)
@@ -305,7 +323,7 @@ def test_a_real_whisper_of_ctranslate2(name: str, vocabulary: int, width: int) -
 
 
 @real
-def test_a_real_sentence_encoder() -> None:
+def test_pretrained_sentence_encoder() -> None:
     opened = open_weights(WEIGHTS / "minilm")
     assert opened.config["model_type"] == "bert"
     assert len(opened.tensors) == 104

@@ -182,7 +182,7 @@ def test_it_learns_what_trees_learn_is_calibrated_and_comes_back(run: Path, data
         "evaluation"
     ]
     assert figures["trees val_loss"] < figures["linear val_loss"]
-    assert 0 < figures["share of trees"] <= 1
+    assert 0 < figures["tree weight"] <= 1
     assert figures["val_loss"] == pytest.approx(
         min(figures[name] for name in figures if "loss" in name), abs=0.2
     )
@@ -193,7 +193,7 @@ def test_it_learns_what_trees_learn_is_calibrated_and_comes_back(run: Path, data
         prepared = data.prepare(model.schema, model.recipe.data.columns, quiet=True)
         judged = model.recipe.evaluation.validate(
             model.module, prepared, data.splits["val"]
-        ).figures
+        ).metrics
     assert judged["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-6)
 
 
@@ -266,7 +266,7 @@ def test_a_run_killed_while_trees_grow_goes_on(
 def test_what_it_weighs_is_told_before_and_after(
     data: Dataset, run: Path, head: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = f"--target price --columns a --columns b --columns colour --dim 16 --depth 1 --head {head} --json"
+    asked = f"--target price --columns a --columns b --columns colour --dim 16 --layers 1 --head {head} --json"
     assert app.run(["summary", "fusion", "--data", data.source["path"], *asked.split()]) == 0
     before = json.loads(capsys.readouterr().out)
     assert app.run(["summary", str(run), "--json"]) == 0
@@ -343,7 +343,7 @@ def test_what_it_cannot_do_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ranks = Dataset.open(data.source["path"], types={"grade": 'ordinal:classes=["a","b","c"]'})
-    with pytest.raises(SensoriumError, match="'grade' is ordinal: take head='linear'"):
+    with pytest.raises(SensoriumError, match=r"'grade' is ordinal\. Use --head linear"):
         train(RECIPES["fusion"], ranks, out=tmp_path / "no", target="grade", **SHORT)
     found = importlib.util.find_spec
     monkeypatch.setattr(

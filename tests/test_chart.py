@@ -1,9 +1,9 @@
-"""Charts: what is given is what is drawn, and nothing given can break out of the page."""
+"""Charts: points, labels and counts appear as given, and names are escaped."""
 
 import math
 import xml.etree.ElementTree as ET
 
-from sensorium.evaluation.chart import LineSeries, heatmap, line_chart
+from sensorium.evaluation.chart import HEIGHT, LineSeries, heatmap, line_chart, stack_charts
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -13,17 +13,17 @@ def texts(svg: str) -> list[str]:
 
 
 def lines(svg: str) -> list[list[tuple[float, ...]]]:
-    """Points of the curves, without those of the grid."""
-    found = [
+    """The points of each line, without those of the grid."""
+    polylines = [
         p.get("points", "")
         for p in ET.fromstring(svg).iter(f"{SVG}polyline")
         if p.get("stroke-width") == "2"
     ]
-    return [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in found]
+    return [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in polylines]
 
 
-def test_a_rising_curve_rises_and_ends_at_the_corners() -> None:
-    drawn = line_chart(
+def test_rising_line_rises_and_has_labels() -> None:
+    svg = line_chart(
         [LineSeries("a", [(0, 0), (0.5, 0.5), (1, 1)])],
         "rising",
         "x",
@@ -31,41 +31,41 @@ def test_a_rising_curve_rises_and_ends_at_the_corners() -> None:
         x_range=(0, 1),
         y_range=(0, 1),
     )
-    ((first, middle, last),) = lines(drawn)
+    ((first, middle, last),) = lines(svg)
     assert first[0] < middle[0] < last[0]
     assert first[1] > middle[1] > last[1]
-    assert {"rising", "x", "y", "a", "0", "1"} <= set(texts(drawn))
+    assert {"rising", "x", "y", "a", "0", "1"} <= set(texts(svg))
 
 
-def test_what_is_not_finite_is_left_out_and_nothing_is_a_page_too() -> None:
-    assert (
-        len(
-            lines(
-                line_chart(
-                    [LineSeries("a", [(0, math.nan), (1, 1), (2, math.inf), (3, 2)])], "t", "x", "y"
-                )
-            )[0]
-        )
-        == 2
-    )
-    assert lines(line_chart([LineSeries("a", [(2.0, 5.0)])], "t", "x", "y"))[
-        0
-    ]  # one point has no extent
+def test_points_that_are_not_finite_are_left_out() -> None:
+    series = LineSeries("a", [(0, math.nan), (1, 1), (2, math.inf), (3, 2)])
+    assert len(lines(line_chart([series], "t", "x", "y"))[0]) == 2
+
+
+def test_a_single_point_and_no_series_are_drawn() -> None:
+    assert len(lines(line_chart([LineSeries("a", [(2.0, 5.0)])], "t", "x", "y"))[0]) == 1
     assert texts(line_chart([], "t", "x", "y"))[0] == "t"
 
 
-def test_points_have_the_sizes_given() -> None:
-    drawn = ET.fromstring(
-        line_chart([LineSeries("a", [(0, 0), (1, 1)], radii=(2, 5))], "t", "x", "y")
-    )
-    assert [c.get("r") for c in drawn.iter(f"{SVG}circle")] == ["2.0", "5.0"]
+def test_stacked_charts_are_below_each_other() -> None:
+    charts = [line_chart([LineSeries(name, [(0, 0), (1, 1)])], name, "x", "y") for name in "ab"]
+    svg = ET.fromstring(stack_charts(charts))
+    assert [panel.get("y") for panel in svg] == ["0", str(HEIGHT)]
+    assert svg.get("height") == str(2 * HEIGHT)
+    assert [panel.findtext(f"{SVG}title") for panel in svg] == ["a", "b"]
 
 
-def test_a_matrix_says_its_counts_and_names() -> None:
-    drawn = heatmap(
+def test_dots_have_the_given_radii() -> None:
+    series = LineSeries("a", [(0, 0), (1, 1)], radii=(2, 5))
+    svg = ET.fromstring(line_chart([series], "t", "x", "y"))
+    assert [c.get("r") for c in svg.iter(f"{SVG}circle")] == ["2.0", "5.0"]
+
+
+def test_heatmap_has_counts_and_names() -> None:
+    svg = heatmap(
         [[3, 0], [1, 12]], ["cat", "dog"], ["cat", "dog"], "confusion", "predicted", "true"
     )
-    assert texts(drawn) == [
+    assert texts(svg) == [
         "confusion",
         "cat",
         "3",
@@ -77,14 +77,14 @@ def test_a_matrix_says_its_counts_and_names() -> None:
         "predicted",
         "true",
     ]
-    assert heatmap([], [], [], "t", "x", "y")
+    assert texts(heatmap([], [], [], "t", "x", "y")) == ["t", "x", "y"]
 
 
-def test_names_cannot_write_into_the_page() -> None:
+def test_names_are_escaped() -> None:
     bad = '</text><script>alert("x")</script>&'
-    for drawn in (
+    for svg in (
         line_chart([LineSeries(bad, [(0, 0)])], bad, bad, bad),
         heatmap([[1]], [bad], [bad], bad, bad, bad),
     ):
-        assert not list(ET.fromstring(drawn).iter(f"{SVG}script"))
-        assert bad in texts(drawn)
+        assert not list(ET.fromstring(svg).iter(f"{SVG}script"))
+        assert bad in texts(svg)

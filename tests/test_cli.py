@@ -1,10 +1,11 @@
-"""The command line: quick, exact about mistakes, and a thin coat over the library."""
+"""The command line: light help, exact messages about mistakes, and thin commands."""
 
 import ast
 import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,14 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_recipes import SHIPPED
+from fixtures.recipe_cases import RECIPE_CASES
 
-from sensorium.cli import app, commands, recipe_options
+from sensorium.cli import app
+from sensorium.cli.commands import inspect as inspect_commands
+from sensorium.cli.examples import EXAMPLES
+from sensorium.cli.recipe_signature import builtin_recipes
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
 from sensorium.recipes.training_config import TrainingConfig
 
-TINY = "--dim 64 --depth 1 --text-layers 1 --epochs 1 --batch-size 4".split()
+TINY = ["--dim", "64", "--image-layers", "1", "--text-layers", "1", "--epochs", "1"]
+TINY += ["--batch-size", "4"]
 MINE = '''
 from sensorium.data.schema import Schema
 from sensorium.recipes import clip
@@ -33,8 +38,8 @@ def mine(schema: Schema, *, width: "int" = 64, loss: str = "infonce") -> Recipe:
     """A CLIP of my own.
 
     Args:
-        width: how wide,
-            all in all.
+        width: width of both towers,
+            in total.
     """
     return clip(schema, dim=width, image_layers=1, text_layers=1, loss=loss)
 
@@ -45,7 +50,7 @@ def lacks() -> None:
 
 
 def photos(folder: Path, n: int = 16) -> Path:
-    """Flat pictures, each named after its colour."""
+    """Write single-colour images, each captioned with its colour."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(n):
@@ -59,7 +64,7 @@ def photos(folder: Path, n: int = 16) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with pictures and a trained run, as the current folder."""
+    """Change to a folder with images and a trained run."""
     here, before = tmp_path_factory.mktemp("cli"), Path.cwd()
     os.chdir(here)
     photos(here / "photos")
@@ -69,8 +74,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
-def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
-    """What a command prints: on stdout where it works, else on stderr, in one line."""
+def run_command(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
+    """Return what a command prints: stdout where it succeeds, else its one line on stderr."""
     capsys.readouterr()
     assert app.run(argv) == status, capsys.readouterr()
     out, err = capsys.readouterr()
@@ -86,17 +91,18 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str
         ["--help"],
         ["train", "clip", "--help"],
         ["data", "build", "--help"],
-        ["show", "clip", "--help"],
+        ["summary", "clip", "--help"],
         ["trian"],
         ["train", "clip", "x", "--dmi", "3"],
         ["completion", "bash"],
         ["--version"],
     ],
 )
-def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
+def test_help_and_usage_errors_do_not_import_torch(argv: list[str]) -> None:
     code = (
-        f"import sys; from sensorium.cli import run; run({argv!r}); "
-        "print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules], file=sys.stderr)"
+        f"import sys; from sensorium.cli.app import run; run({argv!r}); "
+        "heavy = ('torch', 'numpy', 'PIL', 'tokenizers'); "
+        "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
@@ -116,10 +122,10 @@ def test_help_and_slips_cost_no_torch(argv: list[str]) -> None:
         (["search"], "INDEX requires an argument"),
     ],
 )
-def test_what_is_not_understood_ends_with_2(
+def test_usage_error_exits_with_2(
     argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = said(capsys, *argv, status=2)
+    message = run_command(capsys, *argv, status=2)
     assert expected in message
     assert "--help" in message
     assert message.count("\n") == 1
@@ -129,7 +135,7 @@ def test_what_is_not_understood_ends_with_2(
     ("argv", "expected"),
     [
         (["data", "nowhere"], "nowhere"),
-        (["data", "photos", "--type", "caption"], "NAME=KIND"),
+        (["data", "photos", "--type", "caption"], "NAME=TYPE"),
         (["data", "photos", "--type", "captoin=text"], "caption"),
         (["train", "clip", "photos", "--out", "run"], "--resume"),
         (["train", "clip", "photos", "--text", "captoin", "--out", "new"], "caption"),
@@ -149,52 +155,61 @@ def test_what_is_not_understood_ends_with_2(
         ),
         (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
         (["train", "./mine.py:lacks", "photos"], "must be the schema"),
-        (["train", "./nomine.py:mine", "photos"], "there is no file ./nomine.py"),
+        (["train", "./nomine.py:mine", "photos"], "There is no file ./nomine.py"),
         (["train", "./mine.py", "photos"], "FILE:FUNCTION"),
         (["evaluate", "photos", "photos"], "not a run"),
         (["evaluate", "run", "photos", "--split", "tset"], "test"),
         (["search", "photos", "red"], "index"),
-        (["show", "clop"], "neither a run nor a recipe; recipes are "),
+        (["summary", "clop"], "Recipes are "),
     ],
 )
-def test_what_cannot_be_done_ends_with_1(
+def test_failure_exits_with_1(
     argv: list[str], expected: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in said(capsys, *argv, status=1)
+    assert expected in run_command(capsys, *argv, status=1)
 
 
 def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(said(capsys, "data", "photos", "--json"))
+    found = json.loads(run_command(capsys, "data", "photos", "--json"))
     assert found["rows"] == 16
     assert [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
-    assert "16 rows" in said(capsys, "data", "photos")
-    ignored = json.loads(said(capsys, "data", "photos", "--json", "--type", "caption=ignore"))
+    assert "16 rows" in run_command(capsys, "data", "photos")
+    ignored = json.loads(
+        run_command(capsys, "data", "photos", "--json", "--type", "caption=ignore")
+    )
     assert {c["name"]: c["kind"] for c in ignored["columns"]}["caption"] == "ignore"
 
 
-def test_evaluate_writes_and_prints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "recall" in said(capsys, "evaluate", "run", "photos", "--split", "train")
-    assert "recall" in said(
+def test_evaluate_prints_and_saves_a_report(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "recall" in run_command(capsys, "evaluate", "run", "photos", "--split", "train")
+    assert "recall" in run_command(
         capsys, "evaluate", "run", "--split", "train"
     )  # the data it was trained on
-    found = json.loads(said(capsys, "evaluate", "run", "photos", "--split", "train", "--json"))
-    assert set(found["figures"]) == {"train"}
+    found = json.loads(
+        run_command(capsys, "evaluate", "run", "photos", "--split", "train", "--json")
+    )
+    assert set(found["metrics"]) == {"train"}
     assert (
-        json.loads((place / "run" / "evaluation.json").read_text())["figures"] == found["figures"]
+        json.loads((place / "run" / "evaluation.json").read_text())["metrics"] == found["metrics"]
     )
     found = json.loads(
-        said(
+        run_command(
             capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"
         )
     )
-    assert found["about"]["captions"] == "all, averaged"
+    assert found["metadata"]["captions"] == "all, averaged"
 
 
 def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "16 rows in run/index" in said(capsys, "index", "run", "photos")
-    assert len(said(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines()) == 3
+    assert "16 rows in run/index" in run_command(capsys, "index", "run", "photos")
+    assert (
+        len(run_command(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines())
+        == 3
+    )
     found = json.loads(
-        said(
+        run_command(
             capsys,
             "search",
             "run/index",
@@ -206,56 +221,62 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
         )
     )
     assert len(found["hits"]) == 10
-    assert "03.png" in found["hits"][0]["payload"]["name"]
+    assert "03.png" in found["hits"][0]["info"]["name"]
     with Image.open(place / "found.png") as sheet:
         assert sheet.size[0] > 100
-    said(capsys, "search", "run", "red", "--image", "photos/03.png", "--out", "found.html")
+    run_command(capsys, "search", "run", "red", "--image", "photos/03.png", "--out", "found.html")
     assert "<img" in (place / "found.html").read_text()
-    assert ".png or .html" in said(capsys, "search", "run", "red", "--out", "found.gif", status=1)
+    assert ".png or .html" in run_command(
+        capsys, "search", "run", "red", "--out", "found.gif", status=1
+    )
 
 
-def test_a_recipe_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said(
+def test_own_recipe_trains_and_evaluates(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(
         capsys,
-        *"train ./mine.py:mine photos --width 64 --epochs 1 --batch-size 8 --out own".split(),
+        *["train", "./mine.py:mine", "photos", "--width", "64", "--epochs", "1"],
+        *["--batch-size", "8", "--out", "own"],
     )
-    assert "how wide, all in all" in " ".join(
-        said(capsys, "train", "./mine.py:mine", "--help").split()
+    assert "Width of both towers, in total" in " ".join(
+        run_command(capsys, "train", "./mine.py:mine", "--help").split()
     )
-    assert "Did you mean --width?" in said(
+    assert "Did you mean --width?" in run_command(
         capsys, "train", "./mine.py:mine", "photos", "--widht", "3", status=2
     )
-    assert "--recipe" in said(capsys, "evaluate", "own", "photos", status=1)
-    assert "recall" in said(
+    assert "--recipe" in run_command(capsys, "evaluate", "own", "photos", status=1)
+    assert "recall" in run_command(
         capsys, "evaluate", "own", "photos", "--split", "train", "--recipe", "./mine.py:mine"
     )
 
 
-def test_show_counts_what_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_counts_the_parameters_of_the_model(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sensorium.training.checkpoint import load_checkpoint
 
-    found = json.loads(said(capsys, "summary", "run", "--json"))
+    found = json.loads(run_command(capsys, "summary", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
     assert found["parameters"] == size
-    assert found["bytes"]["weights"] == 4 * size
+    assert found["memory_bytes"]["weights"] == 4 * size
     assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
     small, large = (
-        json.loads(said(capsys, "summary", "clip", "--dim", dim, "--json")) for dim in ("128", "1024")
+        json.loads(run_command(capsys, "summary", "clip", "--dim", dim, "--json"))
+        for dim in ("128", "1024")
     )
     assert large["parameters"] > 30 * small["parameters"]
     assert large["flops_forward"] > 30 * small["flops_forward"]
-    assert large["bytes"]["optimizer"] == 8 * large["parameters"]
-    assert "parameters" in said(capsys, "summary", "clip", "--type", "image=image")
+    assert large["memory_bytes"]["optimizer"] == 8 * large["parameters"]
+    assert "parameters" in run_command(capsys, "summary", "clip", "--type", "image=image")
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert json.loads(said(capsys, "doctor", "--json"))["facts"]["torch"]
-    assert "GFLOP/s" in said(capsys, "doctor")
+    assert json.loads(run_command(capsys, "doctor", "--json"))["facts"]["torch"]
+    assert "GFLOP/s" in run_command(capsys, "doctor")
 
 
-def test_keywords_read_are_the_keywords_there_are() -> None:
-    assert list(recipe_options.builtin_recipes()) == sorted(RECIPES)
-    for name, taken in recipe_options.builtin_recipes().items():
+def test_parsed_signatures_are_those_of_the_recipes() -> None:
+    assert list(builtin_recipes()) == sorted(RECIPES)
+    for name, taken in builtin_recipes().items():
         there = [
             p
             for p in inspect.signature(RECIPES[name]).parameters.values()
@@ -268,14 +289,14 @@ def test_keywords_read_are_the_keywords_there_are() -> None:
             TrainingConfig, eval_str=True
         )
         assert all(k.doc for k in taken.model_options + taken.training_options), (
-            f"{name}: a keyword without a word about it"
+            f"{name}: an undocumented keyword"
         )
 
 
-def test_help_shows_the_training_defaults_there_are() -> None:
-    """A constant is shown as it is; what depends on data or keywords is told in words, and only that."""
-    for name, how in SHIPPED.items():
-        taken = recipe_options.builtin_recipes()[name]
+def test_help_shows_the_training_defaults_that_are_used() -> None:
+    """Constants are shown as they are; defaults that depend on data or keywords in words."""
+    for name, how in RECIPE_CASES.items():
+        taken = builtin_recipes()[name]
         found = [
             asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training)
             for more in how.variants
@@ -296,20 +317,22 @@ def test_help_says_what_a_computed_default_depends_on(capsys: pytest.CaptureFixt
         "fusion": "chosen by the number of rows",
         "captioner": "4 with --language-model",
     }.items():
-        assert told in " ".join(said(capsys, "train", name, "--help").replace("│", "").split())
+        assert told in " ".join(
+            run_command(capsys, "train", name, "--help").replace("│", "").split()
+        )
 
 
-def test_ctrl_c_is_no_traceback(
+def test_ctrl_c_exits_with_130_without_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "shown", interrupted)
-    assert "stopped" in said(capsys, "doctor", status=130)
+    monkeypatch.setattr(inspect_commands, "emit", interrupted)
+    assert "Interrupted." in run_command(capsys, "doctor", status=130)
 
 
-def test_a_reader_that_goes_away_is_no_fault() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "sensorium", "completion", "bash"],
         text=True,
@@ -324,21 +347,29 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
 
 
 def test_commands_are_thin() -> None:
-    there = {
-        f.name: f
-        for f in ast.parse(Path(commands.__file__).read_text()).body
-        if isinstance(f, ast.FunctionDef)
-    }
-    for name in "data build train evaluate blend index search show show_run demo doctor".split():
-        f = there[name]
-        assert (f.end_lineno or 0) - f.lineno < 25, name
+    folder = Path(inspect_commands.__file__).parent
+    for path in folder.glob("*.py"):
+        for f in ast.parse(path.read_text()).body:
+            if isinstance(f, ast.FunctionDef):
+                first = next(n for n in f.body if not isinstance(n, ast.Expr))
+                assert (f.end_lineno or 0) - first.lineno < 20, f"{path.name}: {f.name}"
 
 
-def test_the_page_of_commands_is_current() -> None:
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n != "sensorium"])
+def test_examples_are_understood(name: str) -> None:
+    for line in EXAMPLES[name].split(" > ")[0].strip().splitlines():
+        argv = shlex.split(line)[1:]
+        if any(".py" in word for word in argv):
+            continue
+        _, _, unknown, *_ = app.build_app(argv).parse_known_args(argv)
+        assert not unknown, line
+
+
+def test_cli_page_is_what_help_says() -> None:
     path = Path(__file__).parents[1] / "docs" / "generate.py"
     spec = spec_from_file_location("generate", path)
     assert spec
     assert spec.loader
     generate = module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.current(), "docs/cli.md is not what --help says: run python docs/generate.py"
+    assert generate.is_current(), "docs/cli.md is outdated: run python docs/generate.py"

@@ -1,4 +1,4 @@
-"""The name of a column is only a name: whatever stands in a header, the numbers are the same and no command breaks."""
+"""Any column name works: it changes no number and breaks no command."""
 
 import csv
 import json
@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.in_memory import InMemoryDataset
+from fixtures.shape_checks import unchecked_shapes as unchecked_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from test_export_graph import unchecked as unchecked
-from test_loader import Rows
 
 from sensorium.cli import app
-from sensorium.cli.predict_file import headings, predict_file
+from sensorium.cli.predict_file import name_headings, predict_file
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.data.loader import BatchLoader
 from sensorium.data.schema import Column, Schema, split_pair
-from sensorium.data.tables import Table, columns_from_records, read_table
+from sensorium.data.table_files import columns_from_records, read_table
+from sensorium.data.tables import Table
 from sensorium.data.type_inference import infer_schema
 from sensorium.errors import SensoriumError
-from sensorium.export.export import export
+from sensorium.export.export import ExportFormat, export_model
 from sensorium.export.graph import file_name
 from sensorium.io.run_config import RunConfig
 from sensorium.io.tensors import state_tensors
@@ -35,7 +36,7 @@ from sensorium.modalities.subword_bag import SubwordBagEmbedding
 from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Towers, module_name
-from sensorium.nn.tokens import Batch, column_names
+from sensorium.nn.tokens import Batch, ColumnKey, column_names
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
 from sensorium.training.checkpoint import Model
@@ -100,7 +101,7 @@ def distinct(n: int) -> st.SearchStrategy[list[str]]:
     return st.lists(NAMES, min_size=n, max_size=n, unique=True)
 
 
-# Where names enter ----------------------------------------------------------------------------------------------------
+# Where names enter ------------------------------------------------------------
 
 
 @few
@@ -112,23 +113,23 @@ def distinct(n: int) -> st.SearchStrategy[list[str]]:
         unique=True,
     )
 )
-def test_names_of_records_are_kept_but_for_halves_of_characters(names: list[str]) -> None:
+def test_record_keys_lose_lone_surrogates_alone(names: list[str]) -> None:
     wanted = ["".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in name) for name in names]
     if len(set(wanted)) < len(wanted):
-        with pytest.raises(SensoriumError, match="there twice"):
+        with pytest.raises(SensoriumError, match="occurs twice"):
             columns_from_records([dict.fromkeys(names, 1)])
     else:
         assert list(columns_from_records([dict.fromkeys(names, 1)])) == wanted
 
 
-def test_half_a_character_in_a_file_is_replaced(tmp_path: Path) -> None:
+def test_lone_surrogate_in_a_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a\\ud800": 1}\n')
     assert list(read_table(tmp_path / "t.jsonl").columns) == ["a\ufffd"]
 
 
 @few
 @given(distinct(4))
-def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
+def test_schema_round_trip(names: list[str]) -> None:
     kinds = dict(zip(names, ("numeric", "category", "text", "group"), strict=True))
     table = Table({name: ["1", "2", "3"] for name in names}, ["1", "2", "3"])
     schema = infer_schema(table, kinds)
@@ -139,26 +140,28 @@ def test_a_schema_comes_back_from_its_file(names: list[str]) -> None:
 
 @few
 @given(distinct(3), NAMES)
-def test_name_and_value_are_parted_at_a_name_that_is_known(names: list[str], value: str) -> None:
+def test_split_pair_prefers_known_names(names: list[str], value: str) -> None:
     for name in names:
-        found, rest = split_pair(f"{name}={value}", names)
-        assert f"{found}={rest}" == f"{name}={value}"
-        assert found in names
-        assert len(found) >= len(name)
+        column, rest = split_pair(f"{name}={value}", names)
+        assert f"{column}={rest}" == f"{name}={value}"
+        assert column in names
+        assert len(column) >= len(name)
 
 
-# Batches --------------------------------------------------------------------------------------------------------------
+# Batches ----------------------------------------------------------------------
 
 
 @few
 @given(distinct(5))
-def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
+def test_batch_has_the_values_of_each_column(names: list[str]) -> None:
     values = {
         name: [i + 10.0 * k if (i + k) % 3 else None for i in range(7)]
         for k, name in enumerate(names)
     }
     schema = Schema({name: Column(name, Numeric()) for name in names})
-    prepared = PreparedDataset(Rows(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True)
+    prepared = PreparedDataset(
+        InMemoryDataset(values, [0, 0, 1, 1, 2, 2, 3]), schema, names, quiet=True
+    )
     for batch in (
         prepared.batch([3, 1, 6]),
         BatchLoader(prepared, range(7), 3, seed=1).batch(0, 0),
@@ -176,8 +179,8 @@ def test_a_batch_has_the_values_of_each_column(names: list[str]) -> None:
 
 @few
 @given(distinct(4), st.integers(1, 9))
-def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
-    flags = {names[0]: torch.arange(7) % 2 > 0}
+def test_split_and_concat_restore_the_batch(names: list[str], parts: int) -> None:
+    flags: dict[ColumnKey, torch.Tensor] = {names[0]: torch.arange(7) % 2 > 0}
     whole = Batch(
         {name: torch.randn(7, 2) for name in names}, flags, torch.arange(7), torch.arange(7) // 2
     )
@@ -187,8 +190,10 @@ def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     assert max(sizes) - min(sizes) <= 1
     assert sorted(sizes, reverse=True) == sizes
     again = Batch.concat(pieces)
-    assert again.row.equal(whole.row)
-    assert again.group.equal(whole.group)
+    assert again.row is not None
+    assert again.group is not None
+    assert again.row.equal(torch.arange(7))
+    assert again.group.equal(torch.arange(7) // 2)
     assert again.presence(names[0]).equal(flags[names[0]])
     assert all(again[name].equal(whole[name]) for name in names)
     assert again.present.keys() == flags.keys()
@@ -197,22 +202,22 @@ def test_a_batch_in_parts_is_the_batch(names: list[str], parts: int) -> None:
     assert not whole.presence("no such column").any()
 
 
-def test_several_columns_read_as_one_are_no_column_with_a_comma() -> None:
+def test_joined_columns_differ_from_a_name_with_a_comma() -> None:
     text = Text(length=8, vocab_size=300).fit(["one", "two", "three"] * 3)
     schema = Schema({name: Column(name, text) for name in ("a", "b", "a,b")})
-    rows = Rows({"a": ["one", None], "b": ["two", "two"], "a,b": ["three", None]})
+    rows = InMemoryDataset({"a": ["one", None], "b": ["two", "two"], "a,b": ["three", None]})
     batch = PreparedDataset(rows, schema, [("a", "b"), "a,b"], quiet=True).batch([0, 1])
     assert text.decode(batch["a", "b"][0]) == "one"
     assert text.decode(batch["a,b"][0]) == "three"
     assert "a,b" in batch.present
     assert ("a", "b") not in batch.present
-    assert schema.texts(["a", "b"]) == ("a", "b")
-    assert schema.texts("a,b") == schema.texts(["a,b"]) == "a,b"
-    with pytest.raises(SensoriumError, match=r"no column 'a, b'.*each by itself"):
-        schema.texts("a, b")
+    assert schema.resolve_text_columns(["a", "b"]) == ("a", "b")
+    assert schema.resolve_text_columns("a,b") == schema.resolve_text_columns(["a,b"]) == "a,b"
+    with pytest.raises(SensoriumError, match=r"no column 'a, b'.*one by one"):
+        schema.resolve_text_columns("a, b")
 
 
-# Models ---------------------------------------------------------------------------------------------------------------
+# Models -----------------------------------------------------------------------
 
 
 KINDS: dict[str, Any] = {
@@ -225,53 +230,54 @@ KINDS: dict[str, Any] = {
 }
 
 
-def answers(names: list[str], fuse: str) -> list[torch.Tensor]:
-    """What a model with first weights says, its columns called so."""
+def model_outputs(names: list[str], fusion: str) -> list[torch.Tensor]:
+    """Return the loss, the predictions and the initial weights of a model whose columns have these names."""
     rng = torch.Generator().manual_seed(1)
-    called = dict(zip(KINDS, names, strict=True))
-    schema = Schema({called[of]: Column(called[of], kind) for of, kind in KINDS.items()})
+    renamed = dict(zip(KINDS, names, strict=True))
+    schema = Schema({renamed[of]: Column(renamed[of], kind) for of, kind in KINDS.items()})
     torch.manual_seed(0)
-    asked = {"target": (called["y"], called["z"]), "fusion": fuse, "dim": 16, "layers": 1}
-    recipe, _ = build_recipe(RECIPES["fusion"], schema, asked)
+    keywords = {"target": (renamed["y"], renamed["z"]), "fusion": fusion, "dim": 16, "layers": 1}
+    recipe, _ = build_recipe(RECIPES["fusion"], schema, keywords)
     batch = Batch(
-        {called[of]: kind.fake(5, rng) for of, kind in KINDS.items()},
-        {called["n"]: torch.tensor([True, False, True, True, False])},
+        {renamed[of]: kind.fake(5, rng) for of, kind in KINDS.items()},
+        {renamed["n"]: torch.tensor([True, False, True, True, False])},
         torch.arange(5),
         torch.arange(5),
     )
     for part in recipe.model.modules():
         if isinstance(part, SubwordBagEmbedding):
-            part.fit_on_data([batch[called["words"]], batch[called["more"]]])
+            part.fit_on_data([batch[renamed["words"]], batch[renamed["more"]]])
     loss = recipe.objective(recipe.model, batch)["model"]
     with torch.no_grad():
-        said = recipe.model.eval()(batch)
+        logits = recipe.model.eval()(batch)
     return [
         loss.detach(),
-        said[called["y"]],
-        said[called["z"]],
+        logits[renamed["y"]],
+        logits[renamed["z"]],
         *state_tensors(recipe.model).values(),
     ]
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(distinct(6), st.sampled_from(["concat", "attention", "bottleneck"]))
-def test_what_a_model_says_does_not_hang_on_names(names: list[str], fuse: str) -> None:
-    for found, wanted in zip(answers(names, fuse), answers(list(KINDS), fuse), strict=True):
-        assert torch.equal(found, wanted)
+def test_model_outputs_do_not_depend_on_names(names: list[str], fusion: str) -> None:
+    expected = model_outputs(list(KINDS), fusion)
+    for output, wanted in zip(model_outputs(names, fusion), expected, strict=True):
+        assert torch.equal(output, wanted)
 
 
-def test_a_text_column_called_row_is_no_row_of_single_values() -> None:
-    for found, wanted in zip(
-        answers(["row", "n", "k", "m", "y", "z"], "concat"),
-        answers(list(KINDS), "concat"),
+def test_text_column_named_row() -> None:
+    for output, wanted in zip(
+        model_outputs(["row", "n", "k", "m", "y", "z"], "concat"),
+        model_outputs(list(KINDS), "concat"),
         strict=True,
     ):
-        assert torch.equal(found, wanted)
+        assert torch.equal(output, wanted)
 
 
 @few
 @given(distinct(3))
-def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
+def test_towers_and_files_get_valid_distinct_names(names: list[str]) -> None:
     image, *texts = names
     keys = [image, texts[0], texts[1], (texts[0], texts[1]), ",".join(texts)]
     modules = {module_name(key) for key in keys}
@@ -294,19 +300,19 @@ def test_towers_have_names_that_modules_may_have(names: list[str]) -> None:
     model = build_recipe(RECIPES["clip"], schema, small)[0].model
     assert isinstance(model, Towers)
     assert [column_names(key) for key in model.columns] == [(image,), tuple(texts)]
-    kept = save({name: value.contiguous() for name, value in model.state_dict().items()})
-    model.load_state_dict(load(kept))
+    saved = save({name: value.contiguous() for name, value in model.state_dict().items()})
+    model.load_state_dict(load(saved))
     assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     assert len(list(model.children())) == 2
 
 
-# A run and its predictions --------------------------------------------------------------------------------------------
+# A run and its predictions ----------------------------------------------------
 
 
-def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
-    """Two features and two targets, called so; what each is taken for."""
+def write_table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
+    """Write two features and two targets with these names; return the type of each."""
     rng = np.random.default_rng(0)
-    with open(path, "w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for i in range(n):
             size, kind = rng.normal(), "pq"[i % 2]
             row = [
@@ -328,11 +334,11 @@ def table(path: Path, names: list[str], n: int = 36) -> dict[str, str]:
     )
 
 
-def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
-    """A run on columns called so: what it predicts, and the cells that it writes, headings first."""
+def train_and_predict(names: list[str]) -> tuple[list[Any], list[list[str]]]:
+    """Train on columns with these names; return predictions and the cells of a CSV file of them."""
     with TemporaryDirectory() as place:
         folder = Path(place)
-        data = Dataset.open(folder / "t.jsonl", types=table(folder / "t.jsonl", names))
+        data = Dataset.open(folder / "t.jsonl", types=write_table(folder / "t.jsonl", names))
         train(
             RECIPES["fusion"],
             data,
@@ -348,8 +354,7 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
         )
         model = load_run(folder / "run")
         rows = [{name: data.raw(name, [i])[0] for name in names[:2]} for i in range(6)]
-        found = [said for name in names[2:] for said in [model.predict(rows)[name]]]
-        told = {name: data.raw(name, range(len(data))) for name in names[:2]}
+        predictions = [model.predict(rows)[name] for name in names[2:]]
         assert (
             predict_file(model, data, folder / "out.jsonl")
             == predict_file(model, data, folder / "out.csv")
@@ -359,32 +364,32 @@ def predicted(names: list[str]) -> tuple[list[Any], list[list[str]]]:
             json.loads(line)
             for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-        with open(folder / "out.csv", newline="", encoding="utf-8") as file:
+        with (folder / "out.csv").open(newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))
         assert list(lines[0]) == cells[0]
         assert len({*cells[0]}) == 7
-        assert len(told) == 2
         assert all(line[name] is not None for line in lines for name in names[2:])
-        return [found[0].value, found[1].value, found[1].probability.tolist()], cells
+        price, label = predictions
+        return [price.value, label.value, label.probability.tolist()], cells
 
 
 @fewer
 @given(distinct(4).filter(lambda names: " part " not in names))
-def test_a_run_is_saved_read_and_asked_whatever_its_columns_are_called(names: list[str]) -> None:
-    found, cells = predicted(names)
-    wanted, others = predicted(["size", "kind", "price", "label"])
-    assert found == wanted
-    assert cells[1:] == others[1:]
+def test_run_and_predictions_do_not_depend_on_names(names: list[str]) -> None:
+    predictions, cells = train_and_predict(names)
+    expected, expected_cells = train_and_predict(["size", "kind", "price", "label"])
+    assert predictions == expected
+    assert cells[1:] == expected_cells[1:]
     assert {*names[2:]} <= {*cells[0]}
 
 
-def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
-    names = headings({"temp": Numeric(), "temp low": Numeric(), "row": Category(("a", "b"))})
+def test_bounds_and_targets_have_distinct_headings(tmp_path: Path) -> None:
+    names = name_headings({"temp": Numeric(), "temp low": Numeric(), "row": Category(("a", "b"))})
     assert names["temp", "low"] == "temp low (bound)"
     assert names["temp low", ""] == "temp low"
     assert names["", "row"] == "row (name)"
     assert len({*names.values()}) == len(names)
-    cells = predicted(["size", "kind", "temp low", "temp"])[1]
+    cells = train_and_predict(["size", "kind", "temp low", "temp"])[1]
     assert cells[0] == [
         "row",
         "temp low",
@@ -394,7 +399,7 @@ def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
         "temp",
         "temp probability",
     ]
-    kinds = table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
+    kinds = write_table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
     data = Dataset.open(tmp_path / "t.jsonl", types=kinds)
     model = train(
         RECIPES["fusion"],
@@ -409,18 +414,20 @@ def test_bounds_and_targets_are_not_confused(tmp_path: Path) -> None:
         precision="fp32",
     )
     predict_file(model, data, tmp_path / "out.csv")
-    with open(tmp_path / "out.csv", newline="") as file:
+    with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    said = model.predict(
+    predictions = model.predict(
         [{"kind": data.raw("kind", [i])[0], "label": data.raw("label", [i])[0]} for i in range(3)]
     )
-    assert [float(row["temp low"]) for row in rows[:3]] == pytest.approx(said["temp low"].value)
+    assert [float(row["temp low"]) for row in rows[:3]] == pytest.approx(
+        predictions["temp low"].value
+    )
     assert "temp low (bound)" in rows[0]
 
 
-def header(path: Path, *names: str) -> Path:
-    """A CSV of these features and a price that follows from them."""
-    with open(path, "w", newline="") as file:
+def write_numbers(path: Path, *names: str) -> Path:
+    """Write a CSV file of features with these names and a price that depends on them."""
+    with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow([*names, "price"])
         for i in range(40):
@@ -431,31 +438,33 @@ def header(path: Path, *names: str) -> Path:
     return path
 
 
-SHORT = ("--dim", "8", "--depth", "1", "--epochs", "1", "--precision", "fp32")
+SMALL = ("--dim", "8", "--layers", "1", "--epochs", "1", "--precision", "fp32")
 
 
 @pytest.mark.parametrize(
     "names", [("row", "group"), ("colour", "colour.valid"), ("Size, cm", "a=b")]
 )
-def test_a_command_takes_columns_of_these_names(
+def test_commands_accept_any_column_name(
     names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, run = header(tmp_path / "t.csv", *names), str(tmp_path / "run")
-    kinds = [part for name in names for part in ("--type", f"{name}=number")]
-    asked = ["train", "fusion", str(path), "--target", "price", *kinds, *SHORT, "--out", run]
-    assert app.run([*asked, "--columns", names[0], "--columns", names[1]]) == 0, (
+    path, run = write_numbers(tmp_path / "t.csv", *names), str(tmp_path / "run")
+    kinds = [part for name in names for part in ("--type", f"{name}=numeric")]
+    command = ["train", "fusion", str(path), "--target", "price", *kinds, *SMALL, "--out", run]
+    assert app.run([*command, "--columns", names[0], "--columns", names[1]]) == 0, (
         capsys.readouterr().err
     )
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
-    assert kept["columns"] == [*names]
-    assert kept["target"] == "price"
-    assert load_run(run).config.keywords["columns"] == names
-    assert app.run([*asked, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
+    keywords = json.loads((tmp_path / "run" / "config.json").read_text())["keywords"]
+    assert keywords["columns"] == [*names]
+    assert keywords["target"] == "price"
+    config = load_run(run).config
+    assert isinstance(config, RunConfig)
+    assert config.keywords["columns"] == names
+    assert app.run([*command, "--resume", "--columns", names[0], "--columns", names[1]]) == 0
     assert app.run(["predict", run, str(path), "-o", str(tmp_path / "out.csv")]) == 0
     assert app.run(["evaluate", run]) == 0
-    with open(tmp_path / "out.csv", newline="") as file:
-        found = [float(row["price"]) for row in csv.DictReader(file)]
-    plain = header(tmp_path / "plain.csv", "one", "two")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        prices = [float(row["price"]) for row in csv.DictReader(file)]
+    plain = write_numbers(tmp_path / "plain.csv", "one", "two")
     model = train(
         RECIPES["fusion"],
         Dataset.open(plain, types={"one": "numeric", "two": "numeric"}),
@@ -468,13 +477,13 @@ def test_a_command_takes_columns_of_these_names(
         quiet=True,
     )
     rows = list(csv.DictReader(plain.read_text().splitlines()))
-    wanted = model.predict(
+    expected = model.predict(
         [{name: float(row[name]) if row[name] else None for name in ("one", "two")} for row in rows]
     )
-    assert found == pytest.approx(wanted["price"].value)
+    assert prices == pytest.approx(expected["price"].value)
 
 
-def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
+def test_encoder_option_accepts_any_column_name() -> None:
     schema = Schema(
         {name: Column(name, KINDS["words"]) for name in ("a=b", "a, b")}
         | {"y": Column("y", KINDS["y"])}
@@ -483,19 +492,19 @@ def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
         model = build_recipe(
             RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1, "encoders": encoders}
         )[0].model
-        kinds = {type(part).__name__ for sense in model.encoders for part in sense.modules()}
+        kinds = {type(part).__name__ for encoder in model.encoders for part in encoder.modules()}
         assert "Recurrent" in kinds, kinds
-    with pytest.raises(SensoriumError, match="no column that an encoder reads"):
+    with pytest.raises(SensoriumError, match="not an input column with an encoder"):
         build_recipe(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
-    "names, wanted",
+    ("names", "descriptions"),
     [
         (
-            ("colour", "colour.valid", "y.spread"),
-            {"colour.valid_": 'whether "colour"', "y.spread_": 'the spread of "y"'},
+            ("colour", "colour.valid", "y.std"),
+            {"colour.valid_": 'whether "colour"', "y.std_": 'the standard deviation of "y"'},
         ),
         (
             ("two\nlines", 'say "so"', "view"),
@@ -503,12 +512,12 @@ def test_an_encoder_is_named_for_a_column_of_any_name() -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_graph_inputs_have_a_name_for_every_column(
-    names: tuple[str, ...], wanted: dict[str, str], to: str, tmp_path: Path
+    names: tuple[str, ...], descriptions: dict[str, str], format: ExportFormat, tmp_path: Path
 ) -> None:
     """A column name that is not a legal or free graph name is replaced, and the model card says so."""
-    if to == "onnx":
+    if format == "onnx":
         pytest.importorskip("onnxruntime")
     schema = Schema(
         {name: Column(name, KINDS["n"]) for name in names} | {"y": Column("y", KINDS["y"])}
@@ -518,9 +527,9 @@ def test_graph_inputs_have_a_name_for_every_column(
         RECIPES["fusion"], schema, {"target": "y", "dim": 8, "layers": 1}
     )
     model = Model(recipe, schema, RunConfig("fusion", keywords, "fp32", {}), "", tmp_path / "run")
-    assert export(model, to, tmp_path / "out")["predict"] < 1e-5
+    assert export_model(model, format, tmp_path / "out")["predict"] < 1e-5
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{name}` is {what}" in card for name, what in wanted.items()), card
+    assert all(f"`{name}` is {what}" in card for name, what in descriptions.items()), card
 
 
 def test_column_names_are_not_parsed_as_markup(
@@ -532,9 +541,9 @@ def test_column_names_are_not_parsed_as_markup(
     images = [np.full((8, 8, 3), i, np.uint8) for i in range(3)]
     schema = Schema({name: Column(name, Image(size=8)) for name in names})
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    batch = PreparedDataset(Rows(dict.fromkeys(names, images)), schema, names).batch([2])
+    batch = PreparedDataset(InMemoryDataset(dict.fromkeys(names, images)), schema, names).batch([2])
     assert all(batch[name].shape == (1, 3, 8, 8) for name in names)
-    path = header(tmp_path / "t.csv", "[/b] a", "b | c")
+    path = write_numbers(tmp_path / "t.csv", "[/b] a", "b | c")
     assert app.run(["summary", "fusion", "--data", str(path), "--target", "price"]) == 0
     assert app.run(["data", str(path)]) == 0
     assert "[/b] a" in capsys.readouterr().out

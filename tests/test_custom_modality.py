@@ -1,4 +1,4 @@
-"""A kind of column from outside the package: examples/points.py, from its file to a run that is read again."""
+"""A column type from outside the package, examples/points.py: from its file to a reloaded run."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import sensorium as sn
-from sensorium.cli import app, recipe_options
+from sensorium.cli import app
+from sensorium.cli.recipe_signature import run_user_file
 from sensorium.data import schema as schemas
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
@@ -25,64 +26,67 @@ from sensorium.recipes.encoders import ENCODERS, add_modality, build_encoder
 from sensorium.recipes.recipe import DataSpec, Recipe
 from sensorium.recipes.training_config import TrainingConfig
 
-FILE = Path(__file__).parents[1] / "examples" / "points.py"
+EXAMPLE_FILE = Path(__file__).parents[1] / "examples" / "points.py"
 
 
 @pytest.fixture
-def added() -> Iterator[Any]:
-    """The class of the example, known for the length of a test."""
-    recipe_options.run_user_file(str(FILE))
+def points_class() -> Iterator[Any]:
+    """The modality of the example, registered for one test."""
+    run_user_file(str(EXAMPLE_FILE))
     yield schemas.MODALITIES["points"]
-    forget()
+    unregister()
 
 
-def forget() -> None:
+def unregister() -> None:
     schemas.MODALITIES.pop("points", None)
     ENCODERS.pop("points", None)
     sys.modules.pop("points", None)
 
 
-def clouds(n: int) -> list[tuple[str, np.ndarray]]:
-    """Balls and boxes of 20 to 60 points on their surface."""
-    rng, made = np.random.default_rng(0), []
+def sample_clouds(n: int) -> list[tuple[str, np.ndarray]]:
+    """Return n surfaces of balls and boxes with 20 to 60 points."""
+    rng = np.random.default_rng(0)
+    clouds = []
     for i in range(n):
-        at = rng.normal(size=(rng.integers(20, 60), 3))
-        at /= (
-            np.linalg.norm(at, axis=1, keepdims=True) if i % 2 else np.abs(at).max(1, keepdims=True)
-        )
-        made.append(("ball" if i % 2 else "box", at + 5))
-    return made
+        points = rng.normal(size=(rng.integers(20, 60), 3))
+        if i % 2:
+            points /= np.linalg.norm(points, axis=1, keepdims=True)
+        else:
+            points /= np.abs(points).max(1, keepdims=True)
+        clouds.append(("ball" if i % 2 else "box", points + 5))
+    return clouds
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     lines = ["scan,shape"]
-    for i, (name, at) in enumerate(clouds(96)):
-        np.savetxt(tmp_path / f"{i}.xyz", at)
+    for i, (name, points) in enumerate(sample_clouds(96)):
+        np.savetxt(tmp_path / f"{i}.xyz", points)
         lines.append(f"{i}.xyz,{name}")
     (tmp_path / "scans.csv").write_text("\n".join(lines) + "\n")
     return tmp_path / "scans.csv"
 
 
-class Guess(nn.Module):
-    def __init__(self, encode: Encoder, dim: int, classes: int):
+class Classifier(nn.Module):
+    def __init__(self, encoder: Encoder, dim: int, classes: int):
         super().__init__()
-        self.encode, self.head = encode, nn.Linear(dim, classes)
+        self.encoder = encoder
+        self.output = nn.Linear(dim, classes)
 
     def forward(self, clouds: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encode.pooled(clouds))
+        return self.output(self.encoder.pooled(clouds))
 
 
-def shapes(schema: Schema, *, dim: int = 32, how: str = "") -> Recipe:
-    """Which shape a scan is of."""
+def shapes(schema: Schema, *, dim: int = 32, encoder: str = "") -> Recipe:
+    """Classify the shape of a scan."""
     points, shape = schema["scan"], schema["shape"]
     assert isinstance(shape, Category)
-    model = Guess(build_encoder(points, how, dim, 1), dim, max(1, len(shape.classes)))
+    model = Classifier(build_encoder(points, encoder, dim, 1), dim, max(1, len(shape.classes)))
 
-    def predict(*, scan: list[Any]) -> list[str]:
+    def predict(*, scan: list[Any]) -> list[str | None]:
         with torch.inference_mode():
-            found = model(points.collate([points.load(one) for one in scan])).argmax(1)
-        return [shape.decode(one) for one in found]
+            classes = model(points.collate([points.load(value) for value in scan])).argmax(1)
+        return [shape.decode(index) for index in classes]
 
     return Recipe(
         model=model,
@@ -92,107 +96,139 @@ def shapes(schema: Schema, *, dim: int = 32, how: str = "") -> Recipe:
         verbs={"predict": predict},
         training=TrainingConfig(epochs=20, batch_size=16, lr=1e-2, augment="light"),
         data=DataSpec(
-            columns=("scan", "shape"), augment={"light": {"scan": {"turn": 180.0, "jitter": 0.01}}}
+            columns=("scan", "shape"),
+            augment={"light": {"scan": {"rotate": 180.0, "jitter": 0.01}}},
         ),
     )
 
 
-def test_a_run_learns_from_it_and_is_read_again_where_the_file_is_named(
-    added: Any, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("points_class")
+def test_run_learns_and_reloads_where_the_file_is_imported(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     data = sn.Dataset.open(table)
     assert data.schema.columns["scan"].kind == "points"
-    assert data.schema.columns["scan"].reason == "96 of 96 values end in .xyz and 96 exist"
+    assert "96 of 96 values" in data.schema.columns["scan"].reason
     model = sn.train(shapes, data, out=tmp_path / "run", quiet=True)
-    held = np.concatenate([data.splits["val"], data.splits["test"]])
-    scans, truth = data.raw("scan", held), data.raw("shape", held)
-    said = model.predict(scan=scans)
-    usual = max(truth.count(name) for name in set(truth)) / len(truth)
-    assert np.mean([a == b for a, b in zip(said, truth, strict=True)]) >= 0.9 > usual + 0.2
-    forget()
-    with pytest.raises(
-        SensoriumError, match=r"'scan' is of the kind 'points'.*sensorium --use mine.py"
-    ):
-        sn.load(tmp_path / "run", recipe=shapes)
-    recipe_options.run_user_file(str(FILE))
-    assert sn.load(tmp_path / "run", recipe=shapes).predict(scan=scans) == said
+    rows = np.concatenate([data.splits["val"], data.splits["test"]])
+    scans, truth = data.raw("scan", rows), data.raw("shape", rows)
+    predicted = model.predict(scan=scans)
+    majority = max(truth.count(name) for name in set(truth)) / len(truth)
+    accuracy = np.mean([a == b for a, b in zip(predicted, truth, strict=True)])
+    assert accuracy >= 0.9 > majority + 0.2
+    unregister()
+    with pytest.raises(SensoriumError, match=r"(?s)'scan'.*points.*sensorium --use mine.py"):
+        sn.load(tmp_path / "run", recipe_fn=shapes)
+    run_user_file(str(EXAMPLE_FILE))
+    assert sn.load(tmp_path / "run", recipe_fn=shapes).predict(scan=scans) == predicted
 
 
-def test_on_the_command_line(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_use_option_registers_the_modality(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        assert app.run(["--use", str(FILE), "data", str(table), "--json"]) == 0
-        kinds = {c["name"]: c["kind"] for c in json.loads(capsys.readouterr().out)["columns"]}
+        assert app.run(["--use", str(EXAMPLE_FILE), "data", str(table), "--json"]) == 0
+        columns = json.loads(capsys.readouterr().out)["columns"]
+        kinds = {c["name"]: c["kind"] for c in columns}
         assert kinds == {"scan": "points", "shape": "category"}
     finally:
-        forget()
-    assert app.run(["data", str(table), "--column", "scan=points"]) == 1
+        unregister()
+    assert app.run(["data", str(table), "--type", "scan=points"]) == 1
     assert "sensorium --use mine.py" in capsys.readouterr().err
-    for wrong in (["--use"], ["--use", "nowhere.py"], ["--use", str(table)]):
-        assert app.run([*wrong, "data", str(table)]) == 1
-        assert "there is no such Python file" in capsys.readouterr().err
 
 
-def test_it_can_be_imported_in_a_fresh_python() -> None:
-    code = "import points, sensorium as sn; from sensorium.data.schema import MODALITIES; print(MODALITIES['points'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FILE.parent
+@pytest.mark.parametrize("options", [["--use"], ["--use", "nowhere.py"], ["--use", "scans.csv"]])
+def test_use_option_without_a_python_file_is_rejected(
+    options: list[str], table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run([*options, "data", str(table)]) == 1
+    assert "Python file" in capsys.readouterr().err
+
+
+def test_example_can_be_imported_in_a_new_process() -> None:
+    code = (
+        "import points\nfrom sensorium.data.schema import MODALITIES\nprint(MODALITIES['points'])\n"
     )
-    assert "Points" in done.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=EXAMPLE_FILE.parent,
+    )
+    assert "Points" in result.stdout
 
 
-@pytest.mark.parametrize("how", ["together", "apart"])
-def test_padding_and_the_order_of_points_change_nothing(added: Any, how: str) -> None:
+@pytest.mark.parametrize("name", ["together", "apart"])
+def test_encoder_ignores_padding_and_order_of_points(points_class: Any, name: str) -> None:
     torch.manual_seed(0)
-    points = added()
-    read = build_encoder(points, how, 16, 2).eval()
+    points = points_class()
+    encoder = build_encoder(points, name, 16, 2).eval()
     batch = points.fake(3, torch.Generator().manual_seed(0))
-    said = read(batch)
+    t = encoder(batch)
     for row in range(3):
         alone = points.collate([batch[row, batch[row, :, 3] > 0, :3].numpy()])
         torch.testing.assert_close(
-            read(alone).x[0], said.x[row][valid_mask(said)[row]], atol=1e-5, rtol=1e-4
+            encoder(alone).x[0], t.x[row][valid_mask(t)[row]], atol=1e-5, rtol=1e-4
         )
         torch.testing.assert_close(
-            read.pooled(alone), read.pooled(alone.flip(1)), atol=1e-5, rtol=1e-4
+            encoder.pooled(alone), encoder.pooled(alone.flip(1)), atol=1e-5, rtol=1e-4
         )
 
 
-def test_bad_scans_say_why(added: Any, tmp_path: Path) -> None:
-    for text, says in (
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         ("1 2\n", "N 3"),
         ("a b c\n", "could not convert"),
         ("1 2 3\n4 5\n", "inhomogeneous"),
         ("", "N 3"),
         ("1 2 inf\n", "finite"),
-    ):
-        (tmp_path / "a.xyz").write_text(text)
-        with pytest.raises(ValueError, match=says):
-            added().load(tmp_path / "a.xyz")
+    ],
+)
+def test_invalid_scan_is_rejected_with_the_reason(
+    points_class: Any, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "a.xyz").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        points_class().load(tmp_path / "a.xyz")
+
+
+def test_missing_scan_file_is_rejected(points_class: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be opened"):
-        added().load(tmp_path / "lost.xyz")
+        points_class().load(tmp_path / "lost.xyz")
 
 
-def test_what_is_no_modality_is_refused() -> None:
-    class Bare:
-        kind = "bare"
+class WithoutMethods:
+    kind = "bare"
 
-    class Taken:
-        kind = "image"
 
-    class Needy(Category):
-        kind, endings = "needy", ()
+class WithReservedKind:
+    kind = "image"
 
-        def __init__(self, size: int):
-            self.size = size
 
-    for wrong, says in (
-        (Bare, "lacks endings, fit, load"),
-        (Taken, "not taken"),
-        (Needy, "default for each"),
-    ):
-        with pytest.raises(SensoriumError, match=says):
-            add_modality(wrong, plain=lambda *given: given)  # pyright: ignore
+class WithRequiredSetting(Category):
+    kind, extensions = "needy", ()
+
+    def __init__(self, size: int):
+        self.size = size
+
+
+@pytest.mark.parametrize(
+    ("modality", "message"),
+    [
+        (WithoutMethods, "lacks extensions, fit, load"),
+        (WithReservedKind, "kind is 'image'"),
+        (WithRequiredSetting, "needs a default for each"),
+    ],
+)
+def test_invalid_modality_is_not_registered(modality: type, message: str) -> None:
+    with pytest.raises(SensoriumError, match=message):
+        add_modality(modality, plain=lambda *_: Encoder(nn.Identity()))  # pyright: ignore[reportArgumentType]
+    assert not {"bare", "needy"} & {*schemas.MODALITIES, *ENCODERS}
+    assert schemas.MODALITIES["image"] is not WithReservedKind
+
+
+def test_modality_without_encoder_is_not_registered() -> None:
     with pytest.raises(SensoriumError, match="names no encoder"):
-        add_modality(type("Fine", (Category,), {"kind": "fine", "endings": ()}))
-    assert not {"bare", "needy", "fine"} & {*schemas.MODALITIES, *ENCODERS}
+        add_modality(type("Fine", (Category,), {"kind": "fine", "extensions": ()}))
+    assert not {"fine"} & {*schemas.MODALITIES, *ENCODERS}

@@ -1,8 +1,9 @@
-"""Evaluation on a small real run: coloured squares and their names, from the folder to the figures."""
+"""Evaluation of retrieval on a small trained model: colored squares and their names."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 import sensorium as sn
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.evaluation.evaluate import EvaluationReport
+from sensorium.evaluation.report import EvaluationReport
 from sensorium.training.checkpoint import Model
 
 COLOURS = {
@@ -27,7 +28,7 @@ PLACES = {"top": (2, 10), "low": (18, 10), "left": (10, 2), "right": (10, 18)}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every colour at every place, seven times with noise; the captions of a colour and place are the same."""
+    """Every colour at every place, seven times with noise; captions depend on colour and place."""
     root, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
     rows = []
     for colour, rgb in COLOURS.items():
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "split": "train" if i < 4 else "val" if i == 4 else "test",
                     }
                 )
-    with open(root / "metadata.csv", "w", newline="") as file:
+    with (root / "metadata.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -96,54 +97,72 @@ def report(model: Model, data: Dataset) -> EvaluationReport:
     return sn.evaluate(model, data)
 
 
-def test_it_learned(report: EvaluationReport) -> None:
-    """24 things: chance at 1 is 1 in 24 for captions."""
+def test_trained_model_is_far_above_chance(report: EvaluationReport) -> None:
     test = report.metrics["test"]
     assert test["rows"] == 48
     assert test["captions"] == 24
-    assert test["image to text recall@1"] > 0.5 > 5 * test["chance recall@1"]
+    assert test["image to text recall@1"] > 0.5 > 5 * test["random recall@1"]
 
 
 def test_repeated_captions_are_one_candidate(report: EvaluationReport) -> None:
-    """Each of the 24 captions has two pictures, so chance at 1 is the mean of 1 in 24 and 2 in 48."""
-    assert report.metrics["test"]["chance recall@1"] == pytest.approx(1 / 24)
-    assert report.metrics["test"]["chance recall@10"] > 10 / 48
+    """Each of the 24 captions has two images: random recall@1 is the mean of 1/24 and 2/48."""
+    assert report.metrics["test"]["random recall@1"] == pytest.approx(1 / 24)
+    assert report.metrics["test"]["random recall@10"] > 10 / 48
 
 
-def test_pixels_stand_beside(report: EvaluationReport) -> None:
-    assert (
-        report.metrics["test"]["pixel neighbour recall@1"] > 0.9
-    )  # plain squares: pixels are enough
+def test_pixel_baseline_recognizes_plain_squares(report: EvaluationReport) -> None:
+    assert report.metrics["test"]["pixel neighbour recall@1"] > 0.9
 
 
-def test_zero_shot_by_names_of_classes(report: EvaluationReport) -> None:
+def test_zero_shot_accuracy_is_above_the_most_common_class(report: EvaluationReport) -> None:
     test = report.metrics["test"]
     assert test["most common class"] == pytest.approx(1 / 6)
     assert test["zero-shot accuracy"] > test["most common class"]
 
 
-def test_all_captions_of_a_row(model: Model, data: Dataset) -> None:
-    every = sn.evaluate(model, data, splits=["test"], every=True)
-    assert every.metrics["test"]["recall@1"] > 0.5
-    assert "all" in every.metadata["captions"]
+def test_average_captions_ranks_by_the_mean_of_all_captions(model: Model, data: Dataset) -> None:
+    averaged = sn.evaluate(model, data, splits=["test"], average_captions=True)
+    assert averaged.metadata["captions"] == "all, averaged"
+    rows = data.splits["test"]
+    images = model.embed(image=data.raw("file_name", rows))
+    first, second = (
+        model.embed(text=[captions[i] for captions in data.raw("caption", rows)]) for i in (0, 1)
+    )
+    mean = first + second
+    texts = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    assert averaged.metrics["test"]["image to text recall@1"] == recall_at_1(images, texts, data)
+    assert not np.allclose(texts, first, atol=1e-3), "the second caption changes the embedding"
 
 
-def test_another_caption_column(model: Model, data: Dataset) -> None:
-    assert sn.evaluate(model, data, splits=["test"], text="german").metadata["text"] == "german"
+def test_text_column_ranks_by_the_captions_of_that_column(
+    model: Model, data: Dataset, report: EvaluationReport
+) -> None:
+    german = sn.evaluate(model, data, splits=["test"], text_column="german")
+    assert german.metadata["text"] == "german"
+    rows = data.splits["test"]
+    images = model.embed(image=data.raw("file_name", rows))
+    texts = model.embed(text=data.raw("german", rows))
+    recall = german.metrics["test"]["image to text recall@1"]
+    assert recall == recall_at_1(images, texts, data)
+    assert recall != report.metrics["test"]["image to text recall@1"]
 
 
-def test_train_and_spare_are_left_out_unless_asked_for(
+def recall_at_1(images: np.ndarray, texts: np.ndarray, data: Dataset) -> float:
+    """The fraction of test images whose most similar text is of the same group."""
+    groups = data.groups()[data.splits["test"]]
+    return float((groups[(images @ texts.T).argmax(1)] == groups).mean())
+
+
+def test_train_split_is_evaluated_only_on_request(
     model: Model, data: Dataset, report: EvaluationReport
 ) -> None:
     assert set(report.metrics) == {"val", "test"}
     assert set(sn.evaluate(model, data, splits=["train"]).metrics) == {"train"}
 
 
-def test_a_report_is_written_and_says_what_it_means(
-    report: EvaluationReport, tmp_path: Path
-) -> None:
+def test_report_is_saved_with_definitions(report: EvaluationReport, tmp_path: Path) -> None:
     report.save(tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["figures"] == report.metrics
+    assert json.loads((tmp_path / "evaluation.json").read_text())["metrics"] == report.metrics
     page = (tmp_path / "evaluation.md").read_text()
     assert "duplicates count as correct" in page.replace("\n", " ")
     assert "| recall@1 |" in page
@@ -151,16 +170,16 @@ def test_a_report_is_written_and_says_what_it_means(
 
 
 @pytest.mark.parametrize(
-    "asked, said",
+    ("options", "message"),
     [
         ({"splits": ["tset"]}, "no split 'tset'"),
-        ({"text": "colour"}, "is category, not text"),
-        ({"text": "titel"}, "titel"),
-        ({"classes": "caption"}, "is text, not category"),
+        ({"text_column": "colour"}, "is category, not text"),
+        ({"text_column": "titel"}, "titel"),
+        ({"class_column": "caption"}, "is text, not category"),
     ],
 )
-def test_wrong_names_are_said(
-    model: Model, data: Dataset, asked: dict[str, object], said: str
+def test_unknown_split_or_column_is_named_in_the_error(
+    model: Model, data: Dataset, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SensoriumError, match=said):
-        sn.evaluate(model, data, **asked)
+    with pytest.raises(SensoriumError, match=message):
+        sn.evaluate(model, data, **options)

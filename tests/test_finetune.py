@@ -1,4 +1,4 @@
-"""A published model trained further: it begins as it was, its run needs nothing else, what it could do is guarded."""
+"""Fine-tuning of a pretrained CLIP, and interpolation between its old and new weights."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def model(
         data,
         out=tmp_path_factory.mktemp("run") / "run",
         quiet=True,
-        from_=str(published),
-        tune=request.param,
+        weights=str(published),
+        train=request.param,
         epochs=3,
         batch_size=8,
         lr=3e-3,
@@ -45,36 +45,35 @@ def model(
     )
 
 
-def test_it_begins_as_the_published_model(model: Model, published: Path) -> None:
-    theirs = sn.load(published)
+def test_initial_weights_embed_like_the_pretrained_model(model: Model, published: Path) -> None:
+    pretrained = sn.load(published)
     after = {name: value.clone() for name, value in state_tensors(model.module).items()}
     start = load_start_weights(model)
     with torch.no_grad():
         for name, value in state_tensors(model.module).items():
             value.copy_(start[name])
     try:
-        for given in (
+        for inputs in (
             {"text": ["a red square", "white"]},
             {"image": [np.full((20, 16, 3), 99, np.uint8)]},
         ):
-            np.testing.assert_allclose(model.embed(**given), theirs.embed(**given), atol=1e-6)
+            np.testing.assert_allclose(model.embed(**inputs), pretrained.embed(**inputs), atol=1e-6)
     finally:
         with torch.no_grad():
             for name, value in state_tensors(model.module).items():
                 value.copy_(after[name])
     changed = [name for name in after if not after[name].equal(start[name])]
     assert changed
-    assert model.config.keywords["train"] == "all" or not any(
-        n.endswith("original") for n in changed
-    )
+    if model.config.keywords["train"] == "lora":
+        assert not any(name.endswith("original") for name in changed)
 
 
-def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None:
+def test_run_loads_without_the_pretrained_weights(model: Model, published: Path) -> None:
     hidden = published.rename(published.with_name("elsewhere"))
     try:
-        again = sn.load(model.folder)
+        loaded = sn.load(model.folder)
         np.testing.assert_array_equal(
-            again.embed(text=["a red square"]), model.embed(text=["a red square"])
+            loaded.embed(text=["a red square"]), model.embed(text=["a red square"])
         )
     finally:
         hidden.rename(published)
@@ -83,28 +82,32 @@ def test_the_run_needs_nothing_but_itself(model: Model, published: Path) -> None
     assert model.schema["caption"].vocab_size == 300
 
 
-def test_it_goes_on_with_the_same_command(model: Model, published: Path, data: Dataset) -> None:
-    again = sn.train(
-        finetune, data, out=model.folder, resume=True, quiet=True, from_=str(published)
+def test_finished_run_resumes_with_the_same_keywords_only(
+    model: Model, published: Path, data: Dataset
+) -> None:
+    resumed = sn.train(
+        finetune, data, out=model.folder, resume=True, quiet=True, weights=str(published)
     )
-    np.testing.assert_array_equal(again.embed(text=["blue"]), model.embed(text=["blue"]))
-    with pytest.raises(SensoriumError, match="begun with from_"):
-        sn.train(finetune, data, out=model.folder, resume=True, quiet=True, from_="another/model")
+    np.testing.assert_array_equal(resumed.embed(text=["blue"]), model.embed(text=["blue"]))
+    with pytest.raises(SensoriumError, match="was trained with --weights"):
+        sn.train(finetune, data, out=model.folder, resume=True, quiet=True, weights="another/model")
 
 
-def test_the_ends_of_the_curve_are_the_start_and_the_run(model: Model, data: Dataset) -> None:
+def test_interpolation_ends_are_the_pretrained_and_the_finetuned_model(
+    model: Model, data: Dataset
+) -> None:
     before = model.embed(text=["green"])
-    found = evaluate_interpolations(model, data, alphas=(0.0, 0.5, 1.0))
-    assert found.reference_values[0] == pytest.approx(1.0, abs=1e-5)
-    assert found.reference_values[-1] < found.reference_values[1] < found.reference_values[0]
-    assert found.target_values[-1] == pytest.approx(evaluate_metric(model, data))
-    assert found.best_alpha in found.alphas
+    result = evaluate_interpolations(model, data, alphas=(0.0, 0.5, 1.0))
+    assert result.reference_values[0] == pytest.approx(1.0, abs=1e-5)
+    assert result.reference_values[-1] < result.reference_values[1] < result.reference_values[0]
+    assert result.target_values[-1] == pytest.approx(evaluate_metric(model, data))
+    assert result.best_alpha in result.alphas
     np.testing.assert_array_equal(model.embed(text=["green"]), before)
     on_reference = evaluate_interpolations(model, data, data.take(np.arange(12)), alphas=(0.0, 1.0))
     assert "recall@1" in on_reference.reference_name
 
 
-def test_a_blend_is_a_run(model: Model, tmp_path: Path) -> None:
+def test_saved_interpolation_loads_as_a_run(model: Model, tmp_path: Path) -> None:
     half = sn.load(save_interpolation(model, 0.5, tmp_path / "half"))
     whole = sn.load(save_interpolation(model, 1.0, tmp_path / "whole"))
     np.testing.assert_allclose(whole.embed(text=["green"]), model.embed(text=["green"]), atol=1e-6)
@@ -113,7 +116,7 @@ def test_a_blend_is_a_run(model: Model, tmp_path: Path) -> None:
         save_interpolation(model, 0.5, tmp_path / "half")
 
 
-def test_the_middle_of_a_low_rank_correction_is_half_of_it() -> None:
+def test_interpolated_lora_is_half_of_the_product() -> None:
     up, down = "x.parametrizations.weight.0.up", "x.parametrizations.weight.0.down"
     start = {up: torch.zeros(4, 2), down: torch.randn(2, 3)}
     trained = {up: torch.randn(4, 2), down: torch.randn(2, 3)}
@@ -122,13 +125,15 @@ def test_the_middle_of_a_low_rank_correction_is_half_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    ("weights", "message"),
     [
-        ("", "which published model"),
+        ("", "--weights is missing"),
         ("nowhere/at/all", "neither a folder nor"),
-        ({"family": "clip"}, "a start is"),
+        ({"family": "clip"}, "A pretrained source in a config"),
     ],
 )
-def test_a_start_that_is_none(given: object, said: str, data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(SensoriumError, match=said):
-        sn.train(finetune, data, out=tmp_path / "run", quiet=True, from_=given)
+def test_invalid_weights_are_reported(
+    weights: object, message: str, data: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(SensoriumError, match=message):
+        sn.train(finetune, data, out=tmp_path / "run", quiet=True, weights=weights)

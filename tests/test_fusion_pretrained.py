@@ -1,14 +1,14 @@
-"""Fusion on published encoders: a frozen one reads each value once, one that learns each time; a run stands alone."""
+"""Fusion with pretrained encoders, frozen or trained: caching and resumable runs."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures.interruption import call_at_step, crash, send_signal
 from fixtures.squares import COLOURS
 from fixtures.squares import data as data
 from fixtures.squares import published as published
-from test_resume import ask, at_step, killed
 
 import sensorium as sn
 from sensorium.data.cache.embedding_cache import EmbeddingColumn, embed_column
@@ -18,6 +18,7 @@ from sensorium.errors import SensoriumError
 from sensorium.modalities.subword_bag import EMPTY_HASH, SubwordBagEmbedding
 from sensorium.models.lora import FrozenEncoder, LoRA
 from sensorium.models.multimodal_predictor import ColumnEncoder, MultimodalPredictor
+from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import ProjectedEncoder, resolve_encoder
 from sensorium.recipes.recipe import Recipe, build_recipe
@@ -36,18 +37,20 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def table(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The squares, what is said of every second, and their colour."""
+    """Return the squares with a title of every second one, and their colour."""
     names, folder = list(COLOURS), tmp_path_factory.mktemp("table")
-    rows = [
-        f"{data.raw('image', [i])[0]},{'' if i % 2 else 'a square'},{names[int(Path(data.location(i)).stem) % 4]},"
-        f"{'val' if i % 6 == 5 else 'train'}"
-        for i in range(len(data))
-    ]
+    rows = []
+    for i in range(len(data)):
+        photo = data.raw("image", [i])[0]
+        title = "" if i % 2 else "a square"
+        colour = names[int(Path(data.location(i)).stem) % 4]
+        split = "val" if i % 6 == 5 else "train"
+        rows.append(f"{photo},{title},{colour},{split}")
     (folder / "table.csv").write_text("\n".join(["photo,title,colour,split", *rows]) + "\n")
     return Dataset.open(folder / "table.csv", types={"title": "text", "colour": "category"})
 
 
-def made(data: Dataset, **keywords: object) -> Recipe:
+def build(data: Dataset, **keywords: object) -> Recipe:
     keywords = {
         "target": "colour",
         "dim": 16,
@@ -60,11 +63,11 @@ def made(data: Dataset, **keywords: object) -> Recipe:
     )[0]
 
 
-def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(
+def test_embeddings_of_frozen_encoders_are_computed_once(
     published: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    recipe = made(table, encoders={"photo": str(published), "title": str(published)})
+    recipe = build(table, encoders={"photo": str(published), "title": str(published)})
     schema = table.schema.fit(
         table, np.arange(len(table)), recipe.data.columns, recipe.data.column_settings
     )
@@ -73,92 +76,97 @@ def test_what_frozen_encoders_say_is_worked_out_once_and_is_right(
     assert set(derived) == {"photo", "title"}
     assert all(isinstance(column, EmbeddingColumn) for column in derived.values())
     raw = table.prepare(schema, recipe.data.columns).batch(rows)
-    read = table.prepare(schema, recipe.data.columns, derived_columns=derived).batch(rows)
-    assert read.present["title"].equal(raw.present["title"])
-    assert not read["title"][~read.present["title"]].any()
+    cached = table.prepare(schema, recipe.data.columns, derived_columns=derived).batch(rows)
+    assert cached.present["title"].equal(raw.present["title"])
+    assert not cached["title"][~cached.present["title"]].any()
     model = recipe.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            model(read)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4
+            model(cached)["colour"], model(raw)["colour"], atol=1e-5, rtol=1e-4
         )
-        model.senses[1].encode.whole(raw["title"])  # nor does it hurt to be asked for nothing
-    with monkeypatch.context() as blind:
-        blind.setattr(FrozenEncoder, "forward", lambda *_: pytest.fail("it read again"))
+        title_encoder = model.get_submodule("encoders.1.encoder")
+        assert title_encoder.pooled(raw["title"]).isfinite().all()  # also of missing values
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenEncoder, "forward", lambda *_: pytest.fail("encoded again"))
         assert all(
-            again.batch(rows, None, {}).equal(read[name])
-            for name, again in recipe.data.derived_columns(table).items()
+            column.batch(rows, None, {}).equal(cached[name])
+            for name, column in recipe.data.derived_columns(table).items()
         )
 
 
-def test_what_must_be_read_each_time_is(published: Path, table: Dataset) -> None:
+def test_encoders_are_not_cached_where_tokens_or_gradients_are_needed(
+    published: Path, table: Dataset
+) -> None:
     frozen = {"photo": str(published)}
-    assert made(table, encoders=frozen).data.derived_columns is not None
+    assert build(table, encoders=frozen).data.derived_columns is not None
     for keywords in (
         {"encoders": {}},
         {"encoders": frozen, "encoder_train": {"photo": "lora"}},
         {"encoders": frozen} | {"fusion": "sequence"},
         {"encoders": frozen, "projection": "multiscale"},
     ):
-        assert made(table, **keywords).data.derived_columns is None
+        assert build(table, **keywords).data.derived_columns is None
 
 
 @pytest.mark.parametrize("titles", ['["a sun", "a star"]', "null"])
-def test_of_several_captions_none_is_read_for_all_and_of_nothing_nothing(
-    titles: str, tmp_path: Path
-) -> None:
+def test_several_or_missing_captions_are_not_embedded(titles: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(f'{{"title": {titles}, "kind": "x"}}\n' * 3)
     data = Dataset.open(tmp_path / "rows.jsonl", types={"title": "text", "kind": "category"})
     schema = data.schema.fit(data, np.arange(3), ["title", "kind"])
-    found = embed_column(
-        lambda raw: pytest.fail("it was read"), "", data, "title", schema, quiet=True
+    column = embed_column(
+        lambda raw: pytest.fail("embedded"), "", data, "title", schema, quiet=True
     )
-    assert isinstance(found, TextColumn)
+    assert isinstance(column, TextColumn)
 
 
-@pytest.mark.parametrize("tune", ["none", "lora", "all"])
-def test_a_run_learns_as_much_of_them_as_was_asked_and_stands_alone(
-    published: Path, table: Dataset, tmp_path: Path, tune: str
+@pytest.mark.parametrize("train", ["none", "lora", "all"])
+def test_encoder_train_selects_trained_weights_and_run_loads_alone(
+    published: Path, table: Dataset, tmp_path: Path, train: str
 ) -> None:
-    train = () if tune == "none" else (f"photo={tune}",)
+    encoder_train = () if train == "none" else (f"photo={train}",)
     model = sn.train(
         fusion,
         table,
         out=tmp_path / "run",
         encoders=f"photo={published}",
-        encoder_train=train,
+        encoder_train=encoder_train,
         **SHORT,
     )
     assert isinstance(model.module, MultimodalPredictor)
-    assert isinstance(sense := model.module.encoders[0], ColumnEncoder)
-    assert isinstance(sense.encoder, ProjectedEncoder)
-    assert isinstance(sense.encoder.inner, FrozenEncoder) == (tune == "none")
-    assert any(isinstance(part, LoRA) for part in sense.encoder.modules()) == (tune == "lora")
-    start = resolve_encoder("image", str(published))
-    before = start.build_encoder("image")[0].state_dict()  # pyright: ignore[reportAttributeAccessIssue]
+    column_encoder = model.module.encoders[0]
+    assert isinstance(column_encoder, ColumnEncoder)
+    assert isinstance(column_encoder.encoder, ProjectedEncoder)
+    assert isinstance(column_encoder.encoder.inner, FrozenEncoder) == (train == "none")
+    assert any(isinstance(part, LoRA) for part in column_encoder.encoder.modules()) == (
+        train == "lora"
+    )
+    source = resolve_encoder("image", str(published))
+    assert isinstance(source, PretrainedSource)
+    before = source.build_encoder("image")[0].state_dict()
     after = {
         name.replace("parametrizations.", "").replace(".original", ""): value
-        for name, value in sense.encoder.inner.state_dict().items()
+        for name, value in column_encoder.encoder.inner.state_dict().items()
     }
-    assert all(value.equal(after[name]) for name, value in before.items()) == (tune != "all")
-    assert model.config.keywords["encoder_train"] == list(train)
+    assert all(value.equal(after[name]) for name, value in before.items()) == (train != "all")
+    assert model.config.keywords["encoder_train"] == list(encoder_train)
     photos = [table.raw("photo", [i])[0] for i in range(6)]
-    said = model.predict(photo=photos)["colour"].probability
+    probabilities = model.predict(photo=photos)["colour"].probability
     hidden = published.rename(published.with_name("hidden"))
     try:
         np.testing.assert_array_equal(
-            sn.load(tmp_path / "run").predict(photo=photos)["colour"].probability, said
+            sn.load(tmp_path / "run").predict(photo=photos)["colour"].probability, probabilities
         )
     finally:
         hidden.rename(published)
 
 
-def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: Path) -> None:
+def test_invalid_encoder_train_is_reported(published: Path, table: Dataset, tmp_path: Path) -> None:
     for train in (
         "photo=loar",
         "title=lora",
         "photo",
     ):  # no such mode, no pretrained weights, no mode
-        with pytest.raises(SensoriumError, match=f"encoder_train: {train}"):
+        with pytest.raises(SensoriumError, match=f"--encoder-train {train}"):
             sn.train(
                 fusion,
                 table,
@@ -170,22 +178,31 @@ def test_what_learns_is_lora_or_all(published: Path, table: Dataset, tmp_path: P
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_resumed_run_ends_as_one_never_stopped(
+def test_resumed_run_equals_an_uninterrupted_one(
     saved: bool, published: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it took from training texts, and what it starts from, are those it was begun with."""
+    """The fitted subwords and the pretrained weights are those of the first start."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     keywords = {**SHORT, "encoders": f"photo={published}", "columns": ("photo", "title"), "seed": 1}
     whole = sn.train(fusion, table, out=tmp_path / "whole", **keywords)
-    at_step(monkeypatch, 6 if saved else 1, ask() if saved else killed)
+    call_at_step(monkeypatch, 6 if saved else 1, send_signal() if saved else crash)
     with pytest.raises(Interrupted if saved else KeyboardInterrupt):
         sn.train(fusion, table, out=tmp_path / "cut", **keywords)
-    assert (
-        sn.train(fusion, table, out=tmp_path / "cut", resume=True, quiet=True).fingerprint
-        == whole.fingerprint
+    resumed = sn.train(
+        fusion,
+        table,
+        out=tmp_path / "cut",
+        resume=True,
+        quiet=True,
+        encoders=(f"photo={published}",),
     )
+    assert resumed.fingerprint == whole.fingerprint
+    with pytest.raises(SensoriumError, match="was trained with --encoders"):
+        sn.train(
+            fusion, table, out=tmp_path / "cut", resume=True, quiet=True, encoders="photo=resnet"
+        )
     assert any(
-        part.known.min() < EMPTY_HASH
+        part.ngram_hashes.min() < EMPTY_HASH
         for part in whole.module.modules()
         if isinstance(part, SubwordBagEmbedding)
     )

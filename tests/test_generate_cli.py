@@ -1,4 +1,4 @@
-"""The command generate: pictures into a file, words to the terminal, mistakes in one line."""
+"""The command generate: images into a file, text to the terminal, errors in one line."""
 
 import json
 import os
@@ -12,12 +12,13 @@ from PIL import Image
 from sensorium.cli import app
 from sensorium.models.int8 import Int8Linear
 
-TINY = "--type image=image:size=16 --epochs 1 --batch-size 4 --precision fp32 --dim 32 --depth 1".split()
+TINY = ["--type", "image=image:size=16", "--epochs", "1", "--batch-size", "4"]
+TINY += ["--precision", "fp32", "--dim", "32", "--layers", "1"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with pictures and a trained run of each kind, as the current folder."""
+    """Change to a folder with images and a trained run of each generator."""
     here, before = tmp_path_factory.mktemp("generate"), Path.cwd()
     os.chdir(here)
     (here / "photos").mkdir()
@@ -38,25 +39,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
-def said(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
+def generate(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
     capsys.readouterr()
     assert app.run(["generate", *argv]) == status, capsys.readouterr()
     out, err = capsys.readouterr()
     return err if status else out
 
 
-def test_pictures_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "1 in apple.png" in said(capsys, "dalle", "a red apple", "-o", "apple.png")
+def test_images_are_written_to_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "1 in apple.png" in generate(capsys, "dalle", "a red apple", "-o", "apple.png")
     with Image.open("apple.png") as picture:
         assert picture.size == (16, 16)
     found = json.loads(
-        said(capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png", "--json")
+        generate(
+            capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png", "--json"
+        )
     )
-    assert found == {"file": "grid.png", "pictures": 6, "captions": ["one", "two"]}
+    assert found == {"file": "grid.png", "images": 6, "captions": ["one", "two"]}
     first = Path("grid.png").read_bytes()
-    said(capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png")
+    generate(capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png")
     assert Path("grid.png").read_bytes() == first
-    said(
+    generate(
         capsys,
         "dalle",
         "one",
@@ -71,50 +74,54 @@ def test_pictures_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -
     )
 
 
-def test_words_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    streamed = said(capsys, "captioner", "--image", "photos/03.png")
-    assert json.loads(said(capsys, "captioner", "--image", "photos/03.png", "--json")) == {
+def test_words_are_generate(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    streamed = generate(capsys, "captioner", "--image", "photos/03.png")
+    assert json.loads(generate(capsys, "captioner", "--image", "photos/03.png", "--json")) == {
         "text": [streamed[:-1]]
     }
     both = ["captioner", "--image", "photos/03.png", "--image", "photos/04.png"]
-    assert json.loads(said(capsys, *both, "--num-beams", "2", "--json"))["text"] == said(
+    assert json.loads(generate(capsys, *both, "--num-beams", "2", "--json"))["text"] == generate(
         capsys, *both, "--num-beams", "2"
     )[:-1].split("\n")
-    assert len(said(capsys, "gpt", "a picture", "--temperature", "1", "-n", "3").splitlines()) >= 3
+    assert (
+        len(generate(capsys, "gpt", "a picture", "--temperature", "1", "-n", "3").splitlines()) >= 3
+    )
 
 
-def test_weights_in_bytes_answer_too(
+def test_int8_weights_generate(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = list[Int8Linear]()
-    packed = Int8Linear.__init__
+    built = list[Int8Linear]()
+    init = Int8Linear.__init__
     monkeypatch.setattr(
-        Int8Linear, "__init__", lambda self, *a, **k: (made.append(self), packed(self, *a, **k))[1]
+        Int8Linear, "__init__", lambda self, *a, **k: (built.append(self), init(self, *a, **k))[1]
     )
-    assert said(capsys, "gpt", "a picture", "--quantize", "int8")
-    assert made
-    made.clear()
-    assert "1 in bytes.png" in said(
+    assert generate(capsys, "gpt", "a picture", "--quantize", "int8")
+    assert built
+    built.clear()
+    assert "1 in bytes.png" in generate(
         capsys, "dalle", "a red apple", "-o", "bytes.png", "--quantize", "int8"
     )
-    assert made
-    assert 'Choose from: "int8"' in said(capsys, "gpt", "a picture", "--quantize", "int4", status=2)
+    assert built
+    assert 'Choose from: "int8"' in generate(
+        capsys, "gpt", "a picture", "--quantize", "int4", status=2
+    )
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dalle", "x", "-o", "x.gif"], "written as .png"),
-        (["dalle", "x", "--num-beams", "3"], "not beams"),
+        (["dalle", "x", "-o", "x.gif"], "does not end in .png"),
+        (["dalle", "x", "--num-beams", "3"], "num_beams"),
         (["captioner", "--image", "nowhere.png"], "nowhere.png"),
-        (["image_tokenizer", "x"], "dalle, captioner and gpt do"),
-        (["photos", "x"], "not a run"),
+        (["image_tokenizer", "x"], "Models of dalle, captioner and gpt do"),
+        (["photos", "x"], "photos"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_failure_is_one_line(
     place: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = said(capsys, *argv, status=1)
+    error = generate(capsys, *argv, status=1)
     assert message in error
     assert error.startswith("sensorium: ")
     assert error.count("\n") == 1

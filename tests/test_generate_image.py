@@ -1,14 +1,17 @@
-"""Pictures said code by code: one line of words and codes, guided, gone on with, chosen among, and whole by itself."""
+"""The verb generate for images: token order, guidance, completion, reranking, and both stages."""
 
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image as Picture
 
 import sensorium as sn
 from sensorium.data.schema import Column, Schema
@@ -22,297 +25,324 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig, generate
 from sensorium.recipes import dalle
 from sensorium.recipes.recipe import Recipe, build_recipe
-from sensorium.training.loop import Interrupted
+from sensorium.training.loop import Interrupted, StopRequest
 
-WORDS = ["a red apple", "the green cat", "a blue dog runs", "grey"]
-TEXT = Text(length=8, vocab_size=280).fit(WORDS * 3)
+TEXTS = ["a red apple", "the green cat", "a blue dog runs", "grey"]
+TEXT = Text(length=8, vocab_size=280).fit(TEXTS * 3)
 SCHEMA = Schema({"image": Column("image", Image(size=16)), "caption": Column("caption", TEXT)})
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     torch.manual_seed(0)
-    made = build_recipe(
-        dalle, SCHEMA, {"dim": 32, "layers": 2, "dropout": 0.0, "caption_dropout": 0.5}
-    )[0]
-    made.model.eval()
+    keywords = {"dim": 32, "layers": 2, "dropout": 0.0, "caption_dropout": 0.5}
+    recipe = build_recipe(dalle, SCHEMA, keywords)[0]
+    recipe.model.eval()
     with torch.no_grad():
-        for p in made.model.parameters():
-            p.mul_(3)  # far from uniform, so that choices are clear
-    return made
+        for p in recipe.model.parameters():
+            p.mul_(3)  # far from uniform, so that there are no near ties
+    return recipe
 
 
 @pytest.fixture(scope="module")
-def painter(recipe: Recipe) -> ImageGenerator:
-    said = recipe.verbs["generate"]
-    assert isinstance(said, ImageGenerator)
-    return said
+def generator(recipe: Recipe) -> ImageGenerator:
+    generator = recipe.verbs["generate"]
+    assert isinstance(generator, ImageGenerator)
+    return generator
 
 
-def pixels(pictures: list[Picture.Image]) -> list[bytes]:
-    return [picture.tobytes() for picture in pictures]
+@pytest.fixture(scope="module")
+def decoder(recipe: Recipe) -> Decoder:
+    assert isinstance(recipe.model, Decoder)
+    return recipe.model
+
+
+def pixels(images: list[PIL.Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
 
 
 def photos(n: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8))
 
 
-def batch(n: int = 3) -> Batch:
+def make_batch(n: int = 3) -> Batch:
     rng = torch.Generator().manual_seed(1)
     return Batch(
         {
-            "caption": TEXT.collate([TEXT.load(w) for w in WORDS[:n]]),
+            "caption": TEXT.collate([TEXT.load(text) for text in TEXTS[:n]]),
             "image": torch.randint(0, 512, (n, 4, 4), generator=rng),
         }
     )
 
 
-def test_what_a_text_leaves_free_is_filled_with_ids_of_each_place() -> None:
-    words = PaddedTokenEmbedding(16, TEXT)
-    ids = words.tokenize(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
+def tokenized_batch(model: Decoder) -> Batch:
+    batch = make_batch()
+    return Batch(
+        {
+            "text": model.output_part("text").tokenize(batch["caption"]),
+            "image": model.output_part("image").tokenize(batch["image"]),
+        }
+    )
+
+
+def test_padding_is_filled_with_one_id_per_position() -> None:
+    embedding = PaddedTokenEmbedding(16, TEXT)
+    ids = embedding.tokenize(TEXT.collate([TEXT.load("a red apple"), TEXT.load("grey")]))
     assert ids.shape == (2, TEXT.length)
-    assert words.vocab_size == TEXT.vocab_size + TEXT.length
+    assert embedding.vocab_size == TEXT.vocab_size + TEXT.length
     for row, text in zip(ids.tolist(), ("a red apple", "grey"), strict=True):
         n = len(TEXT.load(text))
         assert row[:n] == TEXT.load(text).tolist()
-        assert row[n:] == [TEXT.vocab_size + place for place in range(n, TEXT.length)]
-    t = words(ids)
+        assert row[n:] == [TEXT.vocab_size + position for position in range(n, TEXT.length)]
+    t = embedding(ids)
     assert t.valid is None
-    assert words.embed_at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
+    assert embedding.embed_at(ids, torch.arange(TEXT.length).expand(2, -1)).x.equal(t.x)
 
 
-def test_heads_of_their_own_are_one_head_with_the_other_kind_masked(recipe: Recipe) -> None:
-    """DALL-E's one head over words and codes, logits of the wrong kind at minus infinity, gives the same loss."""
-    model, objective = recipe.model, recipe.objective
-    assert isinstance(model, Decoder)
+def test_separate_heads_equal_one_masked_head(recipe: Recipe, decoder: Decoder) -> None:
+    """DALL-E has one head over both vocabularies, with the wrong modality's logits at -inf."""
+    objective = recipe.objective
     assert isinstance(objective, NextTokenLoss)
-    given = Batch(
+    inputs = Batch(
         {
-            part: model.output_part(part).tokenize(raw)
-            for part, raw in objective.select_inputs(batch()).columns.items()
+            part: decoder.output_part(str(part)).tokenize(raw)
+            for part, raw in objective.select_inputs(make_batch()).columns.items()
         }
     )
-    said = model(given)
-    both, lost = torch.cat([model.heads[part].weight for part in ("text", "image")]), {}
-    vocab, offset = (
-        model.heads["text"].weight.shape[0],
-        {"text": 0, "image": model.heads["text"].weight.shape[0]},
-    )
+    outputs = decoder(inputs)
+    weights = [decoder.heads[part].get_parameter("weight") for part in ("text", "image")]
+    weight = torch.cat(weights)
+    text_vocab = len(weights[0])
+    offset = {"text": 0, "image": text_vocab}
+    losses = {}
     for part in ("text", "image"):
-        logits = said[part].x[:, :-1] @ both.T
-        legal = (torch.arange(len(both)) < vocab) == (part == "text")
-        logits = logits.masked_fill(~legal, -torch.inf)
-        target = given[part][:, 1:] + offset[part]
-        lost[part] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
-    torch.testing.assert_close(
-        objective(model, batch())["model"], (lost["text"] + 7 * lost["image"]) / 8
-    )
+        logits = outputs[part].x[:, :-1] @ weight.T
+        allowed = (torch.arange(len(weight)) < text_vocab) == (part == "text")
+        logits = logits.masked_fill(~allowed, -torch.inf)
+        target = inputs[part][:, 1:] + offset[part]
+        losses[part] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+    expected = (losses["text"] + 7 * losses["image"]) / 8
+    torch.testing.assert_close(objective(decoder, make_batch())["model"], expected)
 
 
-def test_a_picture_sees_its_words_and_words_see_no_picture(recipe: Recipe) -> None:
-    model = recipe.model
-    assert isinstance(model, Decoder)
-    given = Batch(
-        {
-            "text": model.output_part("text").tokenize(batch()["caption"]),
-            "image": model.output_part("image").tokenize(batch()["image"]),
-        }
-    )
-    other = given.with_columns({"image": given["image"].flip(0)})
-    before, after = model(given), model(other)
-    torch.testing.assert_close(before["text"].x, after["text"].x)
-    swapped = model(given.with_columns({"text": given["text"].flip(0)}))
-    assert (swapped["image"].x - before["image"].x).abs().amax() > 1e-3
+def test_image_tokens_see_text_but_text_sees_no_image(decoder: Decoder) -> None:
+    inputs = tokenized_batch(decoder)
+    outputs = decoder(inputs)
+    other_image = decoder(inputs.with_columns({"image": inputs["image"].flip(0)}))
+    torch.testing.assert_close(outputs["text"].x, other_image["text"].x)
+    other_text = decoder(inputs.with_columns({"text": inputs["text"].flip(0)}))
+    assert (other_text["image"].x - outputs["image"].x).abs().amax() > 1e-3
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_a_cache_and_guided_it_says_what_it_says_without(
-    recipe: Recipe, guidance: float
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_cached_guided_generation_equals_full_forward(
+    decoder: Decoder, guidance_scale: float
 ) -> None:
-    model = recipe.model
-    assert isinstance(model, Decoder)
-    given = Batch(
-        {
-            "text": model.output_part("text").tokenize(batch()["caption"]),
-            "image": torch.full((3, 1), 512),
-        }
-    )
-    before = {name: values.clone() for name, values in given.columns.items()}
-    how = SamplingConfig(temperature=0, guidance_scale=guidance, guided_parts=("text",))
-    said = torch.stack(list(generate(model, given, "image", 16, how)), 1)
-    whole = torch.cat([given["image"], said], 1)
-    with_it = model.heads["image"](model(given.with_columns({"image": whole}))["image"].x)
-    without = model.heads["image"](model(Batch({"image": whole}))["image"].x)
-    guided = without + guidance * (with_it - without)
+    text = tokenized_batch(decoder)["text"]
+    inputs = Batch({"text": text, "image": torch.full((3, 1), 512)})
+    before = {name: values.clone() for name, values in inputs.columns.items()}
+    sampling = SamplingConfig(temperature=0, guidance_scale=guidance_scale, guided_parts=("text",))
+    generated = torch.stack(list(generate(decoder, inputs, "image", 16, sampling)), 1)
+    image = torch.cat([inputs["image"], generated], 1)
+    conditional = decoder.heads["image"](decoder(inputs.with_columns({"image": image}))["image"].x)
+    unconditional = decoder.heads["image"](decoder(Batch({"image": image}))["image"].x)
+    guided = unconditional + guidance_scale * (conditional - unconditional)
     best = guided[:, :-1].topk(2).values
     assert (best[..., 0] - best[..., 1]).min() > 1e-4  # no tie that rounding could decide
-    assert guided[:, :-1].argmax(-1).equal(said)
-    assert set(given.columns) == set(before)
-    assert not given.present
-    assert all(given[name].equal(value) for name, value in before.items())
-    assert guidance == 1 or not said.equal(
-        torch.stack(list(generate(model, given, "image", 16, SamplingConfig(temperature=0))), 1)
-    )
+    assert guided[:, :-1].argmax(-1).equal(generated)
+    assert set(inputs.columns) == set(before)
+    assert not inputs.present
+    assert all(inputs[name].equal(values) for name, values in before.items())
+    if guidance_scale != 1:
+        greedy = generate(decoder, inputs, "image", 16, SamplingConfig(temperature=0))
+        assert not generated.equal(torch.stack(list(greedy), 1))
 
 
-def test_dropping_captions_leaves_the_callers_batch_alone(recipe: Recipe) -> None:
-    model, given = recipe.model, batch()
-    before = {name: values.clone() for name, values in given.columns.items()}
-    model.train()
-    losses = {recipe.objective(model, given)["model"].item() for _ in range(8)}
-    model.eval()
-    assert len(losses) > 1  # another caption dropped each time
-    assert set(given.columns) == set(before)
-    assert not given.present
-    assert all(given[name].equal(value) for name, value in before.items())
-
-
-def test_a_picture_is_painted_alike_whatever_is_asked_beside(painter: ImageGenerator) -> None:
-    for how in ({"seed": 3}, {"top_k": 20, "temperature": 0.8}, {"top_p": 0.7, "guidance": 2.0}):
-        together = painter(text=WORDS, n=2, **how)
-        assert len(together) == 8
-        assert pixels(together) == pixels(painter(text=WORDS, n=2, batch_size=3, **how))
-        assert pixels(together[2:4]) == pixels(painter(text=WORDS[1], n=2, **how))
-    assert len(set(pixels(painter(text="a red apple", n=4)))) == 4
-    assert pixels(painter(text="grey", seed=1)) != pixels(painter(text="grey", seed=2))
-
-
-def test_without_words_it_paints_what_a_missing_caption_paints(painter: ImageGenerator) -> None:
-    assert (
-        pixels(painter())
-        == pixels(painter(text=[None]))
-        == pixels(painter(text=["grey", None]))[1:]
-    )
-
-
-def test_what_is_kept_of_a_picture_stays(painter: ImageGenerator) -> None:
-    given = photos(2)
-    raw = painter.image.collate([painter.image.load(photo) for photo in given])
-    cells = painter.token_embedding.tokenize(raw)
-    for keep in (1, 7, 15):
-        kept = painter._build_batch({"image": given, "text": WORDS[:2]}, keep, 2)
-        said = painter.generate_tokens(kept, SamplingConfig(seed=5))
-        assert said.shape == (2, 16)
-        assert said[:, :keep].equal(cells[:, 1 : 1 + keep])
-        assert not said[:, keep:].equal(cells[:, 1 + keep :])
-    assert pixels(painter(image=given, keep=16)) == pixels(painter.decode_images(cells[:, 1:]))
-
-
-def test_the_best_of_many_are_chosen(painter: ImageGenerator) -> None:
-    class Bright:
-        """Whose words are all 'bright'."""
-
-        def embed(self, **given: list[object]) -> np.ndarray:
-            if "text" in given:
-                return np.ones((len(given["text"]), 1), np.float32)
-            return np.array(
-                [[np.asarray(picture).mean()] for picture in given["image"]], np.float32
-            )
-
-    best = painter(text=WORDS[:2], n=2, rerank=Bright(), candidates=6, seed=1)
-    for row, words in enumerate(WORDS[:2]):
-        light = sorted(painter(text=words, n=6, seed=1), key=lambda p: -np.asarray(p).mean())
-        assert pixels(best[2 * row : 2 * row + 2]) == pixels(light[:2])
-
-
-def test_every_code_stands_in_the_row_and_column_that_it_paints(painter: ImageGenerator) -> None:
-    """The start has no place; code i, which is said at place i, is that of cell i - 1, row by row."""
-    cells, side = painter.token_embedding, len(painter.token_embedding.row_embedding)
-    ids = torch.full((1, 1 + side * side), 3)
-    with torch.no_grad():
-        said = cells(ids).x[0] - cells.token_embedding(ids)[0]
-        expected = (cells.row_embedding[:, None] + cells.column_embedding[None]).flatten(0, 1)
-    assert not said[0].any()
-    torch.testing.assert_close(said[1:], expected, rtol=1e-5, atol=1e-6)
-    assert cells(ids).pos[0, 1:, 1:].tolist() == [
-        [row, column] for row in range(side) for column in range(side)
-    ]
+def test_caption_dropout_does_not_change_the_batch(recipe: Recipe, decoder: Decoder) -> None:
+    batch = make_batch()
+    before = {name: values.clone() for name, values in batch.columns.items()}
+    decoder.train()
+    losses = {recipe.objective(decoder, batch)["model"].item() for _ in range(8)}
+    decoder.eval()
+    assert len(losses) > 1  # different captions are dropped each time
+    assert set(batch.columns) == set(before)
+    assert not batch.present
+    assert all(batch[name].equal(values) for name, values in before.items())
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    "options",
+    [{"seed": 3}, {"top_k": 20, "temperature": 0.8}, {"top_p": 0.7, "guidance_scale": 2.0}],
+)
+def test_row_does_not_depend_on_the_rest_of_the_batch(
+    generator: ImageGenerator, options: dict[str, Any]
+) -> None:
+    images = generator(text=TEXTS, n=2, **options)
+    assert len(images) == 8
+    assert pixels(images) == pixels(generator(text=TEXTS, n=2, batch_size=3, **options))
+    assert pixels(images[2:4]) == pixels(generator(text=TEXTS[1], n=2, **options))
+
+
+def test_samples_differ_between_each_other_and_between_seeds(generator: ImageGenerator) -> None:
+    assert len(set(pixels(generator(text="a red apple", n=4)))) == 4
+    assert pixels(generator(text="grey", seed=1)) != pixels(generator(text="grey", seed=2))
+
+
+def test_no_text_equals_missing_caption(generator: ImageGenerator) -> None:
+    images = pixels(generator())
+    assert images == pixels(generator(text=[None]))
+    assert images == pixels(generator(text=["grey", None]))[1:]
+
+
+@pytest.mark.parametrize("prefix_tokens", [1, 7, 15])
+def test_prefix_tokens_are_kept(
+    generator: ImageGenerator, prefix_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = generator.image.collate([generator.image.load(photo) for photo in photos(2)])
+    tokens = generator.token_embedding.tokenize(raw)[:, 1:]
+    generated: list[torch.Tensor] = []
+    monkeypatch.setattr(generator, "decode_images", lambda ids: generated.append(ids) or [])
+    generator(image=photos(2), text=TEXTS[:2], prefix_tokens=prefix_tokens, seed=5)
+    (ids,) = generated
+    assert ids.shape == (2, 16)
+    assert ids[:, :prefix_tokens].equal(tokens[:, :prefix_tokens])
+    assert not ids[:, prefix_tokens:].equal(tokens[:, prefix_tokens:])
+
+
+def test_prefix_of_all_tokens_reconstructs_the_image(generator: ImageGenerator) -> None:
+    raw = generator.image.collate([generator.image.load(photo) for photo in photos(2)])
+    tokens = generator.token_embedding.tokenize(raw)
+    images = generator(image=photos(2), prefix_tokens=16)
+    assert pixels(images) == pixels(generator.decode_images(tokens[:, 1:]))
+
+
+class BrightnessModel:
+    """Embeds an image as its brightness, and every text as 'bright'."""
+
+    def embed(self, **inputs: list[Any]) -> np.ndarray:
+        if "text" in inputs:
+            return np.ones((len(inputs["text"]), 1), np.float32)
+        return np.array([[np.asarray(image).mean()] for image in inputs["image"]], np.float32)
+
+
+def test_rerank_returns_the_best_candidates(generator: ImageGenerator) -> None:
+    best = generator(text=TEXTS[:2], n=2, rerank=BrightnessModel(), candidates=6, seed=1)
+    for row, text in enumerate(TEXTS[:2]):
+        candidates = generator(text=text, n=6, seed=1)
+        brightest = sorted(candidates, key=lambda image: -np.asarray(image).mean())
+        assert pixels(best[2 * row : 2 * row + 2]) == pixels(brightest[:2])
+
+
+def test_image_tokens_have_the_position_of_their_cell(generator: ImageGenerator) -> None:
+    """The start token has no position; token i at sequence index i is cell i - 1, row by row."""
+    embedding = generator.token_embedding
+    side = len(embedding.row_embedding)
+    ids = torch.full((1, 1 + side * side), 3)
+    with torch.no_grad():
+        positional = embedding(ids).x[0] - embedding.token_embedding(ids)[0]
+        rows = embedding.row_embedding[:, None]
+        expected = (rows + embedding.column_embedding[None]).flatten(0, 1)
+    assert not positional[0].any()
+    torch.testing.assert_close(positional[1:], expected, rtol=1e-5, atol=1e-6)
+    cells = [[row, column] for row in range(side) for column in range(side)]
+    assert embedding(ids).pos[0, 1:, 1:].tolist() == cells
+
+
+@pytest.mark.parametrize(
+    ("request_options", "message"),
     [
-        ({"region": (0, 0, 8, 8), "text": "x"}, "MaskGIT.* can, which are planned"),
-        ({"text": "x", "n": 0}, "n=0: expected 1"),
+        ({"region": (0, 0, 8, 8), "text": "x"}, "--region is not supported"),
+        ({"text": "x", "n": 0}, "n=0"),
         ({"text": "x", "candidates": 0}, "candidates=0"),
         ({"text": "x", "batch_size": 0}, "batch_size=0"),
-        ({"text": "x", "guidance": math.nan}, "guidance=nan"),
-        ({"text": "x", "guidance": math.inf}, "guidance=inf"),
-        ({"text": "x", "temperature": math.nan}, "temperature=nan"),
-        ({"text": "x", "top_p": math.nan}, "top_p=nan"),
-        ({"keep": 4}, "keep=4"),
-        ({"image": photos(1)}, "keep=0"),
-        ({"image": photos(1), "keep": 17}, "1 to 16"),
-        ({"guidance": 2.0}, "words to be guided by"),
-        ({"text": "x", "guidance": -1.0}, "guidance=-1.0"),
-        ({"text": "x", "rerank": "runs/clip"}, "rerank=sn.load"),
-        ({"words": "x"}, "text, image, not words"),
+        ({"text": "x", "guidance_scale": math.nan}, "--guidance-scale nan"),
+        ({"text": "x", "guidance_scale": math.inf}, "--guidance-scale inf"),
+        ({"text": "x", "temperature": math.nan}, "temperature.nan"),
+        ({"text": "x", "top_p": math.nan}, "top.p.nan"),
+        ({"prefix_tokens": 4}, "--prefix-tokens 4 needs an image"),
+        ({"image": photos(1)}, "--image needs --prefix-tokens"),
+        ({"image": photos(1), "prefix_tokens": 17}, "1 to 16"),
+        ({"guidance_scale": 2.0}, "--guidance-scale 2 needs a caption"),
+        ({"text": "x", "guidance_scale": -1.0}, "--guidance-scale -1.0"),
+        ({"text": "x", "rerank": "runs/clip"}, r"rerank=sn\.load"),
+        ({"rerank": BrightnessModel()}, "--rerank needs a caption"),
+        ({"words": "x"}, "'words'.* text, image"),
     ],
 )
-def test_what_cannot_be_painted_is_said(
-    painter: ImageGenerator, asked: dict[str, object], message: str
+def test_invalid_request_is_rejected(
+    generator: ImageGenerator, request_options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SensoriumError, match=message):
-        painter(**asked)
+        generator(**request_options)
 
 
-def data(folder: Path, n: int = 12) -> sn.Dataset:
+def open_photos(folder: Path, n: int = 12) -> sn.Dataset:
     folder.mkdir()
     for i, photo in enumerate(photos(n)):
-        Picture.fromarray(photo).save(folder / f"{i:02}.png")
+        PIL.Image.fromarray(photo).save(folder / f"{i:02}.png")
         (folder / f"{i:02}.txt").write_text(f"picture {i}\n")
     return sn.Dataset.open(folder, types={"image": "image:size=16"})
 
 
-SMALL = {"dim": 32, "layers": 1, "epochs": 1, "batch_size": 4, "copies": 2, "precision": "fp32"}
-FIRST = {"dim": 32, "layers": 1, "epochs": 2, "precision": "fp32"}
+DALLE_OPTIONS: dict[str, Any] = {
+    "dim": 32,
+    "layers": 1,
+    "epochs": 1,
+    "batch_size": 4,
+    "copies": 2,
+    "precision": "fp32",
+}
+TOKENIZER_OPTIONS = {"dim": 32, "layers": 1, "epochs": 2, "precision": "fp32"}
 
 
-def test_stages_are_trained_in_turn_into_one_whole(
+def test_two_stages_are_trained_into_one_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
-    found, out = data(tmp_path / "photos"), tmp_path / "run"
-    model = sn.train(dalle, found, out=out, codes=FIRST, quiet=True, **SMALL)
-    first = sn.load(out / "codes")
-    cells = model.module.parts["image"]
-    assert isinstance(cells, ImageTokenEmbedding)
-    assert not any(p.requires_grad for p in cells.tokenizer.parameters())
-    for name, value in first.module.state_dict().items():
-        assert cells.tokenizer.state_dict()[name].equal(value), name
-    painted = pixels(model.generate(text="picture 3", n=2))
-    named = sn.train(
-        dalle, found, out=tmp_path / "named", tokenizer=str(out / "codes"), quiet=True, **SMALL
+    data = open_photos(tmp_path / "photos")
+    out = tmp_path / "run"
+    model = sn.train(dalle, data, out=out, tokenizer=TOKENIZER_OPTIONS, quiet=True, **DALLE_OPTIONS)
+    first_stage = sn.load(out / "tokenizer")
+    embedding = model.module.parts["image"]
+    assert isinstance(embedding, ImageTokenEmbedding)
+    assert not any(p.requires_grad for p in embedding.tokenizer.parameters())
+    for name, value in first_stage.module.state_dict().items():
+        assert embedding.tokenizer.state_dict()[name].equal(value), name
+    images = pixels(model.generate(text="picture 3", n=2))
+    reused = sn.train(
+        dalle,
+        data,
+        out=tmp_path / "reused",
+        tokenizer=str(out / "tokenizer"),
+        quiet=True,
+        **DALLE_OPTIONS,
     )
-    assert pixels(named.generate(text="picture 3", n=2)) == painted
-    shutil.rmtree(out / "codes")
-    assert pixels(sn.load(out).generate(text="picture 3", n=2)) == painted
-    with pytest.raises(SensoriumError, match="put it back"):
-        sn.train(dalle, found, out=out, resume=True, quiet=True)
+    assert pixels(reused.generate(text="picture 3", n=2)) == images
+    shutil.rmtree(out / "tokenizer")
+    assert pixels(sn.load(out).generate(text="picture 3", n=2)) == images
+    with pytest.raises(SensoriumError, match="tokenizer"):
+        sn.train(dalle, data, out=out, resume=True, quiet=True)
 
 
-def test_a_run_stopped_in_its_first_stage_goes_on(
+def test_run_interrupted_in_its_first_stage_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
-    found = data(tmp_path / "photos")
-    whole = sn.train(dalle, found, out=tmp_path / "whole", codes=FIRST, quiet=True, **SMALL)
+    data = open_photos(tmp_path / "photos")
+    options = {"tokenizer": TOKENIZER_OPTIONS, "quiet": True, **DALLE_OPTIONS}
+    uninterrupted = sn.train(dalle, data, out=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["sensorium.training.loop"], "interruptions", _at_once)
+        patch.setattr(sys.modules["sensorium.training.loop"], "handle_signals", stop_at_once)
         with pytest.raises(Interrupted, match=f"--out {tmp_path / 'run'} --resume"):
-            sn.train(dalle, found, out=tmp_path / "run", codes=FIRST, quiet=True, **SMALL)
-    again = sn.train(
-        dalle, found, out=tmp_path / "run", codes=FIRST, resume=True, quiet=True, **SMALL
-    )
-    assert pixels(again.generate(text="picture 3")) == pixels(whole.generate(text="picture 3"))
+            sn.train(dalle, data, out=tmp_path / "run", **options)
+    resumed = sn.train(dalle, data, out=tmp_path / "run", resume=True, **options)
+    expected = pixels(uninterrupted.generate(text="picture 3"))
+    assert pixels(resumed.generate(text="picture 3")) == expected
 
 
-class _at_once:
-    """A signal that asks to stop at the first step."""
-
-    signal = 2
-
-    def __enter__(self) -> "_at_once":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+@contextmanager
+def stop_at_once() -> Iterator[StopRequest]:
+    """Request a stop at the first step."""
+    request = StopRequest()
+    request.signal_number = 2
+    yield request

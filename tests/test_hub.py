@@ -1,4 +1,4 @@
-"""The hub, played by a server on this machine: what is asked for, what is kept, and what is said when it is away."""
+"""Downloads from a local stand-in of the hub: which files, the cache, and errors offline."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ FILES = {
     },
     "owner/shards": {
         "config.json": b"{}",
-        "other.safetensors": b"not asked for",
+        "other.safetensors": b"not requested",
         "model.safetensors.index.json": json.dumps(
             {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
         ).encode(),
@@ -39,9 +40,9 @@ FILES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few addresses of the hub that a download needs."""
+    """The few endpoints of the hub that a download needs."""
 
-    asked: list[str] = []
+    requested: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
@@ -50,16 +51,16 @@ class Hub(BaseHTTPRequestHandler):
                 {"type": "file", "path": name, "size": len(files[name]), "oid": COMMIT}
                 for name in files
             ]
-            about = {
+            model_info = {
                 "id": "/".join(parts[2:4]),
                 "sha": COMMIT,
                 "siblings": [{"rfilename": name} for name in files],
             }
-            self.answer(json.dumps(listed if "tree" in parts else about).encode())
+            self.answer(json.dumps(listed if "tree" in parts else model_info).encode())
         elif parts[2:3] == ["resolve"] and (
             content := FILES.get("/".join(parts[:2]), {}).get("/".join(parts[4:]))
         ):
-            self.asked.append("/".join(parts[4:]))
+            self.requested.append("/".join(parts[4:]))
             self.answer(content)
         else:
             self.send_response(404)
@@ -69,7 +70,7 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - named by http.server
 
     def answer(self, content: bytes) -> None:
         self.send_response(200)
@@ -81,12 +82,12 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """What is asked of the hub, in order."""
+    """The files that were requested, in order."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -98,20 +99,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    Hub.asked.clear()
-    yield Hub.asked
+    Hub.requested.clear()
+    yield Hub.requested
     server.shutdown()
     server.server_close()
 
 
-def test_only_what_is_safe_is_asked_for(hub: list[str]) -> None:
+def test_only_safe_files_are_downloaded(hub: list[str]) -> None:
     opened = open_weights("owner/toy")
     assert torch.equal(opened.tensors["w"], torch.arange(3.0))
     assert opened.config == {"model_type": "toy"}
     assert set(hub) == {"config.json", "vocab.txt", "model.safetensors"}
 
 
-def test_shards_are_those_of_the_index(hub: list[str]) -> None:
+def test_shards_of_the_index_are_downloaded(hub: list[str]) -> None:
     assert set(open_weights("owner/shards").tensors) == {"a", "b"}
     assert set(hub) == {
         "config.json",
@@ -121,26 +122,25 @@ def test_shards_are_those_of_the_index(hub: list[str]) -> None:
     }
 
 
-def test_a_model_without_safetensors_is_said(hub: list[str]) -> None:
+def test_model_without_safetensors_is_refused(hub: list[str]) -> None:
     with pytest.raises(
-        SensoriumError, match="owner/pickle has no safetensors on the hub.*sensorium convert"
+        SensoriumError,
+        match=r"owner/pickle has no safetensors on the hub.*sensorium convert-checkpoint",
     ):
         open_weights("owner/pickle")
     assert "pytorch_model.bin" not in hub
 
 
-def test_a_model_that_is_not_there_is_said(hub: list[str]) -> None:
+def test_unknown_model_is_refused(hub: list[str]) -> None:
     with pytest.raises(SensoriumError, match="owner/nothing cannot be fetched"):
         open_weights("owner/nothing")
 
 
-def test_what_was_fetched_is_there_without_a_network(
-    hub: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_model_loads_offline(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_weights("owner/toy")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.clear()
     assert torch.equal(open_weights("owner/toy").tensors["w"], torch.arange(3.0))
     assert not hub
-    with pytest.raises(SensoriumError, match="owner/shards is not a local folder.*HF_HUB_OFFLINE"):
+    with pytest.raises(SensoriumError, match=r"owner/shards is not a local folder.*HF_HUB_OFFLINE"):
         open_weights("owner/shards")

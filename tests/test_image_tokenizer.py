@@ -60,7 +60,7 @@ def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
     ids = model.encode(x)
     assert ids.shape == (6, 16 // patch, 16 // patch)
     assert model.grid_size == 16 // patch
-    assert ids.max() < model.vocab
+    assert ids.max() < model.vocab_size
     assert model.decode(ids).shape == x.shape
 
 
@@ -193,7 +193,8 @@ def test_fsq_says_which_vocabularies_it_has() -> None:
             build_recipe(image_tokenizer, schema, {**SMALL, **wrong})
     for vocab in (64, 512, 1000, 4096, 16384):
         assert (
-            build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab == vocab
+            build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab_size
+            == vocab
         )
 
 
@@ -239,7 +240,7 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(
 def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> None:
     """A run that ends after so many steps, as if its machine had."""
     from sensorium.recipes.recipe import dry_build
-    from sensorium.training.run import create_run
+    from sensorium.training.run_setup import create_run
 
     folder.mkdir()
     given = {k: v for k, v in how.items() if k != "quiet"}

@@ -1,15 +1,16 @@
-"""What must hold whatever the weights are (DESIGN: invariants before features)."""
+"""Invariants that hold for any weights: causality, padding, masking, permutation."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.nn.attention import Attention
 from sensorium.nn.positional import RelativeBias, Rotary
+from sensorium.nn.resampler import Resampler
 from sensorium.nn.sdpa import attend
 from sensorium.nn.tokens import (
     CAUSAL,
@@ -28,7 +29,6 @@ from sensorium.nn.transformer import (
     GatedCrossAttention,
     GatedFeedForward,
     PostNormBlock,
-    Resampler,
     Transformer,
     build_transformer,
 )
@@ -36,12 +36,12 @@ from sensorium.nn.transformer import (
 DIM, HEADS = 32, 2
 
 
-def rows(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens(batch: int, n: int, seed: int = 0) -> Tokens:
-    x = rows(batch, n, DIM, seed=seed)
+    x = random_tensor(batch, n, DIM, seed=seed)
     return Tokens(x, sequence_positions(x))
 
 
@@ -94,144 +94,145 @@ def trunk(request: pytest.FixtureRequest) -> Transformer:
     return TRUNKS[request.param]()
 
 
-def same(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
+def assert_same(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
-def test_the_past_is_untouched_by_the_future(trunk: Transformer) -> None:
+def test_causal_output_does_not_depend_on_later_tokens(trunk: Transformer) -> None:
     t = make_causal(tokens(2, 9))
     changed = replace(t, x=t.x.clone())
-    changed.x[:, 6] += rows(2, DIM, seed=5)
+    changed.x[:, 6] += random_tensor(2, DIM, seed=5)
     a, b = trunk(t).x, trunk(changed).x
-    same(a[:, :6], b[:, :6])
+    assert_same(a[:, :6], b[:, :6])
     assert (a[:, 6:] - b[:, 6:]).abs().amax() > 1e-3
 
 
-def test_a_prefix_does_not_see_its_continuation(trunk: Transformer) -> None:
-    picture, words = tokens(2, 5), make_causal(tokens(2, 4, seed=1))
-    a = trunk(join(picture, words)).x
-    b = trunk(join(picture, replace(words, x=words.x.flip(-1)))).x
-    same(a[:, :5], b[:, :5])
+def test_prefix_output_does_not_depend_on_causal_continuation(trunk: Transformer) -> None:
+    prefix, text = tokens(2, 5), make_causal(tokens(2, 4, seed=1))
+    a = trunk(join(prefix, text)).x
+    b = trunk(join(prefix, replace(text, x=text.x.flip(-1)))).x
+    assert_same(a[:, :5], b[:, :5])
     assert (a[:, 5:] - b[:, 5:]).abs().amax() > 1e-3
 
 
-def test_causal_by_flag_is_causal_by_turns(trunk: Transformer) -> None:
+def test_causal_flag_equals_order_tensor(trunk: Transformer) -> None:
     t = tokens(2, 7)
-    same(trunk(make_causal(t)).x, trunk(replace(t, order=order_tensor(make_causal(t)))).x)
+    assert_same(trunk(make_causal(t)).x, trunk(replace(t, order=order_tensor(make_causal(t)))).x)
 
 
 @pytest.mark.parametrize("order", [None, CAUSAL])
-def test_padding_changes_nothing(trunk: Transformer, order: object) -> None:
+def test_padding_does_not_change_outputs(trunk: Transformer, order: object) -> None:
     t = replace(tokens(3, 8), order=order)
     lengths = torch.tensor([8, 3, 5])
     valid = torch.arange(8) < lengths[:, None]
     out = trunk(replace(t, valid=valid)).x
     assert out.isfinite().all()
     for i, n in enumerate(lengths.tolist()):
-        alone = Tokens(t.x[i : i + 1, :n], t.pos[i : i + 1, :n], t.order)
-        same(out[i, :n], trunk(alone).x[0])
+        unpadded = Tokens(t.x[i : i + 1, :n], t.pos[i : i + 1, :n], t.order)
+        assert_same(out[i, :n], trunk(unpadded).x[0])
 
 
 @pytest.mark.parametrize("order", [None, CAUSAL])
 @pytest.mark.parametrize("padded", [False, True])
-def test_one_token_alone_is_one_of_all(trunk: Transformer, order: object, padded: bool) -> None:
+def test_single_query_equals_full_forward(trunk: Transformer, order: object, padded: bool) -> None:
     t = replace(
         tokens(3, 8),
         order=order,
         valid=torch.arange(8) < torch.tensor([[8], [2], [4]]) if padded else None,
     )
     at = torch.tensor([7, 1, 3])
-    same(trunk(t, query_positions=at).x[:, 0], trunk(t).x[torch.arange(3), at])
+    assert_same(trunk(t, query_positions=at).x[:, 0], trunk(t).x[torch.arange(3), at])
 
 
-def test_one_token_alone_has_the_same_gradient() -> None:
+def test_single_query_has_same_gradient_as_full_forward() -> None:
     torch.manual_seed(0)
     trunk, at = build_transformer(DIM, 2, HEADS), torch.tensor([7, 1])
     t = replace(tokens(2, 8), order=CAUSAL, valid=torch.arange(8) < torch.tensor([[8], [2]]))
     params = list(trunk.parameters())
-    alone = torch.autograd.grad(trunk(t, query_positions=at).x.square().sum(), params)
-    among = torch.autograd.grad(trunk(t).x[torch.arange(2), at].square().sum(), params)
-    for a, b in zip(alone, among, strict=True):
-        same(a, b, atol=1e-4)
+    single = torch.autograd.grad(trunk(t, query_positions=at).x.square().sum(), params)
+    full = torch.autograd.grad(trunk(t).x[torch.arange(2), at].square().sum(), params)
+    for a, b in zip(single, full, strict=True):
+        assert_same(a, b, atol=1e-4)
 
 
-def test_who_may_see_nothing_says_nothing() -> None:
-    q = rows(1, 2, 3, 8)
+def test_fully_masked_query_returns_zero() -> None:
+    q = random_tensor(1, 2, 3, 8)
     mask = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])[
         None, None
     ]
     out = attend(q, q, q, mask=mask)
     assert (out[:, :, 1] == 0).all()
     assert out.isfinite().all()
-    same(out[:, :, 2], q[:, :, 1])
+    assert_same(out[:, :, 2], q[:, :, 1])
 
 
-def test_attention_is_a_softmax() -> None:
-    q, k, v = rows(2, 2, 5, 8), rows(2, 2, 7, 8, seed=1), rows(2, 2, 7, 8, seed=2)
-    same(attend(q, k, v), (q @ k.mT / 8**0.5).softmax(-1) @ v)
-    turn = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    same(attend(q, k, v), attend(q, k[:, :, turn], v[:, :, turn]))
-    same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))  # rows sum to one
+def test_attention_equals_softmax_of_scaled_dot_product() -> None:
+    q = random_tensor(2, 2, 5, 8)
+    k, v = random_tensor(2, 2, 7, 8, seed=1), random_tensor(2, 2, 7, 8, seed=2)
+    assert_same(attend(q, k, v), (q @ k.mT / 8**0.5).softmax(-1) @ v)
+    permutation = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    assert_same(attend(q, k, v), attend(q, k[:, :, permutation], v[:, :, permutation]))
+    assert_same(attend(q, k, torch.ones_like(v)), torch.ones(2, 2, 5, 8))  # rows sum to one
     exact = (300 * q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
-    assert (
-        attend(300 * q, k, v) - exact
-    ).abs().max() < 1e-3  # logits in the hundreds are no matter
-    same(
-        attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1)
-    )  # one key: the query is irrelevant
+    # Logits in the hundreds stay accurate.
+    assert (attend(300 * q, k, v) - exact).abs().max() < 1e-3
+    # With one key, the query does not matter.
+    assert_same(attend(q, k[:, :, :1], v[:, :, :1]), v[:, :, :1].expand(-1, -1, 5, -1))
 
 
-def test_a_shut_gate_is_invisible() -> None:
+def test_closed_cross_attention_gate_changes_nothing() -> None:
     torch.manual_seed(0)
     trunk = build_transformer(
         DIM, 2, HEADS, build_cross_attention=lambda i: GatedCrossAttention(DIM, HEADS)
     )
     t = make_causal(tokens(2, 6))
     assert torch.equal(trunk(t, tokens(2, 3, seed=1)).x, trunk(t).x)
-    gate = trunk.blocks[0].cross.gate
-    nn.init.ones_(gate)
+    gated = trunk.block_list()[0].gated_cross_attention
+    assert gated is not None
+    nn.init.ones_(gated.gate)
     assert not torch.equal(trunk(t, tokens(2, 3, seed=1)).x, trunk(t).x)
 
 
-def test_before_the_first_picture_nothing_is_heard() -> None:
-    door = GatedCrossAttention(DIM, HEADS)
+def test_cross_attention_before_first_context_token_is_zero() -> None:
+    gated = GatedCrossAttention(DIM, HEADS)
     t, context = make_causal(tokens(1, 4)), tokens(1, 2, seed=1)
-    after = replace(context, order=torch.full((1, 2), 3))  # seen from the third token on
-    mask = attention_mask(order_tensor(t), order_tensor(after), None)
-    said = door.attention(door.norm(t.x), after.x, mask)
-    assert (said[:, :2] == 0).all()
-    assert (said[:, 2:] != 0).any()
+    late = replace(context, order=torch.full((1, 2), 3))  # visible from the third token on
+    mask = attention_mask(order_tensor(t), order_tensor(late), None)
+    output = gated.attention(gated.norm(t.x), late.x, mask)
+    assert (output[:, :2] == 0).all()
+    assert (output[:, 2:] != 0).any()
 
 
-def test_order_of_parts_is_irrelevant_to_a_pool() -> None:
+def test_resampler_is_invariant_to_order_of_parts() -> None:
     torch.manual_seed(0)
     pool, a, b = Resampler(DIM), tokens(2, 5), tokens(2, 4, seed=1)
-    same(pool(join(a, b)).x, pool(join(b, a)).x)
+    assert_same(pool(join(a, b)).x, pool(join(b, a)).x)
 
 
-def test_an_absent_modality_is_finite_and_changes_nothing() -> None:
+def test_resampler_ignores_absent_modality() -> None:
     torch.manual_seed(0)
-    pool, here = Resampler(DIM, 4), tokens(2, 5)
+    pool, present = Resampler(DIM, 4), tokens(2, 5)
     absent = replace(tokens(2, 3, seed=1), valid=torch.zeros(2, 3, dtype=torch.bool))
-    same(pool(here).x, pool(join(here, absent)).x)
+    assert_same(pool(present).x, pool(join(present, absent)).x)
     assert pool(absent).x.isfinite().all()
     assert (mean_pool(absent) == 0).all()
 
 
-def test_last_keeps_turns() -> None:
+def test_take_last_keeps_order() -> None:
     t = make_causal(tokens(1, 5))
     assert order_tensor(take_last(t, 2)).tolist() == [[4, 5]]
 
 
-def test_rotary_knows_only_distance() -> None:
-    rotary, q, k = Rotary(8), rows(1, 1, 4, 8), rows(1, 1, 4, 8, seed=1)
-    pos = sequence_positions(rows(1, 4, 1))
+def test_rotary_logits_depend_on_distance_only() -> None:
+    rotary = Rotary(8)
+    q, k = random_tensor(1, 1, 4, 8), random_tensor(1, 1, 4, 8, seed=1)
+    pos = sequence_positions(random_tensor(1, 4, 1))
     near, far = (rotary(q, k, pos + shift, pos + shift) for shift in (0.0, 37.0))
-    same(near[0] @ near[1].mT, far[0] @ far[1].mT, atol=1e-4)
-    same(rotary(q, k, pos * 0, pos * 0)[0], q)
+    assert_same(near[0] @ near[1].mT, far[0] @ far[1].mT, atol=1e-4)
+    assert_same(rotary(q, k, pos * 0, pos * 0)[0], q)
 
 
-def test_relative_buckets() -> None:
+def test_relative_bias_buckets() -> None:
     bias = RelativeBias(2)
     distance = torch.arange(-200, 201)
     bucket = bias.bucket(distance)
@@ -245,28 +246,29 @@ def test_relative_buckets() -> None:
     assert bucket[distance == 130].item() == 31
 
 
-def test_words_stop_at_their_end() -> None:
+def test_text_embedding_stops_at_end_token() -> None:
     text = Text(length=8, vocab_size=50)
-    words = TextEmbedding(DIM, text)
-    t = words(torch.tensor([[1, 9, 8, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0]]))
+    embedding = TextEmbedding(DIM, text)
+    t = embedding(torch.tensor([[1, 9, 8, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0]]))
     assert t.x.shape[1] == 4
     assert t.valid is not None
     assert t.valid.sum(1).tolist() == [4, 3]
-    assert words.pool_index(torch.tensor([[1, 9, 8, 2, 0], [1, 9, 9, 9, 9]])).tolist() == [3, 4]
+    ids = torch.tensor([[1, 9, 8, 2, 0], [1, 9, 9, 9, 9]])
+    assert embedding.pool_index(ids).tolist() == [3, 4]
 
 
-def test_patches_read_row_by_row() -> None:
+def test_patches_are_in_row_major_order() -> None:
     patches = PatchEmbedding(DIM, 8, 4)
     image = torch.zeros(1, 3, 8, 8)
     image[:, :, :4, 4:] = 1  # top right
     t = patches(image)
-    moved = (t.x - patches(image * 0).x).abs().sum(-1)[0]
-    assert moved.gt(0).tolist() == [False, False, True, False, False]
+    difference = (t.x - patches(image * 0).x).abs().sum(-1)[0]
+    assert difference.gt(0).tolist() == [False, False, True, False, False]
     assert t.pos[0, 2].tolist() == [0, 0, 1]
 
 
-def test_a_wrong_shape_is_caught() -> None:
-    with pytest.raises(Exception, match="type|shape"):
+def test_wrong_shape_raises() -> None:
+    with pytest.raises(Exception, match=r"type|shape"):
         attention_mask(
             torch.zeros(2, 3, dtype=torch.long),
             torch.zeros(2, 4, dtype=torch.long),
@@ -274,7 +276,7 @@ def test_a_wrong_shape_is_caught() -> None:
         )
 
 
-def test_a_model_stands_on_the_meta_device() -> None:
+def test_transformer_runs_on_meta_device() -> None:
     with torch.device("meta"):
         trunk = build_transformer(64, 2, 2)
         out = trunk(Tokens(torch.empty(2, 5, 64), torch.empty(2, 5, 3), CAUSAL))

@@ -1,17 +1,18 @@
-"""A captioner that speaks through a published decoder and sees through a published eye: both stay as they are."""
+"""A captioner with a frozen pretrained language model and a frozen pretrained image encoder."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fixtures.interruption import call_at_step, crash, run_hashes, send_signal
 from fixtures.squares import COLOURS
 from fixtures.squares import data as data
 from fixtures.squares import published as published
 from safetensors.torch import save_file
-from test_resume import ask, at_step, ended, killed
 
 import sensorium as sn
+from sensorium.data.cache.prepared import embedding_key
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
@@ -21,9 +22,10 @@ from sensorium.models.decoder import Decoder
 from sensorium.models.lora import FrozenEncoder
 from sensorium.nn.tokens import Batch
 from sensorium.pretrained import PRETRAINED_FAMILIES
-from sensorium.pretrained.family import export_from
+from sensorium.pretrained.weight_mapping import export_from
 from sensorium.recipes import captioner
 from sensorium.recipes.recipe import BadKeyword, build_recipe
+from sensorium.recipes.vision_encoders import PrefixProjection
 from sensorium.training.loop import Interrupted
 
 CONFIG = {
@@ -50,15 +52,15 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama as Hugging Face would hold it, with weights nobody trained."""
-    folder = tmp_path_factory.mktemp("voice")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an untrained Llama in the format of Hugging Face."""
+    folder = tmp_path_factory.mktemp("language_model")
     config = {**CONFIG, "layout": "safetensors", "tied": True, "qkv_bias": False, "out_bias": False}
     torch.manual_seed(5)
     module = PRETRAINED_FAMILIES["llama"].build_module(config)
     with torch.no_grad():
         for p in module.parameters():
-            p.mul_(3 if p.ndim > 1 else 1)  # far from uniform, so that choices are clear
+            p.mul_(3 if p.ndim > 1 else 1)  # far from uniform: the most likely token is clear
     save_file(
         export_from(module, PRETRAINED_FAMILIES["llama"].map_weights(config)),
         folder / "model.safetensors",
@@ -70,131 +72,156 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def parts(run: Any) -> tuple[Decoder, Any]:
-    return run.module, run.module.get_submodule("parts.image")
-
-
-def test_neither_learns_and_the_run_stands_alone(
-    data: Dataset, published: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_the_projection_trains_and_run_loads_without_the_pretrained_weights(
+    data: Dataset,
+    published: Path,
+    language_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    starts = {"vision_weights": str(published), "language_model": str(voice)}
-    model = sn.train(captioner, data, out=tmp_path / "run", **starts, **SHORT)
-    first = state_tensors(build_recipe(captioner, data.schema, starts)[0].model)
+    sources = {"vision_weights": str(published), "language_model": str(language_model)}
+    model = sn.train(captioner, data, out=tmp_path / "run", **sources, **SHORT)
+    first = state_tensors(build_recipe(captioner, data.schema, sources)[0].model)
     for name, value in state_tensors(model.module).items():
-        assert value.equal(first[name]) == (".spread." not in name), name
-    assert isinstance(model.module.get_submodule("parts.image.tower.encode"), FrozenEncoder)
-    assert [p for p in model.module.parameters() if p.requires_grad] == [
-        *parts(model)[1].spread.parameters()
-    ]
-    theirs, ours = sn.load(voice).module, model.module
-    ids = torch.randint(3, 300, (2, 7))
+        assert value.equal(first[name]) == (".projection." not in name), name
+    assert isinstance(model.module.get_submodule("parts.image.tower.encoder"), FrozenEncoder)
+    prefix = model.module.get_submodule("parts.image")
+    assert isinstance(prefix, PrefixProjection)
+    trainable = {name for name, p in model.module.named_parameters() if p.requires_grad}
+    assert trainable == {
+        f"parts.image.projection.{n}" for n, _ in prefix.projection.named_parameters()
+    }
+    pretrained = sn.load(language_model).module
+    assert isinstance(pretrained, Decoder)
+    assert isinstance(model.module, Decoder)
+    batch = Batch({"text": torch.randint(3, 300, (2, 7))})
     torch.testing.assert_close(
-        ours.trunk(theirs.read({"text": ids})["text"]).x, theirs(Batch({"text": ids}))["text"].x
+        model.module.trunk(pretrained.embed_inputs(batch)["text"]).x, pretrained(batch)["text"].x
     )
-    shown = data.raw("image", [0, 1, 2])
-    asked = [{}, {"beams": 2}, {"temperature": 1.0, "seed": 3}, {"text": ["a", None, "a red"]}]
-    said = [model.generate(image=shown, **how) for how in asked]
-    assert said == [model.generate(image=shown, batch_size=1, **how) for how in asked]
+    images = data.raw("image", [0, 1, 2])
+    requests = [
+        {},
+        {"num_beams": 2},
+        {"temperature": 1.0, "seed": 3},
+        {"text": ["a", None, "a red"]},
+    ]
+    texts = [model.generate(image=images, **options) for options in requests]
+    assert texts == [model.generate(image=images, batch_size=1, **options) for options in requests]
     hidden = [
-        path.rename(path.with_name(f"hidden{i}")) for i, path in enumerate((published, voice))
+        path.rename(path.with_name(f"hidden{i}"))
+        for i, path in enumerate((published, language_model))
     ]
     try:
-        again = sn.load(tmp_path / "run")
-        assert [again.generate(image=shown, **how) for how in asked] == said
+        loaded = sn.load(tmp_path / "run")
+        assert [loaded.generate(image=images, **options) for options in requests] == texts
     finally:
-        for path, there in zip(hidden, (published, voice), strict=True):
-            path.rename(there)
+        for path, original in zip(hidden, (published, language_model), strict=True):
+            path.rename(original)
 
 
-def test_what_an_eye_said_before_is_what_it_says(
-    data: Dataset, published: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cached_image_embeddings_give_the_same_loss(
+    data: Dataset,
+    published: Path,
+    language_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     recipe, _ = build_recipe(
-        captioner, data.schema, {"vision_weights": str(published), "language_model": str(voice)}
+        captioner,
+        data.schema,
+        {"vision_weights": str(published), "language_model": str(language_model)},
     )
     schema = data.schema.fit(
         data, range(len(data)), recipe.data.columns, recipe.data.column_settings
     )
     recipe, _ = build_recipe(
-        captioner, schema, {"vision_weights": str(published), "language_model": str(voice)}
+        captioner, schema, {"vision_weights": str(published), "language_model": str(language_model)}
     )
     assert recipe.data.derived_columns is not None
-    prepared = data.prepare(schema, recipe.data.columns, derived_columns=recipe.data.derived_columns(data))
+    prepared = data.prepare(
+        schema, recipe.data.columns, derived_columns=recipe.data.derived_columns(data)
+    )
     batch = prepared.batch(range(8))
-    anew = {name: values for name, values in batch.items() if "vector" not in name}
-    assert len(anew) < len(batch)
+    without_cache = batch.select(schema.columns)
+    assert embedding_key("image") in batch
+    assert embedding_key("image") not in without_cache
     assert not recipe.model.eval().training
     torch.testing.assert_close(
-        recipe.objective(recipe.model, batch), recipe.objective(recipe.model, anew)
+        recipe.objective(recipe.model, batch), recipe.objective(recipe.model, without_cache)
     )
-    assert recipe.model.parts["image"](batch["image"]).pos[0, :, 0].tolist() == [*range(-8, 0)]
+    assert recipe.model.get_submodule("parts.image")(batch["image"]).pos[0, :, 0].tolist() == [
+        *range(-8, 0)
+    ]
 
 
 @pytest.mark.parametrize("step", [4, 0])
-def test_stopped_and_resumed_it_ends_the_same(
+def test_resumed_run_equals_an_uninterrupted_one(
     step: int,
     data: Dataset,
     published: Path,
-    voice: Path,
+    language_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where nothing had been saved yet (0): then it begins again from the published weights."""
+    """Without a checkpoint (step 0) it restarts from the pretrained weights."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "vision_weights": str(published), "language_model": str(voice)}
+    keywords = {**SHORT, "vision_weights": str(published), "language_model": str(language_model)}
     whole = sn.train(captioner, data, out=tmp_path / "whole", **keywords)
-    at_step(monkeypatch, max(step, 1), ask() if step else killed)
+    call_at_step(monkeypatch, max(step, 1), send_signal() if step else crash)
     with pytest.raises(Interrupted if step else KeyboardInterrupt):
         sn.train(captioner, data, out=tmp_path / "cut", **keywords)
-    again = sn.train(captioner, data, out=tmp_path / "cut", resume=True, quiet=True)
-    assert again.fingerprint == whole.fingerprint
-    assert step == 0 or ended(tmp_path / "cut") == ended(tmp_path / "whole")
+    resumed = sn.train(captioner, data, out=tmp_path / "cut", resume=True, quiet=True)
+    assert resumed.fingerprint == whole.fingerprint
+    if step:
+        assert run_hashes(tmp_path / "cut") == run_hashes(tmp_path / "whole")
 
 
-def test_a_question_is_read_before_and_padding_changes_nothing(voice: Path) -> None:
+def test_answers_do_not_depend_on_padding_or_missing_images(language_model: Path) -> None:
     data = Dataset.open("scenes", n=100, size=24)
     recipe, _ = build_recipe(
         captioner,
         data.schema,
-        {"language_model": str(voice), "question": "question", "text": "answer"},
+        {"language_model": str(language_model), "question": "question", "text": "answer"},
     )
     schema = data.schema.fit(
         data, range(len(data)), recipe.data.columns, recipe.data.column_settings
     )
     recipe, _ = build_recipe(
-        captioner, schema, {"language_model": str(voice), "question": "question", "text": "answer"}
+        captioner,
+        schema,
+        {"language_model": str(language_model), "question": "question", "text": "answer"},
     )
-    say, rows = recipe.verbs["generate"], range(6)
-    asked = {
+    generate, rows = recipe.verbs["generate"], range(6)
+    inputs = {
         "image": data.raw("image", rows),
         "question": [q if isinstance(q, str) else q[0] for q in data.raw("question", rows)],
     }
-    said = say(**asked, length=4)
-    assert said == say(**asked, length=4, batch_size=1)
-    assert say(image=[None] * 6, question=asked["question"], length=4) == say(
-        question=asked["question"], length=4
-    )
+    answers = generate(**inputs, max_tokens=4)
+    assert answers == generate(**inputs, max_tokens=4, batch_size=1)
+    questions = inputs["question"]
+    without_images = generate(question=questions, max_tokens=4)
+    assert generate(image=[None] * 6, question=questions, max_tokens=4) == without_images
 
 
-def test_what_cannot_be_is_said(
-    data: Dataset, published: Path, voice: Path, tmp_path: Path
+def test_unusable_weights_are_reported(
+    data: Dataset, published: Path, language_model: Path, tmp_path: Path
 ) -> None:
-    def made(**keywords: Any) -> None:
+    def build(**keywords: Any) -> None:
         build_recipe(captioner, data.schema, keywords)
 
-    with pytest.raises(SensoriumError, match="does not go on from words"):
-        made(voice=str(published))
+    with pytest.raises(SensoriumError, match=r"--language-model .* is not a causal language model"):
+        build(language_model=str(published))
     with pytest.raises(SensoriumError, match="no encoder for image"):
-        made(eye_from=str(voice))
-    with pytest.raises(BadKeyword, match="says that there are none"):
-        made(eye_from=str(published), image="")
-    with pytest.raises(BadKeyword, match="give one of them"):
-        made(eye_from=str(published), clip="runs/clip")
+        build(vision_weights=str(language_model))
+    with pytest.raises(BadKeyword, match="--image '' says that there are none"):
+        build(vision_weights=str(published), image="")
+    with pytest.raises(BadKeyword, match="Give only one of them"):
+        build(vision_weights=str(published), clip_run="runs/clip")
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
-        (bare / name).write_bytes((voice / name).read_bytes())
-    with pytest.raises(SensoriumError, match="without a tokenizer"):
-        made(voice=str(bare))
+        (bare / name).write_bytes((language_model / name).read_bytes())
+    with pytest.raises(SensoriumError, match="has no tokenizer"):
+        build(language_model=str(bare))

@@ -1,4 +1,4 @@
-"""Large tables: what a row costs in memory, from the file to the batches; predictions are written piece by piece."""
+"""Large tables: memory per row from file to batches, and predictions written in chunks."""
 
 import json
 import subprocess
@@ -17,19 +17,19 @@ ROWS = 4000
 MEASURE = """
 import json, sys, tracemalloc
 from sensorium.data.dataset import Dataset
-read = ("a", "b", "shop", "title", "price")
-def all_of_it():
+columns = ("a", "b", "shop", "title", "price")
+def open_and_prepare():
     data = Dataset.open(sys.argv[1])
     assert data.splits
     yield tracemalloc.get_traced_memory()
-    schema = data.schema.fit(data, data.splits["train"], read)
+    schema = data.schema.fit(data, data.splits["train"], columns)
     tracemalloc.reset_peak()
-    prepared = data.prepare(schema, read, quiet=True)
+    prepared = data.prepare(schema, columns, quiet=True)
     assert len(prepared.groups) == len(data)
     yield tracemalloc.get_traced_memory()
-for _ in all_of_it(): pass                              # what is imported does not count
+for _ in open_and_prepare(): pass                              # imports do not count
 tracemalloc.start()
-print(json.dumps(list(all_of_it())))
+print(json.dumps(list(open_and_prepare())))
 """
 
 
@@ -53,22 +53,21 @@ def table(folder: Path, n: int) -> Path:
     return path
 
 
-def test_a_row_costs_little_memory(tmp_path: Path) -> None:
-    told = subprocess.run(
+def test_memory_per_row(tmp_path: Path) -> None:
+    output = subprocess.run(
         [sys.executable, "-c", MEASURE, str(table(tmp_path, ROWS))],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    (opened, reading), (held, preparing) = json.loads(told)
-    assert reading < 1300 * ROWS, "bytes at most while it is read, and split"
-    assert opened < 400 * ROWS, "and then"
-    assert held < 800 * ROWS and preparing < 1300 * ROWS, "with all values ready for batches"
+    (opened, opening_peak), (prepared, preparing_peak) = json.loads(output)
+    assert opening_peak < 1300 * ROWS, "bytes, while the file is read and split"
+    assert opened < 400 * ROWS, "bytes, once it is open"
+    assert prepared < 800 * ROWS, "bytes, with all values ready for batches"
+    assert preparing_peak < 1300 * ROWS, "bytes, while they are prepared"
 
 
-def test_predictions_are_written_piece_by_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Dataset.open(table(tmp_path, 600))
     model = train(
         RECIPES["fusion"],
@@ -87,7 +86,7 @@ def test_predictions_are_written_piece_by_piece(
         sizes.append(len(rows))
         return real(self, rows, **how)
 
-    monkeypatch.setattr(predict_file, "PIECE", 250)
+    monkeypatch.setattr(predict_file, "CHUNK_ROWS", 250)
     monkeypatch.setattr(type(predict), "__call__", counted)
     assert predict_file.predict_file(model, data, tmp_path / "out.csv") == 600
     assert sizes == [250, 250, 100]

@@ -1,4 +1,4 @@
-"""What a head says is read as held-out rows have shown it, and what is served is what was fitted."""
+"""Tests of calibration: fitted on validation rows, and used for every prediction."""
 
 import math
 from collections.abc import Sequence
@@ -18,118 +18,120 @@ from sensorium.evaluation.validate_prediction import predict_rows
 from sensorium.inference.predict import decode_prediction
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
-from sensorium.models.calibration import LEVELS, Calibration, predicted_class
+from sensorium.models.calibration import CALIBRATION_LEVELS, Calibration, predicted_class
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.recipes.fusion import fusion
 from sensorium.training.checkpoint import Model
 
-KINDS = Category(classes=("a", "b", "c"))
-STARS = Ordinal(classes=("1", "2", "3", "4"))
-TAGS = Multilabel(tags=("x", "y"))
-PRICE = Numeric(mean=10.0, std=2.0)
+CATEGORY = Category(classes=("a", "b", "c"))
+ORDINAL = Ordinal(classes=("1", "2", "3", "4"))
+MULTILABEL = Multilabel(tags=("x", "y"))
+NUMERIC = Numeric(mean=10.0, std=2.0)
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_unfitted_it_reads_as_it_was_learned_and_bounds_nothing() -> None:
-    said, plain = torch.randn(5, 3, generator=chance()), Calibration()
-    assert torch.equal(plain.probabilities(KINDS, said), said.softmax(1))
-    assert torch.equal(plain.probabilities(TAGS, said[:, :2]), said[:, :2].sigmoid())
+def test_unfitted_calibration_changes_and_bounds_nothing() -> None:
+    outputs, plain = torch.randn(5, 3, generator=seeded()), Calibration()
+    assert torch.equal(plain.probabilities(CATEGORY, outputs), outputs.softmax(1))
+    assert torch.equal(plain.probabilities(MULTILABEL, outputs[:, :2]), outputs[:, :2].sigmoid())
     assert plain.conformal_quantile(0.5) == plain.selective_threshold(0.5) == math.inf
-    assert decode_prediction(KINDS, said, plain).prediction_set == [["a", "b", "c"]] * 5
+    assert decode_prediction(CATEGORY, outputs, plain).prediction_set == [["a", "b", "c"]] * 5
 
 
-def test_ranks_have_probabilities_of_sum_one_whatever_the_cuts_say() -> None:
-    said = torch.randn(50, 3, generator=chance()) * 3  # not decreasing
-    p = Calibration().probabilities(STARS, said)
+def test_ordinal_probabilities_sum_to_one_for_any_logits() -> None:
+    outputs = torch.randn(50, 3, generator=seeded()) * 3  # not decreasing
+    p = Calibration().probabilities(ORDINAL, outputs)
     assert p.shape == (50, 4)
     assert (p >= 0).all()
     assert torch.allclose(p.sum(1), torch.ones(50))
-    assert torch.equal(predicted_class(STARS, p), (said.cummin(1).values > 0).sum(1))
+    assert torch.equal(predicted_class(ORDINAL, p), (outputs.cummin(1).values > 0).sum(1))
 
 
-@pytest.mark.parametrize("kind, k", [(KINDS, 3), (STARS, 3), (TAGS, 2)])
-def test_logits_learned_too_large_are_brought_back(kind: Category | Multilabel, k: int) -> None:
-    honest = torch.randn(4000, k, generator=chance()) * (2 if kind is not STARS else 1)
-    honest = honest.sort(1, descending=True).values if kind is STARS else honest
-    drawn = torch.rand(4000, k, generator=chance(1))
+@pytest.mark.parametrize(("modality", "k"), [(CATEGORY, 3), (ORDINAL, 3), (MULTILABEL, 2)])
+def test_overconfident_logits_are_scaled_down(modality: Category | Multilabel, k: int) -> None:
+    calibrated = torch.randn(4000, k, generator=seeded()) * (2 if modality is not ORDINAL else 1)
+    calibrated = calibrated.sort(1, descending=True).values if modality is ORDINAL else calibrated
+    uniform = torch.rand(4000, k, generator=seeded(1))
     y = {
-        "category": honest.softmax(1).multinomial(1, generator=chance(1))[:, 0],
-        "ordinal": (drawn[:, :1] < honest.sigmoid()).sum(1),
-        "multilabel": (drawn < honest.sigmoid()).float(),
-    }[kind.kind]
-    found = Calibration()
-    found.fit(kind, honest * 4, y)
-    assert found.scale.item() == pytest.approx(4, rel=0.1)
+        "category": calibrated.softmax(1).multinomial(1, generator=seeded(1))[:, 0],
+        "ordinal": (uniform[:, :1] < calibrated.sigmoid()).sum(1),
+        "multilabel": (uniform < calibrated.sigmoid()).float(),
+    }[kind.modality]
+    calibration = Calibration()
+    calibration.fit(modality, calibrated * 4, y)
+    assert calibration.scale.item() == pytest.approx(4, rel=0.1)
     assert torch.allclose(
-        found.probabilities(kind, honest * 4), Calibration().probabilities(kind, honest), atol=0.05
+        calibration.probabilities(modality, calibrated * 4),
+        Calibration().probabilities(modality, calibrated),
+        atol=0.05,
     )
 
 
-def test_spreads_learned_too_small_are_brought_back_and_intervals_hold() -> None:
-    said = torch.stack(
-        [torch.randn(2000, generator=chance()), torch.full((2000,), -2.0)], 1
-    )  # of spread 0.37
-    y = said[:, 0] + torch.randn(2000, generator=chance(1))
-    found = Calibration()
-    found.fit(PRICE, said[:1000], y[:1000])
-    assert found.distribution(said).std[0].item() == pytest.approx(1, rel=0.1)
+def test_small_standard_deviations_are_scaled_up_and_intervals_cover() -> None:
+    outputs = torch.stack(
+        [torch.randn(2000, generator=seeded()), torch.full((2000,), -2.0)], 1
+    )  # a standard deviation of 0.37
+    y = outputs[:, 0] + torch.randn(2000, generator=seeded(1))
+    calibration = Calibration()
+    calibration.fit(NUMERIC, outputs[:1000], y[:1000])
+    assert calibration.distribution(outputs).std[0].item() == pytest.approx(1, rel=0.1)
     for level in (0.5, 0.9):
-        served = decode_prediction(PRICE, said[1000:], found, level)
-        assert served.interval is not None
+        decoded = decode_prediction(NUMERIC, outputs[1000:], calibration, level)
+        assert decoded.interval is not None
         true = y[1000:].numpy() * 2 + 10
-        held = ((served.interval[:, 0] <= true) & (true <= served.interval[:, 1])).mean()
-        assert abs(held - level) < 4 * math.sqrt(level * (1 - level) * 2 / 1000)
+        covered = ((decoded.interval[:, 0] <= true) & (true <= decoded.interval[:, 1])).mean()
+        assert abs(covered - level) < 4 * math.sqrt(level * (1 - level) * 2 / 1000)
 
 
-def test_few_rows_leave_the_scale_alone_and_bound_what_they_can() -> None:
-    found, said = Calibration(), torch.randn(9, 3, generator=chance()) * 9
-    found.fit(KINDS, said, said.argmax(1))
-    assert found.scale == 1
-    assert math.isfinite(found.conformal_quantile(0.9))
-    assert found.conformal_quantile(0.91) == math.inf
-    found.fit(KINDS, said[:0], said.argmax(1)[:0])
-    assert found.conformal_quantile(0.5) == found.selective_threshold(0.5) == math.inf
+def test_few_rows_keep_the_scale_and_bound_low_levels_only() -> None:
+    calibration, outputs = Calibration(), torch.randn(9, 3, generator=seeded()) * 9
+    calibration.fit(CATEGORY, outputs, outputs.argmax(1))
+    assert calibration.scale == 1
+    assert math.isfinite(calibration.conformal_quantile(0.9))
+    assert calibration.conformal_quantile(0.91) == math.inf
+    calibration.fit(CATEGORY, outputs[:0], outputs.argmax(1)[:0])
+    assert calibration.conformal_quantile(0.5) == calibration.selective_threshold(0.5) == math.inf
 
 
-def test_classes_never_seen_are_outside_of_the_sets() -> None:
-    found, said = Calibration(), torch.randn(40, 3, generator=chance())
-    found.fit(KINDS, said, torch.full((40,), 3))
-    assert found.conformal_quantile(0.5) == 1
-    assert math.isfinite(found.scale)
+def test_unseen_classes_are_outside_of_prediction_sets() -> None:
+    calibration, outputs = Calibration(), torch.randn(40, 3, generator=seeded())
+    calibration.fit(CATEGORY, outputs, torch.full((40,), 3))
+    assert calibration.conformal_quantile(0.5) == 1
+    assert math.isfinite(calibration.scale)
 
 
-def test_it_abstains_where_it_is_not_sure_enough() -> None:
-    said = torch.randn(4000, 3, generator=chance()) * 2
-    y = said.softmax(1).multinomial(1, generator=chance(1))[:, 0]
-    found = Calibration()
-    found.fit(KINDS, said[:2000], y[:2000])
-    served = decode_prediction(KINDS, said[2000:], found, min_accuracy=0.9).value
-    true = [KINDS.classes[i] for i in y[2000:].tolist()]
-    right = [a == b for a, b in zip(served, true, strict=True) if a is not None]
+def test_predictions_below_the_accuracy_threshold_are_none() -> None:
+    outputs = torch.randn(4000, 3, generator=seeded()) * 2
+    y = outputs.softmax(1).multinomial(1, generator=seeded(1))[:, 0]
+    calibration = Calibration()
+    calibration.fit(CATEGORY, outputs[:2000], y[:2000])
+    decoded = decode_prediction(CATEGORY, outputs[2000:], calibration, min_accuracy=0.9).value
+    true = [CATEGORY.classes[i] for i in y[2000:].tolist()]
+    right = [a == b for a, b in zip(decoded, true, strict=True) if a is not None]
     assert 300 < len(right) < 1900
     assert np.mean(right) > 0.9 - 4 * math.sqrt(0.09 / len(right))
-    assert None not in decode_prediction(KINDS, said, found).value
+    assert None not in decode_prediction(CATEGORY, outputs, calibration).value
 
 
-def test_levels_are_rounded_up_and_checked() -> None:
-    found = Calibration()
-    found.conformal_quantiles.copy_(torch.tensor(LEVELS))
-    assert found.conformal_quantile(0.9) == pytest.approx(0.9)
-    assert found.conformal_quantile(0.901) == pytest.approx(0.91)
-    assert found.conformal_quantile(0.07) == pytest.approx(0.07)
-    with pytest.raises(SensoriumError, match="level of 1 is not between"):
-        found.conformal_quantile(1.0)
+def test_levels_are_rounded_up_and_validated() -> None:
+    calibration = Calibration()
+    calibration.conformal_quantiles.copy_(torch.tensor(CALIBRATION_LEVELS))
+    assert calibration.conformal_quantile(0.9) == pytest.approx(0.9)
+    assert calibration.conformal_quantile(0.901) == pytest.approx(0.91)
+    assert calibration.conformal_quantile(0.07) == pytest.approx(0.07)
+    with pytest.raises(SensoriumError, match="1 is out of range. Choose one from 0.01 to 0.99"):
+        calibration.conformal_quantile(1.0)
 
 
-# In a run -------------------------------------------------------------------------------------------------------------
+# In a training trained_run
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Numbers and what depends on them, with noise, so that nothing can be said for sure."""
+def csv_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return two columns and noisy targets that depend on them."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 2))
     noisy = x[:, 0] + rng.normal(size=600)
@@ -145,10 +147,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def trained_run(csv_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return sn.train(
         fusion,
-        table,
+        csv_dataset,
         out=tmp_path_factory.mktemp("runs") / "run",
         target=("label", "price"),
         columns=("a", "b"),
@@ -160,36 +162,40 @@ def run(table: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
     )
 
 
-def test_what_is_served_is_what_was_fitted_on_the_weights_that_are_kept(
-    table: Dataset, run: Model
+def test_saved_calibration_is_that_of_the_saved_weights(
+    csv_dataset: Dataset, trained_run: Model
 ) -> None:
-    kept = {
+    saved = {
         name: value.clone()
-        for name, value in run.module.state_dict().items()
+        for name, value in trained_run.module.state_dict().items()
         if "calibrations" in name
     }
     assert all(
         not torch.equal(value, torch.ones(()))
-        for name, value in kept.items()
+        for name, value in saved.items()
         if name.endswith("scale")
     )
-    assert run.recipe.hooks.calibrate is not None
-    assert run.recipe.evaluation.validate is not None
-    prepared = table.prepare(run.schema, run.recipe.data.columns)
-    result = run.recipe.evaluation.validate(run.module, prepared, table.splits["val"])
+    assert trained_run.recipe.hooks.calibrate is not None
+    assert trained_run.recipe.evaluation.validate is not None
+    prepared = csv_dataset.prepare(trained_run.schema, trained_run.recipe.data.columns)
+    result = trained_run.recipe.evaluation.validate(
+        trained_run.module, prepared, csv_dataset.splits["val"]
+    )
     for predictions in (None, result.predictions):
         with torch.inference_mode():
-            run.recipe.hooks.calibrate(run.module, prepared, table.splits["val"], predictions)
-        for name, value in kept.items():
-            assert torch.equal(run.module.state_dict()[name], value), name
+            trained_run.recipe.hooks.calibrate(
+                trained_run.module, prepared, csv_dataset.splits["val"], predictions
+            )
+        for name, value in saved.items():
+            assert torch.equal(trained_run.module.state_dict()[name], value), name
 
 
-def test_calibration_takes_what_validation_predicted(
-    table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_calibration_reuses_the_predictions_of_validation(
+    csv_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
-    def counted(
+    def counting_predict_rows(
         model: MultimodalPredictor,
         prepared: PreparedDataset,
         rows: np.ndarray,
@@ -198,10 +204,10 @@ def test_calibration_takes_what_validation_predicted(
         calls.append(len(rows))
         return predict_rows(model, prepared, rows, targets)
 
-    monkeypatch.setattr(validate_prediction, "said_of", counted)
+    monkeypatch.setattr(validate_prediction, "predict_rows", counting_predict_rows)
     sn.train(
         fusion,
-        table,
+        csv_dataset,
         out=tmp_path / "run",
         target="price",
         columns="a",
@@ -211,30 +217,29 @@ def test_calibration_takes_what_validation_predicted(
         precision="fp32",
         early_stopping_patience=0,
     )
-    assert calls == [len(table.splits["val"])] * 3  # once for each evaluation
+    assert calls == [len(csv_dataset.splits["val"])] * 3  # once for each evaluation
 
 
-def test_intervals_and_sets_hold_on_rows_never_seen(table: Dataset, run: Model) -> None:
-    rows = table.splits["test"]
-    given = {name: table.raw(name, rows) for name in ("a", "b")}
-    said = run.predict(**given, level=0.8)
+def test_intervals_and_sets_cover_unseen_rows(csv_dataset: Dataset, trained_run: Model) -> None:
+    rows = csv_dataset.splits["test"]
+    inputs = {name: csv_dataset.raw(name, rows) for name in ("a", "b")}
+    predictions = trained_run.predict(**inputs, coverage=0.8)
     slack = 4 * math.sqrt(0.8 * 0.2 * 2 / len(rows))
-    price = np.array(table.raw("price", rows))
-    held = (said["price"].interval[:, 0] <= price) & (price <= said["price"].interval[:, 1])
-    assert abs(held.mean() - 0.8) < slack
-    held = [
-        label in among
-        for label, among in zip(table.raw("label", rows), said["label"].among, strict=True)
-    ]
-    assert np.mean(held) > 0.8 - slack
+    price = np.array(csv_dataset.raw("price", rows))
+    interval = predictions["price"].interval
+    covered = (interval[:, 0] <= price) & (price <= interval[:, 1])
+    assert abs(covered.mean() - 0.8) < slack
+    labels, sets = csv_dataset.raw("label", rows), predictions["label"].prediction_set
+    in_set = [label in classes for label, classes in zip(labels, sets, strict=True)]
+    assert np.mean(in_set) > 0.8 - slack
 
 
-def test_a_run_without_validation_rows_bounds_nothing(tmp_path: Path) -> None:
+def test_run_without_validation_rows_has_infinite_intervals(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("x,y,split\n" + "".join(f"{i},{i % 7},train\n" for i in range(40)))
     data = Dataset.open(path, split="split")
-    assert "val" in data.splits  # it makes one of the training rows
-    run = sn.train(
+    assert "val" in data.splits  # made of training rows
+    trained_run = sn.train(
         fusion,
         data.take(data.splits["train"]),
         out=tmp_path / "run",
@@ -244,4 +249,4 @@ def test_a_run_without_validation_rows_bounds_nothing(tmp_path: Path) -> None:
         quiet=True,
         precision="fp32",
     )
-    assert np.isinf(run.predict(x=[1.0])["y"].interval).all()
+    assert np.isinf(trained_run.predict(x=[1.0])["y"].interval).all()

@@ -1,4 +1,4 @@
-"""Optimisers beside torch's own or their paper's update written out; the schedule's values; the moving average."""
+"""Tests of the optimizers, the learning-rate schedule and the moving average of the weights."""
 
 import copy
 import itertools
@@ -26,16 +26,16 @@ from sensorium.training.optimizers import (
 OPTIONS = OptimizerConfig(lr=0.02, weight_decay=0.3, betas=(0.9, 0.95))
 
 
-def model() -> nn.Module:
+def small_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Embedding(7, 6), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3), nn.Conv1d(4, 2, 3)
     )
 
 
-def learn(net: nn.Module, step: Callable[[], object], times: int = 4) -> list[Tensor]:
-    """Gradients that depend on nothing but the step; the weights afterwards."""
-    for k in range(times):
+def take_steps(net: nn.Module, step: Callable[[], object], count: int = 4) -> list[Tensor]:
+    """Take steps with fixed gradients; return the weights afterwards."""
+    for k in range(count):
         rng = torch.Generator().manual_seed(k)
         for p in net.parameters():
             p.grad = torch.randn(p.shape, generator=rng)
@@ -43,9 +43,14 @@ def learn(net: nn.Module, step: Callable[[], object], times: int = 4) -> list[Te
     return [p.detach().clone() for p in net.parameters()]
 
 
-def steps(net: nn.Module, name: str) -> Callable[[], None]:
-    several = build_optimizers(name, net, OPTIONS)
-    return lambda: [o.step() for o in several][0]
+def step_all(optimizers: list[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def make_step(net: nn.Module, name: str) -> Callable[[], None]:
+    optimizers = build_optimizers(name, net, OPTIONS)
+    return lambda: step_all(optimizers)
 
 
 def groups(net: nn.Module) -> list[dict[str, object]]:
@@ -56,24 +61,26 @@ def groups(net: nn.Module) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "name, reference",
+    ("name", "reference"),
     [
         ("sgd", lambda g: torch.optim.SGD(g, lr=0.02, momentum=0.9)),
         ("adam", lambda g: torch.optim.Adam(g, lr=0.02, betas=(0.9, 0.95))),
         ("adamw", lambda g: torch.optim.AdamW(g, lr=0.02, betas=(0.9, 0.95))),
     ],
 )
-def test_it_steps_as_torch_does(
+def test_step_equals_that_of_torch(
     name: str, reference: Callable[[object], torch.optim.Optimizer]
 ) -> None:
-    ours, theirs = model(), model()
+    ours, theirs = small_model(), small_model()
     for a, b in zip(
-        learn(ours, steps(ours, name)), learn(theirs, reference(groups(theirs)).step), strict=True
+        take_steps(ours, make_step(ours, name)),
+        take_steps(theirs, reference(groups(theirs)).step),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_lion_is_its_paper_written_out() -> None:
+def test_lion_follows_its_paper() -> None:
     p = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = Lion([{"params": [p], "weight_decay": 0.1}], lr=0.5, betas=(0.9, 0.99))
     x, m = p.detach().double().clone(), torch.zeros(1, 2, dtype=torch.double)
@@ -85,8 +92,8 @@ def test_lion_is_its_paper_written_out() -> None:
     torch.testing.assert_close(p.detach().double(), x, rtol=1e-6, atol=1e-6)
 
 
-def test_muon_takes_the_maps_and_adamw_the_rest() -> None:
-    net = model()
+def test_muon_updates_matrices_and_adamw_the_rest() -> None:
+    net = small_model()
     muon, adamw = build_optimizers("muon", net, OPTIONS)
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [
         net[i].weight.shape for i in (1, 3, 4)
@@ -106,94 +113,96 @@ def test_muon_takes_the_maps_and_adamw_the_rest() -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(160, 288), (288, 160), (32, 48)])
-def test_a_step_is_orthogonal_in_either_precision(
+def test_orthogonalized_step_in_either_precision(
     shape: tuple[int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sensorium.training.optimizers.multiplies_bf16", lambda: bf16)
+    monkeypatch.setattr("sensorium.training.optimizers.has_bf16_matmul", lambda: bf16)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    way = orthogonalize(x)
-    assert (way.dtype == torch.bfloat16) == (bf16 and min(shape) >= MIN_BF16_SIZE)
-    values = torch.linalg.svdvals(way.float())
+    direction = orthogonalize(x)
+    assert (direction.dtype == torch.bfloat16) == (bf16 and min(shape) >= MIN_BF16_SIZE)
+    values = torch.linalg.svdvals(direction.float())
     assert values.min() > 0.6
     assert values.max() < 1.3
     torch.testing.assert_close(
-        (way.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0
+        (direction.float() * x).sum(), torch.linalg.svdvals(x).sum(), rtol=0.2, atol=0
     )  # along x
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_has_one_axis_is_never_decayed(name: str) -> None:
-    net = model()
-    still = copy.deepcopy(net)
-    several = build_optimizers(name, net, OPTIONS)
+def test_vectors_have_no_weight_decay(name: str) -> None:
+    net = small_model()
+    before = copy.deepcopy(net)
+    optimizers = build_optimizers(name, net, OPTIONS)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    for optimizer in several:
+    for optimizer in optimizers:
         optimizer.step()
-    for (which, p), q in zip(net.named_parameters(), still.parameters(), strict=True):
+    for (param_name, p), q in zip(net.named_parameters(), before.parameters(), strict=True):
         if p.ndim < 2:
-            assert torch.equal(p, q), which
-        elif name != "adam":  # whose decay is part of the gradient, and scaled as it is
-            assert p.norm() < q.norm(), which
+            assert torch.equal(p, q), param_name
+        elif name != "adam":  # its decay is part of the gradient, and scaled like it
+            assert p.norm() < q.norm(), param_name
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_remembered_goes_on_exactly(name: str) -> None:
-    whole = model()
-    straight = steps(whole, name)
-    learn(whole, straight, 3)
-    net = model()
-    several = build_optimizers(name, net, OPTIONS)
-    learn(net, lambda: [o.step() for o in several], 3)
-    flat = {k: v.clone() for k, v in state_dict({"model": several}).items()}
+def test_restored_state_continues_exactly(name: str) -> None:
+    reference = small_model()
+    reference_step = make_step(reference, name)
+    take_steps(reference, reference_step, 3)
+    net = small_model()
+    optimizers = build_optimizers(name, net, OPTIONS)
+    take_steps(net, lambda: step_all(optimizers), 3)
+    flat = {k: v.clone() for k, v in state_dict({"model": optimizers}).items()}
     other = copy.deepcopy(net)
-    again = build_optimizers(name, other, OPTIONS)
-    load_state_dict({"model": again}, flat)
+    restored = build_optimizers(name, other, OPTIONS)
+    load_state_dict({"model": restored}, flat)
     for a, b in zip(
-        learn(whole, straight, 3), learn(other, lambda: [o.step() for o in again], 3), strict=True
+        take_steps(reference, reference_step, 3),
+        take_steps(other, lambda: step_all(restored), 3),
+        strict=True,
     ):
         assert torch.equal(a, b)
 
 
-def test_each_part_keeps_its_own_rate() -> None:
-    """Muon's other half goes slower; a schedule scales both."""
-    muon, adamw = build_optimizers("muon", model(), OPTIONS)
-    assert muon.param_groups[0]["top"] == OPTIONS.lr
-    assert adamw.param_groups[0]["top"] == pytest.approx(OPTIONS.lr / 3)
+def test_muon_and_adamw_have_their_own_learning_rates() -> None:
+    muon, adamw = build_optimizers("muon", small_model(), OPTIONS)
+    assert muon.param_groups[0]["peak_lr"] == OPTIONS.lr
+    assert adamw.param_groups[0]["peak_lr"] == pytest.approx(OPTIONS.lr / 3)
 
 
-def test_memory_is_laid_out_as_its_parameter() -> None:
-    """The fused kernels walk both in memory order: one laid out otherwise would be read wrongly."""
+def test_restored_state_has_the_layout_of_its_parameter() -> None:
+    """Fused kernels read both in memory order, so another layout would be misread."""
     net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    several = build_optimizers("adamw", net, OPTIONS)
-    learn(net, several[0].step, 1)
-    again = build_optimizers("adamw", net, OPTIONS)
+    optimizers = build_optimizers("adamw", net, OPTIONS)
+    take_steps(net, optimizers[0].step, 1)
+    restored = build_optimizers("adamw", net, OPTIONS)
     load_state_dict(
-        {"model": again}, {k: v.contiguous() for k, v in state_dict({"model": several}).items()}
+        {"model": restored},
+        {k: v.contiguous() for k, v in state_dict({"model": optimizers}).items()},
     )
-    assert again[0].state[net.weight]["exp_avg"].stride() == net.weight.stride()
+    assert restored[0].state[net.weight]["exp_avg"].stride() == net.weight.stride()
 
 
-def test_frozen_parameters_are_left_alone() -> None:
-    net = model()
+def test_frozen_parameters_are_not_optimized() -> None:
+    net = small_model()
     net[1].requires_grad_(False)
-    held = {
+    optimized = {
         id(p)
         for o in build_optimizers("adamw", net, OPTIONS)
         for g in o.param_groups
         for p in g["params"]
     }
-    assert not held & {id(p) for p in net[1].parameters()}
+    assert not optimized & {id(p) for p in net[1].parameters()}
     with pytest.raises(SensoriumError, match="frozen"):
         build_optimizers("adamw", nn.Linear(2, 2).requires_grad_(False), OPTIONS)
     with pytest.raises(
         SensoriumError,
-        match="no optimizer is called 'adamm'; there are adamw, adam, sgd, lion, muon",
+        match="--optimizer 'adamm' is not one of adamw, adam, sgd, lion, muon",
     ):
         build_optimizers("adamm", net, OPTIONS)
 
 
-def test_the_rate_goes_up_in_a_line_and_down_in_a_cosine() -> None:
+def test_learning_rate_warms_up_and_decays() -> None:
     rates = [lr_scale(k, 100, 0.1) for k in range(101)]
     assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert rates[10] == 1.0
@@ -206,17 +215,17 @@ def test_the_rate_goes_up_in_a_line_and_down_in_a_cosine() -> None:
     assert lr_scale(0, 1, 0.5) == 1.0
 
 
-def test_the_average_warms_up_and_can_be_worn() -> None:
+def test_ema_warms_up_and_can_be_applied() -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.0)
-    average, wanted = EMA(net, 0.9), 0.0
+    ema, expected = EMA(net, 0.9), 0.0
     for k in range(40):
         nn.init.constant_(net.weight, float(k + 1))
-        average.update(k)
+        ema.update(k)
         decay = min(0.9, (k + 1) / (k + 10))
-        wanted = decay * wanted + (1 - decay) * (k + 1)
-    assert average.weights["weight"].item() == pytest.approx(wanted, rel=1e-5)
-    with average.applied():
-        assert net.weight.item() == pytest.approx(wanted, rel=1e-5)
+        expected = decay * expected + (1 - decay) * (k + 1)
+    assert ema.weights["weight"].item() == pytest.approx(expected, rel=1e-5)
+    with ema.applied():
+        assert net.weight.item() == pytest.approx(expected, rel=1e-5)
     assert net.weight.item() == 40.0
-    assert average.weights["weight"].item() == pytest.approx(wanted, rel=1e-5)
+    assert ema.weights["weight"].item() == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""CLIP of Hugging Face through our core: the same numbers, the same gradients, there and back."""
+"""CLIP of transformers in our modules: same outputs and gradients, weights round trip."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    randomize_weights,
+)
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -36,43 +42,45 @@ TEXT = {
 }
 
 
-def words() -> Tensor:
-    """Ids whose end token, 40, is not the highest, stands twice in one text, and never comes first."""
+def token_ids() -> Tensor:
+    """Ids whose end token, 40, is not the highest id, occurs twice in one text and never first."""
     ids = torch.randint(3, 40, (BATCH, 9), generator=torch.Generator().manual_seed(1))
     ids[0, 4], ids[0, 7], ids[1, 8], ids[2, 2], ids[2, 1], ids[3, 5] = 40, 40, 40, 40, 49, 40
     return ids
 
 
-def config(**changed: object) -> dict:
+def config(**overrides: object) -> dict:
     return {
         "vision_config": VISION,
-        "text_config": TEXT | {"eos_token_id": 40} | changed,
+        "text_config": TEXT | {"eos_token_id": 40} | overrides,
         "projection_dim": 20,
     }
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"eos_token_id": 2}, {"hidden_act": "gelu"}], ids=["end", "legacy", "gelu"]
+    "overrides", [{}, {"eos_token_id": 2}, {"hidden_act": "gelu"}], ids=["end", "legacy", "gelu"]
 )
-def test_same_numbers_and_gradients(changed: dict, tmp_path: Path) -> None:
+def test_outputs_and_gradients_match_reference(overrides: dict, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = lively(transformers.CLIPModel(transformers.CLIPConfig(**config(**changed))))
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours, found = hosted(CLIP, tmp_path / "theirs")
-    pictures, ids = torch.randn(BATCH, 3, 16, 16), words()
-    said = theirs(input_ids=ids, pixel_values=pictures)
-    vectors = ours["image"](pictures), ours["text"](ids)
-    close(vectors[0], said.image_embeds)
-    close(vectors[1], said.text_embeds)
-    logits = ours.logit_scale.exp() * vectors[1] @ vectors[0].T
-    close(logits, said.logits_per_text)
+    reference = randomize_weights(
+        transformers.CLIPModel(transformers.CLIPConfig(**config(**overrides)))
+    )
+    reference.save_pretrained(tmp_path / "theirs")
+    ours, found_config = load_ours(CLIP, tmp_path / "theirs")
+    images, ids = torch.randn(BATCH, 3, 16, 16), token_ids()
+    expected = reference(input_ids=ids, pixel_values=images)
+    embeddings = ours["image"](images), ours["text"](ids)
+    assert_close(embeddings[0], expected.image_embeds)
+    assert_close(embeddings[1], expected.text_embeds)
+    logits = ours.logit_scale.exp() * embeddings[1] @ embeddings[0].T
+    assert_close(logits, expected.logits_per_text)
     logits.square().sum().backward()
-    said.logits_per_text.square().sum().backward()
-    same_gradients(CLIP, ours, theirs, found, tmp_path / "slopes")
-    back = there_and_back(CLIP, ours, found, tmp_path / "theirs", tmp_path / "back")
-    again = transformers.CLIPModel.from_pretrained(back).eval()
+    expected.logits_per_text.square().sum().backward()
+    assert_same_gradients(CLIP, ours, reference, found_config, tmp_path / "gradients")
+    exported = assert_round_trip(CLIP, ours, found_config, tmp_path / "theirs", tmp_path / "back")
+    reloaded = transformers.CLIPModel.from_pretrained(exported).eval()
     assert torch.equal(
-        again(input_ids=ids, pixel_values=pictures).logits_per_text, said.logits_per_text
+        reloaded(input_ids=ids, pixel_values=images).logits_per_text, expected.logits_per_text
     )
 
 
@@ -86,20 +94,20 @@ def test_same_numbers_and_gradients(changed: dict, tmp_path: Path) -> None:
     ],
     ids=["crop", "inside", "stretch"],
 )
-def test_pixels_are_those_of_its_processor(extent: tuple[int, int], settings: dict) -> None:
+def test_pixels_match_the_processor(size: tuple[int, int], settings: dict) -> None:
     transformers = pytest.importorskip("transformers")
     processor = transformers.CLIPImageProcessorPil(**settings)
-    drawn = np.random.default_rng(0).integers(0, 256, (*extent, 3), dtype=np.uint8)
-    theirs = processor(PIL.Image.fromarray(drawn), return_tensors="pt").pixel_values
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    reference = processor(PIL.Image.fromarray(pixels), return_tensors="pt").pixel_values
     ours = image_preprocessing(processor.to_dict(), 32, Image())
     assert ours.std == pytest.approx(processor.image_std)
-    assert (ours.collate([ours.load(drawn)]) - theirs).abs().max() < 1e-5
+    assert (ours.collate([ours.load(pixels)]) - reference).abs().max() < 1e-5
 
 
-def test_a_folder_embeds_pictures_and_words(tmp_path: Path) -> None:
+def test_folder_embeds_images_and_texts(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    tokenizer = words_of_ours()
-    theirs = lively(
+    tokenizer = small_tokenizer()
+    reference = randomize_weights(
         transformers.CLIPModel(
             transformers.CLIPConfig(
                 **config(
@@ -111,28 +119,28 @@ def test_a_folder_embeds_pictures_and_words(tmp_path: Path) -> None:
         )
     )
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
-    for part in (theirs, tokenizer, processor):
+    for part in (reference, tokenizer, processor):
         part.save_pretrained(tmp_path)
     model = sn.load(tmp_path)
-    drawn = [np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)]
+    pixels = [np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)]
     texts = ["a red bicycle", "two red and blue cats with a very long bicycle between them", "x"]
     ids = tokenizer(
         texts, truncation=True, max_length=9, padding=True, return_tensors="pt"
     ).input_ids
-    said = theirs(input_ids=ids, **processor(drawn, return_tensors="pt"))
-    close(torch.from_numpy(model.embed(image=drawn)), said.image_embeds)
-    close(torch.from_numpy(model.embed(text=texts)), said.text_embeds)
+    expected = reference(input_ids=ids, **processor(pixels, return_tensors="pt"))
+    assert_close(torch.from_numpy(model.embed(image=pixels)), expected.image_embeds)
+    assert_close(torch.from_numpy(model.embed(text=texts)), expected.text_embeds)
 
 
-def words_of_ours() -> Any:
-    """A tokenizer as CLIP's: a start, byte pairs, an end."""
+def small_tokenizer() -> Any:
+    """A tokenizer like CLIP's: a start token, byte pairs, an end token."""
     import transformers
 
-    made = train_tokenizer(["a red bicycle", "two blue cats"] * 3, 300)
-    start, end = made.token_to_id("<start>"), made.token_to_id("<end>")
-    made.post_processor = TemplateProcessing(
+    tokenizer = train_tokenizer(["a red bicycle", "two blue cats"] * 3, 300)
+    start, end = tokenizer.token_to_id("<start>"), tokenizer.token_to_id("<end>")
+    tokenizer.post_processor = TemplateProcessing(
         "<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<start>", eos_token="<end>", pad_token="<pad>"
+        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<pad>"
     )

@@ -1,18 +1,25 @@
-"""Published decoders through our core: the same numbers, the same gradients, the same words, there and back."""
+"""Pretrained decoders in our modules: same outputs, gradients and texts, weights round trip."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    randomize_weights,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 import sensorium as sn
 from sensorium.errors import SensoriumError
 from sensorium.models.decoder import Decoder
-from sensorium.nn.attention import KVCache
+from sensorium.nn.kv_cache import KVCache
+from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import SamplingConfig, generate
 from sensorium.pretrained.decoder import PAD_ID
 from sensorium.pretrained.family import PretrainedFamily
@@ -71,41 +78,41 @@ def padded(texts: list[list[int]]) -> Tensor:
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> tuple[PretrainedFamily, Any, Decoder, Any, Path]:
-    """The family, their model, ours, its config and the folder that both were read from."""
+    """The family, the reference model, ours, its config and the folder that both were loaded from."""
     family, name, settings = MODELS[request.param]
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-    theirs = lively(
+    reference = randomize_weights(
         transformers.AutoModelForCausalLM.from_config(
             getattr(transformers, f"{name}Config")(**settings, **ends)
         )
     )
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours, config = hosted(family, tmp_path / "theirs")
+    reference.save_pretrained(tmp_path / "theirs")
+    ours, config = load_ours(family, tmp_path / "theirs")
     assert isinstance(ours, Decoder)
-    return family, theirs, ours, config, tmp_path / "theirs"
+    return family, reference, ours, config, tmp_path / "theirs"
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
     return model.heads["text"](model(Batch({"text": ids}))["text"].x)
 
 
-def test_same_numbers_and_gradients(
+def test_outputs_and_gradients_match_reference(
     pair: tuple[PretrainedFamily, Any, Decoder, Any, Path], tmp_path: Path
 ) -> None:
-    family, theirs, ours, config, folder = pair
+    family, reference, ours, config, folder = pair
     ids = torch.randint(VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
-    said, expected = logits(ours, ids), theirs(ids).logits
-    close(said, expected)
-    target = torch.randn(said.shape)
-    (said * target).sum().backward()
+    output, expected = logits(ours, ids), reference(ids).logits
+    assert_close(output, expected)
+    target = torch.randn(output.shape)
+    (output * target).sum().backward()
     (expected * target).sum().backward()
-    same_gradients(family, ours, theirs, config, tmp_path / "slopes")
-    back = there_and_back(family, ours, config, folder, tmp_path / "back")
-    again = type(theirs).from_pretrained(back).eval()
-    assert torch.equal(again(ids).logits, expected)
+    assert_same_gradients(family, ours, reference, config, tmp_path / "gradients")
+    exported = assert_round_trip(family, ours, config, folder, tmp_path / "back")
+    reloaded = type(reference).from_pretrained(exported).eval()
+    assert torch.equal(reloaded(ids).logits, expected)
 
 
-def test_what_is_read_step_by_step_is_what_is_read_at_once(
+def test_decode_steps_match_a_full_pass(
     pair: tuple[PretrainedFamily, Any, Decoder, Any, Path],
 ) -> None:
     ours, ids, cache = pair[2], padded(TEXTS), KVCache(2)
@@ -117,14 +124,14 @@ def test_what_is_read_step_by_step_is_what_is_read_at_once(
                 ours.decode_step("text", more[:, step], (ids != PAD_ID).sum(1) + step, cache)
             )
         for row, text in enumerate(TEXTS):
-            whole = logits(ours, torch.tensor([text + more[row].tolist()]))[0, len(text) - 1 :]
-            close(torch.stack([step[row] for step in steps]), whole)
+            full = logits(ours, torch.tensor([text + more[row].tolist()]))[0, len(text) - 1 :]
+            assert_close(torch.stack([step[row] for step in steps]), full)
 
 
-def test_same_words_one_by_one_and_together(
+def test_greedy_batch_matches_reference_row_by_row(
     pair: tuple[PretrainedFamily, Any, Decoder, Any, Path],
 ) -> None:
-    theirs, ours = pair[1], pair[2]
+    reference, ours = pair[1], pair[2]
     together = torch.stack(
         list(
             generate(
@@ -134,7 +141,7 @@ def test_same_words_one_by_one_and_together(
         1,
     )
     for row, text in enumerate(TEXTS):
-        expected = theirs.generate(
+        expected = reference.generate(
             torch.tensor([text]),
             max_new_tokens=12,
             min_new_tokens=12,
@@ -145,7 +152,7 @@ def test_same_words_one_by_one_and_together(
         assert together[row].tolist() == expected[0, len(text) :].tolist()
 
 
-IN_GGUF = {
+GGUF_NAMES = {
     "embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
@@ -163,28 +170,28 @@ IN_GGUF = {
 }
 
 
-def in_gguf(theirs: Any, path: Path, quant: str) -> None:
-    """A Llama of transformers as llama.cpp's converter writes it; `quant`: how matrices are stored."""
+def write_gguf(reference: Any, path: Path, quant: str) -> None:
+    """Write a Llama as llama.cpp's converter does; `quant` is the type of gguf_name matrices."""
     gguf = pytest.importorskip("gguf")
-    about, file = theirs.config, gguf.GGUFWriter(path, "llama")
-    file.add_block_count(about.num_hidden_layers)
-    file.add_context_length(about.max_position_embeddings)
-    file.add_embedding_length(about.hidden_size)
-    file.add_feed_forward_length(about.intermediate_size)
-    file.add_head_count(about.num_attention_heads)
-    file.add_head_count_kv(about.num_key_value_heads)
-    file.add_layer_norm_rms_eps(about.rms_norm_eps)
-    file.add_rope_freq_base(about.rope_parameters["rope_theta"])
-    for name, value in theirs.state_dict().items():
+    config, file = reference.config, gguf.GGUFWriter(path, "llama")
+    file.add_block_count(config.num_hidden_layers)
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for name, value in reference.state_dict().items():
         kind = gguf.GGMLQuantizationType[quant if value.ndim == 2 else "F32"]
         value.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(value.numpy(), kind), kind)))
-        heads = {"q_proj": about.num_attention_heads, "k_proj": about.num_key_value_heads}.get(
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
             name.split(".")[-2]
         )
         if heads:  # convert_hf_to_gguf.py: permute
             value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
-        for their, its in IN_GGUF.items():
-            name = name.replace(their, its)
+        for hf_name, gguf_name in GGUF_NAMES.items():
+            name = name.replace(hf_name, gguf_name)
         file.add_tensor(name, gguf.quantize(value.numpy(), kind), raw_dtype=kind)
     file.write_header_to_file()
     file.write_kv_data_to_file()
@@ -194,17 +201,19 @@ def in_gguf(theirs: Any, path: Path, quant: str) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q8_0", "Q4_1"])
-def test_gguf_says_what_its_numbers_say(quant: str, tied: bool, tmp_path: Path) -> None:
+def test_gguf_outputs_match_reference(quant: str, tied: bool, tmp_path: Path) -> None:
     settings = SMALL | {"hidden_size": 64, "intermediate_size": 96, "tie_word_embeddings": tied}
-    theirs = lively(transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)))
+    reference = randomize_weights(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    )
     with torch.no_grad():
-        in_gguf(theirs, tmp_path / "tiny.gguf", quant)
+        write_gguf(reference, tmp_path / "tiny.gguf", quant)
         ids = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
         model = sn.load(tmp_path / "tiny.gguf")
-        close(logits(model.module, ids), theirs(ids).logits)
+        assert_close(logits(model.module, ids), reference(ids).logits)
 
 
-# ------------------------------------------------------------------------------------------------ words
+# Generated text
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -216,7 +225,7 @@ SMOLLM2 = (
 
 
 def tokenizer() -> Any:
-    """A byte-pair tokenizer with the markers of a chat, as transformers keeps it."""
+    """A byte-pair tokenizer of transformers with the markers of a chat."""
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer, plain.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -235,16 +244,16 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def chatty(tmp_path: Path) -> tuple[Any, Any, Path]:
-    """A model that was never taught anything, its tokenizer, and their folder."""
-    words = tokenizer()
-    words.chat_template = SMOLLM2
-    sizes = SMALL | {"vocab_size": len(words), "max_position_embeddings": 128}
+def chat_model(tmp_path: Path) -> tuple[Any, Any, Path]:
+    """A random model, gguf_name tokenizer, and hf_name folder."""
+    hf_tokenizer = tokenizer()
+    hf_tokenizer.chat_template = SMOLLM2
+    sizes = SMALL | {"vocab_size": len(hf_tokenizer), "max_position_embeddings": 128}
     settings = transformers.LlamaConfig(**sizes, eos_token_id=2)
-    theirs = lively(transformers.LlamaForCausalLM(settings))
-    theirs.save_pretrained(tmp_path / "chatty")
-    words.save_pretrained(tmp_path / "chatty")
-    return theirs, words, tmp_path / "chatty"
+    reference = randomize_weights(transformers.LlamaForCausalLM(settings))
+    reference.save_pretrained(tmp_path / "chat_model")
+    hf_tokenizer.save_pretrained(tmp_path / "chat_model")
+    return reference, hf_tokenizer, tmp_path / "chat_model"
 
 
 CONVERSATIONS: list[Any] = [
@@ -258,54 +267,54 @@ CONVERSATIONS: list[Any] = [
 ]
 
 
-def test_a_question_is_put_as_the_template_says(chatty: tuple[Any, Any, Path]) -> None:
-    _, words, folder = chatty
-    asked = sn.load(folder).preprocessing["prompt"]
+def test_chat_prompt_matches_the_template(chat_model: tuple[Any, Any, Path]) -> None:
+    _, hf_tokenizer, folder = chat_model
+    request = sn.load(folder).preprocessing["prompt"]
     for conversation in CONVERSATIONS[1:]:
-        theirs = words.apply_chat_template(
+        reference = hf_tokenizer.apply_chat_template(
             conversation, add_generation_prompt=True, return_dict=False
         )
-        assert asked.load(conversation).tolist() == theirs
+        assert request.load(conversation).tolist() == reference
     assert (
-        asked.load(CONVERSATIONS[0]) == 2
+        request.load(CONVERSATIONS[0]) == 2
     ).sum() == 2  # the system's end and the user's, not the word
 
 
-def test_the_verb_says_what_theirs_says(chatty: tuple[Any, Any, Path]) -> None:
-    theirs, words, folder = chatty
+def test_generate_matches_reference(chat_model: tuple[Any, Any, Path]) -> None:
+    reference, hf_tokenizer, folder = chat_model
     model = sn.load(folder)
-    said = model.generate("text", text=["the capital", "France is"], length=9)
-    for beginning, ours in zip(["the capital", "France is"], said, strict=True):
-        ids = words(beginning, return_tensors="pt")["input_ids"]
-        expected = theirs.generate(
+    output = model.generate("text", text=["the capital", "France is"], max_tokens=9)
+    for prefix, ours in zip(["the capital", "France is"], output, strict=True):
+        ids = hf_tokenizer(prefix, return_tensors="pt")["input_ids"]
+        expected = reference.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=9,
             do_sample=False,
             pad_token_id=2,
         )[0, ids.shape[1] :]
-        assert ours == words.decode([i for i in expected.tolist() if i != 2])
+        assert ours == hf_tokenizer.decode([i for i in expected.tolist() if i != 2])
     assert (
-        model.generate("text", prompt="Hi", length=3)
-        == model.generate("text", prompt=["Hi", "Why?"], length=3)[:1]
+        model.generate("text", prompt="Hi", max_tokens=3)
+        == model.generate("text", prompt=["Hi", "Why?"], max_tokens=3)[:1]
     )
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("request", "output"),
     [
         ({"prompt": ["Hi"]}, "template"),
-        ({"text": ["Hi"], "length": 127}, "128 in all"),
+        ({"text": ["Hi"], "max_tokens": 127}, "128 in all"),
         ({"image": ["a.png"]}, "image"),
         ({"text": [3]}, "found int"),
         ({"text": [""]}, "found ''"),
     ],
 )
-def test_what_cannot_be_asked_is_said(
-    asked: dict[str, Any], said: str, chatty: tuple[Any, Any, Path]
+def test_unsupported_request_is_refused(
+    request: dict[str, Any], output: str, chat_model: tuple[Any, Any, Path]
 ) -> None:
-    _, words, folder = chatty
-    words.chat_template = SMOLLM2.replace("message['content']", "message['content'].upper()")
-    words.save_pretrained(folder)
-    with pytest.raises(SensoriumError, match=said):
-        sn.load(folder).generate("text", **{"length": 3, **asked})
+    _, hf_tokenizer, folder = chat_model
+    hf_tokenizer.chat_template = SMOLLM2.replace("message['content']", "message['content'].upper()")
+    hf_tokenizer.save_pretrained(folder)
+    with pytest.raises(SensoriumError, match=output):
+        sn.load(folder).generate("text", **{"max_tokens": 3, **request})

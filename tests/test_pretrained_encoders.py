@@ -1,4 +1,4 @@
-"""SigLIP, BERT, ViT and T5 through our core: the numbers and gradients of transformers, there and back."""
+"""SigLIP, BERT, ViT and T5 in our modules: outputs and gradients of transformers, round trip."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    randomize_weights,
+)
 from torch import Tensor, nn
 
 from sensorium.models.towers import Tower
@@ -24,14 +30,14 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-EYE, VOICE = (
+VISION, TEXT = (
     SIZES | {"image_size": 16, "patch_size": 4},
     SIZES | {"vocab_size": 50, "max_position_embeddings": 9},
 )
 Values = dict[str, Tensor]
 
 
-def pictures() -> Values:
+def images() -> Values:
     return {"pixel_values": torch.randn(4, 3, 16, 16)}
 
 
@@ -43,47 +49,47 @@ def texts() -> Values:
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
-def mean(said: Any, given: Values) -> Tensor:
+def mean_token(output: Any, inputs: Values) -> Tensor:
     """As sentence-transformers pools and normalises."""
-    there = given["attention_mask"][..., None].float()
-    return l2_normalize((said.last_hidden_state * there).sum(1) / there.sum(1))
+    mask = inputs["attention_mask"][..., None].float()
+    return l2_normalize((output.last_hidden_state * mask).sum(1) / mask.sum(1))
 
 
 def tower(module: nn.Module, kind: str) -> Tower:
     assert isinstance(module, nn.ModuleDict)
-    found = module[kind]
-    assert isinstance(found, Tower)
-    return found
+    actual = module[kind]
+    assert isinstance(actual, Tower)
+    return actual
 
 
 @dataclass(frozen=True)
 class Case:
-    """A reference, what is put into both, and the two answers that must be one."""
+    """A reference model, the inputs of all_outputs, and the two outputs that must be equal."""
 
     family: PretrainedFamily
     model: str
     config: dict[str, Any]
-    given: Callable[[], Values]
-    theirs: Callable[[Any, Values], Tensor]
+    inputs: Callable[[], Values]
+    reference: Callable[[Any, Values], Tensor]
     ours: Callable[[nn.Module, Values], Tensor]
     load: dict[str, Any]
 
 
-def words(module: nn.Module, given: Values) -> Tensor:
-    return tower(module, "text")(given["input_ids"])
+def embed_text(module: nn.Module, inputs: Values) -> Tensor:
+    return tower(module, "text")(inputs["input_ids"])
 
 
-def sees(module: nn.Module, given: Values) -> Tensor:
-    return tower(module, "image")(given["pixel_values"])
+def embed_image(module: nn.Module, inputs: Values) -> Tensor:
+    return tower(module, "image")(inputs["pixel_values"])
 
 
-def first(said: Any, given: Values) -> Tensor:
-    return l2_normalize(said.last_hidden_state[:, 0])
+def first_token(output: Any, inputs: Values) -> Tensor:
+    return l2_normalize(output.last_hidden_state[:, 0])
 
 
-def both(module: Any, given: Values) -> Tensor:
-    image, text = sees(module, given), words(module, given)
-    logits = module.log_scale.exp() * text @ image.T + module.bias
+def all_outputs(module: Any, inputs: Values) -> Tensor:
+    image, text = embed_image(module, inputs), embed_text(module, inputs)
+    logits = module.logit_scale.exp() * text @ image.T + module.logit_bias
     return torch.cat([image.flatten(), text.flatten(), logits.flatten()])
 
 
@@ -101,48 +107,64 @@ CASES = {
     "siglip": Case(
         SIGLIP,
         "SiglipModel",
-        {"vision_config": EYE, "text_config": VOICE},
-        lambda: pictures() | {"input_ids": torch.randint(0, 50, (3, 9))},
-        lambda said, given: torch.cat(
-            [x.flatten() for x in (said.image_embeds, said.text_embeds, said.logits_per_text)]
+        {"vision_config": VISION, "text_config": TEXT},
+        lambda: images() | {"input_ids": torch.randint(0, 50, (3, 9))},
+        lambda output, inputs: torch.cat(
+            [x.flatten() for x in (output.image_embeds, output.text_embeds, output.logits_per_text)]
         ),
-        both,
+        all_outputs,
         {},
     ),
-    "bert": Case(BERT, "BertModel", VOICE, texts, mean, words, {"add_pooling_layer": False}),
-    "vit": Case(VIT, "ViTModel", EYE, pictures, first, sees, {"add_pooling_layer": False}),
-    "vit that names": Case(
+    "bert": Case(
+        BERT, "BertModel", TEXT, texts, mean_token, embed_text, {"add_pooling_layer": False}
+    ),
+    "vit": Case(
+        VIT, "ViTModel", VISION, images, first_token, embed_image, {"add_pooling_layer": False}
+    ),
+    "vit classifier": Case(
         VIT,
         "ViTForImageClassification",
-        EYE | {"id2label": {i: f"thing {i}" for i in range(7)}},
-        pictures,
-        lambda said, given: said.logits,
-        lambda module, given: module(given["pixel_values"]),
+        VISION | {"id2label": {i: f"class {i}" for i in range(7)}},
+        images,
+        lambda output, inputs: output.logits,
+        lambda module, inputs: module(inputs["pixel_values"]),
         {},
     ),
     "t5 1.0": Case(
-        T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "relu"}, texts, mean, words, {}
+        T5,
+        "T5EncoderModel",
+        T5_SIZES | {"feed_forward_proj": "relu"},
+        texts,
+        mean_token,
+        embed_text,
+        {},
     ),
     "t5 1.1": Case(
-        T5, "T5EncoderModel", T5_SIZES | {"feed_forward_proj": "gated-gelu"}, texts, mean, words, {}
+        T5,
+        "T5EncoderModel",
+        T5_SIZES | {"feed_forward_proj": "gated-gelu"},
+        texts,
+        mean_token,
+        embed_text,
+        {},
     ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
+def test_outputs_and_gradients_match_reference(name: str, tmp_path: Path) -> None:
     transformers, case = pytest.importorskip("transformers"), CASES[name]
     kind = getattr(transformers, case.model)
-    theirs = lively(kind(kind.config_class(**case.config), **case.load))
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours, config = hosted(case.family, tmp_path / "theirs")
-    given = case.given()
-    expected, found = case.theirs(theirs(**given), given), case.ours(ours, given)
-    close(found, expected)
+    reference = randomize_weights(kind(kind.config_class(**case.config), **case.load))
+    reference.save_pretrained(tmp_path / "theirs")
+    ours, config = load_ours(case.family, tmp_path / "theirs")
+    inputs = case.given()
+    expected, actual = case.theirs(reference(**inputs), inputs), case.ours(ours, inputs)
+    assert_close(actual, expected)
     weight = torch.randn(expected.shape)
-    (found * weight).sum().backward()
+    (actual * weight).sum().backward()
     (expected * weight).sum().backward()
-    same_gradients(case.family, ours, theirs, config, tmp_path / "slopes")
-    back = there_and_back(case.family, ours, config, tmp_path / "theirs", tmp_path / "back")
-    again = kind.from_pretrained(back, **case.load).eval()
-    assert torch.equal(case.theirs(again(**given), given), expected)
+    assert_same_gradients(case.family, ours, reference, config, tmp_path / "gradients")
+    exported = assert_round_trip(case.family, ours, config, tmp_path / "theirs", tmp_path / "back")
+    reloaded = kind.from_pretrained(exported, **case.load).eval()
+    assert torch.equal(case.theirs(reloaded(**inputs), inputs), expected)

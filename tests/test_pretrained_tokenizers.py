@@ -1,4 +1,4 @@
-"""Tokenizers of published models give the ids of transformers and SentencePiece, built from any of their files."""
+"""Tokenizers of pretrained models, built from any of their files, give the reference's ids."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from fixtures.unicode_corpus import lines, odd
+from fixtures.unicode_corpus import emoji_labels, unusual_strings
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sensorium.errors import SensoriumError
@@ -24,72 +24,81 @@ from sensorium.pretrained.tokenizers import (
     load_tokenizer,
     text_preprocessing,
 )
-from sensorium.pretrained.weight_files import LazyTensors, WeightFiles, open_weights
+from sensorium.pretrained.tensor_source import LazyTensors
+from sensorium.pretrained.weight_files import WeightFiles, open_weights
 
 transformers = pytest.importorskip("transformers")
 spm = pytest.importorskip("sentencepiece")
 WEIGHTS = Path(os.environ.get("SENSORIUM_WEIGHTS", "weights"))
-ODD = odd()
+UNUSUAL_TEXTS = unusual_strings()
 Encode = Callable[[str], list[int]]
 
 
-def opened(folder: Path, config: dict[str, Any] | None = None) -> WeightFiles:
+def weight_files(folder: Path, config: dict[str, Any] | None = None) -> WeightFiles:
     return WeightFiles(
         folder, LazyTensors({}), config or {}, {path.name: path for path in folder.iterdir()}
     )
 
 
-def ours(folder: Path) -> Tokenizer:
-    made = load_tokenizer(opened(folder))
-    made.encode_special_tokens = True  # as Text sets it
-    return made
+def require_tokenizer(files: WeightFiles) -> Tokenizer:
+    """Load a tokenizer that reads special tokens as text, as `Text` does."""
+    tokenizer = load_tokenizer(files)
+    assert tokenizer is not None
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
-def theirs(kind: str, folder: Path) -> Encode:
-    made = getattr(transformers, kind).from_pretrained(folder, model_max_length=1 << 20)
-    return lambda text: made(text, split_special_tokens=True)["input_ids"]
+def load_ours(folder: Path) -> Tokenizer:
+    return require_tokenizer(weight_files(folder))
 
 
-def differing(made: Tokenizer, reference: Encode, texts: list[str] = ODD) -> list[str]:
-    return [text for text in texts if made.encode(text).ids != reference(text)]
+def reference_encoder(kind: str, folder: Path) -> Encode:
+    tokenizer = getattr(transformers, kind).from_pretrained(folder, model_max_length=1 << 20)
+    return lambda text: tokenizer(text, split_special_tokens=True)["input_ids"]
+
+
+def differing(
+    tokenizer: Tokenizer, reference: Encode, texts: list[str] = UNUSUAL_TEXTS
+) -> list[str]:
+    return [text for text in texts if tokenizer.encode(text).ids != reference(text)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Small vocabularies of each kind, in the files that published ones come in."""
-    made: dict[str, Path] = {}
+    """Small vocabularies of each kind, in the files that pretrained ones come in."""
+    tokenizer: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind)
-            MAKERS[kind](made[kind])
-        return made[kind]
+        if kind not in tokenizer:
+            tokenizer[kind] = tmp_path_factory.mktemp(kind)
+            MAKERS[kind](tokenizer[kind])
+        return tokenizer[kind]
 
     return folder
 
 
 def wordpiece(folder: Path) -> None:
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = (
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
         normalizers.BertNormalizer(),
         pre_tokenizers.BertPreTokenizer(),
     )
-    made.train_from_iterator(
-        lines(),
+    tokenizer.train_from_iterator(
+        emoji_labels(),
         trainers.WordPieceTrainer(
             vocab_size=1500,
             show_progress=False,
             special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
         ),
     )
-    made.model.save(str(folder))
+    tokenizer.model.save(str(folder))
 
 
 def gpt2(folder: Path) -> None:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.train_from_iterator(
-        lines(),
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        emoji_labels(),
         trainers.BpeTrainer(
             vocab_size=1200,
             show_progress=False,
@@ -97,21 +106,21 @@ def gpt2(folder: Path) -> None:
             special_tokens=["<|endoftext|>"],
         ),
     )
-    made.model.save(str(folder))
+    tokenizer.model.save(str(folder))
 
 
 def clip(folder: Path) -> None:
-    made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(CLIP_SPLIT_PATTERN), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(
-        lines(),
+    tokenizer.train_from_iterator(
+        emoji_labels(),
         trainers.BpeTrainer(
             vocab_size=1400,
             show_progress=False,
@@ -119,7 +128,7 @@ def clip(folder: Path) -> None:
             initial_alphabet=letters,
         ),
     )
-    merges = [tuple(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     all_pieces = [
         *letters,
         *(f"{letter}</w>" for letter in letters),
@@ -133,16 +142,16 @@ def clip(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
-def sentencepiece(folder: Path, name: str = "spiece.model", **how: Any) -> None:
+def sentencepiece(folder: Path, name: str = "spiece.model", **options: Any) -> None:
     model = folder / name
-    with open(model, "wb") as file:
+    with model.open("wb") as file:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines()),
+            sentence_iterator=iter(emoji_labels()),
             model_writer=file,
             vocab_size=1500,
             minloglevel=9,
             character_coverage=0.99,
-            **how,
+            **options,
         )
 
 
@@ -179,96 +188,105 @@ MAKERS = {
 Folders = Callable[[str], Path]
 
 
-# ------------------------------------------------------------------------------------------------ the same ids
+# the same ids
 
 
 @pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer", "CLIPTokenizer", "T5Tokenizer"])
-def test_odd_strings_become_the_ids_of_transformers(kind: str, folders: Folders) -> None:
-    assert len(set(ODD)) == 1000
-    assert differing(ours(folders(kind)), theirs(kind, folders(kind))) == []
+def test_ids_match_transformers(kind: str, folders: Folders) -> None:
+    assert len(set(UNUSUAL_TEXTS)) == 1000
+    assert differing(load_ours(folders(kind)), reference_encoder(kind, folders(kind))) == []
 
 
-def test_a_bert_that_tells_capitals_apart(folders: Folders, tmp_path: Path) -> None:
+def test_cased_wordpiece(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes((folders("BertTokenizer") / "vocab.txt").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert differing(ours(tmp_path), theirs("BertTokenizer", tmp_path)) == []
-    assert ours(tmp_path).encode("The").ids != ours(tmp_path).encode("the").ids
+    assert differing(load_ours(tmp_path), reference_encoder("BertTokenizer", tmp_path)) == []
+    assert load_ours(tmp_path).encode("The").ids != load_ours(tmp_path).encode("the").ids
 
 
-def stacked(text: str) -> bool:
-    """Several marks on one letter: there SentencePiece does not put them in order, and tokenizers does."""
+def has_stacked_marks(text: str) -> bool:
+    """Whether a letter has several marks, which SentencePiece, unlike tokenizers, does not sort."""
     return any(
         unicodedata.combining(a) and unicodedata.combining(b) for a, b in itertools.pairwise(text)
     )
 
 
-def test_siglip_is_sentencepiece_on_a_tidied_text(folders: Folders) -> None:
+def test_siglip_ids_match_transformers(folders: Folders) -> None:
     reference, texts = (
-        theirs("SiglipTokenizer", folders("SiglipTokenizer")),
-        [t for t in ODD if t != "</s>"],
+        reference_encoder("SiglipTokenizer", folders("SiglipTokenizer")),
+        [t for t in UNUSUAL_TEXTS if t != "</s>"],
     )
-    wrong = differing(ours(folders("SiglipTokenizer")), reference, texts)
-    assert len(wrong) <= 10
-    assert all(map(stacked, wrong))
+    differing_texts = differing(load_ours(folders("SiglipTokenizer")), reference, texts)
+    assert len(differing_texts) <= 10
+    assert all(map(has_stacked_marks, differing_texts))
 
 
-def test_llama_is_sentencepiece(folders: Folders) -> None:
+def test_llama_ids_match_sentencepiece(folders: Folders) -> None:
     model = spm.SentencePieceProcessor(
         model_file=str(folders("LlamaTokenizer") / "tokenizer.model")
     )
-    assert differing(ours(folders("LlamaTokenizer")), lambda text: [1, *model.encode(text)]) == []
+    assert (
+        differing(load_ours(folders("LlamaTokenizer")), lambda text: [1, *model.encode(text)]) == []
+    )
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_words_come_back(kind: str, folders: Folders) -> None:
-    made = ours(folders(kind))
-    ids = made.encode("a red face with hat", add_special_tokens=False).ids
-    assert made.decode(ids).strip() == "a red face with hat"
+def test_decode_inverts_encode(kind: str, folders: Folders) -> None:
+    tokenizer = load_ours(folders(kind))
+    ids = tokenizer.encode("a red face with hat", add_special_tokens=False).ids
+    assert tokenizer.decode(ids).strip() == "a red face with hat"
 
 
-def test_a_whole_tokenizer_file_comes_first(folders: Folders, tmp_path: Path) -> None:
-    made = ours(folders("CLIPTokenizer"))
-    made.enable_truncation(4)
-    made.enable_padding()
-    made.save(str(tmp_path / "tokenizer.json"))
+def test_tokenizer_json_has_priority(folders: Folders, tmp_path: Path) -> None:
+    tokenizer = load_ours(folders("CLIPTokenizer"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "vocab.txt").write_text("[UNK]\n")
-    reference = ours(folders("CLIPTokenizer"))
-    assert differing(ours(tmp_path), lambda text: reference.encode(text).ids) == []
+    reference = load_ours(folders("CLIPTokenizer"))
+    assert differing(load_ours(tmp_path), lambda text: reference.encode(text).ids) == []
 
 
-# ------------------------------------------------------------------------------------------------ inside of GGUF
+# inside of GGUF
 
 
 def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> WeightFiles:
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
     listed = sorted(vocab, key=vocab.__getitem__)
-    writer.add_token_list(listed), writer.add_token_merges(merges)
+    writer.add_token_list(listed)
+    writer.add_token_merges(merges)
     writer.add_token_types([3 if piece == "<|endoftext|>" else 1 for piece in listed])
     writer.add_tensor("a", np.zeros(4, np.float32))
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     return open_weights(path)
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
-def test_byte_pairs_inside_of_gguf(pre: str, folders: Folders, tmp_path: Path) -> None:
+def test_gguf_byte_pair_tokenizer(pre: str, folders: Folders, tmp_path: Path) -> None:
     vocab = json.loads((folders("GPT2Tokenizer") / "vocab.json").read_text())
     merges = (folders("GPT2Tokenizer") / "merges.txt").read_text().splitlines()[1:]
-    made = load_tokenizer(gguf_keys(tmp_path / "a.gguf", vocab, merges, pre))
-    made.encode_special_tokens = True
-    wrong = differing(made, theirs("GPT2Tokenizer", folders("GPT2Tokenizer")))
-    assert not wrong if pre == "gpt-2" else wrong, "digits or marks are cut in another way"
+    tokenizer = require_tokenizer(gguf_keys(tmp_path / "a.gguf", vocab, merges, pre))
+    differing_texts = differing(
+        tokenizer, reference_encoder("GPT2Tokenizer", folders("GPT2Tokenizer"))
+    )
+    assert not differing_texts if pre == "gpt-2" else differing_texts, (
+        "digits or marks are cut in another way"
+    )
     assert all(
-        made.decode(made.encode(text).ids)
+        tokenizer.decode(tokenizer.encode(text).ids)
         == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
-        for text in ODD
+        for text in UNUSUAL_TEXTS
     ), "bytes spell everything"
 
 
-def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
-    found = sentencepiece_module.read_sentencepiece(folders("LlamaTokenizer") / "tokenizer.model")
-    words, scores, kinds = map(list, zip(*found.pieces, strict=True))
+def test_gguf_sentencepiece_tokenizer(folders: Folders) -> None:
+    model = sentencepiece_module.read_sentencepiece(folders("LlamaTokenizer") / "tokenizer.model")
+    words, scores, kinds = map(list, zip(*model.pieces, strict=True))
     keys = {
         "model": "llama",
         "tokens": words,
@@ -276,24 +294,23 @@ def test_sentencepiece_inside_of_gguf(folders: Folders) -> None:
         "token_type": kinds,
         "bos_token_id": 1,
     }
-    made = load_tokenizer(
+    tokenizer = require_tokenizer(
         WeightFiles(
             Path("x.gguf"), LazyTensors({}), {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
         )
     )
-    made.encode_special_tokens = True
-    reference = ours(folders("LlamaTokenizer"))
-    assert differing(made, lambda text: reference.encode(text).ids) == []
+    reference = load_ours(folders("LlamaTokenizer"))
+    assert differing(tokenizer, lambda text: reference.encode(text).ids) == []
 
 
-def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SensoriumError, match="'starcoder'; known are gpt-2"):
+def test_unknown_gguf_pre_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match=r"'starcoder'. Supported are gpt-2"):
         load_tokenizer(
             gguf_keys(tmp_path / "a.gguf", {"a": 0, "b": 1, "ab": 2}, ["a b"], "starcoder")
         )
 
 
-# ------------------------------------------------------------------------------------------------ as settings of texts
+# as settings of texts
 
 
 @pytest.mark.parametrize(
@@ -306,41 +323,41 @@ def test_an_unknown_way_to_cut_words_is_refused(tmp_path: Path) -> None:
         ("GPT2Tokenizer", None, None, 0),
     ],
 )
-def test_what_stands_around_a_text(
+def test_special_tokens_around_a_text(
     kind: str, start: str | None, end: str | None, pad: int, folders: Folders
 ) -> None:
-    made = ours(folders(kind))
-    assert find_bos_eos_ids(made) == tuple(
-        None if name is None else made.token_to_id(name) for name in (start, end)
+    tokenizer = load_ours(folders(kind))
+    assert find_bos_eos_ids(tokenizer) == tuple(
+        None if name is None else tokenizer.token_to_id(name) for name in (start, end)
     )
     if end is None:
         with pytest.raises(SensoriumError, match="no token at the end"):
-            text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
+            text_preprocessing(weight_files(folders(kind)), 9, tokenizer.get_vocab_size())
         return
-    text = text_preprocessing(opened(folders(kind)), 9, made.get_vocab_size())
+    text = text_preprocessing(weight_files(folders(kind)), 9, tokenizer.get_vocab_size())
     assert text is not None
-    assert (text.start, text.end) == find_bos_eos_ids(made)
+    assert (text.start, text.end) == find_bos_eos_ids(tokenizer)
     assert text.pad == pad
     long = "a model reads a text and much more than it has room for"
     plain, before = (
-        made.encode(long, add_special_tokens=False).ids,
+        tokenizer.encode(long, add_special_tokens=False).ids,
         [] if start is None else [text.start],
     )
     assert text.load(long).tolist() == [*before, *plain[: 8 - len(before)], text.end]
     assert text.decode(torch.tensor(text.load("a model"))) == "a model"
 
 
-def test_a_pad_token_is_found_by_its_name(folders: Folders, tmp_path: Path) -> None:
+def test_pad_token_is_found_by_name(folders: Folders, tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folders("CLIPTokenizer") / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
-    text = text_preprocessing(opened(tmp_path), 77, 1593)
+    text = text_preprocessing(weight_files(tmp_path), 77, 1593)
     assert text is not None
     assert text.pad == text.end
 
 
-def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> None:
-    text = text_preprocessing(opened(folders("T5Tokenizer")), 12, 1000)
+def test_fake_texts_without_a_start_token_end_in_the_end_token(folders: Folders) -> None:
+    text = text_preprocessing(weight_files(folders("T5Tokenizer")), 12, 1000)
     assert text is not None
     assert Text.from_json(text.to_json()) == text
     ids = text.fake(20, torch.Generator().manual_seed(0))
@@ -353,11 +370,11 @@ def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> Non
     assert (dropped != text.pad).sum() < (ids != text.pad).sum()
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# damage
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         ({"tokenizer.json": "{"}, "cannot be read"),
         ({"tokenizer.json": '{"version": "1.0"}'}, "cannot be read"),
@@ -371,57 +388,55 @@ def test_texts_without_start_or_end_are_fitting_batches(folders: Folders) -> Non
         ({"tokenizer.model": "\x0b"}, "no SentencePiece model"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused(
-    tmp_path: Path, files: dict[str, str], said: str | None
+def test_damaged_tokenizer_is_refused(
+    tmp_path: Path, files: dict[str, str], expected: str | None
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="latin-1")
-    if said is None:
-        assert load_tokenizer(opened(tmp_path)) is not None
+    if expected is None:
+        assert load_tokenizer(weight_files(tmp_path)) is not None
         return
-    with pytest.raises(SensoriumError, match=said):
-        load_tokenizer(opened(tmp_path))
+    with pytest.raises(SensoriumError, match=expected):
+        load_tokenizer(weight_files(tmp_path))
 
 
-def test_a_cut_model_file_is_refused(folders: Folders, tmp_path: Path) -> None:
-    whole = (folders("T5Tokenizer") / "spiece.model").read_bytes()
-    for length in range(0, len(whole), len(whole) // 12):
-        (tmp_path / "spiece.model").write_bytes(whole[:length])
+def test_truncated_sentencepiece_is_refused(folders: Folders, tmp_path: Path) -> None:
+    complete = (folders("T5Tokenizer") / "spiece.model").read_bytes()
+    for length in range(0, len(complete), len(complete) // 12):
+        (tmp_path / "spiece.model").write_bytes(complete[:length])
         with pytest.raises(SensoriumError):
-            load_tokenizer(opened(tmp_path))
+            load_tokenizer(weight_files(tmp_path))
 
 
-def test_no_files_no_tokenizer(tmp_path: Path) -> None:
-    assert load_tokenizer(opened(tmp_path)) is None
-    assert text_preprocessing(opened(tmp_path), 9, 9) is None
+def test_no_tokenizer_without_files(tmp_path: Path) -> None:
+    assert load_tokenizer(weight_files(tmp_path)) is None
+    assert text_preprocessing(weight_files(tmp_path), 9, 9) is None
 
 
-# ------------------------------------------------------------------------------------------------ real vocabularies
+# real vocabularies
 
 
 @pytest.mark.weights
-def test_a_real_vocabulary_is_its_own_tokenizer_file(tmp_path: Path) -> None:
-    whole = open_weights(WEIGHTS / "minilm")
+def test_pretrained_vocabulary_matches_its_tokenizer_json(tmp_path: Path) -> None:
+    complete = open_weights(WEIGHTS / "minilm")
     alone = WeightFiles(
-        whole.path,
-        whole.tensors,
-        whole.config,
+        complete.path,
+        complete.tensors,
+        complete.config,
         {
             name: path
-            for name, path in whole.files.items()
+            for name, path in complete.files.items()
             if name in ("vocab.txt", "tokenizer_config.json")
         },
     )
-    made, reference = load_tokenizer(alone), load_tokenizer(whole)
-    made.encode_special_tokens = reference.encode_special_tokens = True
-    assert differing(made, lambda text: reference.encode(text).ids) == []
+    tokenizer, reference = require_tokenizer(alone), require_tokenizer(complete)
+    assert differing(tokenizer, lambda text: reference.encode(text).ids) == []
 
 
 @pytest.mark.weights
-def test_the_real_tokenizer_of_a_decoder_spells_everything() -> None:
-    made = load_tokenizer(open_weights(WEIGHTS / "smollm2"))
-    made.encode_special_tokens = True
-    assert made.get_vocab_size() == 49152
-    assert find_bos_eos_ids(made) == (None, None)
-    assert all(made.decode(made.encode(text).ids) == text for text in ODD)
-    assert made.encode("12 apples").tokens == ["1", "2", "Ġapples"]
+def test_pretrained_decoder_tokenizer_round_trips() -> None:
+    tokenizer = require_tokenizer(open_weights(WEIGHTS / "smollm2"))
+    assert tokenizer.get_vocab_size() == 49152
+    assert find_bos_eos_ids(tokenizer) == (None, None)
+    assert all(tokenizer.decode(tokenizer.encode(text).ids) == text for text in UNUSUAL_TEXTS)
+    assert tokenizer.encode("12 apples").tokens == ["1", "2", "Ġapples"]

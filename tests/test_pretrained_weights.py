@@ -1,6 +1,6 @@
-"""Real trained weights doing their real job. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
+"""Real pretrained weights on real inputs. Opt-in: SENSORIUM_WEIGHTS=folder pytest -m weights.
 
-benchmarks/fetch_weights.py makes that folder, and says how spoken prompts get into it.
+benchmarks/fetch_weights.py fills that folder, and explains how to add spoken prompts.
 """
 
 import gzip
@@ -20,12 +20,12 @@ pytestmark = [
 ]
 
 
-def place(name: str) -> Path:
+def weights_folder(name: str) -> Path:
     return Path(os.environ["SENSORIUM_WEIGHTS"]) / name
 
 
-def test_minilm_knows_what_is_alike() -> None:
-    model = sn.load(place("minilm"))
+def test_minilm_similarities() -> None:
+    model = sn.load(weights_folder("minilm"))
     food, bread, baby = model.embed(
         text=[
             "A man is eating food.",
@@ -37,12 +37,15 @@ def test_minilm_knows_what_is_alike() -> None:
     assert food @ baby < 0
 
 
-def test_efficientnet_names_photos() -> None:
-    model = sn.load(place("efficientnet-lite0"))
-    photos = [place("photos") / f"{name}.png" for name in ("coffee", "chelsea", "motorcycle_left")]
+def test_efficientnet_classifies_photos() -> None:
+    model = sn.load(weights_folder("efficientnet-lite0"))
+    photos = [
+        weights_folder("photos") / f"{name}.png"
+        for name in ("coffee", "chelsea", "motorcycle_left")
+    ]
     coffee, cat, motorcycle = (
-        {guess.number: guess.probability for guess in found}
-        for found in model.predict(image=photos, k=1000)
+        {prediction.class_index: prediction.probability for prediction in predictions}
+        for predictions in model.predict(image=photos, top_k=1000)
     )
     assert max(coffee, key=coffee.__getitem__) == 967
     assert coffee[967] == pytest.approx(0.93, abs=0.03)
@@ -52,27 +55,29 @@ def test_efficientnet_names_photos() -> None:
     assert model.embed(image=photos).shape == (3, 1280)
 
 
-def test_smollm2_answers() -> None:
-    model = sn.load(place("smollm2"))
-    assert "Paris" in model.generate("text", prompt="What is the capital of France?", length=20)[0]
+def test_smollm2_answers_prompts() -> None:
+    model = sn.load(weights_folder("smollm2"))
+    assert (
+        "Paris" in model.generate("text", prompt="What is the capital of France?", max_tokens=20)[0]
+    )
     assert (
         "red"
-        in model.generate("text", prompt="Describe a red apple in one sentence.", length=40)[0]
+        in model.generate("text", prompt="Describe a red apple in one sentence.", max_tokens=40)[0]
     )
 
 
-def test_whisper_writes_down_what_is_said() -> None:
-    listed = next(place("asterisk").rglob("core-sounds-en.txt.gz"))
-    lines = gzip.open(listed, "rt", encoding="utf-8").read().splitlines()
+def test_whisper_word_error_rate() -> None:
+    prompt_file = next(weights_folder("asterisk").rglob("core-sounds-en.txt.gz"))
+    lines = gzip.decompress(prompt_file.read_bytes()).decode().splitlines()
     texts = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith(";"))
-    voice = next(place("asterisk").rglob("en_US_f_Allison"))
+    recordings = next(weights_folder("asterisk").rglob("en_US_f_Allison"))
     rows = [
         key
         for key, text in sorted(texts.items())
-        if len(text.split()) >= 5 and "[" not in text and (voice / f"{key}.wav").is_file()
+        if len(text.split()) >= 5 and "[" not in text and (recordings / f"{key}.wav").is_file()
     ]
     rows = rows[:: len(rows) // 20][:20]
-    said = sn.load(place("whisper-tiny.en")).generate(
-        "text", audio=[voice / f"{key}.wav" for key in rows]
+    texts_read = sn.load(weights_folder("whisper-tiny.en")).generate(
+        "text", audio=[recordings / f"{key}.wav" for key in rows]
     )
-    assert word_error_rate(said, [texts[key] for key in rows]) < 0.12
+    assert word_error_rate(texts_read, [texts[key] for key in rows]) < 0.12

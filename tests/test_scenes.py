@@ -1,4 +1,4 @@
-"""Procedural scenes: what is held out is nowhere else, every word is true, every answer is what the program gives."""
+"""Procedural scenes: held-out combinations, true captions, and answers by program."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from itertools import chain, combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ from sensorium.data.bundled.scenes_held import (
 from sensorium.data.bundled.scenes_questions import (
     QUESTION_KINDS,
     QUESTION_TEMPLATES,
-    AmbiguousReference,
+    AmbiguousReferenceError,
     execute_program,
     generate_questions,
 )
 from sensorium.data.bundled.scenes_words import (
+    CaptionAccuracy,
     ParsedCaption,
     generate_caption,
     parse_caption,
@@ -36,6 +38,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError
 
+Row = dict[str, Any]
 SPLITS = ("train", "val", "test", "test_pairs", "test_four", "test_relations", "test_words")
 RED, BLUE = SceneObject("small", "red", "circle", 0, 0), SceneObject("big", "blue", "square", 0, 2)
 
@@ -46,24 +49,32 @@ def table() -> Table:
 
 
 @pytest.fixture(scope="module")
-def rows(table: Table) -> list[dict[str, object]]:
+def rows(table: Table) -> list[Row]:
     names = [name for name in table.columns if name != "image"]
-    told = [
+    rows = [
         dict(zip(names, values, strict=True))
         for values in zip(*(table.columns[n] for n in names), strict=True)
     ]
-    for row in told:
+    for row in rows:
         row["program"] = json.loads(row["program"])
-        row["things"] = [SceneObject(*thing) for thing in row["program"]["things"]]
-    return told
+        row["objects"] = [SceneObject(*features) for features in row["program"]["objects"]]
+    return rows
 
 
-def by_split(rows: list[dict[str, object]], *names: str) -> list[dict[str, object]]:
+def parse(text: str) -> ParsedCaption:
+    """Parse a valid caption."""
+    parsed = parse_caption(text)
+    assert parsed is not None
+    return parsed
+
+
+def by_split(rows: list[Row], *names: str) -> list[Row]:
     return [row for row in rows if row["split"] in names]
 
 
-def test_a_seed_gives_the_same_set_to_the_last_bit(table: Table) -> None:
-    again, other = open_scenes(n=2000, seed=1), open_scenes(n=2000, seed=2)
+def test_same_seed_gives_the_same_table(table: Table) -> None:
+    again = open_scenes(n=2000, seed=1)
+    other = open_scenes(n=2000, seed=2)
     for name, values in table.columns.items():
         if name != "image":
             assert values == again.columns[name], name
@@ -71,121 +82,121 @@ def test_a_seed_gives_the_same_set_to_the_last_bit(table: Table) -> None:
     assert table.columns["caption"] != other.columns["caption"]
 
 
-def test_the_drawing_is_the_same_everywhere(table: Table) -> None:
+def test_pixels_are_pinned(table: Table) -> None:
     pixels = np.stack([table.columns["image"][row] for row in range(20)])
     assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == "093a74f02d995a5d"
 
 
-def test_the_program_names_what_is_drawn(table: Table, rows: list[dict[str, object]]) -> None:
+def test_program_lists_the_drawn_objects(table: Table, rows: list[Row]) -> None:
     image = table.columns["image"]
-    assert all(
-        row["things"] == decode_objects(image.cells[image.scene[i]]) for i, row in enumerate(rows)
-    )
-    picture = image[0]
-    assert picture.shape == (32, 32, 3)
-    assert picture.dtype == np.uint8
+    for row, scene in zip(rows, image.scene_indices, strict=True):
+        assert row["objects"] == decode_objects(image.cells[scene])
+    assert image[0].shape == (32, 32, 3)
+    assert image[0].dtype == np.uint8
 
 
-def test_no_scene_is_there_twice(table: Table) -> None:
+def test_scenes_are_distinct(table: Table) -> None:
     assert len(np.unique(table.columns["image"].cells, axis=0)) == 2000
 
 
-def test_sizes_of_splits(rows: list[dict[str, object]]) -> None:
+def test_split_sizes(rows: list[Row]) -> None:
     scenes = Counter(split for _, split in {(row["scene"], row["split"]) for row in rows})
     assert scenes["train"] == 1400
     assert all(80 <= scenes[name] <= 100 for name in SPLITS[1:])
 
 
-def test_captions_are_true_and_are_read_back(rows: list[dict[str, object]]) -> None:
+def test_captions_are_true_and_parsed_back(rows: list[Row]) -> None:
     for row in rows:
         for text in row["caption"]:
-            assert score_caption(parse_caption(text), row["things"]).exact, text
-            assert len(parse_caption(text).objects) == len(row["things"])
+            parsed = parse(text)
+            assert score_caption(parsed, row["objects"]).exact, text
+            assert len(parsed.objects) == len(row["objects"])
 
 
-def test_answers_are_what_the_program_gives(rows: list[dict[str, object]]) -> None:
+def test_answers_are_results_of_the_programs(rows: list[Row]) -> None:
     assert all(
-        execute_program(row["program"]["question"], row["things"]) == row["answer"] for row in rows
+        execute_program(row["program"]["question"], row["objects"]) == row["answer"] for row in rows
     )
     assert {row["kind"] for row in by_split(rows, "train")} == set(QUESTION_KINDS)
 
 
-def test_yes_is_no_safe_guess(rows: list[dict[str, object]]) -> None:
+def test_yes_and_no_are_balanced(rows: list[Row]) -> None:
     for kind in ("exist", "relation", "compare"):
-        said = Counter(row["answer"] for row in by_split(rows, "train") if row["kind"] == kind)
-        assert 0.35 < said["yes"] / said.total() < 0.65, kind
+        answers = Counter(row["answer"] for row in by_split(rows, "train") if row["kind"] == kind)
+        assert 0.35 < answers["yes"] / answers.total() < 0.65, kind
 
 
-def test_held_out_pairs(rows: list[dict[str, object]]) -> None:
+def test_held_out_pairs_are_only_in_their_split(rows: list[Row]) -> None:
     assert {colour for colour, _ in HELD_OUT_PAIRS} == set(COLOURS)
     assert {shape for _, shape in HELD_OUT_PAIRS} == set(SHAPES)
     for row in rows:
-        pairs = {(t.colour, t.shape) for t in row["things"]} & HELD_OUT_PAIRS
+        pairs = {(t.colour, t.shape) for t in row["objects"]} & HELD_OUT_PAIRS
         assert bool(pairs) == (row["split"] == "test_pairs")
-        words = f"{row['question']} {' '.join(row['caption'])}"
-        assert row["split"] == "test_pairs" or not any(
-            f"{colour} {shape}" in words for colour, shape in HELD_OUT_PAIRS
-        )
-    shown = {(t.colour, t.shape) for row in by_split(rows, "train") for t in row["things"]}
+        texts = f"{row['question']} {' '.join(row['caption'])}"
+        stated = any(f"{colour} {shape}" in texts for colour, shape in HELD_OUT_PAIRS)
+        assert row["split"] == "test_pairs" or not stated
+    shown = {(t.colour, t.shape) for row in by_split(rows, "train") for t in row["objects"]}
     assert {c for c, _ in shown} == set(COLOURS)
     assert {s for _, s in shown} == set(SHAPES)
 
 
-def test_held_out_count(rows: list[dict[str, object]]) -> None:
-    assert {len(row["things"]) for row in by_split(rows, "test_four")} == {4}
-    assert {len(row["things"]) for row in rows if row["split"] != "test_four"} == {1, 2, 3}
+def test_four_objects_are_only_in_their_split(rows: list[Row]) -> None:
+    assert {len(row["objects"]) for row in by_split(rows, "test_four")} == {4}
+    assert {len(row["objects"]) for row in rows if row["split"] != "test_four"} == {1, 2, 3}
 
 
-def test_held_out_arrangements(rows: list[dict[str, object]]) -> None:
+def test_held_out_arrangements_are_only_in_their_split(rows: list[Row]) -> None:
     assert {frozenset((a, b)) for a, _, b in HELD_OUT_ARRANGEMENTS} == set(
         map(frozenset, combinations(SHAPES, 2))
     )
     for row in rows:
-        held = any(find_held_out_relation(a, b) for a in row["things"] for b in row["things"])
-        assert held == (row["split"] == "test_relations")
-        said = [
+        shown = any(find_held_out_relation(a, b) for a in row["objects"] for b in row["objects"])
+        assert shown == (row["split"] == "test_relations")
+        stated = [
             (c.objects[i][2], c.relations[i], c.objects[i + 1][2])
-            for c in map(parse_caption, row["caption"])
+            for c in map(parse, row["caption"])
             for i in range(len(c.relations))
         ]
-        assert any(is_held_out_arrangement(*s) for s in said) == held
-        if held:
+        assert any(is_held_out_arrangement(*arrangement) for arrangement in stated) == shown
+        if shown:
             assert row["kind"] == "relation"
-            assert is_held_out_arrangement(*said[0])
+            assert is_held_out_arrangement(*stated[0])
 
 
-def test_held_out_words(rows: list[dict[str, object]]) -> None:
-    forms = {
-        kind: re.compile(re.sub(r"\\{.\\}", ".+", re.escape(said[-1])))
-        for kind, said in QUESTION_TEMPLATES.items()
+def test_held_out_wordings_are_only_in_their_split(rows: list[Row]) -> None:
+    held_out = {
+        kind: re.compile(re.sub(r"\\{.\\}", ".+", re.escape(templates[-1])))
+        for kind, templates in QUESTION_TEMPLATES.items()
     }
     for row in rows:
-        of_last_form = bool(forms[row["kind"]].fullmatch(row["question"]))
-        assert of_last_form == (row["split"] == "test_words"), row["question"]
+        is_held_out = bool(held_out[row["kind"]].fullmatch(row["question"]))
+        assert is_held_out == (row["split"] == "test_words"), row["question"]
 
 
-def test_nothing_held_out() -> None:
+def test_empty_holdout_holds_out_nothing() -> None:
     table = open_scenes(n=400, holdout="", questions=1)
     assert set(table.columns["split"]) == {"train", "val", "test"}
-    seen = [decode_objects(c) for c in table.columns["image"].cells]
-    assert max(map(len, seen)) == 4
-    assert {(t.colour, t.shape) for s in seen for t in s} & HELD_OUT_PAIRS
+    scenes = [decode_objects(c) for c in table.columns["image"].cells]
+    assert max(map(len, scenes)) == 4
+    assert {(t.colour, t.shape) for s in scenes for t in s} & HELD_OUT_PAIRS
 
 
-def test_one_row_a_scene_without_questions() -> None:
+def test_without_questions_there_is_one_row_per_scene() -> None:
     table = open_scenes(n=100, questions=0, size=64)
     assert len(table) == 100
     assert "question" not in table.columns
     assert table.columns["image"][3].shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("options", [{"n": 5}, {"size": 8}, {"questions": 99}, {"hold": "paris"}])
-def test_what_cannot_be_is_said(options: dict[str, object]) -> None:
-    with pytest.raises(SensoriumError, match=str(list(options)[0])):
+@pytest.mark.parametrize(
+    "options", [{"n": 5}, {"size": 8}, {"questions": 99}, {"holdout": "paris"}]
+)
+def test_invalid_option_is_named_in_the_error(options: dict[str, object]) -> None:
+    with pytest.raises(SensoriumError, match=next(iter(options))):
         open_scenes(**options)
 
 
-def test_it_opens_like_any_other_set() -> None:
+def test_dataset_opens_scenes_by_name() -> None:
     data = Dataset.open("scenes", n=200, questions=2)
     assert set(data.splits) == set(SPLITS)
     assert data.group_column == "scene"
@@ -201,103 +212,95 @@ def test_it_opens_like_any_other_set() -> None:
     )
 
 
-# Words and programs by hand -------------------------------------------------------------------------------------------
+# Captions and programs by hand
 
 
-def test_relations_by_hand() -> None:
+def test_find_relations() -> None:
     assert find_relations(RED, BLUE) == ["left of"]
     assert find_relations(BLUE, RED) == ["right of"]
     assert find_relations(RED, SceneObject("big", "red", "ring", 1, 1)) == ["left of", "above"]
 
 
-def test_a_caption_is_parsed() -> None:
-    said = parse_caption(
+def test_parse_caption() -> None:
+    parsed = parse_caption(
         "A small red circle left of a big blue square, which is above an big red ring."
     )
-    assert said == ParsedCaption(
+    assert parsed == ParsedCaption(
         (("small", "red", "circle"), ("big", "blue", "square"), ("big", "red", "ring")),
         ("left of", "above"),
     )
     assert parse_caption("a big red ring at the top left") == ParsedCaption(
         (("big", "red", "ring"),), (), "top left"
     )
-    for wrong in (
+    for text in (
         "a cat",
         "",
         "a small red circle left of",
         "a small red circle a big blue square",
     ):
-        assert parse_caption(wrong) is None
+        assert parse_caption(text) is None
 
 
-def test_verdicts_by_hand() -> None:
-    said = parse_caption("a small red circle left of a big blue square")
-    assert score_caption(said, [RED, BLUE]).exact
-    turned = [
+def test_score_caption() -> None:
+    parsed = parse("a small red circle left of a big blue square")
+    assert score_caption(parsed, [RED, BLUE]).exact
+    mirrored = [
         SceneObject("small", "red", "circle", 0, 2),
         SceneObject("big", "blue", "square", 0, 0),
     ]
-    assert (
-        score_caption(said, turned).exact,
-        score_caption(said, turned).objects,
-        score_caption(said, turned).relations,
-    ) == (False, 1, 0)
-    half = score_caption(said, [RED])
-    assert (half.exact, half.objects, half.relations) == (False, 0.5, 0)
-    more = score_caption(said, [RED, BLUE, SceneObject("big", "red", "ring", 2, 2)])
-    assert (more.exact, more.objects, more.relations) == (False, 1, 1)
-    assert score_caption(parse_caption("a small red circle at the top left"), [RED]).exact
-    assert not score_caption(parse_caption("a small red circle at the centre"), [RED]).exact
+    assert score_caption(parsed, mirrored) == CaptionAccuracy(False, 1, 0)
+    assert score_caption(parsed, [RED]) == CaptionAccuracy(False, 0.5, 0)
+    more = [RED, BLUE, SceneObject("big", "red", "ring", 2, 2)]
+    assert score_caption(parsed, more) == CaptionAccuracy(False, 1, 1)
+    assert score_caption(parse("a small red circle at the top left"), [RED]).exact
+    assert not score_caption(parse("a small red circle at the centre"), [RED]).exact
 
 
-def test_the_best_reading_of_a_claim_counts() -> None:
-    """Of two things that look the same, the one that makes the claim true is meant."""
-    low, right = (
-        SceneObject("small", "red", "circle", 2, 0),
-        SceneObject("small", "red", "circle", 0, 1),
-    )
-    said = parse_caption(
+def test_score_caption_takes_the_most_favourable_reading() -> None:
+    """Of two objects with the same features, the one that makes the caption true is meant."""
+    low = SceneObject("small", "red", "circle", 2, 0)
+    right = SceneObject("small", "red", "circle", 0, 1)
+    parsed = parse(
         "a small red circle left of a big blue square, which is above a small red circle"
     )
-    assert score_caption(said, [low, BLUE, RED]).exact
-    assert score_caption(said, [right, BLUE, RED]).relations == 0.5
-    assert (
-        score_caption(
-            parse_caption("a small red circle left of a small red circle"), [RED, RED]
-        ).objects
-        == 0.5
-    )
+    assert score_caption(parsed, [low, BLUE, RED]).exact
+    assert score_caption(parsed, [right, BLUE, RED]).relations == 0.5
+    twice = parse("a small red circle left of a small red circle")
+    assert score_caption(twice, [RED, RED]).objects == 0.5
 
 
-def test_programs_by_hand() -> None:
-    seen = [RED, BLUE]
-    assert execute_program(["exist", ["filter", {"colour": "red"}]], seen) == "yes"
-    assert execute_program(["count", ["filter", {"size": "small"}]], seen) == "1"
+def test_execute_program() -> None:
+    scene = [RED, BLUE]
+    assert execute_program(["exist", ["filter", {"colour": "red"}]], scene) == "yes"
+    assert execute_program(["count", ["filter", {"size": "small"}]], scene) == "1"
     assert (
         execute_program(
-            ["more", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]], seen
+            ["more", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]], scene
         )
         == "no"
     )
     assert (
-        execute_program(["colour", ["beside", "right of", ["filter", {"shape": "circle"}]]], seen)
+        execute_program(["colour", ["beside", "right of", ["filter", {"shape": "circle"}]]], scene)
         == "blue"
     )
     assert (
         execute_program(
             ["related", "left of", ["filter", {"colour": "red"}], ["filter", {"colour": "blue"}]],
-            seen,
+            scene,
         )
         == "yes"
     )
-    with pytest.raises(AmbiguousReference):
-        execute_program(["colour", ["filter", {"shape": "ring"}]], seen)
+    with pytest.raises(AmbiguousReferenceError):
+        execute_program(["colour", ["filter", {"shape": "ring"}]], scene)
 
 
-def test_every_kind_is_asked_in_every_wording() -> None:
+def test_every_kind_is_asked_in_several_wordings() -> None:
     rng = random.Random(0)
-    asked = list(chain.from_iterable(generate_questions([RED, BLUE], rng, 7) for _ in range(200)))
-    assert {kind for kind, *_ in asked} == set(QUESTION_KINDS)
-    assert all(question.endswith((".", "?")) and "{" not in question for _, question, _, _ in asked)
-    assert len({question for kind, question, *_ in asked if kind == "two-hop"}) >= 16
+    many = (generate_questions([RED, BLUE], rng, 7) for _ in range(200))
+    questions = list(chain.from_iterable(many))
+    assert {kind for kind, *_ in questions} == set(QUESTION_KINDS)
+    for _, question, *_ in questions:
+        assert question.endswith((".", "?"))
+        assert "{" not in question
+    assert len({question for kind, question, *_ in questions if kind == "two-hop"}) >= 16
     assert generate_caption([RED], rng) == "a small red circle at the top left"

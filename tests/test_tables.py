@@ -1,4 +1,4 @@
-"""Every layout that data come in, whole and broken: what is read, what is set aside by name, what an error says."""
+"""Folders, table files, splits and groups: what is read, what is left out, and the errors."""
 
 import csv
 import io
@@ -23,19 +23,19 @@ CAPTIONS = [f"a picture of thing number {i}, seen at noon" for i in range(20)]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Twenty small pictures, all different."""
+    """Twenty small images, all different."""
     for i, name in enumerate(NAMES):
         PIL.Image.new("RGB", (4, 4), (i * 12, 0, 255 - i * 12)).save(tmp_path / name)
     return tmp_path
 
 
 def table(path: Path, rows: list[list[Any]], delimiter: str = ",") -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as f:
+    with path.open("w", newline="", encoding="utf-8") as f:
         csv.writer(f, delimiter=delimiter).writerows(rows)
     return path
 
 
-def refusal(*args: Any, **kwargs: Any) -> str:
+def open_error(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(SensoriumError) as e:
         Dataset.open(*args, **kwargs)
     return str(e.value)
@@ -46,10 +46,10 @@ def kinds(data: Dataset) -> dict[str, str]:
     return {name: both[name].kind for name in data.table.columns}
 
 
-# Folders --------------------------------------------------------------------------------------------------------
+# Folders ----------------------------------------------------------------------
 
 
-def test_captions_beside_the_pictures(photos: Path) -> None:
+def test_captions_from_sidecar_files(photos: Path) -> None:
     for name, caption in zip(NAMES, CAPTIONS, strict=True):
         (photos / name).with_suffix(".txt").write_text(
             f"{caption}\n\nthe same in other words\n{caption}\n"
@@ -60,10 +60,10 @@ def test_captions_beside_the_pictures(photos: Path) -> None:
     assert not data.bad_samples
     assert data.raw("image", [3]) == [photos / NAMES[3]]
     assert data.raw("caption", [3]) == [[CAPTIONS[3], "the same in other words"]]
-    assert "20 of 20 pictures" in data.schema.columns["caption"].reason
+    assert "20 of 20 images" in data.schema.columns["caption"].reason
 
 
-def test_json_beside_the_pictures_brings_columns(photos: Path) -> None:
+def test_json_sidecars_become_columns(photos: Path) -> None:
     shapes: list[Any] = [
         "one",
         ["one", "two"],
@@ -83,10 +83,10 @@ def test_json_beside_the_pictures_brings_columns(photos: Path) -> None:
         None,
     ]
     assert data.raw("price", range(5)) == [None, None, 3, 4.5, None]
-    assert kinds(data)["image (beside)"] == "text"
+    assert kinds(data)["image (sidecar)"] == "text"
 
 
-def test_text_and_json_of_one_picture_are_merged(photos: Path) -> None:
+def test_text_and_json_sidecars_are_merged(photos: Path) -> None:
     (photos / "p00.txt").write_text("one")
     (photos / "p00.json").write_text(
         '{"caption": "one", "captions_more": "x", "url": "https://a.b/c.jpg"}'
@@ -96,7 +96,7 @@ def test_text_and_json_of_one_picture_are_merged(photos: Path) -> None:
     assert kinds(data)["url"] == "ignore"
 
 
-def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
+def test_broken_sidecars_are_bad_samples(photos: Path) -> None:
     for name, caption in zip(NAMES, CAPTIONS, strict=True):
         (photos / name).with_suffix(".txt").write_text(caption)
     (photos / "p00.txt").write_bytes(b"caf\xe9")
@@ -107,7 +107,7 @@ def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
     (photos / "alone.txt").write_text("no picture")
     (photos / "README.txt").write_text("not a caption")
     (photos / "p99.heic").write_bytes(b"x")
-    message = refusal(photos)
+    message = open_error(photos)
     assert "5 of 22 rows" in message
     assert "--max-invalid-fraction" in message
     assert "p00.txt" in message
@@ -115,13 +115,13 @@ def test_broken_captions_are_quarantined_by_name(photos: Path) -> None:
     reasons = {b.location: b.reason for b in data.bad_samples}
     assert sorted(reasons) == ["alone.txt", "p00.txt", "p01.json", "p02.json", "p99.heic"]
     assert "utf-8" in reasons["p00.txt"]
-    assert "not JSON" in reasons["p01.json"]
+    assert "invalid JSON" in reasons["p01.json"]
     assert "JPEG" in reasons["p99.heic"]
     assert len(data) == 17
     assert all(b.row == -1 for b in data.bad_samples)
 
 
-def test_a_folder_per_class(photos: Path) -> None:
+def test_folder_per_class(photos: Path) -> None:
     for i, name in enumerate(NAMES):
         (photos / ("cat", "dog")[i % 2]).mkdir(exist_ok=True)
         (photos / name).rename(photos / ("cat", "dog")[i % 2] / name)
@@ -131,7 +131,7 @@ def test_a_folder_per_class(photos: Path) -> None:
     assert data.location(0) == "cat/p00.png"
 
 
-def test_train_and_test_folders_are_splits(photos: Path) -> None:
+def test_folders_named_like_splits_are_splits(photos: Path) -> None:
     for i, name in enumerate(NAMES):
         folder = photos / ("training", "validation", "test")[i % 3] / ("cat", "dog")[i // 10]
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ def test_train_and_test_folders_are_splits(photos: Path) -> None:
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 7, "val": 7, "test": 6}
     assert data.raw("image", data.splits["test"])[0] == photos / "test" / "cat" / "p02.png"
     assert set(data.raw("label", range(20))) == {"cat", "dog"}
-    assert "'split' says" in data.split_rule
+    assert data.split_rule == "from the column 'split'"
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "captions.tsv", "metadata.jsonl", "anything.csv"])
-def test_a_table_in_the_folder(photos: Path, name: str) -> None:
+def test_table_in_a_folder(photos: Path, name: str) -> None:
     if name.endswith("jsonl"):
         rows = [
             json.dumps({"file_name": n, "text": c}) for n, c in zip(NAMES, CAPTIONS, strict=True)
@@ -163,14 +163,14 @@ def test_a_table_in_the_folder(photos: Path, name: str) -> None:
     assert data.location(0).startswith(name)
 
 
-def test_tables_of_the_parts(photos: Path) -> None:
-    for part, some in (("train", NAMES[:12]), ("test", NAMES[12:])):
+def test_folder_of_tables_per_split(photos: Path) -> None:
+    for part, part_names in (("train", NAMES[:12]), ("test", NAMES[12:])):
         (photos / part).mkdir()
-        for name in some:
+        for name in part_names:
             (photos / name).rename(photos / part / name)
         table(
             photos / part / "metadata.csv",
-            [["file_name", "text"], *([n, f"about {n}"] for n in some)],
+            [["file_name", "text"], *([n, f"about {n}"] for n in part_names)],
         )
     data = Dataset.open(photos)
     assert data.splits["test"].tolist() == list(range(8))
@@ -180,20 +180,20 @@ def test_tables_of_the_parts(photos: Path) -> None:
     assert "val is 10 % of train" in data.split_rule
 
 
-def test_several_tables_need_a_choice(photos: Path) -> None:
+def test_folder_with_several_tables_is_an_error(photos: Path) -> None:
     for name in ("a.csv", "b.csv"):
         table(photos / name, [["file", "text"], ["p00.png", "x"]])
-    assert "a.csv, b.csv" in refusal(photos)
+    assert "a.csv, b.csv" in open_error(photos)
 
 
-def test_hidden_files_are_passed_over(photos: Path) -> None:
+def test_hidden_files_are_ignored(photos: Path) -> None:
     (photos / "._p00.png").write_bytes(b"what macOS leaves")
     (photos / "__MACOSX").mkdir()
     (photos / "__MACOSX" / "p00.png").write_bytes(b"x")
     assert len(Dataset.open(photos)) == 20
 
 
-def test_links_are_followed_but_not_in_circles(
+def test_symlinks_are_followed_without_cycles(
     photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("linked")
@@ -206,10 +206,10 @@ def test_links_are_followed_but_not_in_circles(
     assert data.location(20) == "dog/gone.png"
 
 
-# Files of rows --------------------------------------------------------------------------------------------------
+# Files of rows ----------------------------------------------------------------
 
 
-def test_csv_as_spreadsheets_write_it(photos: Path) -> None:
+def test_csv_of_spreadsheets(photos: Path) -> None:
     text = (
         'file;words;price\r\np00.png;"one; with ""marks""";1.5\r\n\r\np01.png;"two\nlines";\r\n'
         "p02.png;drei Äpfel;n/a\r\n"
@@ -222,7 +222,7 @@ def test_csv_as_spreadsheets_write_it(photos: Path) -> None:
         assert [data.location(i) for i in range(3)] == ["a.csv:2", "a.csv:4", "a.csv:6"]
 
 
-def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
+def test_unreadable_rows_are_bad_samples(photos: Path) -> None:
     rows = [f"{n},{c}" for n, c in zip(NAMES, ["words"] * 20, strict=True)]
     rows[3:5] = ["p03.png", "p04.png,a,b,c"]
     rows[7] = 'p07.png,"a "quoted" word"'
@@ -230,38 +230,40 @@ def test_rows_that_cannot_be_read_are_named(photos: Path) -> None:
     data = Dataset.open(photos / "a.csv", max_invalid_fraction=0.2)
     assert [b.location for b in data.bad_samples] == ["a.csv:5", "a.csv:6", "a.csv:9"]
     assert len(data) == 17
-    assert "1 cells where the header has 2" in data.bad_samples[0].reason
+    assert "1 cells, but the header has 2" in data.bad_samples[0].reason
     assert "quotation marks" in data.bad_samples[2].reason
     assert data.raw("file", [5]) == [photos / "p08.png"]  # reading went on with the next line
-    assert "3 of 20 rows" in refusal(photos / "a.csv")
+    assert "3 of 20 rows" in open_error(photos / "a.csv")
     (photos / "a.csv").write_text("file,caption\np00.png,x\n" + 'p01.png,"x\np02.png,"y"\n')
     assert (
         Dataset.open(photos / "a.csv", max_invalid_fraction=0.5).bad_samples[0].location
         == "a.csv:3-4"
     )  # two lines that became one row
     (photos / "a.csv").write_text("file,caption\np00.png\n")
-    assert "1 of 1 rows" in refusal(photos / "a.csv", max_invalid_fraction=1)  # nothing would be left
+    assert "1 of 1 rows" in open_error(
+        photos / "a.csv", max_invalid_fraction=1
+    )  # nothing would be left
 
 
-def test_a_quotation_mark_that_never_closes_is_no_silent_loss(photos: Path) -> None:
+def test_unclosed_quotation_mark_is_an_error(photos: Path) -> None:
     (photos / "a.csv").write_text(
         'file,caption\np00.png,one\np01.png,"two\n' + "p02.png,three\n" * 20_000
     )
-    assert "a.csv:3: a quotation mark opens here" in refusal(photos / "a.csv")
+    assert "a.csv:3: a quotation mark opens here" in open_error(photos / "a.csv")
     (photos / "a.csv").write_text('file,caption\np00.png,one\np01.png,"two\np02.png,three\n')
-    assert "a.csv:3: a quotation mark opens here" in refusal(photos / "a.csv")
+    assert "a.csv:3: a quotation mark opens here" in open_error(photos / "a.csv")
 
 
-def test_wrong_encoding_names_the_line(photos: Path) -> None:
+def test_wrong_encoding_is_an_error_with_line(photos: Path) -> None:
     (photos / "a.csv").write_bytes(b"file,caption\np00.png,one\np01.png,caf\xe9\n")
-    assert "a.csv:3" in refusal(photos / "a.csv")
-    assert "encoding=" in refusal(photos / "a.csv")
+    assert "a.csv:3" in open_error(photos / "a.csv")
+    assert "--source-option encoding=latin-1" in open_error(photos / "a.csv")
     data = Dataset.open(photos / "a.csv", encoding="latin-1")
     assert data.raw("caption", [1]) == ["café"]
-    assert "unknown encoding 'utf-9'" in refusal(photos / "a.csv", encoding="utf-9")
+    assert "unknown encoding 'utf-9'" in open_error(photos / "a.csv", encoding="utf-9")
 
 
-def test_tab_separated_text_may_hold_bare_quotation_marks(photos: Path) -> None:
+def test_tsv_with_bare_quotation_marks(photos: Path) -> None:
     (photos / "a.csv").write_text('filepath\ttitle\np00.png\t"Hello, she said\np01.png\t5" nails\n')
     data = Dataset.open(photos / "a.csv")
     assert kinds(data) == {"filepath": "image", "title": "text"}
@@ -286,10 +288,10 @@ def test_lists_of_captions(photos: Path) -> None:
         data = Dataset.open(photos / name)
         assert data.raw("captions", [2]) == [[CAPTIONS[2], "other"]]
         assert kinds(data)["captions"] == "text"
-        assert "lists of texts, 2.0 a row" in data.schema.columns["captions"].reason
+        assert "lists of texts, 2.0 per row" in data.schema.columns["captions"].reason
 
 
-def test_jsonl_lines_that_are_none(photos: Path) -> None:
+def test_invalid_jsonl_lines_are_bad_samples(photos: Path) -> None:
     lines = [json.dumps({"image": n, "text": c}) for n, c in zip(NAMES, CAPTIONS, strict=True)]
     lines[4], lines[5], lines[6] = '{"image": ', "[1, 2]", "[" * 100_000
     (photos / "a.jsonl").write_text("\n".join(lines))
@@ -339,18 +341,18 @@ def test_parquet(photos: Path) -> None:
     assert {k: len(v) for k, v in hub.splits.items()} == {"train": 40, "val": 20}
     assert hub.location(20) == "data/train-00001-of-00002.parquet:1"
     (photos / "b.parquet").write_bytes(b"PAR1 not really")
-    assert "b.parquet is not a Parquet file" in refusal(photos / "b.parquet")
+    assert "b.parquet is not a readable Parquet file" in open_error(photos / "b.parquet")
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
+def test_parquet_without_pyarrow_names_the_extra(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "a.parquet").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert 'pip install "sensorium[data]"' in refusal(photos / "a.parquet")
+    assert 'pip install "sensorium[data]"' in open_error(photos / "a.parquet")
 
 
-# What is refused ------------------------------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------
 
 
 def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path], Path]:
@@ -362,28 +364,28 @@ def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path]
 
 
 @pytest.mark.parametrize(
-    "make, says",
+    ("make", "error"),
     [
         (lambda folder: folder / "nothing.csv", "there is no file or folder"),
-        (broken(lambda p: p.mkdir(), "empty"), "holds nothing, so no picture"),
+        (broken(lambda p: p.mkdir(), "empty"), "holds no image"),
         (
             broken(lambda p: (p.mkdir(), (p / "notes.md").write_text("x")), "notes"),
-            "1 files, none of them",
+            "1 files, but no image",
         ),
         (broken(lambda p: p.write_text("")), "a.csv is empty"),
-        (broken(lambda p: p.write_text("a,b\n")), "a.csv holds no rows"),
+        (broken(lambda p: p.write_text("a,b\n")), "a.csv has no rows"),
         (broken(lambda p: p.write_text(""), "a.jsonl"), "a.jsonl is empty"),
-        (broken(lambda p: p.write_text("a,b,a\n1,2,3\n")), "the column 'a' is there twice"),
+        (broken(lambda p: p.write_text("a,b,a\n1,2,3\n")), "the column name 'a' occurs twice"),
         (broken(lambda p: p.write_text('"a"b,c\n1,2\n')), "a.csv:1: the header cannot be read"),
         (broken(lambda p: p.write_text("p00.png,words\n")), "has no header"),
-        (broken(lambda p: p.write_text("x"), "a.xlsx"), "is no kind of file"),
+        (broken(lambda p: p.write_text("x"), "a.xlsx"), "has an unsupported file type"),
         (
             broken(lambda p: p.write_text("image,text\nhttps://a.b/c.jpg,x\nhttp://a.b/d.jpg,y\n")),
             "nothing is fetched",
         ),
         (
             broken(lambda p: p.write_text("image,text\n../../etc/x.png,x\n")),
-            "leads out of the folder",
+            "leads out of the data folder",
         ),
         (broken(lambda p: p.write_text("image,text\ngone/x.png,x\n")), "there is no file"),
         (
@@ -394,25 +396,29 @@ def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path]
         ),
     ],
 )
-def test_one_clear_error(photos: Path, make: Callable[[Path], Path], says: str) -> None:
+def test_unreadable_source_is_an_error(
+    photos: Path, make: Callable[[Path], Path], error: str
+) -> None:
     path = make(photos)
-    assert says in refusal(path)
+    assert error in open_error(path)
 
 
-def test_wrong_columns_and_options_offer_the_nearest(photos: Path) -> None:
+def test_unknown_columns_and_options_are_errors(photos: Path) -> None:
     path = table(photos / "a.csv", [["file", "caption"], ["p00.png", "x"]])
-    assert "did you mean 'caption'?" in refusal(path, columns={"captoin": "text"})
-    assert "'sound' is no kind; choose image, text" in refusal(path, columns={"caption": "sound"})
-    assert "no column 'artist'" in refusal(path, group="artist")
-    assert "no file fold.csv to read the splits from, and no column" in refusal(
-        path, split="fold.csv"
+    assert "did you mean 'caption'?" in open_error(path, types={"captoin": "text"})
+    assert "--type caption=sound: 'sound' is not a type. Choose image, text" in open_error(
+        path, types={"caption": "sound"}
     )
-    assert "unknown option 'langs'; this source takes encoding" in refusal(path, langs=["en"])
+    assert "no column 'artist'" in open_error(path, group="artist")
+    assert "--split fold.csv is neither a column nor a file" in open_error(path, split="fold.csv")
+    assert "unknown option 'langs' (--source-option). This source takes encoding" in open_error(
+        path, langs=["en"]
+    )
     with pytest.raises(SensoriumError, match="no column 'captoin'"):
         Dataset.open(path).raw("captoin", [0])
 
 
-def test_paths_outside_are_refused_unless_they_are_given_in_full(photos: Path) -> None:
+def test_relative_paths_outside_the_folder_are_bad_samples(photos: Path) -> None:
     (photos / "sub").mkdir()
     path = table(
         photos / "sub" / "a.csv",
@@ -430,7 +436,7 @@ def test_paths_outside_are_refused_unless_they_are_given_in_full(photos: Path) -
     assert data.raw("file", [0]) == [photos / "p01.png"]
 
 
-def test_values_of_another_type_are_quarantined(photos: Path) -> None:
+def test_values_of_another_type_are_bad_samples(photos: Path) -> None:
     rows = [
         {"image": n, "price": i, "text": c}
         for i, (n, c) in enumerate(zip(NAMES, CAPTIONS, strict=True))
@@ -445,10 +451,10 @@ def test_values_of_another_type_are_quarantined(photos: Path) -> None:
     assert kinds(data) == {"image": "image", "price": "numeric", "text": "text"}
 
 
-# Splits and groups ----------------------------------------------------------------------------------------------
+# Splits and groups ------------------------------------------------------------
 
 
-def test_the_hash_keeps_copies_together_and_stays_when_rows_are_added() -> None:
+def test_split_by_hash_is_stable_and_keeps_groups_together() -> None:
     keys = [f"k{i % 500}" for i in range(1500)]
     shares = {"train": 0.8, "val": 0.1, "test": 0.1}
     splits = split_by_hash(keys, shares)
@@ -459,7 +465,7 @@ def test_the_hash_keeps_copies_together_and_stays_when_rows_are_added() -> None:
     assert all(set(rows) <= set(longer[name]) for name, rows in splits.items())
 
 
-def test_small_data_still_have_something_to_judge_by() -> None:
+def test_split_by_hash_leaves_no_split_empty() -> None:
     for n in (3, 5, 10, 20):
         splits = split_by_hash([f"k{i}" for i in range(n)], {"train": 0.8, "val": 0.1, "test": 0.1})
         assert all(len(rows) for rows in splits.values())
@@ -470,7 +476,7 @@ def test_small_data_still_have_something_to_judge_by() -> None:
     )
 
 
-def test_identical_pictures_are_one_group(photos: Path) -> None:
+def test_identical_images_are_one_group(photos: Path) -> None:
     for i in range(5):
         (photos / f"copy{i}.png").write_bytes((photos / NAMES[i]).read_bytes())
     data = Dataset.open(photos)
@@ -486,7 +492,7 @@ def test_identical_pictures_are_one_group(photos: Path) -> None:
     assert "md5 of the content of 'image'" in data.split_rule
 
 
-def test_a_group_column_never_crosses(photos: Path) -> None:
+def test_groups_stay_in_one_split(photos: Path) -> None:
     path = table(
         photos / "a.csv",
         [
@@ -505,13 +511,13 @@ def test_a_group_column_never_crosses(photos: Path) -> None:
     assert kinds(other)["product_id"] == "ignore"
 
 
-def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
+def test_splits_from_a_column_and_from_a_file(photos: Path) -> None:
     path = table(
         photos / "a.csv",
         [
             ["file", "caption", "fold"],
             *(
-                [n, c, "Training,valid,test,test_artist".split(",")[i % 4]]
+                [n, c, ("Training", "valid", "test", "test_artist")[i % 4]]
                 for i, (n, c) in enumerate(zip(NAMES, CAPTIONS, strict=True))
             ),
         ],
@@ -534,10 +540,10 @@ def test_splits_by_a_column_and_by_a_file(photos: Path) -> None:
         assert len(data.splits["train"]) + len(data.splits["val"]) == 10
         assert data.describe().num_unassigned == 5
     (photos / "s.csv").write_text("p00.png,test\nnobody.png,train\n")
-    assert "s.csv:2 puts 'nobody.png'" in refusal(path, split=str(photos / "s.csv"))
+    assert "s.csv:2 puts 'nobody.png'" in open_error(path, split=str(photos / "s.csv"))
 
 
-def test_another_file_as_the_test_split(photos: Path) -> None:
+def test_second_source_is_the_test_split(photos: Path) -> None:
     a = table(
         photos / "a.csv", [["file", "caption"], *map(list, zip(NAMES[:15], CAPTIONS, strict=False))]
     )
@@ -551,7 +557,7 @@ def test_another_file_as_the_test_split(photos: Path) -> None:
     assert data.location(15) == "b.csv:2"
 
 
-def test_a_part_keeps_its_rows_in_their_splits(photos: Path) -> None:
+def test_take_keeps_rows_in_their_splits(photos: Path) -> None:
     data = Dataset.open(photos)
     part = data.take(data.splits["test"])
     assert len(part) == len(data.splits["test"])
@@ -561,10 +567,10 @@ def test_a_part_keeps_its_rows_in_their_splits(photos: Path) -> None:
     assert part.location(0) == data.location(int(data.splits["test"][0]))
 
 
-# The whole ------------------------------------------------------------------------------------------------------
+# Summaries --------------------------------------------------------------------
 
 
-def test_describe_is_plain_data_that_rich_can_print(photos: Path) -> None:
+def test_describe_is_plain_data_that_rich_prints(photos: Path) -> None:
     path = table(
         photos / "a.csv",
         [
@@ -572,56 +578,56 @@ def test_describe_is_plain_data_that_rich_can_print(photos: Path) -> None:
             *([n, c if i else "", i] for i, (n, c) in enumerate(zip(NAMES, CAPTIONS, strict=True))),
         ],
     )
-    told = Dataset.open(path).describe()
-    assert [(c.name, c.kind, c.num_missing) for c in told.columns] == [
+    summary = Dataset.open(path).describe()
+    assert [(c.name, c.kind, c.num_missing) for c in summary.columns] == [
         ("file", "image", 0),
         ("caption", "text", 1),
         ("price", "numeric", 0),
     ]
-    assert told.num_rows == 20
-    assert sum(told.split_sizes.values()) == 20
-    assert told.columns[2].examples == ("0", "1")
+    assert summary.num_rows == 20
+    assert sum(summary.split_sizes.values()) == 20
+    assert summary.columns[2].examples == ("0", "1")
     from rich.console import Console
 
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(told)
+    console.print(summary)
     text = console.export_text()
     assert "20 of 20 values end in .png" in text
     assert "80 : 10 : 10 by md5" in text
 
 
-def test_repr_is_one_line(photos: Path) -> None:
+def test_repr(photos: Path) -> None:
     assert repr(Dataset.open(photos)) == f"Dataset({photos.name!r}, 20 rows: image (image); 0 bad)"
 
 
-def test_a_long_file_is_decided_on_by_a_sample_that_is_said(
+def test_types_of_long_files_are_inferred_from_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensorium.data.type_inference, "SAMPLE", 50)
+    monkeypatch.setattr(sensorium.data.type_inference, "MAX_SAMPLED_ROWS", 50)
     path = table(
         tmp_path / "a.csv",
         [["n", "text"], *(["x" if i == 5 else i, f"words {i}"] for i in range(1000))],
     )
     data = Dataset.open(path)
-    assert "(50 of 1,000 rows were looked at)" in data.schema.columns["n"].reason
+    assert "(in a sample of 50 of 1,000 rows)" in data.schema.columns["n"].reason
     assert [b.location for b in data.bad_samples] == ["a.csv:7"]
     assert len(data) == 999
 
 
-def test_opening_needs_no_extra(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_needs_no_extras(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for extra in ("pyarrow", "simplejpeg", "faiss"):
         monkeypatch.setitem(sys.modules, extra, None)
     assert len(Dataset.open(photos).describe().columns) == 1
 
 
-def test_pictures_that_do_not_decode_are_found_later(
+def test_undecodable_images_are_found_by_prepare(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(photos / ".home"))
     (photos / "p03.png").write_bytes(b"not a picture")
     assert len(Dataset.open(photos)) == 20
+    data = Dataset.open(photos)
     with pytest.raises(SensoriumError, match=r"1 of 20 rows.*\n.*p03\.png"):
-        data = Dataset.open(photos)
         data.prepare(data.schema, ["image"])
     data = Dataset.open(photos, max_invalid_fraction=0.1)
     assert [(b.row, b.location) for b in data.prepare(data.schema, ["image"]).bad_samples] == [
@@ -629,7 +635,7 @@ def test_pictures_that_do_not_decode_are_found_later(
     ]
 
 
-def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
+def test_empty_cells_are_a_row_and_blank_lines_are_not(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,x\n,\n\n \n2,y\n")
     data = Dataset.open(tmp_path / "table.csv")
     assert list(data.raw("a", range(len(data)))) == [1.0, None, 2.0]

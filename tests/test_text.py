@@ -1,4 +1,4 @@
-"""Words to ids and back: whatever the string, a text begins, ends, and fits."""
+"""Text to token ids and back, token dropout, and embeddings of subword bags."""
 
 import itertools
 import math
@@ -15,10 +15,12 @@ from sensorium.modalities.subword_bag import (
     NGRAM_LENGTHS,
     WORD_BOUNDARY,
     SubwordBagEmbedding,
-    char_ngrams,
+    char_ngram_hashes,
     hash_powers,
 )
 from sensorium.modalities.text import END, PAD, START, Text, TextEmbedding
+
+# ruff: noqa: RUF001 - the ambiguous characters are what is tested
 
 CORPUS = [
     "a red bicycle",
@@ -26,7 +28,7 @@ CORPUS = [
     "two cats on a mat",
     "a house, a cat and a bicycle",
 ] * 20
-ODD = [
+UNUSUAL_STRINGS = [
     "",
     " ",
     "\n\t",
@@ -57,57 +59,58 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_words_come_back(text: Text) -> None:
-    roomy = Text(length=64, tokenizer=text.tokenizer)
-    for words in ("a red bicycle", "two cats", "zebra", "naïve café", "你好"):
-        assert text.decode(torch.from_numpy(roomy.load(words))) == words
+def test_decode_inverts_load(text: Text) -> None:
+    long_text = Text(length=64, tokenizer=text.tokenizer)
+    for value in ("a red bicycle", "two cats", "zebra", "naïve café", "你好"):
+        assert text.decode(torch.from_numpy(long_text.load(value))) == value
 
 
-def test_case_and_compatible_forms_are_one(text: Text) -> None:
+def test_load_normalizes_case_and_compatible_characters(text: Text) -> None:
     assert np.array_equal(text.load("A Red BICYCLE"), text.load("a red bicycle"))
     assert np.array_equal(text.load("ﬁne"), text.load("fine"))
     assert np.array_equal(text.load("e\u0301"), text.load("é"))
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_any_string_becomes_a_text(odd: str, text: Text) -> None:
-    ids = text.load(odd)
+@pytest.mark.parametrize("string", UNUSUAL_STRINGS)
+def test_any_string_is_encoded(string: str, text: Text) -> None:
+    ids = text.load(string)
     assert ids.dtype == np.int32
     assert 2 <= len(ids) <= text.length
     assert ids[0] == START
     assert ids[-1] == END
     assert ((ids[1:-1] > END) & (ids[1:-1] < text.vocab_size)).all(), (
-        "a text cannot spell start, end, pad"
+        "a string must not encode special tokens"
     )
 
 
-def test_a_cut_text_keeps_its_end(text: Text) -> None:
+def test_truncated_text_keeps_its_end_token(text: Text) -> None:
     ids = text.load("a red bicycle " * 50)
     assert len(ids) == text.length
     assert ids[-1] == END
 
 
-def test_one_by_one_is_as_many_at_once(text: Text) -> None:
-    texts = ODD + CORPUS[:4]
+def test_load_equals_batched_encode(text: Text) -> None:
+    texts = UNUSUAL_STRINGS + CORPUS[:4]
     for one, many in zip(map(text.load, texts), text.encode(texts), strict=True):
         assert np.array_equal(one, many)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["a", "b"]])
-def test_only_a_string_is_text(wrong: object, text: Text) -> None:
+def test_value_that_is_not_a_string_is_rejected(wrong: object, text: Text) -> None:
     with pytest.raises(ValueError, match="expected text"):
-        text.load(wrong)  # type: ignore[arg-type]
+        text.load(wrong)
 
 
-def test_a_text_column_must_be_fitted_first() -> None:
+def test_unfitted_text_column_is_rejected() -> None:
     with pytest.raises(ValueError, match="fit"):
-        Text().load("words")
+        Text().load("text")
 
 
-def test_fit_takes_gaps_and_lists_and_happens_once(text: Text) -> None:
+def test_fit_accepts_missing_values_and_lists_and_is_idempotent(text: Text) -> None:
     fitted = Text(vocab_size=400).fit(["a cat", None, ["two cats", "three cats"]])
+    assert fitted.tokenizer is not None
     assert fitted.vocab_size == fitted.tokenizer.get_vocab_size() <= 400
-    assert fitted.fit(["other words"]) is fitted
+    assert fitted.fit(["other text"]) is fitted
     assert text.fit([]) is text
 
 
@@ -121,47 +124,50 @@ def test_collate_pads_to_the_longest(text: Text) -> None:
         assert (row[len(ids) :] == PAD).all()
 
 
-def words_of(row: torch.Tensor) -> list[int]:
+def inner_ids(row: torch.Tensor) -> list[int]:
     return [i for i in row.tolist() if i > END]
 
 
-def test_dropped_words_leave_order_start_and_end(text: Text) -> None:
-    batch = text.collate(text.encode(CORPUS[:4] + ["", "a"]))
-    kept = 0
+def test_token_dropout_keeps_order_start_and_end(text: Text) -> None:
+    batch = text.collate(text.encode([*CORPUS[:4], "", "a"]))
+    remaining_count = 0
     for seed in range(20):
         dropped = text.augment(batch, generator(seed), token_dropout=0.5)
         assert torch.equal(dropped, text.augment(batch, generator(seed), token_dropout=0.5))
         for before, after in zip(batch, dropped, strict=True):
-            left, ids = iter(words_of(before)), after.tolist()
-            assert all(word in left for word in words_of(after)), "words must keep their order"
-            assert bool(words_of(after)) == bool(words_of(before)), (
-                "a text must not lose every word"
+            remaining = iter(inner_ids(before))
+            ids = after.tolist()
+            assert all(token in remaining for token in inner_ids(after)), (
+                "tokens must keep their order"
+            )
+            assert bool(inner_ids(after)) == bool(inner_ids(before)), (
+                "a text must not lose all tokens"
             )
             end = ids.index(END)
             assert ids[0] == START
             assert all(i == PAD for i in ids[end + 1 :])
             assert PAD not in ids[:end]
-            kept += len(words_of(after))
-    share = kept / (20 * sum(len(words_of(row)) for row in batch))
+            remaining_count += len(inner_ids(after))
+    share = remaining_count / (20 * sum(len(inner_ids(row)) for row in batch))
     assert 0.45 < share < 0.65
 
 
-def test_no_word_is_dropped_unless_asked(text: Text) -> None:
+def test_augment_without_options_changes_nothing(text: Text) -> None:
     batch = text.collate(text.encode(CORPUS[:4]))
     assert torch.equal(text.augment(batch, generator()), batch)
     with pytest.raises(TypeError):
-        text.augment(batch, generator(), dorp=0.5)  # type: ignore[call-arg]
+        text.augment(batch, generator(), dorp=0.5)  # pyright: ignore[reportCallIssue]
 
 
-def test_settings_go_to_json_and_back(text: Text) -> None:
-    again = Text.from_json(text.to_json())
-    assert again == text
-    assert again.tokenizer is None
+def test_settings_json_round_trip(text: Text) -> None:
+    restored = Text.from_json(text.to_json())
+    assert restored == text
+    assert restored.tokenizer is None
     with pytest.raises(SensoriumError, match="lenght"):
         Text.from_json({"lenght": 3})
 
 
-def test_fake_texts_look_like_texts(text: Text) -> None:
+def test_fake_texts_have_start_end_and_padding(text: Text) -> None:
     ids = text.fake(50, generator())
     ends = TextEmbedding(8, text).pool_index(ids)
     assert ids.shape[0] == 50
@@ -172,129 +178,117 @@ def test_fake_texts_look_like_texts(text: Text) -> None:
         assert all(i == PAD for i in row[end + 1 :])
 
 
-# ------------------------------------------------------------------------------------------------- words by letters
+# Subword bags -------------------------------------------------------------------------------------
 
 
-def by_hand(spelt: list[int]) -> list[tuple[int, int]]:
-    """(where its word begins, hash) of all that `pieces` finds in one text, one letter after the other."""
-
-    def whole(letters: list[int]) -> int:
-        value = 0
-        for k, letter in enumerate(letters):
-            value += letter * HASH_BASE**k
-        return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-    def part(letters: list[int]) -> int:
-        return whole(letters[::-1])
-
-    spaces = [i for i, letter in enumerate(spelt) if letter == WORD_BOUNDARY]
-    words = [(a, b) for a, b in itertools.pairwise(spaces) if b - a > 1]
-    found = [(a, whole([0, *spelt[a + 1 : b + 1]])) for a, b in words]
-    return found + [
-        (a, part(spelt[i : i + n]))
-        for a, b in words
-        for n in NGRAM_LENGTHS
-        for i in range(a, b - n + 2)
-    ]
+def reference_hash(chars: list[int]) -> int:
+    """Return the signed 64-bit polynomial hash of characters."""
+    value = sum(char * HASH_BASE**k for k, char in enumerate(chars))
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def test_pieces_and_words_are_those_found_by_hand() -> None:
+def reference_hashes(chars: list[int]) -> list[tuple[int, int]]:
+    """Return (start of the word, hash) of all words and n-grams of a text, one by one."""
+    boundaries = [i for i, char in enumerate(chars) if char == WORD_BOUNDARY]
+    words = [(start, end) for start, end in itertools.pairwise(boundaries) if end - start > 1]
+    hashes = [(start, reference_hash([0, *chars[start + 1 : end + 1]])) for start, end in words]
+    for start, end in words:
+        for n in NGRAM_LENGTHS:
+            ngrams = (chars[i : i + n][::-1] for i in range(start, end - n + 2))
+            hashes.extend((start, reference_hash(ngram)) for ngram in ngrams)
+    return hashes
+
+
+def test_char_ngram_hashes_equal_hashes_computed_one_by_one() -> None:
     texts = [[1, 5, 6, 7, 8, 9, 1, 5, 1], [1, 1, 4, 1, 9, 9, 1, 0, 0], [1] + [0] * 8]
-    word, what, there = char_ngrams(torch.tensor(texts), hash_powers(9))
-    for row, spelt in enumerate(texts):
-        found = zip(word[row][there[row]].tolist(), what[row][there[row]].tolist(), strict=True)
-        assert sorted(found) == sorted(
-            (spelt[: a + 1].count(WORD_BOUNDARY), h) for a, h in by_hand(spelt)
+    words, hashes, present = char_ngram_hashes(torch.tensor(texts), hash_powers(9))
+    for row, chars in enumerate(texts):
+        real = present[row]
+        actual = zip(words[row][real].tolist(), hashes[row][real].tolist(), strict=True)
+        expected = (
+            (chars[: start + 1].count(WORD_BOUNDARY), value)
+            for start, value in reference_hashes(chars)
         )
+        assert sorted(actual) == sorted(expected)
 
 
-def spelling(dim: int, text: Text, *seen: str) -> tuple[SubwordBagEmbedding, Text]:
-    """One that has met these texts twice, and has no favourites among their pieces; settings with room for any text."""
-    roomy = Text(length=64, tokenizer=text.tokenizer)
-    read = SubwordBagEmbedding(dim, roomy).eval()
-    read.fit_on_data([roomy.collate([*map(roomy.load, seen)])] * 2)
-    read.get_buffer("rarity").fill_(1)
-    return read, roomy
+def fitted_embedding(dim: int, text: Text, *texts: str) -> tuple[SubwordBagEmbedding, Text]:
+    """Return an embedding fitted on each text twice, with equal weights, and longer settings."""
+    long_text = Text(length=64, tokenizer=text.tokenizer)
+    embedding = SubwordBagEmbedding(dim, long_text).eval()
+    embedding.fit_on_data([long_text.collate([*map(long_text.load, texts)])] * 2)
+    embedding.get_buffer("idf").fill_(1)
+    return embedding, long_text
 
 
-def known_of(word: str) -> set[int]:
-    _, what, there = char_ngrams(
-        torch.tensor([[WORD_BOUNDARY, *map(ord, word), WORD_BOUNDARY]]), hash_powers(len(word) + 2)
-    )
-    return set(what[there].tolist())
+def ngram_hashes_of(word: str) -> set[int]:
+    chars = torch.tensor([[WORD_BOUNDARY, *map(ord, word), WORD_BOUNDARY]])
+    _, hashes, present = char_ngram_hashes(chars, hash_powers(len(word) + 2))
+    return set(hashes[present].tolist())
 
 
-def test_pieces_of_two_texts_or_more_are_known_the_common_ones_first(text: Text) -> None:
-    roomy = Text(length=64, tokenizer=text.tokenizer)
-    read = SubwordBagEmbedding(8, roomy).eval()
-    read.fit_on_data(
-        [
-            roomy.collate([*map(roomy.load, part)])
-            for part in (["red sun", "red"], ["sun sun red", "blue"])
-        ]
-    )
-    known, rarity = read.get_buffer("known"), read.get_buffer("rarity")
-    n = int((known != EMPTY_HASH).sum())
-    hashes = {word: known_of(word) for word in ("red", "sun", "blue")}
-    assert set(known[:n].tolist()) == hashes["red"] | hashes["sun"]
-    assert known.diff().ge(0).all()
-    weight = dict(zip(known.tolist(), rarity.tolist(), strict=True))
-    for word, texts in (("red", 3), ("sun", 2)):  # of 4
-        assert all(
-            weight[h] == pytest.approx((1 + math.log(5 / (1 + texts))) ** 0.5) for h in hashes[word]
-        )
-    small = SubwordBagEmbedding(8, Text(vocab_size=1))
-    small.fit_on_data([torch.tensor([[0]])])  # nothing to know
-    assert (small.get_buffer("known") == EMPTY_HASH).all()
-    assert not small(torch.tensor([[0]])).x.any()
+def test_fit_keeps_ngrams_of_two_texts_and_weights_them_by_idf(text: Text) -> None:
+    long_text = Text(length=64, tokenizer=text.tokenizer)
+    embedding = SubwordBagEmbedding(8, long_text).eval()
+    batches = [["red sun", "red"], ["sun sun red", "blue"]]
+    embedding.fit_on_data([long_text.collate([*map(long_text.load, texts)]) for texts in batches])
+    table, idf = embedding.get_buffer("ngram_hashes"), embedding.get_buffer("idf")
+    n = int((table != EMPTY_HASH).sum())
+    hashes = {word: ngram_hashes_of(word) for word in ("red", "sun")}
+    assert set(table[:n].tolist()) == hashes["red"] | hashes["sun"]
+    assert table.diff().ge(0).all()
+    weight = dict(zip(table.tolist(), idf.tolist(), strict=True))
+    for word, document_count in (("red", 3), ("sun", 2)):  # of 4 texts
+        expected = (1 + math.log(5 / (1 + document_count))) ** 0.5
+        assert [weight[h] for h in hashes[word]] == pytest.approx([expected] * len(hashes[word]))
 
 
-def test_pieces_left_out_in_training_are_others_each_time(text: Text) -> None:
-    read, roomy = spelling(8, text, "a red bicycle")
-    read.embedding.weight.data.normal_()
-    ids = roomy.collate([roomy.load("a red bicycle")])
-    assert torch.equal(read(ids).x, read(ids).x)
-    read.train()
-    assert not torch.allclose(read(ids).x, read(ids).x)
+def test_embedding_without_ngrams_returns_zeros() -> None:
+    embedding = SubwordBagEmbedding(8, Text(vocab_size=1))
+    embedding.fit_on_data([torch.tensor([[0]])])
+    assert (embedding.get_buffer("ngram_hashes") == EMPTY_HASH).all()
+    assert not embedding(torch.tensor([[0]])).x.any()
 
 
-def test_a_word_is_read_alike_wherever_it_stands(text: Text) -> None:
-    read, roomy = spelling(8, text, "a red bicycle", "house")
-    t = read(
-        roomy.collate(
-            [roomy.load(words) for words in ("bicycle", "a  red bicycle", "", "house", "xyz")]
-        )
-    )
+def test_subword_dropout_is_random_and_off_in_evaluation(text: Text) -> None:
+    embedding, long_text = fitted_embedding(8, text, "a red bicycle")
+    embedding.embedding.weight.data.normal_()
+    ids = long_text.collate([long_text.load("a red bicycle")])
+    assert torch.equal(embedding(ids).x, embedding(ids).x)
+    embedding.train()
+    assert not torch.allclose(embedding(ids).x, embedding(ids).x)
+
+
+def test_word_embedding_does_not_depend_on_its_position(text: Text) -> None:
+    embedding, long_text = fitted_embedding(8, text, "a red bicycle", "house")
+    texts = ("bicycle", "a  red bicycle", "", "house", "xyz")
+    t = embedding(long_text.collate([long_text.load(value) for value in texts]))
     assert t.valid is not None
     assert t.valid.sum(1).tolist() == [1, 3, 0, 1, 1]
-    of = {"a": 2, "red": 7, "bicycle": 19}  # pieces of each, the whole word with them
-    torch.testing.assert_close(t.x[0, 0] * 3 * (of["bicycle"] / sum(of.values())) ** 0.5, t.x[1, 2])
+    num_ngrams = {"a": 2, "red": 7, "bicycle": 19}  # the whole word included
+    scale = (num_ngrams["bicycle"] / sum(num_ngrams.values())) ** 0.5
+    torch.testing.assert_close(t.x[0, 0] * 3 * scale, t.x[1, 2])
     assert not torch.allclose(t.x[0, 0], t.x[3, 0], atol=1e-4)
     assert not t.x[2].any()
     assert not t.x[4].any()
 
 
-def test_a_word_never_seen_is_like_one_that_shares_its_letters(text: Text) -> None:
-    read, roomy = spelling(
-        1024, text, "bicycle", "zebra", "motor"
-    )  # so wide that chance vectors are square
-    bicycle, motorcycle, zebra = read(
-        roomy.collate([*map(roomy.load, ("bicycle", "motorcycle", "zebra"))])
-    ).x[:, 0]
-    assert (
-        torch.cosine_similarity(bicycle, motorcycle, 0)
-        > torch.cosine_similarity(bicycle, zebra, 0) + 0.2
-    )
+def test_unseen_word_is_similar_to_a_word_that_shares_ngrams(text: Text) -> None:
+    # In 1024 dimensions random vectors are nearly orthogonal.
+    embedding, long_text = fitted_embedding(1024, text, "bicycle", "zebra", "motor")
+    words = ("bicycle", "motorcycle", "zebra")
+    t = embedding(long_text.collate([*map(long_text.load, words)]))
+    bicycle, motorcycle, zebra = t.x[:, 0]
+    similar = torch.cosine_similarity(bicycle, motorcycle, 0)
+    assert similar > torch.cosine_similarity(bicycle, zebra, 0) + 0.2
 
 
-def test_any_string_is_spelt(text: Text) -> None:
-    read, ids = SubwordBagEmbedding(8, text), text.collate([*map(text.load, ODD)])
-    read.fit_on_data([ids, ids])
-    t = read(ids)
-    assert (read.get_buffer("known") != EMPTY_HASH).any()
+def test_any_string_is_embedded_by_its_ngrams(text: Text) -> None:
+    embedding = SubwordBagEmbedding(8, text)
+    ids = text.collate([*map(text.load, UNUSUAL_STRINGS)])
+    embedding.fit_on_data([ids, ids])
+    t = embedding(ids)
+    assert (embedding.get_buffer("ngram_hashes") != EMPTY_HASH).any()
     assert t.x.isfinite().all()
-    assert t.x.shape[0] == len(ODD)
-    assert SubwordBagEmbedding(8, text).get_buffer("letters").shape == (
-        text.vocab_size,
-        MAX_TOKEN_CHARS,
-    )
+    assert t.x.shape[0] == len(UNUSUAL_STRINGS)
+    assert embedding.get_buffer("token_chars").shape == (text.vocab_size, MAX_TOKEN_CHARS)

@@ -1,4 +1,7 @@
-"""chrF and CIDEr-D against their published implementations (numbers made by benchmarks/words.py), and by identity."""
+"""Tests of chrF and CIDEr-D against reference implementations, and by identity.
+
+The reference values are written by benchmarks/words.py.
+"""
 
 import json
 from pathlib import Path
@@ -8,42 +11,46 @@ import pytest
 from sensorium.metrics.text_generation import chrf, cider_d, exact_match, normalize_text
 
 CORPUS = json.loads((Path(__file__).parent / "fixtures" / "text_metric_reference.json").read_text())
-SAID, REFERENCES = CORPUS["said"], CORPUS["references"]
+PREDICTIONS, REFERENCES = CORPUS["predictions"], CORPUS["references"]
 
 
-def test_chrf_is_that_of_sacrebleu() -> None:
-    assert chrf(SAID, REFERENCES) == pytest.approx(CORPUS["chrf"], abs=1e-9)
-    each = [chrf([text], [others]) for text, others in zip(SAID, REFERENCES, strict=True)]
-    assert each == pytest.approx(CORPUS["chrf of each"], abs=1e-9)
+def test_chrf_equals_sacrebleu() -> None:
+    assert chrf(PREDICTIONS, REFERENCES) == pytest.approx(CORPUS["chrf"], abs=1e-9)
+    each = [chrf([text], [options]) for text, options in zip(PREDICTIONS, REFERENCES, strict=True)]
+    assert each == pytest.approx(CORPUS["chrf per text"], abs=1e-9)
 
 
-def test_cider_is_that_of_pycocoevalcap() -> None:
-    assert cider_d(SAID, REFERENCES) == pytest.approx(CORPUS["cider-d"], abs=1e-9)
-    assert cider_d(SAID[:5], REFERENCES[:5]) == pytest.approx(
-        CORPUS["cider-d of the first five"], abs=1e-9
+def test_cider_d_equals_pycocoevalcap() -> None:
+    assert cider_d(PREDICTIONS, REFERENCES) == pytest.approx(CORPUS["cider-d"], abs=1e-9)
+    assert cider_d(PREDICTIONS[:5], REFERENCES[:5]) == pytest.approx(
+        CORPUS["cider-d first five"], abs=1e-9
     )
 
 
-def test_what_is_a_reference_scores_highest() -> None:
-    texts = [others[0] for others in REFERENCES if len(others[0].split()) >= 4]
-    alone = [[text] for text in texts]
-    assert chrf(texts, alone) == pytest.approx(100)
-    assert cider_d(texts, alone) == pytest.approx(10)
+def test_references_themselves_score_highest() -> None:
+    texts = [options[0] for options in REFERENCES if len(options[0].split()) >= 4]
+    references = [[text] for text in texts]
+    assert chrf(texts, references) == pytest.approx(100)
+    assert cider_d(texts, references) == pytest.approx(10)
     assert chrf(["xyz"], [["abc"]]) == 0
     assert cider_d(["xyz"] * 2, [["abc"], ["def"]]) == 0
 
 
-def test_order_of_rows_and_of_references_is_irrelevant() -> None:
-    turned = [others[::-1] for others in REFERENCES[::-1]]
-    assert chrf(SAID[::-1], turned) == pytest.approx(chrf(SAID, REFERENCES))
-    assert cider_d(SAID[::-1], turned) == pytest.approx(cider_d(SAID, REFERENCES))
+def test_order_of_rows_and_references_does_not_matter() -> None:
+    reversed_references = [options[::-1] for options in REFERENCES[::-1]]
+    assert chrf(PREDICTIONS[::-1], reversed_references) == pytest.approx(
+        chrf(PREDICTIONS, REFERENCES)
+    )
+    assert cider_d(PREDICTIONS[::-1], reversed_references) == pytest.approx(
+        cider_d(PREDICTIONS, REFERENCES)
+    )
 
 
-def test_nothing_said_is_nothing() -> None:
+def test_no_texts_score_zero() -> None:
     assert chrf([], []) == cider_d([], []) == exact_match([], []) == 0
 
 
-def test_plain_and_exact() -> None:
+def test_exact_match_ignores_case_punctuation_and_articles() -> None:
     assert normalize_text("  A red, round ring. ") == "a red round ring"
     assert normalize_text("don't!") == "don't"
     assert exact_match(

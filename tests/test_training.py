@@ -1,4 +1,4 @@
-"""The loop does what it says, stops where it must and says why, and leaves a run that tells its story."""
+"""Tests of the training loop, the optimizer step, the metrics log and the model card."""
 
 import json
 import math
@@ -7,20 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from fixtures import tiny_recipe
-from test_resume import CLIP, pairs
+from fixtures.colored_squares import TINY_CLIP, colored_squares
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.spec import EvaluationSpec, ValidationResult
 from sensorium.nn.tokens import Batch
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import EvaluationSpec, Recipe, ValidationResult
-from sensorium.training import run as runs
+from sensorium.recipes.recipe import Recipe
+from sensorium.training import run_setup
 from sensorium.training.loop import train
 from sensorium.training.metrics_log import (
     MetricsLog,
@@ -32,32 +34,31 @@ from sensorium.training.nonfinite import NonFiniteError
 from sensorium.training.train_step import TrainStep, choose_precision
 
 
-def lines(folder: Path, key: str) -> list[Any]:
-    return [
-        e[key]
-        for e in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        if key in e
-    ]
+def read_entries(folder: Path, key: str) -> list[Any]:
+    """Return the values of a key in metrics.jsonl."""
+    return [entry[key] for entry in read_metrics(folder / "metrics.jsonl") if key in entry]
 
 
-def reached(folder: Path) -> dict[str, Any]:
-    return json.loads((max((folder / "state").glob("step-*")) / "state.json").read_text())[
-        "reached"
-    ]
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Return the progress of the last checkpoint."""
+    checkpoint = max((folder / "state").glob("step-*"))
+    return json.loads((checkpoint / "state.json").read_text())["progress"]
 
 
-def with_objective(objective: Callable[..., Any], **more: Any) -> Callable[..., Recipe]:
-    """tiny_recipe.guess with parts of it replaced."""
+def with_objective(objective: Callable[..., Any], **changes: Any) -> Callable[..., Recipe]:
+    """Return tiny_recipe.guess with another objective."""
 
     def guess(schema: Any, *, dim: int = 8, dropout: float = 0.0) -> Recipe:
         return replace(
-            tiny_recipe.guess(schema, dim=dim, dropout=dropout), objective=objective, **more
+            tiny_recipe.guess(schema, dim=dim, dropout=dropout), objective=objective, **changes
         )
 
     return guess
 
 
-def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_learns_and_writes_log_curve_and_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     model = train(
         tiny_recipe.guess,
@@ -68,27 +69,27 @@ def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         eval_interval=5,
         checkpoint_interval=10,
     )
-    losses, rates = lines(out, "loss"), lines(out, "lr")
+    losses, rates = read_entries(out, "loss"), read_entries(out, "lr")
     assert np.mean(losses[-7:]) < 0.5 * np.mean(losses[:7])
     assert len(losses) == 140
     assert max(rates) == pytest.approx(1e-2)
     assert rates[0] == pytest.approx(1e-2 / 7)
     assert rates[-1] < 1e-5
-    found = lines(out, "evaluation")
+    evaluations = read_entries(out, "evaluation")
     x = [[1.0, 0.5, 0.2]]
-    assert len(found) == 4
+    assert len(evaluations) == 4
     assert model.predict(x=x).shape == (1,)
-    said = capsys.readouterr()
-    assert "step 1/140" in said.err
-    assert "samples/s" in said.err
-    assert "left" in said.err
-    assert f"fit {max(f['fit'] for f in found):.4g} at step" in said.out
-    assert said.out.count("\n  sensorium ") == 3
-    picture = PIL.Image.open(out / "curve.png")
-    assert picture.size == (960, 420)
-    assert len(picture.getcolors(100_000) or []) > 3
+    printed = capsys.readouterr()
+    assert "step 1/140" in printed.err
+    assert "samples/s" in printed.err
+    assert "left" in printed.err
+    assert f"fit {max(e['fit'] for e in evaluations):.4g} at step" in printed.out
+    assert printed.out.count("\n  sensorium ") == 3
+    curve = ElementTree.parse(out / "curve.svg").getroot()
+    titles = [title.text for title in curve.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == ["training loss", "validation fit"]
     card = (out / "README.md").read_text()
-    for told in (
+    for text in (
         "| train | 56 |",
         "| dim | 8 |",
         "Licence",
@@ -97,11 +98,11 @@ def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "torch 2",
         "| fit |",
     ):
-        assert told in card
+        assert text in card
     assert {p.name for p in out.iterdir()} == {
         "README.md",
         "config.json",
-        "curve.png",
+        "curve.svg",
         "metrics.jsonl",
         "model.safetensors",
         "schema.json",
@@ -109,12 +110,18 @@ def test_it_learns_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }
 
 
-def test_clip_leaves_pictures_of_what_it_finds(
+def test_samples_are_written_at_each_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
-    model = train(RECIPES["clip"], pairs(), out=tmp_path / "run", epochs=2, quiet=True, **CLIP)
-    assert len(list((tmp_path / "run" / "samples").glob("step-*.png"))) == 2
+    data = colored_squares()
+    model = train(RECIPES["clip"], data, out=tmp_path / "run", epochs=2, quiet=True, **TINY_CLIP)
+    paths = sorted((tmp_path / "run" / "samples").iterdir())
+    assert [path.name for path in paths] == ["step-000004.png", "step-000008.png"]
+    for path in paths:
+        with PIL.Image.open(path) as image:
+            assert min(image.size) >= 16
+            assert len(image.convert("RGB").getcolors(1_000_000) or []) > 10
     vectors = model.embed(text=["a red square", "a blue square"])
     assert vectors.shape[0] == 2
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -122,18 +129,18 @@ def test_clip_leaves_pictures_of_what_it_finds(
     assert model.config.recipe == "clip"
 
 
-def test_keywords_are_checked_before_any_work(tmp_path: Path) -> None:
+def test_invalid_keyword_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(
-        TypeError, match="unexpected keyword argument 'epoch'; did you mean 'epochs'"
+        TypeError, match=r"unexpected keyword argument 'epoch'\. Did you mean 'epochs'"
     ):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", epoch=3)
     assert not (tmp_path / "run").exists()
     for keyword, message in (
-        ({"lr": -1.0}, "lr is -1.0; it must be at least 0"),
-        ({"ema_decay": 1.5}, "ema_decay is 1.5.*most 1"),
-        ({"precision": "fp8"}, "precision='fp8' is not one of auto, fp32, bf16"),
-        ({"optimizer": "adamm"}, "optimizer='adamm' is not one of adamw"),
-        ({"grad_accumulation_steps": 0}, "grad_accumulation_steps"),
+        ({"lr": -1.0}, "--lr must be at least 0, not -1.0"),
+        ({"ema_decay": 1.5}, "--ema-decay must be at most 1, not 1.5"),
+        ({"precision": "fp8"}, "--precision 'fp8' is not one of auto, fp32, bf16"),
+        ({"optimizer": "adamm"}, "--optimizer 'adamm' is not one of adamw"),
+        ({"grad_accumulation_steps": 0}, "--grad-accumulation-steps must be at least 1, not 0"),
     ):
         with pytest.raises(SensoriumError, match=message):
             train(
@@ -144,7 +151,9 @@ def test_keywords_are_checked_before_any_work(tmp_path: Path) -> None:
     )  # none of them has made it a run
 
 
-def test_where_it_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_must_be_new_and_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
         assert train(tiny_recipe.guess, tiny_recipe.rows(), epochs=0.1, quiet=True).folder == Path(
@@ -155,36 +164,36 @@ def test_where_it_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SensoriumError, match=r"full is not empty \(thesis.txt, ...\)"):
         train(tiny_recipe.guess, tiny_recipe.rows(), out="full", quiet=True)
     with pytest.raises(
-        SensoriumError, match="cannot write to full/thesis.txt/run: Not a directory.*--out"
+        SensoriumError, match=r"full/thesis.txt/run is not writable: Not a directory.*--out"
     ):
         train(tiny_recipe.guess, tiny_recipe.rows(), out="full/thesis.txt/run", quiet=True)
 
 
-def test_without_training_rows_it_says_so(tmp_path: Path) -> None:
+def test_missing_training_rows_are_one_clear_error(tmp_path: Path) -> None:
     data = tiny_recipe.rows()
     data.splits["train"] = data.splits["train"][:0]
     with pytest.raises(
-        SensoriumError, match="tiny has no rows to train on: its splits are train, val"
+        SensoriumError, match=r"tiny has no training rows; its splits are train, val"
     ):
         train(tiny_recipe.guess, data, out=tmp_path / "run", quiet=True)
 
 
-def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
+def test_without_validation_rows_the_last_weights_are_saved(tmp_path: Path) -> None:
     data = tiny_recipe.rows()
     del data.splits["val"]
     train(tiny_recipe.guess, data, out=tmp_path / "run", epochs=2, quiet=True)
     assert "no validation rows" in (tmp_path / "run" / "README.md").read_text()
-    assert reached(tmp_path / "run")["best_step"] == 14
+    assert read_progress(tmp_path / "run")["best_step"] == 14
 
 
-def test_the_callers_chance_is_left_alone(tmp_path: Path) -> None:
+def test_training_keeps_the_callers_random_state(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", epochs=1, quiet=True)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_seed_is_all_that_chance_depends_on(tmp_path: Path) -> None:
-    prints = [
+def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
+    fingerprints = [
         train(
             tiny_recipe.guess,
             tiny_recipe.rows(),
@@ -195,29 +204,29 @@ def test_the_seed_is_all_that_chance_depends_on(tmp_path: Path) -> None:
         ).fingerprint
         for i, seed in enumerate((0, 0, 1))
     ]
-    assert prints[0] == prints[1] != prints[2]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_it_runs_beside_the_main_thread(tmp_path: Path) -> None:
-    found: list[Any] = []
+def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
+    models: list[Any] = []
     thread = threading.Thread(
-        target=lambda: found.append(
+        target=lambda: models.append(
             train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", epochs=1, quiet=True)
         )
     )
     thread.start()
     thread.join()
-    assert found[0].predict(x=[[0.0, 0.0, 0.0]]).shape == (1,)
+    assert models[0].predict(x=[[0.0, 0.0, 0.0]]).shape == (1,)
 
 
-def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
-    figures = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+def test_early_stopping_and_metrics_to_minimize(tmp_path: Path) -> None:
+    values = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
     make = with_objective(
         tiny_recipe.objective,
         evaluation=EvaluationSpec(
             metric="fit",
             mode="max",
-            validate=lambda model, prepared, rows: ValidationResult({"fit": next(figures)}),
+            validate=lambda *_: ValidationResult({"fit": next(values)}),
         ),
     )
     train(
@@ -228,41 +237,41 @@ def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
         early_stopping_patience=3,
         quiet=True,
     )
-    assert len(lines(tmp_path / "run", "evaluation")) == 5
-    assert len(lines(tmp_path / "run", "loss")) == 35
+    assert len(read_entries(tmp_path / "run", "evaluation")) == 5
+    assert len(read_entries(tmp_path / "run", "loss")) == 35
     losses = iter([0.4, 0.2, 0.3, 0.1])
     make = with_objective(
         tiny_recipe.objective,
         evaluation=EvaluationSpec(
             metric="val_loss",
             mode="min",
-            validate=lambda model, prepared, rows: ValidationResult({"val_loss": next(losses)}),
+            validate=lambda *_: ValidationResult({"val_loss": next(losses)}),
         ),
     )
     train(make, tiny_recipe.rows(), out=tmp_path / "loss", epochs=4, quiet=True)
-    assert reached(tmp_path / "loss")["best"] == 0.1
+    assert read_progress(tmp_path / "loss")["best_metric"] == 0.1
 
 
-class Cracked(nn.Module):
-    """A layer that fails for one row."""
+class FailsForOneRow(nn.Module):
+    """A layer whose output is infinite for large inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where((x[:, :1] > 2.2), x.new_tensor(math.inf), x)
 
 
-def cracked(schema: Any, *, dim: int = 8) -> Recipe:
+def failing_recipe(schema: Any, *, dim: int = 8) -> Recipe:
     recipe = tiny_recipe.guess(schema, dim=dim, dropout=0.0)
-    model = nn.Sequential(nn.Identity(), Cracked(), recipe.model)
+    model = nn.Sequential(nn.Identity(), FailsForOneRow(), recipe.model)
     return replace(recipe, model=model)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> None:
+def test_nonfinite_loss_names_module_and_row_before_the_update(tmp_path: Path) -> None:
     data, out = tiny_recipe.rows(), tmp_path / "run"
     row = 11
     data.table.columns["a"][row] = 30.0
-    with pytest.raises(NonFiniteError) as fault:
+    with pytest.raises(NonFiniteError) as error:
         train(
-            cracked,
+            failing_recipe,
             data,
             out=out,
             batch_size=4,
@@ -270,17 +279,17 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path: Path) -> Non
             eval_interval=0,
             quiet=True,
         )
-    step = len(lines(out, "loss")) + 1
-    assert str(fault.value).startswith(
-        f"step {step}: the loss of model is nan; it begins in module 1, samples tiny_recipe.csv:{row + 2} (row {row}). "
-        "The weights were not touched"
+    step = len(read_entries(out, "loss")) + 1
+    assert str(error.value).startswith(
+        f"Step {step}: the loss of model is nan; the first non-finite value is in the output of "
+        f"module 1, samples tiny_recipe.csv:{row + 2} (row {row}). The weights were not updated"
     )
     saved = sorted(p.name for p in (out / "state").iterdir())
     assert saved[-1:] == ([f"step-{step - 1:06d}"] if step > 1 else [])
 
 
-def once(change: Callable[[nn.Module, Tensor], Tensor]) -> TrainStep:
-    """A step whose loss is changed."""
+def step_with_loss(change: Callable[[nn.Module, Tensor], Tensor]) -> TrainStep:
+    """Return an optimizer step whose loss is changed."""
     recipe = tiny_recipe.guess(tiny_recipe.rows().schema, dropout=0.0)
     return TrainStep(
         replace(
@@ -294,7 +303,7 @@ def once(change: Callable[[nn.Module, Tensor], Tensor]) -> TrainStep:
     )
 
 
-def batch(n: int = 6) -> Batch:
+def random_batch(n: int = 6) -> Batch:
     rng = torch.Generator().manual_seed(0)
     return Batch(
         {name: torch.randn(n, generator=rng) for name in tiny_recipe.COLUMNS},
@@ -302,27 +311,34 @@ def batch(n: int = 6) -> Batch:
     )
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_update() -> None:
-    step = once(lambda model, loss: loss + (0 * model.last.weight).abs().sqrt().sum())
+def test_nonfinite_gradient_stops_before_the_update() -> None:
+    step = step_with_loss(
+        lambda model, loss: loss + (0 * model.output_layer.weight).abs().sqrt().sum()
+    )
     before = [p.detach().clone() for p in step.model.parameters()]
     with pytest.raises(
         NonFiniteError,
-        match=r"the gradient of model is nan; it begins in the gradient of last.weight",
+        match=r"the gradient of model is nan; the first non-finite value is in the gradient of "
+        r"output_layer.weight",
     ):
-        step(batch(), 0)
+        step(random_batch(), 0)
     assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
 
 
-def test_a_batch_that_is_no_number_is_named() -> None:
-    given = batch()
-    given["b"][2] = math.nan
-    with pytest.raises(NonFiniteError, match="column b of the batch is not finite") as fault:
-        once(lambda model, loss: loss)(given, 0)
-    assert fault.value.rows == [102]
+def test_nonfinite_column_is_named() -> None:
+    batch = random_batch()
+    batch["b"][2] = math.nan
+    with pytest.raises(NonFiniteError, match="column b of the batch is not finite") as error:
+        step_with_loss(lambda _, loss: loss)(batch, 0)
+    assert error.value.rows == [102]
 
 
-def test_parts_of_a_batch_add_up() -> None:
-    """Without batch norm, whose figures are those of a part."""
+def backward(step: TrainStep) -> dict[str, float]:
+    return step._backward(random_batch(6))  # pyright: ignore[reportPrivateUsage]
+
+
+def test_micro_batch_gradients_sum_to_those_of_the_batch() -> None:
+    """Without batch norm, whose statistics differ between micro-batches."""
     net = nn.Linear(3, 1)
     recipe = replace(
         tiny_recipe.guess(tiny_recipe.rows().schema),
@@ -331,7 +347,7 @@ def test_parts_of_a_batch_add_up() -> None:
             "model": (m(tiny_recipe.inputs(b)).squeeze(1) - b["y"]).square().mean()
         },
     )
-    whole, parts = (
+    whole_step, micro_batch_step = (
         TrainStep(
             replace(recipe, training=replace(recipe.training, grad_accumulation_steps=n)),
             10,
@@ -339,26 +355,26 @@ def test_parts_of_a_batch_add_up() -> None:
         )
         for n in (1, 4)
     )
-    a = whole._backward(batch(6))
-    wanted = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    b = parts._backward(batch(6))
+    a = backward(whole_step)
+    expected = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    b = backward(micro_batch_step)
     assert a["model"] == pytest.approx(b["model"], rel=1e-6)
-    for x, y in zip(wanted, net.parameters(), strict=True):
+    for x, y in zip(expected, net.parameters(), strict=True):
         torch.testing.assert_close(x, y.grad)
-    assert [len(p) for p in batch(6).split(4)] == [2, 2, 1, 1]
-    assert len(batch(2).split(5)) == 2
-    assert Batch.concat(batch(6).split(4)).row.equal(batch(6).row)
+    assert [len(p) for p in random_batch(6).split(4)] == [2, 2, 1, 1]
+    assert len(random_batch(2).split(5)) == 2
+    assert Batch.concat(random_batch(6).split(4)).row.equal(random_batch(6).row)
 
 
-def test_an_objective_may_see_all_parts_at_once() -> None:
-    seen: list[int] = []
+def test_objective_may_accumulate_all_micro_batches() -> None:
+    sizes: list[int] = []
 
-    class Together:
-        def __call__(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-            raise AssertionError("the parts belong together")
+    class JointObjective:
+        def __call__(self, *_: object) -> dict[str, Tensor]:
+            raise AssertionError("micro-batches must be accumulated")
 
         def accumulate(self, model: nn.Module, batches: Any) -> dict[str, Tensor]:
-            seen.extend(len(b) for b in batches)
+            sizes.extend(len(b) for b in batches)
             loss = torch.stack([tiny_recipe.objective(model, b)["model"] for b in batches]).mean()
             loss.backward()
             return {"model": loss.detach()}
@@ -367,69 +383,68 @@ def test_an_objective_may_see_all_parts_at_once() -> None:
     step = TrainStep(
         replace(
             recipe,
-            objective=Together(),
+            objective=JointObjective(),
             training=replace(recipe.training, grad_accumulation_steps=3),
         ),
         10,
         "fp32",
     )
-    assert step(batch(6), 0)["loss"] > 0
-    assert seen == [2, 2, 2]
+    assert step(random_batch(6), 0)["loss"] > 0
+    assert sizes == [2, 2, 2]
 
 
-def test_two_players_each_learn_from_their_own_loss() -> None:
-    """As in an adversarial pair: one forward, two losses, and neither moves the other's weights."""
+def test_each_player_learns_from_its_own_loss() -> None:
+    """As in a GAN: one forward, two losses, and neither changes the other's weights."""
 
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.maker, self.judge = nn.Linear(3, 3), nn.Linear(3, 1)
+            self.generator, self.discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
 
-    class Duel:
-        players = ("maker", "judge")
+    class AdversarialObjective:
+        players = ("generator", "discriminator")
 
         def __call__(self, model: Any, batch: Any) -> dict[str, Tensor]:
-            score = model.judge(model.maker(tiny_recipe.inputs(batch))).mean()
-            return {"maker": -score, "judge": score}
+            score = model.discriminator(model.generator(tiny_recipe.inputs(batch))).mean()
+            return {"generator": -score, "discriminator": score}
 
-    recipe = replace(tiny_recipe.guess(tiny_recipe.rows().schema), model=Pair(), objective=Duel())
+    model, objective = Pair(), AdversarialObjective()
+    recipe = tiny_recipe.guess(tiny_recipe.rows().schema)
+    training = replace(recipe.training, max_grad_norm=0.0, weight_decay=0.0)
     step = TrainStep(
-        replace(recipe, training=replace(recipe.training, max_grad_norm=0.0, weight_decay=0.0)),
-        10,
-        "fp32",
+        replace(recipe, model=model, objective=objective, training=training), 10, "fp32"
     )
-    wanted = torch.autograd.grad(
-        -Duel()(step.model, batch())["judge"], list(step.model.maker.parameters())
-    )
-    figures = step(batch(), 0)
-    for p, g in zip(step.model.maker.parameters(), wanted, strict=True):
+    generator_loss = objective(model, random_batch())["generator"]
+    expected = torch.autograd.grad(generator_loss, list(model.generator.parameters()))
+    metrics = step(random_batch(), 0)
+    for p, g in zip(model.generator.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g)
-    assert figures["loss_maker"] == pytest.approx(-figures["loss_judge"])
-    assert "grad_norm_judge" in figures
+    assert metrics["loss_generator"] == pytest.approx(-metrics["loss_discriminator"])
+    assert "grad_norm_discriminator" in metrics
 
 
-def test_gradients_are_cut_to_length() -> None:
-    step = once(lambda model, loss: 1000 * loss)
-    figures = step(batch(), 0)
+def test_gradients_are_clipped() -> None:
+    step = step_with_loss(lambda _, loss: 1000 * loss)
+    metrics = step(random_batch(), 0)
     norm = torch.cat(
         [p.grad.flatten() for p in step.model.parameters() if p.grad is not None]
     ).norm()
-    assert figures["grad_norm"] > 100
+    assert metrics["grad_norm"] > 100
     assert norm.item() == pytest.approx(1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_the_measured_choice_is_the_same_run(
+def test_measured_precision_gives_the_same_run_as_a_named_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str
 ) -> None:
-    """Whatever is chosen, the run is the one that asks for it by name: measuring disturbs nothing."""
+    """The run equals one with that precision: measuring changes no weights or random state."""
 
-    def measured(*given: Any) -> str:
-        assert choose_precision(*given) in ("fp32", "bf16")
+    def choose(*arguments: Any) -> str:
+        assert choose_precision(*arguments) in ("fp32", "bf16")
         return faster
 
-    monkeypatch.setattr(runs, "measured_precision", measured)
-    monkeypatch.setattr(runs, "WORTH_MEASURING", 1)
+    monkeypatch.setattr(run_setup, "choose_precision", choose)
+    monkeypatch.setattr(run_setup, "MIN_STEPS_TO_BENCHMARK", 1)
     auto = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "auto", epochs=1, quiet=True)
     named = train(
         tiny_recipe.guess,
@@ -444,23 +459,24 @@ def test_the_measured_choice_is_the_same_run(
     assert auto.config.keywords["precision"] == "auto"
 
 
-def test_a_log_is_cut_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
+def test_log_is_cut_to_the_resumed_step(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo'
     )
     assert [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
     with MetricsLog(tmp_path, 9, 1, 4, quiet=True) as log:
         log.log_step(2, {"loss": 1.25, "lr": 0.1})
-    assert lines(tmp_path, "loss") == [2.0, 1.25]
+    assert read_entries(tmp_path, "loss") == [2.0, 1.25]
 
 
-def test_a_curve_can_be_drawn_of_anything() -> None:
+def test_curve_of_empty_nonfinite_and_long_logs() -> None:
     for entries in (
         [],
         [{"step": 1, "loss": math.nan}],
         [{"step": i, "loss": 1.0} for i in range(5000)],
         [{"step": 3, "evaluation": {"fit": 0.2}}],
     ):
-        assert draw_training_curve(entries, "fit").startswith(b"\x89PNG")
+        svg = ElementTree.fromstring(draw_training_curve(entries, "fit"))
+        assert len(svg) == 2
     assert format_duration(59) == "0:59"
     assert format_duration(3723) == "1:02:03"

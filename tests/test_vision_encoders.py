@@ -1,4 +1,4 @@
-"""A captioner that sees through a trained CLIP: its eye stays as it is, and the run needs nothing but itself."""
+"""A captioner with the frozen image encoder of a CLIP run."""
 
 import shutil
 from pathlib import Path
@@ -36,42 +36,46 @@ def clip(data: Dataset, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_eye_learns_nothing_and_comes_along(data: Dataset, clip: Path, tmp_path: Path) -> None:
+def test_clip_encoder_stays_frozen_and_is_stored_in_the_run(
+    data: Dataset, clip: Path, tmp_path: Path
+) -> None:
     model = train(
         captioner,
         data,
-        out=tmp_path / "says",
+        out=tmp_path / "captioner",
         clip_run=str(clip),
         layers=1,
         augment="strong",
         **SMALL,
     )
-    eye = model.module.get_submodule("parts.image")
-    assert isinstance(eye, PrefixProjection)
-    theirs = load_checkpoint(clip)
-    for name, value in state_tensors(theirs.module.get_submodule("image")).items():
-        torch.testing.assert_close(state_tensors(eye.tower)[name], value, rtol=0, atol=0)
-    assert model.schema["image"] == theirs.schema["image"]
-    shown = data.raw("image", [0, 1])
-    said = model.generate(image=shown)
+    prefix = model.module.get_submodule("parts.image")
+    assert isinstance(prefix, PrefixProjection)
+    clip_model = load_checkpoint(clip)
+    for name, value in state_tensors(clip_model.module.get_submodule("image")).items():
+        torch.testing.assert_close(state_tensors(prefix.tower)[name], value, rtol=0, atol=0)
+    assert model.schema["image"] == clip_model.schema["image"]
+    images = data.raw("image", [0, 1])
+    captions = model.generate(image=images)
     shutil.rmtree(clip)
-    assert load_checkpoint(tmp_path / "says").generate(image=shown) == said
-    with pytest.raises(SensoriumError, match="not there any more"):
-        train(captioner, data, out=tmp_path / "says", resume=True, quiet=True)
+    assert load_checkpoint(tmp_path / "captioner").generate(image=images) == captions
+    with pytest.raises(SensoriumError, match=r"is missing or has changed\. Restore it"):
+        train(captioner, data, out=tmp_path / "captioner", resume=True, quiet=True)
 
 
-def test_its_statistics_stand_still(clip: Path) -> None:
+def test_frozen_encoder_stays_in_eval_mode(clip: Path) -> None:
     tower = load_checkpoint(clip).module.get_submodule("image")
-    eye = PrefixProjection(tower, 8, 3, 0.0).train()  # pyright: ignore[reportArgumentType]
-    pictures = torch.rand(5, 3, 24, 24)
-    assert eye(pictures).x.shape == (5, 3, 8)
-    torch.testing.assert_close(eye(pictures).x[:1], eye(pictures[:1]).x)
+    prefix = PrefixProjection(tower, 8, 3, 0.0).train()  # pyright: ignore[reportArgumentType]
+    images = torch.rand(5, 3, 24, 24)
+    assert prefix(images).x.shape == (5, 3, 8)
+    torch.testing.assert_close(prefix(images).x[:1], prefix(images[:1]).x)
     assert not any(m.training for m in tower.modules())
 
 
-def test_what_cannot_be_is_said(data: Dataset, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(SensoriumError, match="says that there are none"):
-        train(captioner, data, out=tmp_path / "a", clip=str(clip), image="", **SMALL)
+def test_unusable_clip_runs_are_reported(data: Dataset, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(SensoriumError, match="--image '' says that there are none"):
+        train(captioner, data, out=tmp_path / "a", clip_run=str(clip), image="", **SMALL)
     train(captioner, data, out=tmp_path / "b", layers=1, **SMALL)
-    with pytest.raises(SensoriumError, match="run of captioner; here one of clip or clip_small"):
-        train(captioner, data, out=tmp_path / "c", clip=str(tmp_path / "b"), **SMALL)
+    with pytest.raises(
+        SensoriumError, match=r"is a run of captioner\. Name a run of clip or clip_small"
+    ):
+        train(captioner, data, out=tmp_path / "c", clip_run=str(tmp_path / "b"), **SMALL)

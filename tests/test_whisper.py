@@ -1,4 +1,4 @@
-"""Whisper through our core: the same sound, numbers, gradients and words as transformers."""
+"""Whisper in our modules: features, outputs, gradients and tokens of transformers."""
 
 import wave
 from pathlib import Path
@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.parity import close, hosted, lively, same_gradients, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    randomize_weights,
+)
 from torch import Tensor
 
 from sensorium.modalities.audio import PADDING_VALUE, Audio, log_mel_spectrogram, resample
 from sensorium.models.decoder import Decoder
-from sensorium.nn.attention import KVCache
+from sensorium.nn.kv_cache import KVCache
+from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import SamplingConfig, generate
 from sensorium.pretrained.transcribe import split_windows
 from sensorium.pretrained.whisper import WHISPER
@@ -41,58 +48,60 @@ SIZES = {
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Any, Decoder, Any, Path]:
-    """Their model, ours, its config and the folder that both were read from."""
-    theirs = lively(
+    """The reference model, ours, its config and the folder that both were loaded from."""
+    reference = randomize_weights(
         transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**SIZES))
     )
     with torch.no_grad():
-        theirs.model.decoder.embed_tokens.weight[0] = (
+        reference.model.decoder.embed_tokens.weight[0] = (
             0.3  # transformers leaves its padding out of gradients
         )
-    theirs.model.decoder.embed_tokens.padding_idx = None
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours, config = hosted(WHISPER, tmp_path / "theirs")
+    reference.model.decoder.embed_tokens.padding_idx = None
+    reference.save_pretrained(tmp_path / "theirs")
+    ours, config = load_ours(WHISPER, tmp_path / "theirs")
     assert isinstance(ours, Decoder)
-    return theirs, ours, config, tmp_path / "theirs"
+    return reference, ours, config, tmp_path / "theirs"
 
 
-def sounds(n: int = 3, frames: int = 32) -> Tensor:
+def random_features(n: int = 3, frames: int = 32) -> Tensor:
     return torch.randn(n, 8, frames, generator=torch.Generator().manual_seed(1))
 
 
-def words(n: int = 3, length: int = 7) -> Tensor:
+def token_ids(n: int = 3, length: int = 7) -> Tensor:
     return torch.randint(61, (n, length), generator=torch.Generator().manual_seed(2))
 
 
-def logits(model: Decoder, heard: Tensor, ids: Tensor) -> Tensor:
-    return model.heads["text"](model(Batch({"audio": heard, "text": ids}))["text"].x)
+def logits(model: Decoder, features: Tensor, ids: Tensor) -> Tensor:
+    return model.heads["text"](model(Batch({"audio": features, "text": ids}))["text"].x)
 
 
-def test_same_numbers_and_gradients(pair: tuple[Any, Decoder, Any, Path], tmp_path: Path) -> None:
-    theirs, ours, config, folder = pair
-    heard, ids = sounds(), words()
-    said, expected = (
-        logits(ours, heard, ids),
-        theirs(input_features=heard, decoder_input_ids=ids).logits,
+def test_outputs_and_gradients_match_reference(
+    pair: tuple[Any, Decoder, Any, Path], tmp_path: Path
+) -> None:
+    reference, ours, config, folder = pair
+    features, ids = random_features(), token_ids()
+    output, expected = (
+        logits(ours, features, ids),
+        reference(input_features=features, decoder_input_ids=ids).logits,
     )
-    close(said, expected)
-    target = torch.randn(said.shape)
-    (said * target).sum().backward()
+    assert_close(output, expected)
+    target = torch.randn(output.shape)
+    (output * target).sum().backward()
     (expected * target).sum().backward()
-    same_gradients(WHISPER, ours, theirs, config, tmp_path / "slopes")
-    back = there_and_back(WHISPER, ours, config, folder, tmp_path / "back")
-    again = type(theirs).from_pretrained(back).eval()
-    assert torch.equal(again(input_features=heard, decoder_input_ids=ids).logits, expected)
+    assert_same_gradients(WHISPER, ours, reference, config, tmp_path / "gradients")
+    exported = assert_round_trip(WHISPER, ours, config, folder, tmp_path / "back")
+    reloaded = type(reference).from_pretrained(exported).eval()
+    assert torch.equal(reloaded(input_features=features, decoder_input_ids=ids).logits, expected)
 
 
-def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
-    theirs, ours = pair[0], pair[1]
-    heard, ids = sounds(), words(length=2)
-    said = torch.stack(
+def test_greedy_tokens_match_reference(pair: tuple[Any, Decoder, Any, Path]) -> None:
+    reference, ours = pair[0], pair[1]
+    features, ids = random_features(), token_ids(length=2)
+    output = torch.stack(
         list(
             generate(
                 ours,
-                Batch({"audio": heard, "text": ids}),
+                Batch({"audio": features, "text": ids}),
                 "text",
                 12,
                 SamplingConfig(temperature=0),
@@ -101,51 +110,51 @@ def test_same_words(pair: tuple[Any, Decoder, Any, Path]) -> None:
         1,
     )
     expected = transformers.GenerationMixin.generate(
-        theirs,
-        heard,
+        reference,
+        features,
         decoder_input_ids=ids,
         max_new_tokens=12,
         min_new_tokens=12,
         do_sample=False,
         eos_token_id=None,
     )
-    assert said.tolist() == expected[:, 2:].tolist()
+    assert output.tolist() == expected[:, 2:].tolist()
 
 
 @torch.no_grad()
-def test_alone_and_beside_longer_ones_and_step_by_step(
+def test_padding_and_decode_steps_do_not_change_logits(
     pair: tuple[Any, Decoder, Any, Path],
 ) -> None:
-    ours, ids = pair[1], words()
-    heard, sizes = sounds(), (32, 21, 10)
+    ours, ids = pair[1], token_ids()
+    features, sizes = random_features(), (32, 21, 10)
     for row, size in enumerate(sizes):
-        heard[row, :, size:] = PADDING_VALUE
-    together, cache = logits(ours, heard, ids), KVCache(5)
-    steps = [ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)]
+        features[row, :, size:] = PADDING_VALUE
+    together, cache = logits(ours, features, ids), KVCache(5)
+    steps = [ours.prefill(Batch({"audio": features, "text": ids[:, :2]}), "text", cache)]
     steps += [
         ours.decode_step("text", ids[:, at], torch.full((3,), at), cache) for at in range(2, 7)
     ]
-    close(torch.stack(steps, 1), together[:, 1:])
+    assert_close(torch.stack(steps, 1), together[:, 1:])
     for row, size in enumerate(sizes):
-        close(
-            logits(ours, heard[row : row + 1, :, :size], ids[row : row + 1]),
+        assert_close(
+            logits(ours, features[row : row + 1, :, :size], ids[row : row + 1]),
             together[row : row + 1],
         )
     cache = KVCache(5)
-    ours.prefill(Batch({"audio": heard, "text": ids[:, :2]}), "text", cache)
-    cache.reorder(torch.tensor([2, 0]))  # a search goes on with some rows
-    close(
+    ours.prefill(Batch({"audio": features, "text": ids[:, :2]}), "text", cache)
+    cache.reorder(torch.tensor([2, 0]))  # as beam search does
+    assert_close(
         ours.decode_step("text", ids[[2, 0], 2], torch.tensor([2, 2]), cache), together[[2, 0], 2]
     )
 
 
-def test_same_log_mel() -> None:
-    heard = transformers.WhisperFeatureExtractor()
+def test_log_mel_matches_reference() -> None:
+    features = transformers.WhisperFeatureExtractor()
     sound = (
         np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32)
         * np.linspace(0, 1, 48_000) ** 4
     )
-    expected = heard(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    expected = features(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
     assert ours.shape == expected.shape
     assert (ours - expected).abs().max() <= 1e-4
@@ -155,10 +164,10 @@ def test_same_log_mel() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_a_plain_wav_is_read_as_it_is(width: int, tmp_path: Path) -> None:
+def test_wav_samples_are_read_exactly(width: int, tmp_path: Path) -> None:
     left = np.sin(np.arange(800) * 0.1).astype(np.float32) / 2
-    whole = np.round((left + (1 if width == 1 else 0)) * (2 ** (8 * width - 1) - 1)).astype("<i8")
-    numbers = np.stack([whole, whole], 1).reshape(-1, 1).view(np.uint8)[:, :width]
+    samples = np.round((left + (1 if width == 1 else 0)) * (2 ** (8 * width - 1) - 1)).astype("<i8")
+    numbers = np.stack([samples, samples], 1).reshape(-1, 1).view(np.uint8)[:, :width]
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((2, width, 16_000, 0, "NONE", ""))
         file.writeframes(numbers.tobytes())
@@ -168,7 +177,7 @@ def test_a_plain_wav_is_read_as_it_is(width: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
-def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
+def test_compressed_audio_is_read(kind: str, tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     tone = np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000).astype(np.float32) / 2
     soundfile.write(tmp_path / f"a.{kind}", tone, 16_000)
@@ -178,14 +187,14 @@ def test_other_files_are_read(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rates", [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000)])
-def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
+def test_resampling_keeps_a_tone(rates: tuple[int, int]) -> None:
     def tone(rate: int) -> Tensor:
         return torch.sin(2 * torch.pi * 1_000 * torch.arange(rate // 4) / rate + 0.3)
 
-    made = resample(tone(rates[0]), *rates)
+    resampled = resample(tone(rates[0]), *rates)
     expected = tone(rates[1])
-    assert made.shape == expected.shape
-    assert (made - expected)[400:-400].abs().max() < 1e-3
+    assert resampled.shape == expected.shape
+    assert (resampled - expected)[400:-400].abs().max() < 1e-3
     above = torch.sin(
         2 * torch.pi * 9_500 * torch.arange(12_000) / 48_000
     )  # would fold down to 6.5 kHz
@@ -193,31 +202,31 @@ def test_another_rate_is_the_same_sound(rates: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "expected"),
     [
         ("gone.wav", "cannot be opened"),
-        ("text.wav", "no sound|no plain WAV"),
+        ("text.wav", "not an audio file|not a plain WAV"),
         (np.zeros(0), "one channel"),
         (np.full(9, np.nan), "one channel"),
-        ((np.zeros(4_000), 1_000), "4 s; 2 are the most"),
-        ("long.wav", "9 s; 2 are"),
+        ((np.zeros(4_000), 1_000), "4 s long, more than the limit of 2 s"),
+        ("long.wav", "9 s long, more than the limit of 2 s"),
     ],
 )
-def test_what_cannot_be_heard_is_said(raw: Any, said: str, tmp_path: Path) -> None:
+def test_unreadable_audio_is_refused(raw: Any, output: str, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound at all")
     with wave.open(str(tmp_path / "long.wav"), "wb") as file:
         file.setparams((1, 2, 8_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 72_000))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=output):
         Audio(max_seconds=2).load(tmp_path / raw if isinstance(raw, str) else raw)
 
 
-def test_a_long_sound_is_cut_at_its_pauses() -> None:
+def test_long_audio_is_split_at_pauses() -> None:
     sound = np.random.default_rng(0).normal(size=8_000 * 70).astype(np.float32)
     pauses = [round(8_000 * seconds) for seconds in (26.0, 49.5)]
     for at in pauses:
         sound[at - 1_000 : at + 1_000] *= 0.01
-    pieces = list(split_windows(sound, 8_000))
-    assert np.array_equal(np.concatenate(pieces), sound)
-    assert all(len(piece) <= 30 * 8_000 for piece in pieces)
-    assert np.abs(np.cumsum([len(piece) for piece in pieces])[:2] - pauses).max() < 800
+    windows = list(split_windows(sound, 8_000))
+    assert np.array_equal(np.concatenate(windows), sound)
+    assert all(len(window) <= 30 * 8_000 for window in windows)
+    assert np.abs(np.cumsum([len(window) for window in windows])[:2] - pauses).max() < 800

@@ -1,7 +1,7 @@
-"""Sensorium: one model over pictures, words and everything else about the same things.
+"""Sensorium: train multimodal models on images, text, audio, time series and tables.
 
-Nothing is loaded here but names: each is fetched from its room when it is first used, so that `import sensorium`
-costs nothing and touches neither torch nor the disk.
+`import sensorium` loads no other module. Each public name is imported on first use, so that the
+import is fast and touches neither PyTorch nor the disk.
 """
 
 from importlib import import_module
@@ -30,7 +30,17 @@ _LAZY_IMPORTS = {
     "load": "sensorium.loading",
     "train": "sensorium.training.loop",
 }
-__all__ = [*_LAZY_IMPORTS, "recipes"]
+__all__ = [
+    "Dataset",
+    "Index",
+    "SensoriumError",
+    "add_modality",
+    "compare",
+    "evaluate",
+    "load",
+    "recipes",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:

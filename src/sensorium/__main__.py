@@ -1,4 +1,4 @@
-"""`python -m sensorium` is `sensorium`."""
+"""Run the command line as `python -m sensorium`."""
 
 from sensorium.cli.app import main
 

@@ -1,4 +1,4 @@
-"""Random generators seeded by what they are for."""
+"""Random generators that are seeded by their purpose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import torch
 
 
 def generator(*seeds: int) -> torch.Generator:
-    """Random numbers that depend on these numbers and on nothing else."""
+    """Return a CPU generator whose stream depends on `seeds` and on nothing else.
+
+    Args:
+        *seeds: Any integers, such as the seed of a run, an epoch and a row. Their order matters.
+    """
     digest = hashlib.sha256(",".join(map(str, seeds)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""Parity with open_clip, timm and torchvision, which live in an environment of their own: `make parity`."""
+"""Parity with open_clip, timm and torchvision, installed in an environment of their own."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run as OpenCLIP loads it: weights, pictures and tokenizer out of one folder, with the run's own vectors."""
+"""An exported run in OpenCLIP: same embeddings from its weights, preprocessing and tokenizer."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from sensorium.export.export import export_model
 open_clip = pytest.importorskip("open_clip")
 
 
-def test_open_clip_loads_it_and_says_the_same(tmp_path: Path) -> None:
+def test_exported_run_has_the_same_embeddings_in_open_clip(tmp_path: Path) -> None:
     model, out = run(tmp_path, "centre"), tmp_path / "out"
     export_model(model, "open_clip", out)
-    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    reference, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
-    theirs.eval()
+    reference.eval()
     with torch.inference_mode():
-        seen = torch.stack([preprocess(PIL.Image.fromarray(picture)) for picture in pictures()])
-        image, text = theirs.encode_image(seen, True), theirs.encode_text(tokenizer(TEXTS), True)
+        batch = torch.stack([preprocess(PIL.Image.fromarray(picture)) for picture in pictures()])
+        image, text = reference.encode_image(batch, True), reference.encode_text(tokenizer(TEXTS), True)
     assert np.abs(model.embed(image=pictures()) - image.numpy()).max() < 1e-5
     assert np.abs(model.embed(text=TEXTS) - text.numpy()).max() < 1e-5

@@ -1,11 +1,17 @@
-"""OpenCLIP's own towers through our core: the same numbers, the same gradients, there and back."""
+"""OpenCLIP's towers in our modules: same outputs and gradients, weights round trip."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    perturb_weights,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,27 +29,27 @@ def save(model: nn.Module, folder: Path) -> None:
     folder.mkdir()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     quick = isinstance(model.transformer.resblocks[0].mlp[1], open_clip.transformer.QuickGELU)
-    about = {
+    config_json = {
         "model_cfg": MODEL | {"quick_gelu": quick},
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    (folder / "open_clip_config.json").write_text(json.dumps(config_json))
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_same_numbers_and_gradients(quick: bool, tmp_path: Path) -> None:
-    theirs = stirred(open_clip.CLIP(**MODEL, quick_gelu=quick))
-    save(theirs, tmp_path / "theirs")
-    ours, config = hosted(OPEN_CLIP, tmp_path / "theirs")
-    pictures, ids = torch.randn(4, 3, 16, 16), torch.randint(0, 50, (4, 9))
-    image, text, scale = theirs(pictures, ids)
-    vectors = ours["image"](pictures), ours["text"](ids)
-    close(vectors[0], image)
-    close(vectors[1], text)
-    (ours.logit_scale.exp() * vectors[1] @ vectors[0].T).square().sum().backward()
+def test_outputs_and_gradients_match_reference(quick: bool, tmp_path: Path) -> None:
+    reference = perturb_weights(open_clip.CLIP(**MODEL, quick_gelu=quick))
+    save(reference, tmp_path / "theirs")
+    ours, config = load_ours(OPEN_CLIP, tmp_path / "theirs")
+    images, ids = torch.randn(4, 3, 16, 16), torch.randint(0, 50, (4, 9))
+    image, text, scale = reference(images, ids)
+    embeddings = ours["image"](images), ours["text"](ids)
+    assert_close(embeddings[0], image)
+    assert_close(embeddings[1], text)
+    (ours.logit_scale.exp() * embeddings[1] @ embeddings[0].T).square().sum().backward()
     (scale * text @ image.T).square().sum().backward()
-    same_gradients(OPEN_CLIP, ours, theirs, config, tmp_path / "slopes", save)
-    back = there_and_back(OPEN_CLIP, ours, config, tmp_path / "theirs", tmp_path / "back")
-    again = open_clip.CLIP(**MODEL, quick_gelu=quick).eval()
-    again.load_state_dict(load_file(back / "open_clip_model.safetensors"))
-    assert torch.equal(again(pictures, ids)[0], image)
+    assert_same_gradients(OPEN_CLIP, ours, reference, config, tmp_path / "gradients", save)
+    exported = assert_round_trip(OPEN_CLIP, ours, config, tmp_path / "theirs", tmp_path / "back")
+    reloaded = open_clip.CLIP(**MODEL, quick_gelu=quick).eval()
+    reloaded.load_state_dict(load_file(exported / "open_clip_model.safetensors"))
+    assert torch.equal(reloaded(images, ids)[0], image)

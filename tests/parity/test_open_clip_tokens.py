@@ -1,4 +1,4 @@
-"""CLIP's own vocabulary, which open_clip brings along, through our byte pairs: the ids of open_clip on odd strings."""
+"""CLIP's own vocabulary in our tokenizer: the ids of open_clip on unusual strings."""
 
 import gzip
 import html
@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.unicode_corpus import odd
+from fixtures.unicode_corpus import unusual_strings
 from tokenizers import pre_tokenizers
 
 from sensorium.pretrained.tokenizers import load_tokenizer
-from sensorium.pretrained.weight_files import LazyTensors, WeightFiles
+from sensorium.pretrained.tensor_source import LazyTensors
+from sensorium.pretrained.weight_files import WeightFiles
 
 open_clip = pytest.importorskip("open_clip")
 ftfy = pytest.importorskip("ftfy")
 
 
 def vocabulary(folder: Path) -> None:
-    """open_clip's list of merges as the vocab.json and merges.txt that Hugging Face publishes."""
+    """open_clip's list of merges as the vocab.json and merges.txt that Hugging Face stores."""
     packed = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
     merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
@@ -34,21 +35,24 @@ def vocabulary(folder: Path) -> None:
 
 
 def plain(text: str) -> bool:
-    """What open_clip reads as it is: it mends broken text (ftfy, HTML) first, and knows special tokens in a text."""
+    """Whether open_clip reads a text unchanged: without ftfy or HTML fixes or special tokens."""
     return html.unescape(html.unescape(ftfy.fix_text(text))) == text and "<|" not in text
 
 
-def test_the_ids_of_open_clip(tmp_path: Path) -> None:
+def test_ids_match_open_clip(tmp_path: Path) -> None:
     vocabulary(tmp_path)
-    made = load_tokenizer(
+    tokenizer = load_tokenizer(
         WeightFiles(tmp_path, LazyTensors({}), {}, {path.name: path for path in tmp_path.iterdir()})
     )
-    theirs, texts = open_clip.tokenizer.SimpleTokenizer(), [text for text in odd() if plain(text)]
-    wrong = [
+    theirs, texts = (
+        open_clip.tokenizer.SimpleTokenizer(),
+        [text for text in unusual_strings() if plain(text)],
+    )
+    differing = [
         t
         for t in texts
-        if "Σ" not in t and made.encode(t, add_special_tokens=False).ids != theirs.encode(t)
+        if "Σ" not in t and tokenizer.encode(t, add_special_tokens=False).ids != reference.encode(t)
     ]
     assert len(texts) > 500
-    assert wrong == []
-    assert made.encode("a diagram").ids == [49406, 320, 22697, 49407]
+    assert differing == []
+    assert tokenizer.encode("a diagram").ids == [49406, 320, 22697, 49407]

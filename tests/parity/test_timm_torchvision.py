@@ -1,4 +1,4 @@
-"""ViT of timm, ResNets of timm and torchvision, EfficientNet-Lite0 of its package: the same through our core."""
+"""ViT of timm, ResNets of timm and torchvision, EfficientNet-Lite0: outputs and gradients."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.parity import close, hosted, same_gradients, stirred, there_and_back
+from fixtures.parity import (
+    assert_close,
+    assert_round_trip,
+    assert_same_gradients,
+    load_ours,
+    perturb_weights,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -48,25 +54,25 @@ def save(model: Any, folder: Path) -> None:
     save_file(model.state_dict(), folder / "model.safetensors")
 
 
-def said(ours: Any, picture: torch.Tensor) -> torch.Tensor:
-    """What the reference says: classes, or the vector where there is no head."""
-    return ours(picture) if "head" in ours else ours["image"].encode.whole(picture)
+def classes_or_embedding(ours: Any, image_batch: torch.Tensor) -> torch.Tensor:
+    """Our output: logits, or the pooled embedding without a head."""
+    return ours(image_batch) if "head" in ours else ours["image"].encoder.pooled(image_batch)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_same_numbers_and_gradients(name: str, tmp_path: Path) -> None:
+def test_outputs_and_gradients_match_reference(name: str, tmp_path: Path) -> None:
     family, make, size = PRETRAINED_FAMILIES[REFERENCES[name][0]], *REFERENCES[name][1:]
-    theirs = stirred(make())
-    save(theirs, tmp_path / "theirs")
-    ours, config = hosted(family, tmp_path / "theirs")
-    picture = torch.randn(2, 3, size, size)
-    expected = theirs(picture)
-    close(said(ours, picture), expected)
-    back = there_and_back(family, ours, config, tmp_path / "theirs", tmp_path / "back")
-    again = make().eval()
-    again.load_state_dict(load_file(back / "model.safetensors"))
-    assert torch.equal(again(picture), expected)
-    exact = picture.double()  # in float32 a relu may turn on by the last bit
-    said(ours.double(), exact).square().sum().backward()
-    theirs.double()(exact).square().sum().backward()
-    same_gradients(family, ours, theirs, config, tmp_path / "slopes", save)
+    reference = perturb_weights(make())
+    save(reference, tmp_path / "theirs")
+    ours, config = load_ours(family, tmp_path / "theirs")
+    image_batch = torch.randn(2, 3, size, size)
+    expected = reference(image_batch)
+    assert_close(classes_or_embedding(ours, image_batch), expected)
+    exported = assert_round_trip(family, ours, config, tmp_path / "theirs", tmp_path / "back")
+    reloaded = make().eval()
+    reloaded.load_state_dict(load_file(exported / "model.safetensors"))
+    assert torch.equal(reloaded(image_batch), expected)
+    double_batch = image_batch.double()  # in float32 a relu may turn on by the last bit
+    classes_or_embedding(ours.double(), double_batch).square().sum().backward()
+    reference.double()(double_batch).square().sum().backward()
+    assert_same_gradients(family, ours, reference, config, tmp_path / "gradients", save)

@@ -1,4 +1,4 @@
-"""This machine and this installation, in a dozen lines: what a report of a fault should hold."""
+"""Check this machine and this installation; the output belongs into every bug report."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ from sensorium import __version__
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-PACKAGE_EXTRAS = {
+PACKAGE_EXTRAS = {  # package -> extra
     "pyarrow": "data",
     "simplejpeg": "fast",
     "faiss-cpu": "search",
     "resvg-py": "emoji",
     "scikit-learn": "predict",
     "lightgbm": "boosting",
-}  # package -> extra
+}
 REQUIRED_PACKAGES = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
-KNOWN_BROKEN_PACKAGES = (
-    "torchvision",
-    "torchaudio",
-    "torchcodec",
-)  # not used here; a broken one breaks other libraries
-MIN_PILLOW_VERSION = 13  # older ones have known holes in their decoders
-MIN_FREE_BYTES = 2e9  # bytes that a cache and a run may need
+# not used here, but a broken one breaks other libraries
+KNOWN_BROKEN_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+MIN_PILLOW_VERSION = 13  # older versions have known vulnerabilities in their decoders
+MIN_FREE_BYTES = 2e9  # what a cache and a run may need
 
 
 @dataclass(frozen=True)
 class Health:
-    """Facts by name, and what to do about those that are not as they should be."""
+    """The state of the installation.
+
+    Attributes:
+        facts: versions and properties by name.
+        advice: what to do about known problems.
+    """
 
     facts: dict[str, str]
     advice: list[str] = field(default_factory=list)
@@ -53,13 +55,15 @@ class Health:
         for name, value in self.facts.items():
             table.add_row(name, escape(value))
         yield table
-        yield from (
-            f"[yellow]{escape(line)}[/]" for line in self.advice or ["Nothing is in the way."]
-        )
+        yield from (f"[yellow]{escape(line)}[/]" for line in self.advice or ["No problems found."])
 
 
 def check_environment(folder: Path = Path()) -> Health:
-    """Look. folder: where runs would be written."""
+    """Check this machine and installation.
+
+    Args:
+        folder: where runs would be written.
+    """
     free = shutil.disk_usage(folder).free
     fp32, bf16 = (_matmul_gflops(dtype) for dtype in (torch.float32, torch.bfloat16))
     facts = {
@@ -72,7 +76,7 @@ def check_environment(folder: Path = Path()) -> Health:
         },
         "devices": ", ".join(_iter_devices()),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "products": f"{fp32:,.0f} GFLOP/s in fp32, {bf16:,.0f} in bf16",
+        "matrix products": f"{fp32:,.0f} GFLOP/s in fp32, {bf16:,.0f} in bf16",
         "disk": f"{free / 1e9:,.1f} GB free",
     }
     return Health(facts, list(_iter_advice(folder, free)))
@@ -87,16 +91,26 @@ def _iter_devices() -> Iterator[str]:
 
 def _iter_advice(folder: Path, free_bytes: int) -> Iterator[str]:
     if int((_installed_version("pillow") or "0").split(".")[0]) < MIN_PILLOW_VERSION:
-        yield f"Pillow is older than {MIN_PILLOW_VERSION}: update it before you open pictures of strangers."
+        yield (
+            f"Pillow is older than {MIN_PILLOW_VERSION}: update it before opening images from "
+            "untrusted sources."
+        )
     if free_bytes < MIN_FREE_BYTES:
-        yield f"Little disk: a run and its cache may need {MIN_FREE_BYTES / 1e9:.0f} GB."
+        yield f"Low disk space: a run and its cache may need {MIN_FREE_BYTES / 1e9:.0f} GB."
     if not os.access(folder, os.W_OK):
-        yield f"{folder.absolute()} cannot be written to: give --out."
+        yield f"{folder.absolute()} is not writable: use --out."
     if sys.dont_write_bytecode:
-        yield "PYTHONDONTWRITEBYTECODE is set: Python is compiled anew at each start, which can take seconds."
+        yield (
+            "PYTHONDONTWRITEBYTECODE is set: Python recompiles every module at each start, which "
+            "can take seconds."
+        )
     for name in KNOWN_BROKEN_PACKAGES:
-        if _installed_version(name) and (fault := _import_error(name)):
-            yield f"{name} is installed and does not load ({fault}): pip uninstall {name}. Sensorium does not need it."
+        fault = _import_error(name) if _installed_version(name) else ""
+        if fault:
+            yield (
+                f"{name} is installed and does not load ({fault}). Sensorium does not need it: pip "
+                f"uninstall {name}."
+            )
 
 
 def _installed_version(package: str) -> str | None:
@@ -115,7 +129,7 @@ def _import_error(module: str) -> str:
 
 
 def _matmul_gflops(dtype: torch.dtype, n: int = 512) -> float:
-    """GFLOP/s of a matrix product, the best of a few."""
+    """Return GFLOP/s of a matrix product, the best of a few."""
     a = torch.ones(n, n, dtype=dtype)
     best = float("inf")
     for _ in range(5):

@@ -1,319 +1,247 @@
-"""Options that several commands share, and those that a recipe brings along."""
+"""Options that several commands share."""
 
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, Token, convert
+from cyclopts import Parameter
 
-from sensorium.cli.recipe_options import NAMES, Keyword, RecipeSignature
 from sensorium.errors import SensoriumError
 
 if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
-DATA_PARAMETER = Parameter(
-    help="a folder, a CSV, TSV, JSONL or Parquet file, or a set that comes with Sensorium: emoji, scenes"
-)
-DataArgument = Annotated[str, DATA_PARAMETER]
-RunArgument = Annotated[Path, Parameter(help="folder of a run")]
+FLAG = Parameter(negative="", show_default=False)
+DATA_HELP = "A folder, a CSV, TSV, JSONL or Parquet file, or a bundled dataset: emoji, scenes."
+MODEL_HELP = "A run folder, or pretrained weights: a folder, a file or a Hugging Face id."
+
+DataArgument = Annotated[str, Parameter(help=DATA_HELP)]
+OptionalDataArgument = Annotated[str | None, Parameter(help=DATA_HELP)]
+ModelArgument = Annotated[str, Parameter(help=MODEL_HELP)]
+RunArgument = Annotated[str, Parameter(help="A run folder.")]
 PromptArgument = Annotated[
-    tuple[str, ...], Parameter(help="words: what to paint, or how to begin", show_default=False)
+    tuple[str, ...],
+    Parameter(help="Prompts: captions of images, or the beginnings of texts.", show_default=False),
 ]
 JsonOption = Annotated[
-    bool, Parameter(name="--json", negative="", show_default=False, help="print JSON")
+    bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON.")
 ]
 RecipeOption = Annotated[
     str | None,
-    Parameter(name="--recipe", help="the recipe, where it is your own: ./mine.py:recipe"),
+    Parameter(
+        name="--recipe",
+        help="The recipe of a run that was trained with your own: ./mine.py:recipe.",
+    ),
 ]
 QuantizeOption = Annotated[
     Literal["int8"] | None,
     Parameter(
-        name="--quantize", help="weights as bytes: a quarter of the memory, and more speed on a CPU"
+        name="--quantize",
+        help="Weights as int8: a quarter of the memory, and faster on a CPU.",
     ),
 ]
-FLAG_PARAMETER = Parameter(negative="", show_default=False)
 SplitOption = Annotated[
-    str | None, Parameter(group="Data", help="column, or file, that says which split a row is in")
+    str | None,
+    Parameter(group="Data", help="Column or file that says which split each row belongs to."),
 ]
 SynonymsOption = Annotated[
     tuple[str, ...],
-    FLAG_PARAMETER,
+    FLAG,
     Parameter(
         group="Data",
-        help="of a text column, a file of words that stand for each other, a group a line, parted by commas: "
-        "title=words.txt (once for each). Training texts are read with some exchanged, too",
+        help="Synonym list for a text column (COLUMN=FILE, one comma-separated group per line), "
+        "used to augment training text. Repeatable.",
     ),
 ]
-TestDataOption = Annotated[str | None, Parameter(group="Data", help="other data to judge by")]
-
+TestDataOption = Annotated[
+    str | None, Parameter(group="Data", help="A second dataset, whose rows become the test split.")
+]
 OutputOption = Annotated[
     Path | None,
-    Parameter(group="Run", help="its folder; by default the next of runs/RECIPE-0001, ..."),
+    Parameter(group="Output", help="Run folder. Default: the next free runs/RECIPE-0001."),
 ]
 ComparisonOutputOption = Annotated[
     Path | None,
     Parameter(
-        group="Run",
-        help="folder of the runs and of comparison.md; by default the "
-        "next of runs/compare-0001, ...",
+        group="Output",
+        help="Folder of the runs and of comparison.md. Default: the next free runs/compare-0001.",
     ),
 ]
 FoldsOption = Annotated[
     int,
     Parameter(
-        group="Run",
+        group="Output",
         show_default=False,
-        help="deal the training rows into so many parts (5 "
-        "is usual), train on all but one, each in turn, and judge on that one",
+        help="Cross-validation: split the training rows into this many folds (5 is usual), train "
+        "on all but one and evaluate on that one, for each fold.",
     ),
 ]
 ReferenceOption = Annotated[
     str | None,
     Parameter(
         group="Data",
-        help="data of what published weights could do before, with "
-        "the same columns; by default likeness to what they said before",
+        help="Dataset of the original task, to measure forgetting. Default: cosine similarity to "
+        "the original embeddings.",
     ),
 ]
 ResumeOption = Annotated[
-    bool, FLAG_PARAMETER, Parameter(group="Run", help="go on with the run in --out")
+    bool, FLAG, Parameter(group="Output", help="Resume the run in --out exactly where it stopped.")
 ]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data are read, where what is guessed (`sensorium data PATH` prints it) is not what is meant."""
+    """How a dataset is read, where the inferred types (`sensorium data PATH`) are wrong."""
 
-    type: Annotated[tuple[str, ...], FLAG_PARAMETER] = ()
-    """what a column is taken for: caption=text, price=ignore, photo=image:size=128 (once for each)"""
+    type: Annotated[tuple[str, ...], FLAG] = ()
+    """Column type, NAME=TYPE: caption=text, price=ignore, photo=image:size=128. Repeatable."""
     group: str | None = None
-    """column whose equal values are the same thing, to be kept on one side of a split"""
+    """Column that identifies rows of the same thing, which stay in one split."""
     max_invalid_fraction: float = 0.01
-    """share of rows that may be unusable"""
-    source_option: Annotated[tuple[str, ...], FLAG_PARAMETER] = ()
-    """how a set that comes along is made, or a file read: n=5000, hold=pairs, encoding=latin-1 (once for each)"""
+    """Largest fraction of rows that may be unreadable."""
+    source_option: Annotated[tuple[str, ...], FLAG] = ()
+    """Option of a bundled dataset or file reader: n=5000, encoding=latin-1. Repeatable."""
 
     def open(self, path: str, **overrides: Any) -> "Dataset":
-        """The data set. more: other keywords of Dataset.open."""
+        """Open a dataset.
+
+        Args:
+            path: folder, file or name of a bundled dataset.
+            **overrides: further keywords of `Dataset.open`.
+
+        Raises:
+            SensoriumError: if the data cannot be read or an option is malformed.
+        """
         from sensorium.data.dataset import Dataset
 
         options = {
             name: _parse_value(text)
-            for name, text in _split_pairs("option", self.source_option, "NAME=VALUE, as in n=5000")
-        }
-        if words := dict(
-            _split_pairs(
-                "synonyms", overrides.pop("synonyms", ()), "COLUMN=FILE, as in title=words.txt"
+            for name, text in _split_pairs(
+                "source-option", self.source_option, "NAME=VALUE", "n=5000"
             )
-        ):
-            overrides["synonyms"] = words
-        known = {"group": self.group, "types": self.types(), "max_invalid_fraction": self.max_invalid_fraction}
-        return Dataset.open(path, **{**known, **overrides, **options})
+        }
+        synonyms = _split_pairs(
+            "synonyms", overrides.pop("synonyms", ()), "COLUMN=FILE", "title=words.txt"
+        )
+        if synonyms:
+            overrides["synonyms"] = dict(synonyms)
+        keywords = {
+            "group": self.group,
+            "types": self.column_types(),
+            "max_invalid_fraction": self.max_invalid_fraction,
+        }
+        return Dataset.open(path, **{**keywords, **overrides, **options})
 
-    def types(self) -> dict[str, str]:
-        """{column: what it is taken for}."""
-        return dict(_split_pairs("column", self.type, "NAME=KIND, as in caption=text"))
-
-
-def _split_pairs(option: str, values: Sequence[str], expected: str) -> list[tuple[str, str]]:
-    """(before, after) the first "=" of each."""
-    pairs = [one.partition("=") for one in values]
-    if wrong := next(
-        (one for one, (name, mark, _) in zip(values, pairs, strict=True) if not (name and mark)),
-        None,
-    ):
-        raise SensoriumError(f"--{option} {wrong}: expected {expected}.")
-    return [(name, value) for name, _, value in pairs]
-
-
-def _parse_value(text: str) -> Any:
-    """5000 -> 5000, ["en", "de"] -> a list; what is no JSON is a text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    def column_types(self) -> dict[str, str]:
+        """Return the type given for each column."""
+        return dict(_split_pairs("type", self.type, "NAME=TYPE", "caption=text"))
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """What a judge is asked besides; each kind of model takes some of it."""
+    """What an evaluation may be told; each kind of model takes some of these."""
 
-    text_column: Annotated[tuple[str, ...], FLAG_PARAMETER] = ()
-    """retrieval: another caption column than the model was trained on, such as another language (once for each)"""
-    average_captions: Annotated[bool, FLAG_PARAMETER] = False
-    """retrieval: a row's text is the mean of all its captions, not the first alone"""
+    text_column: Annotated[tuple[str, ...], FLAG] = ()
+    """Retrieval: caption column to evaluate with, if not the one trained on. Repeatable."""
+    average_captions: Annotated[bool, FLAG] = False
+    """Retrieval: average the embeddings of all captions of a row instead of taking the first."""
     max_samples: int | None = None
-    """words, pictures, predictions: how many rows of a split are judged"""
-    ablate_columns: Annotated[bool, FLAG_PARAMETER] = False
-    """predictions: also with each column alone"""
-    feature_model: Path | None = None
-    """pictures: run of a model that embeds pictures and words, to compare them by"""
-    blind_model: Path | None = None
-    """answers: run of a model trained on the same questions without pictures"""
+    """Captioning, text-to-image, prediction: evaluate at most this many rows of a split."""
+    ablate_columns: Annotated[bool, FLAG] = False
+    """Prediction: also evaluate with each column alone."""
+    feature_model: str | None = None
+    """Text-to-image: model that embeds images and text, used to compare them."""
+    blind_model: str | None = None
+    """Question answering: run trained on the same questions without images."""
 
-    def to_keywords(self, load: Callable[[Path, None], Any]) -> dict[str, Any]:
-        """Those that were set, as keywords of `evaluate`."""
-        runs = {"feature_model": self.feature_model, "blind_model": self.blind_model}
+    def to_keywords(self, load: Callable[[str], Any]) -> dict[str, Any]:
+        """Return the options that were set as keywords of `evaluate`, models loaded by `load`."""
         plain = {
-            "text": self.text_column or None,
+            "text_column": self.text_column or None,
             "average_captions": self.average_captions or None,
             "max_samples": self.max_samples,
             "ablate_columns": self.ablate_columns or None,
         }
+        models = {"feature_model": self.feature_model, "blind_model": self.blind_model}
         return {name: value for name, value in plain.items() if value is not None} | {
-            name: load(run, None) for name, run in runs.items() if run is not None
+            name: load(source) for name, source in models.items() if source is not None
         }
-
-
-EvalOptionsGroup = Annotated[EvalOptions, Parameter(group="Judge")]
-DEFAULT_EVAL_OPTIONS = EvalOptions()
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What a model is given, and how it chooses; what is left out is as the model does it by itself."""
+    """What a model is given and how it samples; what is left out has the model's own default."""
 
-    image: Annotated[tuple[Path, ...], FLAG_PARAMETER] = ()
-    """a picture to say something about, or to go on from (once for each)"""
-    question: Annotated[tuple[str, ...], FLAG_PARAMETER] = ()
-    """a question about a picture (once for each)"""
+    image: Annotated[tuple[Path, ...], FLAG] = ()
+    """Input image: to describe, or to complete. Repeatable."""
+    audio: Annotated[tuple[Path, ...], FLAG] = ()
+    """Input audio file, to transcribe. Repeatable."""
+    question: Annotated[tuple[str, ...], FLAG] = ()
+    """Question about an image. Repeatable."""
     n: Annotated[int | None, Parameter(name="-n")] = None
-    """how many for each"""
+    """Number of samples per prompt."""
     seed: int | None = None
-    """of chance: the same seed, the same answer"""
+    """Random seed of sampling."""
     temperature: float | None = None
-    """0: always the likeliest; 1: as often as it is likely"""
+    """Sampling temperature; 0 is greedy decoding."""
     top_k: int | None = None
-    """choose among so many of the likeliest"""
+    """Sample from the k most likely tokens only."""
     top_p: float | None = None
-    """choose among the likeliest that together have this probability"""
+    """Sample from the most likely tokens with this total probability (nucleus sampling)."""
     num_beams: int | None = None
-    """follow so many continuations of words at once, and say the likeliest"""
+    """Beam search with this many beams (text)."""
     max_tokens: int | None = None
-    """the most tokens of words"""
+    """Largest number of generated text tokens."""
     guidance_scale: float | None = None
-    """how far pictures go from what would be painted without words; 1: not at all"""
+    """Classifier-free guidance scale (images); 1 is no guidance."""
     prefix_tokens: int | None = None
-    """how many codes of --image stay as they are"""
+    """Number of image tokens kept from --image; the rest is completed."""
     region: str | None = None
-    """part of --image to paint anew: for models of masked tokens, not for dalle, which says why"""
-    rerank: Path | None = None
-    """run of a model that embeds, which chooses the best pictures of many"""
+    """Region of --image to edit. Not possible with an autoregressive model such as dalle."""
+    rerank: str | None = None
+    """Model that embeds images and text (CLIP), to select the best of --candidates."""
     candidates: int | None = None
-    """how many --rerank chooses from"""
+    """Number of images sampled per prompt for --rerank."""
 
     def to_keywords(self, text: Sequence[str]) -> dict[str, Any]:
-        """Keywords of the verb, without those that were left out."""
-        found: dict[str, Any] = {
-            name: value for name, value in vars(self).items() if value not in (None, ())
+        """Return the options that were set, and the prompts, as keywords of the verb `generate`."""
+        keywords: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if value not in (None, ())
         }
-        lists = {name: list(found[name]) for name in ("image", "question") if name in found}
-        return {**found, **lists, **({"text": list(text)} if text else {})}
+        return {**keywords, **({"text": list(text)} if text else {})}
 
 
-SamplingOptionsGroup = Annotated[SamplingOptions, Parameter(group="Choice")]
-DEFAULT_SAMPLING_OPTIONS = SamplingOptions()
 DataOptionsGroup = Annotated[DataOptions, Parameter(group="Data")]
+EvalOptionsGroup = Annotated[EvalOptions, Parameter(group="Evaluation")]
+SamplingOptionsGroup = Annotated[SamplingOptions, Parameter(group="Sampling")]
 DEFAULT_DATA_OPTIONS = DataOptions()
+DEFAULT_EVAL_OPTIONS = EvalOptions()
+DEFAULT_SAMPLING_OPTIONS = SamplingOptions()
 
 
-def add_recipe_options(
-    command: Callable[..., None], recipe: RecipeSignature, doc: str | None, multiple: bool = False
-) -> Callable[..., None]:
-    """`command(recipe, ..., **given)` for one recipe: its keywords and those of TrainingConfig are options, as its file
-    says.
-
-    multiple: each takes several values, and is given as a tuple.
-    Raises SensoriumError for a keyword that is an option of the command already.
-    """
-
-    def of_recipe(*given: Any, **named: Any) -> None:
-        command(recipe.name, *given, **named)
-
-    kept = [
-        p
-        for p in inspect.signature(command).parameters.values()
-        if p.name not in ("recipe", "overrides")
-    ]
-    if clash := {p.name for p in kept} & {k.name for k in recipe.model_options}:
-        raise SensoriumError(
-            f"{recipe.name}: the keyword {min(clash)!r} is an option of the command; rename it."
-        )
-    option = _multi_value_option if multiple else _recipe_option
-    options = [(_names if k.type == NAMES else option)(k, "Recipe") for k in recipe.model_options]
-    options += [option(k, "Training") for k in recipe.training_options]
-    of_recipe.__doc__ = doc
-    vars(of_recipe)["__signature__"] = inspect.Signature([*kept, *options])
-    return of_recipe
+def _split_pairs(
+    option: str, values: Sequence[str], form: str, example: str
+) -> list[tuple[str, str]]:
+    """Return (before, after) the first "=" of each value; the name may be checked by the caller."""
+    pairs = []
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not (name and equals):
+            raise SensoriumError(f"--{option} {value}: expected {form}, as in {example}.")
+        pairs.append((name, rest))
+    return pairs
 
 
-def _recipe_option(keyword: Keyword, group: str) -> inspect.Parameter:
-    shown = (lambda _: keyword.computed) if keyword.computed else keyword.default not in (None, "")
-    about = Parameter(group=group, help=keyword.doc.rstrip("."), show_default=shown)
-    return inspect.Parameter(
-        keyword.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=keyword.default,
-        annotation=Annotated[keyword.type, about],
-    )
-
-
-def _names(keyword: Keyword, group: str) -> inspect.Parameter:
-    """The same, for names that are given once each: one alone is a str, several are a tuple."""
-
-    def converted(_: Any, tokens: Sequence[Token]) -> Any:
-        names = tuple(token.value for token in tokens)
-        return names[0] if len(names) == 1 else names
-
-    about = Parameter(
-        group=group,
-        help=keyword.doc.rstrip("."),
-        negative="",
-        converter=converted,
-        show_default=False,
-    )
-    return inspect.Parameter(
-        keyword.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=keyword.default,
-        annotation=Annotated[NAMES, about],
-    )
-
-
-def _multi_value_option(keyword: Keyword, group: str) -> inspect.Parameter:
-    """The same, for several values: parted by commas, unless they are words that may hold some, or given again."""
-    words = keyword.type is str or str in getattr(keyword.type, "__args__", ())
-
-    def converted(_: Any, tokens: Sequence[Token]) -> Any:
-        parts = [
-            t.evolve(value=part)
-            for t in tokens
-            for part in ([t.value] if words else t.value.split(","))
-        ]
-        return convert(tuple[keyword.type, ...], parts)
-
-    default = keyword.computed or (
-        str(keyword.default) if keyword.default not in (None, "") else ""
-    )
-    about = Parameter(
-        group=group,
-        help=keyword.doc.rstrip("."),
-        negative="",
-        converter=converted,
-        show_default=(lambda _: default) if default else False,
-    )
-    shown = str if keyword.type is bool else keyword.type
-    return inspect.Parameter(
-        keyword.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=(),
-        annotation=Annotated[tuple[shown, ...], about],
-    )
+def _parse_value(text: str) -> Any:
+    """Return JSON as a value (5000, ["en", "de"]), and anything else as a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,4 +1,4 @@
-"""How commands answer: results to stdout, as a table for people or as JSON; what happens meanwhile to stderr."""
+"""Output of commands: results on stdout, as a table or as JSON; messages on stderr."""
 
 import json
 import sys
@@ -6,7 +6,12 @@ from dataclasses import asdict, is_dataclass
 
 
 def emit(result: object, as_json: bool) -> None:
-    """A result to stdout: a table for people, or JSON."""
+    """Print a result on stdout.
+
+    Args:
+        result: a dataclass, a string, anything rich can draw, or plain data.
+        as_json: print JSON instead of a table.
+    """
     if as_json:
         plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
@@ -19,4 +24,5 @@ def emit(result: object, as_json: bool) -> None:
 
 
 def log(message: str) -> None:
+    """Print a message on stderr."""
     print(message, file=sys.stderr, flush=True)

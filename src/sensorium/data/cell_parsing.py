@@ -1,4 +1,4 @@
-"""What one cell of a table spells: nothing, a number, a list, an address."""
+"""Parse one cell of a table: a missing value, a number, a list or a URL."""
 
 import math
 from decimal import Decimal
@@ -10,42 +10,39 @@ from sensorium.data.tables import parse_json
 
 NUMBER_TYPES = (int, float, np.number, Decimal)
 _MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}
+_URL_PREFIXES = ("http://", "https://", "s3://", "gs://", "ftp://")
 
 
 def is_missing(value: Any) -> bool:
-    """None, or not a number."""
+    """Return whether a value is None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_url(cell: Any) -> bool:
-    """Whether a cell names something elsewhere."""
-    return isinstance(cell, str) and cell[:8].lower().startswith(
-        ("http://", "https://", "s3://", "gs://", "ftp://")
-    )
+    """Return whether a cell is a web address."""
+    return isinstance(cell, str) and cell[:8].lower().startswith(_URL_PREFIXES)
 
 
 def parse_list(cell: Any) -> list[Any] | None:
-    """The list that a cell of a CSV file spells in JSON."""
-    if not (
-        isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("]")
-    ):
+    """Return the list that a cell holds as JSON, or None if it holds none."""
+    if not isinstance(cell, str):
+        return None
+    if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
         return None
     value = parse_json(cell)
     return value if isinstance(value, list) else None
 
 
 def parse_number(cell: Any) -> float | None:
-    """The number a cell spells, NaN for 'n/a' and its like; None if it spells none. '007' is a code, not a number."""
+    """Return the number in a cell, NaN for 'n/a' and the like, None for anything else.
+
+    A leading zero, as in '007', marks a code and not a number.
+    """
     if isinstance(cell, str):
         cell = cell.strip()
-        digits = cell.lstrip("+-")
         if cell.lower() in _MISSING_MARKERS:
             return math.nan
-        if (
-            digits[:1] not in "0123456789."
-            or "_" in cell
-            or (digits[0] == "0" and digits[1:2].isdigit())
-        ):
+        if not _looks_numeric(cell):
             return None
     elif isinstance(cell, bool) or not isinstance(cell, NUMBER_TYPES):
         return None
@@ -53,3 +50,11 @@ def parse_number(cell: Any) -> float | None:
         return float(cell)
     except (ValueError, OverflowError):
         return None
+
+
+def _looks_numeric(cell: str) -> bool:
+    """Reject what float() accepts but people do not mean as a number: '1_000', '007', 'inf'."""
+    digits = cell.lstrip("+-")
+    if not digits or digits[0] not in "0123456789." or "_" in cell:
+        return False
+    return not (digits[0] == "0" and digits[1:2].isdigit())

@@ -1,26 +1,59 @@
-"""What is in a data set, for people: columns with reasons and examples, what is missing or bad, how it is split."""
+"""Summaries of datasets: column types with reasons and examples, missing and bad values, splits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sensorium.data.bad_samples import BadSample
+from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.cell_parsing import is_missing
-from sensorium.data.tables import BadSample
+from sensorium.data.schema import Schema, extensions
+from sensorium.data.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from sensorium.data.dataset import Dataset
-
 _MAX_BAD_SAMPLES = 10
+_MAX_EXAMPLES = 2
+_MAX_CHARACTERS = 40  # of an example
+
+
+@runtime_checkable
+class Describable(DataSource, Protocol):
+    """A dataset, as far as its summary needs it."""
+
+    name: str
+    table: Table
+    schema: Schema
+    group_column: str | None
+
+    @property
+    def splits(self) -> Mapping[str, np.ndarray]:
+        """Row numbers of each split."""
+        ...
+
+    @property
+    def split_rule(self) -> str:
+        """How the splits were made."""
+        ...
 
 
 @dataclass(frozen=True)
 class ColumnSummary:
-    """One column: what it is taken for, why, how many rows lack it, and its first values."""
+    """One column.
+
+    Attributes:
+        name: its name.
+        kind: its type or role.
+        reason: why it has this type.
+        num_missing: rows without a value.
+        examples: its first values.
+    """
 
     name: str
     kind: str
@@ -31,84 +64,102 @@ class ColumnSummary:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Plain data; printed by rich it is a few short tables."""
+    """Plain data, which rich prints as a few short tables.
+
+    Attributes:
+        name: the dataset.
+        num_rows: how many rows it has.
+        columns: its columns, in the order of the source.
+        split_sizes: rows in each split.
+        split_rule: how the splits were made.
+        num_unassigned: rows in no split.
+        group_column: the column whose equal values mark one group.
+        bad_samples: the rows and values that cannot be used.
+    """
 
     name: str
     num_rows: int
     columns: list[ColumnSummary]
-    split_sizes: dict[str, int]  # rows in each
+    split_sizes: dict[str, int]
     split_rule: str
-    num_unassigned: int  # rows in none
+    num_unassigned: int
     group_column: str | None
     bad_samples: list[BadSample]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.markup import escape
-        from rich.table import Table
+        from rich.table import Table as RichTable
 
         yield f"[bold]{escape(self.name)}[/]: {self.num_rows:,} rows, {len(self.bad_samples)} bad"
-        table = Table("column", "is", "missing", "because", "for example")
+        table = RichTable("column", "type", "missing", "reason", "examples")
         for c in self.columns:
-            style = "dim" if c.kind == "ignore" else ""
-            table.add_row(
-                *map(
-                    escape, (c.name, c.kind, f"{c.num_missing:,}", c.reason, "\n".join(c.examples))
-                ),
-                style=style,
-            )
+            cells = (c.name, c.kind, f"{c.num_missing:,}", c.reason, "\n".join(c.examples))
+            table.add_row(*map(escape, cells), style="dim" if c.kind == "ignore" else "")
         yield table
         sizes = ", ".join(f"{name} {n:,}" for name, n in self.split_sizes.items())
-        yield escape(
-            f"splits: {sizes}"
-            + (f"; {self.num_unassigned:,} rows in none" if self.num_unassigned else "")
-        )
+        unassigned = f"; {self.num_unassigned:,} rows in none" if self.num_unassigned else ""
+        yield escape(f"splits: {sizes}{unassigned}")
         yield escape(f"        {self.split_rule}")
-        for b in self.bad_samples[:_MAX_BAD_SAMPLES]:
-            yield f"[red]bad[/] {escape(b.location)}{escape(f', {b.column}') if b.column else ''}: {escape(b.reason)}"
+        for sample in self.bad_samples[:_MAX_BAD_SAMPLES]:
+            yield f"[red]bad[/] {escape(str(sample))}"
         if len(self.bad_samples) > _MAX_BAD_SAMPLES:
             yield f"[red]bad[/] and {len(self.bad_samples) - _MAX_BAD_SAMPLES:,} more"
 
 
-def describe_dataset(dataset: Dataset) -> DatasetSummary:
-    """Count and collect; the splits are made if they were not yet."""
-    said = {**dataset.schema.roles, **dataset.schema.columns}
+def describe_dataset(dataset: Describable) -> DatasetSummary:
+    """Summarize a dataset. Its splits are made, and every file is read to find the bad ones."""
+    typed = {**dataset.schema.roles, **dataset.schema.columns}
     columns = [
-        _summarize_column(dataset, name, said[name].kind, said[name].reason)
+        _summarize_column(dataset.table.columns[name], name, typed[name].kind, typed[name].reason)
         for name in dataset.table.columns
     ]
-    splits = {name: len(rows) for name, rows in dataset.splits.items()}
+    split_sizes = {name: len(rows) for name, rows in dataset.splits.items()}
     return DatasetSummary(
-        dataset.name,
-        len(dataset),
-        columns,
-        splits,
-        dataset.split_rule,
-        len(dataset) - sum(splits.values()),
-        dataset.group_column,
-        dataset.bad_samples,
+        name=dataset.name,
+        num_rows=len(dataset),
+        columns=columns,
+        split_sizes=split_sizes,
+        split_rule=dataset.split_rule,
+        num_unassigned=len(dataset) - sum(split_sizes.values()),
+        group_column=dataset.group_column,
+        bad_samples=_find_bad_samples(dataset),
     )
 
 
-def _summarize_column(dataset: Dataset, name: str, kind: str, reason: str) -> ColumnSummary:
-    values = dataset.table.columns[name]
-    if isinstance(values, np.ndarray):
-        gone = int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
+def _find_bad_samples(dataset: Describable) -> list[BadSample]:
+    """Return the bad rows, and the values whose files cannot be read."""
+    file_columns = [
+        c.name for c in dataset.schema.columns.values() if extensions(c.kind) is not None
+    ]
+    if not file_columns or not len(dataset):
+        return dataset.bad_samples
+    return PreparedDataset(
+        dataset, dataset.schema, file_columns, max_invalid_fraction=1.0, quiet=True
+    ).bad_samples
+
+
+def _summarize_column(values: Any, name: str, kind: str, reason: str) -> ColumnSummary:
+    """Count missing values and pick examples."""
+    if not isinstance(values, np.ndarray):
+        num_missing = sum(map(is_missing, values))
+    elif values.dtype.kind == "f":
+        num_missing = int(np.isnan(values).sum())
     else:
-        gone = sum(map(is_missing, values))
-    there = (v for v in values if not is_missing(v))
-    return ColumnSummary(
-        name, kind, reason, gone, tuple(_shorten(v) for v, _ in zip(there, range(2), strict=False))
-    )
+        num_missing = 0
+    present = (value for value in values if not is_missing(value))
+    examples = tuple(_shorten(value) for value in islice(present, _MAX_EXAMPLES))
+    return ColumnSummary(name, kind, reason, num_missing, examples)
 
 
 def _shorten(value: Any) -> str:
-    """A value in at most forty characters."""
+    """Return a value in at most forty characters."""
     if isinstance(value, np.ndarray):
-        return f"{' x '.join(map(str, value.shape))} {'pixels' if value.dtype == np.uint8 else 'numbers'}"
+        unit = "pixels" if value.dtype == np.uint8 else "numbers"
+        return f"{' x '.join(map(str, value.shape))} {unit}"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, list) and value:
         more = f" (+{len(value) - 1})" if len(value) > 1 else ""
-        return _shorten(value[0])[: 40 - len(more)] + more
+        return _shorten(value[0])[: _MAX_CHARACTERS - len(more)] + more
     text = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
-    return text if len(text) <= 40 else text[:39] + "…"
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"

@@ -1,28 +1,29 @@
-"""Folders of pictures, in the layouts people already have.
+"""Read folders of images, in the layouts people already have.
 
-metadata.csv (or captions.*, or the only table there)   rows that name the pictures; .tsv .jsonl .parquet too
-train.csv, test.csv; train/..., val/..., test/...       each part in its own file or folder: given splits
-a.jpg + a.txt, a.json                                   captions, one a line; other JSON fields become columns
-cat/a.jpg, dog/b.jpg                                    a folder per class
+metadata.csv (or captions.*, or the only table)     rows that name the images
+train.csv, test.csv; train/..., val/..., test/...   one file or folder per split
+a.jpg + a.txt, a.json                               captions, one per line; JSON fields are columns
+cat/a.jpg, dog/b.jpg                                one folder per class
+
+A table is CSV, TSV, JSONL or Parquet.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+from sensorium.data.bad_samples import BadSample
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
+from sensorium.data.table_files import columns_from_records, read_table
 from sensorium.data.tables import (
     IMAGE_EXTENSIONS,
     TABLE_EXTENSIONS,
-    BadSample,
     Table,
-    columns_from_records,
     concat_tables,
     open_text,
     parse_json,
-    read_table,
 )
 from sensorium.errors import SensoriumError
 
@@ -37,8 +38,8 @@ _UNSUPPORTED_IMAGE_EXTENSIONS = (
     ".cr2",
     ".nef",
     ".dng",
-)  # pictures all the same
-_NON_CAPTION_STEMS = (
+)
+_NON_CAPTION_STEMS = (  # of text files that describe the whole folder
     "readme",
     "license",
     "licence",
@@ -47,126 +48,145 @@ _NON_CAPTION_STEMS = (
     "requirements",
     "classes",
 )
+_METADATA_STEMS = ("metadata", "captions")
 _CAPTION_KEYS = ("caption", "captions", "text")
+_HIDDEN_PREFIXES = (".", "__MACOSX")
+
+
+class _Listing(NamedTuple):
+    """What lies directly in a folder, hidden entries left out."""
+
+    tables: list[Path]
+    folders: list[Path]
+    has_images: bool
 
 
 def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
-    """Read a folder in whichever of the layouts above it is in. `name` goes before the names of rows in messages.
+    """Read a folder in whichever of the layouts above it has.
 
-    Raises SensoriumError if there is nothing to read.
+    Args:
+        folder: the folder.
+        encoding: of its text files.
+        name: a prefix of the row locations in messages.
+
+    Raises:
+        SensoriumError: if there is nothing to read, or several tables to choose from.
     """
-    tables, folders, pictures = _list_folder(folder)
-    parts = [t for t in tables if _split_from_name(t)] or (
-        [] if pictures or not all(map(_split_from_name, folders)) else folders
-    )
-    by_hand = [t for t in tables if t.stem.lower() in ("metadata", "captions")]
-    chosen = by_hand[:1] or (tables if len(tables) == 1 and not _split_from_name(tables[0]) else [])
-    if chosen:
-        return read_table(chosen[0], encoding, name + chosen[0].name)
+    listing = _list_folder(folder)
+    chosen = _choose_table(listing.tables)
+    if chosen is not None:
+        return read_table(chosen, encoding, name + chosen.name)
+    parts = _split_parts(listing)
     if parts:
         return concat_tables(
             [(_split_from_name(p), _read_table_or_folder(p, encoding, name)) for p in parts]
         )
-    if tables:
-        names = ", ".join(t.name for t in tables[:5])
+    if listing.tables:
+        names = ", ".join(t.name for t in listing.tables[:5])
         raise SensoriumError(
-            f"{folder} holds {len(tables)} tables ({names}) and none is called metadata or captions. "
-            "Open the one you mean."
+            f"{folder} holds {len(listing.tables)} tables ({names}) and none is called metadata or "
+            "captions. Open the one you mean."
         )
-    if [f.name for f in folders] == [
-        "data"
-    ] and not pictures:  # how the Hugging Face hub lays out Parquet shards
-        return read_folder(folders[0], encoding, f"{name}data/")
+    is_hub_layout = [f.name for f in listing.folders] == ["data"] and not listing.has_images
+    if is_hub_layout:  # as the Hugging Face hub lays out Parquet shards
+        return read_folder(listing.folders[0], encoding, f"{name}data/")
     return _read_image_folder(folder, encoding, name)
 
 
+def _choose_table(tables: Sequence[Path]) -> Path | None:
+    """Return the table that describes the whole folder, if there is one."""
+    for table in tables:
+        if table.stem.lower() in _METADATA_STEMS:
+            return table
+    if len(tables) == 1 and not _split_from_name(tables[0]):
+        return tables[0]
+    return None
+
+
+def _split_parts(listing: _Listing) -> list[Path]:
+    """Return the tables or folders that are one split each."""
+    tables = [t for t in listing.tables if _split_from_name(t)]
+    if tables:
+        return tables
+    if listing.has_images or not all(map(_split_from_name, listing.folders)):
+        return []
+    return listing.folders
+
+
 def _read_table_or_folder(path: Path, encoding: str, name: str) -> Table:
+    """Read one split."""
     name += path.name
-    return (
-        read_folder(path, encoding, f"{name}/")
-        if path.is_dir()
-        else read_table(path, encoding, name)
-    )
+    if path.is_dir():
+        return read_folder(path, encoding, f"{name}/")
+    return read_table(path, encoding, name)
 
 
-def _list_folder(folder: Path) -> tuple[list[Path], list[Path], bool]:
-    """(tables, folders, whether there are pictures), hidden ones left out."""
+def _list_folder(folder: Path) -> _Listing:
+    """List the entries of a folder."""
     try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(_HIDDEN_PREFIXES))
     except OSError as e:
         raise SensoriumError(f"could not read the folder {folder}: {e.strerror or e}.") from e
-    tables = [p for p in entries if p.suffix.lower() in TABLE_EXTENSIONS and p.is_file()]
-    return (
-        tables,
-        [p for p in entries if p.is_dir()],
-        any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries),
+    return _Listing(
+        tables=[p for p in entries if p.suffix.lower() in TABLE_EXTENSIONS and p.is_file()],
+        folders=[p for p in entries if p.is_dir()],
+        has_images=any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries),
     )
 
 
 def _split_from_name(path: Path) -> str:
-    """'train' for the folder train/, for train.csv and train-00000-of-00002.parquet; '' where a name says no split."""
+    """Return 'train' for train/, train.csv and train-00000-of-00002.parquet; '' for other names."""
     word = path.name if path.is_dir() else re.split(r"[-_.]", path.name)[0]
     return normalize_split_name(word) if word.lower() in KNOWN_SPLITS else ""
 
 
 def _read_image_folder(folder: Path, encoding: str, name: str) -> Table:
+    """Read a folder of image files, with captions and classes if it has them."""
     try:
         files = list(_walk_files(folder))
     except OSError as e:
         raise SensoriumError(
             f"could not read the folder {e.filename or folder}: {e.strerror or e}."
         ) from e
-    pictures = [f for f in files if f.lower().endswith(IMAGE_EXTENSIONS)]
-    if not pictures:
-        seen = f"{len(files)} files, none of them" if files else "nothing, so no"
+    images = [f for f in files if f.lower().endswith(IMAGE_EXTENSIONS)]
+    if not images:
+        content = f"{len(files)} files, but no" if files else "no"
         raise SensoriumError(
-            f"{folder} holds {seen} picture ({' '.join(IMAGE_EXTENSIONS)}) or table ({' '.join(TABLE_EXTENSIONS)})."
+            f"{folder} holds {content} image ({' '.join(IMAGE_EXTENSIONS)}) or table "
+            f"({' '.join(TABLE_EXTENSIONS)}). Choose another folder."
         )
-    sidecars: dict[str, list[str]] = {}
-    for file in files:
-        if file.lower().endswith((".txt", ".json")):
-            sidecars.setdefault(_strip_extension(file), []).append(file)
     table = Table(
-        {"image": list(pictures)},
-        [name + p for p in pictures],
-        root=folder,
-        kinds={"image": "image"},
+        {"image": list(images)}, [name + f for f in images], root=folder, kinds={"image": "image"}
     )
-    table.reasons["image"] = f"{len(pictures)} picture files in the folder"
-    _add_labels(table, pictures)
-    alone = sidecars.keys() - {_strip_extension(p) for p in pictures}
-    if len(alone) < len(sidecars):
-        _add_captions(table, sidecars, encoding, name)
-        for file in (f for stem in sorted(alone) for f in sidecars[stem]):
-            if PurePosixPath(file).stem.lower() not in _NON_CAPTION_STEMS:
-                _add_bad_sample(table, name + file, "there is no picture of this name beside it")
+    table.reasons["image"] = f"{len(images)} image files in the folder"
+    _add_labels(table, images)
+    _add_sidecars(table, files, images, encoding, name)
     for file in files:
         if file.lower().endswith(_UNSUPPORTED_IMAGE_EXTENSIONS):
-            _add_bad_sample(
-                table,
-                name + file,
-                f"{PurePosixPath(file).suffix} files are not read: save it as JPEG or PNG",
-            )
+            suffix = PurePosixPath(file).suffix
+            reason = f"{suffix} files are not supported: save it as JPEG or PNG"
+            _add_bad_sample(table, name + file, reason)
     return table
 
 
 def _walk_files(
     folder: Path, subfolder: str = "", ancestors: frozenset[str] = frozenset()
 ) -> Iterator[str]:
-    """Every file as a path with '/' below the folder, in order of name, without hidden ones.
+    """Yield every file that is not hidden as a path with '/' below the folder, sorted by name.
 
-    Links are followed, except to a folder they lie in. One that leads nowhere is a file that will not decode.
+    Links are followed, except to a folder that contains them. A dangling link is a file that cannot
+    be decoded.
     """
-    here = os.path.realpath(folder / subfolder)
-    if here in ancestors:
+    real_path = os.path.realpath(folder / subfolder)
+    if real_path in ancestors:
         return
-    with os.scandir(folder / subfolder) as found:
-        entries = sorted(found, key=lambda e: e.name)
+    with os.scandir(folder / subfolder) as iterator:
+        entries = sorted(iterator, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.name.startswith((".", "__MACOSX")):
+        if entry.name.startswith(_HIDDEN_PREFIXES):
             continue
         if entry.is_dir():
-            yield from _walk_files(folder, f"{subfolder}{entry.name}/", ancestors | {here})
+            yield from _walk_files(folder, f"{subfolder}{entry.name}/", ancestors | {real_path})
         elif entry.is_file() or entry.is_symlink():
             yield subfolder + entry.name
 
@@ -175,30 +195,52 @@ def _strip_extension(file: str) -> str:
     return file[: file.rindex(".")]
 
 
+def _add_sidecars(
+    table: Table, files: Sequence[str], images: Sequence[str], encoding: str, name: str
+) -> None:
+    """Add the columns of .txt and .json files named like the images.
+
+    Without a single match they are unrelated files.
+    """
+    sidecars: dict[str, list[str]] = {}
+    for file in files:
+        if file.lower().endswith((".txt", ".json")):
+            sidecars.setdefault(_strip_extension(file), []).append(file)
+    unmatched = sidecars.keys() - {_strip_extension(f) for f in images}
+    if len(unmatched) == len(sidecars):
+        return
+    _add_captions(table, sidecars, encoding, name)
+    for stem in sorted(unmatched):
+        for file in sidecars[stem]:
+            if PurePosixPath(file).stem.lower() not in _NON_CAPTION_STEMS:
+                _add_bad_sample(table, name + file, "there is no image of the same name")
+
+
 def _add_captions(table: Table, sidecars: dict[str, list[str]], encoding: str, name: str) -> None:
-    """The columns that the files beside the pictures hold."""
-    assert isinstance(table.root, Path)
+    """Add the columns that the sidecar files hold."""
     records: list[dict[str, Any]] = []
-    for row, picture in enumerate(table.columns["image"]):
+    for row, image in enumerate(table.columns["image"]):
         record: dict[str, Any] = {}
-        for file in sidecars.get(_strip_extension(picture), []):
+        for file in sidecars.get(_strip_extension(image), []):
             try:
-                record = _merge_records(record, _read_sidecar(table.root / file, encoding))
+                record = _merge_records(
+                    record, _read_sidecar(table.base_folder(row) / file, encoding)
+                )
             except (ValueError, OSError) as e:
                 table.bad_samples.append(BadSample(row, "caption", name + file, str(e)))
         records.append(record)
     for column, values in columns_from_records(records).items():
-        table.columns[f"{column} (beside)" if column in table.columns else column] = values
+        table.columns[f"{column} (sidecar)" if column in table.columns else column] = values
     if "caption" in table.columns:
+        num_captioned = sum(v is not None for v in table.columns["caption"])
         table.kinds["caption"] = "text"
-        there = sum(v is not None for v in table.columns["caption"])
         table.reasons["caption"] = (
-            f"{there} of {len(table)} pictures have a .txt or .json file of the same name"
+            f"{num_captioned} of {len(table)} images have a .txt or .json file of the same name"
         )
 
 
 def _read_sidecar(path: Path, encoding: str) -> dict[str, Any]:
-    """What a file beside a picture says, its captions as `caption`. Raises ValueError if it cannot be read."""
+    """Return the fields of a sidecar file, captions as `caption`; ValueError if it is invalid."""
     with open_text(path, encoding) as f:
         text = f.read()
     if path.suffix.lower() == ".txt":
@@ -209,39 +251,44 @@ def _read_sidecar(path: Path, encoding: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"caption": _parse_captions(value)}
     key = next((k for k in _CAPTION_KEYS if k in value), None)
+    if key is None:
+        return value
     rest = {k: v for k, v in value.items() if k != key}
-    return rest if key is None else {"caption": _parse_captions(value[key]), **rest}
+    return {"caption": _parse_captions(value[key]), **rest}
 
 
 def _parse_captions(value: Any) -> list[str] | None:
-    lines = [value] if isinstance(value, str) else value
-    if lines is None:
+    """Return the captions that are not empty, each once; None if there is none."""
+    if value is None:
         return None
+    lines = [value] if isinstance(value, str) else value
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"expected captions, found {str(value)[:60]!r}")
+        raise ValueError(f"expected captions, not {str(value)[:60]!r}")
     return list(dict.fromkeys(line.strip() for line in lines if line.strip())) or None
 
 
 def _merge_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Two files beside one picture (img2dataset writes both): all their captions, each once, and all other fields."""
-    captions = list(dict.fromkeys([*(a.get("caption") or []), *(b.get("caption") or [])]))
-    return {**a, **b, **({"caption": captions or None} if "caption" in a or "caption" in b else {})}
+    """Merge two sidecars of one image (img2dataset writes both): all fields, each caption once."""
+    merged = {**a, **b}
+    if "caption" in merged:
+        captions = [*(a.get("caption") or []), *(b.get("caption") or [])]
+        merged["caption"] = list(dict.fromkeys(captions)) or None
+    return merged
 
 
-def _add_labels(table: Table, images: list[str]) -> None:
-    labels = [p.rpartition("/")[0] for p in images]
-    if all(labels) and len(set(labels)) > 1:
+def _add_labels(table: Table, images: Sequence[str]) -> None:
+    """Add the folders of the images as classes, if all images lie in one and there are several."""
+    labels = [image.rpartition("/")[0] for image in images]
+    num_folders = len(set(labels))
+    if all(labels) and num_folders > 1:
         table.columns["label"] = labels
-        table.kinds["label"], table.reasons["label"] = (
-            "category",
-            f"the pictures lie in {len(set(labels))} folders",
-        )
+        table.kinds["label"] = "category"
+        table.reasons["label"] = f"the images lie in {num_folders} folders"
 
 
 def _add_bad_sample(table: Table, location: str, reason: str) -> None:
-    """A row with nothing in it, to be left out and counted like every other bad one."""
+    """Add an empty row that is left out and counted like every other bad one."""
     table.bad_samples.append(BadSample(len(table), "", location, reason))
     table.locations = [*table.locations, location]
     for column in table.columns.values():
-        assert isinstance(column, list)
         column.append(None)

@@ -1,6 +1,8 @@
-"""Batches without end, each a pure function of (seed, epoch, position): stop anywhere, go on exactly there.
+"""Endless batches, each a pure function of (seed, epoch, position).
 
-R rows   G groups   K rows of a piece
+Training can therefore resume exactly where it stopped.
+
+R rows   G groups   K rows of one piece
 """
 
 from __future__ import annotations
@@ -13,21 +15,32 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from sensorium.data.cache.columns import Augment
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.errors import SensoriumError
-from sensorium.nn.tokens import Batch, ColumnKey
+from sensorium.nn.tokens import Batch
 from sensorium.rng import generator
-
-Augment = Mapping[ColumnKey, Mapping[str, float]]
 
 
 class BatchLoader:
-    """Endless batches of `rows`, in a new order each epoch.
+    """Endless batches of some rows, in a new order each epoch.
 
-    drop_last: an epoch ends with its last full batch; the rows beyond it, others each time, wait for another epoch.
-    Otherwise its last batch is a shorter one, and every row is seen exactly once. Fewer rows than `batch_size` are one
-    batch. per_group: k > 0 draws batches from pieces of k rows that show the same thing (rows of one group), so that
-    every row has a partner; a row then comes at least once an epoch, and again where its group is no multiple of k.
+    Args:
+        dataset: the prepared values.
+        rows: the rows to sample.
+        batch_size: rows per batch; fewer rows are one batch.
+        seed: of the order and the augmentation.
+        augment: the augmentation of each column, {column: {transform: strength}}.
+        drop_last: end an epoch with its last full batch; the rows left over, which differ from
+            epoch to epoch, are skipped. Otherwise the last batch is shorter, and every row occurs
+            exactly once.
+        samples_per_group: k > 0 samples pieces of k rows of one group, so that every row has a
+            partner. A row then occurs at least once an epoch, and more often where the size of its
+            group is not a multiple of k.
+
+    Raises:
+        SensoriumError: if there are no rows, or `batch_size` is not a positive multiple of
+            `samples_per_group`.
     """
 
     def __init__(
@@ -41,80 +54,82 @@ class BatchLoader:
         drop_last: bool = True,
         samples_per_group: int = 0,
     ):
-        self.dataset, self.rows = dataset, np.asarray(rows, np.int64)
-        self.seed, self.augment, self.samples_per_group = seed, augment, samples_per_group
-        self.epoch = self.position = 0
+        self.dataset = dataset
+        self.rows = np.asarray(rows, np.int64)
+        self.seed = seed
+        self.augment = augment
+        self.samples_per_group = samples_per_group
+        self.epoch = 0
+        self.position = 0
         if not len(self.rows):
-            raise SensoriumError("there are no rows to draw batches from.")
+            raise SensoriumError("there are no rows to sample batches from. Check the splits.")
         if batch_size < 1 or samples_per_group < 0 or batch_size % max(1, samples_per_group):
             raise SensoriumError(
-                f"batch_size={batch_size} must be 1 or more, and a multiple of samples_per_group={samples_per_group}."
+                f"--batch-size {batch_size} is not a positive multiple of --samples-per-group "
+                f"{samples_per_group}. Change one of them."
             )
-        each = len(
-            epoch_order(
-                self.rows,
-                dataset.groups[self.rows] if samples_per_group else None,
-                samples_per_group,
-                0,
-                seed,
-            )
-        )
-        self.batch_size = min(batch_size, each)
-        self.steps_per_epoch = each // self.batch_size if drop_last else -(-each // self.batch_size)
-        self._order: tuple[int, np.ndarray] = (-1, self.rows)
+        epoch_size = len(self._epoch_order(0))
+        self.batch_size = min(batch_size, epoch_size)
+        num_full, num_left = divmod(epoch_size, self.batch_size)
+        self.steps_per_epoch = num_full if drop_last or not num_left else num_full + 1
+        self._cached_order: tuple[int, np.ndarray] = (-1, self.rows)  # (epoch, its rows in order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where `epoch` and `position` stand; when one is handed out they stand at the next."""
+        """Yield batches from `epoch` and `position` on, which advance before a batch is yielded."""
         while True:
             batch = self.batch(self.epoch, self.position)
             self.position += 1
             if self.position == self.steps_per_epoch:
-                self.epoch, self.position = self.epoch + 1, 0
+                self.epoch += 1
+                self.position = 0
             yield batch
 
     def batch(self, epoch: int, position: int) -> Batch:
-        """The batch at that place, whatever was asked for before."""
-        if self._order[0] != epoch:
-            groups = self.dataset.groups[self.rows] if self.samples_per_group else None
-            self._order = (
-                epoch,
-                epoch_order(self.rows, groups, self.samples_per_group, epoch, self.seed),
-            )
-        rows = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        """Return the batch at some position of an epoch, whatever was loaded before."""
+        if self._cached_order[0] != epoch:
+            self._cached_order = (epoch, self._epoch_order(epoch))
+        order = self._cached_order[1]
         return self.dataset.batch(
-            rows,
+            order[position * self.batch_size : (position + 1) * self.batch_size],
             generator(self.seed, epoch, position),
             self.augment,
             share_captions=self.samples_per_group > 1,
         )
 
+    def _epoch_order(self, epoch: int) -> Int[np.ndarray, " S"]:
+        """Return the rows of an epoch in order."""
+        groups = self.dataset.groups[self.rows] if self.samples_per_group else None
+        return epoch_order(self.rows, groups, self.samples_per_group, epoch, self.seed)
+
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as plain values, and what it draws from."""
+        """Return the position and what identifies the rows, as plain values."""
         return {
             "seed": self.seed,
             "epoch": self.epoch,
             "position": self.position,
             "batch_size": self.batch_size,
-            "per_group": self.samples_per_group,
+            "samples_per_group": self.samples_per_group,
             "steps_per_epoch": self.steps_per_epoch,
             "rows": hashlib.sha256(self.rows.tobytes()).hexdigest()[:16],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. Raises SensoriumError where it is of other rows or another batch size, seed aside."""
-        here = self.state_dict()
-        for name in ("rows", "batch_size", "per_group", "steps_per_epoch"):
-            if state.get(name) != here[name]:
+        """Continue from a state.
+
+        Raises:
+            SensoriumError: if it was saved with other rows or another batch size.
+        """
+        own = self.state_dict()
+        for name in ("rows", "batch_size", "samples_per_group", "steps_per_epoch"):
+            if state.get(name) != own[name]:
                 raise SensoriumError(
-                    f"cannot go on: the run was saved with {name} {state.get(name)!r}, and now it is "
-                    f"{here[name]!r}. Give it the same data and batch size, or start a new run."
+                    f"cannot resume: the run was saved with {name} {state.get(name)!r}, but is now "
+                    f"{own[name]!r}. Use the same data and --batch-size, or start a new run."
                 )
-        self.seed, self.epoch, self.position = (
-            int(state["seed"]),
-            int(state["epoch"]),
-            int(state["position"]),
-        )
-        self._order = (-1, self.rows)
+        self.seed = int(state["seed"])
+        self.epoch = int(state["epoch"])
+        self.position = int(state["position"])
+        self._cached_order = (-1, self.rows)
 
 
 def epoch_order(
@@ -124,23 +139,32 @@ def epoch_order(
     epoch: int,
     seed: int,
 ) -> Int[np.ndarray, " S"]:
-    """`rows` shuffled for this epoch; with `groups`, in pieces of `each` rows of one group.
+    """Return the rows of an epoch in random order.
 
-    A group's rows are shuffled and cut into pieces, the last filled up from its first rows. Its pieces lie evenly over
-    the epoch from a random start, so that two meet in a batch only where the group is a large part of the data.
+    With `groups`, these are shuffled pieces of `samples_per_group` rows of one group.
+    The rows of a group are shuffled and cut into pieces, the last filled up with its first rows.
+    The pieces of a group lie evenly over the epoch from a random start, so that two are in one
+    batch only where the group is a large part of the data.
+
+    Args:
+        rows: row numbers.
+        groups: the group of each row.
+        samples_per_group: K, the rows of one piece.
+        epoch: which epoch.
+        seed: of the order.
     """
     rng = generator(seed, epoch)
     shuffled = torch.randperm(len(rows), generator=rng).numpy()
     if groups is None:
         return rows[shuffled]
-    together = shuffled[np.argsort(groups[shuffled], kind="stable")]
-    _, first, count = np.unique(groups[together], return_index=True, return_counts=True)
-    pieces = -(-count // samples_per_group)  # of each group
-    group = np.repeat(np.arange(len(count)), pieces)
-    number = np.arange(len(group)) - np.repeat(pieces.cumsum() - pieces, pieces)
-    place = (number[:, None] * samples_per_group + np.arange(samples_per_group)) % count[group][
-        :, None
-    ]
+    by_group = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    _, first, count = np.unique(groups[by_group], return_index=True, return_counts=True)
+    num_pieces = -(-count // samples_per_group)  # of each group
+    group = np.repeat(np.arange(len(count)), num_pieces)  # of each piece
+    number = np.arange(len(group)) - np.repeat(num_pieces.cumsum() - num_pieces, num_pieces)
+    member = number[:, None] * samples_per_group + np.arange(samples_per_group)
+    member %= count[group][:, None]
     start = torch.rand(len(count), generator=rng, dtype=torch.float64).numpy()
-    when = (number + start[group]) / pieces[group]
-    return rows[together[first[group][:, None] + place]][when.argsort(kind="stable")].reshape(-1)
+    time = (number + start[group]) / num_pieces[group]  # in the epoch, 0 to 1
+    pieces = rows[by_group[first[group][:, None] + member]]
+    return pieces[time.argsort(kind="stable")].reshape(-1)

@@ -1,6 +1,6 @@
-"""From whatever the user named to a table whose columns are understood and whose bad rows are set aside."""
+"""Open a source: find its reader, infer the column types and set the invalid rows aside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -10,80 +10,112 @@ from sensorium.data.bundled.registry import BUNDLED_DATASETS, is_sheets_folder, 
 from sensorium.data.folders import read_folder
 from sensorium.data.schema import Schema
 from sensorium.data.splits import read_splits
-from sensorium.data.tables import Table, concat_tables, read_table
+from sensorium.data.table_files import read_table
+from sensorium.data.tables import Table, concat_tables
 from sensorium.data.type_inference import infer_schema
 from sensorium.data.validation import validate_table
 from sensorium.errors import SensoriumError
 from sensorium.modalities.base import Modality
 
+_READER_ARGUMENTS = ("path", "folder", "name")  # of readers, which are not options of a source
+
 
 def open_table(
     source: Path,
-    types: dict[str, str | Modality],
+    types: Mapping[str, str | Modality],
     split: str | None = None,
     test: Path | None = None,
     max_invalid_fraction: float = 0.01,
     source_options: dict[str, Any] | None = None,
 ) -> tuple[Table, Schema, str]:
-    """(table, schema, name) of a folder, a file or an embedded set: the arguments are those of `Dataset.open`."""
+    """Open a folder, a file or a bundled dataset.
+
+    Args:
+        source: a path or the name of a bundled dataset.
+        types: the types of columns for which they are not inferred.
+        split: the column that holds each row's split, or a file that does.
+        test: another source, whose rows become the split "test".
+        max_invalid_fraction: the largest fraction of rows that may be invalid.
+        source_options: options of the reader.
+
+    Returns:
+        The table without its invalid rows, its schema, and the name of the dataset.
+
+    Raises:
+        SensoriumError: if the source cannot be read.
+    """
     source_options = source_options or {}
     table, name = _read_source(source, source_options)
     if test is not None:
-        table = concat_tables([(None, table), ("test", _read_source(test, source_options)[0])])
-    if split is not None and split not in table.columns:
-        name = "split" if "split" not in table.columns else f"split ({Path(split).name})"
-        table.columns[name], split = read_splits(Path(split), table), name
-    schema = infer_schema(
-        table, {**types, **({split: "split"} if split is not None else {})}, max_invalid_fraction
-    )
+        test_table, _ = _read_source(test, source_options)
+        table = concat_tables([(None, table), ("test", test_table)])
+    if split is not None:
+        if split not in table.columns:
+            split_file = Path(split)
+            split = "split" if "split" not in table.columns else f"split ({split_file.name})"
+            table.columns[split] = read_splits(split_file, table)
+        types = {**types, split: "split"}
+    schema = infer_schema(table, types, max_invalid_fraction)
     return validate_table(table, schema, max_invalid_fraction), schema, name
 
 
 def open_table_with_schema(
     source: Path, schema: Schema, max_invalid_fraction: float, source_options: dict[str, Any]
 ) -> tuple[Table, Schema, str]:
-    """The same, with what a run's schema says of its columns; other columns are left aside, and some may be missing.
+    """Open a source whose columns have the types of a schema.
 
-    Raises SensoriumError where there is none of them.
+    Some of the schema's columns may be missing; other columns of the source are ignored.
+
+    Returns:
+        The table without its invalid rows, the part of the schema that it has, and the name of the
+        dataset.
+
+    Raises:
+        SensoriumError: if the source has none of the columns.
     """
     table, name = _read_source(source, source_options)
-    known = replace(
-        schema, columns={n: c for n, c in schema.columns.items() if n in table.columns}, roles={}
-    )
-    if not known.columns:
+    columns = {n: column for n, column in schema.columns.items() if n in table.columns}
+    if not columns:
         raise SensoriumError(
-            f"{source} has none of the columns {', '.join(schema.columns)}; it has "
+            f"{source} has none of the columns {', '.join(schema.columns)}. It has "
             f"{', '.join(table.columns)}."
         )
+    known = replace(schema, columns=columns, roles={})
     return validate_table(table, known, max_invalid_fraction), known, name
 
 
 def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, str]:
-    """(the raw table, what to call it). A path goes before an embedded set of the same name."""
+    """Return the raw table and its name; a path takes precedence over a bundled dataset."""
     path = source.expanduser()
     if not path.exists():
         if str(source) not in BUNDLED_DATASETS:
             raise SensoriumError(
-                f"there is no file or folder {str(source)!r}, and no embedded set of that name "
-                f"(there are: {', '.join(BUNDLED_DATASETS)})."
+                f"there is no file or folder {str(source)!r}, and no bundled dataset of that name. "
+                f"The bundled datasets are {', '.join(BUNDLED_DATASETS)}."
             )
         return _call_reader(BUNDLED_DATASETS[str(source)], (), source_options), str(source)
-    name = path.resolve().name
-    if path.is_dir() and is_sheets_folder(path):
-        return _call_reader(open_sheets, (path,), source_options), name
-    return _call_reader(read_folder if path.is_dir() else read_table, (path,), source_options), name
+    reader: Callable[..., Table] = read_folder
+    if not path.is_dir():
+        reader = read_table
+    elif is_sheets_folder(path):
+        reader = open_sheets
+    return _call_reader(reader, (path,), source_options), path.resolve().name
 
 
 def _call_reader(
-    reader: Callable[..., Table], arguments: tuple[Any, ...], source_options: dict[str, Any]
+    reader: Callable[..., Table], arguments: tuple[Path, ...], source_options: dict[str, Any]
 ) -> Table:
-    """Call a reader; an option it does not have is the user's mistake, not the program's."""
-    names = signature(reader).parameters
-    known = [n for n in names if n not in ("path", "folder", "name")]
+    """Call a reader.
+
+    Raises:
+        SensoriumError: for an option that it does not have.
+    """
+    options = [name for name in signature(reader).parameters if name not in _READER_ARGUMENTS]
     for name in source_options:
-        if name not in known:
+        if name not in options:
             raise SensoriumError(
-                f"unknown option {name!r}; this source takes {', '.join(known)}, and every one takes "
-                "split, group, types, test, max_invalid_fraction, synonyms."
+                f"unknown option {name!r} (--source-option). This source takes "
+                f"{', '.join(options)}; every source takes split, group, types, test, "
+                "max_invalid_fraction and synonyms."
             )
     return reader(*arguments, **source_options)

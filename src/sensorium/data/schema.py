@@ -1,4 +1,4 @@
-"""What each column is: the modality with its settings, why it was taken for that, and which columns stand aside."""
+"""Schemas: the modality and settings of each column, and the columns that have another role."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from sensorium.data.tables import IMAGE_EXTENSIONS
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
+from sensorium.io.json_files import check_keys, check_object, read_object
 from sensorium.modalities.audio import Audio
 from sensorium.modalities.base import Modality
 from sensorium.modalities.datetime import Datetime
@@ -40,21 +41,29 @@ _COMMON_NAMES = {
 
 @runtime_checkable
 class RowSource(Protocol):
-    """What a schema needs of a data set to learn its settings."""
+    """A dataset, as far as a schema needs it to learn its settings."""
 
-    def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]: ...
+    def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
+        """Return the raw values of some rows, None where missing."""
+        ...
 
 
 def extensions(kind: str) -> tuple[str, ...] | None:
-    """How the names of files end that hold a value of this kind each; None for values that are never in files."""
-    return (
-        IMAGE_EXTENSIONS if kind == "image" else getattr(MODALITIES.get(kind), "extensions", None)
-    )
+    """Return the file extensions of a type; None for a type whose values are never in files."""
+    if kind == "image":
+        return IMAGE_EXTENSIONS
+    return getattr(MODALITIES.get(kind), "extensions", None)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a model may take or give."""
+    """A column that a model may read or predict.
+
+    Attributes:
+        name: its name.
+        modality: its type with the settings.
+        reason: why it has this type.
+    """
 
     name: str
     modality: Modality
@@ -62,12 +71,19 @@ class Column:
 
     @property
     def kind(self) -> str:
+        """The name of its type."""
         return self.modality.kind
 
 
 @dataclass(frozen=True)
 class Role:
-    """A column that says something about the rows (split, group), or that nobody reads (ignore)."""
+    """A column that no model reads: the splits, the groups, or an ignored one.
+
+    Attributes:
+        name: its name.
+        kind: one of ROLES.
+        reason: why it has this role.
+    """
 
     name: str
     kind: str
@@ -76,73 +92,101 @@ class Role:
 
 @dataclass(frozen=True)
 class Schema:
-    """Column name → modality with its settings; `roles` holds the columns that are no model's business."""
+    """The types of the columns of a dataset.
+
+    Attributes:
+        columns: the columns that a model may read or predict, by name.
+        roles: the other columns, by name.
+    """
 
     columns: dict[str, Column]
     roles: dict[str, Role] = field(default_factory=dict)
 
     def __getitem__(self, key: ColumnKey) -> Modality:
-        """The settings of a column; of several text columns read as one, those of the first."""
+        """Return the settings of a column; of joined text columns, those of the first."""
         return self.columns[column_names(key)[0]].modality
 
-    def texts(self, names: str | Sequence[str] | None = None) -> ColumnKey:
-        """The text column of that name, several that are read as one, or, as `pick` has it, the usual one."""
+    def resolve_text_columns(self, names: str | Sequence[str] | None = None) -> ColumnKey:
+        """Return the key of a text column, or of several that are joined.
+
+        Args:
+            names: one name or several; by default the text column that `resolve_column` finds.
+
+        Raises:
+            SensoriumError: if one of them is not a text column.
+        """
         if not names:
             return self.resolve_column("text")
-        for name in column_names(key := column_key(names)):
+        key = column_key(names)
+        for name in column_names(key):
             self.resolve_column("text", name)
         return key
 
     def resolve_column(self, kind: str, name: str | None = None) -> str:
-        """The column of that kind called `name`.
+        """Return the name of a column of some type.
 
-        Without a name: the one with a usual name (image, photo; caption, title), or else the only one of its kind.
-        Raises SensoriumError, listing what there is, where the name is wrong or several would do.
+        Args:
+            kind: the type.
+            name: the column. By default the one with a common name (image, photo; caption, title),
+                or else the only one of its type.
+
+        Raises:
+            SensoriumError: listing the columns, if the name is wrong or there is not exactly one
+                candidate.
         """
         if name is not None:
             self._check_kind(kind, name)
             return name
-        found = [c.name for c in self.columns.values() if c.kind == kind]
-        usual = [c for u in _COMMON_NAMES.get(kind, ()) for c in found if c.lower() == u]
-        if len(found) == 1 or usual:
-            return usual[0] if usual else found[0]
-        if found:
-            raise SensoriumError(f"which {kind} column? There are {', '.join(found)}: name one.")
+        candidates = [c.name for c in self.columns.values() if c.kind == kind]
+        if len(candidates) == 1:
+            return candidates[0]
+        for common in _COMMON_NAMES.get(kind, ()):
+            for candidate in candidates:
+                if candidate.lower() == common:
+                    return candidate
+        if candidates:
+            raise SensoriumError(
+                f"there are several {kind} columns: {', '.join(candidates)}. Name one of them."
+            )
         raise SensoriumError(f"there is no {kind} column. {self._describe_columns()}")
 
     def get_column(self, name: str) -> Column:
-        """The column of that name. Raises SensoriumError, offering the nearest, where there is none."""
-        if role := self.roles.get(name):
+        """Return the column of that name.
+
+        Raises:
+            SensoriumError: suggesting the nearest name, if there is none that a model may read.
+        """
+        role = self.roles.get(name)
+        if role is not None:
             raise SensoriumError(
-                f"no model reads the column {name!r} ({role.kind}: {role.reason}). {self._describe_columns()}"
+                f"the column {name!r} cannot be used ({role.kind}: {role.reason}). "
+                f"{self._describe_columns()}"
             )
-        if name not in self.columns:
-            several = [part.strip() for part in name.split(",")]
-            hint = (
-                f"Several are named each by itself, as in {several}. "
-                if {*several} <= {*self.columns}
-                else ""
-            )
-            raise unknown_column_error(
-                name, [*self.columns, *self.roles], hint + self._describe_columns()
-            )
-        return self.columns[name]
+        if name in self.columns:
+            return self.columns[name]
+        hint = self._describe_columns()
+        parts = [part.strip() for part in name.split(",")]
+        if set(parts) <= self.columns.keys():
+            hint = f"Give several columns one by one, as in {parts}. {hint}"
+        raise unknown_column_error(name, [*self.columns, *self.roles], hint)
 
     def _check_kind(self, kind: str, name: str) -> None:
-        if (found := self.get_column(name).kind) != kind:
-            why = self.columns[name].reason
+        """Raise SensoriumError if the column is of another type."""
+        column = self.get_column(name)
+        if column.kind != kind:
             raise SensoriumError(
-                f"the column {name!r} is {found}, not {kind}: {why}. {self._describe_columns()}"
+                f"the column {name!r} is {column.kind}, not {kind}: {column.reason}. "
+                f"{self._describe_columns()}"
             )
 
     def _describe_columns(self) -> str:
-        there = ", ".join(
-            f"{c.name} ({c.kind})" for c in (*self.columns.values(), *self.roles.values())
-        )
-        return f"Columns: {there or 'none'}. What a column is taken for can be set: columns={{'name': 'image'}}."
+        """Return all columns with their types, for messages."""
+        columns = (*self.columns.values(), *self.roles.values())
+        listed = ", ".join(f"{c.name} ({c.kind})" for c in columns)
+        return f"Columns: {listed or 'none'}. Set the type of a column with --type NAME=TYPE."
 
     def find_role(self, kind: str) -> str | None:
-        """The column that has this role."""
+        """Return the column that has this role, None if there is none."""
         return next((r.name for r in self.roles.values() if r.kind == kind), None)
 
     def fit(
@@ -152,104 +196,117 @@ class Schema:
         columns: Iterable[ColumnKey] | None = None,
         column_settings: Mapping[ColumnKey, Modality] | None = None,
     ) -> Schema:
-        """A copy with everything learned that must be, from `rows` alone; all text columns share one tokenizer.
+        """Return a copy with settings learned from the data; all text columns share one tokenizer.
 
-        columns: the columns that a model reads (default: all). The others teach nothing. given: settings of columns that
-        are not learned but taken as they are, because the weights that read them were trained with these.
+        Args:
+            dataset: where the values are.
+            rows: the training rows; no others are read.
+            columns: the columns that a model reads (default: all). The others are not learned from.
+            column_settings: settings that are taken as they are, because pretrained weights need
+                them.
+
+        Raises:
+            SensoriumError: if a column holds values from which nothing can be learned.
         """
         if column_settings:
-            return (
-                self.with_settings(column_settings)
-                .fit(dataset, rows, columns)
-                .with_settings(column_settings)
-            )
-        known = (
-            set(self.columns)
-            if columns is None
-            else {part for key in columns for part in column_names(key)}
-        )
+            preset = self.with_settings(column_settings).fit(dataset, rows, columns)
+            return preset.with_settings(column_settings)
+        if columns is None:
+            read = set(self.columns)
+        else:
+            read = {name for key in columns for name in column_names(key)}
 
         def values(name: str) -> Iterator[Any]:
             return (v for v in dataset.raw(name, rows) if v is not None)
 
-        texts: dict[str, Text] = {
-            n: c.modality for n, c in self.columns.items() if isinstance(c.modality, Text)
-        }
+        texts = {n: c.modality for n, c in self.columns.items() if isinstance(c.modality, Text)}
         fitted: dict[str, Modality] = {}
         if texts:
             first = next((t for t in texts.values() if t.tokenizer), next(iter(texts.values())))
-            shared = first.fit(v for name in texts if name in known for v in values(name))
-            fitted |= {
-                name: replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
-                for name, text in texts.items()
-            }
-        for name, c in self.columns.items():
+            shared = first.fit(v for name in texts if name in read for v in values(name))
+            for name, text in texts.items():
+                fitted[name] = replace(
+                    text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size
+                )
+        for name, column in self.columns.items():
             if name not in texts:
-                fitted[name] = _fit_column(c, values(name)) if name in known else c.modality
-        return replace(
-            self,
-            columns={name: replace(c, modality=fitted[name]) for name, c in self.columns.items()},
-        )
+                is_read = name in read
+                fitted[name] = _fit_column(column, values(name)) if is_read else column.modality
+        return self._with_modalities(fitted)
 
     def with_settings(self, column_settings: Mapping[ColumnKey, Modality]) -> Schema:
-        """A copy in which these columns have these settings."""
-        parts = {
-            part: settings
-            for key, settings in column_settings.items()
-            for part in column_names(key)
-        }
-        return replace(
-            self,
-            columns={
-                name: replace(c, modality=parts.get(name, c.modality))
-                for name, c in self.columns.items()
-            },
+        """Return a copy in which these columns have these settings."""
+        return self._with_modalities(
+            {
+                name: settings
+                for key, settings in column_settings.items()
+                for name in column_names(key)
+            }
         )
+
+    def _with_modalities(self, modalities: Mapping[str, Modality]) -> Schema:
+        """Return a copy with these settings; columns that are not named keep theirs."""
+        columns = {
+            name: replace(column, modality=modalities.get(name, column.modality))
+            for name, column in self.columns.items()
+        }
+        return replace(self, columns=columns)
 
     def save(self, folder: str | Path) -> None:
-        """Write schema.json, and tokenizer.json where there is a tokenizer, durably."""
-        folder, tokenizer = Path(folder), self._shared_tokenizer()
-        columns = {
-            c.name: {"kind": c.kind, "why": c.reason, "settings": c.modality.to_json()}
-            for c in self.columns.values()
-        }
-        roles = {r.name: {"kind": r.kind, "why": r.reason} for r in self.roles.values()}
+        """Write schema.json, and tokenizer.json if there is a tokenizer, atomically.
+
+        Raises:
+            SensoriumError: if the text columns have different tokenizers, or the files cannot be
+                written.
+        """
+        folder = Path(folder)
+        tokenizer = self._shared_tokenizer()
         if tokenizer:
             atomic.write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
-        atomic.write_json(
-            folder / "schema.json",
-            {
-                "version": SCHEMA_VERSION,
-                "tokenizer": tokenizer is not None,
-                "columns": columns,
-                "roles": roles,
+        schema = {
+            "version": SCHEMA_VERSION,
+            "tokenizer": tokenizer is not None,
+            "columns": {
+                c.name: {"kind": c.kind, "reason": c.reason, "settings": c.modality.to_json()}
+                for c in self.columns.values()
             },
-        )
+            "roles": {r.name: {"kind": r.kind, "reason": r.reason} for r in self.roles.values()},
+        }
+        atomic.write_json(folder / "schema.json", schema)
 
     def _shared_tokenizer(self) -> Tokenizer | None:
+        """Return the one tokenizer of the text columns, None if they have none."""
         texts = [c.modality for c in self.columns.values() if isinstance(c.modality, Text)]
-        found = [t.tokenizer for t in texts if t.tokenizer]
-        if any(t is not found[0] for t in found):
+        tokenizers = [t.tokenizer for t in texts if t.tokenizer]
+        if any(tokenizer is not tokenizers[0] for tokenizer in tokenizers):
             raise SensoriumError(
-                "the text columns have different tokenizers; a run keeps one, as Schema.fit does."
+                "the text columns have different tokenizers, but a run stores one. Use Schema.fit, "
+                "which learns one for all."
             )
-        return found[0] if found else None
+        return tokenizers[0] if tokenizers else None
 
     @classmethod
     def load(cls, folder: str | Path) -> Schema:
-        """Read what `save` wrote. Raises SensoriumError for another version, or for anything unknown in it."""
+        """Read what `save` wrote.
+
+        Raises:
+            SensoriumError: if a file is missing, damaged, of another version or holds an unknown
+                key.
+        """
         path = Path(folder) / "schema.json"
-        given = _read_json(path)
-        if isinstance(given, dict) and given.get("version") != SCHEMA_VERSION:
+        schema = _read_run_file(path)
+        if schema.get("version") != SCHEMA_VERSION:
             raise SensoriumError(
-                f"{path} is of version {given.get('version')!r}; this Sensorium reads {SCHEMA_VERSION}: "
-                "use the Sensorium that wrote it."
+                f"{path} has version {schema.get('version')!r}, but this Sensorium reads version "
+                f"{SCHEMA_VERSION}. Use the Sensorium that wrote it."
             )
-        given = _check_keys(path, "schema", given, {"version", "tokenizer", "columns", "roles"})
-        tokenizer = (
-            _read_tokenizer(path.with_name("tokenizer.json")) if given["tokenizer"] else None
-        )
-        columns, roles = (_check_object(path, key, given[key]) for key in ("columns", "roles"))
+        check_keys(path, "schema", schema, {"version", "tokenizer", "columns", "roles"})
+        tokenizer = None
+        if schema["tokenizer"]:
+            tokenizer_json = _read_run_file(path.with_name("tokenizer.json"))
+            tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json))
+        columns = check_object(path, "columns", schema["columns"])
+        roles = check_object(path, "roles", schema["roles"])
         return cls(
             {name: _parse_column(path, name, c, tokenizer) for name, c in columns.items()},
             {name: _parse_role(path, name, r) for name, r in roles.items()},
@@ -257,84 +314,66 @@ class Schema:
 
 
 def _fit_column(column: Column, values: Iterator[Any]) -> Modality:
+    """Learn the settings of a column from its values."""
     try:
         return column.modality.fit(values)
     except ValueError as e:
         raise SensoriumError(f"column {column.name!r} ({column.kind}): {e}") from e
 
 
-def _parse_column(path: Path, name: str, entry: Any, tokenizer: Tokenizer | None) -> Column:
-    entry = _check_keys(path, f"column {name!r}", entry, {"kind", "why", "settings"})
-    if entry["kind"] not in list(MODALITIES):
-        raise SensoriumError(
-            f"{path}: the column {name!r} is of the kind {entry['kind']!r}, which is none of "
-            f"{', '.join(MODALITIES)}. If a file of your own adds it, name that file: sensorium --use "
-            "mine.py ...; in Python, import it first."
-        )
-    kind = MODALITIES[entry["kind"]]
-    modality = kind.from_json(_check_object(path, f"settings of {name!r}", entry["settings"]))
-    if isinstance(modality, Text):
-        modality = replace(modality, tokenizer=tokenizer)
-    return Column(name, modality, entry["why"])
-
-
-def _parse_role(path: Path, name: str, entry: Any) -> Role:
-    entry = _check_keys(path, f"column {name!r}", entry, {"kind", "why"})
-    return Role(name, _check_kind(path, entry["kind"], ROLES), entry["why"])
-
-
-def split_pair(text: str, known: Container[str]) -> tuple[str, str]:
-    """NAME=VALUE as (name, value), whatever signs a name holds.
-
-    The name is the longest that is known, or else what is before the first "=".
-    """
-    ends = [at for at, sign in enumerate(text) if sign == "="]
-    at = next(
-        (end for end in reversed(ends) if text[:end] in known), ends[0] if ends else len(text)
-    )
-    return text[:at], text[at + 1 :]
-
-
-def unknown_column_error(name: str, known: Iterable[str], hint: str = "") -> SensoriumError:
-    """There is no such column; the nearest name is offered."""
-    near = get_close_matches(name, list(known), 1)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
-    return SensoriumError(f"there is no column {name!r}{guess} {hint}".strip())
-
-
-def _read_json(path: Path) -> Any:
+def _read_run_file(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run folder."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
+        return read_object(path)
+    except FileNotFoundError as e:
         raise SensoriumError(
-            f"could not read {path}: {e}. Every run writes it; restore it or train again."
+            f"{path} is missing. Every run has this file: restore it or train again."
         ) from e
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.from_str(json.dumps(_read_json(path)))
-
-
-def _check_object(path: Path, label: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SensoriumError(f"{path}: {label} should be a JSON object, found {str(value)[:40]!r}.")
-    return value
-
-
-def _check_keys(path: Path, label: str, value: Any, keys: set[str]) -> dict[str, Any]:
-    value = _check_object(path, label, value)
-    if value.keys() != keys:
-        wrong = sorted(value.keys() ^ keys)[0]
+def _parse_column(path: Path, name: str, value: Any, tokenizer: Tokenizer | None) -> Column:
+    """Return a column of schema.json."""
+    entry = check_keys(path, f"column {name!r}", value, {"kind", "reason", "settings"})
+    if entry["kind"] not in list(MODALITIES):
         raise SensoriumError(
-            f"{path}: {label} has {'an unknown' if wrong in value else 'no'} key {wrong!r}. "
-            "The file was written by another version or changed by hand."
+            f"{path}: the type {entry['kind']!r} of column {name!r} is unknown; the types are "
+            f"{', '.join(MODALITIES)}. If a file of yours adds it, name it before the command: "
+            "sensorium --use mine.py ... (in Python, import it first)."
         )
-    return value
+    settings = check_object(path, f"settings of {name!r}", entry["settings"])
+    modality = MODALITIES[entry["kind"]].from_json(settings)
+    if isinstance(modality, Text):
+        modality = replace(modality, tokenizer=tokenizer)
+    return Column(name, modality, entry["reason"])
 
 
-def _check_kind(path: Path, kind: Any, known_kinds: Iterable[str]) -> str:
-    if kind not in known_kinds:
+def _parse_role(path: Path, name: str, value: Any) -> Role:
+    """Return a role of schema.json."""
+    entry = check_keys(path, f"column {name!r}", value, {"kind", "reason"})
+    if entry["kind"] not in ROLES:
         raise SensoriumError(
-            f"{path}: {kind!r} is no kind of column; known: {', '.join(known_kinds)}."
+            f"{path}: the role {entry['kind']!r} of column {name!r} is unknown; the roles are "
+            f"{', '.join(ROLES)}. The file was written by another version or edited by hand."
         )
-    return kind
+    return Role(name, entry["kind"], entry["reason"])
+
+
+def split_pair(text: str, known: Container[str]) -> tuple[str, str]:
+    """Split NAME=VALUE into name and value, where the name may hold "=" itself.
+
+    The name is the longest known one, or else what precedes the first "=".
+    """
+    positions = [i for i, character in enumerate(text) if character == "="]
+    end = positions[0] if positions else len(text)
+    for position in reversed(positions):
+        if text[:position] in known:
+            end = position
+            break
+    return text[:end], text[end + 1 :]
+
+
+def unknown_column_error(name: str, known: Iterable[str], hint: str = "") -> SensoriumError:
+    """Return the error for a column that does not exist, with the nearest name as a suggestion."""
+    near = get_close_matches(name, list(known), 1)
+    suggestion = f"; did you mean {near[0]!r}?" if near else "."
+    return SensoriumError(f"there is no column {name!r}{suggestion} {hint}".strip())

@@ -1,4 +1,4 @@
-"""Words that stand for each other, and texts with some of them exchanged."""
+"""Synonym lists, and paraphrases of texts in which some words are replaced."""
 
 import hashlib
 import random
@@ -6,32 +6,49 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sensorium.data.tables import open_text
 from sensorium.errors import SensoriumError
 
-MAX_PARAPHRASES = 2  # other ways to say a text, at most: it is drawn as it is written, too
-REPLACEMENT_PROBABILITY = 0.5  # of the words that have others, about
+MAX_PARAPHRASES = 2  # of a text; the text itself is also among its captions
+REPLACEMENT_PROBABILITY = 0.5  # of each phrase that has synonyms
 WORD_PATTERN = re.compile(r"\S+")
-EDGE_PUNCTUATION = (
-    ".,;:!?()[]{}\"'…«»“”‘’„¡¿。，、！？"  # marks that stand around a word and are none of it
-)
+EDGE_PUNCTUATION = ".,;:!?()[]{}\"'…«»“”‘’„¡¿。，、！？"  # noqa: RUF001 - marks of any script
+_FILE_FORMAT = "one comma-separated group per line, e.g. car, automobile"
 PhraseKey = tuple[str, ...]
 
 
+class PhraseMatch(NamedTuple):
+    """A phrase of a text that has synonyms: text[start:stop], and its key."""
+
+    start: int
+    stop: int
+    key: PhraseKey
+
+
 class Synonyms:
-    """Each word or phrase, as `spelt`, with those that may stand in its place."""
+    """Words and phrases with what may replace them.
+
+    Args:
+        groups: words and phrases that are interchangeable.
+
+    Attributes:
+        alternatives: the synonyms of each phrase, which is normalized by `normalize_phrase`.
+        max_phrase_words: words of the longest phrase.
+        fingerprint: a hash of the list.
+    """
 
     def __init__(self, groups: Iterable[Sequence[str]]):
-        others: dict[PhraseKey, dict[str, None]] = {}
+        alternatives: dict[PhraseKey, dict[str, None]] = {}
         for group in groups:
-            words = list(dict.fromkeys(word.strip() for word in group))
-            for word in words:
-                others.setdefault(normalize_phrase(word), {}).update(
-                    dict.fromkeys(w for w in words if normalize_phrase(w) != normalize_phrase(word))
-                )
+            phrases = list(dict.fromkeys(phrase.strip() for phrase in group))
+            for phrase in phrases:
+                key = normalize_phrase(phrase)
+                others = [other for other in phrases if normalize_phrase(other) != key]
+                alternatives.setdefault(key, {}).update(dict.fromkeys(others))
         self.alternatives: Mapping[PhraseKey, list[str]] = {
-            key: list(found) for key, found in others.items() if found
+            key: list(others) for key, others in alternatives.items() if others
         }
         self.max_phrase_words = max(map(len, self.alternatives), default=0)
         self.fingerprint = hashlib.sha256(
@@ -40,88 +57,100 @@ class Synonyms:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Synonyms":
-        """A text file: a group a line, parted by commas; empty lines and those that begin with # are passed over.
+        """Read a text file of one comma-separated group per line.
 
-        Raises SensoriumError naming the line that holds no two words.
+        Empty lines and lines that start with # are skipped.
+
+        Raises:
+            SensoriumError: if the file cannot be read, or naming the line that holds fewer than two
+                different words.
         """
-        groups = []
         try:
             with open_text(Path(path)) as file:
                 lines = file.read().splitlines()
         except (OSError, UnicodeError) as e:
             raise SensoriumError(
-                f"{path} cannot be read: {e}. synonyms is a text file, a group a line: "
-                "car, automobile"
+                f"--synonyms: {path} cannot be read: {e}. Give a text file of {_FILE_FORMAT}."
             ) from e
+        groups: list[list[str]] = []
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            words = [word for word in line.split(",") if normalize_phrase(word)]
-            if len({normalize_phrase(word) for word in words}) < 2:
+            phrases = [phrase for phrase in line.split(",") if normalize_phrase(phrase)]
+            if len({normalize_phrase(phrase) for phrase in phrases}) < 2:
                 raise SensoriumError(
-                    f"{path}:{number}: {line.strip()!r} is no group of words that stand for each "
-                    "other; expected two or more, parted by commas: car, automobile"
+                    f"{path}:{number}: {line.strip()!r} is not a group of synonyms. "
+                    f"Give {_FILE_FORMAT}."
                 )
-            groups.append(words)
+            groups.append(phrases)
         if not groups:
-            raise SensoriumError(f"{path} holds no words; expected a group a line: car, automobile")
+            raise SensoriumError(f"--synonyms: {path} holds no words. Give {_FILE_FORMAT}.")
         return cls(groups)
 
     def paraphrase(self, text: str) -> list[str]:
-        """Up to SEVERAL other ways to say a text, each once; the same for the same text. None where it has no word that
-        another can stand for."""
-        places = self._find_phrases(text)
-        chance, found = random.Random(text), dict[str, None]()
-        for _ in range(2 * MAX_PARAPHRASES if places else 0):
-            which = [place for place in places if chance.random() < REPLACEMENT_PROBABILITY] or [
-                chance.choice(places)
-            ]
-            found[self._replace_phrases(text, which, chance)] = None
-        return [one for one in found if one != text][:MAX_PARAPHRASES]
+        """Return up to MAX_PARAPHRASES paraphrases of a text, always the same for the same text."""
+        matches = self._find_phrases(text)
+        if not matches:
+            return []
+        rng = random.Random(text)
+        paraphrases: dict[str, None] = {}
+        for _ in range(2 * MAX_PARAPHRASES):
+            replaced = [match for match in matches if rng.random() < REPLACEMENT_PROBABILITY]
+            if not replaced:
+                replaced = [rng.choice(matches)]
+            paraphrases[self._replace_phrases(text, replaced, rng)] = None
+        return [paraphrase for paraphrase in paraphrases if paraphrase != text][:MAX_PARAPHRASES]
 
-    def _find_phrases(self, text: str) -> list[tuple[int, int, PhraseKey]]:
-        """(start, stop, key) of what can be exchanged, the longest phrases first. A phrase has nothing but space
-        between its words; marks around a word are none of it, unless the list has it with them (C++, U.S.)."""
-        chunks, places, at = list(WORD_PATTERN.finditer(text)), [], 0
-        while at < len(chunks):
-            for n in range(min(self.max_phrase_words, len(chunks) - at), 0, -1):
-                start, stop = chunks[at].start(), chunks[at + n - 1].end()
-                whole = text[start:stop]
-                inner = whole.strip(EDGE_PUNCTUATION)
-                first = start + len(whole) - len(whole.lstrip(EDGE_PUNCTUATION))
-                found = next(
-                    (
-                        (s, e, key)
-                        for s, e, key in (
-                            (start, stop, normalize_phrase(whole)),
-                            (first, first + len(inner), normalize_phrase(inner)),
-                        )
-                        if key in self.alternatives
-                    ),
-                    None,
-                )
-                if found:
-                    places.append(found)
-                    at += n
+    def _find_phrases(self, text: str) -> list[PhraseMatch]:
+        """Find the phrases that have synonyms, the longest first.
+
+        Only white space may separate the words of a phrase. Surrounding punctuation is not part of
+        it, unless the list has it (C++, U.S.).
+        """
+        words = list(WORD_PATTERN.finditer(text))
+        matches: list[PhraseMatch] = []
+        position = 0
+        while position < len(words):
+            for num_words in range(min(self.max_phrase_words, len(words) - position), 0, -1):
+                start = words[position].start()
+                stop = words[position + num_words - 1].end()
+                match = self._match_phrase(text, start, stop)
+                if match is not None:
+                    matches.append(match)
+                    position += num_words
                     break
             else:
-                at += 1
-        return places
+                position += 1
+        return matches
+
+    def _match_phrase(self, text: str, start: int, stop: int) -> PhraseMatch | None:
+        """Return text[start:stop], with or else without its punctuation, if it has synonyms."""
+        phrase = text[start:stop]
+        key = normalize_phrase(phrase)
+        if key in self.alternatives:
+            return PhraseMatch(start, stop, key)
+        inner = phrase.strip(EDGE_PUNCTUATION)
+        key = normalize_phrase(inner)
+        if key not in self.alternatives:
+            return None
+        inner_start = start + len(phrase) - len(phrase.lstrip(EDGE_PUNCTUATION))
+        return PhraseMatch(inner_start, inner_start + len(inner), key)
 
     def _replace_phrases(
-        self, text: str, matches: Iterable[tuple[int, int, PhraseKey]], rng: random.Random
+        self, text: str, matches: Iterable[PhraseMatch], rng: random.Random
     ) -> str:
-        parts, at = [], 0
-        for start, stop, key in matches:
-            other = rng.choice(self.alternatives[key])
-            parts += [
-                text[at:start],
-                other[0].upper() + other[1:] if text[start].isupper() else other,
-            ]
-            at = stop
-        return "".join([*parts, text[at:]])
+        """Replace each match by a random synonym, capitalized like the match."""
+        parts: list[str] = []
+        end = 0
+        for match in matches:
+            synonym = rng.choice(self.alternatives[match.key])
+            if text[match.start].isupper():
+                synonym = synonym[0].upper() + synonym[1:]
+            parts += [text[end : match.start], synonym]
+            end = match.stop
+        return "".join([*parts, text[end:]])
 
 
 def normalize_phrase(phrase: str) -> PhraseKey:
-    """The words of a phrase: in lower case, each letter with its marks in one."""
+    """Return the words of a phrase in lower case, in Unicode normalization form C."""
     return tuple(unicodedata.normalize("NFC", phrase).lower().split())

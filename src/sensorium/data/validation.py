@@ -1,4 +1,4 @@
-"""Every value is made what its column is taken for; a row where that fails is set aside by name, with the reason."""
+"""Convert every value to its column's type, and set aside by location the rows where that fails."""
 
 import math
 import os
@@ -16,164 +16,183 @@ from sensorium.data.tables import Table
 from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.multilabel import Multilabel
 
+Faults = list[tuple[int, str]]  # (row, why it is invalid)
+
 
 def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) -> Table:
-    """The table with typed columns, its bad rows out of it and listed in `bad`; ignored columns are left as they are.
+    """Return the table with typed columns and without its invalid rows, which are in `bad_samples`.
 
-    After it an image column holds str (a path), bytes or arrays; a column of another kind that is read from files holds
-    str (a path), lists or arrays; text holds str or list[str]; a number column is a
-    float64 array, NaN where missing; category, split and group hold str. None is missing.
-    Raises SensoriumError where more than the share `max_invalid_fraction` of the rows is bad.
+    An image column then holds str (a path), bytes or arrays; another column read from files str (a
+    path), lists or arrays; text str or list[str]; a numeric column is a float64 array, NaN where
+    missing; category, split and group hold str. None is missing. Ignored columns stay as they are.
+
+    Raises:
+        SensoriumError: if more than the fraction `max_invalid_fraction` of the rows is invalid.
     """
-    bad = list(table.bad_samples)
+    bad_samples = list(table.bad_samples)
     columns = dict(table.columns)
-    unread = {b.row for b in bad}
-    for name in [*schema.columns, *(r.name for r in schema.roles.values() if r.kind != "ignore")]:
-        kind = schema.columns[name].kind if name in schema.columns else schema.roles[name].kind
+    unreadable_rows = {sample.row for sample in bad_samples}
+    kinds = {c.name: c.kind for c in schema.columns.values()}
+    kinds |= {r.name: r.kind for r in schema.roles.values() if r.kind != "ignore"}
+    for name, kind in kinds.items():
         columns[name], faults = _convert_column(kind, table, table.columns[name])
-        bad += [
-            BadSample(i, name, table.locations[i], reason)
-            for i, reason in faults
-            if i not in unread
+        bad_samples += [
+            BadSample(row, name, table.locations[row], reason)
+            for row, reason in faults
+            if row not in unreadable_rows
         ]
-    check_invalid_fraction(bad, len(table), max_invalid_fraction)
-    table = replace(table, columns=columns, bad_samples=[replace(b, row=-1) for b in bad])
-    gone = {b.row for b in bad}
-    return (
-        table.take(np.array([i for i in range(len(table)) if i not in gone], np.int64))
-        if gone
-        else table
+    check_invalid_fraction(bad_samples, len(table), max_invalid_fraction)
+    invalid_rows = {sample.row for sample in bad_samples}
+    validated = replace(
+        table,
+        columns=columns,
+        bad_samples=[replace(sample, row=-1) for sample in bad_samples],
     )
+    if not invalid_rows:
+        return validated
+    valid_rows = [row for row in range(len(table)) if row not in invalid_rows]
+    return validated.take(np.array(valid_rows, np.int64))
 
 
-def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, list[tuple[int, str]]]:
-    """(the values as this kind has them, what is wrong with which row)."""
+def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, Faults]:
+    """Return the values converted to a type, None where that fails, and the rows where it does."""
     if isinstance(values, np.ndarray) and values.ndim > 1:
         return values, []
-    checks: dict[str, Callable[[Any], Any]] = {
-        "text": _convert_text,
-        "numeric": _convert_number,
-        "image": _convert_image,
-        "datetime": _check_datetime,
-        "multilabel": _convert_tags,
-    }
-    check, faults, out = (
-        checks.get(kind, _convert_name if extensions(kind) is None else _convert_file_value),
-        [],
-        [],
-    )
-    pool: dict[Any, Any] = {}
-    for i, value in enumerate(values):
+    from_files = extensions(kind) is not None
+    convert = _CONVERTERS.get(kind, _convert_file_value if from_files else _convert_name)
+    is_interned = kind not in ("text", "image")  # their strings repeat, so each is stored once
+    interned: dict[str, str] = {}
+    converted: list[Any] = []
+    faults: Faults = []
+    for row, value in enumerate(values):
         try:
-            value = None if is_missing(value) else check(value)
+            result = None if is_missing(value) else convert(value)
         except ValueError as e:
-            faults.append((i, str(e)))
-            value = None
-        out.append(
-            pool.setdefault(value, value)
-            if isinstance(value, str) and kind not in ("text", "image")
-            else value
-        )
-    if extensions(kind) is not None:
-        faults += _find_missing_files(table, out)
-    return (np.array(out, np.float64) if kind == "numeric" else out), faults
+            faults.append((row, str(e)))
+            result = None
+        if is_interned and isinstance(result, str):
+            result = interned.setdefault(result, result)
+        converted.append(result)
+    if from_files:
+        faults += _find_missing_files(table, converted)
+    if kind == "numeric":
+        return np.array(converted, np.float64), faults
+    return converted, faults
 
 
 def _convert_text(value: Any) -> str | list[str] | None:
+    """Return one text or several; white space alone is missing."""
     if isinstance(value, str):
-        value = found if (found := parse_list(value)) is not None else value
+        captions = parse_list(value)
+        value = value if captions is None else captions
     elif isinstance(value, NUMBER_TYPES) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str):
         return None if value.isspace() else value
     if not isinstance(value, list) or set(map(type, value)) - {str, type(None)}:
-        raise ValueError(f"expected text, found {type(value).__name__} {str(value)[:40]!r}")
-    return [v for v in value if v and not v.isspace()] or None
+        raise ValueError(f"expected text, not {type(value).__name__} {str(value)[:40]!r}")
+    return [caption for caption in value if caption and not caption.isspace()] or None
 
 
 def _convert_number(value: Any) -> float:
+    """Return a finite number, or NaN for a missing one."""
     number = parse_number(value)
     if number is None or math.isinf(number):
-        raise ValueError(f"expected a number, found {str(value)[:40]!r}")
+        raise ValueError(f"expected a number, not {str(value)[:40]!r}")
     return number
 
 
 def _check_datetime(value: Any) -> Any:
+    """Return the value if it is a date."""
     Datetime().load(value)
     return value
 
 
 def _convert_tags(value: Any) -> list[str] | str | None:
-    found = parse_list(value)
-    return (
-        Multilabel().split_tags(value if found is None else found)
-        and (value if found is None else found)
-    ) or None
+    """Return the tags as a list or one text; without any they are missing."""
+    tags = parse_list(value)
+    if tags is None:
+        tags = value
+    return tags if Multilabel().split_tags(tags) else None
 
 
 def _convert_name(value: Any) -> str | None:
+    """Return the name of a class, a split or a group."""
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, (list, dict, bytes, np.ndarray)):
-        raise ValueError(f"expected one name, found {type(value).__name__} {str(value)[:40]!r}")
+        raise ValueError(f"expected one name, not {type(value).__name__} {str(value)[:40]!r}")
     if isinstance(value, bool):
         return str(value).lower()
-    return (
-        str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-        or None
-    )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
 
 
 def _convert_image(value: Any) -> str | bytes | np.ndarray:
-    if is_url(value):
+    """Return a path, an encoded image or an array of pixels."""
+    if isinstance(value, str):
+        return _check_path(value)
+    if not isinstance(value, (bytes, np.ndarray)):
         raise ValueError(
-            f"{value[:60]!r} is a web address and nothing is fetched: download the picture, give its path"
+            f"expected an image or its path, not {type(value).__name__} {str(value)[:40]!r}"
         )
-    if not isinstance(value, (str, bytes, np.ndarray)):
-        raise ValueError(
-            f"expected a picture or its path, found {type(value).__name__} {str(value)[:40]!r}"
-        )
-    return _check_path(value) if isinstance(value, str) else value
+    return value
 
 
 def _convert_file_value(value: Any) -> Any:
-    """A path, or what a cell holds or spells in JSON: whether that can be read, its modality says."""
+    """Return a path, or the value in a cell, which may be JSON; its modality validates it later."""
     if not isinstance(value, str):
         return value
-    if is_url(value):
-        raise ValueError(
-            f"{value[:60]!r} is a web address and nothing is fetched: download the file, give its path"
-        )
-    return _check_path(value) if (found := parse_list(value)) is None else found
+    items = None if is_url(value) else parse_list(value)
+    return _check_path(value) if items is None else items
 
 
 def _check_path(value: str) -> str:
+    """Return a path with '/' if it is absolute or below the data folder."""
+    if is_url(value):
+        raise ValueError(
+            f"{value[:60]!r} is a web address and nothing is fetched: download the file and "
+            "give its path"
+        )
     path = value.replace("\\", "/")
     if not path.startswith("/") and os.path.normpath(path).startswith(".."):
         raise ValueError(
-            f"{value[:60]!r} leads out of the folder of the data; give such a file by its full path"
+            f"{value[:60]!r} leads out of the data folder: give the full path of such a file"
         )
     return path
 
 
 def _find_missing_files(table: Table, paths: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Rows whose file is missing. Folders are listed, since asking for a million files one by one is slow."""
+    """Yield the rows whose file is missing.
+
+    Folders are listed, since checking a million files one by one is slow.
+    """
     listed: dict[tuple[Path, str], frozenset[str]] = {}
-    for i, path in enumerate(paths):
-        if isinstance(path, str):
-            folder, slash, name = path.rpartition("/")
-            place = (table.base_folder(i), folder + slash)
-            if place not in listed:
-                listed[place] = _list_names(Path(*place))
-            if name not in listed[place] and not os.path.isfile(place[0] / path):
-                yield i, f"there is no file {place[0] / path}"
+    for row, path in enumerate(paths):
+        if not isinstance(path, str):
+            continue
+        folder, slash, name = path.rpartition("/")
+        base = table.base_folder(row)
+        place = (base, folder + slash)
+        if place not in listed:
+            listed[place] = _list_names(Path(*place))
+        if name not in listed[place] and not os.path.isfile(base / path):  # noqa: PTH113 - no error for a path that cannot be one
+            yield row, f"there is no file {base / path}"
 
 
 def _list_names(folder: Path) -> frozenset[str]:
+    """Return the names in a folder; none if it cannot be listed, so that each file is checked."""
     try:
-        return frozenset(os.listdir(folder))
-    except (
-        OSError,
-        ValueError,
-    ):  # no such folder, or no right to list it: each file is then asked for
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names alone
+    except (OSError, ValueError):
         return frozenset()
+
+
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "text": _convert_text,
+    "numeric": _convert_number,
+    "image": _convert_image,
+    "datetime": _check_datetime,
+    "multilabel": _convert_tags,
+}

@@ -1,14 +1,13 @@
-"""How good are words for pictures? Captions beside those of the nearest training picture; answers beside guesses.
+"""Evaluators of captions, compared with captions of the nearest training images, and of answers.
 
-A judged model says `model.generate("text", image=[...])`, or `model.generate("text", image=[...], question=[...])`, and
-gives a text for each row; None stands for a picture that is not there.
+A model captions with `model.generate("text", image=[...])` and answers with
+`model.generate("text", image=[...], question=[...])`; an image that is None is missing.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,27 +27,32 @@ from sensorium.evaluation.baselines import (
 )
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
+from sensorium.evaluation.spec import Evaluator
+from sensorium.inference.generate_image import EmbeddingModel
 from sensorium.metrics.text_generation import chrf, cider_d, exact_match, normalize_text
 from sensorium.nn.tokens import ColumnKey, column_label
 
-Evaluator = Callable[..., EvaluationReport]
 CAPTION_DEFINITIONS = """\
-chrF (0 to 100) and CIDEr-D (0 to 10) hold what is said against all captions of a row, lower case, without punctuation;
-exact is the share that is one of them. CIDEr-D weighs words by how rare they are in the split: compare it within one.
-neighbour: the first caption of the training picture whose inverted pixels are most similar; CLIP neighbour: the same by
-the vectors of the model named above. most common: the first caption that most training rows share.
-Of the data set scenes: true is the share of captions that name all there is and nothing else, all of it right; things
-and relations are the shares of what is claimed that is so (a text that is no caption claims nothing that is so)."""
+chrF (0 to 100) and CIDEr-D (0 to 10) compare the generated caption with all captions of the row,
+in lower case and without punctuation; exact match is the fraction that equals one of them. CIDEr-D
+weights words by their rarity in the split: compare it only within one split.
+Baselines: pixel neighbour is the first caption of the training image with the most similar
+inverted pixels; CLIP neighbour is the same in the embedding space of the feature model; most
+common is the most frequent first caption of the training images.
+Of the dataset scenes: exact is the fraction of captions that name all objects and nothing else,
+all of it right; objects and relations are the fractions of those stated that are present (a text
+that is no caption of a scene counts as 0)."""
 ANSWER_DEFINITIONS = """\
-accuracy: share of answers that are the right one, case, punctuation and articles aside. Beside it, on the same rows:
-majority, the most common training answer; question's majority, the most common training answer to the same words, or
-else the majority; without picture, the same model given no picture (it was not trained for that) or, with `blind`, a
-model trained without; other picture, the same model given the picture of another row with another content. A model that
-looks is far above all four. accuracy of K: of the questions of kind K."""
+accuracy: fraction of answers that equal the right one, apart from case, punctuation and articles.
+Baselines on the same rows: majority is the most common training answer; question majority is the
+most common training answer to the same question, or else the majority; without image is the same
+model without the image (for which it was not trained) or, with a blind model, a model trained
+without images; other image is the same model with the image of another row. accuracy of K: of the
+questions of kind K."""
 
 
 def caption_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
-    """A judge of captions for the columns of a recipe."""
+    """Return an evaluator of captions for the columns of a recipe."""
 
     def evaluate(
         model: Trained,
@@ -56,38 +60,38 @@ def caption_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
         splits: Sequence[str],
         *,
         max_samples: int = 1000,
-        feature_model: Any = None,
+        feature_model: EmbeddingModel | None = None,
     ) -> EvaluationReport:
-        """most: pictures of a split that are judged, evenly spaced. by: a model with `embed(image=)`, by whose vectors
-        the nearest training picture is found too."""
+        """Evaluate captions of distinct images.
+
+        Args:
+            model: the captioner.
+            dataset: the dataset.
+            splits: names of the splits.
+            max_samples: images per split, evenly spaced.
+            feature_model: a model with `embed(image=)`; adds the baseline of the nearest training
+                image in its embedding space.
+        """
         prepared = dataset.prepare(model.schema, (image_column, text_column))
-        cheap, figures = (
-            _CaptionBaselines(dataset, prepared, (image_column, text_column), feature_model),
-            {},
-        )
+        baselines = _CaptionBaselines(dataset, prepared, image_column, text_column, feature_model)
+        metrics: dict[str, dict[str, float]] = {}
         for split in splits:
-            rows = sample_evenly(
-                unique_image_rows(
-                    prepared, image_column, prepared.complete_rows(dataset.splits[split])
-                ),
-                max_samples,
-            )
-            if len(rows):
-                said = model.generate("text", image=dataset.raw(image_column, rows))
-                figures[split] = {
-                    "pictures": float(len(rows)),
-                    **_caption_metrics(dataset, text_column, rows, said),
-                }
-                for name, texts in cheap.predict(rows).items():
-                    figures[split] |= {
-                        f"{name} {k}": v
-                        for k, v in _caption_metrics(dataset, text_column, rows, texts).items()
-                    }
-        about = {
-            "text": column_label(text_column),
-            **({} if feature_model is None else {"CLIP": str(feature_model)}),
-        }
-        return EvaluationReport(figures, about, "captions", (), CAPTION_DEFINITIONS)
+            rows = prepared.complete_rows(dataset.splits[split])
+            rows = sample_evenly(unique_image_rows(prepared, image_column, rows), max_samples)
+            if not len(rows):
+                continue
+            captions = model.generate("text", image=dataset.raw(image_column, rows))
+            metrics[split] = {"images": float(len(rows))}
+            metrics[split] |= _caption_metrics(dataset, text_column, rows, captions)
+            for name, texts in baselines.predict(rows).items():
+                values = _caption_metrics(dataset, text_column, rows, texts)
+                metrics[split] |= {f"{name} {metric}": value for metric, value in values.items()}
+        metadata = {"text": column_label(text_column)}
+        if feature_model is not None:
+            metadata["CLIP"] = str(feature_model)
+        return EvaluationReport(
+            metrics, metadata, task="captioning", definitions=CAPTION_DEFINITIONS
+        )
 
     return evaluate
 
@@ -95,65 +99,66 @@ def caption_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
 def _caption_metrics(
     dataset: Dataset, text_column: ColumnKey, rows: Int[np.ndarray, "N"], captions: Sequence[str]
 ) -> dict[str, float]:
-    bare, others = (
-        [normalize_text(t) for t in captions],
-        [[normalize_text(t) for t in texts] for texts in references(dataset, text_column, rows)],
-    )
-    found = {
-        "chrF": chrf(bare, others),
-        "CIDEr-D": cider_d(bare, others),
-        "exact": exact_match(bare, others),
+    """Compare captions with the references of their rows."""
+    normalized = [normalize_text(text) for text in captions]
+    expected = [
+        [normalize_text(text) for text in texts] for texts in references(dataset, text_column, rows)
+    ]
+    metrics = {
+        "chrF": chrf(normalized, expected),
+        "CIDEr-D": cider_d(normalized, expected),
+        "exact match": exact_match(normalized, expected),
     }
     if not is_scenes_dataset(dataset):
-        return found
+        return metrics
     from sensorium.evaluation.scenes import caption_metrics  # not needed for other data
 
-    return found | caption_metrics(dataset, rows.tolist(), captions)
+    return metrics | caption_metrics(dataset, rows.tolist(), captions)
 
 
 class _CaptionBaselines:
-    """Captions that cost nothing: those of the nearest training pictures, and the most common one."""
+    """Captions of the nearest training images, and the most common caption."""
 
     def __init__(
         self,
         dataset: Dataset,
         prepared: PreparedDataset,
-        columns: tuple[str, ColumnKey],
-        feature_model: Any,
+        image_column: str,
+        text_column: ColumnKey,
+        feature_model: EmbeddingModel | None,
     ):
-        self.train_rows = unique_image_rows(prepared, columns[0], training_rows(dataset, prepared))
-        self.captions = [prepared.caption(columns[1], row) for row in self.train_rows.tolist()]
+        rows = training_rows(dataset, prepared)
+        self.train_rows = unique_image_rows(prepared, image_column, rows)
+        self.captions = [prepared.caption(text_column, row) for row in self.train_rows.tolist()]
         self.feature_extractors: dict[str, Callable[..., Tensor]] = {
-            "neighbour": partial(inverted_pixels, prepared, columns[0])
+            "pixel neighbour": partial(inverted_pixels, prepared, image_column)
         }
         if feature_model is not None:
             self.feature_extractors["CLIP neighbour"] = lambda rows: torch.from_numpy(
-                feature_model.embed(image=dataset.raw(columns[0], rows))
+                feature_model.embed(image=dataset.raw(image_column, rows))
             )
-        self.train_features = {
-            name: of(self.train_rows)
-            for name, of in self.feature_extractors.items()
-            if len(self.train_rows)
-        }
+        self.train_features: dict[str, Tensor] = {}
+        if len(self.train_rows):
+            self.train_features = {
+                name: extract(self.train_rows) for name, extract in self.feature_extractors.items()
+            }
 
     def predict(self, rows: Int[np.ndarray, "N"]) -> dict[str, list[str]]:
-        """For each row, by each way that there is."""
+        """Return the captions of each baseline for these rows."""
         if not len(self.train_rows):
             return {}
-        near = {
-            name: nearest_indices(self.feature_extractors[name](rows), known).tolist()
-            for name, known in self.train_features.items()
-        }
-        common = Counter(self.captions).most_common(1)[0][0]
-        return {
-            **{name: [self.captions[i] for i in found] for name, found in near.items()},
-            "most common": [common] * len(rows),
-        }
+        predictions = {}
+        for name, features in self.train_features.items():
+            nearest = nearest_indices(self.feature_extractors[name](rows), features)
+            predictions[name] = [self.captions[i] for i in nearest.tolist()]
+        most_common = Counter(self.captions).most_common(1)[0][0]
+        predictions["most common"] = [most_common] * len(rows)
+        return predictions
 
 
 @dataclass(frozen=True)
 class _AnswerPrior:
-    """Answers without looking: the most common one, and the most common one to the same words."""
+    """Counts of the training answers, of all rows and by question."""
 
     overall: Counter[str]
     by_question: dict[str, Counter[str]]
@@ -166,35 +171,49 @@ class _AnswerPrior:
         answer_column: ColumnKey,
         train_rows: Int[np.ndarray, "T"],
     ) -> "_AnswerPrior":
-        every, of = Counter[str](), defaultdict[str, Counter[str]](Counter)
-        for asked, said in zip(
-            *(references(dataset, name, train_rows) for name in (question_column, answer_column)),
-            strict=True,
-        ):
-            every[said[0]] += 1
-            of[asked[0]][said[0]] += 1
-        return cls(every, dict(of))
+        """Count the first answer to the first question of each training row."""
+        overall = Counter[str]()
+        by_question = defaultdict[str, Counter[str]](Counter)
+        questions = references(dataset, question_column, train_rows)
+        answers = references(dataset, answer_column, train_rows)
+        for question, answer in zip(questions, answers, strict=True):
+            overall[answer[0]] += 1
+            by_question[question[0]][answer[0]] += 1
+        return cls(overall, dict(by_question))
 
     def compute_metrics(
         self, questions: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> dict[str, float]:
+        """Return the accuracy of the majority answers."""
         if not self.overall:
             return {}
-        ((common, _),) = self.overall.most_common(1)
-        guessed = [
-            self.by_question[text].most_common(1)[0][0] if text in self.by_question else common
-            for text in questions
+        majority = self.overall.most_common(1)[0][0]
+        predictions = [
+            self.by_question[question].most_common(1)[0][0]
+            if question in self.by_question
+            else majority
+            for question in questions
         ]
         return {
-            "majority": exact_match([common] * len(questions), answers),
-            "question's majority": exact_match(guessed, answers),
+            "majority": exact_match([majority] * len(questions), answers),
+            "question majority": exact_match(predictions, answers),
         }
+
+
+@dataclass(frozen=True)
+class _AnswerColumns:
+    """The columns of visual question answering."""
+
+    image: str
+    question: str
+    answer: ColumnKey
 
 
 def answer_evaluator(
     image_column: str, question_column: str, answer_column: ColumnKey
 ) -> Evaluator:
-    """A judge of answers to questions about pictures, for the columns of a recipe."""
+    """Return an evaluator of answers to questions about images, for the columns of a recipe."""
+    columns = _AnswerColumns(image_column, question_column, answer_column)
 
     def evaluate(
         model: Trained,
@@ -204,29 +223,26 @@ def answer_evaluator(
         max_samples: int = 2000,
         blind_model: Trained | None = None,
     ) -> EvaluationReport:
-        """most: rows of a split that are judged, evenly spaced. blind: a model of the same trained without pictures."""
+        """Evaluate answers.
+
+        Args:
+            model: the model that answers.
+            dataset: the dataset.
+            splits: names of the splits.
+            max_samples: rows per split, evenly spaced.
+            blind_model: a model of the same questions, trained without images.
+        """
         prepared = dataset.prepare(model.schema, (image_column, question_column, answer_column))
-        guess = _AnswerPrior.from_training(
-            dataset, question_column, answer_column, training_rows(dataset, prepared)
-        )
-        figures = {}
+        train = training_rows(dataset, prepared)
+        prior = _AnswerPrior.from_training(dataset, question_column, answer_column, train)
+        metrics = {}
         for split in splits:
             rows = sample_evenly(prepared.complete_rows(dataset.splits[split]), max_samples)
             if len(rows):
-                figures[split] = _answer_metrics(
-                    model,
-                    blind_model,
-                    dataset,
-                    (image_column, question_column, answer_column),
-                    rows,
-                    guess,
-                )
+                metrics[split] = _answer_metrics(model, blind_model, dataset, columns, rows, prior)
+        metadata = {"question": question_column, "answer": column_label(answer_column)}
         return EvaluationReport(
-            figures,
-            {"question": question_column, "answer": column_label(answer_column)},
-            "answers",
-            (),
-            ANSWER_DEFINITIONS,
+            metrics, metadata, task="question answering", definitions=ANSWER_DEFINITIONS
         )
 
     return evaluate
@@ -236,45 +252,40 @@ def _answer_metrics(
     model: Trained,
     blind_model: Trained | None,
     dataset: Dataset,
-    columns: tuple[str, str, ColumnKey],
+    columns: _AnswerColumns,
     rows: Int[np.ndarray, "N"],
     prior: _AnswerPrior,
 ) -> dict[str, float]:
-    picture, question, words = columns
-    seen, asked = (
-        dataset.raw(picture, rows),
-        [texts[0] for texts in references(dataset, question, rows)],
-    )
-    right = references(dataset, words, rows)
-    said = model.generate("text", image=seen, question=asked)
+    """Return the accuracy of the model and of all baselines on these rows."""
+    images = dataset.raw(columns.image, rows)
+    questions = [texts[0] for texts in references(dataset, columns.question, rows)]
+    expected = references(dataset, columns.answer, rows)
+    answers = model.generate("text", image=images, question=questions)
     if blind_model is None:
-        unseen = model.generate("text", image=[None] * len(rows), question=asked)
+        blind_answers = model.generate("text", image=[None] * len(rows), question=questions)
     else:
-        unseen = blind_model.generate("text", question=asked)
-    other = model.generate(
-        "text",
-        image=[seen[i] for i in _other_group_indices(dataset.groups()[rows])],
-        question=asked,
-    )
-    found = {
+        blind_answers = blind_model.generate("text", question=questions)
+    other_images = [images[i] for i in _other_group_indices(dataset.groups()[rows])]
+    misled_answers = model.generate("text", image=other_images, question=questions)
+    metrics = {
         "rows": float(len(rows)),
-        "accuracy": exact_match(said, right),
-        "without picture": exact_match(unseen, right),
-        "other picture": exact_match(other, right),
+        "accuracy": exact_match(answers, expected),
+        "without image": exact_match(blind_answers, expected),
+        "other image": exact_match(misled_answers, expected),
     }
-    return (
-        found | prior.compute_metrics(asked, right) | _accuracy_by_kind(dataset, rows, said, right)
-    )
+    metrics |= prior.compute_metrics(questions, expected)
+    return metrics | _accuracy_by_kind(dataset, rows, answers, expected)
 
 
 def _other_group_indices(groups: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-    """For each row another, of another group where there is one: half way round, and on from there."""
+    """For each row, the first row of another group from half way round the list; itself if none."""
     n = len(groups)
-    steps = (
-        next((s for s in range(n // 2, n // 2 + n) if groups[(i + s) % n] != groups[i]), 0)
-        for i in range(n)
-    )
-    return np.array([(i + step) % n for i, step in enumerate(steps)], np.int64)
+    indices = []
+    for i in range(n):
+        shifts = range(n // 2, n // 2 + n)
+        shift = next((s for s in shifts if groups[(i + s) % n] != groups[i]), 0)
+        indices.append((i + shift) % n)
+    return np.array(indices, np.int64)
 
 
 def _accuracy_by_kind(
@@ -283,12 +294,13 @@ def _accuracy_by_kind(
     predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
 ) -> dict[str, float]:
+    """Return the accuracy for each value of the column `kind`, if there is one."""
     if "kind" not in dataset.table.columns:
         return {}
-    of: dict[str, list[int]] = defaultdict(list)
+    indices: dict[str, list[int]] = defaultdict(list)
     for i, kind in enumerate(dataset.raw("kind", rows)):
-        of[str(kind)].append(i)
+        indices[str(kind)].append(i)
     return {
         f"accuracy of {kind}": exact_match([predictions[i] for i in at], [answers[i] for i in at])
-        for kind, at in sorted(of.items())
+        for kind, at in sorted(indices.items())
     }

@@ -1,6 +1,6 @@
-"""Charts as SVG: curves over one scale, and matrices of counts. Text and numbers in, text out; nothing is drawn here.
+"""Line charts and heatmaps as SVG text, without a plotting library.
 
-P points of a curve   R, C rows and columns of a matrix
+P points of a line   R, C rows and columns of a heatmap
 """
 
 import math
@@ -8,31 +8,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLORS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # told apart by all eyes (Okabe and Ito)
-WIDTH, HEIGHT = 600, 360
-MARGIN_LEFT, MARGIN_TOP, MARGIN_RIGHT, MARGIN_BOTTOM = (
-    64,
-    40,
-    140,
-    52,
-)  # margins of the plane; the names stand at its right
-CELL_SIZE, MAX_LABEL_CHARS = 34, 18  # side of a matrix's cell; letters of a name that are shown
+# The palette of Okabe and Ito, distinguishable with color vision deficiency.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+WIDTH, HEIGHT = 600, 360  # pixels of a line chart
+MARGIN_LEFT, MARGIN_RIGHT = 64, 140  # the legend stands in the right margin
+MARGIN_TOP, MARGIN_BOTTOM = 40, 52
+CELL_SIZE = 34  # side in pixels of a heatmap cell
+MAX_LABEL_CHARS = 18  # longer names of rows and columns are truncated
+_GRID_COLOR = "#dddddd"
+
 AxisRange = tuple[float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class LineSeries:
-    """Points joined by a line; those that are not finite are left out. sizes: radii of the points in pixels."""
+    """Points joined by a line; points that are not finite are left out.
+
+    Attributes:
+        name: name in the legend.
+        points: x and y of each point.
+        radii: radius in pixels of a dot at each point; none by default.
+        dashed: whether the line is dashed.
+    """
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[Point]
     radii: Sequence[float] = ()
     dashed: bool = False
 
@@ -46,28 +47,40 @@ def line_chart(
     x_range: AxisRange | None = None,
     y_range: AxisRange | None = None,
 ) -> str:
-    """Several curves on one plane, each with its colour and its name. x, y: ends of the axes, if not the data's."""
-    kept = [[p for p in c.points if all(map(math.isfinite, p))] for c in series]
-    x_range, y_range = (
-        ends or _padded_range([p[i] for points in kept for p in points])
-        for i, ends in enumerate((x_range, y_range))
+    """Draw several lines on one pair of axes, each with its color and its name.
+
+    Args:
+        series: the lines.
+        title: title above the chart.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        x_range: ends of the x axis; by default those of the data with some padding.
+        y_range: ends of the y axis, likewise.
+
+    Returns:
+        An SVG document of `WIDTH` x `HEIGHT` pixels.
+    """
+    finite = [[p for p in line.points if all(map(math.isfinite, p))] for line in series]
+    every = [point for points in finite for point in points]
+    axes = _Axes(
+        x_range or _padded_range([x for x, _ in every]),
+        y_range or _padded_range([y for _, y in every]),
     )
-    plane = _Axes(x_range, y_range)
-    drawn = [
-        line
-        for i, c in enumerate(series)
-        for line in _render_series(plane, c, kept[i], COLORS[i % len(COLORS)])
+    elements = list(axes.render(x_label, y_label))
+    for i, (line, points) in enumerate(zip(series, finite, strict=True)):
+        elements += _render_series(axes, line, points, COLORS[i % len(COLORS)])
+    for i, line in enumerate(series):
+        x, y = WIDTH - MARGIN_RIGHT + 12, MARGIN_TOP + 12 + 18 * i
+        elements.append(_text(x, y, line.name, fill=COLORS[i % len(COLORS)]))
+    return _svg_document(WIDTH, HEIGHT, title, elements)
+
+
+def stack_charts(charts: Sequence[str]) -> str:
+    """Join line charts into one SVG document, one below the other."""
+    panels = [
+        chart.replace("<svg ", f'<svg y="{HEIGHT * i}" ', 1) for i, chart in enumerate(charts)
     ]
-    legend = [
-        _text(
-            WIDTH - MARGIN_RIGHT + 12,
-            MARGIN_TOP + 12 + 18 * i,
-            c.name,
-            fill=COLORS[i % len(COLORS)],
-        )
-        for i, c in enumerate(series)
-    ]
-    return _svg_document(WIDTH, HEIGHT, title, [*plane.render(x_label, y_label), *drawn, *legend])
+    return _svg_tag(WIDTH, HEIGHT * len(charts)) + "\n" + "".join(panels) + "</svg>\n"
 
 
 def heatmap(
@@ -78,89 +91,102 @@ def heatmap(
     x_label: str,
     y_label: str,
 ) -> str:
-    """Counts in cells, each as dark as its share of its row."""
-    left, top = (
-        40 + 7 * max([len(_truncate(name)) for name in row_names], default=0),
-        64 + 5 * MAX_LABEL_CHARS,
-    )
-    cells = []
+    """Draw a matrix of counts, each cell as dark as its share of its row.
+
+    Args:
+        counts: the matrix [R C].
+        row_names: names of the rows.
+        column_names: names of the columns.
+        title: title above the matrix.
+        x_label: what the columns are.
+        y_label: what the rows are.
+
+    Returns:
+        An SVG document.
+    """
+    left = 40 + 7 * max([len(_truncate(name)) for name in row_names], default=0)
+    top = 64 + 5 * MAX_LABEL_CHARS
+    elements = []
     for i, row in enumerate(counts):
+        y = top + CELL_SIZE * i
+        label = _truncate(row_names[i])
+        elements.append(_text(left - 6, y + CELL_SIZE / 2 + 4, label, anchor="end"))
         total = sum(row) or 1
-        cells.append(
-            _text(
-                left - 6,
-                top + CELL_SIZE * i + CELL_SIZE / 2 + 4,
-                _truncate(row_names[i]),
-                anchor="end",
-            )
-        )
         for j, count in enumerate(row):
-            cells += _render_cell(left + CELL_SIZE * j, top + CELL_SIZE * i, count, count / total)
+            elements += _render_cell(left + CELL_SIZE * j, y, count, count / total)
     for j, name in enumerate(column_names):
-        at = left + CELL_SIZE * j + CELL_SIZE / 2 + 4, top - 8
-        cells.append(_text(*at, _truncate(name), rotation=-60))
-    width, height = (
-        left + CELL_SIZE * max(len(column_names), 8) + 24,
-        top + CELL_SIZE * len(row_names) + 24,
-    )
-    sides = [
+        x = left + CELL_SIZE * j + CELL_SIZE / 2 + 4
+        elements.append(_text(x, top - 8, _truncate(name), rotation=-60))
+    middle = top + CELL_SIZE * len(row_names) / 2
+    elements += [
         _text(left, top - 16 - 5 * MAX_LABEL_CHARS, x_label),
-        _text(14, top + CELL_SIZE * len(row_names) / 2, y_label, "middle", rotation=-90),
+        _text(14, middle, y_label, "middle", rotation=-90),
     ]
-    return _svg_document(width, height, title, [*cells, *sides])
+    width = left + CELL_SIZE * max(len(column_names), 8) + 24
+    height = top + CELL_SIZE * len(row_names) + 24
+    return _svg_document(width, height, title, elements)
 
 
 class _Axes:
-    """Where numbers lie between the margins."""
+    """Axes of a line chart, which map data to pixels.
+
+    Args:
+        x_range: values at the left and right end.
+        y_range: values at the lower and upper end.
+    """
 
     def __init__(self, x_range: AxisRange, y_range: AxisRange):
-        self.x_range, self.y_range = x_range, y_range
+        self.x_range = x_range
+        self.y_range = y_range
 
-    def to_pixels(self, x: float, y: float) -> tuple[float, float]:
+    def to_pixels(self, x: float, y: float) -> Point:
+        """Return the position of a data point."""
         across = (x - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         up = (y - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        return MARGIN_LEFT + across * (
-            WIDTH - MARGIN_LEFT - MARGIN_RIGHT
-        ), HEIGHT - MARGIN_BOTTOM - up * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
+        pixel_x = MARGIN_LEFT + across * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
+        pixel_y = HEIGHT - MARGIN_BOTTOM - up * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
+        return pixel_x, pixel_y
 
     def render(self, x_label: str, y_label: str) -> Iterator[str]:
+        """Yield grid lines, tick labels and axis labels."""
         for value in _tick_values(*self.x_range):
             x, y = self.to_pixels(value, self.y_range[0])
-            yield _polyline([(x, MARGIN_TOP), (x, y)], "#dddddd")
+            yield _polyline([(x, MARGIN_TOP), (x, y)], _GRID_COLOR)
             yield _text(x, y + 16, f"{value:.4g}", "middle")
         for value in _tick_values(*self.y_range):
             x, y = self.to_pixels(self.x_range[0], value)
-            yield _polyline([(x, y), (WIDTH - MARGIN_RIGHT, y)], "#dddddd")
+            yield _polyline([(x, y), (WIDTH - MARGIN_RIGHT, y)], _GRID_COLOR)
             yield _text(x - 6, y + 4, f"{value:.4g}", "end")
         yield _text((MARGIN_LEFT + WIDTH - MARGIN_RIGHT) / 2, HEIGHT - 14, x_label, "middle")
         yield _text(16, (MARGIN_TOP + HEIGHT - MARGIN_BOTTOM) / 2, y_label, "middle", rotation=-90)
 
 
 def _render_series(
-    axes: _Axes, series: LineSeries, points: Sequence[tuple[float, float]], color: str
+    axes: _Axes, series: LineSeries, points: Sequence[Point], color: str
 ) -> Iterator[str]:
-    places = [axes.to_pixels(*p) for p in points]
-    yield _polyline(places, color, 2, series.dashed)
-    for (x, y), size in zip(places, series.radii, strict=False):
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" fill="{color}"/>'
+    positions = [axes.to_pixels(*point) for point in points]
+    yield _polyline(positions, color, 2, series.dashed)
+    for (x, y), radius in zip(positions, series.radii, strict=False):
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{color}"/>'
 
 
 def _render_cell(x: float, y: float, count: float, intensity: float) -> Iterator[str]:
-    light = 255 - round(intensity * 200)
-    yield f'<rect x="{x}" y="{y}" width="{CELL_SIZE}" height="{CELL_SIZE}" fill="rgb({light},{light},255)" stroke="#ffffff"/>'
-    ink = "#ffffff" if intensity > 0.6 else "#000000"
+    lightness = 255 - round(intensity * 200)
+    yield (
+        f'<rect x="{x}" y="{y}" width="{CELL_SIZE}" height="{CELL_SIZE}" '
+        f'fill="rgb({lightness},{lightness},255)" stroke="#ffffff"/>'
+    )
     if count:
-        yield _text(x + CELL_SIZE / 2, y + CELL_SIZE / 2 + 4, f"{count:g}", "middle", fill=ink)
+        color = "#ffffff" if intensity > 0.6 else "#000000"
+        middle_x, baseline = x + CELL_SIZE / 2, y + CELL_SIZE / 2 + 4
+        yield _text(middle_x, baseline, f"{count:g}", "middle", fill=color)
 
 
-def _polyline(
-    positions: Iterable[tuple[float, float]], color: str, width: int = 1, dashed: bool = False
-) -> str:
+def _polyline(positions: Iterable[Point], color: str, width: int = 1, dashed: bool = False) -> str:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
     dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return (
-        f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width}"{dash}/>'
-    )
+    style = f'fill="none" stroke="{color}" stroke-width="{width}"{dash}'
+    return f'<polyline points="{points}" {style}/>'
 
 
 def _text(
@@ -172,41 +198,51 @@ def _text(
     rotation: int = 0,
     fill: str = "#000000",
 ) -> str:
-    turned = f' transform="rotate({rotation} {x:.1f} {y:.1f})"' if rotation else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}"{turned}>{escape(text)}</text>'
+    transform = f' transform="rotate({rotation} {x:.1f} {y:.1f})"' if rotation else ""
+    position = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {position} fill="{fill}"{transform}>{escape(text)}</text>'
 
 
 def _svg_document(width: float, height: float, title: str, elements: Iterable[str]) -> str:
-    head = (
+    lines = [
+        _svg_tag(width, height),
+        f"<title>{escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<text x="16" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
+        *elements,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _svg_tag(width: float, height: float) -> str:
+    return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" font-size="12">'
     )
-    body = "\n".join(
-        [
-            f"<title>{escape(title)}</title>",
-            '<rect width="100%" height="100%" fill="#ffffff"/>',
-            f'<text x="16" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
-            *elements,
-        ]
-    )
-    return f"{head}\n{body}\n</svg>\n"
 
 
 def _padded_range(values: Sequence[float]) -> AxisRange:
-    """The least and the greatest, and a little beyond."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    return low - room, high + room
+    """Return the smallest and the largest value with 5 % of padding."""
+    low = min(values, default=0.0)
+    high = max(values, default=1.0)
+    padding = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return low - padding, high + padding
 
 
 def _tick_values(low: float, high: float) -> list[float]:
-    """Round numbers within, four to ten of them."""
+    """Return the four to ten round numbers between `low` and `high`."""
     step = 10 ** math.floor(math.log10(high - low))
-    step = step / 5 if (high - low) / step < 2 else step / 2 if (high - low) / step < 5 else step
-    return [
-        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
+    if (high - low) / step < 2:
+        step = step / 5
+    elif (high - low) / step < 5:
+        step = step / 2
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
 
 
 def _truncate(name: str) -> str:
-    return name if len(name) <= MAX_LABEL_CHARS else name[: MAX_LABEL_CHARS - 1] + "…"
+    if len(name) <= MAX_LABEL_CHARS:
+        return name
+    return name[: MAX_LABEL_CHARS - 1] + "…"

@@ -1,32 +1,31 @@
-"""Sheets to look at while a model learns: words on the left, pictures beside them, a line each."""
+"""Contact sheets: rows of images with a text beside them."""
 
 import textwrap
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
-TEXT_WIDTH, CELL_SIZE = 260, 72  # room for words, side of a picture with its margin
-MAX_LINE_CHARS, MAX_TEXT_LINES = 40, 4  # letters in a line of words, and lines
+TEXT_WIDTH = 260  # pixels of the text column
+CELL_SIZE = 72  # side of an image with its margin
+MAX_LINE_CHARS, MAX_TEXT_LINES = 40, 4  # longer texts are wrapped, then cut
 
 
 def draw_contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """One line for each (words, pictures)."""
-    across = max((len(pictures) for _, pictures in rows), default=0)
-    drawn = Image.new(
-        "RGB", (TEXT_WIDTH + CELL_SIZE * across, CELL_SIZE * max(1, len(rows))), "white"
-    )
-    pen = ImageDraw.Draw(drawn)
-    for y, (words, pictures) in enumerate(rows):
-        told = textwrap.wrap(words, MAX_LINE_CHARS)[:MAX_TEXT_LINES]
-        pen.text((8, y * CELL_SIZE + CELL_SIZE // 2), "\n".join(told), fill="black", anchor="lm")
-        for x, picture in enumerate(pictures):
-            drawn.paste(
-                picture.resize((CELL_SIZE - 8, CELL_SIZE - 8)),
-                (TEXT_WIDTH + x * CELL_SIZE + 4, y * CELL_SIZE + 4),
-            )
-    return drawn
+    """Draw one line for each (text, images), the text on the left."""
+    num_columns = max((len(images) for _, images in rows), default=0)
+    size = (TEXT_WIDTH + CELL_SIZE * num_columns, CELL_SIZE * max(1, len(rows)))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (text, images) in enumerate(rows):
+        top = i * CELL_SIZE
+        lines = textwrap.wrap(text, MAX_LINE_CHARS)[:MAX_TEXT_LINES]
+        draw.text((8, top + CELL_SIZE // 2), "\n".join(lines), fill="black", anchor="lm")
+        for j, image in enumerate(images):
+            small = image.resize((CELL_SIZE - 8, CELL_SIZE - 8))
+            sheet.paste(small, (TEXT_WIDTH + j * CELL_SIZE + 4, top + 4))
+    return sheet
 
 
 def add_frame(image: Image.Image, color: str = "green") -> Image.Image:
-    """A picture in a frame, of the size of a cell's."""
+    """Return an image with a colored frame, as large as an image on a contact sheet."""
     return ImageOps.expand(image.resize((CELL_SIZE - 14, CELL_SIZE - 14)), 3, color)

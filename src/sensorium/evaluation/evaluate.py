@@ -1,57 +1,72 @@
-"""How good is a trained model? Every split by itself, as its recipe says it is judged (`EvaluationSpec.evaluator`)."""
-
-from __future__ import annotations
+"""Evaluate a trained model on each split, with the evaluator of its recipe."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
+from sensorium.evaluation.spec import Evaluator
 
-if TYPE_CHECKING:
-    from sensorium.data.dataset import Dataset
-    from sensorium.training.checkpoint import Model
+EXCLUDED_SPLITS = ("train", "extra")  # evaluated only on request
 
 
 def evaluate(
-    model: Model, dataset: Dataset, *, splits: Sequence[str] | None = None, **options: Any
+    model: Trained, dataset: Dataset, *, splits: Sequence[str] | None = None, **options: Any
 ) -> EvaluationReport:
-    """The figures of each split, beside those of chance and of trivial answers.
+    """Return metrics of each split, compared with chance and simple baselines.
 
-    splits: by default all but train and spare. asked: what the recipe's judge may be asked besides (of retrieval: see
-    `recipes.judge_retrieval.retrieval`; of words, answers and pictures: the files beside it).
-    Raises SensoriumError for a split or column that is not there, a question the judge does not take, or a recipe that
-    does not say how it is judged.
+    Args:
+        model: the model, as `sensorium.load` returns it.
+        dataset: the dataset; it needs the columns that the model reads.
+        splits: names of the splits; by default all but `train` and `extra`.
+        **options: keyword arguments of the recipe's evaluator, see `evaluate_retrieval`,
+            `caption_evaluator`, `answer_evaluator`, `image_generation_evaluator` and
+            `prediction_evaluator`.
+
+    Raises:
+        SensoriumError: if a split or column is missing, if the evaluator does not take an option,
+            or if the recipe has no evaluator.
     """
-    judge = model.recipe.evaluation.evaluator
-    if judge is None:
+    recipe_name = model.config.recipe
+    evaluator = model.recipe.evaluation.evaluator
+    if evaluator is None:
         raise SensoriumError(
-            f"recipe {model.config.recipe} does not say how it is judged: give its "
-            "EvaluationSpec an evaluator"
+            f"{recipe_name} has no evaluation report. Compare runs by their validation metric; "
+            "a recipe of your own needs an EvaluationSpec with an evaluator."
         )
-    _check_options(judge, options, model.config.recipe)
+    _check_options(evaluator, options, recipe_name)
     for split in splits or ():
         if split not in dataset.splits:
             raise SensoriumError(
-                f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}"
+                f"{dataset.name} has no split {split!r}. Choose from {', '.join(dataset.splits)}."
             )
-    known = [s for s in dataset.splits if s not in ("train", "spare")] or list(dataset.splits)
-    report = judge(model, dataset, splits or known, **options)
-    about = {"run": str(model.folder), "fingerprint": model.fingerprint, "data": dataset.name}
-    return replace(report, metadata={**about, **report.metadata})
+    evaluated = splits or [name for name in dataset.splits if name not in EXCLUDED_SPLITS]
+    report = evaluator(model, dataset, evaluated or list(dataset.splits), **options)
+    metadata = {
+        "run": str(model.folder),
+        "fingerprint": model.fingerprint,
+        "data": dataset.name,
+    }
+    return replace(report, metadata={**metadata, **report.metadata})
 
 
-def _check_options(
-    evaluator: Callable[..., EvaluationReport], options: dict[str, Any], recipe_name: str
-) -> None:
-    takes = [
-        p.name for p in inspect.signature(evaluator).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
+def _check_options(evaluator: Evaluator, options: dict[str, Any], recipe_name: str) -> None:
+    """Reject options that the evaluator does not take."""
+    parameters = inspect.signature(evaluator).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for name in options:
-        if name not in takes:
+        if name not in known:
+            names = ", ".join(map(_option_name, known)) or "none"
             raise SensoriumError(
-                f"a model of recipe {recipe_name} is not judged by {name!r}; it takes "
-                f"{', '.join(takes) or 'nothing more'}"
+                f"{_option_name(name)} is not an evaluation option of {recipe_name}. "
+                f"Options of this model: {names}."
             )
+
+
+def _option_name(keyword: str) -> str:
+    """A keyword as it is typed on the command line."""
+    return f"--{keyword.replace('_', '-')}"

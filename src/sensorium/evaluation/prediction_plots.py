@@ -1,6 +1,6 @@
-"""Pictures of how well a target is predicted: reliability, confusion, risk against coverage, figures against missing.
+"""Charts of a predictor: reliability, intervals, risk and coverage, confusion, missing values.
 
-N rows   K numbers that a head says
+N rows   K outputs of a head
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ from sensorium.metrics.calibration import compute_reliability, risk_coverage_cur
 from sensorium.modalities.base import Modality
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric
-from sensorium.models.calibration import Calibration, predicted_class
+from sensorium.models.calibration import CALIBRATION_LEVELS, Calibration, predicted_class
 
-MAX_CONFUSION_CLASSES = 30  # classes of a confusion matrix
-IDEAL_LINE = LineSeries("as it should be", [(0, 0), (1, 1)], dashed=True)
+MAX_CONFUSION_CLASSES = 30  # no confusion matrix for more
+MAX_CURVE_POINTS = 400  # points of a risk-coverage curve, about
+IDEAL_LINE = LineSeries("ideal", [(0, 0), (1, 1)], dashed=True)
 
 
 def prediction_charts(
@@ -31,107 +32,118 @@ def prediction_charts(
     points: Sequence[MissingValuePoint],
     main_metric: str,
 ) -> dict[str, str]:
-    """{what: SVG} of one target. main: the figure that the points are of."""
-    found = {}
+    """Return {chart: SVG} of one target.
+
+    Args:
+        name: the target column.
+        modality: the settings of the target.
+        calibration: the fitted calibration of its head.
+        logits: outputs of its head.
+        y: the true values.
+        points: scores with values hidden.
+        main_metric: the metric of `points`.
+    """
+    charts = {}
     if len(y) and isinstance(modality, Numeric):
-        found["intervals"] = _interval_chart(name, calibration, logits, y)
+        charts["intervals"] = _interval_chart(name, calibration, logits, y)
     elif len(y):
-        found["reliability"] = _reliability_chart(name, modality, calibration, logits, y)
+        charts["reliability"] = _reliability_chart(name, modality, calibration, logits, y)
     if len(y) and isinstance(modality, Category):
-        p = calibration.probabilities(modality, logits)
-        found["risk"] = _risk_coverage_chart(name, modality, p, y)
+        probabilities = calibration.probabilities(modality, logits)
+        charts["risk"] = _risk_coverage_chart(name, modality, probabilities, y)
         if len(modality.classes) <= MAX_CONFUSION_CLASSES:
-            found["confusion"] = _confusion_chart(name, modality, p, y)
-    if any(name in p.masked for p in points):
-        found["missing"] = line_chart(
-            [
-                LineSeries(
-                    how,
-                    [
-                        (p.missing_fraction, scores[name])
-                        for p in points
-                        if name in (scores := getattr(p, how))
-                    ],
-                    [3.0] * len(points),
-                )
-                for how in ("masked", "imputed")
-            ],
-            f"{name}: with values missing",
-            "share of values hidden",
-            main_metric,
-            x_range=(0, 1),
-        )
-    return found
+            charts["confusion"] = _confusion_chart(name, modality, probabilities, y)
+    if any(name in point.masked for point in points):
+        charts["missing"] = _missing_values_chart(name, points, main_metric)
+    return charts
+
+
+def _missing_values_chart(name: str, points: Sequence[MissingValuePoint], metric: str) -> str:
+    """The metric by the fraction of values hidden."""
+    masked = [(p.missing_fraction, p.masked[name]) for p in points if name in p.masked]
+    imputed = [(p.missing_fraction, p.imputed[name]) for p in points if name in p.imputed]
+    radii = [3.0] * len(points)
+    return line_chart(
+        [LineSeries("masked", masked, radii), LineSeries("imputed", imputed, radii)],
+        f"{name}: missing values",
+        "fraction of values hidden",
+        metric,
+        x_range=(0, 1),
+    )
 
 
 def _reliability_chart(
     name: str, modality: Modality, calibration: Calibration, logits: Tensor, y: Tensor
 ) -> str:
-    drawn = []
-    for called, read in (("uncalibrated", Calibration()), ("calibrated", calibration)):
-        p = read.probabilities(modality, logits)
-        told = (
-            (p.flatten(), y[:, : p.shape[1]].flatten() > 0.5)
-            if isinstance(modality, Multilabel)
-            else top_class(p, y)
-        )
-        found = compute_reliability(*told)
-        points = list(zip(found.confidence.tolist(), found.accuracy.tolist(), strict=True))
-        drawn.append(LineSeries(called, points, (2 + 8 * found.fraction.sqrt()).tolist()))
+    """Observed frequency by predicted probability, before and after calibration."""
+    series = []
+    for label, fitted in (("uncalibrated", Calibration()), ("calibrated", calibration)):
+        probabilities = fitted.probabilities(modality, logits)
+        if isinstance(modality, Multilabel):
+            confidence = probabilities.flatten()
+            correct = y[:, : probabilities.shape[1]].flatten() > 0.5
+        else:
+            confidence, correct = top_class(probabilities, y)
+        bins = compute_reliability(confidence, correct)
+        points = list(zip(bins.confidence.tolist(), bins.accuracy.tolist(), strict=True))
+        series.append(LineSeries(label, points, (2 + 8 * bins.fraction.sqrt()).tolist()))
     return line_chart(
-        [*drawn, IDEAL_LINE],
+        [*series, IDEAL_LINE],
         f"{name}: reliability",
-        "probability that was said",
-        "how often it was so",
+        "predicted probability",
+        "observed frequency",
         x_range=(0, 1),
         y_range=(0, 1),
     )
 
 
 def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tensor) -> str:
-    """How often intervals hold the truth, for each level."""
-    normal = [NormalDist().inv_cdf((1 + level) / 2) for level in calibration.COVERAGE_LEVELS]
-    fitted = [calibration.conformal_quantile(level) for level in calibration.COVERAGE_LEVELS]
-    drawn = []
-    for called, read, bounds in (
+    """Observed coverage of the intervals for each nominal coverage."""
+    normal = [NormalDist().inv_cdf((1 + level) / 2) for level in CALIBRATION_LEVELS]
+    conformal = [calibration.conformal_quantile(level) for level in CALIBRATION_LEVELS]
+    series = []
+    for label, fitted, half_widths in (
         ("uncalibrated", Calibration(), normal),
-        ("conformal", calibration, fitted),
+        ("conformal", calibration, conformal),
     ):
-        found = read.distribution(logits)
-        strange = (y - found.mean).abs() / found.std
-        held = (strange[:, None] <= torch.tensor(bounds)).double().mean(0).tolist()
-        drawn.append(LineSeries(called, list(zip(calibration.COVERAGE_LEVELS, held, strict=True))))
+        predicted = fitted.distribution(logits)
+        scores = (y - predicted.mean).abs() / predicted.std
+        coverage = (scores[:, None] <= torch.tensor(half_widths)).double().mean(0).tolist()
+        series.append(LineSeries(label, list(zip(CALIBRATION_LEVELS, coverage, strict=True))))
     return line_chart(
-        [*drawn, IDEAL_LINE],
+        [*series, IDEAL_LINE],
         f"{name}: intervals",
-        "level",
-        "share of true values within",
+        "nominal coverage",
+        "observed coverage",
         x_range=(0, 1),
         y_range=(0, 1),
     )
 
 
 def _risk_coverage_chart(name: str, modality: Category, probabilities: Tensor, y: Tensor) -> str:
-    answer = predicted_class(modality, probabilities)
-    found = risk_coverage_curve(
-        probabilities.gather(1, answer[:, None])[:, 0], (answer != y).double()
-    )
-    points = list(zip(found.coverage.tolist(), found.risk.tolist(), strict=True))
+    """Error rate of the most confident rows, by how many of them are answered."""
+    predicted = predicted_class(modality, probabilities)
+    confidence = probabilities.gather(1, predicted[:, None])[:, 0]
+    curve = risk_coverage_curve(confidence, (predicted != y).double())
+    points = list(zip(curve.coverage.tolist(), curve.risk.tolist(), strict=True))
     return line_chart(
-        [LineSeries("", points[:: max(1, len(points) // 400)])],
-        f"{name}: risk against coverage",
-        "share of rows answered, the surest first",
-        "share of errors among them",
+        [LineSeries("", points[:: max(1, len(points) // MAX_CURVE_POINTS)])],
+        f"{name}: risk and coverage",
+        "coverage (rows answered, most confident first)",
+        "risk (error rate of these rows)",
         x_range=(0, 1),
     )
 
 
 def _confusion_chart(name: str, modality: Category, probabilities: Tensor, y: Tensor) -> str:
+    """Counts of predicted classes for each true class; y = number of classes is an unseen one."""
     n = len(modality.classes)
     counts = torch.zeros(n + 1, n, dtype=torch.long).index_put(
         (y, predicted_class(modality, probabilities)), torch.tensor(1), accumulate=True
     )
-    rows = [*modality.classes, *(["(never seen)"] if counts[n].any() else [])]
+    rows = [*modality.classes]
+    if counts[n].any():
+        rows.append("(unseen)")
     return heatmap(
         counts[: len(rows)].tolist(),
         rows,

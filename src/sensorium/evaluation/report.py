@@ -1,4 +1,4 @@
-"""What a judge found: figures of each split, with what each means."""
+"""The result of an evaluation: metrics of each split, with the definition of each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,73 +14,80 @@ from sensorium.io import atomic
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Figures of each split: {split: {figure: value}}.
+    """Metrics of each split, with what is needed to read them.
 
-    about: of what and how. task: what was judged, in a word. shown: the figures that matter most, all where there are
-    none named. definitions: what each figure means. notes: what a reader must know besides, such as what was left out.
-    pictures: SVG by its place in the folder.
+    Attributes:
+        metrics: {split: {metric: value}}.
+        metadata: the run, the data and the options of the evaluation.
+        task: the evaluated task, in a word or two.
+        headline_metrics: metrics of the table; all of them where none are named.
+        definitions: the definition of each metric.
+        notes: what a reader must know besides, such as columns that were left out.
+        charts: SVG documents by their path in the report's folder.
     """
 
     metrics: dict[str, dict[str, float]]
     metadata: dict[str, Any] = field(default_factory=dict)
-    task: str = "figure"
+    task: str = "metric"
     headline_metrics: Sequence[str] = ()
     definitions: str = ""
     notes: Sequence[str] = ()
     charts: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """The figures that matter most, a column for each split."""
-        told = ", ".join(
+        """Return the headline metrics as a table for the terminal, one column per split."""
+        caption = ", ".join(
             f"{name}: {value}"
             for name, value in self.metadata.items()
             if name not in _HIDDEN_METADATA
         )
-        table = Table(self.task, *self.metrics, caption=Text("\n".join([told, *self.notes])))
+        table = Table(self.task, *self.metrics, caption=Text("\n".join([caption, *self.notes])))
         for name in self.headline_metrics or self._metric_names():
-            if any(name in f for f in self.metrics.values()):
-                table.add_row(
-                    Text(name), *(_format_value(f.get(name)) for f in self.metrics.values())
-                )
+            if any(name in values for values in self.metrics.values()):
+                table.add_row(Text(name), *self._format_row(name))
         return table
 
     def markdown(self) -> str:
-        """The same with every figure, and what each means."""
-        head = f"| figure | {' | '.join(self.metrics)} |\n|---|{'---|' * len(self.metrics)}\n"
+        """Return all metrics with their definitions, notes and charts as Markdown."""
+        header = f"| metric | {' | '.join(self.metrics)} |\n|---|{'---|' * len(self.metrics)}\n"
         body = "".join(
-            f"| {_escape_cell(n)} | {' | '.join(_format_value(f.get(n)) for f in self.metrics.values())} |\n"
-            for n in self._metric_names()
+            f"| {_escape_cell(name)} | {' | '.join(self._format_row(name))} |\n"
+            for name in self._metric_names()
         )
         notes = "".join(f"- {note}\n" for note in self.notes) + "\n" * bool(self.notes)
-        shown = "".join(f"\n![{place}]({place})\n" for place in self.charts)
-        return f"# Evaluation\n\n{head}{body}\n{notes}{self.definitions}\n{shown}"
+        charts = "".join(f"\n![{path}]({path})\n" for path in self.charts)
+        return f"# Evaluation\n\n{header}{body}\n{notes}{self.definitions}\n{charts}"
 
     def save(self, folder: Path) -> None:
-        """evaluation.json, evaluation.md and the pictures."""
-        found = {"figures": self.metrics, "about": self.metadata}
-        atomic.write_file(folder / "evaluation.json", json.dumps(found, indent=1).encode())
-        for place, svg in self.charts.items():
-            (folder / place).parent.mkdir(exist_ok=True)
-            atomic.write_file(folder / place, svg.encode())
+        """Write evaluation.json, evaluation.md and the charts into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"metrics": self.metrics, "metadata": self.metadata}
+        atomic.write_file(folder / "evaluation.json", json.dumps(content, indent=1).encode())
+        for path, svg in self.charts.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            atomic.write_file(folder / path, svg.encode())
         atomic.write_file(folder / "evaluation.md", self.markdown().encode())
 
     def _metric_names(self) -> list[str]:
-        return list(dict.fromkeys(name for f in self.metrics.values() for name in f))
+        """The metrics of all splits, in order of first appearance."""
+        return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
+
+    def _format_row(self, name: str) -> list[str]:
+        """The value of one metric on each split."""
+        return [_format_value(values.get(name)) for values in self.metrics.values()]
 
 
-_HIDDEN_METADATA = ("run", "fingerprint", "data")  # what the reader of a table knows
+_HIDDEN_METADATA = ("run", "fingerprint", "data")  # known to the reader of a table
 
 
 def _escape_cell(name: str) -> str:
-    """Return a name as a Markdown table cell, which a bar or a newline would end."""
+    """A name as a Markdown table cell, which a bar or a newline would end."""
     return " ".join(name.replace("|", "\\|").split())
 
 
 def _format_value(value: float | None) -> str:
-    return (
-        ""
-        if value is None
-        else f"{value:.0f}"
-        if value >= 1 and value == int(value)
-        else f"{value:.3f}"
-    )
+    if value is None:
+        return ""
+    if value >= 1 and value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.3f}"

@@ -1,9 +1,7 @@
-"""How well a model of two towers retrieves: both ways on each split, beside chance and what pixels alone can do.
+"""Evaluator of retrieval and zero-shot classification with two towers.
 
-N rows of a split   C classes   E width of the shared space
+N rows of a split   T training rows   C classes   G groups   E width of the embedding space
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.data.cache.prepared import PreparedDataset
+from sensorium.data.captions import caption_list
 from sensorium.data.dataset import Dataset
-from sensorium.evaluation.baselines import inverted_pixels, training_rows
+from sensorium.evaluation.baselines import inverted_pixels, training_rows, unique
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
+from sensorium.evaluation.spec import EvaluationSpec
 from sensorium.evaluation.validate_retrieval import (
     compute_retrieval_metrics,
     embed_rows,
@@ -28,7 +28,6 @@ from sensorium.evaluation.validate_retrieval import (
 from sensorium.metrics.retrieval import accuracy, recall_at_k, retrieval_ranks
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey, column_label, column_names, l2_normalize
-from sensorium.recipes.recipe import EvaluationSpec
 
 TEMPLATES = ("{}", "a picture of {}", "an icon of {}", "{}, drawn")
 HEADLINE_METRICS = (
@@ -38,26 +37,28 @@ HEADLINE_METRICS = (
     "image to text recall@10",
     "text to image recall@1",
     "text to image recall@10",
-    "median_rank",
-    "chance recall@10",
+    "median rank",
+    "random recall@10",
     "pixel neighbour recall@1",
     "pixel neighbour recall@10",
     "zero-shot accuracy",
     "most common class",
 )
 DEFINITIONS = """\
-recall@k: share of queries with a right answer among the k most similar candidates of the same split. A caption that
-several rows share is one candidate and one query. Right is a row's own partner and that of any row of its group:
-duplicates count as correct, and no copy of a wrong answer takes a second place. Ties count against the model.
-median rank: of the first right answer, from 1, both ways averaged. chance: recall of a random order, likewise.
-pixel neighbour: training pictures sorted by the cosine of their inverted pixels, at most 64 a
-side; recall is over the groups they show. It cannot name a group it has not seen.
-zero-shot accuracy: the class whose name, in several templates averaged, is nearest to the picture; beside it the share
-of the most common class."""
+recall@k: fraction of queries with a match among the k most similar candidates of the same split. A
+caption that several rows share is one candidate and one query. A match is a row's own partner and
+that of any row of its group: duplicates count as correct, and no copy of a wrong result takes a
+second place. Ties count against the model.
+median rank: of the first match, from 1, averaged over both directions. random recall: recall of a
+random order, likewise averaged.
+pixel neighbour: training images sorted by cosine similarity of inverted pixels, at most 64 a side;
+recall is over the groups they belong to. It cannot name a group that training does not contain.
+zero-shot accuracy: the class whose name, averaged over several templates, is most similar to the
+image; most common class is the fraction of rows of that class."""
 
 
 def retrieval_evaluation(columns: tuple[ColumnKey, ColumnKey]) -> EvaluationSpec[Towers]:
-    """How recipes of two towers are measured."""
+    """Return how recipes with an image and a text tower are evaluated."""
     return EvaluationSpec(
         metric="recall@1",
         mode="max",
@@ -77,120 +78,151 @@ def evaluate_retrieval(
     class_column: str | None = None,
     templates: Sequence[str] = TEMPLATES,
 ) -> EvaluationReport:
-    """Retrieval both ways on each split, beside chance and the pixel nearest neighbour; zero-shot where classes are.
+    """Evaluate retrieval in both directions, and zero-shot classification.
 
-    text_column: another caption column than the one trained on (another language). every: a row's text is the mean of all its
-    captions, not the first alone. classes: a category column for zero-shot classification; by default the only one.
-    Raises SensoriumError for a column that is not there.
+    Args:
+        model: a model with an image and a text tower.
+        dataset: the dataset.
+        splits: names of the splits.
+        text_column: another caption column than the one trained on, such as another language;
+            several are read as one.
+        average_captions: embed all captions of a row and average them, instead of the first alone.
+        class_column: the category column of zero-shot classification; by default the only one.
+        templates: texts with a `{}` for the name of a class.
+
+    Raises:
+        SensoriumError: if a column is missing or of another type.
     """
-    assert isinstance(towers := model.module, Towers)
-    picture, trained = model.recipe.data.columns
-    words = dataset.schema.texts(text_column or column_names(trained))
-    prepared = dataset.prepare(model.schema, (picture, words))
+    towers = _get_towers(model)
+    image_column, trained_text = model.recipe.data.columns
+    text = dataset.schema.resolve_text_columns(text_column or column_names(trained_text))
+    prepared = dataset.prepare(model.schema, (image_column, text))
     labels = ClassLabels.from_column(dataset, class_column)
-    train = training_rows(dataset, prepared)
-    figures = {}
+    train_rows = training_rows(dataset, prepared)
+    embed_text = partial(_embed_captions, model, dataset, text) if average_captions else None
+    metrics = {}
     for split in splits:
         rows = prepared.complete_rows(dataset.splits[split])
-        if len(rows):
-            figures[split] = (
-                compute_retrieval_metrics(
-                    towers,
-                    prepared,
-                    rows,
-                    (picture, words),
-                    tower_names=(picture, trained),
-                    embed_text=partial(_embed_captions, model, dataset, words)
-                    if average_captions
-                    else None,
-                )
-                | _pixel_neighbour_metrics(prepared, picture, train, rows)
-                | (labels.zero_shot_metrics(model, prepared, rows, templates) if labels else {})
-            )
-    about = {
-        "text": column_label(words),
+        if not len(rows):
+            continue
+        metrics[split] = compute_retrieval_metrics(
+            towers,
+            prepared,
+            rows,
+            (image_column, text),
+            tower_names=(image_column, trained_text),
+            embed_text=embed_text,
+        )
+        metrics[split] |= _pixel_neighbour_metrics(prepared, image_column, train_rows, rows)
+        if labels is not None:
+            metrics[split] |= labels.zero_shot_metrics(model, prepared, rows, templates)
+    metadata = {
+        "text": column_label(text),
         "captions": "all, averaged" if average_captions else "the first",
     }
-    return EvaluationReport(figures, about, "retrieval", HEADLINE_METRICS, DEFINITIONS)
+    return EvaluationReport(metrics, metadata, "retrieval", HEADLINE_METRICS, DEFINITIONS)
+
+
+def _get_towers(model: Trained) -> Towers:
+    if not isinstance(model.module, Towers):
+        raise TypeError(f"{type(model.module).__name__} has no towers.")
+    return model.module
 
 
 def _embed_captions(
     model: Trained, dataset: Dataset, text_column: ColumnKey, rows: list[int]
 ) -> Float[Tensor, "N E"]:
-    """The mean of what the model says of every caption of a row, as a vector of length one."""
-    lists = [
-        [
-            list(dict.fromkeys([c] if isinstance(c, str) else c or ()))
-            for c in dataset.raw(name, rows)
-        ]
-        for name in column_names(text_column)
+    """The normalized mean of the embeddings of all captions of each row."""
+    columns = [dataset.raw(name, rows) for name in column_names(text_column)]
+    captions = [
+        [text for value in values for text in unique(caption_list(value))]
+        for values in zip(*columns, strict=True)
     ]
-    each = [[text for captions in row for text in captions] for row in zip(*lists, strict=True)]
-    vectors = torch.from_numpy(model.embed(text=[text for row in each for text in row]))
-    return l2_normalize(
-        torch.stack([part.mean(0) for part in vectors.split([len(row) for row in each])])
-    )
+    embeddings = torch.from_numpy(model.embed(text=[text for row in captions for text in row]))
+    parts = embeddings.split([len(row) for row in captions])
+    return l2_normalize(torch.stack([part.mean(0) for part in parts]))
 
 
 def _pixel_neighbour_metrics(
-    prepared: PreparedDataset, image_column: ColumnKey, train_rows: np.ndarray, rows: np.ndarray
+    prepared: PreparedDataset,
+    image_column: ColumnKey,
+    train_rows: Int[np.ndarray, "T"],
+    rows: Int[np.ndarray, "N"],
 ) -> dict[str, float]:
-    """What the nearest training pictures, by pixels alone, say a picture shows."""
-    known, asked = prepared.groups[train_rows], prepared.groups[rows]
-    if not len(train_rows) or not np.isin(asked, known).any():
+    """Recall of the groups of the training images that are most similar by pixels."""
+    train_groups = prepared.groups[train_rows]
+    query_groups = prepared.groups[rows]
+    if not len(train_rows) or not np.isin(query_groups, train_groups).any():
         return {}
-    inked, trained = (inverted_pixels(prepared, image_column, r) for r in (rows, train_rows))
-    groups = torch.from_numpy(known).unique()
-    best = _max_per_group(
-        inked @ trained.T, torch.searchsorted(groups, torch.from_numpy(known)), len(groups)
-    )
-    rank = retrieval_ranks(best, torch.eye(len(groups)), torch.from_numpy(asked)[:, None] == groups)
-    return {f"pixel neighbour recall@{k}": recall_at_k(rank, k) for k in (1, 10)}
+    queries = inverted_pixels(prepared, image_column, rows)
+    candidates = inverted_pixels(prepared, image_column, train_rows)
+    groups = torch.from_numpy(train_groups).unique()
+    group_index = torch.searchsorted(groups, torch.from_numpy(train_groups))
+    scores = _max_per_group(queries @ candidates.T, group_index, len(groups))
+    relevant = torch.from_numpy(query_groups)[:, None] == groups
+    ranks = retrieval_ranks(scores, torch.eye(len(groups)), relevant)
+    return {f"pixel neighbour recall@{k}": recall_at_k(ranks, k) for k in (1, 10)}
 
 
 def _max_per_group(
     scores: Float[Tensor, "N T"], group: Int[Tensor, "T"], num_groups: int
 ) -> Float[Tensor, "N G"]:
-    best = scores.new_full((len(scores), num_groups), -2.0)
-    return best.scatter_reduce(1, group.expand_as(scores), scores, "amax")
+    lowest = scores.new_full((len(scores), num_groups), -2.0)  # below any cosine
+    return lowest.scatter_reduce(1, group.expand_as(scores), scores, "amax")
 
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """A category column as classes to be told apart by their names."""
+    """A category column as classes of zero-shot classification.
+
+    Attributes:
+        names: names of the classes, sorted.
+        row_labels: int64 [rows of the dataset], index of the class of each row; -1: none.
+    """
 
     names: list[str]
-    row_labels: np.ndarray  # int64 [rows of the data set]; -1: none
+    row_labels: np.ndarray
 
     @classmethod
-    def from_column(cls, dataset: Dataset, column: str | None) -> ClassLabels | None:
-        """The column asked for, or the only category column; None where there is none."""
-        found = [c.name for c in dataset.schema.columns.values() if c.kind == "category"]
-        if column is None and len(found) != 1:
+    def from_column(cls, dataset: Dataset, column: str | None) -> "ClassLabels | None":
+        """Return the labels of a column, by default of the only category column.
+
+        Returns:
+            The labels; None where no column is named and there is not exactly one, or where the
+            column has fewer than two classes.
+        """
+        candidates = [c.name for c in dataset.schema.columns.values() if c.kind == "category"]
+        if column is None and len(candidates) != 1:
             return None
-        name = dataset.schema.resolve_column("category", column or found[0])
+        name = dataset.schema.resolve_column("category", column or candidates[0])
         values = dataset.raw(name, range(len(dataset)))
-        names = sorted({str(v) for v in values if v is not None})
-        number = {n: i for i, n in enumerate(names)}
-        return (
-            cls(names, np.array([-1 if v is None else number[str(v)] for v in values]))
-            if len(names) > 1
-            else None
-        )
+        names = sorted({str(value) for value in values if value is not None})
+        if len(names) < 2:
+            return None
+        index = {name: i for i, name in enumerate(names)}
+        labels = [-1 if value is None else index[str(value)] for value in values]
+        return cls(names, np.array(labels))
 
     def zero_shot_metrics(
         self, model: Trained, prepared: PreparedDataset, rows: np.ndarray, templates: Sequence[str]
     ) -> dict[str, float]:
-        """Classes by name: each in every template, normalised, averaged, normalised again (Radford et al. 2021)."""
+        """Classify images by the names of the classes (Radford et al. 2021).
+
+        The embedding of a class is the mean over templates of normalized embeddings.
+        """
         rows = rows[self.row_labels[rows] >= 0]
         if not len(rows):
             return {}
-        picture = model.recipe.data.columns[0]
-        asked = [t.format(n) for n in self.names for t in templates]
-        texts = torch.from_numpy(model.embed(text=asked)).view(len(self.names), len(templates), -1)
-        assert isinstance(towers := model.module, Towers)
-        (vectors, _), which = embed_rows(towers, prepared, rows, (picture, picture))
-        label = torch.from_numpy(self.row_labels[which.row.numpy()])
-        common = np.bincount(self.row_labels[rows]).max() / len(rows)
-        scores = vectors @ l2_normalize(texts.mean(1)).T
-        return {"zero-shot accuracy": accuracy(scores, label), "most common class": float(common)}
+        image_column = model.recipe.data.columns[0]
+        prompts = [template.format(name) for name in self.names for template in templates]
+        embeddings = torch.from_numpy(model.embed(text=prompts))
+        embeddings = embeddings.view(len(self.names), len(templates), -1)
+        class_embeddings = l2_normalize(embeddings.mean(1))
+        towers = _get_towers(model)
+        (images, _), ids = embed_rows(towers, prepared, rows, (image_column, image_column))
+        labels = torch.from_numpy(self.row_labels[ids.row.numpy()])
+        most_common = np.bincount(self.row_labels[rows]).max() / len(rows)
+        return {
+            "zero-shot accuracy": accuracy(images @ class_embeddings.T, labels),
+            "most common class": float(most_common),
+        }

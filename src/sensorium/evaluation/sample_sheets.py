@@ -1,4 +1,4 @@
-"""Samples of recipes that paint: held-out captions, their pictures, and what is painted for them."""
+"""Sample sheets of text-to-image recipes: captions, reconstructed images and generated ones."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ import numpy as np
 
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
+from sensorium.evaluation.spec import WriteSamples
+from sensorium.evaluation.validate_generation import spread_rows
 from sensorium.inference.generate_image import ImageGenerator
 from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig
-from sensorium.recipes.recipe import WriteSamples
 
 
 def image_sample_writer(
@@ -19,29 +20,32 @@ def image_sample_writer(
     num_captions: int = 8,
     images_per_caption: int = 5,
 ) -> WriteSamples[Decoder]:
-    """A picture: a few held-out captions, the picture of each as its codes show it, and what is painted for it."""
+    """Return a writer of contact sheets: captions with real and generated images.
+
+    The first image of each line is the real one as the image tokenizer reconstructs it.
+
+    Args:
+        generator: generates the images.
+        objective: selects the inputs of the model.
+        num_captions: lines of the sheet, from evenly spaced rows.
+        images_per_caption: generated images per line.
+    """
 
     def write(model: Decoder, prepared: PreparedDataset, rows: np.ndarray, path: Path) -> None:
-        rows = prepared.complete_rows(rows)
-        rows = rows[np.linspace(0, len(rows) - 1, min(num_captions, len(rows))).astype(int)]
-        given = objective.select_inputs(prepared.batch(rows))
-        text = (
-            model.output_part("text")
-            .tokenize(given["text"])
-            .repeat_interleave(images_per_caption, 0)
-        )
-        begun = Batch({"text": text, "image": generator.start_tokens(len(text))})
-        painted = generator.decode_images(
-            generator.generate_tokens(begun, SamplingConfig(top_p=0.95))
-        )
-        true = generator.decode_images(model.output_part("image").tokenize(given["image"])[:, 1:])
-        lines = [
-            (
-                prepared.caption(objective.columns["text"], row),
-                [true[i], *painted[i * images_per_caption : (i + 1) * images_per_caption]],
-            )
-            for i, row in enumerate(rows.tolist())
-        ]
+        rows = spread_rows(prepared.complete_rows(rows), num_captions)
+        inputs = objective.select_inputs(prepared.batch(rows))
+        text = model.output_part("text").tokenize(inputs["text"])
+        text = text.repeat_interleave(images_per_caption, 0)
+        prompts = Batch({"text": text, "image": generator.start_tokens(len(text))})
+        tokens = generator.generate_tokens(prompts, SamplingConfig(top_p=0.95))
+        generated = generator.decode_images(tokens)
+        real_tokens = model.output_part("image").tokenize(inputs["image"])[:, 1:]
+        reconstructed = generator.decode_images(real_tokens)
+        lines = []
+        for i, row in enumerate(rows.tolist()):
+            images = generated[i * images_per_caption : (i + 1) * images_per_caption]
+            caption = prepared.caption(objective.columns["text"], row)
+            lines.append((caption, [reconstructed[i], *images]))
         draw_contact_sheet(lines).save(path)
 
     return write

@@ -1,4 +1,4 @@
-"""Pictures and captions of the set `scenes` held against the program that made them: what is said, and what is drawn?
+"""Verify captions and images of the dataset `scenes` against the program of each scene.
 
 N rows
 """
@@ -20,43 +20,52 @@ from sensorium.data.dataset import Dataset
 def caption_metrics(
     dataset: Dataset, rows: Sequence[int], captions: Sequence[str]
 ) -> dict[str, float]:
-    """How much of what is said is so. A text that is no caption of a scene claims nothing that is so."""
-    told = [json.loads(program)["things"] for program in dataset.raw("program", rows)]
-    return _average_verdicts(
-        [
-            _verify_caption(text, [SceneObject(*thing) for thing in some])
-            for text, some in zip(captions, told, strict=True)
-        ]
-    )
+    """Return how accurate captions of these rows are: exact, objects, relations.
+
+    A text that cannot be parsed as the caption of a scene counts as wrong.
+    """
+    programs = [json.loads(program) for program in dataset.raw("program", rows)]
+    scores = []
+    for caption, program in zip(captions, programs, strict=True):
+        objects = [SceneObject(*features) for features in program["objects"]]
+        scores.append(_score_text(caption, objects))
+    return _average(scores)
 
 
 def image_metrics(
     images: Sequence[PIL.Image.Image], captions: Sequence[str], size: int
 ) -> dict[str, float]:
-    """How much of what captions claim a program finds in the pictures. One that is unclear anywhere is not true."""
-    return _average_verdicts(
-        [
-            _verify_image(cells, caption)
-            for cells, caption in zip(recognize_images(images, size), captions, strict=True)
-        ]
+    """Return how accurate images are for their captions: exact, objects, relations.
+
+    Args:
+        images: images of scenes, of any size.
+        captions: the caption of each.
+        size: side in pixels at which scenes are recognized.
+    """
+    recognized = recognize_images(images, size)
+    return _average(
+        [_score_image(cells, caption) for cells, caption in zip(recognized, captions, strict=True)]
     )
 
 
-def _verify_image(cells: Integer[np.ndarray, "9"], caption: str) -> CaptionAccuracy:
-    found = _verify_caption(caption, decode_objects(cells))
-    return found if cells.min() >= 0 else replace(found, exact=False)
+def _score_image(cells: Integer[np.ndarray, "9"], caption: str) -> CaptionAccuracy:
+    """Score a caption of recognized cells; an image with an unknown cell is never exact."""
+    score = _score_text(caption, decode_objects(cells))
+    return score if cells.min() >= 0 else replace(score, exact=False)
 
 
-def _verify_caption(caption: str, objects: Sequence[SceneObject]) -> CaptionAccuracy:
-    claimed = parse_caption(caption)
-    return CaptionAccuracy(False, 0.0, 0.0) if claimed is None else score_caption(claimed, objects)
+def _score_text(caption: str, objects: Sequence[SceneObject]) -> CaptionAccuracy:
+    parsed = parse_caption(caption)
+    if parsed is None:
+        return CaptionAccuracy(exact=False, objects=0.0, relations=0.0)
+    return score_caption(parsed, objects)
 
 
-def _average_verdicts(verdicts: Sequence[CaptionAccuracy]) -> dict[str, float]:
-    relations = [v.relations for v in verdicts if v.relations is not None]
+def _average(scores: Sequence[CaptionAccuracy]) -> dict[str, float]:
+    relations = [score.relations for score in scores if score.relations is not None]
     return {
-        "true": _mean([v.exact for v in verdicts]),
-        "things": _mean([v.objects for v in verdicts]),
+        "exact": _mean([score.exact for score in scores]),
+        "objects": _mean([score.objects for score in scores]),
         "relations": _mean(relations),
     }
 

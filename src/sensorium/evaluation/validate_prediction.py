@@ -1,4 +1,4 @@
-"""Validation for recipes that predict: the loss on held-out rows, and one plain figure for each target."""
+"""Validation and calibration of recipes that predict: loss and one metric for each target."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
+from sensorium.evaluation.spec import Calibrate, Predictions, Validate, ValidationResult
 from sensorium.modalities.base import Modality
 from sensorium.models.calibration import Calibration, monotone_logits
 from sensorium.models.multimodal_predictor import MultimodalPredictor
@@ -19,9 +21,8 @@ from sensorium.objectives.supervised import (
     SupervisedLoss,
     Target,
 )
-from sensorium.recipes.recipe import Calibrate, Predictions, Validate, ValidationResult
 
-BATCH_SIZE = 512  # rows at a time
+BATCH_SIZE = 512  # rows predicted at a time
 
 
 @torch.inference_mode()
@@ -30,60 +31,74 @@ def predict_rows(
     prepared: PreparedDataset,
     rows: np.ndarray,
     targets: Sequence[str],
-    transform: Callable[[Batch], Batch] = lambda batch: batch,
+    transform: Callable[[Batch], Batch] | None = None,
 ) -> tuple[dict[str, Tensor], Batch]:
-    """(what the model says of each target, the targets themselves) of `rows`. change: of what it is shown."""
-    said, true = [], []
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = prepared.batch(rows[start : start + BATCH_SIZE])
-        said.append(model(transform(batch)))
-        true.append(batch.select(targets))
-    return concat_batches(said), Batch.concat(true)
+    """Predict rows of a dataset.
+
+    Args:
+        model: the predictor.
+        prepared: the dataset.
+        rows: rows to predict.
+        targets: target columns.
+        transform: changes each batch before the model reads it, if given.
+
+    Returns:
+        (raw outputs of each target, the target columns of the same rows).
+    """
+    outputs, labels = [], []
+    for part in iter_batches(rows, BATCH_SIZE):
+        batch = prepared.batch(part)
+        outputs.append(model(transform(batch) if transform else batch))
+        labels.append(batch.select(targets))
+    return concat_batches(outputs), Batch.concat(labels)
 
 
 def concat_batches(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Pieces of what is said of each target as one."""
-    return {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+    """Concatenate the outputs of several batches, by target."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def prediction_validator(
     objective: SupervisedLoss, targets: Mapping[str, Modality]
 ) -> Validate[MultimodalPredictor]:
-    """val_loss, and of each target accuracy, R² or F1; those of several targets by name.
+    """Return a validator that computes val_loss and accuracy, R2 or F1 of each target.
 
-    The loss is that of what would be said after calibration: how sure a model is of itself is mended when it is kept,
-    and must not decide which one is.
+    The loss is that after calibration: confidence is corrected when weights are saved, and should
+    not decide which weights are best. With several targets, metrics are prefixed by the target.
     """
     names = list(targets)
 
-    def evaluate(
+    def validate(
         model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray
     ) -> ValidationResult:
-        said, true = predict_rows(model, prepared, rows, names)
-        figures = {"val_loss": 0.0}
-        for name, of in targets.items():
-            known, kind = objective.has_target(name, true), objective.targets[name]
-            if known.any():
-                one, y = said[name][known], true[name][known]
-                figures["val_loss"] += calibrated_loss(kind, of, one, y)[0]
-                what, value = _target_metric(kind, one, y)
-                figures[what if len(names) == 1 else f"{name} {what}"] = value
-        return ValidationResult(figures, Predictions(said, true))
+        outputs, labels = predict_rows(model, prepared, rows, names)
+        metrics = {"val_loss": 0.0}
+        for name, modality in targets.items():
+            labelled = objective.has_target(name, labels)
+            if not labelled.any():
+                continue
+            target = objective.targets[name]
+            logits, y = outputs[name][labelled], labels[name][labelled]
+            loss, _ = calibrated_loss(target, modality, logits, y)
+            metrics["val_loss"] += loss
+            metric, value = _target_metric(target, logits, y)
+            metrics[metric if len(names) == 1 else f"{name} {metric}"] = value
+        return ValidationResult(metrics, Predictions(outputs, labels))
 
-    return evaluate
+    return validate
 
 
 def calibrated_loss(
     target: Target, modality: Modality, logits: Tensor, y: Tensor
 ) -> tuple[float, Calibration]:
-    """(the loss of what would be said after calibration, that calibration)."""
+    """Return the loss after calibration on the same rows, and that calibration."""
     calibration = Calibration()
     calibration.fit_scale(modality, logits, y)
     return target.loss(calibration.scale_logits(modality, logits), y).mean().item(), calibration
 
 
 def prediction_calibrator(targets: Mapping[str, Modality]) -> Calibrate[MultimodalPredictor]:
-    """Fit how each head is read on rows that the model did not learn from."""
+    """Return a hook that fits the calibration of each head on validation rows."""
 
     def fit(
         model: MultimodalPredictor,
@@ -91,32 +106,32 @@ def prediction_calibrator(targets: Mapping[str, Modality]) -> Calibrate[Multimod
         rows: np.ndarray,
         predictions: Predictions | None,
     ) -> None:
-        said, true = (
-            (predictions.outputs, predictions.targets)
-            if predictions is not None
-            else predict_rows(model, prepared, rows, [*targets])
-        )
+        if predictions is None:
+            predictions = Predictions(*predict_rows(model, prepared, rows, [*targets]))
+        labels = predictions.targets
         for name, modality in targets.items():
-            known = true.presence(name)
-            model.get_calibration(name).fit(modality, said[name][known], true[name][known])
+            labelled = labels.presence(name)
+            logits = predictions.outputs[name][labelled]
+            model.get_calibration(name).fit(modality, logits, labels[name][labelled])
 
     return fit
 
 
-def _target_metric(target: object, logits: Tensor, y: Tensor) -> tuple[str, float]:
+def _target_metric(target: Target, logits: Tensor, y: Tensor) -> tuple[str, float]:
+    """Return name and value of the metric that is shown during training."""
     match target:
         case ClassificationTarget():
             return "accuracy", (logits.argmax(1) == y).double().mean().item()
         case OrdinalTarget():
-            return "accuracy", ((monotone_logits(logits) > 0).sum(1) == y).double().mean().item()
+            predicted = (monotone_logits(logits) > 0).sum(1)
+            return "accuracy", (predicted == y).double().mean().item()
         case MultilabelTarget():
-            chosen, there = logits > 0, y[:, : logits.shape[1]] > 0
-            return "F1", (
-                2 * (chosen & there).sum() / (chosen.sum() + there.sum()).clamp(min=1)
-            ).item()
+            predicted, expected = logits > 0, y[:, : logits.shape[1]] > 0
+            hits = 2 * (predicted & expected).sum()
+            return "F1", (hits / (predicted.sum() + expected.sum()).clamp(min=1)).item()
         case RegressionTarget():
-            rest = (y - logits[:, 0]).square().sum() / (y - y.mean()).square().sum().clamp(
-                min=1e-12
-            )
-            return "R2", 1 - rest.item()
-    raise TypeError(f"{type(target).__name__} is no kind of target")
+            residual = (y - logits[:, 0]).square().sum()
+            total = (y - y.mean()).square().sum().clamp(min=1e-12)
+            return "R2", 1 - (residual / total).item()
+        case _:
+            raise TypeError(f"{type(target).__name__} is not a known kind of target.")

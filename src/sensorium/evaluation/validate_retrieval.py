@@ -1,29 +1,39 @@
-"""Validation and samples for recipes that embed: how often is the right partner found among the held-out rows?"""
+"""Validation and sample sheets of recipes that embed: retrieval among the held-out rows.
 
-from collections.abc import Callable
+N rows   E width of the embedding space
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import add_frame, draw_contact_sheet
-from sensorium.metrics.retrieval import chance_recall, retrieval_metrics
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
+from sensorium.metrics.retrieval import random_recall, retrieval_metrics
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.contrastive import drop_incomplete_rows
-from sensorium.recipes.recipe import Validate, ValidationResult, WriteSamples
 
-MAX_VALIDATION_ROWS = 5_000  # rows judged while training; `evaluate` judges all
+MAX_VALIDATION_ROWS = 5_000  # during training; `evaluate` uses all rows
+_MAX_SAMPLE_ROWS = 512  # candidates of a sample sheet
 EmbeddingPair = tuple[Float[Tensor, "N E"], Float[Tensor, "N E"]]
 Pair = tuple[ColumnKey, ColumnKey]
 
 
-class Which(NamedTuple):
-    """Numbers and groups of rows."""
+class RowIds(NamedTuple):
+    """Row numbers and groups of embedded rows.
+
+    Attributes:
+        row: index in the dataset.
+        group: rows of one group match each other.
+    """
 
     row: Int[Tensor, "N"]
     group: Int[Tensor, "N"]
@@ -38,26 +48,35 @@ def embed_rows(
     *,
     tower_names: Pair | None = None,
     batch_size: int = 256,
-) -> tuple[EmbeddingPair, Which]:
-    """Vectors of two columns of `rows` (complete ones only), and which those were.
+) -> tuple[EmbeddingPair, RowIds]:
+    """Embed two columns of the rows in which both are present.
 
-    `towers`: whose towers read them, if not their own (captions in another language).
+    Args:
+        model: the towers.
+        prepared: the dataset.
+        rows: rows to embed.
+        columns: the two columns.
+        tower_names: the towers that read them, if not their own (captions in another language).
+        batch_size: rows at a time.
+
+    Returns:
+        (embeddings of both columns, which rows they are of).
     """
     was_training = model.training
     model.eval()
-    said: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(rows), batch_size):
-        batch = drop_incomplete_rows(prepared.batch(rows[start : start + batch_size]), *columns)
-        vectors = [
+    parts: list[tuple[Tensor, ...]] = []
+    for part in iter_batches(rows, batch_size):
+        batch = drop_incomplete_rows(prepared.batch(part), *columns)
+        embeddings = [
             model[tower](batch[column])
             for column, tower in zip(columns, tower_names or columns, strict=True)
         ]
-        assert batch.row is not None
-        assert batch.group is not None
-        said.append((*vectors, batch.row, batch.group))
+        if batch.row is None or batch.group is None:
+            raise ValueError("The batch has no row numbers or groups.")
+        parts.append((*embeddings, batch.row, batch.group))
     model.train(was_training)
-    a, b, row, group = (torch.cat(parts) for parts in zip(*said, strict=True))
-    return (a, b), Which(row, group)
+    a, b, row, group = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return (a, b), RowIds(row, group)
 
 
 def compute_retrieval_metrics(
@@ -69,60 +88,84 @@ def compute_retrieval_metrics(
     tower_names: Pair | None = None,
     embed_text: Callable[[list[int]], Float[Tensor, "N E"]] | None = None,
 ) -> dict[str, float]:
-    """Recall both ways between the pictures of `rows` and their distinct captions, beside chance.
+    """Return recall in both directions between images and their distinct captions.
 
-    `say`: the text vectors of rows, where their first captions alone will not do.
+    A caption that several rows share is one candidate and one query. A match is a row's own
+    caption and that of any row of its group, and vice versa.
 
-    A caption that several rows share is one candidate and one question. Right is a row's own caption and that of any
-    row of its group, and the other way round.
+    Args:
+        model: the towers.
+        prepared: the dataset.
+        rows: rows to evaluate.
+        columns: the image and the text column.
+        tower_names: the towers that read them, if not their own.
+        embed_text: embeds the texts of rows; by default their first captions are embedded.
     """
-    (pictures, texts), which = embed_rows(model, prepared, rows, columns, tower_names=tower_names)
-    texts = texts if embed_text is None else embed_text(which.row.tolist())
-    captions = [prepared.caption(columns[1], row) for row in which.row.tolist()]
-    number: dict[str, int] = {}
-    ids = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
-    at = {caption: i for i, caption in reversed(list(enumerate(captions)))}
-    first = torch.tensor([at[caption] for caption in number])
-    groups = which.group.unique(return_inverse=True)[1]
-    shows = torch.zeros(int(groups.max()) + 1, len(first), dtype=torch.bool)
-    shows[groups, ids] = True  # a caption is right for all of a group that any of it has
-    right = shows[groups]
-    by_chance = {
-        f"chance recall@{k}": (chance_recall(right, k) + chance_recall(right.T, k)) / 2
-        for k in (1, 10)
-    }
-    about = {"rows": float(len(ids)), "captions": float(len(first))}
-    return about | retrieval_metrics(pictures, texts[first], right, ("image", "text")) | by_chance
+    (images, texts), ids = embed_rows(model, prepared, rows, columns, tower_names=tower_names)
+    if embed_text is not None:
+        texts = embed_text(ids.row.tolist())
+    captions = [prepared.caption(columns[1], row) for row in ids.row.tolist()]
+    first_rows, relevant = _match_captions(captions, ids.group)
+    metrics = {"rows": float(len(captions)), "captions": float(len(first_rows))}
+    metrics |= retrieval_metrics(images, texts[first_rows], relevant, ("image", "text"))
+    for k in (1, 10):
+        both = random_recall(relevant, k) + random_recall(relevant.T, k)
+        metrics[f"random recall@{k}"] = both / 2
+    return metrics
+
+
+def _match_captions(
+    captions: Sequence[str], group: Int[Tensor, "N"]
+) -> tuple[Int[Tensor, "C"], Bool[Tensor, "N C"]]:
+    """Find the C distinct captions.
+
+    Returns:
+        (the first row of each, which of them match each row).
+    """
+    caption_ids: dict[str, int] = {}
+    first_rows = []
+    ids = []
+    for row, caption in enumerate(captions):
+        if caption not in caption_ids:
+            caption_ids[caption] = len(caption_ids)
+            first_rows.append(row)
+        ids.append(caption_ids[caption])
+    groups = group.unique(return_inverse=True)[1]
+    in_group = torch.zeros(int(groups.max()) + 1, len(first_rows), dtype=torch.bool)
+    in_group[groups, torch.tensor(ids)] = True  # a caption matches all rows of its group
+    return torch.tensor(first_rows), in_group[groups]
 
 
 def retrieval_validator(columns: Pair) -> Validate[Towers]:
-    """`retrieve`, for a recipe of these two columns, on at most MOST rows, evenly spaced: it compares all with all."""
-    return lambda model, prepared, rows: ValidationResult(
-        compute_retrieval_metrics(
-            model, prepared, rows[:: max(1, -(-len(rows) // MAX_VALIDATION_ROWS))], columns
-        )
-    )
+    """Return a validator of retrieval on at most `MAX_VALIDATION_ROWS` rows, evenly spaced."""
+
+    def validate(model: Towers, prepared: PreparedDataset, rows: np.ndarray) -> ValidationResult:
+        rows = rows[:: max(1, -(-len(rows) // MAX_VALIDATION_ROWS))]
+        return ValidationResult(compute_retrieval_metrics(model, prepared, rows, columns))
+
+    return validate
 
 
 def retrieval_sample_writer(
     columns: Pair, num_queries: int = 8, num_results: int = 8
 ) -> WriteSamples[Towers]:
-    """A picture: for a few captions of the rows given, the pictures found first; a right one in a green frame."""
+    """Return a writer of contact sheets: captions with the images found for them.
+
+    Matches have a green frame.
+    """
 
     def write(model: Towers, prepared: PreparedDataset, rows: np.ndarray, path: Path) -> None:
-        (pictures, texts), which = embed_rows(model, prepared, rows[:512], columns)
-        asked = torch.linspace(0, len(texts) - 1, min(num_queries, len(texts))).long()
-        found = (texts[asked] @ pictures.T).topk(min(num_results, len(pictures))).indices
+        (images, texts), ids = embed_rows(model, prepared, rows[:_MAX_SAMPLE_ROWS], columns)
+        queries = torch.linspace(0, len(texts) - 1, min(num_queries, len(texts))).long()
+        hits = (texts[queries] @ images.T).topk(min(num_results, len(images))).indices
         lines = []
-        for query, hits in zip(asked.tolist(), found.tolist(), strict=True):
-            shown_hits = [prepared.image(columns[0], int(which.row[hit])) for hit in hits]
-            right = [bool(which.group[hit] == which.group[query]) for hit in hits]
-            lines.append(
-                (
-                    prepared.caption(columns[1], int(which.row[query])),
-                    [add_frame(p) if r else p for p, r in zip(shown_hits, right, strict=True)],
-                )
-            )
+        for query, found in zip(queries.tolist(), hits.tolist(), strict=True):
+            results = []
+            for hit in found:
+                image = prepared.image(columns[0], int(ids.row[hit]))
+                is_match = bool(ids.group[hit] == ids.group[query])
+                results.append(add_frame(image) if is_match else image)
+            lines.append((prepared.caption(columns[1], int(ids.row[query])), results))
         draw_contact_sheet(lines).save(path)
 
     return write

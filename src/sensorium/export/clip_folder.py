@@ -1,4 +1,4 @@
-"""A run of two plain towers as a CLIP that others load: Hugging Face's folder, OpenCLIP's folder."""
+"""Export of a clip run as a CLIP model of Hugging Face transformers or of OpenCLIP."""
 
 from __future__ import annotations
 
@@ -18,62 +18,74 @@ from sensorium.io import atomic
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Towers
-from sensorium.nn.transformer import FeedForward, Transformer
+from sensorium.nn.transformer import Block, FeedForward, Transformer
 from sensorium.pretrained.clip import CLIP
-from sensorium.pretrained.family import PretrainedFamily, export_from
+from sensorium.pretrained.family import PretrainedFamily
 from sensorium.pretrained.open_clip import OPEN_CLIP
 from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
-from sensorium.pretrained.weight_mapping import QuickGELU
+from sensorium.pretrained.trunk import QuickGELU
+from sensorium.pretrained.weight_mapping import export_from
 from sensorium.training.checkpoint import Model
 
-MAX_VECTOR_ERROR = 1e-4  # of a unit vector, between ours and what is written
+MAX_VECTOR_ERROR = 1e-4  # between the unit-length embeddings of the run and of its export
 
 
 @dataclass(frozen=True)
 class CLIPExport:
-    """Two towers in CLIP's own layout, and what they read. `off`: how far its vectors are from the run's, at most."""
+    """Two towers in the layout of CLIP.
+
+    Attributes:
+        module: the towers "image" and "text".
+        config: config.json of Hugging Face.
+        image: settings of the images.
+        text: settings of the texts.
+        max_error: largest difference between its embeddings and those of the run.
+    """
 
     module: Towers
-    config: dict[str, Any]  # as Hugging Face writes it
+    config: dict[str, Any]
     image: Image
     text: Text
     max_error: float
 
 
 def build_clip(model: Model) -> CLIPExport:
-    """The towers of a run as CLIP's. Raises SensoriumError saying what CLIP has no place for."""
+    """Convert the towers of a run to the layout of CLIP.
+
+    Raises:
+        SensoriumError: where the model is no CLIP, or its embeddings would change.
+    """
     towers = model.module
-    kinds = {type(model.schema[column]): column for column in model.recipe.data.columns}
-    if not isinstance(towers, Towers) or set(kinds) != {Image, Text}:
+    columns = {type(model.schema[column]): column for column in model.recipe.data.columns}
+    if not isinstance(towers, Towers) or set(columns) != {Image, Text}:
         raise SensoriumError(
-            f"{model.folder} is no pair of a picture and a text tower, which is what a CLIP is"
+            f"{model.folder} is not a pair of an image and a text encoder, which a CLIP export "
+            "needs. Use --format onnx or torch."
         )
-    ours = towers.renamed({kinds[Image]: "image", kinds[Text]: "text"})
-    image, text = model.schema[kinds[Image]], model.schema[kinds[Text]]
+    towers = towers.renamed({columns[Image]: "image", columns[Text]: "text"})
+    image, text = model.schema[columns[Image]], model.schema[columns[Text]]
     assert isinstance(image, Image)
     assert isinstance(text, Text)
-    read = _move_end_token_last(text)
-    config = _build_config(ours, image, read)
+    exported_text = _move_end_token_last(text)
+    config = _build_config(towers, image, exported_text)
     module = CLIP.build_module(config).eval()
     assert isinstance(module, Towers)
-    _copy_weights(
-        ours,
-        module,
-        f"{model.folder} was trained with {model.config.keywords}, which is no plain CLIP",
-    )
+    _copy_weights(towers, module, model)
     with torch.no_grad():
-        rows = module.get_parameter("text.encode.embed.ids.weight")
-        rows[[text.end, read.end]] = rows[[read.end, text.end]].clone()
-    off = _max_error(ours, module, image, text, read)
-    if off > MAX_VECTOR_ERROR:
+        embedding = module.get_parameter("text.encoder.embed.token_embedding.weight")
+        swapped = [text.end, exported_text.end]
+        embedding[swapped] = embedding[swapped[::-1]].clone()
+    max_error = _max_error(towers, module, image, text, exported_text)
+    if max_error > MAX_VECTOR_ERROR:
         raise SensoriumError(
-            f"as a CLIP the vectors of {model.folder} would be {off:.2g} off: nothing is written"
+            f"The embeddings of {model.folder} would differ by {max_error:.2g} as a CLIP model, "
+            f"more than {MAX_VECTOR_ERROR:.0e}. Nothing was written."
         )
-    return CLIPExport(module, config, image, read, off)
+    return CLIPExport(module, config, image, exported_text, max_error)
 
 
 def write_hugging_face(clip: CLIPExport, out: Path) -> None:
-    """Write what transformers' CLIPModel, AutoTokenizer and CLIPImageProcessor load."""
+    """Write a folder for CLIPModel, AutoTokenizer and CLIPImageProcessor of transformers."""
     _write_weights(clip, CLIP, clip.config, out / "model.safetensors")
     atomic.write_json(out / "config.json", clip.config)
     _write_tokenizer(clip.text, out)
@@ -81,7 +93,7 @@ def write_hugging_face(clip: CLIPExport, out: Path) -> None:
 
 
 def write_open_clip(clip: CLIPExport, out: Path) -> None:
-    """Write what open_clip loads from local-dir:OUT, weights, pictures and tokenizer."""
+    """Write a folder that OpenCLIP loads as local-dir:OUT: weights, preprocessing, tokenizer."""
     vision, text = clip.config["vision_config"], clip.config["text_config"]
     config = {
         "model_cfg": {
@@ -120,116 +132,135 @@ def write_open_clip(clip: CLIPExport, out: Path) -> None:
 def _write_weights(
     clip: CLIPExport, family: PretrainedFamily, config: dict[str, Any], path: Path
 ) -> None:
-    theirs = {
+    tensors = {
         name: value.contiguous()
         for name, value in export_from(clip.module, family.map_weights(config)).items()
     }
-    atomic.write_file(path, lambda to: save_file(theirs, to, {"format": "pt"}))
+    atomic.write_file(path, lambda file: save_file(tensors, file, {"format": "pt"}))
 
 
 def _build_config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:
-    eye, voice = towers["image"].encoder, towers["text"].encoder
-    if not isinstance(eye.embed, PatchEmbedding):
+    """Return config.json of transformers' CLIPModel."""
+    image_encoder, text_encoder = towers["image"].encoder, towers["text"].encoder
+    if not isinstance(image_encoder.embed, PatchEmbedding):
         raise SensoriumError(
-            "its picture tower is no vision transformer (train with tower=vit), and CLIP's is one"
+            "The image encoder is not a vision transformer, which a CLIP export needs. Train with "
+            "--image-encoder vit."
         )
-    vision = {
-        **_encoder_sizes(eye),
+    embed_dim = towers["image"].embed_dim
+    vision_config = {
+        **_encoder_sizes(image_encoder),
         "model_type": "clip_vision_model",
         "image_size": image.size,
-        "patch_size": eye.embed.patch_size,
+        "patch_size": image_encoder.embed.patch_size,
+        "projection_dim": embed_dim,
     }
-    words = {
-        **_encoder_sizes(voice),
+    text_config = {
+        **_encoder_sizes(text_encoder),
         "model_type": "clip_text_model",
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.length,
         "bos_token_id": text.start,
         "eos_token_id": text.end,
         "pad_token_id": text.pad,
+        "projection_dim": embed_dim,
     }
-    out = towers["image"].embed_dim
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "library_name": "transformers",
         "dtype": "float32",
-        "projection_dim": out,
+        "projection_dim": embed_dim,
         "logit_scale_init_value": float(towers.logit_scale.detach()),
-        "vision_config": {**vision, "projection_dim": out},
-        "text_config": {**words, "projection_dim": out},
+        "vision_config": vision_config,
+        "text_config": text_config,
     }
 
 
 def _encoder_sizes(encoder: Encoder) -> dict[str, Any]:
     assert isinstance(encoder.trunk, Transformer)
     block = encoder.trunk.blocks[0]
-    mlp, attention, norm = (getattr(block, name) for name in ("mlp", "attention", "norm"))
+    assert isinstance(block, Block)
+    mlp, norm = block.mlp, block.norm
     if not isinstance(mlp, FeedForward) or not isinstance(norm, nn.LayerNorm):
-        raise SensoriumError("its blocks are not CLIP's: they think or norm in another way")
+        raise SensoriumError(
+            "The transformer blocks have another MLP or norm than CLIP's. "
+            "Use --format onnx or torch."
+        )
     quick = isinstance(mlp.act, QuickGELU)
     return {
         "hidden_size": mlp.up.in_features,
         "intermediate_size": mlp.up.out_features,
         "num_hidden_layers": len(encoder.trunk.blocks),
-        "num_attention_heads": attention.heads,
+        "num_attention_heads": block.attention.heads,
         "hidden_act": "quick_gelu" if quick else "gelu",
         "layer_norm_eps": norm.eps,
     }
 
 
-def _copy_weights(source: nn.Module, target: nn.Module, reason: str) -> None:
-    held, wanted = source.state_dict(), target.state_dict()
-    odd = sorted(set(held) ^ set(wanted)) + [
-        k for k in wanted if k in held and held[k].shape != wanted[k].shape
+def _copy_weights(source: nn.Module, target: nn.Module, model: Model) -> None:
+    weights, expected = source.state_dict(), target.state_dict()
+    unsupported = sorted(set(weights) ^ set(expected)) + [
+        name for name in expected if name in weights and weights[name].shape != expected[name].shape
     ]
-    if odd:
-        raise SensoriumError(f"{reason}: it has no place for {odd[0]}")
-    target.load_state_dict(held)
+    if unsupported:
+        raise SensoriumError(
+            f"{model.folder} is not a plain CLIP model, which has no place for {unsupported[0]}. "
+            f"It was trained with {model.config.keywords}. Use --format onnx or torch."
+        )
+    target.load_state_dict(weights)
 
 
 def _move_end_token_last(text: Text) -> Text:
-    """The same words with the end as the last id of the vocabulary.
+    """Return the text settings with the EOS token as the last id of the vocabulary.
 
-    OpenCLIP reads a text where its highest id stands, and so does transformers where the end is said to be 2.
+    OpenCLIP pools a text at its highest id; so does transformers where the EOS id is 2.
     """
     if text.tokenizer is None:
-        raise SensoriumError("the run has no tokenizer to give along")
+        raise SensoriumError(
+            "The run has no tokenizer, which a CLIP export needs. Use --format onnx or torch."
+        )
     last = text.vocab_size - 1
-    told = json.loads(text.tokenizer.to_str())
-    vocab, number = told["model"]["vocab"], {text.end: last, last: text.end}
-    told["model"]["vocab"] = {token: number.get(i, i) for token, i in vocab.items()}
-    told["added_tokens"] = sorted(
-        ({**token, "id": number.get(token["id"], token["id"])} for token in told["added_tokens"]),
+    new_ids = {text.end: last, last: text.end}
+    tokenizer = json.loads(text.tokenizer.to_str())
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {token: new_ids.get(i, i) for token, i in vocab.items()}
+    tokenizer["added_tokens"] = sorted(
+        (
+            {**token, "id": new_ids.get(token["id"], token["id"])}
+            for token in tokenizer["added_tokens"]
+        ),
         key=lambda token: token["id"],
     )
-    return replace(text, end=last, tokenizer=Tokenizer.from_str(json.dumps(told)))
+    return replace(text, end=last, tokenizer=Tokenizer.from_str(json.dumps(tokenizer)))
 
 
 @torch.inference_mode()
 def _max_error(
     source: Towers, exported: Towers, image: Image, text: Text, exported_text: Text
 ) -> float:
+    """Return the largest difference between the embeddings of both on example inputs."""
     rng = torch.Generator().manual_seed(0)
-    pictures, ids = image.fake(4, rng), text.fake(4, rng)
-    swapped = ids.clone()
-    swapped[ids == text.end], swapped[ids == exported_text.end] = exported_text.end, text.end
+    images, ids = image.fake(4, rng), text.fake(4, rng)
+    exported_ids = ids.clone()
+    exported_ids[ids == text.end] = exported_text.end
+    exported_ids[ids == exported_text.end] = text.end
     pairs: list[tuple[Tensor, Tensor]] = [
-        (source["image"](pictures), exported["image"](pictures)),
-        (source["text"](ids), exported["text"](swapped)),
+        (source["image"](images), exported["image"](images)),
+        (source["text"](ids), exported["text"](exported_ids)),
     ]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 def _write_tokenizer(text: Text, out: Path) -> None:
-    """tokenizer.json with a start, an end and padding of its own; and how transformers is to hold it."""
+    """Write tokenizer.json, which adds BOS and EOS tokens, and tokenizer_config.json."""
     assert text.tokenizer is not None
     tokenizer = Tokenizer.from_str(text.tokenizer.to_str())
-    start, end, pad = (tokenizer.id_to_token(i) for i in (text.start or 0, text.end, text.pad))
-    before = [] if text.start is None else [(start, text.start)]
+    eos, pad = tokenizer.id_to_token(text.end), tokenizer.id_to_token(text.pad)
+    bos = None if text.start is None else tokenizer.id_to_token(text.start)
     tokenizer.post_processor = TemplateProcessing(
-        single=[*(token for token, _ in before), "$A", end],
-        special_tokens=[*before, (end, text.end)],
+        single=["$A", eos] if bos is None else [bos, "$A", eos],
+        special_tokens=[(eos, text.end)] if bos is None else [(bos, text.start), (eos, text.end)],
     )
     atomic.write_file(out / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     atomic.write_json(
@@ -238,26 +269,26 @@ def _write_tokenizer(text: Text, out: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": text.length,
             "pad_token": pad,
-            "eos_token": end,
-            **({"bos_token": start} if before else {}),
+            "eos_token": eos,
+            **({} if bos is None else {"bos_token": bos}),
             "split_special_tokens": True,
         },
     )
 
 
 def _processor_config(image: Image) -> dict[str, Any]:
-    edge, stretched = image.shortest_edge or image.size, image.resize_mode == "stretch"
+    """Return preprocessor_config.json of transformers' CLIPImageProcessor."""
+    stretched = image.resize_mode == "stretch"
+    square = {"height": image.size, "width": image.size}
     filters = {name: number for number, name in RESAMPLE_NAMES.items()}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": filters[image.resample or "bicubic"],
-        "size": {"height": image.size, "width": image.size}
-        if stretched
-        else {"shortest_edge": edge},
+        "size": square if stretched else {"shortest_edge": image.shortest_edge or image.size},
         "do_center_crop": not stretched,
-        "crop_size": {"height": image.size, "width": image.size},
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -1,4 +1,4 @@
-"""A run → a folder that others load, with a card that says what it is and how far it is from the run."""
+"""Export of a run to a folder in another format, with a model card that reports the accuracy."""
 
 import json
 import shutil
@@ -27,10 +27,13 @@ from sensorium.nn.tokens import ColumnKey
 from sensorium.training.checkpoint import Model
 
 ExportFormat = Literal["hf", "open_clip", "onnx", "torch"]
+CLIPFormat = Literal["hf", "open_clip"]
+GraphFormat = Literal["onnx", "torch"]
 USAGE_TEMPLATES = {
     "hf": """from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 model = CLIPModel.from_pretrained("{folder}")
-tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), CLIPImageProcessor.from_pretrained("{folder}")""",
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+processor = CLIPImageProcessor.from_pretrained("{folder}")""",
     "open_clip": """import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")""",
@@ -44,14 +47,15 @@ tags:
 ---
 # {title}
 
-The run `{run}` of Sensorium in another form; its vectors are {off:.1e} from the run's, at most.
+Exported from the Sensorium run `{run}`. The embeddings differ from the run's by at most
+{max_error:.1e}.
 
 ```python
-{use}
+{usage}
 ```
 
-{pictures}
-What it was trained on, and what is known of its licence, says the README.md of the run.
+{image_note}
+For the training data and its licence, see README.md of the run.
 """
 GRAPH_CARD_TEMPLATE = """---
 tags:
@@ -59,15 +63,17 @@ tags:
 ---
 # {title}
 
-The run `{run}` of Sensorium as {form}. Its answers are at most {off:.1e} from the run's, as a share of the largest.
+Exported from the Sensorium run `{run}` as {graph_type}. The outputs differ from the run's by at
+most {max_error:.1e}, relative to the largest output.
 
-| file | reads | type and shape |
+| file | input | type and shape |
 |---|---|---|
 {table}
 
-{answers}
+{outputs}
 
-`schema.json` (and `tokenizer.json`) says how raw values become these tensors, and Sensorium does it:
+`schema.json` (with `tokenizer.json`) describes how raw values become these tensors. Sensorium
+converts them:
 
 ```python
 from sensorium.data.schema import Schema
@@ -75,126 +81,154 @@ column = Schema.load("{folder}")[{column}]
 values = column.collate([column.load(raw) for raw in ...])
 ```
 
-{use}
+{usage}
 """
 GRAPH_USAGE_TEMPLATES = {
     "onnx": """```python
 import onnxruntime
 session = onnxruntime.InferenceSession("{folder}/{name}.onnx")
-answers = session.run(None, {{name: values.numpy(), ...}})
+outputs = session.run(None, {{name: values.numpy(), ...}})
 ```""",
     "torch": """```python
 import torch
-answers = torch.export.load("{folder}/{name}.pt2").module()({how})
+outputs = torch.export.load("{folder}/{name}.pt2").module()({arguments})
 ```""",
 }
-OUTPUT_DESCRIPTIONS = {
-    "vectors": "Each answers `vectors` of length one, in the space that all of them share.",
-    "predictions": """It answers {said}.
-Of classes, ranks and tags it says the probabilities of all, in the order of `schema.json`; of a number what is
-expected, and its standard deviation. `COLUMN.valid` says in which rows a column has a value; what stands where it has
-none does not matter.""",
-}
+EMBEDDING_OUTPUTS = "Each graph returns `vectors`: unit-length embeddings in a shared space."
+PREDICTION_OUTPUTS = """The graph returns {names}.
+Category, ordinal and multilabel targets: the probabilities of all classes, in the order of
+`schema.json`. Numeric targets: the mean, and its standard deviation. `COLUMN.valid` says which
+rows have a value in a column; the values of the others are ignored."""
+GRAPH_TYPES = {"onnx": "an ONNX graph", "torch": "a torch.export graph"}
+GRAPH_EXTENSIONS = {"onnx": "onnx", "torch": "pt2"}
 LIBRARY_NAMES = {"hf": "transformers", "open_clip": "open_clip"}
 
 
 def export_model(model: Model, format: ExportFormat, out: Path) -> dict[str, float]:
-    """Write a run in another form into the new folder `out`; how far each part is from the run's own vectors, at most.
+    """Export a model to a new folder.
 
-    format: hf (CLIPModel of transformers), open_clip, or graphs, by onnx or torch (torch.export): a file for each tower, or
-    one of what is predicted from any columns, any of them missing.
-    Raises SensoriumError where `out` holds something, the form has no place for what the model is, or answers differ.
+    Args:
+        model: a model of a run.
+        format: hf (CLIPModel of transformers) or open_clip, for a clip; onnx or torch
+            (torch.export), for any towers (one graph each) or for a model that predicts.
+        out: the folder; it must be empty or not exist.
+
+    Returns:
+        The largest difference to the outputs of the run, for each file.
+
+    Raises:
+        SensoriumError: where `out` is not empty, the format does not support the model, or the
+            outputs differ too much.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SensoriumError(f"{out} is there already: name a new folder")
-    if format in LIBRARY_NAMES:
-        made = build_clip(model)
-        out.mkdir(parents=True, exist_ok=True)
-        (write_hugging_face if format == "hf" else write_open_clip)(made, out)
-        atomic.write_file(out / "README.md", _clip_card(model, made, format, out).encode())
-        return {"vectors": made.max_error}
-    made = {name: (part, export_program(name, part)) for name, part in build_graphs(model).items()}
+        raise SensoriumError(f"{out} exists already. Name a new folder.")
+    match format:
+        case "hf" | "open_clip":
+            return _export_clip(model, format, out)
+        case "onnx" | "torch":
+            return _export_graphs(model, format, out)
+
+
+def _export_clip(model: Model, format: CLIPFormat, out: Path) -> dict[str, float]:
+    clip = build_clip(model)
     out.mkdir(parents=True, exist_ok=True)
-    off = {
-        name: (save_onnx if format == "onnx" else save_torch)(*found, out / name)
-        for name, found in made.items()
-    }
-    if odd := [name for name, far in off.items() if far > MAX_VECTOR_ERROR]:
-        shutil.rmtree(out)
-        raise SensoriumError(
-            f"as a graph {odd[0]} would answer {off[odd[0]]:.2g} off: nothing is written"
-        )
+    if format == "hf":
+        write_hugging_face(clip, out)
+    else:
+        write_open_clip(clip, out)
+    atomic.write_file(out / "README.md", _clip_card(model, clip, format, out).encode())
+    return {"vectors": clip.max_error}
+
+
+def _export_graphs(model: Model, format: GraphFormat, out: Path) -> dict[str, float]:
+    graphs = build_graphs(model)
+    programs = {name: export_program(name, graph) for name, graph in graphs.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    save = save_onnx if format == "onnx" else save_torch
+    errors = {name: save(graphs[name], program, out / name) for name, program in programs.items()}
+    for name, error in errors.items():
+        if error > MAX_VECTOR_ERROR:
+            shutil.rmtree(out)
+            raise SensoriumError(
+                f"The exported graph {name} differs from the run by {error:.2g}, more than "
+                f"{MAX_VECTOR_ERROR:.0e}. Nothing was written."
+            )
     model.schema.save(out)
-    told = {name: (part, input_shapes(graph)) for name, (part, graph) in made.items()}
-    atomic.write_file(
-        out / "README.md", _graph_card(model, told, format, out, max(off.values())).encode()
-    )
-    return off
+    shapes = {name: input_shapes(program) for name, program in programs.items()}
+    card = _graph_card(model, graphs, shapes, format, out, max(errors.values()))
+    atomic.write_file(out / "README.md", card.encode())
+    return errors
 
 
 def _graph_card(
     model: Model,
-    graphs: dict[str, tuple[ExportableGraph, list[str]]],
-    format: ExportFormat,
+    graphs: dict[str, ExportableGraph],
+    shapes: dict[str, list[str]],
+    format: GraphFormat,
     out: Path,
     max_error: float,
 ) -> str:
-    """told: file → what it holds, and the type and shape of each of its inputs."""
-    ending, (name, (first, _)) = "onnx" if format == "onnx" else "pt2", next(iter(graphs.items()))
-    lines = [
-        f"| {file}.{ending} | `{read}` | {shape} |"
-        for file, (part, each) in graphs.items()
-        for read, shape in zip(part.input_names, each, strict=True)
+    """Return the model card; `shapes` has the type and shape of each input of each graph."""
+    name, first = next(iter(graphs.items()))
+    extension = GRAPH_EXTENSIONS[format]
+    table = [
+        f"| {file}.{extension} | `{input_name}` | {shape} |"
+        for file, graph in graphs.items()
+        for input_name, shape in zip(graph.input_names, shapes[file], strict=True)
     ]
-    several = isinstance(first.example_inputs, dict)
-    answers = OUTPUT_DESCRIPTIONS["predictions" if several else "vectors"].format(
-        said=", ".join(f"`{s}`" for s in first.output_names)
-    )
-    answers += "".join(f"\n\n`{name}` is {what}." for name, what in first.changed.items())
-    use = GRAPH_USAGE_TEMPLATES[format].format(
-        folder=out.name, name=name, how="{name: values, ...}" if several else "values"
-    )
+    predicts = isinstance(first.example_inputs, dict)
     return GRAPH_CARD_TEMPLATE.format(
         title=out.name,
         run=model.folder.name,
-        off=max_error,
-        table="\n".join(lines),
+        graph_type=GRAPH_TYPES[format],
+        max_error=max_error,
+        table="\n".join(table),
         folder=out.name,
-        use=use,
-        answers=answers,
-        form="an ONNX graph" if format == "onnx" else "a graph of torch.export",
-        column=_quoted(first.column),
+        column=_python_literal(first.column),
+        outputs=_describe_outputs(first, predicts),
+        usage=GRAPH_USAGE_TEMPLATES[format].format(
+            folder=out.name, name=name, arguments="{name: values, ...}" if predicts else "values"
+        ),
     )
 
 
-def _quoted(key: ColumnKey) -> str:
-    """A column's key as Python has it."""
+def _describe_outputs(graph: ExportableGraph, predicts: bool) -> str:
+    if not predicts:
+        return EMBEDDING_OUTPUTS
+    names = ", ".join(f"`{name}`" for name in graph.output_names)
+    renamed = "".join(f"\n\n`{name}` is {what}." for name, what in graph.renamed.items())
+    return PREDICTION_OUTPUTS.format(names=names) + renamed
+
+
+def _python_literal(key: ColumnKey) -> str:
+    """Return a column key as Python source."""
     if isinstance(key, str):
         return json.dumps(key, ensure_ascii=False)
-    return f"({', '.join(map(_quoted, key))})"
+    return f"({', '.join(_python_literal(name) for name in key)})"
 
 
-def _clip_card(model: Model, clip: CLIPExport, format: str, out: Path) -> str:
+def _clip_card(model: Model, clip: CLIPExport, format: CLIPFormat, out: Path) -> str:
     return CLIP_CARD_TEMPLATE.format(
         library=LIBRARY_NAMES[format],
         title=out.name,
         run=model.folder.name,
-        off=clip.max_error,
-        use=USAGE_TEMPLATES[format].format(folder=out.name),
-        pictures=_image_note(clip.image, format),
+        max_error=clip.max_error,
+        usage=USAGE_TEMPLATES[format].format(folder=out.name),
+        image_note=_image_note(clip.image, format),
     )
 
 
-def _image_note(image: Image, format: str) -> str:
-    """How pictures should be handed over, where this is not quite what they were in training."""
-    if image.resample and image.resize_mode in ("stretch", "crop" if format == "hf" else "centre"):
+def _image_note(image: Image, format: CLIPFormat) -> str:
+    """Return how the library's preprocessing of images differs from that in training."""
+    same_crop = "crop" if format == "hf" else "centre"
+    if image.resample and image.resize_mode in ("stretch", same_crop):
         return ""
     if image.resize_mode not in ("pad", "trim"):
         return (
-            "Pictures: in training their middle was not cut out quite as this library does it, which moves them by "
-            "a pixel at most.\n"
+            "Images: in training the center crop was computed slightly differently, which shifts "
+            "images by at most one pixel.\n"
         )
     return (
-        f"Pictures: it was trained on squares made by `{image.resize_mode}`, which this library does not know. "
-        "Make them so before you hand them over.\n"
+        f"Images: in training they were made square with resize_mode `{image.resize_mode}`, which "
+        "this library does not support. Resize them in the same way first.\n"
     )

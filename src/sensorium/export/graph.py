@@ -1,4 +1,4 @@
-"""A tower, or a model that predicts, as a graph without Python: torch.export's .pt2, and ONNX, each checked against it.
+"""Models as graphs without Python: torch.export (.pt2) and ONNX, each compared with the model.
 
 B batch   C classes
 """
@@ -11,9 +11,10 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,99 +31,127 @@ from sensorium.models.towers import Towers, module_name
 from sensorium.nn.tokens import Batch, ColumnKey, column_label
 from sensorium.training.checkpoint import Model
 
-EXAMPLE_ROWS = 3, 7  # of examples: neither 0 nor 1, which graphs take for constants
-VARIABLE_LENGTH_AXES = {
-    "text": 1,
-    "series": 1,
-    "audio": 2,
-}  # the axis along which values of a kind are of any length
+NUM_EXAMPLE_ROWS = 3
+NUM_CHECK_ROWS = 7  # both other than 0 and 1, which torch.export specializes on
+VARIABLE_LENGTH_AXES = {"text": 1, "series": 1, "audio": 2}  # axis of any length, by column type
+GraphValues = Tensor | dict[str, Tensor]
+RunGraph = Callable[[GraphValues], GraphValues]
 
 
 @dataclass(frozen=True)
 class ExportableGraph:
-    """What becomes one graph, and two examples, unlike in size, of what it reads: a tensor, or several by name."""
+    """A module to export, with example inputs.
+
+    Attributes:
+        module: reads one tensor, or several by name.
+        example_inputs: inputs that it is traced with.
+        check_inputs: inputs of other sizes that the exported graph is compared on.
+        dynamic_axes: input -> axis of any length, besides the batch.
+        output_names: names of the outputs.
+        column: the column that it reads, or the first of them.
+        renamed: inputs and outputs not named after their column -> their description.
+    """
 
     module: nn.Module
-    example_inputs: Tensor | dict[str, Tensor]  # that the graph is made by
-    check_inputs: Tensor | dict[str, Tensor]  # that it is tried on
-    dynamic_axes: Mapping[str, int]  # of inputs, the axis along which values are of any length
-    output_names: tuple[str, ...] = ("vectors",)  # names of what it answers
-    column: ColumnKey = ""  # that it reads, or the first of them
-    changed: Mapping[str, str] = field(
-        default_factory=dict
-    )  # inputs and answers that are not called as a column is
+    example_inputs: GraphValues
+    check_inputs: GraphValues
+    dynamic_axes: Mapping[str, int]
+    output_names: tuple[str, ...] = ("vectors",)
+    column: ColumnKey = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def input_names(self) -> list[str]:
-        """Names of what it reads."""
+        """Names of the inputs."""
         return [*self.example_inputs] if isinstance(self.example_inputs, dict) else ["values"]
 
-    def max_error(self, graph: Any) -> float:
-        """How far a graph's answers are from the module's, at most, as a share of the largest if that is above 1.
+    def max_error(self, run: RunGraph) -> float:
+        """Return the largest difference between an exported graph and the module.
 
-        Endless where one of them is no number.
+        It is relative to the largest output if that is above 1, and infinite where one is NaN.
+
+        Args:
+            run: runs the exported graph.
         """
         with torch.inference_mode():
-            said, wanted = (_as_dict(one(self.check_inputs)) for one in (graph, self.module))
-        far = [
-            (said[name] - value).abs().max() / value.abs().max().clamp(min=1)
-            for name, value in wanted.items()
+            outputs = _as_dict(run(self.check_inputs))
+            expected = _as_dict(self.module(self.check_inputs))
+        errors = [
+            (outputs[name] - value).abs().max() / value.abs().max().clamp(min=1)
+            for name, value in expected.items()
         ]
-        return float(torch.stack(far).nan_to_num(nan=math.inf).max())
+        return float(torch.stack(errors).nan_to_num(nan=math.inf).max())
 
 
 class PredictionGraph(nn.Module):
-    """What a model predicts, as its verb does, from values that are tensors: "COLUMN.valid" says in which rows one is
-    there. Of a class, rank or tag the probabilities, of a number what is expected, and "TARGET.spread" around it.
+    """The verb `predict` on tensors.
+
+    Its inputs are COLUMN and COLUMN.valid, which says which rows have a value. Its outputs are the
+    probabilities of a category, ordinal or multilabel target, and the mean and standard deviation
+    (TARGET.std) of a numeric one.
+
+    Args:
+        model: the model.
+        columns: names of the input columns.
+        targets: settings of the target columns.
     """
 
     def __init__(
         self, model: MultimodalPredictor, columns: Iterable[str], targets: Mapping[str, Modality]
     ):
         super().__init__()
-        self.model, self.targets, self.names = model, dict(targets), Names.of(columns, targets)
+        self.model = model
+        self.targets = dict(targets)
+        self.names = GraphNames.of_columns(columns, targets)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Float[Tensor, "B *C"]]:
-        found: dict[str, Tensor] = {}
+        """Return the calibrated predictions by output name."""
         batch = Batch(
-            {name: inputs[key] for name, key in self.names.values.items()},
-            {name: inputs[key] for name, key in self.names.masks.items()},
+            {column: inputs[name] for column, name in self.names.values.items()},
+            {column: inputs[name] for column, name in self.names.masks.items()},
         )
-        for name, said in self.model(batch).items():
-            of, calibration, key = (
-                self.targets[name],
-                self.model.get_calibration(name),
-                self.names.answers[name],
-            )
-            if isinstance(of, Numeric):
-                amount = calibration.distribution(said)
-                found |= {
-                    key: amount.mean * of.std + of.mean,
-                    self.names.spreads[name]: amount.std * of.std,
-                }
+        outputs: dict[str, Tensor] = {}
+        for target, logits in self.model(batch).items():
+            modality = self.targets[target]
+            calibration = self.model.get_calibration(target)
+            name = self.names.predictions[target]
+            if isinstance(modality, Numeric):
+                distribution = calibration.distribution(logits)
+                outputs[name] = distribution.mean * modality.std + modality.mean
+                outputs[self.names.stds[target]] = distribution.std * modality.std
             else:
-                found[key] = calibration.probabilities(of, said)
-        return found
+                outputs[name] = calibration.probabilities(modality, logits)
+        return outputs
 
 
 @dataclass(frozen=True)
-class Names:
-    """What a graph calls what it reads of each column and says of each target; no two are called the same."""
+class GraphNames:
+    """Unique names of the inputs and outputs of a graph.
+
+    Attributes:
+        values: column -> name of its values.
+        masks: column -> name of its presence mask.
+        predictions: target -> name of its prediction.
+        stds: target -> name of its standard deviation.
+    """
 
     values: dict[str, str]
-    masks: dict[str, str]  # in which rows a column has a value
-    answers: dict[str, str]
-    spreads: dict[str, str]
+    masks: dict[str, str]
+    predictions: dict[str, str]
+    stds: dict[str, str]
 
     @classmethod
-    def of(cls, columns: Iterable[str], targets: Iterable[str]) -> Names:
-        """COLUMN, COLUMN.valid, TARGET and TARGET.spread; with "_" in the place of signs that the code of a graph has
-        no place for, and after a name that is taken."""
+    def of_columns(cls, columns: Iterable[str], targets: Iterable[str]) -> GraphNames:
+        """Name inputs COLUMN and COLUMN.valid, and outputs TARGET and TARGET.std.
+
+        Characters that the code of a graph cannot hold become "_", and "_" is appended to a name
+        that is taken.
+        """
         taken: set[str] = set()
 
-        def free(name: str) -> str:
+        def unique(name: str) -> str:
             name = "".join(
-                sign if sign.isprintable() and sign not in "'\"`\\|" else "_" for sign in name
+                char if char.isprintable() and char not in "'\"`\\|" else "_" for char in name
             )
             while name in taken:
                 name += "_"
@@ -130,90 +159,99 @@ class Names:
             return name
 
         columns, targets = list(columns), list(targets)
-        values, answers = ({name: free(name) for name in names} for names in (columns, targets))
         return cls(
-            values,
-            {name: free(f"{name}.valid") for name in columns},
-            answers,
-            {name: free(f"{name}.spread") for name in targets},
+            values={name: unique(name) for name in columns},
+            predictions={name: unique(name) for name in targets},
+            masks={name: unique(f"{name}.valid") for name in columns},
+            stds={name: unique(f"{name}.std") for name in targets},
         )
 
     @property
-    def changed(self) -> dict[str, str]:
-        """What is not called as one would think: its name → what it is."""
-        usual = [
-            (self.values, "the column {}"),
-            (self.masks, "whether {} is there"),
-            (self.answers, "the target {}"),
-            (self.spreads, "the spread of {}"),
+    def renamed(self) -> dict[str, str]:
+        """Names that are not formed from their column as usual, with their description."""
+        roles = [
+            (self.values, "", "the column {}"),
+            (self.masks, ".valid", "whether {} has a value"),
+            (self.predictions, "", "the target {}"),
+            (self.stds, ".std", "the standard deviation of {}"),
         ]
-        ends = ("", ".valid", "", ".spread")
         return {
-            key: what.format(json.dumps(name, ensure_ascii=False))
-            for (keys, what), end in zip(usual, ends, strict=True)
-            for name, key in keys.items()
-            if key != f"{name}{end}"
+            name: description.format(json.dumps(column, ensure_ascii=False))
+            for names, suffix, description in roles
+            for column, name in names.items()
+            if name != f"{column}{suffix}"
         }
 
 
 def build_graphs(model: Model) -> dict[str, ExportableGraph]:
-    """What can be a graph, by the name of its file: each tower by its column, or "predict".
+    """Return the graphs of a model by file name: one for each tower, or "predict".
 
-    Raises SensoriumError where the model has neither, or reads what a graph cannot.
+    Raises:
+        SensoriumError: where the model has neither towers nor `predict`, or has parts that cannot
+            be exported.
     """
-    predict = model.recipe.verbs.get("predict")
     if isinstance(model.module, Towers):
         return {
             file_name(key): _tower_graph(key, tower.eval(), model.schema[key])
             for key, tower in model.module.by_column().items()
         }
-    if not isinstance(predict, Predictor):
+    predictor = model.recipe.verbs.get("predict")
+    if not isinstance(predictor, Predictor):
         raise SensoriumError(
-            f"{model.folder} neither has towers nor predicts; graphs are made of those"
+            f"{model.folder} can be exported neither as towers nor as a predictor. Graphs are "
+            "exported of runs of clip, clip_small, finetune, lit and fusion."
         )
-    if len(predict.model.tree_heads):
+    if len(predictor.model.tree_heads):
         raise SensoriumError(
-            f"{model.folder} has trees (head=boosting), which no graph holds: train it without"
+            f"{model.folder} has boosted trees, which cannot be exported. Train it without "
+            "--head boosting."
         )
-
-    module = PredictionGraph(predict.model, predict.columns, predict.targets).eval()
-    names = module.names
-
-    def given(rows: int) -> dict[str, Tensor]:
-        found, there = dict[str, Tensor](), torch.arange(rows)
-        for i, (name, settings) in enumerate(predict.columns.items()):
-            found |= {
-                names.values[name]: _example_input(name, settings, rows),
-                names.masks[name]: (there + i) % 3 > 0,
-            }
-        return found
-
-    one, other = map(given, EXAMPLE_ROWS)
-    with torch.inference_mode():
-        free = {names.values[name]: axis for name, axis in _dynamic_axes(predict.columns).items()}
-        return {
-            "predict": ExportableGraph(
-                module,
-                one,
-                other,
-                free,
-                tuple(module(one)),
-                next(iter(predict.columns)),
-                names.changed,
-            )
-        }
+    return {"predict": _prediction_graph(predictor)}
 
 
 def file_name(key: ColumnKey) -> str:
-    """A column's name as that of a file: the same, but for signs that files do not have everywhere, and for length."""
+    """Return a portable file name for a column, with a hash where it is not the column's name."""
     name = module_name(key)
-    plain = re.sub(r"[^\w ,=+()-]+", "-", name)[:50]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    portable = re.sub(r"[^\w ,=+()-]+", "-", name)[:50]
+    if portable == name:
+        return name
+    return f"{portable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _prediction_graph(predictor: Predictor) -> ExportableGraph:
+    module = PredictionGraph(predictor.model, predictor.columns, predictor.targets).eval()
+    names = module.names
+
+    def example(num_rows: int) -> dict[str, Tensor]:
+        inputs: dict[str, Tensor] = {}
+        rows = torch.arange(num_rows)
+        for i, (column, settings) in enumerate(predictor.columns.items()):
+            inputs[names.values[column]] = _example_input(column, settings, num_rows)
+            inputs[names.masks[column]] = (rows + i) % 3 > 0
+        return inputs
+
+    example_inputs = example(NUM_EXAMPLE_ROWS)
+    with torch.inference_mode():
+        output_names = tuple(module(example_inputs))
+    dynamic_axes = _dynamic_axes(predictor.columns)
+    return ExportableGraph(
+        module,
+        example_inputs,
+        example(NUM_CHECK_ROWS),
+        {names.values[column]: axis for column, axis in dynamic_axes.items()},
+        output_names,
+        next(iter(predictor.columns)),
+        names.renamed,
+    )
 
 
 def _tower_graph(key: ColumnKey, tower: nn.Module, settings: Modality) -> ExportableGraph:
-    one, other = (_example_input(column_label(key), settings, rows) for rows in EXAMPLE_ROWS)
-    return ExportableGraph(tower, one, other, _dynamic_axes({"values": settings}), column=key)
+    example_inputs, check_inputs = (
+        _example_input(column_label(key), settings, num_rows)
+        for num_rows in (NUM_EXAMPLE_ROWS, NUM_CHECK_ROWS)
+    )
+    dynamic_axes = _dynamic_axes({"values": settings})
+    return ExportableGraph(tower, example_inputs, check_inputs, dynamic_axes, column=key)
 
 
 def _dynamic_axes(columns: Mapping[str, Modality]) -> dict[str, int]:
@@ -224,78 +262,91 @@ def _dynamic_axes(columns: Mapping[str, Modality]) -> dict[str, int]:
     }
 
 
-def _example_input(name: str, settings: Modality, rows: int) -> Tensor:
+def _example_input(name: str, settings: Modality, num_rows: int) -> Tensor:
     fake = getattr(settings, "fake", None)
     if fake is None:
         raise SensoriumError(
-            f"the column {name} is of the kind {settings.kind}, which has no method fake(n, rng): "
-            "a graph is made by an example"
+            f"The column {name} of type {settings.kind} has no example to trace the graph with. "
+            "Give its class a method fake(n, rng)."
         )
-    return fake(rows, torch.Generator().manual_seed(rows))
+    return fake(num_rows, torch.Generator().manual_seed(num_rows))
 
 
 def export_program(name: str, graph: ExportableGraph) -> torch.export.ExportedProgram:
-    """The module as torch.export sees it, for any number of rows, and values as long as it takes them.
+    """Trace a graph with torch.export, for any batch size and any length of its dynamic axes.
 
-    Raises SensoriumError where it is made of what torch.export cannot follow.
+    Args:
+        name: name of the graph, for errors.
+        graph: the module and its example inputs.
+
+    Raises:
+        SensoriumError: where torch.export cannot trace the module.
     """
-    free = {
-        one: dict.fromkeys(
-            [0, graph.dynamic_axes[one]] if one in graph.dynamic_axes else [0],
+    dynamic_shapes = {
+        input_name: dict.fromkeys(
+            [0, graph.dynamic_axes[input_name]] if input_name in graph.dynamic_axes else [0],
             torch.export.Dim.DYNAMIC,
         )
-        for one in graph.input_names
+        for input_name in graph.input_names
     }
+    single = not isinstance(graph.example_inputs, dict)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The tensor attributes", UserWarning
-            )  # of recurrent layers: weights
+            # Recurrent layers hold their weights as plain attributes.
+            warnings.filterwarnings("ignore", "The tensor attributes", UserWarning)
             return torch.export.export(
                 graph.module,
                 (graph.example_inputs,),
                 strict=False,
-                dynamic_shapes=(
-                    free if isinstance(graph.example_inputs, dict) else free["values"],
-                ),
+                dynamic_shapes=(dynamic_shapes["values"] if single else dynamic_shapes,),
             )
-    except Exception as e:  # of modules that are not ours, it may raise anything
-        raise SensoriumError(f"{name} cannot be a graph: {str(e).strip().splitlines()[0]}") from e
+    except Exception as e:  # torch.export raises anything for modules of other packages
+        reason = str(e).strip().splitlines()[0]
+        raise SensoriumError(f"{name} cannot be exported as a graph: {reason}.") from e
 
 
 def input_shapes(program: torch.export.ExportedProgram) -> list[str]:
-    """Of each input in turn, its type and shape: "int64 [rows, any]"."""
-    names, found = set(program.graph_signature.user_inputs), []
+    """Return the type and shape of each input: "int64 [rows, any]"."""
+    input_nodes = set(program.graph_signature.user_inputs)
+    shapes: list[str] = []
     for node in program.graph.nodes:
-        if node.name in names:
+        if node.name in input_nodes:
             value = node.meta["val"]
-            sizes = [
-                "rows",
-                *(str(size) if isinstance(size, int) else "any" for size in value.shape[1:]),
-            ]
-            found.append(f"{str(value.dtype).removeprefix('torch.')} [{', '.join(sizes)}]")
-    return found
+            sizes = [str(size) if isinstance(size, int) else "any" for size in value.shape[1:]]
+            dtype = str(value.dtype).removeprefix("torch.")
+            shapes.append(f"{dtype} [{', '.join(['rows', *sizes])}]")
+    return shapes
 
 
 def save_torch(graph: ExportableGraph, program: torch.export.ExportedProgram, path: Path) -> float:
-    """Write PATH.pt2; how far its answers are from the module's (see `Part.off`)."""
-    torch.export.save(program, path.with_suffix(".pt2"))
-    return graph.max_error(torch.export.load(path.with_suffix(".pt2")).module())
+    """Write PATH.pt2.
+
+    Returns:
+        The largest difference to the module; see `ExportableGraph.max_error`.
+    """
+    file = path.with_suffix(".pt2")
+    torch.export.save(program, file)
+    return graph.max_error(torch.export.load(file).module())
 
 
 def save_onnx(graph: ExportableGraph, program: torch.export.ExportedProgram, path: Path) -> float:
-    """Write PATH.onnx; how far onnxruntime's answers are from the module's (see `Part.off`).
+    """Write PATH.onnx.
 
-    Raises SensoriumError where the extra `export` is not installed.
+    Returns:
+        The largest difference between onnxruntime and the module; see `ExportableGraph.max_error`.
+
+    Raises:
+        SensoriumError: where the extra `export` is not installed.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as e:
-        raise SensoriumError('ONNX needs more: pip install "sensorium[export]"') from e
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        raise SensoriumError(
+            'Exporting to ONNX needs an extra. Install it: pip install "sensorium[export]".'
+        )
+    import onnxruntime
+
     file = path.with_suffix(".onnx")
     with _silence_exporter():
-        found = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program,
             (),
             input_names=graph.input_names,
@@ -303,48 +354,47 @@ def save_onnx(graph: ExportableGraph, program: torch.export.ExportedProgram, pat
             dynamo=True,
             verbose=False,
         )
-        assert found is not None
-        _rename_inner(found.model.graph, {*graph.input_names, *graph.output_names})
-        found.save(file, external_data=False)
+        assert onnx_program is not None
+        _rename_inner(onnx_program.model.graph, {*graph.input_names, *graph.output_names})
+        onnx_program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def run(given: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-        values = given if isinstance(given, dict) else {"values": given}
-        asked = {one.name: values[one.name].numpy() for one in session.get_inputs()}
-        return dict(
-            zip(graph.output_names, map(torch.from_numpy, session.run(None, asked)), strict=True)
-        )
+    def run(inputs: GraphValues) -> dict[str, Tensor]:
+        values = inputs if isinstance(inputs, dict) else {"values": inputs}
+        feed = {node.name: values[node.name].numpy() for node in session.get_inputs()}
+        outputs = session.run(None, feed)
+        return dict(zip(graph.output_names, map(torch.from_numpy, outputs), strict=True))
 
     return graph.max_error(run)
 
 
 def _rename_inner(graph: Any, taken: set[str]) -> None:
-    """Have no weight and no step of an ONNX graph the name of an input or output, which columns bring along."""
+    """Rename weights and inner values of an `onnx_ir.Graph` with the name of an input or output."""
     for name in [name for name in graph.initializers if name in taken]:
         value = graph.initializers.pop(name)
         value.name = f"{name} (inner)"
         graph.initializers[value.name] = value
-    ends = {id(value) for value in graph.outputs}
+    outputs = {id(value) for value in graph.outputs}
     for node in graph.all_nodes():
         for value in node.outputs:
-            if value.name in taken and id(value) not in ends:
+            if value.name in taken and id(value) not in outputs:
                 value.name = f"{value.name} (inner)"
 
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Without what torch's exporter says of itself, and of torchvision, which is not there."""
+    """Suppress the warnings of torch's ONNX exporter about itself and about torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for of_itself in (FutureWarning, DeprecationWarning):
-                warnings.simplefilter("ignore", of_itself)
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
         logger.setLevel(level)
 
 
-def _as_dict(outputs: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_dict(outputs: GraphValues) -> dict[str, Tensor]:
     return outputs if isinstance(outputs, dict) else {"vectors": outputs}

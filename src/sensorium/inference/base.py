@@ -1,7 +1,8 @@
-"""The three verbs. A model has those it can answer, as methods; asking for another is one clear error."""
+"""Models with the verbs embed, generate and predict, and the helpers that all verbs share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ from sensorium.modalities.base import Modality
 VERBS = ("embed", "generate", "predict")
 
 
-class UnsupportedVerb(SensoriumError, AttributeError):
-    """A verb that a model does not have."""
+class UnsupportedVerb(SensoriumError, AttributeError):  # noqa: N818 - it names the request
+    """Raised for a verb that a model does not have."""
 
 
 class VerbModel:
-    """A model with the verbs it is given, and no others. `kind` is what it is called when one is absent."""
+    """A model whose verbs are methods; a verb that it lacks raises UnsupportedVerb.
+
+    Args:
+        kind: What the model is called in error messages, such as "model of recipe clip".
+        verbs: Verb → function.
+    """
 
     def __init__(self, kind: str, verbs: Mapping[str, Callable[..., Any]]):
-        self.kind, self.verbs = kind, verbs
+        self.kind = kind
+        self.verbs = verbs
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         verbs = self.__dict__.get("verbs", {})
@@ -29,7 +36,7 @@ class VerbModel:
             return verbs[name]
         if name in VERBS:
             raise UnsupportedVerb(
-                f"a {self.kind} cannot {name}; it can {', '.join(verbs) or 'answer no verb'}"
+                f"A {self.kind} cannot {name}. It supports: {', '.join(verbs) or 'no verb'}."
             )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
@@ -38,21 +45,21 @@ class VerbModel:
 
 
 def load_value(modality: Modality, value: Any) -> np.ndarray:
-    """One raw value that a model is asked about. Raises SensoriumError naming it where it cannot be read."""
+    """Return one raw input as the modality loads it.
+
+    Raises:
+        SensoriumError: If it cannot be read, naming the value.
+    """
     try:
         return modality.load(value)
     except ValueError as error:
-        shown = (
-            value
-            if isinstance(value, str) or hasattr(value, "__fspath__")
-            else f"a {type(value).__name__}"
-        )
-        raise SensoriumError(f"cannot read {shown}: {error}") from error
+        name = value if isinstance(value, str | PathLike) else f"a {type(value).__name__}"
+        raise SensoriumError(f"Cannot read {name}: {error}.") from error
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """For a while the model does not train; then it is as it was."""
+    """Put the model in evaluation mode, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

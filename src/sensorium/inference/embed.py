@@ -1,12 +1,17 @@
-"""The verb `embed`: raw pictures or words in, unit vectors in the shared space out."""
+"""The verb `embed`: raw values to unit vectors in the shared space.
+
+N values   E width of the shared space
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import nn
 
+from sensorium.data.batching import iter_batches
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.modalities.base import Modality
@@ -14,37 +19,46 @@ from sensorium.models.towers import Tower
 
 
 class Embedder:
-    """embed(image=[...]) or embed(text=[...]) → float32 [N, E], rows of length one."""
+    """Embed values of one modality: `embed(image=[...])` or `embed(text=[...])`.
+
+    Args:
+        model: The model that holds the towers; it is in evaluation mode during a call.
+        modalities: Modality → its tower and the settings of its column.
+    """
 
     def __init__(self, model: nn.Module, modalities: Mapping[str, tuple[nn.Module, Modality]]):
-        self.model, self.modalities = (
-            model,
-            modalities,
-        )  # kind -> (its tower, settings of its column)
+        self.model = model
+        self.modalities = modalities
 
-    def __call__(self, *, batch_size: int = 256, **inputs: Sequence[Any]) -> np.ndarray:
-        """One keyword: the kind of value ("image", "text") with a list of raw values.
+    def __call__(
+        self, *, batch_size: int = 256, **inputs: Sequence[Any]
+    ) -> Float32[np.ndarray, "N E"]:
+        """Return one vector of length 1 for each value.
 
-        Raises SensoriumError naming the first value that cannot be read.
+        Args:
+            batch_size: Values per forward pass.
+            **inputs: One keyword, the modality, with a list of raw values.
+
+        Raises:
+            SensoriumError: If not exactly one supported modality is given, or a value cannot be
+                read.
         """
+        supported = ", ".join(self.modalities)
         if len(inputs) != 1:
             raise SensoriumError(
-                f"embed takes one kind of value at a time ({' or '.join(self.modalities)}), "
-                f"got {', '.join(inputs) or 'none'}"
+                f"embed got {', '.join(inputs) or 'no input'}. "
+                f"Give values of exactly one of: {supported}."
             )
         ((kind, values),) = inputs.items()
         if kind not in self.modalities:
-            raise SensoriumError(f"this model embeds {' and '.join(self.modalities)}, not {kind}")
+            raise SensoriumError(f"This model cannot embed {kind}. It embeds: {supported}.")
         tower, modality = self.modalities[kind]
+        if not isinstance(tower, Tower):
+            raise TypeError(f"expected a Tower for {kind}, got {type(tower).__name__}")
         loaded = [load_value(modality, value) for value in values]
-        assert isinstance(tower, Tower)
         vectors = np.zeros((len(loaded), tower.embed_dim), dtype=np.float32)
-        by_length = sorted(
-            range(len(loaded)), key=lambda i: len(loaded[i])
-        )  # so that little is padding
+        by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))  # little padding
         with eval_mode(self.model), torch.inference_mode():
-            for rows in (
-                by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)
-            ):
+            for rows in iter_batches(by_length, batch_size):
                 vectors[rows] = tower(modality.collate([loaded[i] for i in rows])).numpy()
         return vectors

@@ -1,4 +1,7 @@
-"""The verb `generate` for pictures that are said code by code: words in, pictures out."""
+"""The verb `generate` for images: text to image tokens, one at a time, to images.
+
+B rows   T tokens
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,12 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
-from sensorium.inference.request import as_lists, collate_column, iter_batches, require_output
+from sensorium.inference.request import (
+    as_lists,
+    collate_column,
+    iter_request_batches,
+    require_output,
+)
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models.decoder import Decoder
@@ -23,19 +31,29 @@ from sensorium.objectives.autoregressive import SamplingConfig, generate
 
 @runtime_checkable
 class EmbeddingModel(Protocol):
-    """A model that brings pictures and words into one space, such as a trained CLIP."""
+    """A model that embeds images and text in one space, such as a trained CLIP."""
 
     @property
-    def embed(self) -> Callable[..., np.ndarray]: ...
+    def embed(self) -> Callable[..., np.ndarray]:
+        """Return the verb `embed`."""
+        ...
 
 
 class ImageGenerator:
-    """generate(text=[...]) → pictures; with `image` and `keep`, pictures that go on from the first codes of others."""
+    """Generate images: `generate(text=[...])`; with `image` and `prefix_tokens`, complete images.
+
+    Args:
+        model: The trained model, whose parts `text` and `image` are read in this order.
+        text: Settings of the captions.
+        image: Settings of the images.
+    """
 
     output_modality = "image"
 
     def __init__(self, model: Decoder, text: Text, image: Image):
-        self.model, self.text, self.image = model, text, image
+        self.model = model
+        self.text = text
+        self.image = image
 
     def __call__(
         self,
@@ -55,110 +73,148 @@ class ImageGenerator:
         batch_size: int = 64,
         **inputs: Any,
     ) -> list[PIL.Image.Image]:
-        """Pictures for each row asked, n of them side by side.
+        """Return n images for each row, those of one row consecutive.
 
-        text: captions, or one; None where one is missing. guidance: how far to go from what would be painted without
-        the caption; 1: not at all. keep: how many codes of `image`, row by row from the top, are kept as they are.
-        rerank: a model that embeds pictures and words, which chooses the best n of so many `candidates`. The same seed
-        gives the same pictures whatever else is asked beside. Raises SensoriumError naming what cannot be done.
+        The same seed gives the same image for a row, whatever else is in the request.
+
+        Args:
+            modality: "image", or None.
+            n: Images per row.
+            temperature: Sampling temperature; 0 is greedy decoding.
+            top_k: Sample from the k most likely tokens only; 0 is off.
+            top_p: Sample from the most likely tokens with this total probability; 1 is off.
+            guidance_scale: Classifier-free guidance: 1 is off; more follows the caption closer.
+            seed: Random seed.
+            prefix_tokens: Number of tokens of `image` that are kept, row by row from the top.
+            region: Not supported.
+            rerank: A model that embeds images and text, to select the best n of `candidates`.
+            candidates: Images per row that are sampled for `rerank`.
+            batch_size: Images per batch.
+            **inputs: `text` and `image`: a list of raw values, or one value; None is a missing
+                caption.
+
+        Raises:
+            SensoriumError: If an option is out of range or not supported, or an input cannot be
+                read.
         """
         require_output(modality, "image", n=n, candidates=candidates, batch_size=batch_size)
         if region is not None:
             raise SensoriumError(
-                "a region cannot be painted anew here: codes are said row by row, and those after the "
-                "region would not be seen. Models of masked tokens (MaskGIT) can, which are planned; "
-                "here, keep=N keeps the first N codes"
+                "--region is not supported: this model generates image tokens row by row and "
+                "cannot see what follows the region. Use --prefix-tokens to keep the top of an "
+                "image."
             )
-        asked = as_lists(inputs, ["text", "image"], "image")
-        rows = max((len(values) for values in asked.values()), default=1)
-        self._check_request(asked, prefix_tokens, guidance_scale, rerank)
-        each = max(n, candidates) if rerank else n
-        painted: list[PIL.Image.Image] = []
-        for some, numbers in iter_batches(asked, rows, each, batch_size):
-            how = SamplingConfig(
-                temperature, top_k, top_p, guidance_scale, ("text",), seed, numbers
+        request = as_lists(inputs, ["text", "image"], "image")
+        rows = max((len(values) for values in request.values()), default=1)
+        self._check_prefix(request, prefix_tokens)
+        _check_guidance(request, guidance_scale)
+        _check_rerank(request, rerank)
+        samples_per_row = max(n, candidates) if rerank else n
+        images: list[PIL.Image.Image] = []
+        for batch_inputs, row_ids in iter_request_batches(
+            request, rows, samples_per_row, batch_size
+        ):
+            sampling = SamplingConfig(
+                temperature, top_k, top_p, guidance_scale, ("text",), seed, row_ids
             )
-            painted += self.decode_images(
-                self.generate_tokens(self._build_batch(some, prefix_tokens, len(numbers)), how)
-            )
+            batch = self._build_batch(batch_inputs, prefix_tokens, len(row_ids))
+            images += self.decode_images(self.generate_tokens(batch, sampling))
         if not isinstance(rerank, EmbeddingModel):
-            return painted
-        pieces = [painted[row * each : (row + 1) * each] for row in range(rows)]
-        return [
-            best
-            for words, piece in zip(asked["text"], pieces, strict=True)
-            for best in rerank_images(rerank, words, piece, n)
-        ]
+            return images
+        best: list[PIL.Image.Image] = []
+        for row, text in enumerate(request["text"]):
+            row_images = images[row * samples_per_row : (row + 1) * samples_per_row]
+            best += rerank_images(rerank, text, row_images, n)
+        return best
 
     def generate_tokens(self, batch: Batch, sampling: SamplingConfig) -> Int[Tensor, "B T"]:
-        """Codes for a batch of parts, as tensors: text as `spelt` gives it, image as far as it is given."""
-        begun = batch["image"][:, 1:]
-        left = len(self.token_embedding.row_embedding) ** 2 - begun.shape[1]
-        with eval_mode(self.model):
-            said = list(generate(self.model, batch, "image", left, sampling)) if left else []
-        return torch.cat([begun, *(ids[:, None] for ids in said)], 1)
+        """Return the tokens of whole images, without the start token.
+
+        Args:
+            batch: `text` as the model's embedding tokenizes it, if given, and `image`: the start
+                token and the tokens to complete.
+            sampling: Options of sampling.
+        """
+        prefix = batch["image"][:, 1:]
+        remaining = self._num_tokens() - prefix.shape[1]
+        steps: list[Int[Tensor, "B"]] = []
+        if remaining:
+            with eval_mode(self.model):
+                steps = list(generate(self.model, batch, "image", remaining, sampling))
+        return torch.cat([prefix, *(ids[:, None] for ids in steps)], 1)
 
     @torch.inference_mode()
     def decode_images(self, ids: Int[Tensor, "B T"]) -> list[PIL.Image.Image]:
-        """Codes as pictures to look at."""
-        return [self.image.decode(picture) for picture in self.token_embedding.decode_image(ids)]
+        """Return image tokens as images."""
+        return [self.image.decode(pixels) for pixels in self.token_embedding.decode_image(ids)]
 
     @property
     def token_embedding(self) -> ImageTokenEmbedding:
-        cells = self.model.parts["image"]
-        assert isinstance(cells, ImageTokenEmbedding)
-        return cells
+        """Return the part of the model that embeds image tokens."""
+        embedding = self.model.parts["image"]
+        if not isinstance(embedding, ImageTokenEmbedding):
+            raise TypeError(f"expected an ImageTokenEmbedding, got {type(embedding).__name__}")
+        return embedding
 
     def start_tokens(self, batch_size: int) -> Int[Tensor, "B 1"]:
-        """The beginning of pictures of which nothing is given."""
+        """Return the prefixes of images of which nothing is given: the start token."""
         return torch.full((batch_size, 1), self.token_embedding.start_token)
 
-    def _check_request(
-        self,
-        inputs: Mapping[str, Sequence[Any]],
-        prefix_tokens: int,
-        guidance_scale: float,
-        rerank: object,
-    ) -> None:
-        cells = len(self.token_embedding.row_embedding) ** 2
-        if (
-            not 0 <= prefix_tokens <= cells
-            or bool(prefix_tokens) != ("image" in inputs)
-            or _has_missing(inputs.get("image", ()))
-        ):
+    def _num_tokens(self) -> int:
+        return len(self.token_embedding.row_embedding) ** 2
+
+    def _check_prefix(self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int) -> None:
+        limit = self._num_tokens()
+        if not 0 <= prefix_tokens <= limit:
             raise SensoriumError(
-                f"keep={prefix_tokens}: give both a picture to each row (image=) and how many of its codes "
-                f"stay, 1 to {cells}, or neither"
+                f"--prefix-tokens {prefix_tokens} is out of range. Use 1 to {limit}, or 0 for none."
             )
-        if not 0 <= guidance_scale < math.inf or (guidance_scale != 1 and "text" not in inputs):
+        images = inputs.get("image")
+        if not prefix_tokens and images is not None:
             raise SensoriumError(
-                f"guidance={guidance_scale}: expected 0 or more, and words to be guided by (text=)"
+                f"--image needs --prefix-tokens: how many of its tokens are kept, 1 to {limit}."
             )
-        if rerank is not None and (
-            "text" not in inputs
-            or _has_missing(inputs["text"])
-            or not isinstance(rerank, EmbeddingModel)
-        ):
+        if prefix_tokens and (images is None or _has_missing(images)):
             raise SensoriumError(
-                "rerank takes a model that embeds pictures and words, as in "
-                "rerank=sn.load('runs/clip'), and words for every picture (text=)"
+                f"--prefix-tokens {prefix_tokens} needs an image in every row. Give --image."
             )
 
     def _build_batch(
         self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, batch_size: int
     ) -> Batch:
-        batch = collate_column("text", self.text, inputs["text"]) if "text" in inputs else Batch({})
+        batch = Batch({})
+        if "text" in inputs:
+            batch = collate_column("text", self.text, inputs["text"])
         if "text" in batch:
-            batch = batch.with_columns(
-                {"text": self.model.output_part("text").tokenize(batch["text"])}
-            )
+            ids = self.model.output_part("text").tokenize(batch["text"])
+            batch = batch.with_columns({"text": ids})
         if not prefix_tokens:
             return batch.with_columns({"image": self.start_tokens(batch_size)})
         with eval_mode(self.model):
-            codes = self.token_embedding.tokenize(
-                collate_column("image", self.image, inputs["image"])["image"]
-            )
-        return batch.with_columns({"image": codes[:, : 1 + prefix_tokens]})
+            pixels = collate_column("image", self.image, inputs["image"])["image"]
+            ids = self.token_embedding.tokenize(pixels)
+        return batch.with_columns({"image": ids[:, : 1 + prefix_tokens]})
+
+
+def _check_guidance(inputs: Mapping[str, Sequence[Any]], guidance_scale: float) -> None:
+    if not 0 <= guidance_scale < math.inf:
+        raise SensoriumError(f"--guidance-scale {guidance_scale} is out of range. Use 0 or more.")
+    if guidance_scale != 1 and "text" not in inputs:
+        raise SensoriumError(
+            f"--guidance-scale {guidance_scale:g} needs a caption. Give a text, or leave it out."
+        )
+
+
+def _check_rerank(inputs: Mapping[str, Sequence[Any]], rerank: object) -> None:
+    if rerank is None:
+        return
+    if not isinstance(rerank, EmbeddingModel):
+        raise SensoriumError(
+            "--rerank needs a model that embeds images and text. "
+            "Give a CLIP run (in Python: rerank=sn.load('runs/clip'))."
+        )
+    if "text" not in inputs or _has_missing(inputs["text"]):
+        raise SensoriumError("--rerank needs a caption in every row. Give a text.")
 
 
 def _has_missing(values: Sequence[Any]) -> bool:
@@ -168,6 +224,6 @@ def _has_missing(values: Sequence[Any]) -> bool:
 def rerank_images(
     model: EmbeddingModel, text: str, images: Sequence[PIL.Image.Image], n: int
 ) -> list[PIL.Image.Image]:
-    """The n pictures that are nearest to the words, best first."""
+    """Return the n images whose embeddings are most similar to that of the text, best first."""
     scores = model.embed(image=images) @ model.embed(text=[text])[0]
     return [images[i] for i in np.argsort(-scores, kind="stable")[:n]]

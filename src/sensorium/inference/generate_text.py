@@ -1,4 +1,7 @@
-"""The verb `generate` for words: pictures, questions and beginnings in, words out, whole or token by token."""
+"""The verb `generate` for text: images, questions and prefixes to text, at once or as a stream.
+
+B rows   T tokens
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +13,12 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
-from sensorium.inference.request import as_lists, collate_column, iter_batches, require_output
+from sensorium.inference.request import (
+    as_lists,
+    collate_column,
+    iter_request_batches,
+    require_output,
+)
 from sensorium.modalities.base import Modality
 from sensorium.modalities.text import Text, last_token_index
 from sensorium.models.decoder import Decoder
@@ -18,19 +26,24 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import BeamConfig, SamplingConfig, beam_search, generate
 
 MAX_BEAMS = 256
-REPLACEMENT_CHAR = "\ufffd"  # how the first bytes of a letter are shown while others are to come
+REPLACEMENT_CHAR = "\ufffd"  # decoded from the first bytes of an incomplete character
 
 
 class TextGenerator:
-    """generate(image=[...], question=[...], text=[...]) → words that go on from there.
+    """Generate text: `generate(image=[...], question=[...], text=[...])`.
 
-    given: what a model reads before it speaks, part → settings. `text` is how its words begin.
+    Args:
+        model: The trained model.
+        inputs: Settings of the parts that the model reads before the text.
+        text: Settings of the generated text, whose prefix can be given as `text`.
     """
 
     output_modality = "text"
 
     def __init__(self, model: Decoder, inputs: Mapping[str, Modality], text: Text):
-        self.model, self.inputs, self.text = model, dict(inputs), text
+        self.model = model
+        self.inputs = dict(inputs)
+        self.text = text
 
     def __call__(
         self,
@@ -47,32 +60,47 @@ class TextGenerator:
         batch_size: int = 64,
         **inputs: Any,
     ) -> list[str]:
-        """Words for each row asked, n times over, side by side.
+        """Return n texts for each row, those of one row consecutive.
 
-        Each keyword of `given` is a list of raw values (image: paths, PIL images, arrays; question; text: beginnings),
-        or one value; None where one is missing. temperature: 0 for the likeliest word each time. beams: how many
-        continuations are followed at once in search of the likeliest; 0: none. length: the most tokens; 0: all that
-        the model can say. The same seed gives the same words to the same row whatever else is asked
-        beside.
-        Raises SensoriumError naming what cannot be read or done.
+        The same seed gives the same text for a row, whatever else is in the request.
+
+        Args:
+            modality: "text", or None.
+            n: Texts per row; more than 1 needs a temperature.
+            temperature: Sampling temperature; 0 is greedy decoding.
+            top_k: Sample from the k most likely tokens only; 0 is off.
+            top_p: Sample from the most likely tokens with this total probability; 1 is off.
+            num_beams: Beam search with this many beams; 0 is off.
+            seed: Random seed.
+            max_tokens: Largest number of new tokens; 0 is the model's limit.
+            batch_size: Texts per batch.
+            **inputs: Input → list of raw values, or one value; None is a missing value.
+
+        Raises:
+            SensoriumError: If an option is out of range, or an input cannot be read.
         """
         require_output(modality, "text", n=n, batch_size=batch_size)
-        asked, rows = self._parse_inputs(inputs)
-        if n > 1 and (num_beams or not temperature):
+        request, rows = self._parse_inputs(inputs)
+        if not 0 <= num_beams <= MAX_BEAMS:
             raise SensoriumError(
-                f"n={n}: the likeliest words are always the same; give a temperature, and no beams"
+                f"--num-beams {num_beams} is out of range. Use 0 (off) to {MAX_BEAMS}."
             )
-        if not 0 <= num_beams <= MAX_BEAMS or (num_beams and temperature):
+        if num_beams and temperature:
             raise SensoriumError(
-                f"beams={num_beams}, temperature={temperature}: beams, {MAX_BEAMS} at most, look for the "
-                "likeliest words, and a temperature draws others; give one of the two"
+                f"--num-beams {num_beams} and --temperature {temperature:g} exclude each other. "
+                "Beam search is deterministic; give one of the two."
             )
-        said: list[str] = []
-        for some, numbers in iter_batches(asked, rows, n, batch_size):
-            how = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=numbers)
-            ids = self.generate_tokens(self._build_batch(some), how, max_tokens, num_beams)
-            said += [self.text.decode(row) for row in ids]
-        return said
+        if n > 1 and not temperature:
+            raise SensoriumError(
+                f"-n {n} needs sampling, or all texts are the same. Give a --temperature above 0."
+            )
+        texts: list[str] = []
+        for batch_inputs, row_ids in iter_request_batches(request, rows, n, batch_size):
+            sampling = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=row_ids)
+            batch = self._build_batch(batch_inputs)
+            ids = self.generate_tokens(batch, sampling, max_tokens, num_beams)
+            texts += [self.text.decode(row) for row in ids]
+        return texts
 
     def stream(
         self,
@@ -86,31 +114,44 @@ class TextGenerator:
         max_tokens: int = 0,
         **inputs: Any,
     ) -> Iterator[list[str]]:
-        """The same as it is said: for each step, what came to each row. Joined, they are the words of a call."""
+        """Yield the text of each row as it is generated, one token at a time.
+
+        Takes the options of a call, all rows in one batch.
+
+        Yields:
+            For each step the new text of each row, in whole characters; all of them joined are the
+            texts that a call returns.
+        """
         require_output(modality, "text")
-        asked, rows = self._parse_inputs(inputs)
-        ((_, numbers),) = iter_batches(asked, rows, 1, rows)
-        how = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=numbers)
-        batch = self._build_batch(asked)
-        said, shown = batch["text"][:, :0], [""] * rows
+        request, rows = self._parse_inputs(inputs)
+        ((_, row_ids),) = iter_request_batches(request, rows, 1, rows)
+        sampling = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=row_ids)
+        batch = self._build_batch(request)
+        generated = batch["text"][:, :0]
+        emitted = [""] * rows
         with eval_mode(self.model):
-            for ids in self._iter_tokens(batch, how, max_tokens):
-                said = torch.cat([said, ids[:, None]], 1)
-                whole = [self.text.decode(row) for row in said]
-                whole = [
-                    before if now.endswith(REPLACEMENT_CHAR) else now
-                    for before, now in zip(shown, whole, strict=True)
+            for ids in self._iter_tokens(batch, sampling, max_tokens):
+                generated = torch.cat([generated, ids[:, None]], 1)
+                decoded = [self.text.decode(row) for row in generated]
+                decoded = [
+                    old if new.endswith(REPLACEMENT_CHAR) else new
+                    for old, new in zip(emitted, decoded, strict=True)
                 ]
-                yield [now[len(before) :] for before, now in zip(shown, whole, strict=True)]
-                shown = whole
-        yield [
-            self.text.decode(row)[len(before) :] for before, row in zip(shown, said, strict=True)
-        ]
+                yield _new_text(emitted, decoded)
+                emitted = decoded
+        yield _new_text(emitted, [self.text.decode(row) for row in generated])
 
     def generate_tokens(
         self, batch: Batch, sampling: SamplingConfig, max_tokens: int = 0, num_beams: int = 0
     ) -> Int[Tensor, "B T"]:
-        """Ids for a batch of parts, as tensors. Beginnings are told from ends by having none."""
+        """Return the generated token ids, without the prefix.
+
+        Args:
+            batch: The inputs of the model; `text` holds prefixes with a start and no end token.
+            sampling: Options of sampling, unused in beam search.
+            max_tokens: Largest number of new tokens; 0 is the model's limit.
+            num_beams: Beam search with this many beams; 0 is off.
+        """
         with eval_mode(self.model):
             if not num_beams:
                 return torch.stack(list(self._iter_tokens(batch, sampling, max_tokens)), 1)
@@ -125,7 +166,7 @@ class TextGenerator:
             )
 
     def start_tokens(self, batch_size: int) -> Int[Tensor, "B 1"]:
-        """The beginning of words of which nothing is given."""
+        """Return the prefixes of texts of which nothing is given: the start token."""
         return torch.full((batch_size, 1), self._start_id)
 
     def _iter_tokens(
@@ -142,43 +183,50 @@ class TextGenerator:
         )
 
     def _max_new_tokens(self, batch: Batch, max_tokens: int) -> Int[Tensor, "B"]:
-        """How many tokens each row may go on for. Raises SensoriumError for a length below 0."""
+        """Return how many tokens may be added to each row."""
         if max_tokens < 0:
             raise SensoriumError(
-                f"length={max_tokens}: expected 1 token or more, or 0 for all that the model can say"
+                f"--max-tokens {max_tokens} is out of range. Use 1 or more, or 0 for the model's "
+                "limit."
             )
-        room = self.text.length - 1 - last_token_index(batch["text"], self.text.end, self.text.pad)
+        last = last_token_index(batch["text"], self.text.end, self.text.pad)
+        room = self.text.length - 1 - last
         return room.clamp(max=max_tokens) if max_tokens else room
 
     @property
     def _start_id(self) -> int:
-        """What words begin with; where nothing of its own does, the end of other words."""
+        """The start token; models without one start a text with the end token of another."""
         return self.text.end if self.text.start is None else self.text.start
 
     def _suppressed_tokens(self) -> tuple[int, ...]:
         return tuple({self.text.pad, self._start_id} - {self.text.end})
 
     def _parse_inputs(self, inputs: Mapping[str, Any]) -> tuple[dict[str, list[Any]], int]:
-        asked = as_lists(inputs, [*self.inputs, "text"], "text")
-        rows = max((len(values) for values in asked.values()), default=1)
-        return {"text": [None] * rows, **asked}, rows
+        """Return the inputs as lists, prefixes included, and the number of rows."""
+        lists = as_lists(inputs, [*self.inputs, "text"], "text")
+        rows = max((len(values) for values in lists.values()), default=1)
+        return {"text": [None] * rows, **lists}, rows
 
     def _build_batch(self, inputs: Mapping[str, Sequence[Any]]) -> Batch:
-        begun = [
-            np.array([self._start_id]) if words is None else load_value(self.text, words)[:-1]
-            for words in inputs["text"]
-        ]
-        for words, ids in zip(inputs["text"], begun, strict=True):
-            if len(ids) > self.text.length - 2:
-                raise SensoriumError(
-                    f"the beginning {words[:40]!r} leaves no room: this model says {self.text.length} "
-                    "tokens at most"
-                )
-        batch = Batch({"text": self.text.collate(begun)})
+        batch = Batch({"text": self.text.collate([self._prefix(v) for v in inputs["text"]])})
         for part, values in inputs.items():
-            batch = (
-                batch
-                if part == "text"
-                else batch.merge(collate_column(part, self.inputs[part], values))
-            )
+            if part != "text":
+                batch = batch.merge(collate_column(part, self.inputs[part], values))
         return batch
+
+    def _prefix(self, text: str | None) -> np.ndarray:
+        """Return the ids of a prefix: with a start token, without an end token."""
+        if text is None:
+            return np.array([self._start_id])
+        ids = load_value(self.text, text)[:-1]
+        if len(ids) > self.text.length - 2:
+            raise SensoriumError(
+                f"The prefix {text[:40]!r} leaves no room for new text: the limit of this model is "
+                f"{self.text.length} tokens. Give a shorter one."
+            )
+        return ids
+
+
+def _new_text(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return what each new text adds to its old one."""
+    return [after[len(before) :] for before, after in zip(old, new, strict=True)]

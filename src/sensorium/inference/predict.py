@@ -1,6 +1,6 @@
-"""The verb `predict`: raw values of any columns in, any of them missing; labels, numbers, ranks or tags out.
+"""The verb `predict`: raw values of any columns, some of them missing, to predictions of targets.
 
-N rows   C classes   K numbers that a head says
+N rows   C classes or tags   K outputs of a head
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
-from sensorium.inference.request import as_lists, collate_column, iter_batches
+from sensorium.inference.request import as_lists, collate_column, iter_request_batches
 from sensorium.metrics.calibration import conformal_sets
 from sensorium.modalities.base import Modality
 from sensorium.modalities.multilabel import Multilabel
@@ -28,10 +28,15 @@ from sensorium.nn.tokens import Batch
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one target. `value`: a label, a number or a list of tags for each row; None: it abstains.
+    """The predictions of one target.
 
-    probability: of each class or tag, in the order of `classes`. spread: standard deviation of a number.
-    among, interval: classes, or the ends of a range, that hold the truth with the probability asked for.
+    Attributes:
+        value: For each row a label, a number or a list of tags; None if the model abstains.
+        classes: Names of the classes or tags.
+        probability: Probability of each class or tag, in the order of `classes`.
+        prediction_set: Classes that contain the true one with the requested coverage.
+        std: Standard deviation of each number.
+        interval: Lower and upper bound that contain the true number with the requested coverage.
     """
 
     value: list[Any]
@@ -43,7 +48,13 @@ class Prediction:
 
 
 class Predictor:
-    """predict(photo=["a.jpg"], title=["red shoe"], size=[None]) → {target: Prediction}."""
+    """Predict targets: `predict(photo=["a.jpg"], title=["red shoe"])` → {target: Prediction}.
+
+    Args:
+        model: The trained model.
+        columns: Settings of the input columns.
+        targets: Settings of the target columns.
+    """
 
     def __init__(
         self,
@@ -51,7 +62,9 @@ class Predictor:
         columns: Mapping[str, Modality],
         targets: Mapping[str, Modality],
     ):
-        self.model, self.columns, self.targets = model, dict(columns), dict(targets)
+        self.model = model
+        self.columns = dict(columns)
+        self.targets = dict(targets)
 
     def __call__(
         self,
@@ -63,51 +76,66 @@ class Predictor:
         batch_size: int = 256,
         **columns: Any,
     ) -> dict[str, Prediction]:
-        """What is said of each target of each row.
+        """Return the predictions of each target for all rows.
 
-        Give `rows`, a mapping from column to raw value for each; or columns as keywords, each a list with None where a
-        value is missing. A column not named is missing in all rows. A row without any value gets what is said where
-        nothing is known, with a warning.
-        coverage: of the intervals, and of the sets of classes: how often they hold the truth (split conformal, from the
-        validation rows; endless where these were too few). accuracy: how often the labels and ranks that are said are
-        to be right; rows that are not sure enough for that get None. 0: all are answered.
-        Raises SensoriumError for a column the model does not read, and naming a value that cannot be read.
+        A column that is not given is missing in all rows. For a row without any value the model
+        predicts from no input, with a warning.
+
+        Args:
+            rows: One mapping per row, from column to raw value. Alternatively, give `columns`.
+            coverage: Probability that intervals and prediction sets contain the true value (split
+                conformal prediction on the validation rows; unbounded if these were too few).
+            min_accuracy: Selective prediction: accuracy that labels and ranks must reach; rows with
+                a lower confidence get None. 0 predicts all rows.
+            batch_size: Rows per forward pass.
+            **columns: Column → list of raw values, with None or NaN for a missing value.
+
+        Raises:
+            SensoriumError: If there is no row, the model does not read a column, or a value cannot
+                be read.
         """
-        given = as_lists(
+        inputs = as_lists(
             columns if rows is None else self._to_columns(rows),
             list(self.columns),
             " and ".join(self.targets),
         )
-        n = len(rows) if rows is not None else len(next(iter(given.values()), []))
-        if not n:
+        num_rows = len(rows) if rows is not None else len(next(iter(inputs.values()), []))
+        if not num_rows:
             raise SensoriumError(
-                "predict was given no row: give rows, or a list of values for some column"
+                "predict got no rows. Give rows, or a list of values for at least one column."
             )
-        given = {
-            name: [None if _is_missing(v) else v for v in values] for name, values in given.items()
+        inputs = {
+            name: [None if _is_missing(value) else value for value in values]
+            for name, values in inputs.items()
         }
-        empty = sum(all(values[i] is None for values in given.values()) for i in range(n))
-        if empty:
-            warnings.warn(
-                f"{empty} of {n} rows have a value in none of {', '.join(self.columns)}: they get what is "
-                "said where nothing is known",
-                stacklevel=2,
-            )
-        said = [self._compute_logits(some) for some, _ in iter_batches(given, n, 1, batch_size)]
+        self._warn_empty_rows(inputs, num_rows)
+        batches = iter_request_batches(inputs, num_rows, 1, batch_size)
+        outputs = [self._compute_logits(batch) for batch, _ in batches]
         return {
             name: decode_prediction(
-                modality,
-                torch.cat([part[name] for part in said]),
+                target,
+                torch.cat([logits[name] for logits in outputs]),
                 self.model.get_calibration(name),
                 coverage,
                 min_accuracy,
             )
-            for name, modality in self.targets.items()
+            for name, target in self.targets.items()
         }
 
     def _to_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: [row.get(name) for row in rows] for name in names or list(self.columns)[:1]}
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if not names:
+            names = list(self.columns)[:1]  # all rows are empty
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _warn_empty_rows(self, inputs: Mapping[str, Sequence[Any]], num_rows: int) -> None:
+        empty = sum(all(values[i] is None for values in inputs.values()) for i in range(num_rows))
+        if empty:
+            warnings.warn(
+                f"{empty} of {num_rows} rows have no value in any of {', '.join(self.columns)}; "
+                "their predictions are based on no input.",
+                stacklevel=3,
+            )
 
     def _compute_logits(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
@@ -124,36 +152,62 @@ def decode_prediction(
     coverage: float = 0.9,
     min_accuracy: float = 0.0,
 ) -> Prediction:
-    """A head's numbers as what they mean."""
-    bound = calibration.conformal_quantile(coverage)
+    """Return the prediction that the outputs of a head stand for.
+
+    Args:
+        target: Settings of the target column.
+        logits: Outputs of the head.
+        calibration: Calibration of the head.
+        coverage: Probability that intervals and prediction sets contain the true value.
+        min_accuracy: Accuracy that labels and ranks must reach; 0 predicts all rows.
+
+    Raises:
+        SensoriumError: If the modality of the target cannot be predicted.
+    """
+    quantile = calibration.conformal_quantile(coverage)
     match target:
-        case Category(classes=classes):
-            p = calibration.probabilities(target, logits)
-            answer = predicted_class(target, p)
-            sure = p.gather(1, answer[:, None])[:, 0] >= (
-                calibration.selective_threshold(min_accuracy) if min_accuracy else 0
-            )
-            value = [
-                classes[i] if s else None
-                for i, s in zip(answer.tolist(), sure.tolist(), strict=True)
-            ]
-            among = [
-                [c for c, held in zip(classes, row, strict=True) if held]
-                for row in conformal_sets(p, bound).tolist()
-            ]
-            return Prediction(value, classes, p.numpy(), among)
+        case Category():
+            return _decode_category(target, logits, calibration, quantile, min_accuracy)
         case Multilabel(tags=tags):
             p = calibration.probabilities(target, logits)
             return Prediction([target.decode(row) for row in p], tags, p.numpy())
         case Numeric():
-            found = calibration.distribution(logits)
-            ends = found.mean[:, None] + found.std[:, None] * torch.tensor([-bound, bound])
+            gaussian = calibration.distribution(logits)
+            bounds = gaussian.std[:, None] * torch.tensor([-quantile, quantile])
+            interval = gaussian.mean[:, None] + bounds
             return Prediction(
-                [target.decode(value) for value in found.mean],
-                std=found.std.numpy() * target.std,
-                interval=ends.numpy() * target.std + target.mean,
+                [target.decode(value) for value in gaussian.mean],
+                std=gaussian.std.numpy() * target.std,
+                interval=interval.numpy() * target.std + target.mean,
             )
-    raise SensoriumError(f"a column of kind {target.kind} cannot be predicted")
+        case _:
+            raise SensoriumError(
+                f"A column of type {target.kind} cannot be predicted. "
+                "Use a target of type category, ordinal, multilabel or numeric."
+            )
+
+
+def _decode_category(
+    target: Category,
+    logits: Float[Tensor, "N K"],
+    calibration: Calibration,
+    quantile: float,
+    min_accuracy: float,
+) -> Prediction:
+    p = calibration.probabilities(target, logits)
+    predicted = predicted_class(target, p)
+    confidence = p.gather(1, predicted[:, None])[:, 0]
+    threshold = calibration.selective_threshold(min_accuracy) if min_accuracy else 0
+    accepted = confidence >= threshold
+    values = [
+        target.classes[i] if accept else None
+        for i, accept in zip(predicted.tolist(), accepted.tolist(), strict=True)
+    ]
+    prediction_set = [
+        [name for name, included in zip(target.classes, row, strict=True) if included]
+        for row in conformal_sets(p, quantile).tolist()
+    ]
+    return Prediction(values, target.classes, p.numpy(), prediction_set)
 
 
 def _is_missing(value: Any) -> bool:

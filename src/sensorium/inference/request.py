@@ -1,4 +1,4 @@
-"""What the verb `generate` is asked with: raw values by name, as the batch that a model reads."""
+"""Requests of the verbs `generate` and `predict`: raw values by name, as batches for a model."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,84 +9,115 @@ import numpy as np
 import PIL.Image
 import torch
 
+from sensorium.data.batching import iter_batches
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import load_value
 from sensorium.modalities.base import Modality
 from sensorium.nn.tokens import Batch
 
 RawInputs = Mapping[str, Sequence[Any]]
+SINGLE_VALUE_TYPES = (str, bytes, Path, PIL.Image.Image, np.ndarray)
 
 
 def as_lists(
     inputs: Mapping[str, Any], allowed: Sequence[str], output_modality: str
 ) -> dict[str, list[Any]]:
-    """Each keyword as a list, all of one length; a single value is a list of one, and None is a value that is missing.
+    """Return each input as a list; a single value becomes a list of one.
 
-    Raises SensoriumError for a keyword that is not `known`, and for lists of several lengths.
+    Args:
+        inputs: Name → value or values; None is a missing value.
+        allowed: Names that the model accepts.
+        output_modality: What the model outputs, for error messages.
+
+    Raises:
+        SensoriumError: If a name is not allowed, or the lists differ in length.
     """
-    if unknown := set(inputs) - set(allowed):
-        raise SensoriumError(
-            f"this model makes {output_modality} and is given {', '.join(allowed)}, not {min(unknown)}"
-        )
-    single = str | bytes | Path | PIL.Image.Image | np.ndarray
-    found = {
-        name: [values] if isinstance(values, single) else list(values)
+    for name in sorted(inputs):
+        if name not in allowed:
+            raise SensoriumError(
+                f"Unknown input {name!r} of a model that outputs {output_modality}. "
+                f"Its inputs are: {', '.join(allowed)}."
+            )
+    lists = {
+        name: [values] if isinstance(values, SINGLE_VALUE_TYPES) else list(values)
         for name, values in inputs.items()
     }
-    sizes = {name: len(values) for name, values in found.items()}
+    sizes = {name: len(values) for name, values in lists.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{size} of {name}" for name, size in sizes.items())
-        raise SensoriumError(f"{told}: give as many of each, with None where one is missing")
-    return found
+        counts = ", ".join(f"{size} of {name}" for name, size in sizes.items())
+        raise SensoriumError(
+            f"The inputs differ in length: {counts}. "
+            "Give lists of one length, with None for a missing value."
+        )
+    return lists
 
 
 def require_output(modality: str | None, supported: str, **counts: int) -> None:
-    """Raises SensoriumError where `what` is asked of a model that makes `this`, and for a count below 1."""
+    """Check the requested output modality and counts of a request.
+
+    Args:
+        modality: Requested output; None is whatever the model outputs.
+        supported: What the model outputs.
+        **counts: Options that must be at least 1.
+
+    Raises:
+        SensoriumError: If the model does not output the modality, or a count is below 1.
+    """
     if modality not in (None, supported):
-        raise SensoriumError(f"this model makes {supported}, not {modality}")
+        raise SensoriumError(f"This model cannot generate {modality}. It generates {supported}.")
     for name, count in counts.items():
         if count < 1:
-            raise SensoriumError(f"{name}={count}: expected 1 or more")
+            raise SensoriumError(f"{name}={count} is out of range. Use 1 or more.")
 
 
-def iter_batches(
+def iter_request_batches(
     inputs: RawInputs, num_rows: int, n: int, batch_size: int
 ) -> Iterator[tuple[dict[str, list[Any]], tuple[int, ...]]]:
-    """`size` rows at a time, each row `n` times over; and a number for each to draw by: see `number`."""
-    every = [(row, which) for row in range(num_rows) for which in range(n)]
-    for start in range(0, len(every), batch_size):
-        some = every[start : start + batch_size]
-        yield (
-            {name: [values[row] for row, _ in some] for name, values in inputs.items()},
-            tuple(
-                row_seed({name: values[row] for name, values in inputs.items()}, which)
-                for row, which in some
-            ),
+    """Yield batches of a request in which each row is repeated n times.
+
+    Args:
+        inputs: Name → one value per row.
+        num_rows: Number of rows.
+        n: Samples per row; they are consecutive.
+        batch_size: Samples per batch.
+
+    Yields:
+        The inputs of the batch, and the seed of each of its samples (see `row_seed`).
+    """
+    samples = [(row, index) for row in range(num_rows) for index in range(n)]
+    for batch in iter_batches(samples, batch_size):
+        batch_inputs = {name: [values[row] for row, _ in batch] for name, values in inputs.items()}
+        seeds = tuple(
+            row_seed({name: values[row] for name, values in inputs.items()}, index)
+            for row, index in batch
         )
+        yield batch_inputs, seeds
 
 
 def row_seed(values: Mapping[str, Any], sample_index: int) -> int:
-    """What the answer `which` to these values is drawn by: other words, other chances, whatever stands beside them."""
-    words = [f"{name}={value}" for name, value in sorted(values.items()) if isinstance(value, str)]
-    digest = hashlib.sha256(
-        "\0".join([str(sample_index), *words]).encode("utf-8", "surrogatepass")
-    ).digest()
-    return int.from_bytes(digest[:8], "little")
+    """Return the seed of one sample: a hash of its index and of the texts among its inputs.
+
+    The sample is thus the same whatever else is in the batch.
+    """
+    texts = [f"{name}={value}" for name, value in sorted(values.items()) if isinstance(value, str)]
+    message = "\0".join([str(sample_index), *texts]).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
 
 
 def collate_column(name: str, modality: Modality, values: Sequence[Any]) -> Batch:
-    """Raw values of one part or column as a batch, which is without the part where all are missing."""
-    there = [load_value(modality, value) for value in values if value is not None]
-    if not there:
+    """Return the raw values of one column as a batch; without the column if all are missing.
+
+    Raises:
+        SensoriumError: If a value cannot be read.
+    """
+    loaded = [None if value is None else load_value(modality, value) for value in values]
+    first = next((array for array in loaded if array is not None), None)
+    if first is None:
         return Batch({})
-    found, nothing = iter(there), np.zeros_like(there[0])
-    batch = Batch(
-        {name: modality.collate([nothing if value is None else next(found) for value in values])}
-    )
-    return (
-        batch
-        if len(there) == len(values)
-        else batch.with_columns(
-            present={name: torch.tensor([value is not None for value in values])}
-        )
-    )
+    placeholder = np.zeros_like(first)
+    arrays = [placeholder if array is None else array for array in loaded]
+    batch = Batch({name: modality.collate(arrays)})
+    if all(array is not None for array in loaded):
+        return batch
+    present = torch.tensor([array is not None for array in loaded])
+    return batch.with_columns(present={name: present})

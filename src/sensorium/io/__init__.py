@@ -1,1 +1,15 @@
-"""Files on disk: atomic writes, tensor files, run configs, checkpoints."""
+"""Files on disk: atomic writes, locks, tensor files, run configs, checkpoints.
+
+Importing this package needs neither torch nor numpy: the worker process that reads untrusted
+pickles imports it. `io.tensors` and `io.run_config`, which need torch, are imported by name.
+"""
+
+from sensorium.io.atomic import (
+    fsync_dir,
+    full_fsync,
+    remove_temporary_files,
+    write_file,
+    write_json,
+)
+
+__all__ = ["fsync_dir", "full_fsync", "remove_temporary_files", "write_file", "write_json"]

@@ -1,4 +1,4 @@
-"""Writes that are there whole or not at all, whenever the machine stops: temporary file, fsync, rename, fsync again."""
+"""Atomic file writes: temporary file, fsync, rename, fsync of the folder."""
 
 import json
 import os
@@ -10,11 +10,14 @@ from sensorium.errors import SensoriumError
 
 
 def write_file(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
-    """Put `content` at `path` so that a reader, now or after a crash, finds the old file or the new one, never a half.
+    """Write a file atomically: a reader, now or after a crash, finds the old file or the new one.
 
-    content: the bytes, or a function that writes them to the path it is given (which lies in the same folder).
-    The file gets the rights that the umask allows, whatever the function gave it.
-    Raises SensoriumError where the system refuses (disk full, no rights); what was at `path` is then untouched.
+    Args:
+        path: the file to write. It gets the permissions that the umask allows.
+        content: the bytes, or a function that writes them to the temporary path it is called with.
+
+    Raises:
+        SensoriumError: the system refuses (disk full, no permission). The old file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -24,28 +27,36 @@ def write_file(path: str | Path, content: bytes | Callable[[Path], object]) -> N
             temporary.write_bytes(content)
         else:
             content(temporary)
-        os.chmod(temporary, mode)
+        temporary.chmod(mode)
         _fsync_file(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         fsync_dir(path.parent)
     except OSError as e:
         raise SensoriumError(
-            f"could not write {path}: {e.strerror or e}. What was there before is untouched; "
-            "free space or choose another place, then run the same command again."
+            f"{path} could not be written: {e.strerror or e}. The previous file is unchanged; "
+            "free disk space or choose another location, then run the same command again."
         ) from e
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """`write` for JSON that a person can read: indented, UTF-8, and no NaN, which is not JSON (ValueError)."""
-    write_file(
-        path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    )
+    """Write indented UTF-8 JSON atomically.
+
+    Raises:
+        ValueError: the value holds NaN or infinity, which JSON cannot express.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, f"{text}\n".encode())
 
 
 def fsync_dir(folder: str | Path) -> None:
-    """Make names created, renamed or removed in `folder` survive a power cut."""
+    """Make names created, renamed or removed in `folder` survive a power cut.
+
+    Windows cannot open a folder to sync it, so there this does nothing.
+    """
+    if sys.platform == "win32":
+        return
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -54,7 +65,7 @@ def fsync_dir(folder: str | Path) -> None:
 
 
 def full_fsync(fd: int) -> None:
-    """fsync that also empties the drive's own cache where the system (macOS) otherwise would not."""
+    """Sync a file, and on macOS flush the cache of the drive as well."""
     if sys.platform == "darwin":
         import fcntl
 
@@ -64,15 +75,18 @@ def full_fsync(fd: int) -> None:
 
 
 def remove_temporary_files(folder: str | Path) -> list[Path]:
-    """Remove the temporary files that killed processes left in `folder`; only its one writer may call this."""
-    left = [p for p in Path(folder).glob(".*.tmp") if p.is_file()]
-    for path in left:
+    """Remove and return the temporary files that killed processes left in `folder`.
+
+    Only the single writer of the folder may call this.
+    """
+    leftovers = [path for path in Path(folder).glob(".*.tmp") if path.is_file()]
+    for path in leftovers:
         path.unlink()
-    return left
+    return leftovers
 
 
 def _create_empty_file(path: Path) -> int:
-    """Make an empty file as the umask allows; its mode."""
+    """Create an empty file with the permissions of the umask; return its mode."""
     fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
     mode = os.fstat(fd).st_mode & 0o777
     os.close(fd)
@@ -80,7 +94,8 @@ def _create_empty_file(path: Path) -> int:
 
 
 def _fsync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+    """Sync the content of a file."""
+    fd = os.open(path, os.O_RDWR)
     try:
         full_fsync(fd)
     finally:

@@ -1,6 +1,5 @@
-"""config.json of a run folder: everything that went into a run but the data themselves."""
+"""Read and write config.json of a run folder: everything that defines a run, except the data."""
 
-import json
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,53 +11,16 @@ import torch
 from sensorium import __version__
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
+from sensorium.io.json_files import read_object
 
-FORMAT_VERSION = 1  # of a run folder; a reader of 1 refuses any other
+FORMAT_VERSION = 2  # of a run folder; any other version is refused
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-INITIAL_WEIGHTS_FILE = (
-    "start.safetensors"  # the first weights, of a run that began with trained ones
-)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """config.json: everything that went into a run but the data themselves."""
-
-    recipe: str  # a name in RECIPES, or FILE:FUNCTION of the user's own
-    keywords: dict[str, Any]  # the recipe's and the training's, all of them
-    precision: str  # fp32 or bf16: what "auto" came to
-    data: dict[str, Any]  # name, rows, splits, and a hash of which row is where
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
-    format: int = FORMAT_VERSION
-    library_name: str = "sensorium"  # what a hub of models asks
-
-    def save(self, folder: Path) -> None:
-        """Write config.json."""
-        atomic.write_json(folder / "config.json", asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> "RunConfig":
-        """Read config.json. Raises SensoriumError where it is missing, damaged or of another version."""
-        found = _read_json(folder / "config.json")
-        if found.get("format") != FORMAT_VERSION:
-            raise SensoriumError(
-                f"{folder} is a run of format {found.get('format')!r}; sensorium {__version__} reads "
-                f"{FORMAT_VERSION}. Use the one that wrote it ({found.get('versions')}) or train again."
-            )
-        if wrong := {f.name for f in fields(cls)} ^ {"library_name", *found}:
-            raise SensoriumError(
-                f"{folder / 'config.json'} has missing or unknown keys: {', '.join(sorted(wrong))}. "
-                "It was changed by hand or damaged."
-            )
-        keywords = {
-            name: tuple(value) if isinstance(value, list) else value  # as they were given
-            for name, value in found["keywords"].items()
-        }
-        return cls(**{**found, "keywords": keywords})
+INITIAL_WEIGHTS_FILE = "start.safetensors"
 
 
 def package_versions() -> dict[str, str]:
-    """What a run was made with."""
+    """Return the versions of the packages that a run depends on."""
     return {
         "sensorium": __version__,
         "torch": torch.__version__,
@@ -67,15 +29,85 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise SensoriumError(
-            f"{path.parent} is not a run of sensorium: it has no {path.name}"
-        ) from e
-    except (OSError, ValueError) as e:
-        raise SensoriumError(f"{path} cannot be read: {e}") from e
-    if not isinstance(found, dict):
-        raise SensoriumError(f"{path} does not hold a JSON object")
-    return found
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run, except the data.
+
+    Attributes:
+        recipe: a name in RECIPES, or FILE:FUNCTION of a custom recipe.
+        keywords: all keywords of the recipe and of `TrainingConfig`.
+        precision: fp32 or bf16, as chosen where `precision` is "auto".
+        data: name, number of rows, splits, and a hash of the split of each row.
+        versions: package versions at the time of training.
+        format: format version of the run folder.
+        library_name: read by model hubs.
+    """
+
+    recipe: str
+    keywords: dict[str, Any]
+    precision: str
+    data: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=package_versions)
+    format: int = FORMAT_VERSION
+    library_name: str = "sensorium"
+
+    def save(self, folder: Path) -> None:
+        """Write config.json into a run folder."""
+        atomic.write_json(folder / CONFIG_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunConfig":
+        """Read config.json of a run folder.
+
+        Raises:
+            SensoriumError: the folder is not a run, or config.json is damaged or of another format
+                version.
+        """
+        path = folder / CONFIG_FILE
+        try:
+            values = read_object(path)
+        except FileNotFoundError as e:
+            raise SensoriumError(
+                f"{folder} is not a Sensorium run: it has no {CONFIG_FILE}. Name the folder that "
+                "`sensorium train` wrote."
+            ) from e
+        if "format" not in values:
+            raise _not_a_run_error(folder, values)
+        if values["format"] != FORMAT_VERSION:
+            raise SensoriumError(
+                f"{folder} is a run of format {values['format']!r}; sensorium {__version__} reads "
+                f"format {FORMAT_VERSION}. Train it again, or use the version that wrote it "
+                f"({_written_by(values)})."
+            )
+        unexpected = {f.name for f in fields(cls)} ^ {"library_name", *values}
+        if unexpected:
+            raise SensoriumError(
+                f"{path} has missing or unknown keys: {', '.join(sorted(unexpected))}. "
+                "It was edited or damaged: restore it, or train again."
+            )
+        keywords = {
+            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in values["keywords"].items()
+        }
+        return cls(**{**values, "keywords": keywords})
+
+
+def _not_a_run_error(folder: Path, values: dict[str, Any]) -> SensoriumError:
+    """Return the error for a folder whose config.json was not written by Sensorium."""
+    model_type = values.get("model_type")
+    if isinstance(model_type, str):
+        return SensoriumError(
+            f"{folder} is not a Sensorium run. It looks like pretrained {model_type} weights: load "
+            f'them with sn.load("{folder}").'
+        )
+    return SensoriumError(
+        f"{folder} is not a Sensorium run: its {CONFIG_FILE} has no format. If it holds pretrained "
+        f'weights, load them with sn.load("{folder}").'
+    )
+
+
+def _written_by(values: dict[str, Any]) -> str:
+    """Return the version of sensorium that wrote a config."""
+    versions = values.get("versions")
+    version = versions.get("sensorium") if isinstance(versions, dict) else None
+    return f"sensorium {version}" if version else "unknown"

@@ -1,7 +1,6 @@
-"""Sets of files that belong together: each becomes current by one rename, and its hashes say that it is whole."""
+"""Checkpoints that consist of several files: current by one rename, verified by SHA-256."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,54 +11,72 @@ from sensorium.io import atomic
 from sensorium.io.tensors import file_sha256
 
 MANIFEST_FILE = "manifest.json"
-FileContent = bytes | Callable[[Path], object]  # what `durable.write` takes
+FileContent = bytes | Callable[[Path], object]  # what `atomic.write_file` takes
 
 
 class CheckpointStore:
-    """The sets step-000123 of one folder, of which the two newest are kept. One process writes to a folder."""
+    """The checkpoints step-000123 of one folder; the two newest are kept.
+
+    Only one process may write to a folder.
+
+    Args:
+        folder: where the checkpoints are stored; created by the first `save`.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._last_verified: Path | None = None  # the last one that was seen to be whole
+        self._last_verified: Path | None = None
 
     def save(self, step: int, files: Mapping[str, FileContent]) -> Path:
-        """Write the files as the set of `step`; only when it is back from the disk whole is an older one let go.
+        """Write a checkpoint, read it back, and only then delete older ones.
 
-        Raises SensoriumError where the disk refuses; the sets that were there are then untouched.
+        Args:
+            step: number of the checkpoint.
+            files: file name to content.
+
+        Raises:
+            SensoriumError: the disk refuses. Existing checkpoints are unchanged.
         """
-        final = self.folder / f"step-{step:06d}"
-        if final != self._last_verified:
-            self._write_checkpoint(final, files)
-            if fault := verify(final):
-                raise SensoriumError(
-                    f"{final} was written but did not come back whole ({fault}): check the disk. "
-                    f"The set before it is kept."
-                )
-            self._prune(keep={final, self._last_verified})
-            self._last_verified = final
-        return final
+        path = self.folder / f"step-{step:06d}"
+        if path == self._last_verified:
+            return path
+        self._write_checkpoint(path, files)
+        fault = verify(path)
+        if fault is not None:
+            raise SensoriumError(
+                f"{path} was written, but reading it back failed: {fault}. Check the disk; the "
+                "previous checkpoint is kept."
+            )
+        self._prune(keep={path, self._last_verified})
+        self._last_verified = path
+        return path
 
     def latest(self, log: Callable[[str], object] = print) -> Path | None:
-        """The newest whole set, None where there is none at all; `say` is told of damaged ones that were passed over.
+        """Return the newest intact checkpoint, or None if there are no checkpoints.
 
-        Raises SensoriumError where there are sets and all are damaged.
+        Args:
+            log: called with a message about damaged checkpoints that are skipped.
+
+        Raises:
+            SensoriumError: there are checkpoints, and all are damaged.
         """
-        faults = []
+        faults: list[str] = []
         for path in sorted(self._list_checkpoints(), key=_step_number, reverse=True):
             fault = verify(path)
             if fault is None:
                 if faults:
-                    log(f"{'; '.join(faults)}. Continuing from the one before, {path.name}.")
+                    log(f"{'; '.join(faults)}. Resuming from the previous one, {path.name}.")
                 self._last_verified = path
                 return path
-            faults.append(f"{path} is damaged ({fault})")
+            faults.append(f"{path} is damaged: {fault}")
         if faults:
             raise SensoriumError(
-                f"{'; '.join(faults)}: nothing whole is left. Train into a new folder."
+                f"{'; '.join(faults)}. No intact checkpoint is left: train into a new folder."
             )
         return None
 
     def _write_checkpoint(self, path: Path, files: Mapping[str, FileContent]) -> None:
+        """Write all files and their manifest to a staging folder, then rename it."""
         staging = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(exist_ok=True)
@@ -68,34 +85,36 @@ class CheckpointStore:
             staging.mkdir()
             for name, content in files.items():
                 atomic.write_file(staging / name, content)
-            atomic.write_json(
-                staging / MANIFEST_FILE, {name: _checksums(staging / name) for name in files}
-            )
-            if path.exists():  # a damaged one of the same step, passed over by `latest`
+            manifest = {name: _checksums(staging / name) for name in files}
+            atomic.write_json(staging / MANIFEST_FILE, manifest)
+            if path.exists():  # a damaged checkpoint of the same step, skipped by `latest`
                 _delete(path)
-            os.rename(staging, path)
+            staging.rename(path)
             atomic.fsync_dir(self.folder)
         except OSError as e:
             raise SensoriumError(
-                f"could not save {path}: {e.strerror or e}. Older checkpoints are untouched."
+                f"{path} could not be saved: {e.strerror or e}. Older checkpoints are unchanged; "
+                "free disk space, then resume with --resume (resume=True)."
             ) from e
 
     def _prune(self, keep: set[Path | None]) -> None:
+        """Delete all checkpoints except those in `keep`."""
         for path in self.folder.glob("step-*"):
             if path not in keep:
                 _delete(path)
 
     def _list_checkpoints(self) -> list[Path]:
+        """Return the complete checkpoints, without staging folders."""
         return [p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a set, None if it is what was written: every file there, every hash right."""
+    """Return what is wrong with a checkpoint, or None if every file has its recorded hash."""
     try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text())
-        for name, facts in manifest.items():
-            if _checksums(path / name) != facts:
-                return f"{name} is not what was written"
+        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        for name, recorded in manifest.items():
+            if _checksums(path / name) != recorded:
+                return f"{name} does not match its checksum"
     except FileNotFoundError as e:
         return f"{Path(e.filename).name} is missing"
     except (OSError, ValueError, AttributeError) as e:
@@ -104,22 +123,25 @@ def verify(path: Path) -> str | None:
 
 
 def _checksums(path: Path) -> dict[str, str | int]:
+    """Return what the manifest records of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _step_number(path: Path) -> int:
+    """Return the step of a checkpoint folder."""
     return int(path.name.removeprefix("step-"))
 
 
 def _delete(path: Path) -> None:
-    """Remove a set so that, however far this gets, nobody takes the rest of it for one."""
+    """Delete a checkpoint so that an interrupted deletion leaves no partial checkpoint."""
     trash = path.with_suffix(".old")
     if trash != path:
         _remove_tree(trash)
-        os.rename(path, trash)
+        path.rename(trash)
     _remove_tree(trash)
 
 
 def _remove_tree(folder: Path) -> None:
+    """Remove a folder, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,1 +1,80 @@
-"""Metrics of every task, as functions of arrays."""
+"""Metrics as functions of plain tensors, arrays and strings."""
+
+from sensorium.metrics.calibration import (
+    Reliability,
+    RiskCoverageCurve,
+    compute_conformal_quantiles,
+    compute_reliability,
+    conformal_scores,
+    conformal_sets,
+    fit_sigmoid_temperature,
+    fit_softmax_temperature,
+    fit_std_scale,
+    median_rank,
+    risk_coverage_curve,
+    top_class,
+)
+from sensorium.metrics.image_generation import (
+    clip_score,
+    codebook_perplexity,
+    diversity,
+    frechet_distance,
+    kernel_distance,
+    nearest_neighbors,
+    psnr,
+)
+from sensorium.metrics.prediction import (
+    MetricValues,
+    classification_metrics,
+    multilabel_metrics,
+    ordinal_metrics,
+    regression_metrics,
+)
+from sensorium.metrics.retrieval import (
+    accuracy,
+    random_recall,
+    recall_at_k,
+    recall_metrics,
+    retrieval_metrics,
+    retrieval_ranks,
+)
+from sensorium.metrics.speech import word_error_rate
+from sensorium.metrics.text_generation import chrf, cider_d, exact_match, normalize_text
+
+__all__ = [
+    "MetricValues",
+    "Reliability",
+    "RiskCoverageCurve",
+    "accuracy",
+    "chrf",
+    "cider_d",
+    "classification_metrics",
+    "clip_score",
+    "codebook_perplexity",
+    "compute_conformal_quantiles",
+    "compute_reliability",
+    "conformal_scores",
+    "conformal_sets",
+    "diversity",
+    "exact_match",
+    "fit_sigmoid_temperature",
+    "fit_softmax_temperature",
+    "fit_std_scale",
+    "frechet_distance",
+    "kernel_distance",
+    "median_rank",
+    "multilabel_metrics",
+    "nearest_neighbors",
+    "normalize_text",
+    "ordinal_metrics",
+    "psnr",
+    "random_recall",
+    "recall_at_k",
+    "recall_metrics",
+    "regression_metrics",
+    "retrieval_metrics",
+    "retrieval_ranks",
+    "risk_coverage_curve",
+    "top_class",
+    "word_error_rate",
+]

@@ -1,8 +1,8 @@
-"""Do probabilities mean what they say, and when may one be sure? Temperature, reliability, conformal sets, abstaining.
+"""Calibration: temperature scaling, reliability, conformal prediction and selective prediction.
 
-    N rows   C classes   K tags, or cuts between ranks   P points of a curve
+    N rows   C classes   K tags, or cuts between ranks   L levels   P points of a curve
 
-What is fitted here is to be fitted on rows that the model did not learn from.
+Fit on rows that the model was not trained on.
 """
 
 import math
@@ -13,163 +13,228 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MAX_TEMPERATURE = 20.0  # temperatures lie between 1 / HOTTEST and HOTTEST
+MAX_TEMPERATURE = 20.0  # temperatures lie between 1 / MAX_TEMPERATURE and MAX_TEMPERATURE
 _BISECTION_STEPS = 60
 
 
 def fit_softmax_temperature(
     logits: Float[Tensor, "N C"], y: Int[Tensor, "N"], label_smoothing: float = 0.0
 ) -> float:
-    """By what to divide logits so that their softmax is likeliest to give the classes y (Guo et al. 2017).
+    """Return the maximum-likelihood temperature of a softmax (Guo et al. 2017).
 
-    The likelihood is concave in 1 / T, and highest where the true logits are as high on average as those expected.
-    Order, and so the likeliest class, stays as it is. 1 where there is no row. doubt: the part of each row that might
-    have been any class: few rows that are all right do not make for certainty.
+    The log-likelihood is concave in 1 / T. Its maximum is where the mean logit of the true class
+    equals the expected logit. The order of classes does not change.
+
+    Args:
+        logits: Logits of each class.
+        y: True classes.
+        label_smoothing: Share of each label that is spread over all classes; keeps the temperature
+            of a few rows that are all right from going to zero.
+
+    Returns:
+        What to divide the logits by; 1 for no rows.
     """
     logits = logits.double()
-    true = (1 - label_smoothing) * logits.gather(1, y[:, None])[
-        :, 0
-    ] + label_smoothing * logits.mean(1)
+    true_logits = logits.gather(1, y[:, None])[:, 0]
+    target = (1 - label_smoothing) * true_logits + label_smoothing * logits.mean(1)
     return _solve_temperature(
-        lambda inverse: ((logits * inverse).softmax(1) * logits).sum(1) - true
+        lambda inverse: ((logits * inverse).softmax(1) * logits).sum(1) - target
     )
 
 
 def fit_sigmoid_temperature(
     logits: Float[Tensor, "N K"], y: Bool[Tensor, "N K"], label_smoothing: float = 0.0
 ) -> float:
-    """The same for logits each of which stands for itself: tags, and cuts between ranks (P(y > k))."""
-    logits, so = logits.double(), (1 - label_smoothing) * y.double() + label_smoothing / 2
-    return _solve_temperature(lambda inverse: ((logits * inverse).sigmoid() - so) * logits)
+    """Return the maximum-likelihood temperature of independent sigmoids: tags, or ordinal cuts.
+
+    Args:
+        logits: Logits of each tag, or of y > k for each cut k.
+        y: Whether each is true.
+        label_smoothing: As in fit_softmax_temperature.
+
+    Returns:
+        What to divide the logits by; 1 for no rows.
+    """
+    logits = logits.double()
+    target = (1 - label_smoothing) * y.double() + label_smoothing / 2
+    return _solve_temperature(lambda inverse: ((logits * inverse).sigmoid() - target) * logits)
 
 
 def _solve_temperature(slope: Callable[[float], Tensor]) -> float:
-    """Where the mean of a rising function of 1 / T is zero, by halving."""
+    """Return T where the mean of an increasing function of 1 / T is zero, by bisection."""
     low, high = -math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE)
     if not slope(1.0).numel():
         return 1.0
     for _ in range(_BISECTION_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(math.exp(middle)).mean() < 0 else (low, middle)
+        if slope(math.exp(middle)).mean() < 0:
+            low = middle
+        else:
+            high = middle
     return math.exp(-(low + high) / 2)
 
 
 def fit_std_scale(errors: Float[Tensor, "N"]) -> float:
-    """By what to multiply spreads so that errors, over their spread, are a spread of 1 on average. 1 for no row."""
-    return max(errors.double().square().mean().sqrt().item(), 1e-6) if len(errors) else 1.0
+    """Return the factor of standard deviations that gives standardized errors unit variance.
+
+    Args:
+        errors: Errors divided by their predicted standard deviation.
+
+    Returns:
+        The factor; 1 for no rows.
+    """
+    if not len(errors):
+        return 1.0
+    return max(errors.double().square().mean().sqrt().item(), 1e-6)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """What was said beside what was found, in bins of equal width that hold something."""
+    """A reliability diagram: the non-empty ones of bins of equal width.
 
-    confidence: Float[Tensor, "P"]  # mean probability
-    accuracy: Float[Tensor, "P"]  # how often it was so
-    fraction: Float[Tensor, "P"]  # of all rows
+    Attributes:
+        confidence: Mean predicted probability of each bin.
+        accuracy: How often the prediction was right.
+        fraction: Share of all rows in the bin.
+    """
+
+    confidence: Float[Tensor, "P"]
+    accuracy: Float[Tensor, "P"]
+    fraction: Float[Tensor, "P"]
 
     @property
     def expected_calibration_error(self) -> float:
-        """Expected calibration error: the mean distance of said and found, by share (Naeini et al. 2015)."""
+        """The mean |confidence - accuracy|, weighted by fraction (Naeini et al. 2015)."""
         return ((self.confidence - self.accuracy).abs() * self.fraction).sum().item()
 
 
 def compute_reliability(
     confidence: Float[Tensor, "N"], correct: Bool[Tensor, "N"], bins: int = 15
 ) -> Reliability:
-    """Bins of probabilities, the last closed: said, and how often it was so."""
+    """Bin predictions by confidence and return the accuracy of each bin."""
     confidence = confidence.double()
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    count, said, found = (
-        torch.zeros(bins, dtype=torch.double).index_add(0, place, values)
-        for values in (torch.ones_like(confidence), confidence, correct.double())
-    )
-    held = count > 0
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    zeros = torch.zeros(bins, dtype=torch.double)
+    count = zeros.index_add(0, index, torch.ones_like(confidence))
+    confidence_sum = zeros.index_add(0, index, confidence)
+    correct_sum = zeros.index_add(0, index, correct.double())
+    nonempty = count > 0
     return Reliability(
-        (said / count)[held], (found / count)[held], (count / max(1, len(correct)))[held]
+        (confidence_sum / count)[nonempty],
+        (correct_sum / count)[nonempty],
+        (count / max(1, len(correct)))[nonempty],
     )
 
 
 def top_class(
     probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
 ) -> tuple[Float[Tensor, "N"], Bool[Tensor, "N"]]:
-    """(probability of the likeliest class, whether it is the true one)."""
-    found = probabilities.max(1)
-    return found.values, found.indices == y
+    """Return the probability of the most likely class, and whether it is the true one."""
+    best = probabilities.max(1)
+    return best.values, best.indices == y
 
 
 def median_rank(p: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
-    """The first class by which half of the probability is passed."""
+    """Return the median of each distribution over ranks."""
     return (p.double().cumsum(1) < 0.5 - 1e-9).sum(1).clamp(max=p.shape[1] - 1)
 
 
 def compute_conformal_quantiles(
     scores: Float[Tensor, "N"], levels: Sequence[float]
 ) -> Float[Tensor, "L"]:
-    """The bound that one more score of the same kind keeps with each probability: the ceil((N + 1) level)-th smallest.
+    """Return the bound that a new score stays below with each probability (split conformal).
 
-    Exact for exchangeable rows, whatever the model (split conformal; Vovk et al. 2005, Lei et al. 2018). Infinite
-    where N rows are too few to tell.
+    It is the ceil((N + 1) level)-th smallest score, and exact for exchangeable rows whatever the
+    model (Vovk et al. 2005, Lei et al. 2018).
+
+    Args:
+        scores: Nonconformity scores of held-out rows.
+        levels: Probabilities in 0..1.
+
+    Returns:
+        A bound for each level; infinite where N rows are too few.
     """
     ordered = torch.cat([scores.double().sort().values, torch.tensor([math.inf])])
-    places = [max(1, math.ceil(round((len(scores) + 1) * level, 9))) for level in levels]
-    return ordered[
-        torch.tensor([min(place, len(ordered)) - 1 for place in places], dtype=torch.long)
-    ]
+    ranks = [max(1, math.ceil(round((len(scores) + 1) * level, 9))) for level in levels]
+    indices = [min(rank, len(ordered)) - 1 for rank in ranks]
+    return ordered[torch.tensor(indices, dtype=torch.long)]
 
 
 def conformal_scores(
     probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """How strange the true class is: 1 - its probability; 1 for a class (y = C) that training did not see."""
-    known = torch.cat([probabilities, torch.zeros_like(probabilities[:, :1])], 1)
-    return 1 - known.gather(1, y[:, None])[:, 0]
+    """Return 1 - p of the true class: its nonconformity score.
+
+    Args:
+        probabilities: Probability of each class.
+        y: True classes; C is a class that training did not see, of probability 0.
+    """
+    with_unseen = torch.cat([probabilities, torch.zeros_like(probabilities[:, :1])], 1)
+    return 1 - with_unseen.gather(1, y[:, None])[:, 0]
 
 
 def conformal_sets(probabilities: Float[Tensor, "N C"], max_score: float) -> Bool[Tensor, "N C"]:
-    """Classes that are not stranger than a bound, and always the likeliest (LAC; Sadinle et al. 2019)."""
-    likeliest = probabilities == probabilities.amax(1, keepdim=True)
-    return (1 - probabilities <= max_score) | likeliest
+    """Return the classes with a score up to a bound, and always the most likely one.
+
+    These are LAC prediction sets (Sadinle et al. 2019), never empty.
+    """
+    is_best = probabilities == probabilities.amax(1, keepdim=True)
+    return (1 - probabilities <= max_score) | is_best
 
 
 @dataclass(frozen=True)
 class RiskCoverageCurve:
-    """The surest rows first: how many are answered at each threshold of confidence, and what they risk on average."""
+    """Risk against coverage of selective prediction, from the most confident rows on.
 
-    threshold: Float[Tensor, "P"]  # rows at least as sure are answered; falling
-    num_answered: Int[Tensor, "P"]  # how many of the rows
-    risk: Float[Tensor, "P"]  # mean over these: share of errors, or size of error
+    Attributes:
+        threshold: Confidence from which rows are answered; decreasing.
+        num_answered: How many rows that is.
+        risk: Mean risk of these rows: their error rate, or mean error.
+    """
+
+    threshold: Float[Tensor, "P"]
+    num_answered: Int[Tensor, "P"]
+    risk: Float[Tensor, "P"]
 
     @property
     def coverage(self) -> Float[Tensor, "P"]:
-        """Share of the rows that is answered."""
+        """The share of rows that is answered."""
         return self.num_answered / self.num_answered[-1:]
 
     @property
     def aurc(self) -> float:
-        """Mean risk over all coverages, each row answered after the surer ones (AURC, Geifman et al. 2018)."""
+        """The area under the curve: mean risk over all coverages (Geifman et al. 2018)."""
         steps = self.num_answered.diff(prepend=self.num_answered.new_zeros(1))
         return ((steps * self.risk).sum() / self.num_answered[-1]).item()
 
     def threshold_for_risk(self, max_risk: float) -> float:
-        """The lowest threshold that keeps the share of errors at `most`; infinite where none does.
+        """Return the lowest threshold with at most this error rate; infinity if there is none.
 
-        As if one more row were answered, and wrong, at each threshold: few rows do not prove a small risk.
+        One more wrong answer is assumed at each threshold: a few rows do not prove a small risk.
         """
-        cautious = (self.risk * self.num_answered + 1) / (self.num_answered + 1)
-        kept = self.threshold[cautious <= max_risk + 1e-9]
-        return kept[-1].item() if len(kept) else math.inf
+        corrected_risk = (self.risk * self.num_answered + 1) / (self.num_answered + 1)
+        thresholds = self.threshold[corrected_risk <= max_risk + 1e-9]
+        return thresholds[-1].item() if len(thresholds) else math.inf
 
     def threshold_for_coverage(self, min_coverage: float) -> float:
-        """The highest threshold at which at least so large a share of the rows, of which there is one, is answered."""
+        """Return the highest threshold that answers at least this share of the rows."""
         return self.threshold[self.coverage >= min_coverage - 1e-9][0].item()
 
 
 def risk_coverage_curve(
     confidence: Float[Tensor, "N"], risk: Float[Tensor, "N"]
 ) -> RiskCoverageCurve:
-    """The curve of risk against coverage; rows that are equally sure are answered together."""
+    """Return the risk-coverage curve; rows of equal confidence are answered together.
+
+    Args:
+        confidence: Confidence of each prediction.
+        risk: Its error: 0 or 1 for a class, or any loss.
+    """
     order = confidence.argsort(descending=True, stable=True)
-    sure, total = confidence[order].double(), risk[order].double().cumsum(0)
-    last = sure.diff(append=sure.new_full((1,), -math.inf)) != 0
-    answered = torch.arange(1, len(sure) + 1)[last]
-    return RiskCoverageCurve(sure[last], answered, total[last] / answered)
+    sorted_confidence = confidence[order].double()
+    total_risk = risk[order].double().cumsum(0)
+    next_is_lower = sorted_confidence.diff(append=sorted_confidence.new_full((1,), -math.inf)) != 0
+    answered = torch.arange(1, len(sorted_confidence) + 1)[next_is_lower]
+    return RiskCoverageCurve(
+        sorted_confidence[next_is_lower], answered, total_risk[next_is_lower] / answered
+    )

@@ -1,13 +1,15 @@
-"""How good are predictions? Figures by kind of target, by scikit-learn; what rows cannot tell is left out, and said.
+"""Metrics of predictions by type of target, computed by scikit-learn.
 
-    N rows   C classes   K tags   E tags, with those that training did not see
+    N rows   C classes   K tags   E tags including those that training did not see
 
-A figure that is not defined on the rows given (one class alone, no spread) is no zero and no NaN: it is not there.
+A metric that is undefined on the given rows (one class only, no variance) is left out, with the
+reason; it is never zero or NaN.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import SupportsFloat
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,37 +19,53 @@ from sensorium.errors import SensoriumError
 from sensorium.metrics.calibration import compute_reliability, median_rank, top_class
 
 CLASSIFICATION_METRICS_HELP = """\
-accuracy: share of rows whose likeliest class is the true one. balanced accuracy: the mean over the true classes of
-the share that is found. macro F1: mean over classes, true or predicted, of 2 TP / (2 TP + FP + FN). ROC AUC: how
-often a row of a class is given a higher probability of it than a row of another, the mean over classes; of two
-classes, the second's. average precision: of the second of two classes, sum of precision times gain in recall. log
-loss: mean of -log of the true class's probability. calibration error (ECE): 15 bins of equal width of the likeliest
-class's probability, mean distance from how often it is right, by share. Rows of classes that training did not see
-count as wrong; of ROC AUC, average precision and log loss they are no part."""
+accuracy: share of rows whose most likely class is the true one. balanced accuracy: mean recall over
+the true classes. macro F1: mean F1 over all classes that are true or predicted somewhere. ROC AUC:
+one class against the rest, mean over classes; for two classes, of the second. average precision:
+for two classes, of the second. log loss: mean -log of the true class's probability. calibration
+error: expected calibration error (ECE) of the most likely class, 15 bins of equal width. Rows of
+classes that training did not see count as wrong; ROC AUC, average precision and log loss leave them
+out."""
 MULTILABEL_METRICS_HELP = """\
-A tag is predicted from a probability of 0.5 on. micro F1: 2 TP / (2 TP + FP + FN) over all tags of all rows; macro
-F1: the mean over tags, true or predicted somewhere. subset accuracy: share of rows with exactly the true tags. mAP:
-mean over tags of average precision. hamming loss: share of wrong decisions. calibration error: over all decisions.
-Tags that training did not see are missed."""
+A tag is predicted at a probability of 0.5 or more. micro F1: F1 over all tags of all rows. macro
+F1: mean F1 over all tags that are true or predicted somewhere. subset accuracy: share of rows with
+exactly the true tags. mAP: mean average precision over tags. hamming loss: share of wrong
+decisions. calibration error: ECE over all decisions. Tags that training did not see count as
+missed."""
 REGRESSION_METRICS_HELP = """\
-MAE, RMSE, median AE: mean, root of the mean of squares, median of the absolute error, in the column's own unit. R2:
-the share of the spread of the true values that is told, 1 - squared errors / squares around their mean. Spearman:
-correlation of ranks. coverage at L: share of true values within the interval for L; width: its mean width."""
+MAE, RMSE, median AE: mean absolute, root mean squared and median absolute error, in the column's
+unit. R2: coefficient of determination. Spearman: rank correlation. coverage at L: share of true
+values inside the interval of level L; width at L: mean width of that interval."""
 ORDINAL_METRICS_HELP = """\
-The median rank is predicted. accuracy: share of rows of exactly that rank. MAE: mean distance in ranks. quadratic
-kappa: agreement beyond chance, an error weighed by the square of its distance (Cohen 1968). log loss, calibration
-error: of the ranks as classes. Rows of ranks that training did not see are left out."""
+The median rank is predicted. accuracy: share of rows with exactly that rank. MAE: mean absolute
+error in ranks. quadratic kappa: Cohen's kappa with quadratic weights (Cohen 1968). log loss,
+calibration error: as for classes. Rows of ranks that training did not see are left out."""
+
+_NO_ROWS = "all metrics: there are no rows"
 
 
 @dataclass
 class MetricValues:
-    """Figures by name, and what is not among them, each with the reason."""
+    """The metrics of one target.
+
+    Attributes:
+        values: Metrics by name.
+        undefined: Metrics that are not defined on these rows, each as "name: reason".
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     undefined: list[str] = field(default_factory=list)
 
-    def add(self, name: str, compute: Callable[[], Any], *, undefined_reason: str = "") -> None:
-        """Add a figure; with a reason why it is not defined here, say that instead."""
+    def add(
+        self, name: str, compute: Callable[[], SupportsFloat], *, undefined_reason: str = ""
+    ) -> None:
+        """Add a metric, or record why it is undefined.
+
+        Args:
+            name: Name of the metric.
+            compute: Returns its value; not called if it is undefined.
+            undefined_reason: Why it is undefined; empty if it is not.
+        """
         if undefined_reason:
             self.undefined.append(f"{name}: {undefined_reason}")
         else:
@@ -57,108 +75,132 @@ class MetricValues:
 def classification_metrics(
     probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
 ) -> MetricValues:
-    """Of probabilities of classes; y = C is a class that training did not see."""
-    sk, found = _import_sklearn_metrics(), MetricValues()
+    """Return the metrics of a categorical target.
+
+    Args:
+        probabilities: Probability of each class.
+        y: True classes; C is a class that training did not see.
+    """
+    sk = _import_sklearn_metrics()
+    metrics = MetricValues()
     if not len(y):
-        return MetricValues({"rows": 0.0}, ["all figures: there is no row"])
-    likeliest, seen = probabilities.argmax(1).numpy(), (y < probabilities.shape[1]).numpy()
-    true, all_p = y.numpy(), probabilities.numpy()
-    _add_row_counts(found, seen, "rows of classes never seen")
-    found.add("accuracy", lambda: sk.accuracy_score(true, likeliest))
-    found.add(
+        return MetricValues({"rows": 0.0}, [_NO_ROWS])
+    true, predicted = y.numpy(), probabilities.argmax(1).numpy()
+    is_known = (y < probabilities.shape[1]).numpy()
+    known_true, known_p = true[is_known], probabilities.numpy()[is_known]
+    _add_row_counts(metrics, is_known, "rows of unseen classes")
+    metrics.add("accuracy", lambda: sk.accuracy_score(true, predicted))
+    metrics.add(
         "balanced accuracy",
         lambda: sk.recall_score(
-            true, likeliest, labels=np.unique(true), average="macro", zero_division=0
+            true, predicted, labels=np.unique(true), average="macro", zero_division=0
         ),
     )
-    found.add("macro F1", lambda: sk.f1_score(true, likeliest, average="macro", zero_division=0))
-    one = "" if len(np.unique(true[seen])) > 1 else "the rows are all of one class"
-    found.add(
+    metrics.add("macro F1", lambda: sk.f1_score(true, predicted, average="macro", zero_division=0))
+    has_classes = len(np.unique(known_true)) > 1
+    undefined_reason = "" if has_classes else "all rows are of one class"
+    metrics.add(
         "ROC AUC",
-        lambda: np.mean(list(_iter_roc_auc(true[seen], all_p[seen]))),
-        undefined_reason=one,
+        lambda: np.mean(list(_iter_roc_auc(known_true, known_p))),
+        undefined_reason=undefined_reason,
     )
     if probabilities.shape[1] == 2:
-        found.add(
+        metrics.add(
             "average precision",
-            lambda: sk.average_precision_score(true[seen], all_p[seen, 1]),
-            undefined_reason=one,
+            lambda: sk.average_precision_score(known_true, known_p[:, 1]),
+            undefined_reason=undefined_reason,
         )
-    _add_probability_metrics(found, probabilities, y, seen)
-    return found
+    _add_probability_metrics(metrics, probabilities, y, is_known)
+    return metrics
 
 
 def ordinal_metrics(probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]) -> MetricValues:
-    """Of probabilities of classes that stand in a row; y = C is one that training did not see."""
-    sk, found = _import_sklearn_metrics(), MetricValues()
-    seen = (y < probabilities.shape[1]).numpy()
-    if not seen.any():
-        return MetricValues(
-            {"rows": float(len(y))}, ["all figures: there is no row of a rank that training saw"]
-        )
-    true, said = y.numpy()[seen], median_rank(probabilities).numpy()[seen]
-    _add_row_counts(found, seen, "rows of ranks never seen")
-    found.add("accuracy", lambda: np.mean(true == said))
-    found.add("MAE", lambda: np.abs(true - said).mean())
-    found.add(
+    """Return the metrics of an ordinal target.
+
+    Args:
+        probabilities: Probability of each rank.
+        y: True ranks; C is one that training did not see.
+    """
+    sk = _import_sklearn_metrics()
+    metrics = MetricValues()
+    is_known = (y < probabilities.shape[1]).numpy()
+    if not is_known.any():
+        reason = "all metrics: there are no rows of a rank that training saw"
+        return MetricValues({"rows": float(len(y))}, [reason])
+    true, predicted = y.numpy()[is_known], median_rank(probabilities).numpy()[is_known]
+    _add_row_counts(metrics, is_known, "rows of unseen ranks")
+    metrics.add("accuracy", lambda: np.mean(true == predicted))
+    metrics.add("MAE", lambda: np.abs(true - predicted).mean())
+    has_ranks = len(np.unique(np.append(true, predicted))) > 1
+    metrics.add(
         "quadratic kappa",
-        lambda: sk.cohen_kappa_score(true, said, weights="quadratic"),
-        undefined_reason=""
-        if len(np.unique(np.append(true, said))) > 1
-        else "all are of one rank, as is predicted",
+        lambda: sk.cohen_kappa_score(true, predicted, weights="quadratic"),
+        undefined_reason="" if has_ranks else "all true and predicted ranks are the same",
     )
-    _add_probability_metrics(found, probabilities[seen], y[seen], seen[seen])
-    return found
+    _add_probability_metrics(metrics, probabilities[is_known], y[is_known], is_known[is_known])
+    return metrics
 
 
 def multilabel_metrics(probabilities: Float[Tensor, "N K"], y: Bool[Tensor, "N E"]) -> MetricValues:
-    """Of the probability of each tag; the columns of y after the K-th are tags that training did not see."""
-    sk, found = _import_sklearn_metrics(), MetricValues()
+    """Return the metrics of a multilabel target.
+
+    Args:
+        probabilities: Probability of each tag.
+        y: Whether a row has each tag; the columns after the K-th are tags that training did not
+            see.
+    """
+    sk = _import_sklearn_metrics()
+    metrics = MetricValues()
     if not len(y):
-        return MetricValues({"rows": 0.0}, ["all figures: there is no row"])
-    true, said = y.numpy(), np.zeros(y.shape, bool)
-    said[:, : probabilities.shape[1]] = probabilities.numpy() >= 0.5
-    known, seen = (
-        true[:, : probabilities.shape[1]],
-        np.logical_not(true[:, probabilities.shape[1] :].any(1)),
-    )
-    some: np.ndarray = np.any(known, 0)
-    _add_row_counts(found, seen, "rows with tags never seen")
-    none = "" if true.any() or said.any() else "no row has a tag, and none is predicted"
-    there = np.flatnonzero(true.any(0) | said.any(0))
-    found.add(
-        "micro F1",
-        lambda: sk.f1_score(true, said, average="micro", zero_division=0, labels=there),
-        undefined_reason=none,
-    )
-    found.add(
-        "macro F1",
-        lambda: sk.f1_score(true, said, average="macro", zero_division=0, labels=there),
-        undefined_reason=none,
-    )
-    found.add("subset accuracy", lambda: (true == said).all(1).mean())
-    found.add(
-        "mAP",
-        lambda: np.mean(
-            [
-                sk.average_precision_score(known[:, k], probabilities[:, k].numpy())
-                for k in np.flatnonzero(some)
-            ]
-        ),
-        undefined_reason="" if some.any() else "no row has a tag",
-    )
-    if some.any() and not some.all():
-        found.undefined.append(f"mAP: {(~some).sum()} of {len(some)} tags are on no row")
-    found.add("hamming loss", lambda: (true != said).mean())
-    found.add(
+        return MetricValues({"rows": 0.0}, [_NO_ROWS])
+    num_tags = probabilities.shape[1]
+    true, predicted = y.numpy(), np.zeros(y.shape, bool)
+    predicted[:, :num_tags] = probabilities.numpy() >= 0.5
+    known_true = true[:, :num_tags]
+    is_known = np.logical_not(true[:, num_tags:].any(1))
+    _add_row_counts(metrics, is_known, "rows with unseen tags")
+    used_tags = np.flatnonzero(true.any(0) | predicted.any(0))
+    undefined_reason = "" if len(used_tags) else "no row has a tag, and none is predicted"
+    for average in ("micro", "macro"):
+        metrics.add(
+            f"{average} F1",
+            lambda average=average: sk.f1_score(
+                true, predicted, average=average, zero_division=0, labels=used_tags
+            ),
+            undefined_reason=undefined_reason,
+        )
+    metrics.add("subset accuracy", lambda: (true == predicted).all(1).mean())
+    _add_mean_average_precision(metrics, known_true, probabilities.numpy())
+    metrics.add("hamming loss", lambda: (true != predicted).mean())
+    metrics.add(
         "calibration error",
         lambda: (
             compute_reliability(
-                probabilities.flatten(), y[:, : probabilities.shape[1]].flatten()
+                probabilities.flatten(), y[:, :num_tags].flatten()
             ).expected_calibration_error
         ),
     )
-    return found
+    return metrics
+
+
+def _add_mean_average_precision(
+    metrics: MetricValues, true: np.ndarray, probabilities: np.ndarray
+) -> None:
+    """Add the mean average precision over the tags that some row has."""
+    sk = _import_sklearn_metrics()
+    has_rows: np.ndarray = np.any(true, 0)
+    metrics.add(
+        "mAP",
+        lambda: np.mean(
+            [
+                sk.average_precision_score(true[:, k], probabilities[:, k])
+                for k in np.flatnonzero(has_rows)
+            ]
+        ),
+        undefined_reason="" if has_rows.any() else "no row has a tag",
+    )
+    if has_rows.any() and not has_rows.all():
+        metrics.undefined.append(f"mAP: no row has {(~has_rows).sum()} of {len(has_rows)} tags")
 
 
 def regression_metrics(
@@ -167,40 +209,57 @@ def regression_metrics(
     std: Float[Tensor, "N"],
     conformal_quantiles: Mapping[float, float],
 ) -> MetricValues:
-    """Of numbers in the column's own unit. bounds: {level: how many spreads to each side its interval reaches}."""
-    sk, found = _import_sklearn_metrics(), MetricValues()
+    """Return the metrics of a numeric target.
+
+    Args:
+        mean: Predictions in the column's unit.
+        y: True values.
+        std: Predicted standard deviations.
+        conformal_quantiles: For each level, the half width of the interval in standard deviations.
+    """
+    sk = _import_sklearn_metrics()
+    metrics = MetricValues()
     if not len(y):
-        return MetricValues({"rows": 0.0}, ["all figures: there is no row"])
-    said, true = mean.double().numpy(), y.double().numpy()
-    errors, flat = np.abs(true - said), "" if np.ptp(true) else "the true values are all the same"
-    found.add("rows", lambda: len(true))
-    found.add("MAE", lambda: errors.mean())
-    found.add("RMSE", lambda: np.sqrt((errors**2).mean()))
-    found.add("median AE", lambda: np.median(errors))
-    found.add("R2", lambda: sk.r2_score(true, said), undefined_reason=flat)
-    found.add(
-        "Spearman",
-        lambda: _spearman(true, said),
-        undefined_reason=flat or ("" if np.ptp(said) else "the predicted values are all the same"),
-    )
-    for level, reach in conformal_quantiles.items():
-        _add_interval_metrics(found, level, errors, reach * std.double().numpy())
-    return found
+        return MetricValues({"rows": 0.0}, [_NO_ROWS])
+    predicted, true = mean.double().numpy(), y.double().numpy()
+    errors = np.abs(true - predicted)
+    constant_reason = "" if np.ptp(true) else "all true values are the same"
+    spearman_reason = constant_reason
+    if not spearman_reason and not np.ptp(predicted):
+        spearman_reason = "all predicted values are the same"
+    metrics.add("rows", lambda: len(true))
+    metrics.add("MAE", lambda: errors.mean())
+    metrics.add("RMSE", lambda: np.sqrt((errors**2).mean()))
+    metrics.add("median AE", lambda: np.median(errors))
+    metrics.add("R2", lambda: sk.r2_score(true, predicted), undefined_reason=constant_reason)
+    metrics.add("Spearman", lambda: _spearman(true, predicted), undefined_reason=spearman_reason)
+    for level, quantile in conformal_quantiles.items():
+        _add_interval_metrics(metrics, level, errors, quantile * std.double().numpy())
+    return metrics
 
 
 def _add_interval_metrics(
     metrics: MetricValues, level: float, errors: np.ndarray, half_width: np.ndarray
 ) -> None:
-    endless = "" if np.isfinite(half_width).all() else "too few validation rows to bound it"
+    """Add the coverage and width of the intervals of one level."""
+    is_finite = bool(np.isfinite(half_width).all())
+    undefined_reason = "" if is_finite else "there are too few validation rows for an interval"
     metrics.add(
-        f"coverage at {level:.0%}", lambda: (errors <= half_width).mean(), undefined_reason=endless
+        f"coverage at {level:.0%}",
+        lambda: (errors <= half_width).mean(),
+        undefined_reason=undefined_reason,
     )
-    metrics.add(f"width at {level:.0%}", lambda: 2 * half_width.mean(), undefined_reason=endless)
+    metrics.add(
+        f"width at {level:.0%}",
+        lambda: 2 * half_width.mean(),
+        undefined_reason=undefined_reason,
+    )
 
 
 def _add_row_counts(
     metrics: MetricValues, is_known: Bool[np.ndarray, "N"], unseen_label: str
 ) -> None:
+    """Add the number of rows, and of those with values that training did not see, if any."""
     metrics.add("rows", lambda: len(is_known))
     if not is_known.all():
         metrics.add(unseen_label, lambda: (~is_known).sum())
@@ -209,16 +268,21 @@ def _add_row_counts(
 def _add_probability_metrics(
     metrics: MetricValues, probabilities: Tensor, y: Tensor, is_known: np.ndarray
 ) -> None:
-    """Log loss over the classes that were seen, and the calibration error."""
-    sk, true = _import_sklearn_metrics(), y.numpy()[is_known]
+    """Add the log loss over rows of known classes, and the calibration error."""
+    sk = _import_sklearn_metrics()
+    true = y.numpy()[is_known]
+    num_classes = probabilities.shape[1]
+    undefined_reason = ""
+    if num_classes < 2:
+        undefined_reason = "there are fewer than two classes"
+    elif not is_known.any():
+        undefined_reason = "there are no rows of a class that training saw"
     metrics.add(
         "log loss",
         lambda: sk.log_loss(
-            true, _normalize_rows(probabilities)[is_known], labels=range(probabilities.shape[1])
+            true, _normalize_rows(probabilities)[is_known], labels=range(num_classes)
         ),
-        undefined_reason=""
-        if is_known.any() and probabilities.shape[1] > 1
-        else "there are no two classes, or none was seen in training",
+        undefined_reason=undefined_reason,
     )
     metrics.add(
         "calibration error",
@@ -227,29 +291,37 @@ def _add_probability_metrics(
 
 
 def _iter_roc_auc(true: np.ndarray, probabilities: np.ndarray) -> Iterator[float]:
-    """The area under the ROC curve of each class that some rows have and others have not; of two classes, one."""
-    for c in [1] if probabilities.shape[1] == 2 else np.unique(true):
-        yield _import_sklearn_metrics().roc_auc_score(true == c, probabilities[:, c])
+    """Yield the one-vs-rest ROC AUC of each class among the rows; of two classes, the second."""
+    sk = _import_sklearn_metrics()
+    classes = [1] if probabilities.shape[1] == 2 else np.unique(true)
+    for index in classes:
+        yield sk.roc_auc_score(true == index, probabilities[:, index])
 
 
 def _normalize_rows(probabilities: Tensor) -> np.ndarray:
-    """In float64, and of sum 1 to its precision, as log loss wants them."""
+    """Return float64 probabilities that sum to 1 exactly enough for log_loss."""
     rows = probabilities.double().numpy()
     return rows / rows.sum(1, keepdims=True)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy.stats import rankdata  # comes with scikit-learn
+    """Return the rank correlation, with ties."""
+    from scipy.stats import rankdata  # a dependency of scikit-learn
 
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def _import_sklearn_metrics() -> Any:
+def _import_sklearn_metrics() -> ModuleType:
+    """Import sklearn.metrics.
+
+    Raises:
+        SensoriumError: If scikit-learn is not installed.
+    """
     try:
         from sklearn import metrics
-
-        return metrics
     except ImportError as e:
         raise SensoriumError(
-            'figures of predictions need scikit-learn: pip install "sensorium[predict]"'
+            "Metrics of predictions need scikit-learn, which is not installed. Install it with: "
+            'pip install "sensorium[predict]"'
         ) from e
+    return metrics

@@ -1,6 +1,6 @@
-"""How good is it? Figures with their definitions, on plain tensors.
+"""Metrics of retrieval and zero-shot classification.
 
-Q queries   C candidates   E width of the shared space
+Q queries   C candidates   N, M items of two modalities   E width of the shared space
 """
 
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,15 @@ RECALL_KS = (1, 5, 10)
 def retrieval_ranks(
     queries: Float[Tensor, "Q E"], candidates: Float[Tensor, "C E"], relevant: Bool[Tensor, "Q C"]
 ) -> Int[Tensor, "Q"]:
-    """Rank, from 1, of each query's best right candidate. A wrong one that scores the same counts as ahead of it.
+    """Return the rank, from 1, of each query's best relevant candidate.
 
-    Where several candidates are right (the same caption twice, the same thing drawn twice), any of them will do.
+    An irrelevant candidate with the same score counts as ahead of it. Any of several relevant
+    candidates (duplicate captions, images of one object) will do.
+
+    Args:
+        queries: Query embeddings.
+        candidates: Candidate embeddings.
+        relevant: Which candidates are relevant to which query.
     """
     scores = queries @ candidates.T
     best = scores.masked_fill(~relevant, -float("inf")).amax(1, keepdim=True)
@@ -22,25 +28,26 @@ def retrieval_ranks(
 
 
 def recall_at_k(ranks: Int[Tensor, "Q"], k: int) -> float:
-    """Share of queries with a right candidate among the first k."""
+    """Return the share of queries with a relevant candidate among the first k."""
     return (ranks <= k).double().mean().item()
 
 
 def recall_metrics(ranks: Int[Tensor, "Q"]) -> dict[str, float]:
-    """Recall at 1, 5 and 10, and the median rank."""
-    return {
-        **{f"recall@{k}": recall_at_k(ranks, k) for k in RECALL_KS},
-        "median_rank": ranks.double().median().item(),
-    }
+    """Return the recall at each of RECALL_KS, and the median rank."""
+    metrics = {f"recall@{k}": recall_at_k(ranks, k) for k in RECALL_KS}
+    return {**metrics, "median_rank": ranks.double().median().item()}
 
 
-def chance_recall(relevant: Bool[Tensor, "Q C"], k: int) -> float:
-    """Recall at k of a random order: one minus the chance that the first k are all wrong."""
-    candidates, wrong = relevant.shape[1], relevant.shape[1] - relevant.double().sum(1)
-    miss = 1.0 + 0.0 * wrong
-    for i in range(min(k, candidates)):
-        miss = miss * ((wrong - i).clamp(min=0) / (candidates - i))
-    return (1 - miss).mean().item()
+def random_recall(relevant: Bool[Tensor, "Q C"], k: int) -> float:
+    """Return the expected recall at k of a random order, the baseline of retrieval."""
+    num_candidates = relevant.shape[1]
+    num_irrelevant = num_candidates - relevant.double().sum(1)
+    miss_probability = 1.0 + 0.0 * num_irrelevant
+    for i in range(min(k, num_candidates)):
+        miss_probability = miss_probability * (
+            (num_irrelevant - i).clamp(min=0) / (num_candidates - i)
+        )
+    return (1 - miss_probability).mean().item()
 
 
 def retrieval_metrics(
@@ -49,25 +56,26 @@ def retrieval_metrics(
     relevant: Bool[Tensor, "N M"],
     names: tuple[str, str],
 ) -> dict[str, float]:
-    """Both ways between unit vectors: {"image to text recall@1": ..., ..., "recall@1": the mean of both ways}."""
-    there, back = (
-        recall_metrics(retrieval_ranks(a, b, relevant)),
-        recall_metrics(retrieval_ranks(b, a, relevant.T)),
-    )
-    figures = {
-        f"{x} to {y} {k}": v
-        for (x, y), way in ((names, there), (names[::-1], back))
-        for k, v in way.items()
-    }
-    return figures | {k: (there[k] + back[k]) / 2 for k in there}
+    """Return recalls and median ranks in both directions, and their means.
+
+    Args:
+        a: Unit embeddings of the first modality.
+        b: Unit embeddings of the second.
+        relevant: Which belong together.
+        names: What to call both modalities.
+
+    Returns:
+        For example {"image to text recall@1": ..., "text to image recall@1": ..., "recall@1": ...}.
+    """
+    forward = recall_metrics(retrieval_ranks(a, b, relevant))
+    backward = recall_metrics(retrieval_ranks(b, a, relevant.T))
+    first, second = names
+    metrics = {f"{first} to {second} {name}": value for name, value in forward.items()}
+    metrics |= {f"{second} to {first} {name}": value for name, value in backward.items()}
+    return metrics | {name: (forward[name] + backward[name]) / 2 for name in forward}
 
 
 def accuracy(scores: Float[Tensor, "Q C"], labels: Int[Tensor, "Q"], k: int = 1) -> float:
-    """Share of rows whose label is among the k highest scores."""
-    return (
-        (scores.topk(min(k, scores.shape[1])).indices == labels[:, None])
-        .any(1)
-        .double()
-        .mean()
-        .item()
-    )
+    """Return the top-k accuracy: the share of rows whose label is among the k highest scores."""
+    top = scores.topk(min(k, scores.shape[1])).indices
+    return (top == labels[:, None]).any(1).double().mean().item()

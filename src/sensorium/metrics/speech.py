@@ -1,4 +1,4 @@
-"""How well is speech written down?"""
+"""Metrics of speech recognition."""
 
 import re
 import unicodedata
@@ -6,31 +6,38 @@ from collections.abc import Sequence
 
 
 def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Words put in, left out or changed, over all the words that there are in the references; 0 is perfect.
+    """Return the word error rate of transcripts: edits per reference word; 0 is perfect.
 
-    Compared in lower case and NFKC, without anything but letters, digits and apostrophes within words; numbers are not
-    spelt out. Raises ValueError where the references hold no word.
+    Texts are compared in lower case and NFKC, without punctuation except apostrophes within words.
+    Numbers are not spelled out.
+
+    Raises:
+        ValueError: If the references have no words.
     """
-    pairs = [
-        (_normalize_words(a), _normalize_words(b))
-        for a, b in zip(predictions, references, strict=True)
-    ]
-    words = sum(len(right) for _, right in pairs)
-    if not words:
-        raise ValueError("the references hold no word")
-    return sum(_edit_distance(heard, right) for heard, right in pairs) / words
+    num_edits = 0
+    num_words = 0
+    for prediction, reference in zip(predictions, references, strict=True):
+        reference_words = _normalize_words(reference)
+        num_edits += _edit_distance(_normalize_words(prediction), reference_words)
+        num_words += len(reference_words)
+    if not num_words:
+        raise ValueError("The references have no words.")
+    return num_edits / num_words
 
 
 def _normalize_words(text: str) -> list[str]:
-    kept = re.sub(r"[^\w']|_", " ", unicodedata.normalize("NFKC", text).lower())
-    return [word for part in kept.split() if (word := part.strip("'"))]
+    """Return the lower-case words of a text without punctuation."""
+    letters = re.sub(r"[^\w']|_", " ", unicodedata.normalize("NFKC", text).lower())
+    words = [part.strip("'") for part in letters.split()]
+    return [word for word in words if word]
 
 
 def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """The fewest words to put in, leave out or change to make b of a (Levenshtein)."""
+    """Return the Levenshtein distance: the fewest insertions, deletions and substitutions."""
     row = list(range(len(b) + 1))
     for i, word in enumerate(a, 1):
-        before, row = row, [i]
+        previous, row = row, [i]
         for j, other in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (word != other)))
+            substitution = previous[j - 1] + (word != other)
+            row.append(min(previous[j] + 1, row[-1] + 1, substitution))
     return row[-1]

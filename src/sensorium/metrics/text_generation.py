@@ -1,4 +1,4 @@
-"""How near are words to those of people? chrF, CIDEr-D and plain equality, each against one or several references."""
+"""Metrics of generated text against one or several references: chrF, CIDEr-D, exact match."""
 
 import math
 import string
@@ -7,75 +7,83 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-CHRF_ORDER, CHRF_BETA = 6, 2  # of chrF: longest run of letters; weight of recall
-CIDER_MAX_NGRAM, CIDER_SIGMA = 4, 6.0  # of CIDEr-D: longest run of words; spread of lengths
+CHRF_ORDER = 6  # longest character n-gram of chrF
+CHRF_BETA = 2  # weight of recall in chrF
+CIDER_MAX_NGRAM = 4  # longest word n-gram of CIDEr-D
+CIDER_SIGMA = 6.0  # width of CIDEr-D's length penalty, in bigrams
 _ARTICLES = {"a", "an", "the"}
 
-References = Sequence[Sequence[str]]  # for each text said, what it may be compared with
+References = Sequence[Sequence[str]]  # the references of each prediction
 
 
 def chrf(predictions: Sequence[str], references: References) -> float:
-    """chrF of a whole corpus, 0 to 100 (Popović 2015; as sacreBLEU computes it: order 6, beta 2, spaces left out).
+    """Return the corpus chrF, 0 to 100 (Popović 2015), as sacreBLEU computes it.
 
-    Of several references each text is held against the one that it matches best.
+    Order 6, beta 2, without spaces. Of several references the best-matching one counts.
     """
-    best = [
-        max((_char_ngram_matches(text, other) for other in others), key=_f_score)
-        for text, others in zip(predictions, references, strict=True)
+    best_matches = [
+        max((_char_ngram_matches(text, reference) for reference in options), key=_f_score)
+        for text, options in zip(predictions, references, strict=True)
     ]
-    return _f_score(np.sum(best, 0)) if best else 0.0
+    return _f_score(np.sum(best_matches, 0)) if best_matches else 0.0
 
 
 def _char_ngram_matches(text: str, reference: str) -> np.ndarray:
-    """int [ORDER, 3]: runs of 1 to ORDER letters in the text, in the reference, and in both."""
-    counts = []
-    for a, b in zip(
-        _char_ngrams("".join(text.split())), _char_ngrams("".join(reference.split())), strict=True
-    ):
-        counts.append((a.total() if b else 0, b.total(), (a & b).total()))
+    """Return int [CHRF_ORDER, 3]: n-grams of the text, of the reference, and common to both."""
+    text_ngrams = _char_ngrams("".join(text.split()))
+    reference_ngrams = _char_ngrams("".join(reference.split()))
+    counts = [
+        (a.total() if b else 0, b.total(), (a & b).total())
+        for a, b in zip(text_ngrams, reference_ngrams, strict=True)
+    ]
     return np.array(counts)
 
 
 def _char_ngrams(text: str) -> Iterator[Counter[str]]:
-    return (
-        Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, CHRF_ORDER + 1)
-    )
+    """Yield the counts of all n-grams of a text, for n from 1 to CHRF_ORDER."""
+    for n in range(1, CHRF_ORDER + 1):
+        yield Counter(text[i : i + n] for i in range(len(text) - n + 1))
 
 
 def _f_score(counts: np.ndarray) -> float:
-    there = counts[(counts[:, 0] > 0) & (counts[:, 1] > 0)]
-    if not len(there):
+    """Return 100 times the F score from the counts of `_char_ngram_matches`."""
+    present = counts[(counts[:, 0] > 0) & (counts[:, 1] > 0)]
+    if not len(present):
         return 0.0
-    precision, recall = (there[:, 2] / there[:, 0]).mean(), (there[:, 2] / there[:, 1]).mean()
-    both = CHRF_BETA**2 * precision + recall
-    return float(100 * (1 + CHRF_BETA**2) * precision * recall / both) if both else 0.0
+    precision = (present[:, 2] / present[:, 0]).mean()
+    recall = (present[:, 2] / present[:, 1]).mean()
+    denominator = CHRF_BETA**2 * precision + recall
+    if not denominator:
+        return 0.0
+    return float(100 * (1 + CHRF_BETA**2) * precision * recall / denominator)
 
 
 def cider_d(predictions: Sequence[str], references: References) -> float:
-    """CIDEr-D of a corpus, 0 to 10 (Vedantam et al. 2015; as pycocoevalcap computes it, on words parted by spaces).
+    """Return the corpus CIDEr-D, 0 to 10 (Vedantam et al. 2015), as pycocoevalcap computes it.
 
-    Rare runs of words count for more. How rare is told by the references given here: a corpus of one row is always 0,
-    and figures of different corpora are not to be compared. Bring case and punctuation to one form first (`plain`).
+    Words are split at spaces; normalize case and punctuation first (`normalize_text`). N-grams are
+    weighted by their inverse document frequency in these references: a corpus of one row scores 0,
+    and scores of different corpora are not comparable.
     """
-    documents = [[_word_ngrams(text) for text in others] for others in references]
-    frequency = Counter(gram for others in documents for gram in set().union(*others))
-    total = math.log(max(1, len(documents)))
-    idf = {gram: total - math.log(count) for gram, count in frequency.items()}
-    scores = [
-        np.mean(
-            [
-                _cider_similarity(
-                    _TfIdfVector(_word_ngrams(text), idf, total), _TfIdfVector(other, idf, total)
-                )
-                for other in others
-            ]
-        )
-        for text, others in zip(predictions, documents, strict=True)
-    ]
+    documents = [[_word_ngrams(text) for text in options] for options in references]
+    document_frequency = Counter(ngram for options in documents for ngram in set().union(*options))
+    log_num_documents = math.log(max(1, len(documents)))
+    idf = {
+        ngram: log_num_documents - math.log(count) for ngram, count in document_frequency.items()
+    }
+    scores: list[float] = []
+    for text, options in zip(predictions, documents, strict=True):
+        prediction = _TfIdfVector(_word_ngrams(text), idf, log_num_documents)
+        similarities = [
+            _cider_similarity(prediction, _TfIdfVector(reference, idf, log_num_documents))
+            for reference in options
+        ]
+        scores.append(float(np.mean(similarities)))
     return 10 * float(np.mean(scores)) if scores else 0.0
 
 
 def _word_ngrams(text: str) -> Counter[tuple[str, ...]]:
+    """Return the counts of all word n-grams up to CIDER_MAX_NGRAM."""
     words = text.split()
     return Counter(
         tuple(words[i : i + n])
@@ -85,7 +93,7 @@ def _word_ngrams(text: str) -> Counter[tuple[str, ...]]:
 
 
 class _TfIdfVector:
-    """Runs of words weighed by how rare they are: a vector for each length of run."""
+    """TF-IDF weights of a text's n-grams, with one norm for each n."""
 
     def __init__(
         self,
@@ -94,43 +102,46 @@ class _TfIdfVector:
         log_num_documents: float,
     ):
         self.weights = {
-            gram: count * idf.get(gram, log_num_documents) for gram, count in counts.items()
+            ngram: count * idf.get(ngram, log_num_documents) for ngram, count in counts.items()
         }
-        self.num_bigrams = sum(
-            count for gram, count in counts.items() if len(gram) == 2
-        )  # the original's "length"
+        # The reference implementation measures length in bigrams.
+        self.num_bigrams = sum(count for ngram, count in counts.items() if len(ngram) == 2)
         squares = np.zeros(CIDER_MAX_NGRAM)
-        for gram, weight in self.weights.items():
-            squares[len(gram) - 1] += weight**2
+        for ngram, weight in self.weights.items():
+            squares[len(ngram) - 1] += weight**2
         self.norms = np.sqrt(squares)
 
 
-def _cider_similarity(a: _TfIdfVector, b: _TfIdfVector) -> float:
+def _cider_similarity(prediction: _TfIdfVector, reference: _TfIdfVector) -> float:
+    """Return the mean clipped cosine over all n, times the length penalty."""
     dots = np.zeros(CIDER_MAX_NGRAM)
-    for gram in a.weights.keys() & b.weights.keys():
-        dots[len(gram) - 1] += min(a.weights[gram], b.weights[gram]) * b.weights[gram]
-    norms = a.norms * b.norms
+    for ngram in prediction.weights.keys() & reference.weights.keys():
+        clipped = min(prediction.weights[ngram], reference.weights[ngram])
+        dots[len(ngram) - 1] += clipped * reference.weights[ngram]
+    norms = prediction.norms * reference.norms
     cosines = np.divide(dots, norms, out=np.zeros(CIDER_MAX_NGRAM), where=norms > 0)
-    return float(
-        cosines.mean() * math.exp(-((a.num_bigrams - b.num_bigrams) ** 2) / (2 * CIDER_SIGMA**2))
-    )
+    length_difference = prediction.num_bigrams - reference.num_bigrams
+    return float(cosines.mean() * math.exp(-(length_difference**2) / (2 * CIDER_SIGMA**2)))
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, single spaces, no punctuation but within words."""
-    return " ".join(
-        word for word in (w.strip(string.punctuation) for w in text.lower().split()) if word
-    )
+    """Return a text in lower case, with single spaces and no punctuation except within words."""
+    words = [word.strip(string.punctuation) for word in text.lower().split()]
+    return " ".join(word for word in words if word)
 
 
 def exact_match(predictions: Sequence[str], references: References) -> float:
-    """Share of texts that are one of their references, case, punctuation and articles aside (VQA accuracy)."""
-    right = [
-        _strip_articles(text) in map(_strip_articles, others)
-        for text, others in zip(predictions, references, strict=True)
+    """Return the share of texts that equal a reference (VQA accuracy).
+
+    Case, punctuation and articles are ignored.
+    """
+    matches = [
+        _strip_articles(text) in map(_strip_articles, options)
+        for text, options in zip(predictions, references, strict=True)
     ]
-    return float(np.mean(right)) if right else 0.0
+    return float(np.mean(matches)) if matches else 0.0
 
 
 def _strip_articles(text: str) -> str:
+    """Return the normalized text without articles."""
     return " ".join(word for word in normalize_text(text).split() if word not in _ARTICLES)

@@ -1,8 +1,8 @@
-"""Picture files, which may be hostile, to upright squares of pixels: every limit is checked before anything is decoded.
+"""Decode untrusted image files to upright RGB squares: limits are checked before decoding.
 
-    H height   W width   S side of a square
+H height   W width   S side of a square
 
-A picture is uint8 with three channels. What is transparent, or padded, is white.
+An image is uint8 with three channels. Transparent pixels and padding are white.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-MAX_IMAGE_PIXELS = (
-    89_000_000  # no larger picture is decoded; from a little more on Pillow itself warns
-)
-MAX_FILE_BYTES = 1 << 30  # and no larger file is read
+from sensorium.modalities.image_resize import jpeg_scale, resize_square
+
+MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns
+MAX_FILE_BYTES = 1 << 30
+# Open without waiting: a FIFO or a terminal must not block.
 OPEN_FLAGS = os.O_RDONLY | sum(
     getattr(os, flag, 0) for flag in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY")
-)  # waits for none
+)
 JPEG_MAGIC = b"\xff\xd8\xff"
-READERS_BY_MAGIC = {  # how a file begins -> the one reader that may open it
+READERS_BY_MAGIC = {  # pattern of the first bytes -> the only reader that may open the file
     rb"\xff\xd8\xff": JpegImageFile,
     rb"\x89PNG\r\n\x1a\n": PngImageFile,
     rb"RIFF....WEBP": WebPImageFile,
@@ -41,8 +42,7 @@ READERS_BY_MAGIC = {  # how a file begins -> the one reader that may open it
     rb"BM": BmpImageFile,
     rb"II\*\0|MM\0\*": TiffImageFile,
 }
-BORDER_TOLERANCE = 24  # levels by which a pixel must differ from a plain border to be none of it
-DECODE_ERRORS = (  # what Pillow's readers raise on files changed at random
+DECODE_ERRORS = (  # what Pillow's readers raise on randomly corrupted files
     OSError,
     SyntaxError,
     ValueError,
@@ -56,7 +56,7 @@ DECODE_ERRORS = (  # what Pillow's readers raise on files changed at random
     PIL.Image.DecompressionBombError,
     Warning,
 )
-EXIF_TRANSFORMS = {
+EXIF_TRANSFORMS = {  # orientation -> (counterclockwise quarter turns, then mirror left to right)
     2: (0, True),
     3: (2, False),
     4: (2, True),
@@ -65,160 +65,82 @@ EXIF_TRANSFORMS = {
     7: (1, True),
     8: (1, False),
 }
+ORIENTATION_TAG = 0x112
+EXIF_SHORT = 3  # type code of a 16-bit number
+MAX_EXIF_BYTES = 1 << 16  # as far as a file is searched for its EXIF block
+MAX_EXIF_ENTRIES = 64
 
 
 def decode_image(
     raw: Any, side: int, resize_mode: str = "crop", out: UInt8[np.ndarray, "S S 3"] | None = None
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """One picture (a path, bytes, a PIL image, a uint8 array), upright, side x side pixels.
+    """Return one image, upright, as a square.
 
-    Raises ValueError with the reason it cannot be. square: "crop" (shorter side to fit, centre kept), "pad" (longer
-    side to fit, white beside), "trim" (a plain border cut away, then pad) or "stretch". into: room that may be used for
-    it, which spares a copy where the picture has that size already.
+    Args:
+        raw: A path, the bytes of a file, a PIL image, or an array uint8 [H W], [H W 1], [H W 3] or
+            [H W 4].
+        side: Side of the square in pixels.
+        resize_mode: See `resize_square`.
+        out: An array that may be filled and returned; it saves a copy if the image has that size.
+
+    Raises:
+        ValueError: If the image cannot be read or exceeds a limit.
     """
     if isinstance(raw, np.ndarray):
         return np.array(resize_square(_convert_array(raw), side, resize_mode))
     if isinstance(raw, PIL.Image.Image):
         return _resize_upright(raw, side, resize_mode)
-    if not isinstance(raw, bytes | str | Path):
-        raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
-    data = raw if isinstance(raw, bytes) else _read_file(raw)
-    if (
-        data.startswith(JPEG_MAGIC)
-        and (found := _decode_jpeg_fast(data, side, resize_mode, out)) is not None
-    ):
-        pixels, extent = found
-        return apply_orientation(
-            resize_square(pixels, side, resize_mode, extent), read_orientation(data)
-        )
-    picture = _open_image(data)
-    scale = (
-        jpeg_scale(*picture.size, side, resize_mode) if isinstance(picture, JpegImageFile) else 1
-    )
+    data = _read_bytes(raw)
+    if data.startswith(JPEG_MAGIC):
+        decoded = _decode_jpeg_fast(data, side, resize_mode, out)
+        if decoded is not None:
+            pixels, extent = decoded
+            square = resize_square(pixels, side, resize_mode, extent)
+            return apply_orientation(square, read_orientation(data))
+    image = _open_image(data)
     extent = None
-    if scale > 1:
-        extent = (picture.width / scale, picture.height / scale)
-        picture.draft(None, (picture.width // scale, picture.height // scale))
-    return _resize_upright(picture, side, resize_mode, extent)
+    if isinstance(image, JpegImageFile):
+        scale = jpeg_scale(*image.size, side, resize_mode)
+        if scale > 1:
+            extent = (image.width / scale, image.height / scale)
+            image.draft(None, (image.width // scale, image.height // scale))
+    return _resize_upright(image, side, resize_mode, extent)
 
 
 def decode_full_image(raw: Any) -> PIL.Image.Image:
-    """All of one picture (as `decode` takes it), RGB and upright, by Pillow and with no shortcut.
+    """Return one image in full size, RGB and upright, decoded by Pillow without shortcuts.
 
-    Raises ValueError with the reason it cannot be.
+    Args:
+        raw: As `decode_image` takes it.
+
+    Raises:
+        ValueError: If the image cannot be read or exceeds a limit.
     """
     if isinstance(raw, np.ndarray):
         return PIL.Image.fromarray(_convert_array(raw))
-    if not isinstance(raw, bytes | str | Path | PIL.Image.Image):
-        raise ValueError(f"expected a picture or its path, found {type(raw).__name__}")
-    picture = (
-        raw
-        if isinstance(raw, PIL.Image.Image)
-        else _open_image(raw if isinstance(raw, bytes) else _read_file(raw))
-    )
-    pixels = np.array(_decode_pixels(picture))
-    return PIL.Image.fromarray(
-        apply_orientation(pixels, read_orientation(picture.info.get("exif", b"")))
-    )
-
-
-def resize_exact(
-    image: PIL.Image.Image, side: int, resize_mode: str, shortest_edge: int, resample: str
-) -> UInt8[np.ndarray, "H W 3"]:
-    """side x side pixels as published models were shown them, to the last bit; `resample` names a filter of Pillow.
-
-    resize_mode: "stretch"; or the shorter side is brought to `edge` pixels and the middle cut out, in whole pixels: where it
-    lies between two, "crop" takes the first (Hugging Face), "centre" the even one (torchvision).
-    """
-    how = PIL.Image.Resampling[resample.upper()]
-    if resize_mode == "stretch":
-        return np.array(image.resize((side, side), how))
-    short = min(image.size)
-    wide, high = (
-        shortest_edge if length == short else int(shortest_edge * length / short)
-        for length in image.size
-    )
-    left, top = (
-        round((n - side) / 2) if resize_mode == "centre" else (n - side) // 2 for n in (wide, high)
-    )
-    return np.array(image.resize((wide, high), how).crop((left, top, left + side, top + side)))
-
-
-def jpeg_scale(width: int, height: int, side: int, resize_mode: str) -> int:
-    """By how much (1, 2, 4, 8) a JPEG may be reduced while it is decoded, with twice what is kept still there."""
-    if resize_mode == "trim":
-        return 1  # how much is border is not known yet
-    edge = (
-        min(max(width, height), 2 * side * min(width, height))
-        if resize_mode == "pad"
-        else min(width, height)
-    )
-    return 1 << min(3, max(0, (edge // (2 * side)).bit_length() - 1))
-
-
-def resize_square(
-    image: PIL.Image.Image | np.ndarray,
-    side: int,
-    resize_mode: str,
-    extent: tuple[float, float] | None = None,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Resized, with antialiasing, to side x side. extent: width and height, where the last pixels are there in part."""
-    if isinstance(image, np.ndarray):
-        if image.shape == (side, side, 3) and resize_mode != "trim":
-            return image
-        image = PIL.Image.fromarray(image)
-    if resize_mode == "trim":
-        image = trim_border(image)
-        return _resize_padded(image, side, *image.size)
-    wide, high = extent or image.size
-    if resize_mode == "pad":
-        return _resize_padded(image, side, wide, high)
-    edge = min(wide, high)
-    box = (
-        (0, 0, wide, high)
-        if resize_mode == "stretch"
-        else ((wide - edge) / 2, (high - edge) / 2, (wide + edge) / 2, (high + edge) / 2)
-    )
-    return np.array(image.resize((side, side), PIL.Image.Resampling.BICUBIC, box, reducing_gap=3.0))
-
-
-def trim_border(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Without the border that is all of the top left pixel's colour, but for a thirtieth of what is left."""
-    pixels = np.asarray(image).astype(np.int16)
-    there = np.abs(pixels - pixels[0, 0]).max(-1) > BORDER_TOLERANCE
-    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-    if not len(rows):
-        return image
-    top, bottom, left, right = (
-        int(rows[0]),
-        int(rows[-1]) + 1,
-        int(columns[0]),
-        int(columns[-1]) + 1,
-    )
-    keep = max(1, round(max(bottom - top, right - left) / 30))
-    return image.crop(
-        (
-            max(0, left - keep),
-            max(0, top - keep),
-            min(image.width, right + keep),
-            min(image.height, bottom + keep),
-        )
-    )
+    image = raw if isinstance(raw, PIL.Image.Image) else _open_image(_read_bytes(raw))
+    pixels = np.array(_decode_pixels(image))
+    orientation = read_orientation(image.info.get("exif", b""))
+    return PIL.Image.fromarray(apply_orientation(pixels, orientation))
 
 
 def read_orientation(data: bytes) -> int:
-    """The EXIF orientation (1 to 8) of a JPEG file or an EXIF block; 1 where none can be read."""
-    at = data.find(b"Exif\0\0", 0, 1 << 16) + 6 if not data.startswith((b"II*\0", b"MM\0*")) else 0
-    if at == 5:
+    """Return the EXIF orientation (1 to 8) of a JPEG file or an EXIF block, 1 if there is none."""
+    start = 0
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        marker = data.find(b"Exif\0\0", 0, MAX_EXIF_BYTES)
+        if marker < 0:
+            return 1
+        start = marker + 6
+    block = data[start : start + MAX_EXIF_BYTES]
+    byte_order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if byte_order is None or len(block) < 8:
         return 1
-    block = data[at : at + (1 << 16)]
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None or len(block) < 8:
-        return 1
-    first = struct.unpack_from(order + "I", block, 4)[0] + 2  # past the number of entries
-    for at in range(first, min(len(block) - 11, first + 12 * 64), 12):
-        tag, kind, _, value = struct.unpack_from(order + "HHIH", block, at)
-        if tag == 0x112 and kind == 3:
+    first = struct.unpack_from(byte_order + "I", block, 4)[0] + 2  # after the number of entries
+    last = min(len(block) - 11, first + 12 * MAX_EXIF_ENTRIES)
+    for entry in range(first, last, 12):
+        tag, type_code, _, value = struct.unpack_from(byte_order + "HHIH", block, entry)
+        if tag == ORIENTATION_TAG and type_code == EXIF_SHORT:
             return value
     return 1
 
@@ -226,40 +148,46 @@ def read_orientation(data: bytes) -> int:
 def apply_orientation(
     pixels: UInt8[np.ndarray, "H W 3"], orientation: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Turned as its orientation asks. Done last, where there is little to turn: cutting a square commutes with it."""
+    """Return the pixels rotated and mirrored as an EXIF orientation demands.
+
+    It is applied last, on few pixels: cropping a centered square commutes with it.
+    """
     if orientation not in EXIF_TRANSFORMS:
         return pixels
     turns, mirror = EXIF_TRANSFORMS[orientation]
-    turned = np.rot90(pixels, turns)
-    return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
+    rotated = np.rot90(pixels, turns)
+    return np.ascontiguousarray(rotated[:, ::-1] if mirror else rotated)
 
 
 def _check_pixel_count(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise ValueError("it has no pixels")
+        raise ValueError("the image has no pixels")
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} that are decoded"
+            f"{width} x {height} pixels, more than the limit of {MAX_IMAGE_PIXELS:,} pixels"
         )
 
 
-def _read_file(path: str | Path) -> bytes:
+def _read_bytes(raw: Any) -> bytes:
+    """Return the bytes of a file that is given as bytes or by its path."""
+    if isinstance(raw, bytes):
+        return raw
+    if not isinstance(raw, str | Path):
+        raise ValueError(f"expected an image or its path, got {type(raw).__name__}")
     try:
-        file = os.open(path, OPEN_FLAGS)
+        file = os.open(raw, OPEN_FLAGS)
         try:
-            about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode):
+            info = os.fstat(file)
+            if not stat.S_ISREG(info.st_mode):
                 raise ValueError("not a file")
-            if about.st_size > MAX_FILE_BYTES:
+            if info.st_size > MAX_FILE_BYTES:
                 raise ValueError(
-                    f"a file of {about.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read"
+                    f"{info.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,} bytes"
                 )
-            data = os.read(file, about.st_size + 1)
-            return (
-                data
-                if len(data) == about.st_size
-                else b"".join([data, *iter(lambda: os.read(file, 1 << 20), b"")])
-            )
+            data = os.read(file, info.st_size + 1)
+            if len(data) == info.st_size:
+                return data
+            return b"".join([data, *iter(lambda: os.read(file, 1 << 20), b"")])
         finally:
             os.close(file)
     except OSError as e:
@@ -267,33 +195,32 @@ def _read_file(path: str | Path) -> bytes:
 
 
 def _open_image(data: bytes) -> PIL.Image.Image:
-    """A picture of which only the header is read yet, within the budget."""
+    """Return an image of which only the header is read, within the limits."""
     if not data:
         raise ValueError("the file is empty")
-    reader = next(
-        (reader for start, reader in READERS_BY_MAGIC.items() if re.match(start, data, re.DOTALL)),
-        None,
+    matches = (
+        reader for magic, reader in READERS_BY_MAGIC.items() if re.match(magic, data, re.DOTALL)
     )
+    reader = next(matches, None)
     if reader is None:
-        raise ValueError("not a JPEG, PNG, WebP, GIF, BMP or TIFF picture")
-    if reader is WebPImageFile and data[12:16] == b"VP8X":  # its reader allocates as it opens
-        _check_pixel_count(*(int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)))
+        raise ValueError("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
+    if reader is WebPImageFile and data[12:16] == b"VP8X":  # this reader allocates on opening
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+        _check_pixel_count(width, height)
     try:
-        picture = reader(io.BytesIO(data))
+        image = reader(io.BytesIO(data))
     except DECODE_ERRORS as e:
-        raise ValueError(f"its header is broken ({e or type(e).__name__})") from e
-    _check_pixel_count(*picture.size)
-    return picture
+        raise ValueError(f"the image header is broken ({e or type(e).__name__})") from e
+    _check_pixel_count(*image.size)
+    return image
 
 
 def _resize_upright(
     image: PIL.Image.Image, side: int, resize_mode: str, extent: tuple[float, float] | None = None
-) -> UInt8[np.ndarray, "H W 3"]:
-    plain = _decode_pixels(image)
-    return apply_orientation(
-        resize_square(plain, side, resize_mode, extent),
-        read_orientation(image.info.get("exif", b"")),
-    )
+) -> UInt8[np.ndarray, "S S 3"]:
+    square = resize_square(_decode_pixels(image), side, resize_mode, extent)
+    return apply_orientation(square, read_orientation(image.info.get("exif", b"")))
 
 
 def _decode_pixels(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -303,18 +230,18 @@ def _decode_pixels(image: PIL.Image.Image) -> PIL.Image.Image:
         _check_pixel_count(*image.size)
         return _to_rgb(image)
     except DECODE_ERRORS as e:
-        raise ValueError(f"it cannot be decoded ({e or type(e).__name__})") from e
+        raise ValueError(f"the image cannot be decoded ({e or type(e).__name__})") from e
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """As RGB: 16 bits to 8, what is transparent to white."""
+    """Convert to RGB: 16 bits to 8, transparency to white."""
     if image.mode == "F":
-        raise ValueError("its pixels are fractions: convert it to 8 or 16 bits")
+        raise ValueError("the pixels are floating-point; convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError("its pixels have 32 bits: convert it to 8 or 16")
-        image = PIL.Image.fromarray((deep >> 8).astype(np.uint8))
+        wide = np.asarray(image)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("the pixels have 32 bits; convert the image to 8 or 16 bits")
+        image = PIL.Image.fromarray((wide >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -327,53 +254,43 @@ def _decode_jpeg_fast(
     resize_mode: str,
     out: UInt8[np.ndarray, "S S 3"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float]] | None:
-    """The pixels that Pillow would decode, sooner, and their extent; None without simplejpeg, or where that fails."""
+    """Decode with simplejpeg: the pixels of Pillow, faster, and their extent.
+
+    Return None if simplejpeg is not installed or fails: Pillow then reports what is broken.
+    """
     try:
         import simplejpeg
     except ImportError:
         return None
     try:
-        high, wide, colours, _ = simplejpeg.decode_jpeg_header(data)
-        high, wide = int(high), int(wide)
-        _check_pixel_count(wide, high)
-        if colours not in ("YCbCr", "RGB", "Gray"):
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(height), int(width)
+        _check_pixel_count(width, height)
+        if color_space not in ("YCbCr", "RGB", "Gray"):
             return None
-        if out is not None and out.shape == (high, wide, 3):
+        if out is not None and out.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-            return out, (wide, high)
-        scale = jpeg_scale(wide, high, side, resize_mode)
+            return out, (width, height)
+        scale = jpeg_scale(width, height, side, resize_mode)
         pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=-(-high // scale), min_width=-(-wide // scale)
+            data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
         )
-        return pixels, (wide / scale, high / scale)
+        return pixels, (width / scale, height / scale)
     except ValueError:
-        return None  # Pillow has the last word on what is broken, and says why
-
-
-def _resize_padded(
-    image: PIL.Image.Image, side: int, width: float, height: float
-) -> UInt8[np.ndarray, "H W 3"]:
-    scale = side / max(width, height)
-    w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    out = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - h) // 2, (side - w) // 2
-    small = image.resize(
-        (w, h), PIL.Image.Resampling.BICUBIC, (0, 0, width, height), reducing_gap=3.0
-    )
-    out[top : top + h, left : left + w] = np.asarray(small)
-    return out
+        return None
 
 
 def _convert_array(raw: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    if (
-        raw.dtype != np.uint8
-        or raw.ndim not in (2, 3)
-        or (raw.ndim == 3 and raw.shape[2] not in (1, 3, 4))
-    ):
+    grayscale = raw.ndim == 2
+    channels_last = raw.ndim == 3 and raw.shape[2] in (1, 3, 4)
+    if raw.dtype != np.uint8 or not (grayscale or channels_last):
         raise ValueError(
-            f"an array of {raw.dtype} {list(raw.shape)}: expected uint8 [height, width, 1, 3 or 4]"
+            f"expected an array uint8 [H W], [H W 1], [H W 3] or [H W 4], "
+            f"got {raw.dtype} {list(raw.shape)}"
         )
     _check_pixel_count(raw.shape[1], raw.shape[0])
     if raw.shape[2:] == (3,):
         return raw
-    return np.array(_to_rgb(PIL.Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)))
+    if raw.shape[2:] == (1,):
+        raw = raw[..., 0]
+    return np.array(_to_rgb(PIL.Image.fromarray(raw)))

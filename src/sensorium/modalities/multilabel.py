@@ -1,6 +1,6 @@
-"""Sets of tags: genres, ingredients, findings; any number of them a row.
+"""Multilabel columns: any number of tags per row, such as genres or ingredients.
 
-B batch   K tags, and one place for those never seen
+B batch   K tags of training, plus one for all unseen tags
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from sensorium.modalities.base import settings_to_dict, validate_settings
 
 @dataclass(frozen=True)
 class Multilabel:
-    """Settings of a column of sets, each a list or one text in which `separator` parts the tags.
+    """Settings of a multilabel column; models see a multi-hot vector.
 
-    tags: those of the training rows, unless given. counts: rows that have each. rows: how many rows there were.
+    Attributes:
+        separator: What separates the tags of a value that is text; a value may also be a list.
+        tags: Names of the tags; those of the training rows unless given.
+        counts: Training rows with each tag.
+        rows: Number of training rows.
     """
 
     kind: ClassVar[str] = "multilabel"
@@ -37,59 +41,79 @@ class Multilabel:
         return {name: i for i, name in enumerate(self.tags)}
 
     def split_tags(self, raw: Any) -> list[str]:
-        """The tags of one value, each once. Raises ValueError for what is neither text nor a list of texts."""
+        """Return the distinct tags of one value.
+
+        Raises:
+            ValueError: If the value is neither text nor a list of texts.
+        """
         parts = raw.split(self.separator) if isinstance(raw, str) else raw
-        if not isinstance(parts, list | tuple | set | frozenset) or not all(
-            isinstance(p, str) for p in parts
-        ):
+        is_list = isinstance(parts, list | tuple | set | frozenset)
+        if not is_list or not all(isinstance(part, str) for part in parts):
             raise ValueError(
-                f"expected tags, as a list or parted by {self.separator!r}, found {type(raw).__name__} "
-                f"{str(raw)[:40]!r}"
+                f"expected a list of tags, or tags separated by {self.separator!r}, got "
+                f"{type(raw).__name__} {str(raw)[:40]!r}"
             )
-        return list(dict.fromkeys(p.strip() for p in parts if p.strip()))
+        return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
     def fit(self, values: Iterable[Any]) -> Multilabel:
-        """All tags among the values, in order of the alphabet, unless they are there already; how often each is."""
-        found, rows = Counter[str](), 0
+        """Return the settings with the sorted tags of the values, unless given, and counts."""
+        counts = Counter[str]()
+        rows = 0
         for raw in values:
             if raw is not None:
-                found.update(self.split_tags(raw))
+                counts.update(self.split_tags(raw))
                 rows += 1
-        tags = self.tags or tuple(sorted(found))
-        return replace(self, tags=tags, counts=tuple(found[t] for t in tags), rows=rows)
+        tags = self.tags or tuple(sorted(counts))
+        return replace(self, tags=tags, counts=tuple(counts[tag] for tag in tags), rows=rows)
 
     def load(self, raw: Any) -> np.ndarray:
-        """uint8 [K]: 1 for each tag that is there, last for any that training did not see."""
-        out = np.zeros(len(self.tags) + 1, np.uint8)
-        out[[self._tag_to_index.get(tag, len(self.tags)) for tag in self.split_tags(raw)]] = 1
-        return out
+        """Return one value as a multi-hot vector, uint8 [K]; the last entry is any unseen tag.
+
+        Raises:
+            ValueError: If the value is neither text nor a list of texts.
+        """
+        multi_hot = np.zeros(len(self.tags) + 1, np.uint8)
+        unseen = len(self.tags)
+        multi_hot[[self._tag_to_index.get(tag, unseen) for tag in self.split_tags(raw)]] = 1
+        return multi_hot
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B K"]:
+        """Return the multi-hot vectors of a batch."""
         return torch.from_numpy(np.array(values, np.float32).reshape(-1, len(self.tags) + 1))
 
     def augment(
         self, batch: Float[Tensor, "B K"], rng: torch.Generator, *, tag_dropout: float = 0.0
     ) -> Float[Tensor, "B K"]:
-        """The batch without some of its tags."""
-        return (
-            batch * (torch.rand(batch.shape, generator=rng) >= tag_dropout)
-            if tag_dropout
-            else batch
-        )
+        """Remove some tags at random.
+
+        Args:
+            batch: Multi-hot vectors.
+            rng: Random generator.
+            tag_dropout: Share of tags to remove.
+        """
+        if not tag_dropout:
+            return batch
+        return batch * (torch.rand(batch.shape, generator=rng) >= tag_dropout)
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n K"]:
-        """n sets, for tests and dry runs."""
-        drawn = (torch.rand(n, len(self.tags) + 1, generator=rng) < 0.3).float()
-        drawn[:, -1] = 0
-        return drawn
+        """Return n random tag sets, for tests and dry runs."""
+        sampled = (torch.rand(n, len(self.tags) + 1, generator=rng) < 0.3).float()
+        sampled[:, -1] = 0
+        return sampled
 
     def decode(self, value: Float[Tensor, "K"]) -> list[str]:
-        """The names of the tags that are there."""
-        return [name for name, there in zip(self.tags, value.tolist(), strict=False) if there > 0.5]
+        """Return the names of the tags with a value above 0.5."""
+        return [name for name, v in zip(self.tags, value.tolist(), strict=False) if v > 0.5]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
         return settings_to_dict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Multilabel:
+        """Return the settings that `to_json` wrote.
+
+        Raises:
+            SensoriumError: If a key is unknown.
+        """
         return cls(**validate_settings(cls, data))

@@ -1,6 +1,6 @@
-"""Series: many channels over time, of any length and with gaps; windows of them as Tokens.
+"""Time series: many channels of any length, with missing values; windows of them as Tokens.
 
-B batch   T steps   C channels   R = 2 C: readings of a step, then which of them are there   P a window   D width
+B batch   T steps   C channels   R = 2 C: values of a step, then their presence mask   D width
 """
 
 from __future__ import annotations
@@ -26,18 +26,27 @@ from sensorium.nn.positional import sinusoidal_positions
 from sensorium.nn.tokens import Tokens, sequence_positions, valid_or_none
 
 TRUNCATION_MODES = ("subsample", "cut")
-MIN_RELATIVE_STD = 1e-4  # the least spread of a channel within a series, of that over all of them
-MAX_FIT_SAMPLES = 512  # series looked at to learn means, spreads and how long they usually are
+MIN_STD = 1e-4  # least standard deviation of a channel within one series, after standardization
+MAX_FIT_SAMPLES = 512  # series from which `fit` estimates means, deviations and typical length
 
 
 @dataclass(frozen=True)
 class Series:
-    """Settings of a column of series. What is not a number is a reading that is missing: masked, never a made-up zero.
+    """Settings of a time series column. NaN is a missing value: masked, not imputed.
 
-    channels: names, in the order a model sees them. mean, std: of each; a model sees (value - mean) / std. length: the
-    most steps it sees. longer: what becomes of a longer one, "subsample" (means of as many neighbouring steps as are
-    needed) or "cut" (what comes first is kept). usual: steps of a usual one, by which models choose their windows.
-    rate: steps a second, where it is known; it is only shown. skip: columns of a file that are no channels.
+    Attributes:
+        channels: Channel names, in the order that a model sees.
+        mean: Mean of each channel; a model sees (value - mean) / std.
+        std: Standard deviation of each channel.
+        length: Largest number of steps.
+        truncation: How a longer series is shortened: "subsample" (each step is the mean of
+            consecutive steps) or "cut" (the first steps are kept).
+        typical_length: Median number of steps, from which encoders choose their window length.
+        sample_rate: Steps per second, if known; only displayed.
+        skip_columns: Names of file columns that are not channels, in lower case.
+
+    Raises:
+        SensoriumError: If a setting is out of range.
     """
 
     kind: ClassVar[str] = "series"
@@ -52,48 +61,63 @@ class Series:
     skip_columns: tuple[str, ...] = ("", "index", "time", "timestamp", "date", "datetime")
 
     def __post_init__(self) -> None:
-        if self.truncation not in TRUNCATION_MODES or self.length < 1:
+        if self.truncation not in TRUNCATION_MODES:
             raise SensoriumError(
-                f"series length={self.length}, longer={self.truncation!r}: expected a length of 1 step or "
-                f"more, and one of {', '.join(TRUNCATION_MODES)}."
+                f"series truncation={self.truncation!r} is unknown. "
+                f"Choose one of: {', '.join(TRUNCATION_MODES)}."
             )
-        if (
-            not len(self.channels) == len(self.mean) == len(self.std)
-            or min(self.std, default=1) <= 0
-        ):
+        if self.length < 1:
+            raise SensoriumError(f"series length={self.length} is too small. Use 1 step or more.")
+        if not len(self.channels) == len(self.mean) == len(self.std):
             raise SensoriumError(
-                "series settings need a mean and a std above 0 for each of their channels."
+                f"series settings have {len(self.channels)} channels, {len(self.mean)} means and "
+                f"{len(self.std)} stds. Give one mean and one std per channel."
             )
+        if min(self.std, default=1) <= 0:
+            raise SensoriumError(f"series std={min(self.std)} is not positive. Use a std above 0.")
 
     def fit(self, values: Iterable[Any]) -> Series:
-        """Channels, means and spreads from a sample of `values`, evenly spaced; unreadable ones are passed over.
+        """Return settings with channels, means and standard deviations of a sample of `values`.
 
-        The first that can be read says which channels there are; their means and spreads are over all steps together.
+        The first readable series determines the channels. Unreadable ones are skipped. Statistics
+        are over all steps of at most MAX_FIT_SAMPLES evenly spaced series.
         """
-        there = [v for v in values if v is not None]
-        plain, found = replace(self, channels=(), mean=(), std=()), []
-        for raw in there[:: max(1, -(-len(there) // MAX_FIT_SAMPLES))]:
+        present = [v for v in values if v is not None]
+        fitted = replace(self, channels=(), mean=(), std=())
+        samples = []
+        for raw in present[:: max(1, -(-len(present) // MAX_FIT_SAMPLES))]:
             try:
                 names, x = read_series(raw, self.skip_columns)
-                known = plain.channels or names or tuple(map(str, range(x.shape[1])))
-                plain = replace(
-                    plain, channels=known, mean=(0.0,) * len(known), std=(1.0,) * len(known)
+                channels = fitted.channels or names or tuple(map(str, range(x.shape[1])))
+                fitted = replace(
+                    fitted,
+                    channels=channels,
+                    mean=(0.0,) * len(channels),
+                    std=(1.0,) * len(channels),
                 )
-                found.append(plain._align_channels(names, x))
+                samples.append(fitted._align_channels(names, x))
             except ValueError:
-                continue  # quarantined by name where the data are prepared
-        if not found:
+                continue  # reported and quarantined when the data are prepared
+        if not samples:
             return self
-        mean, std = _mean_std(np.concatenate(found))
-        usual = int(np.median([min(len(x), self.length) for x in found]))
-        return replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()), usual=usual)
+        mean, std = _mean_std(np.concatenate(samples))
+        return replace(
+            fitted,
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+            typical_length=int(np.median([min(len(x), self.length) for x in samples])),
+        )
 
     def load(self, raw: Any) -> Float32[np.ndarray, "T C"]:
-        """One series, standardised, NaN where a reading is missing; at most `length` steps.
+        """Return one series, standardized, with NaN for missing values, at most `length` steps.
 
-        raw: the path of a CSV file (a line of channel names, then one for each step) or a .npy file; or numbers, [T]
-        or [T C], as an array or lists. A channel that a file lacks is missing throughout. Raises ValueError with the
-        reason it cannot be read.
+        Args:
+            raw: The path of a CSV file (a line of channel names, then one line per step) or a .npy
+                file; or numbers [T] or [T C] as an array or lists. A channel that a file lacks is
+                missing throughout.
+
+        Raises:
+            ValueError: If it cannot be read, or has other channels.
         """
         x = self._align_channels(*read_series(raw, self.skip_columns))
         x = x[: self.length] if self.truncation == "cut" else subsample(x, self.length)
@@ -102,37 +126,35 @@ class Series:
     def _align_channels(
         self, names: tuple[str, ...] | None, x: Float64[np.ndarray, "T given"]
     ) -> Float64[np.ndarray, "T C"]:
-        """The channels in their order. Raises ValueError where there are others."""
+        """Return the values in the order of `channels`. Raise ValueError for other channels."""
         if not self.channels:
             return x
+        listed = ", ".join(self.channels)[:80]
         if names is None:
             if x.shape[1] != len(self.channels):
                 raise ValueError(
-                    f"it has {x.shape[1]} channels, where {len(self.channels)} are known: "
-                    f"{', '.join(self.channels)[:80]}"
+                    f"{x.shape[1]} channels, expected the {len(self.channels)} channels {listed}"
                 )
             return x
-        if strange := [name for name in names if name not in self.channels]:
-            raise ValueError(
-                f"its channel {strange[0]!r} is none of {', '.join(self.channels)[:80]}"
-            )
+        for name in names:
+            if name not in self.channels:
+                raise ValueError(f"channel {name!r} is not one of {listed}")
         out = np.full((len(x), len(self.channels)), np.nan)
         out[:, [self.channels.index(name) for name in names]] = x
         return out
 
     def collate(self, values: Sequence[Float32[np.ndarray, "_ C"]]) -> Float[Tensor, "B T R"]:
-        """Values of each channel, 0 where one is missing, then for each channel 1 where there is a value, else 0.
+        """Return the values of each channel, 0 where missing, then the presence mask (1 or 0).
 
-        Shorter ones are filled up with steps at which nothing is there: padding and a gap are the same thing.
+        Shorter series are padded with steps at which all channels are missing.
         """
         channels = len(self.channels) or max((v.shape[1] for v in values), default=1)
-        out = np.zeros(
-            (len(values), max(1, max(map(len, values), default=1)), 2 * channels), np.float32
-        )
+        steps = max(1, max(map(len, values), default=1))
+        out = np.zeros((len(values), steps, 2 * channels), np.float32)
         for row, value in zip(out, values, strict=True):
-            there = ~np.isnan(value)
-            row[: len(value), :channels] = np.where(there, value, 0)
-            row[: len(value), channels:] = there
+            present = ~np.isnan(value)
+            row[: len(value), :channels] = np.where(present, value, 0)
+            row[: len(value), channels:] = present
         return torch.from_numpy(out)
 
     def augment(
@@ -146,63 +168,73 @@ class Series:
         warp: float = 0.0,
         channel_dropout: float = 0.0,
     ) -> Float[Tensor, "B T R"]:
-        """Changed at random: noise of `jitter` times a channel's own spread in the series, each channel times
-        1 ± `scale`, a window of at least the share `crop`, up to `warp` quicker or slower, and each channel left out
-        with probability `drop`, never all.
+        """Return the series with random changes.
+
+        Args:
+            batch: Series as `collate` returns them.
+            rng: Random generator.
+            jitter: Standard deviation of Gaussian noise, relative to that of the channel within
+                the series.
+            scale: Largest relative change of a channel's amplitude, either way.
+            crop: Smallest fraction of the steps that a random crop keeps; 1 is off.
+            warp: Largest relative change of speed, either way.
+            channel_dropout: Probability of masking a channel; never all channels of a series.
         """
         batch = crop_and_warp(batch, rng, crop, warp)
-        x, there = batch.chunk(2, -1)
+        x, present = batch.chunk(2, -1)
         rows, _, channels = x.shape
         if channel_dropout > 0:
-            there = there * sample_channel_mask(rows, channels, channel_dropout, rng)[:, None]
+            mask = sample_channel_mask(rows, channels, channel_dropout, rng)
+            present = present * mask[:, None]
         if scale > 0:
             x = x * (1 + scale * (2 * torch.rand(rows, 1, channels, generator=rng) - 1))
         if jitter > 0:
-            x = x + jitter * standardize(batch)[2][:, None] * torch.randn(x.shape, generator=rng)
-        return torch.cat([x * there, there], -1)
+            _, _, std = standardize(batch)
+            x = x + jitter * std[:, None] * torch.randn(x.shape, generator=rng)
+        return torch.cat([x * present, present], -1)
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n T R"]:
-        """n made-up series of 2 to 40 steps with a tenth of the readings missing, for tests and dry runs."""
-        channels, longest = len(self.channels) or 1, min(40, self.length)
+        """Return n random walks of 2 to 40 steps, a tenth of the values missing, for tests."""
+        channels = len(self.channels) or 1
+        longest = min(40, self.length)
         sizes = torch.randint(min(2, longest), longest + 1, (n, 1, 1), generator=rng)
-        there = (torch.rand(n, longest, channels, generator=rng) < 0.9) & (
-            torch.arange(longest)[:, None] < sizes
-        )
-        there[:, 0] = True
-        return torch.cat(
-            [torch.randn(there.shape, generator=rng).cumsum(1) * there, there.float()], -1
-        )
+        observed = torch.rand(n, longest, channels, generator=rng) < 0.9
+        present = observed & (torch.arange(longest)[:, None] < sizes)
+        present[:, 0] = True
+        walks = torch.randn(present.shape, generator=rng).cumsum(1)
+        return torch.cat([walks * present, present.float()], -1)
 
     def decode(self, series: Float[Tensor, "T R"]) -> PIL.Image.Image:
-        """A picture of it: a line for each channel, broken where readings are missing, and how long it is."""
-        x, there = series.float().numpy().reshape(len(series), 2, -1).transpose(1, 0, 2)
+        """Return a line plot of the series, with gaps where values are missing."""
+        x, present = series.float().numpy().reshape(len(series), 2, -1).transpose(1, 0, 2)
         x = x * np.array(self.std or 1.0) + np.array(self.mean or 0.0)
-        length = int((there.any(1) * np.arange(1, 1 + len(there))).max(initial=0))
-        lasts = f"{length / self.sample_rate:g} s" if self.sample_rate else f"{length} steps"
+        steps = int((present.any(1) * np.arange(1, 1 + len(present))).max(initial=0))
+        duration = f"{steps / self.sample_rate:g} s" if self.sample_rate else f"{steps} steps"
         names = self.channels or tuple(map(str, range(x.shape[1])))
-        return plot_series(np.where(there > 0, x, np.nan)[: max(1, length)], names, lasts)
+        return plot_series(np.where(present > 0, x, np.nan)[: max(1, steps)], names, duration)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain settings."""
+        """Return the settings as plain JSON values."""
         return settings_to_dict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Series:
+        """Return settings from plain JSON values."""
         return cls(**validate_settings(cls, data))
 
 
 def subsample(x: Float64[np.ndarray, "T C"], length: int) -> Float64[np.ndarray, "S C"]:
-    """At most `length` steps: each the mean of as many neighbours, those that are there."""
-    each = -(-len(x) // length)
-    if each <= 1:
+    """Return at most `length` steps, each the mean of consecutive steps, missing values ignored."""
+    stride = -(-len(x) // length)
+    if stride <= 1:
         return x
-    filled = np.full((-(-len(x) // each) * each, x.shape[1]), np.nan)
-    filled[: len(x)] = x
-    return _nanmean(rearrange(filled, "(s e) c -> e s c", e=each))
+    padded = np.full((-(-len(x) // stride) * stride, x.shape[1]), np.nan)
+    padded[: len(x)] = x
+    return _nanmean(rearrange(padded, "(s e) c -> e s c", e=stride))
 
 
 def _nanmean(x: Float64[np.ndarray, "E *rest"]) -> Float64[np.ndarray, "*rest"]:
-    """Over the first axis, of what is there; NaN where nothing is."""
+    """Return the mean over the first axis, NaN where all values are missing, without a warning."""
     count = (~np.isnan(x)).sum(0)
     return np.where(count, np.nansum(x, 0) / np.maximum(count, 1), np.nan)
 
@@ -210,88 +242,105 @@ def _nanmean(x: Float64[np.ndarray, "E *rest"]) -> Float64[np.ndarray, "*rest"]:
 def _mean_std(
     x: Float64[np.ndarray, "T C"],
 ) -> tuple[Float64[np.ndarray, " C"], Float64[np.ndarray, " C"]]:
-    """Mean and standard deviation of each channel; 0 and 1 for one without values, and 1 for one that never changes."""
+    """Return mean and standard deviation of each channel: 0 and 1 for an empty channel.
+
+    The standard deviation of a constant channel is 1.
+    """
     mean = np.nan_to_num(_nanmean(x))
     std = np.sqrt(np.nan_to_num(_nanmean(np.square(x - mean))))
     return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
 
 def valid_steps(batch: Float[Tensor, "B T R"]) -> Bool[Tensor, "B T"]:
-    """The steps at which any channel has a reading."""
+    """Return True for the steps at which any channel has a value."""
     return batch.chunk(2, -1)[1].any(-1)
 
 
 def crop_and_warp(
     batch: Float[Tensor, "B T R"], rng: torch.Generator, crop: float, warp: float
 ) -> Float[Tensor, "B T R"]:
-    """A window of each series, a random share of it between `crop` and all, at up to `warp` more or less its speed."""
+    """Return a random crop of each series at a random speed.
+
+    Args:
+        batch: Series as `Series.collate` returns them.
+        rng: Random generator.
+        crop: Smallest fraction of the steps that is kept.
+        warp: Largest relative change of speed, either way.
+    """
     if crop >= 1 and warp <= 0:
         return batch
-    rows, most = batch.shape[:2]
-    place = torch.arange(most)
-    lengths = (valid_steps(batch) * (place + 1)).amax(1, keepdim=True)
+    rows, steps = batch.shape[:2]
+    position = torch.arange(steps)
+    lengths = (valid_steps(batch) * (position + 1)).amax(1, keepdim=True)
     share, start, speed = torch.rand(3, rows, 1, generator=rng)
     share = crop + (1 - crop) * share
-    at = (start * (1 - share) * lengths + place * (1 + warp * (2 * speed - 1))).long()
-    inside = at < (start * (1 - share) * lengths + share * lengths).ceil()
-    return batch.gather(1, at.clamp(max=most - 1)[..., None].expand_as(batch)) * inside[..., None]
+    offset = start * (1 - share) * lengths
+    source = (offset + position * (1 + warp * (2 * speed - 1))).long()
+    inside = source < (offset + share * lengths).ceil()
+    index = source.clamp(max=steps - 1)[..., None].expand_as(batch)
+    return batch.gather(1, index) * inside[..., None]
 
 
 def sample_channel_mask(
     rows: int, channels: int, probability: float, rng: torch.Generator
 ) -> Float[Tensor, "B C"]:
-    """1 for a channel that stays, 0 for one left out with probability `drop`; one of each row always stays."""
-    drawn = torch.rand(rows, channels, generator=rng)
-    return ((drawn >= probability) | (drawn == drawn.amax(1, keepdim=True))).float()
+    """Return 0 for dropped channels and 1 for the others, at least one of which is kept per row."""
+    samples = torch.rand(rows, channels, generator=rng)
+    return ((samples >= probability) | (samples == samples.amax(1, keepdim=True))).float()
 
 
 def standardize(
     batch: Float[Tensor, "B T R"],
 ) -> tuple[Float[Tensor, "B T R"], Float[Tensor, "B C"], Float[Tensor, "B C"]]:
-    """(each channel less its mean and over its spread in the series, these means, these spreads), of readings there."""
-    x, there = batch.chunk(2, -1)
-    n = there.sum(1, keepdim=True).clamp(min=1)
+    """Standardize each channel of each series over the values that are present.
+
+    Returns:
+        The standardized series, and the mean and standard deviation of each channel.
+    """
+    x, present = batch.chunk(2, -1)
+    n = present.sum(1, keepdim=True).clamp(min=1)
     mean = x.sum(1, keepdim=True) / n
-    spread = (
-        (((x - mean) * there).square().sum(1, keepdim=True) / n).sqrt().clamp(min=MIN_RELATIVE_STD)
-    )
-    return torch.cat([(x - mean) / spread * there, there], -1), mean[:, 0], spread[:, 0]
+    variance = ((x - mean) * present).square().sum(1, keepdim=True) / n
+    std = variance.sqrt().clamp(min=MIN_STD)
+    return torch.cat([(x - mean) / std * present, present], -1), mean[:, 0], std[:, 0]
 
 
 class WindowEmbedding(nn.Module):
-    """Series → Tokens: windows of `patch` steps, readings and which of them are there, each through one linear layer.
+    """Series → Tokens: windows of steps, values and presence mask, through one linear layer.
 
-    Each channel is brought to its own mean and spread over the series, and both are said to every window: what is small
-    in one series is as plain to see as what is large in another, and how large it was is not lost. A window in which
-    nothing is there is not valid. No token stands for the whole: the mean of all does. places: sines of where in time
-    windows are, for a trunk that would not know.
+    Each channel is standardized within its series, and a second linear layer adds the removed mean
+    and standard deviation to every window, so that the scale is not lost. A window without any
+    value is not valid. The mean of all tokens represents the series.
+
+    Args:
+        dim: Width of the tokens.
+        series: Settings of the column.
+        patch_size: Steps per window.
+        add_positions: Add sinusoidal positions, for trunks that do not know the order otherwise.
     """
 
     def __init__(self, dim: int, series: Series, patch_size: int, *, add_positions: bool = True):
         super().__init__()
         channels = max(1, len(series.channels))
-        self.patch_size, self.projection, self.stats_projection = (
-            patch_size,
-            Linear(2 * channels * patch_size, dim),
-            Linear(2 * channels, dim),
-        )
-        self.register_buffer(
-            "position_embedding",
-            sinusoidal_positions(math.ceil(series.length / patch_size), dim)
-            if add_positions
-            else None,
-        )
+        self.patch_size = patch_size
+        self.projection = Linear(2 * channels * patch_size, dim)
+        self.stats_projection = Linear(2 * channels, dim)
+        positions = None
+        if add_positions:
+            positions = sinusoidal_positions(math.ceil(series.length / patch_size), dim)
+        self.register_buffer("position_embedding", positions)
         self.position_embedding: Tensor | None
 
     def pool_index(self, series: Float[Tensor, "B T R"]) -> None:
-        return None
+        """Return None: the mean of all tokens represents the series."""
 
     def forward(self, series: Float[Tensor, "B T R"]) -> Tokens:
-        series, mean, spread = standardize(
-            F.pad(series, (0, 0, 0, -series.shape[1] % self.patch_size))
-        )
+        """Return one token per window."""
+        padding = -series.shape[1] % self.patch_size
+        series, mean, std = standardize(F.pad(series, (0, 0, 0, padding)))
         x = self.projection(rearrange(series, "b (t p) c -> b t (p c)", p=self.patch_size))
-        x = x + self.stats_projection(torch.cat([mean.asinh(), spread.log()], -1))[:, None]
-        x = x if self.position_embedding is None else x + self.position_embedding[: x.shape[1]]
+        x = x + self.stats_projection(torch.cat([mean.asinh(), std.log()], -1))[:, None]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[: x.shape[1]]
         valid = rearrange(valid_steps(series), "b (t p) -> b t p", p=self.patch_size).any(-1)
         return Tokens(x, sequence_positions(x), valid=valid_or_none(valid))

@@ -1,6 +1,7 @@
-"""Texts by their words and pieces of words, in no order: words never seen are known by what they share with others.
+"""Text as a bag of words and character n-grams: unseen words are known by the n-grams they share.
 
-B batch   T tokens   V ids   L letters of an id   N, M, S letters of a text   P pieces   W words   D width
+B batch   T tokens   V token ids   L characters of a token   N, M, S characters of a text
+P n-grams of a text   W words   K known n-grams   D width
 """
 
 from __future__ import annotations
@@ -16,220 +17,271 @@ from torch import Tensor, nn
 from sensorium.modalities.text import Text, last_token_index, trim_padding
 from sensorium.nn.tokens import Tokens, sequence_positions
 
-WORD_BOUNDARY = 1  # the letter that a word begins with
-VECTORS_PER_TOKEN = 4  # pieces that have a vector, at most, for each id of the tokenizer
-EMPTY_HASH = (1 << 63) - 1  # in the place of a piece's hash
-NGRAM_LENGTHS = range(3, 6)  # letters of a piece of a word, the spaces around the word included
-MAX_TOKEN_CHARS = 30  # letters of an id
-ID_CHAR_OFFSET = 0x20000  # from here on letters stand for ids that are not spelt
-HASH_BASE = 0x100000001B3  # of a hash: FNV's prime
-BASE_INVERSE = pow(HASH_BASE, -1, 1 << 64) - (1 << 64)  # BASE * UNBASE is 1 in 64 bits
-LR_MULTIPLIER = 10.0  # vectors that few texts have learn so many times as fast
+WORD_BOUNDARY = 1  # character code of the space before a word
+VECTORS_PER_TOKEN = 4  # n-grams with a vector, at most, for each id of the tokenizer
+EMPTY_HASH = (1 << 63) - 1  # marks unused entries of the table of hashes
+NGRAM_LENGTHS = range(3, 6)  # characters of an n-gram, including word boundaries
+MAX_TOKEN_CHARS = 30  # characters of a token that are used
+ID_CHAR_OFFSET = 0x20000  # without a tokenizer, id i is the character ID_CHAR_OFFSET + i
+HASH_BASE = 0x100000001B3  # base of the polynomial hash: FNV's prime
+BASE_INVERSE = pow(HASH_BASE, -1, 1 << 64) - (1 << 64)  # HASH_BASE * BASE_INVERSE = 1 mod 2^64
+LR_MULTIPLIER = 10.0  # effective learning-rate factor of the vectors, which few texts update
 
 
 class SubwordBagEmbedding(nn.Module):
-    """Ids → Tokens, one a word: the sum of the vectors of the word and of its pieces of 3 to 5 letters, so that a word
-    never seen is known by what it shares with others (fastText, Bojanowski et al. 2017).
+    """One token per word: the sum of the vectors of the word and of its 3- to 5-grams (fastText).
 
-    Which pieces have a vector, and how much each counts, is learned from training texts before anything else (`meet`):
-    those in most texts, if in two or more; the rarer the more (the root of the usual idf). While training,
-    `drop` of a text's pieces are left out. No order is known. A text's pieces are together as long as one of them.
+    Unseen words share n-grams with known ones (Bojanowski et al. 2017). `fit_on_data` selects the
+    n-grams that get a vector, those in the most training texts, and weights each by the square
+    root of its inverse document frequency. A text's weights are scaled to unit norm. Tokens are
+    unordered.
+
+    Args:
+        dim: D.
+        text: Settings of the column.
+        dropout: Dropout probability of the output.
+        subword_dropout: Share of a text's n-grams that are left out while training.
     """
 
     def __init__(self, dim: int, text: Text, dropout: float = 0.0, subword_dropout: float = 0.5):
         super().__init__()
-        size = VECTORS_PER_TOKEN * text.vocab_size
-        self.embedding, self.dropout, self.subword_dropout = (
-            nn.Embedding(size, dim),
-            nn.Dropout(dropout),
-            subword_dropout,
-        )
+        table_size = VECTORS_PER_TOKEN * text.vocab_size
+        self.embedding = nn.Embedding(table_size, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.subword_dropout = subword_dropout
         self.end, self.pad = text.end, text.pad
         nn.init.normal_(self.embedding.weight, std=0.01 / LR_MULTIPLIER)
-        table = token_chars(text)
-        self.max_words_per_token = int(
-            (table == WORD_BOUNDARY).sum(1).max()
-        )  # that an id can begin, at most
-        self.register_buffer("token_chars", torch.tensor(table), persistent=False)
-        self.register_buffer(
-            "hash_powers", hash_powers(text.length * MAX_TOKEN_CHARS + 1), persistent=False
-        )
-        self.register_buffer(
-            "ngram_hashes", torch.full((size,), EMPTY_HASH)
-        )  # hashes of pieces, in their order
-        self.register_buffer("idf", torch.ones(size))
+        chars = token_chars(text)
+        self.max_words_per_token = int((chars == WORD_BOUNDARY).sum(1).max())
+        self.register_buffer("token_chars", torch.tensor(chars), persistent=False)
+        powers = hash_powers(text.length * MAX_TOKEN_CHARS + 1)
+        self.register_buffer("hash_powers", powers, persistent=False)
+        self.register_buffer("ngram_hashes", torch.full((table_size,), EMPTY_HASH))  # ascending
+        self.register_buffer("idf", torch.ones(table_size))  # square root of the usual idf
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
-        return None
+        """Return None: the pooled embedding is the mean over words."""
 
     def fit_on_data(self, token_ids: Iterable[Tensor]) -> None:
-        """Choose the pieces that have a vector, and how much each counts, by how many of these texts, batches of ids
-        [B T], have it."""
-        seen, counts, rows = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0
+        """Select the n-grams that get a vector and compute their weights.
+
+        Args:
+            token_ids: Training texts, as batches of ids [B T].
+        """
+        known = torch.zeros(0, dtype=torch.long)
+        text_counts = torch.zeros(0, dtype=torch.long)
+        num_texts = 0
         for ids in token_ids:
-            _, piece, there = char_ngrams(self._text_chars(ids)[0], self.get_buffer("hash_powers"))
-            row = there.nonzero()[:, 0]
-            once = torch.stack([row, piece[there]], 1).unique(dim=0)[:, 1]
-            seen, place = torch.cat([seen, once]).unique(return_inverse=True)
-            counts = torch.zeros_like(seen).index_add(
-                0, place, torch.cat([counts, torch.ones_like(once)])
-            )
-            rows += len(ids)
-        known, rarity = self.get_buffer("ngram_hashes"), self.get_buffer("idf")
-        common = counts.masked_fill(counts < 2, 0).topk(min(len(counts), len(known)))
-        seen, at = seen[common.indices[common.values > 0]].sort()
-        known.fill_(EMPTY_HASH)[: len(seen)] = seen
-        rarity.fill_(1)[: len(seen)] = (1 + ((1 + rows) / (1 + common.values[at])).log()).sqrt()
+            unique = self._unique_ngrams(ids)
+            known, index = torch.cat([known, unique]).unique(return_inverse=True)
+            added = torch.cat([text_counts, torch.ones_like(unique)])
+            text_counts = torch.zeros_like(known).index_add(0, index, added)
+            num_texts += len(ids)
+        hashes, idf = self.get_buffer("ngram_hashes"), self.get_buffer("idf")
+        repeated = text_counts.masked_fill(text_counts < 2, 0)
+        top = repeated.topk(min(len(repeated), len(hashes)))
+        selected, order = known[top.indices[top.values > 0]].sort()
+        hashes.fill_(EMPTY_HASH)[: len(selected)] = selected
+        inverse_frequency = (1 + num_texts) / (1 + top.values[order])
+        idf.fill_(1)[: len(selected)] = (1 + inverse_frequency.log()).sqrt()
+
+    def _unique_ngrams(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "P"]:
+        """Return the hashes of a batch's n-grams, each once for every text that has it."""
+        chars, _ = self._text_chars(ids)
+        _, hashes, present = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
+        row = present.nonzero()[:, 0]
+        return torch.stack([row, hashes[present]], 1).unique(dim=0)[:, 1]
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        if ids.is_meta:  # a plan has no letters: as many pieces as ids
+        """Return one token per word, padded to the text with the most words."""
+        if ids.is_meta:  # no characters to hash: estimate as many n-grams as ids
             x = self.dropout(self.embedding(ids))
             return Tokens(x, sequence_positions(x))
-        spelt, ids = self._text_chars(ids)
-        word, piece, there = char_ngrams(spelt, self.get_buffer("hash_powers"))
+        chars, ids = self._text_chars(ids)
+        word, hashes, present = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
         if torch.compiler.is_exporting():
-            return self._forward_export(
-                word, piece, there, 2 + self.max_words_per_token * ids.shape[1]
-            )
-        row, known = there.nonzero()[:, 0], self.get_buffer("ngram_hashes")
-        begins, word = (word[there] + spelt.shape[1] * row).unique(return_inverse=True)
-        place, found = _lookup(known, piece[there])
-        if self.training and self.subword_dropout:
-            found &= torch.rand(len(found), device=found.device) >= self.subword_dropout
-        place, word = place[found], word[found]
-        weight, row = self.get_buffer("idf")[place, None], begins // spelt.shape[1]
-        x = self.embedding(place) * weight
-        x = x.new_zeros(len(begins), x.shape[1]).index_add(0, word, x)
-        long = (
-            weight.new_zeros(len(ids), 1)
-            .index_add(0, row[word], weight.square())
-            .clamp(min=1)
-            .sqrt()
-        )
-        words = row.bincount(minlength=len(ids))
-        there = torch.arange(max(1, int(words.max())), device=x.device) < words[:, None]
-        laid = x.new_zeros(*there.shape, x.shape[1])
-        laid[there] = self.dropout(x * (LR_MULTIPLIER * words[:, None] / long)[row])
-        return Tokens(laid, sequence_positions(laid), valid=there)
+            max_words = 2 + self.max_words_per_token * ids.shape[1]
+            return self._forward_padded(word, hashes, present, max_words)
+        return self._forward_packed(word, hashes, present, max_words=chars.shape[1])
 
-    def _forward_export(
+    def _forward_packed(
         self,
         word: Int[Tensor, "B P"],
-        ngram: Int[Tensor, "B P"],
+        hashes: Int[Tensor, "B P"],
         present: Bool[Tensor, "B P"],
         max_words: int,
     ) -> Tokens:
-        """forward without a shape that hangs on values: of `most` words, which no text has more of, many not valid."""
-        place, found = _lookup(self.get_buffer("ngram_hashes"), ngram)
-        weight = self.get_buffer("idf")[place] * (present & found)
-        x = self.embedding(place) * weight[..., None]
-        word = word.clamp(max=max_words - 1)  # numbers of words that are not there
-        x = x.new_zeros(x.shape[0], max_words, x.shape[2]).scatter_add(
-            1, word[..., None].expand_as(x), x
-        )
-        valid = (
-            weight.new_zeros(x.shape[0], max_words).scatter_add(1, word, present.to(weight.dtype))
-            > 0
-        )
-        long = weight.square().sum(1).clamp(min=1).sqrt()
-        x = x * (LR_MULTIPLIER * valid.sum(1) / long)[:, None, None]
+        """Embed only the known n-grams of a batch, then pad to the text with the most words."""
+        batch_size = len(word)
+        row = present.nonzero()[:, 0]
+        word_ids, word_index = (word[present] + max_words * row).unique(return_inverse=True)
+        word_row = word_ids // max_words
+        index, is_known = _lookup(self.get_buffer("ngram_hashes"), hashes[present])
+        if self.training and self.subword_dropout:
+            is_known &= torch.rand(len(is_known), device=index.device) >= self.subword_dropout
+        index, word_index = index[is_known], word_index[is_known]
+        weight = self.get_buffer("idf")[index, None]
+        x = self.embedding(index) * weight
+        x = x.new_zeros(len(word_ids), x.shape[1]).index_add(0, word_index, x)
+        squared_norm = weight.new_zeros(batch_size, 1)
+        squared_norm = squared_norm.index_add(0, word_row[word_index], weight.square())
+        text_norm = squared_norm.clamp(min=1).sqrt()
+        num_words = word_row.bincount(minlength=batch_size)
+        scale = LR_MULTIPLIER * num_words[:, None] / text_norm
+        longest = max(1, int(num_words.max()))
+        valid = torch.arange(longest, device=x.device) < num_words[:, None]
+        padded = x.new_zeros(*valid.shape, x.shape[1])
+        padded[valid] = self.dropout(x * scale[word_row])
+        return Tokens(padded, sequence_positions(padded), valid=valid)
+
+    def _forward_padded(
+        self,
+        word: Int[Tensor, "B P"],
+        hashes: Int[Tensor, "B P"],
+        present: Bool[Tensor, "B P"],
+        max_words: int,
+    ) -> Tokens:
+        """Compute the same with shapes that do not depend on values, for export.
+
+        No text has more than `max_words` words; the tokens of words that it lacks are invalid.
+        tests/test_export_graph.py checks that both paths agree.
+        """
+        index, is_known = _lookup(self.get_buffer("ngram_hashes"), hashes)
+        weight = self.get_buffer("idf")[index] * (present & is_known)
+        x = self.embedding(index) * weight[..., None]
+        word = word.clamp(max=max_words - 1)  # n-grams that are not present have any word number
+        empty = x.new_zeros(x.shape[0], max_words, x.shape[2])
+        x = empty.scatter_add(1, word[..., None].expand_as(x), x)
+        ngram_counts = weight.new_zeros(x.shape[0], max_words)
+        ngram_counts = ngram_counts.scatter_add(1, word, present.to(weight.dtype))
+        valid = ngram_counts > 0
+        text_norm = weight.square().sum(1).clamp(min=1).sqrt()
+        x = x * (LR_MULTIPLIER * valid.sum(1) / text_norm)[:, None, None]
         return Tokens(x, sequence_positions(x), valid=valid)
 
     def _text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
-        """(the letters of each text, its ids)."""
+        """Return the characters of each text, and its ids without common padding."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
-        return compact(
-            self.get_buffer("token_chars")[ids].masked_fill(~valid[..., None], 0).flatten(1)
-        ), ids
+        chars = self.get_buffer("token_chars")[ids].masked_fill(~valid[..., None], 0)
+        return compact(chars.flatten(1)), ids
 
 
 def token_chars(text: Text) -> Int64[np.ndarray, "V L"]:
-    """The letters of each id, SPACE before the first of a word, then zeros; without a tokenizer an id is a word."""
-    said = [
-        text.tokenizer.id_to_token(i) or "" if text.tokenizer else chr(i + ID_CHAR_OFFSET)
-        for i in range(text.vocab_size)
-    ]
-    if not any(token[:1] in ("Ġ", "▁") for token in said):  # then what goes on with a word says ##
-        said = [token[2:] if token[:2] == "##" else f"Ġ{token}" for token in said]
-    table = np.zeros((len(said), MAX_TOKEN_CHARS), np.int64)
-    for i, token in enumerate(said):
+    """Return the characters of each token id, padded with zeros.
+
+    A word starts with WORD_BOUNDARY. Special tokens have no characters. Without a tokenizer each
+    id is a word of one character.
+    """
+    tokens = _word_marked_tokens(text)
+    table = np.zeros((len(tokens), MAX_TOKEN_CHARS), np.int64)
+    for i, token in enumerate(tokens):
         if i not in (text.pad, text.start, text.end):
-            table[i, : len(token)] = [
-                WORD_BOUNDARY if letter in "Ġ▁" else ord(letter)
-                for letter in token[:MAX_TOKEN_CHARS]
-            ]
+            codes = [WORD_BOUNDARY if char in "Ġ▁" else ord(char) for char in token]
+            codes = codes[:MAX_TOKEN_CHARS]
+            table[i, : len(codes)] = codes
     return table
 
 
+def _word_marked_tokens(text: Text) -> list[str]:
+    """Return the string of each token id, with "Ġ" or "▁" where a word starts."""
+    if text.tokenizer is None:
+        return [f"Ġ{chr(i + ID_CHAR_OFFSET)}" for i in range(text.vocab_size)]
+    tokens = [text.tokenizer.id_to_token(i) or "" for i in range(text.vocab_size)]
+    if any(token[:1] in ("Ġ", "▁") for token in tokens):
+        return tokens
+    # WordPiece marks continuations with "##" instead of word starts.
+    return [token[2:] if token[:2] == "##" else f"Ġ{token}" for token in tokens]
+
+
 def hash_powers(n: int) -> Int[Tensor, "2 n"]:
-    """Of BASE and of what undoes it, from 0 on, in 64 bits."""
-    return torch.tensor(
-        np.cumprod([[1, *[base] * (n - 1)] for base in (HASH_BASE, BASE_INVERSE)], 1)
-    )
+    """Return powers 0 to n - 1 of HASH_BASE and of its inverse, modulo 2^64."""
+    bases = [[1, *[base] * (n - 1)] for base in (HASH_BASE, BASE_INVERSE)]
+    return torch.tensor(np.cumprod(bases, 1))
 
 
 def compact(chars: Int[Tensor, "B N"]) -> Int[Tensor, "B M"]:
-    """Letters without the zeros between them, and a space after the last."""
-    there, n = chars > 0, chars.shape[1]
-    ends = there.sum(1, keepdim=True)
-    most = n if torch.compiler.is_exporting() else int(ends.max())
-    at = torch.where(there, there.cumsum(1) - 1, n)  # what is nothing, behind all letters
-    return (
-        chars.new_zeros(chars.shape[0], n + 1)
-        .scatter(1, at, chars)[:, : most + 1]
-        .scatter(1, ends, WORD_BOUNDARY)
-    )
+    """Remove the zeros between characters and append a word boundary to each text."""
+    is_char, n = chars > 0, chars.shape[1]
+    lengths = is_char.sum(1, keepdim=True)
+    longest = n if torch.compiler.is_exporting() else int(lengths.max())
+    target = torch.where(is_char, is_char.cumsum(1) - 1, n)  # zeros go behind all characters
+    shifted = chars.new_zeros(chars.shape[0], n + 1).scatter(1, target, chars)
+    return shifted[:, : longest + 1].scatter(1, lengths, WORD_BOUNDARY)
 
 
-def char_ngrams(
+def char_ngram_hashes(
     chars: Int[Tensor, "B M"], powers: Int[Tensor, "2 S"]
 ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
-    """(number of its word in the text, hash, whether it is one) of each piece of a word and of each whole word, by
-    polynomials of their letters in 64 bits: a word's is the difference of two running sums, brought back to where it
-    begins. `powers`: of as many letters as there are, or more.
+    """Return 64-bit polynomial hashes of all words and character n-grams of a batch.
+
+    A word's hash must not depend on where it stands. Example, with b = HASH_BASE and "_" for
+    WORD_BOUNDARY: the text "a red" is
+
+        index   0  1  2  3  4  5  6
+        chars   _  a  _  r  e  d  _
+
+    With running sums s[i] = chars[0] b^0 + ... + chars[i] b^i, the word "red", between the
+    boundaries 2 and 6, is (s[6] - s[2]) b^-2 = r b + e b^2 + d b^3 + _ b^4, as it would be anywhere
+    else. b^-2 is a power of the modular inverse of b. An n-gram is hashed directly: the 3-gram
+    "_re" is (_ b + r) b + e. The 3-grams of "red" are "_re", "red" and "ed_".
+
+    Args:
+        chars: Character codes, each word after a boundary, a boundary after the last, then zeros.
+        powers: `hash_powers` of S >= M.
+
+    Returns:
+        The number of its word in the text (from 1), the hash, and whether it is real, for each
+        word and each n-gram.
     """
-    space, (up, down), most = chars == WORD_BOUNDARY, powers, chars.shape[1]
-    word, place = space.cumsum(1), torch.arange(most, device=chars.device).expand_as(chars)
-    first = torch.zeros_like(F.pad(chars, (0, 1))).scatter(
-        1, torch.where(space, word, 0), place
-    )  # of each word
-    first, last = first[:, 1:-1], first[:, 2:]
-    sums = (chars * up[:most]).cumsum(1)
-    found = [
-        (
-            place[:, 1:],
-            (sums.gather(1, last) - sums.gather(1, first)) * down[first],
-            last - first > 1,
-        )
-    ]
+    groups = [_word_hashes(chars, powers), *_ngram_hashes(chars)]
+    words, hashes, present = (torch.cat(parts, 1) for parts in zip(*groups, strict=True))
+    return words, hashes, present
+
+
+def _word_hashes(
+    chars: Int[Tensor, "B M"], powers: Int[Tensor, "2 S"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return number, hash and presence of each word, one column for each possible word."""
+    base_powers, inverse_powers = powers
+    length = chars.shape[1]
+    is_boundary = chars == WORD_BOUNDARY
+    index = torch.arange(length, device=chars.device).expand_as(chars)
+    # boundaries[w] is the index of the w-th boundary, from 1; column 0 takes all other characters.
+    slot = torch.where(is_boundary, is_boundary.cumsum(1), 0)
+    boundaries = torch.zeros_like(F.pad(chars, (0, 1))).scatter(1, slot, index)
+    start, end = boundaries[:, 1:-1], boundaries[:, 2:]
+    sums = (chars * base_powers[:length]).cumsum(1)
+    hashes = (sums.gather(1, end) - sums.gather(1, start)) * inverse_powers[start]
+    return index[:, 1:], hashes, end - start > 1
+
+
+def _ngram_hashes(chars: Int[Tensor, "B M"]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return word number, hash and presence of the n-grams from each index, for each length."""
+    word = (chars == WORD_BOUNDARY).cumsum(1)
+    groups: list[tuple[Tensor, Tensor, Tensor]] = []
     hashes = chars
     for n in range(2, NGRAM_LENGTHS.stop):
         hashes = hashes[:, :-1] * HASH_BASE + chars[:, n - 1 :]
-        if n in NGRAM_LENGTHS:  # the last letter may be the space after
-            found.append(
-                (
-                    word[:, : 1 - n],
-                    hashes,
-                    (word[:, : 1 - n] == word[:, n - 2 : -1]) & (chars[:, n - 1 :] > 0),
-                )
-            )
-    word, hashes, there = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    return word, hashes, there
+        if n in NGRAM_LENGTHS:
+            first_word = word[:, : 1 - n]
+            # The last character may be the boundary after the word, which counts to the next one.
+            in_one_word = first_word == word[:, n - 2 : -1]
+            groups.append((first_word, hashes, in_one_word & (chars[:, n - 1 :] > 0)))
+    return groups
 
 
 def _lookup(
     sorted_hashes: Int[Tensor, "K"], hashes: Int[Tensor, "*rows"]
 ) -> tuple[Int[Tensor, "*rows"], Bool[Tensor, "*rows"]]:
-    """(where each stands among what is known, in order; whether it does)."""
-    most = sorted_hashes.shape[0]
-    if torch.compiler.is_exporting():  # ONNX has no search: half by half
-        place = torch.zeros_like(hashes)
-        for bit in reversed(range(most.bit_length())):
-            ahead = place + (1 << bit)
-            place = torch.where(
-                (ahead <= most) & (sorted_hashes[ahead.clamp(max=most) - 1] < hashes), ahead, place
-            )
+    """Return the index of each hash in an ascending table, and whether it is in it."""
+    size = sorted_hashes.shape[0]
+    if torch.compiler.is_exporting():  # ONNX has no searchsorted: binary search, bit by bit
+        index = torch.zeros_like(hashes)
+        for bit in reversed(range(size.bit_length())):
+            candidate = index + (1 << bit)
+            is_lower = sorted_hashes[candidate.clamp(max=size) - 1] < hashes
+            index = torch.where((candidate <= size) & is_lower, candidate, index)
     else:
-        place = torch.searchsorted(sorted_hashes, hashes)
-    place = place.clamp(max=most - 1)
-    return place, sorted_hashes[place] == hashes
+        index = torch.searchsorted(sorted_hashes, hashes)
+    index = index.clamp(max=size - 1)
+    return index, sorted_hashes[index] == hashes

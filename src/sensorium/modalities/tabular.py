@@ -1,4 +1,4 @@
-"""Numbers, categories and ranks: the columns of a table that are neither pictures nor words.
+"""Numbers, categories and ordinals: the scalar columns of a table.
 
 B batch   C classes
 """
@@ -19,15 +19,18 @@ from torch import Tensor
 
 from sensorium.modalities.base import settings_to_dict, validate_settings
 
-MAX_BINS = 32  # at most so many bins of equal share are learned of a column of numbers
+MAX_BINS = 32  # quantile bins of a numeric column, at most
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """Settings of a column of numbers: what a model sees is (value - mean) / std.
+    """Settings of a numeric column; models see (value - mean) / std.
 
-    edges: between bins that hold equal shares of the training values, in the column's own unit. count: how many there
-    were.
+    Attributes:
+        mean: Mean of the training values.
+        std: Their standard deviation.
+        edges: Edges of bins with equal shares of the training values, in the column's unit.
+        count: Number of training values.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -37,63 +40,84 @@ class Numeric:
     count: int = 0
 
     def fit(self, values: Iterable[float | None]) -> Numeric:
-        """Mean, spread and bins of the values that are there; a column that never changes keeps a spread of 1."""
-        there = np.fromiter((v for v in values if v is not None), np.float64)
-        if not len(there):
+        """Return the settings with statistics of all values that are not None.
+
+        The standard deviation of a constant column is set to 1.
+        """
+        present = np.fromiter((v for v in values if v is not None), np.float64)
+        if not len(present):
             return self
-        edges = np.unique(np.quantile(there, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
+        edges = np.unique(np.quantile(present, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
         return replace(
             self,
-            mean=float(there.mean()),
-            std=float(there.std()) or 1.0,
+            mean=float(present.mean()),
+            std=float(present.std()) or 1.0,
             edges=tuple(edges.tolist()),
-            count=len(there),
+            count=len(present),
         )
 
     def load(self, raw: Any) -> np.ndarray:
-        """One number as float64 [] (seconds since 1970 do not fit float32).
+        """Return one number as float64 [] (float32 is too coarse for large values).
 
-        Raises ValueError for anything else, and for one that is not finite.
+        Raises:
+            ValueError: If the value is not a finite number.
         """
         if isinstance(raw, bool) or not isinstance(raw, int | float | np.number):
-            raise ValueError(f"expected a number, found {type(raw).__name__} {str(raw)[:40]!r}")
+            raise ValueError(f"expected a number, got {type(raw).__name__} {str(raw)[:40]!r}")
         if not math.isfinite(raw):
-            raise ValueError(f"expected a finite number, found {raw}")
+            raise ValueError(f"expected a finite number, got {raw}")
         return np.array(raw, np.float64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B"]:
-        """The values, standardised."""
-        return torch.from_numpy(
-            ((np.asarray(values, np.float64) - self.mean) / self.std).astype(np.float32)
-        )
+        """Return the standardized values."""
+        standardized = (np.asarray(values, np.float64) - self.mean) / self.std
+        return torch.from_numpy(standardized.astype(np.float32))
 
     def augment(
         self, batch: Float[Tensor, "B"], rng: torch.Generator, *, noise: float = 0.0
     ) -> Float[Tensor, "B"]:
-        """The batch with normal noise of so many spreads."""
-        return batch + noise * torch.randn(batch.shape, generator=rng) if noise else batch
+        """Add Gaussian noise.
+
+        Args:
+            batch: Standardized values.
+            rng: Random generator.
+            noise: Standard deviation of the noise, in standard deviations of the column.
+        """
+        if not noise:
+            return batch
+        return batch + noise * torch.randn(batch.shape, generator=rng)
 
     def fake(self, n: int, rng: torch.Generator) -> Float[Tensor, "n"]:
-        """n standardised numbers, for tests and dry runs."""
+        """Return n random standardized values, for tests and dry runs."""
         return torch.randn(n, generator=rng)
 
     def decode(self, value: Float[Tensor, ""]) -> float:
-        """A standardised value back in the column's own unit."""
+        """Return a standardized value in the column's unit."""
         return float(value) * self.std + self.mean
 
     def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
         return settings_to_dict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Numeric:
+        """Return the settings that `to_json` wrote.
+
+        Raises:
+            SensoriumError: If a key is unknown.
+        """
         return cls(**validate_settings(cls, data))
 
 
 @dataclass(frozen=True)
 class Category:
-    """Settings of a column of classes: what a model sees is the place of the class in `classes`.
+    """Settings of a categorical column; models see the index of the class.
 
-    A class that was not there to learn from has the place after the last. counts: training rows of each class.
+    A class that training did not see has the index after the last.
+
+    Attributes:
+        classes: Names of the classes; those of the training rows unless given.
+        counts: Training rows of each class.
     """
 
     kind: ClassVar[str] = "category"
@@ -105,63 +129,82 @@ class Category:
         return {name: i for i, name in enumerate(self.classes)}
 
     def fit(self, values: Iterable[str | None]) -> Category:
-        """All classes among the values, in order of the alphabet, unless they are there already; how often each is."""
-        found = Counter(v for v in values if v is not None)
-        classes = self.classes or tuple(self.sort_classes(found))
-        return replace(self, classes=classes, counts=tuple(found[name] for name in classes))
+        """Return the settings with the sorted classes of the values, unless given, and counts."""
+        counts = Counter(v for v in values if v is not None)
+        classes = self.classes or tuple(self.sort_classes(counts))
+        return replace(self, classes=classes, counts=tuple(counts[name] for name in classes))
 
     def sort_classes(self, classes: Iterable[str]) -> list[str]:
-        """Classes in the order in which they are numbered."""
+        """Return the classes in index order: alphabetically."""
         return sorted(classes)
 
     def load(self, raw: Any) -> np.ndarray:
-        """The number of one class as int64 []; of one that training did not see, how many it saw."""
-        plain = int(raw) if isinstance(raw, float) and raw.is_integer() else raw
-        name = str(plain).lower() if isinstance(plain, bool) else str(plain)
+        """Return the index of one class as int64 []; len(classes) for an unseen class."""
+        value = int(raw) if isinstance(raw, float) and raw.is_integer() else raw
+        name = str(value).lower() if isinstance(value, bool) else str(value)
         return np.array(self._class_to_index.get(name, len(self.classes)), np.int64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B"]:
+        """Return the class indices of a batch."""
         return torch.from_numpy(np.array(values, np.int64))
 
     def augment(
-        self, batch: Int[Tensor, "B"], rng: torch.Generator, *, unseen: float = 0.0
+        self, batch: Int[Tensor, "B"], rng: torch.Generator, *, class_dropout: float = 0.0
     ) -> Int[Tensor, "B"]:
-        """The batch, in which some classes become one never seen: so a model learns what it is not to know a class."""
-        lost = torch.rand(batch.shape, generator=rng) < unseen
-        return batch.masked_fill(lost, len(self.classes)) if unseen else batch
+        """Replace some classes by the unseen class, so that its embedding is trained.
+
+        Args:
+            batch: Class indices.
+            rng: Random generator.
+            class_dropout: Share of values to replace.
+        """
+        dropped = torch.rand(batch.shape, generator=rng) < class_dropout
+        return batch.masked_fill(dropped, len(self.classes)) if class_dropout else batch
 
     def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n"]:
-        """n classes, for tests and dry runs."""
+        """Return n random classes, for tests and dry runs."""
         return torch.randint(0, max(1, len(self.classes)), (n,), generator=rng)
 
     def decode(self, value: Int[Tensor, ""]) -> str | None:
-        """The name of a class; None for one never seen."""
+        """Return the name of a class; None for the unseen class."""
         return self.classes[int(value)] if int(value) < len(self.classes) else None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
         return settings_to_dict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Category:
+        """Return the settings that `to_json` wrote.
+
+        Raises:
+            SensoriumError: If a key is unknown.
+        """
         return cls(**validate_settings(cls, data))
 
 
 @dataclass(frozen=True)
 class Ordinal(Category):
-    """Classes that stand in a row, such as stars or stages: an error by two is worse than one by one.
+    """Settings of an ordinal column: ordered classes such as ratings or stages.
 
-    `classes` may be given in their order; those that are numbers need not be.
+    Attributes:
+        classes: Names of the classes, lowest first; optional if they are numbers.
+        counts: Training rows of each class.
     """
 
     kind: ClassVar[str] = "ordinal"
 
     def sort_classes(self, classes: Iterable[str]) -> list[str]:
-        """By their value. Raises ValueError where they are no numbers and no order was given."""
+        """Return the classes in numeric order.
+
+        Raises:
+            ValueError: If they are not numbers.
+        """
         try:
             return sorted(classes, key=float)
         except ValueError:
             names = ", ".join(sorted(classes)[:5])
             raise ValueError(
-                f"classes such as {names} have no order of their own: give it, lowest first, as in "
-                'ordinal:classes=["low","high"]'
+                f"Classes such as {names} are not numbers, so their order is unknown. Name them, "
+                'lowest first: --type COLUMN=ordinal:classes=["low","high"].'
             ) from None

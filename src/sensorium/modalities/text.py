@@ -1,4 +1,4 @@
-"""Words: a byte-pair tokenizer learned from the user's own text, and the embedding that turns ids into Tokens.
+"""Text: a byte-pair tokenizer trained on the column, and embeddings of token ids as Tokens.
 
 B batch   T tokens   L full length   D width
 """
@@ -23,7 +23,11 @@ SPECIAL_TOKENS = ["<pad>", "<start>", "<end>"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-pair merges learned from `texts`. Lower-cased, NFKC; any byte can be spelt, so no word is ever unknown."""
+    """Return a byte-level BPE tokenizer trained on `texts`.
+
+    Text is normalized by NFKC and lower case. All bytes are in the vocabulary, so no text is out
+    of vocabulary.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -41,7 +45,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Text:
-    """Settings of a text column. `length` counts the end token and the start, if there is one; longer texts are cut."""
+    """Settings of a text column.
+
+    Attributes:
+        length: Largest number of tokens, start and end included; longer texts are truncated.
+        vocab_size: Size of the vocabulary; for a new tokenizer, its upper limit.
+        start: Id of the start token; None if texts have none.
+        end: Id of the end token.
+        pad: Id of the padding token.
+        tokenizer: The tokenizer; trained by `fit` if there is none, and stored in its own file.
+    """
 
     kind: ClassVar[str] = "text"
     length: int = 32
@@ -53,35 +66,43 @@ class Text:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            self.tokenizer.encode_special_tokens = (
-                True  # "<end>" in a text is five letters, not its end
-            )
+            # "<end>" in a text is encoded as plain characters, not as the end token.
+            self.tokenizer.encode_special_tokens = True
 
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
-        """Train the tokenizer on `values` (several captions a row are fine) unless it is there already."""
+        """Return settings with a tokenizer trained on `values`, or self if there is one already.
+
+        Args:
+            values: One text or several texts per row; None is a missing value.
+        """
         if self.tokenizer is not None:
             return self
-        texts = (t for v in values if v is not None for t in ([v] if isinstance(v, str) else v))
-        tokenizer = train_tokenizer(texts, self.vocab_size)
+        tokenizer = train_tokenizer(_iter_texts(values), self.vocab_size)
         return replace(self, tokenizer=tokenizer, vocab_size=tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text between its start and end token, int32 [n <= length]."""
-        if self.tokenizer is None:
-            raise ValueError("this text column has no tokenizer yet: fit it on training text first")
-        rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        before = [] if self.start is None else [self.start]
-        room = self.length - len(before) - 1
-        return [np.array([*before, *row.ids[:room], self.end], dtype=np.int32) for row in rows]
+        """Return the ids of each text, with start and end token, as int32 [n <= length].
+
+        Raises:
+            ValueError: If the column has no tokenizer yet.
+        """
+        rows = self._fitted_tokenizer().encode_batch_fast(list(texts), add_special_tokens=False)
+        prefix = [] if self.start is None else [self.start]
+        room = self.length - len(prefix) - 1
+        return [np.array([*prefix, *row.ids[:room], self.end], dtype=np.int32) for row in rows]
 
     def load(self, raw: Any) -> np.ndarray:
-        """One text as int32 ids [n <= length]. Raises ValueError for anything but a string."""
+        """Return one text as int32 ids [n <= length].
+
+        Raises:
+            ValueError: If `raw` is not a string, or the column has no tokenizer yet.
+        """
         if not isinstance(raw, str):
-            raise ValueError(f"expected text, found {type(raw).__name__}")
+            raise ValueError(f"expected text, got {type(raw).__name__}")
         return self.encode([raw])[0]
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
-        """Rows padded with `pad` to the longest of them."""
+        """Return the ids of several texts, padded to the longest."""
         longest = max((len(v) for v in values), default=1)
         batch = np.full((len(values), longest), self.pad, dtype=np.int64)
         for row, ids in zip(batch, values, strict=True):
@@ -91,150 +112,206 @@ class Text:
     def augment(
         self, batch: Int[Tensor, "B T"], rng: torch.Generator, *, token_dropout: float = 0.0
     ) -> Int[Tensor, "B S"]:
-        """Leave out each token with probability `drop`, start and end excepted, never all of a text."""
+        """Return the texts with tokens removed at random.
+
+        Args:
+            batch: Ids as `collate` returns them.
+            rng: Random generator.
+            token_dropout: Probability of removing a token. Start and end stay, and at least one
+                other token of a text.
+        """
         if token_dropout <= 0:
             return batch
         inner = (batch != self.pad) & (batch != self.end)
         inner &= batch != (self.end if self.start is None else self.start)
-        gone = inner & (torch.rand(batch.shape, generator=rng) < token_dropout)
-        gone &= ((inner & ~gone).sum(1) > 0)[:, None]  # never every word
-        kept_first = gone.to(torch.int8).argsort(dim=1, stable=True)  # closes the gaps, order kept
-        closed = batch.masked_fill(gone, self.pad).gather(1, kept_first)
-        return closed[:, : int((~gone & (batch != self.pad)).sum(1).max())]
+        removed = inner & (torch.rand(batch.shape, generator=rng) < token_dropout)
+        removed &= ((inner & ~removed).sum(1) > 0)[:, None]  # a text never loses all tokens
+        remaining_first = removed.to(torch.int8).argsort(dim=1, stable=True)
+        closed = batch.masked_fill(removed, self.pad).gather(1, remaining_first)
+        return closed[:, : int((~removed & (batch != self.pad)).sum(1).max())]
 
     def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n T"]:
-        """n made-up texts of 3 to `length` tokens, for tests and dry runs."""
+        """Return n random texts of 3 to `length` tokens, for tests and dry runs."""
         sizes = torch.randint(3, self.length + 1, (n,), generator=rng)
         texts = torch.randint(
             len(SPECIAL_TOKENS), self.vocab_size, (n, int(sizes.max())), generator=rng
         )
-        place = torch.arange(texts.shape[1])
+        position = torch.arange(texts.shape[1])
         if self.start is not None:
             texts[:, 0] = self.start
-        texts[place == sizes[:, None] - 1] = self.end
-        return texts.masked_fill(place >= sizes[:, None], self.pad)
+        texts[position == sizes[:, None] - 1] = self.end
+        return texts.masked_fill(position >= sizes[:, None], self.pad)
 
     def decode(self, ids: Int[Tensor, "T"]) -> str:
-        """Ids back to words."""
-        assert self.tokenizer is not None
-        return self.tokenizer.decode(
-            [i for i in ids.tolist() if i not in (self.pad, self.start, self.end)]
-        ).strip()
+        """Return the text of token ids, without start, end and padding.
+
+        Raises:
+            ValueError: If the column has no tokenizer yet.
+        """
+        special = (self.pad, self.start, self.end)
+        inner = [i for i in ids.tolist() if i not in special]
+        return self._fitted_tokenizer().decode(inner).strip()
+
+    def _fitted_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("the text column has no tokenizer yet; fit it on training texts first")
+        return self.tokenizer
 
     def to_json(self) -> dict[str, Any]:
-        """Plain settings; the tokenizer has a file of its own."""
+        """Return the settings as plain JSON values, without the tokenizer."""
         return settings_to_dict(self, exclude=("tokenizer",))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Text:
+        """Return settings from plain JSON values."""
         return cls(**validate_settings(cls, data))
 
 
-class TextEmbedding(nn.Module):
-    """Ids → Tokens: a learned vector for each id plus one for each place (learned positions, as CLIP and GPT-2).
+def _iter_texts(values: Iterable[str | Sequence[str] | None]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif value is not None:
+            yield from value
 
-    A text is real up to and including its first `end`, or its last id that is not `pad`; what follows is padding. With
-    `causal`, a word sees only the past, and the token to read a text from is its last.
+
+class TextEmbedding(nn.Module):
+    """Token ids → Tokens: token embeddings plus learned positions, as in CLIP and GPT-2.
+
+    A text extends to its first end token, or to its last id that is not padding; the rest is not
+    valid. The last token represents the text.
+
+    Args:
+        dim: Width of the tokens.
+        text: Settings of the column.
+        causal: Let a token attend to earlier tokens only.
     """
 
     def __init__(self, dim: int, text: Text, *, causal: bool = True):
         super().__init__()
-        self.token_embedding, self.position_embedding = (
-            nn.Embedding(text.vocab_size, dim),
-            nn.Parameter(torch.empty(text.length, dim)),
-        )
-        self.end, self.pad, self.causal = text.end, text.pad, causal
+        self.token_embedding = nn.Embedding(text.vocab_size, dim)
+        self.position_embedding = nn.Parameter(torch.empty(text.length, dim))
+        self.end = text.end
+        self.pad = text.pad
+        self.causal = causal
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:
-        """The place of the last real token of each text."""
+        """Return the index of the last token of each text."""
         return last_token_index(ids, self.end, self.pad)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return one token per id."""
         ids, valid = trim_padding(ids, self.pool_index(ids))
         x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         return Tokens(x, sequence_positions(x), CAUSAL if self.causal else None, valid)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        """Ids that stand at these places of their texts: how a text is gone on with, token by token."""
+        """Return tokens for ids at given positions of their texts, for step-by-step decoding."""
         x = self.token_embedding(ids) + self.position_embedding[positions]
         return Tokens(x, _time_positions(positions), CAUSAL)
 
     def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        """Texts of a batch as this part reads them: as they are."""
+        """Return the ids unchanged: a batch of texts is what this embedding reads."""
         return ids
 
 
 class BagEmbedding(nn.Module):
-    """Ids → Tokens: a learned vector for each id, wherever it stands. The mean of all speaks for the text."""
+    """Token ids → Tokens: token embeddings without positions; their mean represents the text.
+
+    Args:
+        dim: Width of the tokens.
+        text: Settings of the column.
+        dropout: Dropout probability.
+    """
 
     def __init__(self, dim: int, text: Text, dropout: float = 0.0):
         super().__init__()
-        self.token_embedding, self.dropout = nn.Embedding(text.vocab_size, dim), nn.Dropout(dropout)
-        self.end, self.pad = text.end, text.pad
+        self.token_embedding = nn.Embedding(text.vocab_size, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.end = text.end
+        self.pad = text.pad
         nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
-        return None
+        """Return None: the mean of all tokens represents the text."""
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return one token per id."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
         x = self.dropout(self.token_embedding(ids))
         return Tokens(x, sequence_positions(x), valid=valid)
 
 
 class PaddedTokenEmbedding(nn.Module):
-    """Ids → Tokens of one length: what a text leaves free is filled, at each place with an id of that place's own, so
-    that whatever follows always begins at the same place (DALL-E, Ramesh et al. 2021).
+    """Token ids → Tokens of full length: padding has learned tokens, one for each position.
+
+    What follows the text in a decoder thus always starts at the same position (DALL-E, Ramesh et
+    al. 2021).
+
+    Args:
+        dim: Width of the tokens.
+        text: Settings of the column.
     """
 
     def __init__(self, dim: int, text: Text):
         super().__init__()
-        self.vocab_size, self.length = text.vocab_size + text.length, text.length
-        self.token_embedding, self.position_embedding = (
-            nn.Embedding(self.vocab_size, dim),
-            nn.Parameter(torch.empty(text.length, dim)),
-        )
-        self.end, self.pad = text.end, text.pad
+        self.vocab_size = text.vocab_size + text.length
+        self.length = text.length
+        self.token_embedding = nn.Embedding(self.vocab_size, dim)
+        self.position_embedding = nn.Parameter(torch.empty(text.length, dim))
+        self.end = text.end
+        self.pad = text.pad
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
 
     def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B L"]:
-        """Texts of a batch, each filled to the full length."""
-        place = torch.arange(self.length, device=ids.device)
-        fill = (self.vocab_size - self.length + place).expand(ids.shape[0], -1)
-        wide = nn.functional.pad(ids, (0, self.length - ids.shape[1]))
-        return torch.where(place <= last_token_index(ids, self.end, self.pad)[:, None], wide, fill)
+        """Return the ids padded to the full length with the padding id of each position."""
+        position = torch.arange(self.length, device=ids.device)
+        padding = (self.vocab_size - self.length + position).expand(ids.shape[0], -1)
+        padded = nn.functional.pad(ids, (0, self.length - ids.shape[1]))
+        last = last_token_index(ids, self.end, self.pad)
+        return torch.where(position <= last[:, None], padded, padding)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return one token per id."""
         x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
         return Tokens(x, sequence_positions(x), CAUSAL)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        return Tokens(
-            self.token_embedding(ids) + self.position_embedding[positions],
-            _time_positions(positions),
-            CAUSAL,
-        )
+        """Return tokens for ids at given positions of their texts, for step-by-step decoding."""
+        x = self.token_embedding(ids) + self.position_embedding[positions]
+        return Tokens(x, _time_positions(positions), CAUSAL)
 
 
 def last_token_index(ids: Int[Tensor, "B T"], end: int, pad: int) -> Int[Tensor, "B"]:
-    """Where each text ends: at its first `end`, or else at its last id that is not `pad`."""
-    found, place = ids == end, torch.arange(ids.shape[1], device=ids.device)
-    return torch.where(found.any(1), found.int().argmax(1), ((ids != pad) * place).amax(1))
+    """Return where each text ends: at its first `end`, or at its last id that is not `pad`."""
+    is_end = ids == end
+    position = torch.arange(ids.shape[1], device=ids.device)
+    last_unpadded = ((ids != pad) * position).amax(1)
+    return torch.where(is_end.any(1), is_end.int().argmax(1), last_unpadded)
 
 
 def trim_padding(
     ids: Int[Tensor, "B T"], last_index: Int[Tensor, "B"]
 ) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
-    """(ids as far as the longest text goes, which of them are in their text), of texts that end at `ends`."""
+    """Cut a batch of texts to the longest of them.
+
+    Args:
+        ids: Padded ids.
+        last_index: Index of the last token of each text.
+
+    Returns:
+        The ids, and True for those that belong to their text. Off the CPU, and in compiled code,
+        the ids keep their length.
+    """
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         ids = ids[:, : int(last_index.max()) + 1]
     return ids, torch.arange(ids.shape[1], device=ids.device) <= last_index[:, None]
 
 
 def _time_positions(positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
-    """Positions along time."""
+    """Return positions along time; row and column are 0."""
     time = positions.float()
     return torch.stack([time, torch.zeros_like(time), torch.zeros_like(time)], -1)

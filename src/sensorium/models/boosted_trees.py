@@ -1,6 +1,6 @@
-"""Boosted trees as tensors: what another library has grown is answered from, kept and checked like any other weights.
+"""Boosted trees as tensors: trained by another library, evaluated and stored by this one.
 
-B batch   F features   D width   T trees   N nodes, L leaves of all trees   K numbers that trees say
+B batch   F features   D width   T trees   N nodes, L leaves of all trees   K outputs
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from sensorium.modalities.tabular import Category, Ordinal
 from sensorium.models.handcrafted_features import HandcraftedFeatures
 from sensorium.nn.tokens import ColumnKey
 
-MAX_CLASS_FEATURES = 64  # classes of a column that have a feature each: the most common ones
-MAX_ROW_TREES = 1 << 20  # rows times trees that are walked together
-PresenceMasks = Mapping[str, Bool[Tensor, "B"]]  # of each column, which rows have a value
+MAX_CLASS_FEATURES = 64  # one-hot features of a categorical column: its most common classes
+MAX_ROW_TREES = 1 << 20  # rows times trees that are evaluated at a time
+PresenceMasks = Mapping[str, Bool[Tensor, "B"]]  # for each column, which rows have a value
 BUFFER_DTYPES = {
     "root": torch.int32,
     "feature": torch.int32,
@@ -28,14 +28,27 @@ BUFFER_DTYPES = {
     "threshold": torch.float64,
     "leaf": torch.float64,
 }
+NODE_BUFFERS = ("feature", "left", "right", "missing", "threshold")
 
 
 class Trees(nn.Module):
-    """T trees, of which each K-th adds to the same number. Without any, nothing has been grown yet.
+    """T decision trees whose leaves are summed; every K-th tree adds to the same output.
 
-    root: [T] where each begins. feature, threshold, left, right, missing: [N] of each node: a row goes left where its
-    feature is at most the threshold, and where it is NaN as `missing` says. A place below zero is the leaf ~place; the
-    children of a node come after it, so that every walk ends. leaf: [L] what is added.
+    A new module has no trees and returns zeros. A node index below zero is the leaf `~index`. The
+    children of a node have higher indices than it, so every traversal ends.
+
+    Args:
+        num_features: F.
+        num_outputs: K.
+
+    Attributes:
+        root: [T] First node of each tree.
+        feature: [N] Feature that each node tests.
+        threshold: [N] A row goes left if its feature is at most this value.
+        missing: [N] Whether a row whose feature is NaN goes left.
+        left: [N] Left child.
+        right: [N] Right child.
+        leaf: [L] Value of each leaf.
     """
 
     def __init__(self, num_features: int, num_outputs: int):
@@ -45,63 +58,98 @@ class Trees(nn.Module):
             self.register_buffer(name, torch.zeros(0, dtype=dtype))
 
     def load_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        """Have these buffers, of whatever length. Raises ValueError where they are no trees over these features."""
-        if set(buffers) != set(BUFFER_DTYPES) or any(
-            buffers[name].dtype != dtype for name, dtype in BUFFER_DTYPES.items()
-        ):
-            raise ValueError(
-                f"trees have {', '.join(BUFFER_DTYPES)}, and not {', '.join(sorted(buffers)) or 'nothing'}"
-            )
-        root, feature, left, right, missing, threshold, leaf = (
-            buffers[name] for name in BUFFER_DTYPES
-        )
-        if (
-            any(part.dim() != 1 for part in buffers.values())
-            or len(root) % self.num_outputs
-            or len({len(part) for part in (feature, left, right, missing, threshold)}) > 1
-        ):
-            raise ValueError("the sizes of the trees do not fit each other")
-        here = torch.arange(len(feature))
-        if not all(
-            _are_valid_nodes(places, least, len(feature), len(leaf))
-            for places, least in ((root, 0 * root), (left, here + 1), (right, here + 1))
-        ):
-            raise ValueError("a tree leads nowhere")
-        if ((feature < 0) | (feature >= self.num_features)).any():
-            raise ValueError(
-                f"a tree asks for a feature that is not among the {self.num_features} there are"
-            )
-        if not (threshold.isfinite().all() and leaf.isfinite().all()):
-            raise ValueError("a tree is not finite")
+        """Replace all buffers, whatever their sizes, after checking that they are valid trees.
+
+        Args:
+            buffers: One tensor for each name in BUFFER_DTYPES.
+
+        Raises:
+            ValueError: If the tensors do not form trees over these features and outputs.
+        """
+        self._validate_sizes(buffers)
+        self._validate_values(buffers)
         for name, value in buffers.items():
             setattr(self, name, value)
 
+    def _validate_sizes(self, buffers: Mapping[str, Tensor]) -> None:
+        """Check the names, dtypes and lengths of the buffers."""
+        if set(buffers) != set(BUFFER_DTYPES):
+            names = ", ".join(sorted(buffers)) or "no tensors"
+            raise ValueError(f"Trees need the tensors {', '.join(BUFFER_DTYPES)}, but got {names}.")
+        for name, dtype in BUFFER_DTYPES.items():
+            if buffers[name].dtype != dtype:
+                raise ValueError(
+                    f"Tensor {name!r} of the trees has dtype {buffers[name].dtype}, but needs "
+                    f"{dtype}."
+                )
+        one_dimensional = all(buffer.dim() == 1 for buffer in buffers.values())
+        node_counts = {len(buffers[name]) for name in NODE_BUFFERS if buffers[name].dim()}
+        if not one_dimensional or len(buffers["root"]) % self.num_outputs or len(node_counts) > 1:
+            raise ValueError("The sizes of the tree tensors do not match.")
+
+    def _validate_values(self, buffers: Mapping[str, Tensor]) -> None:
+        """Check that all indices and numbers of the buffers are valid."""
+        num_nodes, num_leaves = len(buffers["feature"]), len(buffers["leaf"])
+        first_child = torch.arange(num_nodes) + 1
+        valid_indices = (
+            _are_valid_nodes(buffers["root"], 0 * buffers["root"], num_nodes, num_leaves)
+            and _are_valid_nodes(buffers["left"], first_child, num_nodes, num_leaves)
+            and _are_valid_nodes(buffers["right"], first_child, num_nodes, num_leaves)
+        )
+        if not valid_indices:
+            raise ValueError("A tree refers to a node or leaf that does not exist.")
+        feature = buffers["feature"]
+        if ((feature < 0) | (feature >= self.num_features)).any():
+            raise ValueError(
+                f"A tree tests a feature that is not among the {self.num_features} of the model."
+            )
+        if not (buffers["threshold"].isfinite().all() and buffers["leaf"].isfinite().all()):
+            raise ValueError("A threshold or leaf of a tree is not finite.")
+
     def forward(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        """What the trees come to together; zeros without any."""
-        step = max(1, MAX_ROW_TREES // max(1, len(self.get_buffer("root"))))
-        return torch.cat([self._traverse(part) for part in x.split(step)])
+        """Return the sum of all trees; zeros without any."""
+        chunk_rows = max(1, MAX_ROW_TREES // max(1, len(self.get_buffer("root"))))
+        chunks: Sequence[Tensor] = torch.split(x, chunk_rows)
+        return torch.cat([self._traverse(chunk) for chunk in chunks])
 
     def _traverse(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        root, feature, left, right, missing, threshold, leaf = (
-            self.get_buffer(name) for name in BUFFER_DTYPES
-        )
-        at = root.expand(len(x), -1)
-        while (inner := at >= 0).any():
-            node = at.clamp(min=0)
+        """Walk all rows down all trees, one level per iteration."""
+        feature, threshold = self.get_buffer("feature"), self.get_buffer("threshold")
+        left, right = self.get_buffer("left"), self.get_buffer("right")
+        missing = self.get_buffer("missing")
+        index = self.get_buffer("root").expand(len(x), -1)
+        is_node = index >= 0
+        while is_node.any():
+            node = index.clamp(min=0)
             value = x.gather(1, feature[node].long())
-            goes = torch.where(value.isnan(), missing[node], value <= threshold[node])
-            at = torch.where(inner, torch.where(goes, left[node], right[node]), at)
-        return leaf[~at].view(len(x), -1, self.num_outputs).sum(1)
+            goes_left = torch.where(value.isnan(), missing[node], value <= threshold[node])
+            child = torch.where(goes_left, left[node], right[node])
+            index = torch.where(is_node, child, index)
+            is_node = index >= 0
+        leaves = self.get_buffer("leaf")[~index]
+        return leaves.view(len(x), -1, self.num_outputs).sum(1)
 
 
 class TreeEnsemble(nn.Module):
-    """A second head of a target: trees over single values, measures of pictures and series, and the fused vector,
-    weighed against the linear head.
+    """A second head of a target: boosted trees, blended with the linear head.
 
-    They answer for rows that lack nothing but what training rows lacked too; of others the linear head, which was
-    taught to do without, speaks alone. columns: all that the model reads. singles: those of single values. lacked: [C]
-    the columns that trees know without. share: [3] of what the linear head says, of what trees say, and of the linear
-    head where it is alone.
+    The trees read scalar columns, handcrafted features of images and series, and the fused vector.
+    They are used only for rows whose missing columns were also missing in training rows; all other
+    rows use the linear head alone, which is trained with missing values.
+
+    Args:
+        modality: The target.
+        columns: All C columns of the model.
+        tabular_columns: The scalar ones among them.
+        handcrafted_features: Features of the image and series columns.
+        dim: D of the fused vector.
+
+    Attributes:
+        missing_ok: [C] Columns that the trees may lack.
+        blend_weights: [3] Weight of the linear head, of the trees, and of the linear head in rows
+            without trees.
+        feature_widths: Number of features without handcrafted ones, without the fused vector, and
+            in all.
     """
 
     def __init__(
@@ -113,24 +161,20 @@ class TreeEnsemble(nn.Module):
         dim: int,
     ):
         super().__init__()
-        self.modality, self.columns, self.tabular_columns, self.handcrafted_features = (
-            modality,
-            list(columns),
-            dict(tabular_columns),
-            handcrafted_features,
-        )
-        said = (
-            len(modality.classes)
-            if isinstance(modality, Category) and len(modality.classes) > 2
-            else 1
-        )
-        single = sum(map(num_tabular_features, tabular_columns.values()))
+        self.modality = modality
+        self.columns = list(columns)
+        self.tabular_columns = dict(tabular_columns)
+        self.handcrafted_features = handcrafted_features
+        num_classes = len(modality.classes) if isinstance(modality, Category) else 0
+        num_outputs = num_classes if num_classes > 2 else 1
+        num_tabular = sum(map(num_tabular_features, tabular_columns.values()))
+        num_handcrafted = handcrafted_features.num_features
         self.feature_widths = [
-            single,
-            single + handcrafted_features.num_features,
-            single + handcrafted_features.num_features + dim,
-        ]  # of what may be seen
-        self.trees = Trees(self.feature_widths[-1], said)
+            num_tabular,
+            num_tabular + num_handcrafted,
+            num_tabular + num_handcrafted + dim,
+        ]
+        self.trees = Trees(self.feature_widths[-1], num_outputs)
         self.missing_ok = nn.Buffer(torch.zeros(len(columns), dtype=torch.bool))
         self.blend_weights = nn.Buffer(torch.tensor([1.0, 0.0, 1.0]))
 
@@ -141,24 +185,28 @@ class TreeEnsemble(nn.Module):
         present: PresenceMasks,
         x: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B K"]:
+        """Return the blend of linear head and trees; the linear head's output without any trees.
+
+        Args:
+            linear: Output of the linear head.
+            inputs: The columns of the batch.
+            present: Which rows have a value of each column.
+            x: The fused vector of each row.
+        """
         if not len(self.trees.get_buffer("root")):
             return linear
-        whole = torch.stack([present[name] for name in self.columns], 1)
-        return self.blend(
-            linear,
-            self.trees(self.compute_features(inputs, present, x)),
-            self.blend_weights,
-            self.applicable(whole),
-        )
+        all_present = torch.stack([present[name] for name in self.columns], 1)
+        tree_output = self.trees(self.compute_features(inputs, present, x))
+        return self.blend(linear, tree_output, self.blend_weights, self.applicable(all_present))
 
     def applicable(self, present: Bool[Tensor, "B C"]) -> Bool[Tensor, "B"]:
-        """Whether trees have learned from rows like these."""
+        """Return whether each row lacks only columns that the trees may lack."""
         return (present | self.missing_ok).all(1)
 
     def compute_features(
         self, inputs: Mapping[ColumnKey, Tensor], present: PresenceMasks, x: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B F"]:
-        """What the trees see of a row: its single values, then measures, then the fused vector."""
+        """Return the trees' features: scalar columns, handcrafted features, fused vector."""
         return torch.cat(
             [
                 tabular_features(self.tabular_columns, inputs, present),
@@ -175,67 +223,70 @@ class TreeEnsemble(nn.Module):
         blend_weights: Float[Tensor, "3"],
         applicable: Bool[Tensor, "B"],
     ) -> Float[Tensor, "B K"]:
-        """Both as one for rows known to trees. Trees say a mean and no spread; of two classes the logit of the second."""
-        by, add = (
-            torch.where(applicable, blend_weights[0], blend_weights[2])[:, None],
-            (blend_weights[1] * applicable)[:, None] * tree_output.float(),
-        )
+        """Return the weighted sum of both heads, or the linear head alone where no trees apply.
+
+        For numbers trees predict the mean only; for two classes, the logit of the second.
+        """
+        linear_weight = torch.where(applicable, blend_weights[0], blend_weights[2])[:, None]
+        weighted_trees = (blend_weights[1] * applicable)[:, None] * tree_output.float()
         if not isinstance(self.modality, Category):
-            return torch.cat([linear[:, :1] * by + add, linear[:, 1:]], 1)
-        return linear * by + (
-            torch.cat([-add, add], 1) / 2 if add.shape[1] < linear.shape[1] else add
-        )
+            mean = linear[:, :1] * linear_weight + weighted_trees
+            return torch.cat([mean, linear[:, 1:]], 1)
+        if weighted_trees.shape[1] < linear.shape[1]:
+            weighted_trees = torch.cat([-weighted_trees, weighted_trees], 1) / 2
+        return linear * linear_weight + weighted_trees
 
 
 def tabular_features(
     columns: Mapping[str, Modality], inputs: Mapping[ColumnKey, Tensor], present: PresenceMasks
 ) -> Float[Tensor, "B F"]:
-    """Columns of single values as trees read them: NaN where a value is not there.
+    """Return the features of scalar columns for trees, NaN where a value is missing.
 
-    A class is a feature of its own, as far as it is among the MOST common ones of its column; one never seen is none of
-    them. A rank is its place; one never seen is missing.
+    Categories are one-hot over the MAX_CLASS_FEATURES most common classes, all zero for an unseen
+    class. Ordinals are their rank; an unseen one counts as missing.
     """
-    some = next(iter(present.values()))
-    parts = [torch.zeros(len(some), 0, device=some.device)]
-    for name, of in columns.items():
-        values = (
-            _tabular_values(of, inputs[name])
-            if name in inputs
-            else parts[0].new_zeros(len(some), num_tabular_features(of))
-        )
-        parts.append(values.masked_fill(~present[name][:, None], torch.nan))
-    return torch.cat(parts, 1)
-
-
-def _are_valid_nodes(indices: Tensor, min_node: Tensor, num_nodes: int, num_leaves: int) -> bool:
-    """Whether each is a node from `least` on, or a leaf that there is."""
-    node = (indices >= min_node) & (indices < num_nodes)
-    return bool(torch.where(indices >= 0, node, ~indices < num_leaves).all())
+    any_mask = next(iter(present.values()))
+    features = [torch.zeros(len(any_mask), 0, device=any_mask.device)]
+    for name, modality in columns.items():
+        if name in inputs:
+            values = _tabular_values(modality, inputs[name])
+        else:
+            values = features[0].new_zeros(len(any_mask), num_tabular_features(modality))
+        features.append(values.masked_fill(~present[name][:, None], torch.nan))
+    return torch.cat(features, 1)
 
 
 def num_tabular_features(modality: Modality) -> int:
-    """How many features a column has."""
+    """Return the number of tree features of a scalar column."""
     match modality:
-        case Category() if not isinstance(modality, Ordinal):
+        case Ordinal():
+            return 1
+        case Category():
             return min(MAX_CLASS_FEATURES, len(modality.classes))
         case Datetime():
             return NUM_FEATURES
         case Multilabel():
             return len(modality.tags) + 1
-    return 1
+        case _:
+            return 1
+
+
+def _are_valid_nodes(indices: Tensor, min_node: Tensor, num_nodes: int, num_leaves: int) -> bool:
+    """Return whether each index is a leaf, or a node from `min_node` on."""
+    is_valid_node = (indices >= min_node) & (indices < num_nodes)
+    return bool(torch.where(indices >= 0, is_valid_node, ~indices < num_leaves).all())
 
 
 def _tabular_values(modality: Modality, values: Tensor) -> Float[Tensor, "B F"]:
+    """Return the tree features of a collated column without missing values."""
     match modality:
         case Ordinal():
-            return values.float()[:, None].masked_fill(
-                (values >= len(modality.classes))[:, None], torch.nan
-            )
+            is_unseen = values >= len(modality.classes)
+            return values.float()[:, None].masked_fill(is_unseen[:, None], torch.nan)
         case Category():
-            counts = torch.tensor(
-                modality.counts or (0,) * len(modality.classes), device=values.device
-            )
-            return (
-                values[:, None] == counts.argsort(descending=True, stable=True)[:MAX_CLASS_FEATURES]
-            ).float()
-    return values.float().flatten(1) if values.dim() > 1 else values.float()[:, None]
+            class_counts = modality.counts or (0,) * len(modality.classes)
+            counts = torch.tensor(class_counts, device=values.device)
+            most_common = counts.argsort(descending=True, stable=True)[:MAX_CLASS_FEATURES]
+            return (values[:, None] == most_common).float()
+        case _:
+            return values.float().flatten(1) if values.dim() > 1 else values.float()[:, None]

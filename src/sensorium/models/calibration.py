@@ -1,6 +1,8 @@
-"""What a head's numbers mean, and how far they can be trusted: both as held-out rows have shown it.
+"""Calibration of a prediction head, fitted on held-out rows.
 
-N rows   C classes or tags   K numbers that a head says   L levels
+It turns a head's outputs into probabilities or intervals, and decides when to abstain.
+
+N rows   C classes or tags   K outputs of a head   L levels
 """
 
 import math
@@ -24,140 +26,167 @@ from sensorium.modalities.base import Modality
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
 
-LOG_VAR_MIN, LOG_VAR_MAX = (
-    -8.0,
-    4.0,
-)  # bounds of the logarithm of a variance, of a standardised number
-LEVELS = tuple(percent / 100 for percent in range(1, 100))
-MIN_CALIBRATION_ROWS = 20  # rows that one scale may be fitted on
+LOG_VAR_MIN = -8.0  # bounds of the log variance of a standardized number
+LOG_VAR_MAX = 4.0
+CALIBRATION_LEVELS = tuple(percent / 100 for percent in range(1, 100))  # coverages and accuracies
+MIN_CALIBRATION_ROWS = 20  # with fewer rows the scale stays 1
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A standardised number: what is expected, and the standard deviation around it."""
+    """The predictive distribution of a standardized number."""
 
     mean: Float[Tensor, "N"]
     std: Float[Tensor, "N"]
 
 
 class Calibration(nn.Module):
-    """How one head is read. Until it is fitted, as it was learned, and nothing is bounded.
+    """Calibration of one head; before `fit` it changes nothing and bounds nothing.
 
-    scale: what logits are divided by, or a spread is multiplied by. bounds: of each level, how strange the truth is at
-    most with that probability, in spreads of a number or as 1 - p of a class. sure: of each level, the probability from
-    which on the answer is right that often; below it one should abstain.
+    Attributes:
+        scale: Temperature that divides logits, or factor of a standard deviation.
+        conformal_quantiles: [L] Conformal quantile of each coverage level: |error| / std of a
+            number, or 1 - p of the true class.
+        thresholds: [L] Minimum probability of the predicted class that reaches each accuracy level;
+            below it one should abstain.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        unbounded = torch.full((len(CALIBRATION_LEVELS),), math.inf)
         self.scale = nn.Buffer(torch.ones(()))
-        self.conformal_quantiles, self.thresholds = (
-            nn.Buffer(torch.full((len(LEVELS),), math.inf)) for _ in range(2)
-        )
+        self.conformal_quantiles = nn.Buffer(unbounded)
+        self.thresholds = nn.Buffer(unbounded.clone())
 
     def probabilities(
         self, modality: Modality, logits: Float[Tensor, "N K"]
     ) -> Float[Tensor, "N C"]:
-        """Of classes and ranks, of sum 1; of tags, each by itself."""
+        """Return the probability of each class (they sum to 1) or of each tag.
+
+        Raises:
+            TypeError: If the target is neither categorical, ordinal nor multilabel.
+        """
         match modality:
             case Ordinal():
-                passed = monotone_logits(logits / self.scale).sigmoid()
-                edge = torch.ones_like(passed[:, :1])
-                return torch.cat([edge, passed], 1) - torch.cat([passed, 0 * edge], 1)
+                exceeded = monotone_logits(logits / self.scale).sigmoid()  # P(y > k)
+                ones = torch.ones_like(exceeded[:, :1])
+                return torch.cat([ones, exceeded], 1) - torch.cat([exceeded, 0 * ones], 1)
             case Category():
                 return (logits / self.scale).softmax(1)
             case Multilabel():
                 return (logits / self.scale).sigmoid()
-        raise TypeError(f"a {modality.kind} has no probabilities")
+            case _:
+                raise TypeError(f"A column of type {modality.kind} has no probabilities.")
 
     def distribution(self, output: Float[Tensor, "N 2"]) -> Gaussian:
-        """A number, standardised."""
-        return Gaussian(
-            output[:, 0], (output[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) / 2).exp() * self.scale
-        )
+        """Return the distribution of a standardized number from its mean and log variance."""
+        std = (output[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) / 2).exp() * self.scale
+        return Gaussian(output[:, 0], std)
 
     @torch.no_grad()
     def fit(self, modality: Modality, logits: Float[Tensor, "N K"], y: Tensor) -> None:
-        """Learn from rows that the model did not learn from, each of which has its target."""
+        """Fit scale, conformal quantiles and thresholds.
+
+        Args:
+            modality: The target.
+            logits: The head's outputs on rows that the model was not trained on.
+            y: The collated true values; none is missing.
+        """
         self.fit_scale(modality, logits, y)
         if isinstance(modality, Numeric):
-            found = self.distribution(logits)
-            self.conformal_quantiles.copy_(
-                compute_conformal_quantiles((y - found.mean).abs() / found.std, LEVELS)
-            )
+            prediction = self.distribution(logits)
+            scores = (y - prediction.mean).abs() / prediction.std
+            self.conformal_quantiles.copy_(compute_conformal_quantiles(scores, CALIBRATION_LEVELS))
         elif isinstance(modality, Category):
             p = self.probabilities(modality, logits)
-            self.conformal_quantiles.copy_(
-                compute_conformal_quantiles(conformal_scores(p, y), LEVELS)
-            )
-            answer = predicted_class(modality, p)
-            sure = p.gather(1, answer[:, None])[:, 0]
-            curve = risk_coverage_curve(sure, (answer != y).double())
-            self.thresholds.copy_(
-                torch.tensor([curve.threshold_for_risk(1 - level) for level in LEVELS])
-            )
+            scores = conformal_scores(p, y)
+            self.conformal_quantiles.copy_(compute_conformal_quantiles(scores, CALIBRATION_LEVELS))
+            self.thresholds.copy_(self._accuracy_thresholds(modality, p, y))
 
     @torch.no_grad()
     def fit_scale(self, modality: Modality, logits: Float[Tensor, "N K"], y: Tensor) -> None:
-        """Learn the scale alone."""
+        """Fit the scale only."""
         self.scale.fill_(1.0)
-        self.scale.fill_(
-            _best_scale(modality, self, logits, y) if len(y) >= MIN_CALIBRATION_ROWS else 1.0
-        )
+        if len(y) >= MIN_CALIBRATION_ROWS:
+            self.scale.fill_(_best_scale(modality, self, logits, y))
 
     def scale_logits(
         self, modality: Modality, logits: Float[Tensor, "N K"]
     ) -> Float[Tensor, "N K"]:
-        """A head's numbers, as sure of themselves as they should be."""
+        """Return calibrated outputs of the same form as the head's: logits, or mean and log var."""
         if isinstance(modality, Numeric):
-            return torch.stack(
-                [logits[:, 0], logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) + 2 * self.scale.log()],
-                1,
-            )
+            log_var = logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX) + 2 * self.scale.log()
+            return torch.stack([logits[:, 0], log_var], 1)
         return logits / self.scale
 
     def conformal_quantile(self, level: float) -> float:
-        """Of the nearest level that is at least so high. Raises SensoriumError for one that is not in 0.01 to 0.99."""
+        """Return the conformal quantile of a coverage level, rounded up to a full percent.
+
+        Raises:
+            SensoriumError: If the level is not between 0.01 and 0.99.
+        """
         return self.conformal_quantiles[_level_index(level)].item()
 
     def selective_threshold(self, accuracy: float) -> float:
-        """The probability an answer must have, for answers to be right that often; infinite where none is."""
+        """Return the minimum probability of predictions that reach an accuracy; inf if none do.
+
+        Raises:
+            SensoriumError: If the accuracy is not between 0.01 and 0.99.
+        """
         return self.thresholds[_level_index(accuracy)].item()
+
+    def _accuracy_thresholds(
+        self, modality: Category, probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]
+    ) -> Float[Tensor, "L"]:
+        """Return the minimum probability of the predicted class for each accuracy level."""
+        predicted = predicted_class(modality, probabilities)
+        confidence = probabilities.gather(1, predicted[:, None])[:, 0]
+        curve = risk_coverage_curve(confidence, (predicted != y).double())
+        return torch.tensor([curve.threshold_for_risk(1 - level) for level in CALIBRATION_LEVELS])
 
 
 def monotone_logits(logits: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """Logits of cuts such that a higher cut is never likelier to be passed than a lower one."""
-    if torch.compiler.is_exporting():  # ONNX has no running minimum; ranks are few
-        beyond = torch.ones(
-            logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device
-        ).triu(1)
-        return logits[:, None].masked_fill(beyond, math.inf).amin(2)
+    """Return ordinal logits such that P(y > k) never increases with k (a running minimum)."""
+    if torch.compiler.is_exporting():  # ONNX has no running minimum; there are few ranks
+        num_cuts = logits.shape[1]
+        later = torch.ones(num_cuts, num_cuts, dtype=torch.bool, device=logits.device).triu(1)
+        return logits[:, None].masked_fill(later, math.inf).amin(2)
     return logits.cummin(1).values
 
 
 def predicted_class(modality: Category, probabilities: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
-    """The class that is said: the likeliest; of ranks the median, which is nearest on average."""
+    """Return the most likely class, or the median rank of an ordinal target."""
     return median_rank(probabilities) if isinstance(modality, Ordinal) else probabilities.argmax(1)
 
 
 def _best_scale(modality: Modality, calibration: Calibration, logits: Tensor, y: Tensor) -> float:
-    doubt = 1 / (len(y) + 2)  # as if one row more had gone either way (Platt 1999)
+    """Return the maximum-likelihood scale; labels are smoothed by one row (Platt 1999)."""
+    label_smoothing = 1 / (len(y) + 2)
     match modality:
         case Ordinal():
             cuts = torch.arange(logits.shape[1], device=y.device)
-            return fit_sigmoid_temperature(monotone_logits(logits), y[:, None] > cuts, doubt)
+            return fit_sigmoid_temperature(
+                monotone_logits(logits), y[:, None] > cuts, label_smoothing
+            )
         case Category():
-            seen = y < logits.shape[1]
-            return fit_softmax_temperature(logits[seen], y[seen], doubt)
+            is_known = y < logits.shape[1]
+            return fit_softmax_temperature(logits[is_known], y[is_known], label_smoothing)
         case Multilabel():
-            return fit_sigmoid_temperature(logits, y[:, : logits.shape[1]] > 0.5, doubt)
+            has_tag = y[:, : logits.shape[1]] > 0.5
+            return fit_sigmoid_temperature(logits, has_tag, label_smoothing)
         case Numeric():
-            found = calibration.distribution(logits)
-            return fit_std_scale((y - found.mean) / found.std)
-    raise TypeError(f"a {modality.kind} cannot be predicted")
+            prediction = calibration.distribution(logits)
+            return fit_std_scale((y - prediction.mean) / prediction.std)
+        case _:
+            raise TypeError(f"A column of type {modality.kind} cannot be predicted.")
 
 
 def _level_index(level: float) -> int:
-    if not LEVELS[0] <= level <= LEVELS[-1]:
-        raise SensoriumError(f"a level of {level:g} is not between {LEVELS[0]} and {LEVELS[-1]}")
+    """Return the index of the lowest calibration level that is at least `level`."""
+    lowest, highest = CALIBRATION_LEVELS[0], CALIBRATION_LEVELS[-1]
+    if not lowest <= level <= highest:
+        raise SensoriumError(
+            f"A coverage or accuracy of {level:g} is out of range. Choose one from {lowest} to "
+            f"{highest}."
+        )
     return math.ceil(round(level * 100, 6)) - 1

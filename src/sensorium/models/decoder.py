@@ -1,43 +1,57 @@
-"""Decoders: several inputs as one line of tokens, generated one by one.
+"""Autoregressive decoders over several inputs, concatenated into one token sequence.
 
 B batch   T tokens   D width   V vocabulary
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.nn.attention import KVCache
+from sensorium.nn.kv_cache import KVCache
 from sensorium.nn.tokens import CAUSAL, Batch, Tokens, join, order_tensor, valid_mask
 from sensorium.nn.transformer import Transformer
 
 
 @runtime_checkable
-class TokenEmbedding(Protocol):
-    """A part that can be generated: ids → Tokens, the first of which is a start token."""
+class OutputPart(Protocol):
+    """The embedding of a part that the decoder generates.
+
+    Each of its sequences begins with a start token.
+    """
 
     def tokenize(self, raw: Tensor, /) -> Int[Tensor, "B T"]:
-        """Raw values of a batch as ids, the start token first."""
+        """Return the token ids of a batch of values, the start token first."""
         ...
 
-    def __call__(self, ids: Int[Tensor, "B T"], /) -> Tokens: ...
+    def __call__(self, ids: Int[Tensor, "B T"], /) -> Tokens:
+        """Embed token ids."""
+        ...
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], /) -> Tokens:
-        """Ids that stand at these places of their part, each seeing what came before."""
+        """Embed token ids at the given positions of the part, causally ordered."""
         ...
 
 
 class Decoder(nn.Module):
-    """Parts read one after the other as one line; what comes next in a part is said by the part's head.
+    """A transformer over several parts in sequence; heads predict the next token of their part.
 
-    A part with a head is read causally and begins with a start token, so its token i + 1 is said at its token i. Parts
-    without one come first, a prefix that everything after sees; those of no order see each other. A part that a batch
-    does not have, or that is not present in a row, is not there: nobody sees it. `beside`: encoders of parts that
-    are not in line; blocks that look at a context look at what they make of them.
+    Parts without a head come first and form a prefix that all later tokens attend to; within a
+    part of unordered tokens, all attend to each other. A part with a head is causal and begins
+    with a start token: its output i predicts its token i + 1. A part that is absent from a batch
+    or missing in a row is masked.
+
+    Args:
+        parts: The input embedding of each part, in sequence order.
+        heads: The output layer (D to V) of each generated part; these must be the last parts.
+        trunk: The transformer.
+        context_encoders: Encoders of inputs outside the sequence, which the trunk reads through
+            cross-attention.
+
+    Raises:
+        ValueError: If the parts with a head are not the last ones.
     """
 
     def __init__(
@@ -50,80 +64,103 @@ class Decoder(nn.Module):
         super().__init__()
         if list(parts)[len(parts) - len(heads) :] != list(heads):
             raise ValueError(
-                f"the parts with a head must stand last: parts {list(parts)}, heads {list(heads)}"
+                f"Parts with a head must come last, but the parts are {list(parts)} and the heads "
+                f"{list(heads)}."
             )
-        self.parts, self.heads, self.trunk = nn.ModuleDict(parts), nn.ModuleDict(heads), trunk
+        self.parts = nn.ModuleDict(parts)
+        self.heads = nn.ModuleDict(heads)
+        self.trunk = trunk
         self.context_encoders = nn.ModuleDict(context_encoders or {})
 
     def forward(self, inputs: Batch) -> dict[str, Tokens]:
-        """What the trunk makes of each part that has a head: `heads[part]` of it are logits for the token after."""
-        read = self.embed_inputs(inputs)
-        said = self.trunk(concat_parts(read), self.encode_context(inputs))
-        starts = dict(
-            zip(read, accumulate((t.x.shape[1] for t in read.values()), initial=0), strict=False)
-        )
-        return {
-            name: replace(t, x=said.x[:, starts[name] : starts[name] + t.x.shape[1]], order=None)
-            for name, t in read.items()
-            if name in self.heads
-        }
+        """Return the trunk's output for each part with a head.
+
+        `heads[part]` maps token i of it to the logits of token i + 1.
+        """
+        embedded = self.embed_inputs(inputs)
+        output = self.trunk(concat_parts(embedded), self.encode_context(inputs))
+        result: dict[str, Tokens] = {}
+        start = 0
+        for name, t in embedded.items():
+            stop = start + t.x.shape[1]
+            if name in self.heads:
+                result[name] = replace(t, x=output.x[:, start:stop], order=None)
+            start = stop
+        return result
 
     def prefill(self, inputs: Batch, part: str, cache: KVCache) -> Float[Tensor, "B V"]:
-        """Read all that is given, up to and including what there is of `part`: logits for its next token."""
-        read = self.embed_inputs(inputs.select(self._parts_through(part)))
-        at = (
-            sum(t.x.shape[1] for t in read.values())
-            - read[part].x.shape[1]
-            + valid_mask(read[part]).sum(1)
-            - 1
+        """Fill the cache with all inputs up to `part`; return the logits of its next token."""
+        embedded = self.embed_inputs(inputs.select(self._parts_through(part)))
+        length = sum(t.x.shape[1] for t in embedded.values())
+        output_part = embedded[part]
+        last = length - output_part.x.shape[1] + valid_mask(output_part).sum(1) - 1
+        output = self.trunk(
+            concat_parts(embedded), self.encode_context(inputs), query_positions=last, cache=cache
         )
-        return self.heads[part](
-            self.trunk(
-                concat_parts(read), self.encode_context(inputs), query_positions=at, cache=cache
-            ).x[:, 0]
-        )
+        return self.heads[part](output.x[:, 0])
 
     def decode_step(
         self, part: str, ids: Int[Tensor, "B"], positions: Int[Tensor, "B"], cache: KVCache
     ) -> Float[Tensor, "B V"]:
-        """Read one more token of `part`, which stands at these places of it: logits for the one after."""
+        """Append one token of `part` to the cache; return the logits of the token after it.
+
+        Args:
+            part: The part that is being generated.
+            ids: The new token of each row.
+            positions: The position of each new token within its part.
+            cache: Keys and values of everything before it; extended in place.
+        """
         t = self.output_part(part).embed_at(ids[:, None], positions[:, None])
         return self.heads[part](self.trunk(t, cache=cache).x[:, 0])
 
     def encode_context(self, inputs: Batch) -> Tokens | None:
-        """What stands beside the line, end to end; None where nothing does."""
-        there = [
+        """Return the concatenated tokens of all context encoders; None if there are none."""
+        encoded: list[Tokens] = [
             encode(inputs[name]) for name, encode in self.context_encoders.items() if name in inputs
         ]
-        return join(*there) if there else None
+        return join(*encoded) if encoded else None
 
-    def output_part(self, part: str) -> TokenEmbedding:
-        """A part that has a head."""
-        said = self.parts[part]
-        assert isinstance(said, TokenEmbedding)
-        return said
+    def output_part(self, part: str) -> OutputPart:
+        """Return the embedding of a part that has a head.
+
+        Raises:
+            TypeError: If the part cannot be generated.
+        """
+        embedding = self.parts[part]
+        if not isinstance(embedding, OutputPart):
+            raise TypeError(f"Part {part!r} cannot be generated: it has no tokenize or embed_at.")
+        return embedding
+
+    def embed_inputs(self, inputs: Batch) -> dict[str, Tokens]:
+        """Embed all parts that the batch has, masking rows in which they are missing."""
+        embedded: dict[str, Tokens] = {
+            name: embed(inputs[name]) for name, embed in self.parts.items() if name in inputs
+        }
+        for name, t in embedded.items():
+            if name in inputs.present:
+                valid = valid_mask(t) & inputs.present[name][:, None]
+                embedded[name] = replace(t, valid=valid)
+        return embedded
 
     def _parts_through(self, part: str) -> list[str]:
+        """Return all part names up to and including `part`."""
         names = list(self.parts)
         return names[: names.index(part) + 1]
 
-    def embed_inputs(self, inputs: Batch) -> dict[str, Tokens]:
-        """Tokens of the parts that are there."""
-        read = {name: embed(inputs[name]) for name, embed in self.parts.items() if name in inputs}
-        for name, t in read.items():
-            if name in inputs.present:
-                t = replace(t, valid=valid_mask(t) & inputs.present[name][:, None])
-            read[name] = t
-        return read
-
 
 def concat_parts(parts: Mapping[str, Tokens]) -> Tokens:
-    """Parts end to end: those of no order first come first seen, the others each after all that stands before it."""
-    several, start = [], 0
+    """Concatenate parts: unordered ones stay visible to all, ordered ones follow what precedes."""
+    ordered: list[Tokens] = []
+    start = 0
     for t in parts.values():
-        several.append(t if t.order is None else replace(t, order=order_tensor(t) + start))
-        start += 0 if t.order is None else t.x.shape[1]
-    padded = [t.valid is not None for t in parts.values()]
-    joined = join(*several)
-    plain = all(t.order is CAUSAL for t in parts.values()) and not any(padded[:-1])
-    return replace(joined, order=CAUSAL) if plain else joined
+        if t.order is None:
+            ordered.append(t)
+        else:
+            ordered.append(replace(t, order=order_tensor(t) + start))
+            start += t.x.shape[1]
+    joined = join(*ordered)
+    all_causal = all(t.order is CAUSAL for t in parts.values())
+    has_padding = [t.valid is not None for t in parts.values()]
+    if all_causal and not any(has_padding[:-1]):  # the mask is triangular: no tensor is needed
+        return replace(joined, order=CAUSAL)
+    return joined

@@ -1,19 +1,20 @@
-"""Weights as whole numbers of eight bits, for models that only answer: a quarter of the memory, and several times as
-fast where the processor multiplies bytes (VNNI, AMX).
+"""Int8 weights for inference on the CPU: a quarter of the memory, and faster with VNNI or AMX.
 
-    D width in   E width out   N rows   V vocabulary
+    D width in   E width out   N rows   V vocabulary   M = 2 N: low bytes, then high bytes
 
-A weight is the nearest of 255 steps, equal to both sides of zero, as wide as its row of the matrix needs (for
-embeddings: its vector). What is multiplied with it is put in steps on the spot, each row by itself, so a row says the
-same alone and in any company (dynamic quantization). A decoder is more easily led astray than a tower: there a number
-is two bytes, a high one and a low one, each multiplied as a row of its own, which costs little where rows are few.
+Weights are quantized symmetrically to -127..127 with one scale per output row (per vector for
+embeddings). Inputs are quantized dynamically, each row by itself, so that a row's result does not
+depend on its batch. Decoders are more sensitive to rounding than encoders: there an input takes
+two bytes, a high and a low one, which are multiplied as separate rows.
 
-What is multiplied is given to oneDNN as unsigned bytes, around MIDDLE: signed ones it multiplies one by one where there
-is no AMX, a thousand times slower. Without VNNI sums of unsigned ones may saturate: there they stay signed.
+oneDNN takes inputs as unsigned bytes with a zero point of 128: without AMX it multiplies signed
+ones a thousand times more slowly. Without VNNI, sums of unsigned bytes may saturate, so signed
+bytes are used there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, Int8, UInt8
@@ -25,62 +26,84 @@ from sensorium.nn.cpu_dispatch import has_int8_dot_product
 
 QUANTIZED_DTYPES = ("int8",)
 INT8_MAX = 127
-BYTE_BASE = 256  # steps of the low byte to one of the high byte
-ZERO_POINT = 128  # that stands for zero, in either byte
-ROUNDING_OFFSET = torch.tensor(ZERO_POINT + 0.5)  # a half, so that cutting off rounds
-FLOAT_TO_INT_OFFSET = torch.tensor(
-    2.0**23 + ZERO_POINT * BYTE_BASE + ZERO_POINT
-)  # added to a small number, its last bits count whole ones
-BYTE_SHIFTS = torch.tensor(
-    [[0], [8], [16], [24]], dtype=torch.int32
-)  # how many bits of four bytes lie below each
-MIN_ROW_ABS_MAX = 1e-30  # no row is so small that its steps have no width
+BYTE_BASE = 256  # steps of the low byte in one of the high byte
+ZERO_POINT = 128  # unsigned byte that stands for zero
+ROUNDING_OFFSET = torch.tensor(ZERO_POINT + 0.5)  # truncation after adding a half rounds
+FLOAT_TO_INT_OFFSET = torch.tensor(2.0**23 + ZERO_POINT * BYTE_BASE + ZERO_POINT)
+"""Added to a small float32, it leaves the rounded integer in the low bits of the mantissa."""
+BYTE_SHIFTS = torch.tensor([[0], [8], [16], [24]], dtype=torch.int32)  # in bits, of four bytes
+MIN_ROW_ABS_MAX = 1e-30  # avoids a division by zero for a row of zeros
 
 
 def quantize_int8(module: nn.Module, dtype: str = "int8") -> nn.Module:
-    """The same module, in place, the weights of all linear layers and embeddings in it as `how`; it can only answer.
+    """Replace all linear layers and embeddings of a module by int8 ones, in place.
 
-    Convolutions, norms, biases and learned places stay as they are. Runs on the CPU. Raises SensoriumError for an
-    unknown `how`, and where PyTorch comes without the products of bytes.
+    Convolutions, norms, biases and learned positions stay as they are. The module can no longer be
+    trained.
+
+    Args:
+        module: The model.
+        dtype: One of QUANTIZED_DTYPES.
+
+    Returns:
+        The same module, in eval mode.
+
+    Raises:
+        SensoriumError: If the dtype is unknown or this PyTorch has no int8 matrix product.
     """
     if dtype not in QUANTIZED_DTYPES:
         raise SensoriumError(
-            f"quantize={dtype!r}: choose {', '.join(map(repr, QUANTIZED_DTYPES))}, or leave it out"
+            f"--quantize {dtype} is unknown. Choose {' or '.join(QUANTIZED_DTYPES)}, or leave it "
+            "out."
         )
     if not torch.backends.mkldnn.is_available():
         raise SensoriumError(
-            f"quantize={dtype!r} needs a PyTorch with oneDNN, which this one is not"
+            f"--quantize {dtype} needs a PyTorch with oneDNN. Install one, or leave it out."
         )
-    fine = {
-        part for whole in module.modules() if isinstance(whole, Decoder) for part in whole.modules()
+    decoder_layers = {
+        layer
+        for decoder in module.modules()
+        if isinstance(decoder, Decoder)
+        for layer in decoder.modules()
     }
-    made: dict[nn.Module, nn.Module] = {}  # a layer in two places stays one
-    for name, layer in list(module.named_modules(remove_duplicate=False)):
+    replacements: dict[nn.Module, nn.Module] = {}  # a shared layer stays shared
+    named_modules = cast(
+        "Iterable[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False)
+    )
+    for name, layer in list(named_modules):
         if name and isinstance(layer, nn.Linear | nn.Embedding):
-            if layer not in made:
-                made[layer] = (
-                    Int8Linear(layer, two_byte_activations=layer in fine)
-                    if isinstance(layer, nn.Linear)
-                    else Int8Embedding(layer)
-                )
-            module.set_submodule(name, made[layer])
-        elif (
-            type(layer) is nn.LayerNorm
-        ):  # called as it is, as often as a weight is: without detours
-            layer.forward = partial(
-                torch.layer_norm,
-                normalized_shape=layer.normalized_shape,
-                weight=layer.weight,
-                bias=layer.bias,
-                eps=layer.eps,
-            )
+            if layer not in replacements:
+                replacements[layer] = _quantize_layer(layer, layer in decoder_layers)
+            module.set_submodule(name, replacements[layer])
+        elif type(layer) is nn.LayerNorm:
+            _bypass_module_call(layer)
     return module.eval().requires_grad_(False)
 
 
-class Int8Linear(nn.Module):
-    """A linear layer whose weights are bytes. It has no `weight`: they lie packed, as the processor reads them.
+def _quantize_layer(layer: nn.Linear | nn.Embedding, two_byte_activations: bool) -> nn.Module:
+    """Return the int8 version of a layer."""
+    if isinstance(layer, nn.Embedding):
+        return Int8Embedding(layer)
+    return Int8Linear(layer, two_byte_activations=two_byte_activations)
 
-    `fine`: what comes in is two bytes a number instead of one.
+
+def _bypass_module_call(norm: nn.LayerNorm) -> None:
+    """Bind `forward` to the operator: the attribute lookups of nn.LayerNorm cost as much as it."""
+    norm.forward = partial(
+        torch.layer_norm,
+        normalized_shape=norm.normalized_shape,
+        weight=norm.weight,
+        bias=norm.bias,
+        eps=norm.eps,
+    )
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, stored in oneDNN's packed layout; it has no `weight`.
+
+    Args:
+        layer: The layer to quantize.
+        two_byte_activations: Quantize inputs to two bytes instead of one.
     """
 
     packed_weight: Tensor
@@ -91,57 +114,62 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear, *, two_byte_activations: bool = False):
         super().__init__()
         self.two_byte_activations = two_byte_activations
-        rounded, scale = quantize_rows(layer.weight.detach())
-        self.register_buffer("packed_weight", torch.ops.onednn.qlinear_prepack(rounded, None))
-        self.register_buffer(
-            "scale", scale[:, 0] / INT8_MAX
-        )  # for a number of the largest magnitude
+        quantized, scale = quantize_rows(layer.weight.detach())
+        self.register_buffer("packed_weight", torch.ops.onednn.qlinear_prepack(quantized, None))
+        # Divided by 127, so that a quantized input times the row's maximum is the input.
+        self.register_buffer("scale", scale[:, 0] / INT8_MAX)
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+        bias = cast("Tensor | None", layer.bias)  # torch's annotation leaves None out
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
 
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
+        """Return the product with the quantized weight, plus the bias, in the input's dtype.
+
+        Raises:
+            SensoriumError: If a gradient with respect to the input is required.
+        """
         if input.requires_grad and torch.is_grad_enabled():
             raise SensoriumError(
-                "quantized weights cannot learn, nor anything below them: leave quantize out to train"
+                "A quantized model cannot be trained. Load it without --quantize to train it."
             )
         if not input.numel():
             return input.new_zeros(*input.shape[:-1], len(self.scale))
-        kept = self._buffers  # looked up here: a module's own way takes as long as an operator
-        if (
-            self.two_byte_activations
-            and input.dim() > 1
-            and input.numel() == input.shape[-1]
-            and input.dtype is torch.float32
-        ):
-            return _forward_one_row(input, kept)
+        buffers = self._buffers  # nn.Module's attribute lookup costs as much as an operator
+        is_one_row = input.dim() > 1 and input.numel() == input.shape[-1]
+        if self.two_byte_activations and is_one_row and input.dtype is torch.float32:
+            return _forward_one_row(input, buffers)
         x = input.reshape(-1, input.shape[-1])
         if x.dtype is not torch.float32 or not x.is_contiguous():
             x = x.float().contiguous()
-        most, rows, bias = (
-            x.abs().amax(1, keepdim=True),
-            x.shape[0],
-            kept["bias"],
-        )  # 0: whatever the steps are
+        row_abs_max = x.abs().amax(1, keepdim=True)  # 0 for a row of zeros: any scale will do
+        num_rows, bias = x.shape[0], buffers["bias"]
         if self.two_byte_activations:
-            said = _int8_matmul(split_bytes(x, most), kept)
-            said = torch.add(said[rows : 2 * rows], said[:rows], alpha=1 / BYTE_BASE)
+            products = _int8_matmul(split_bytes(x, row_abs_max), buffers)
+            low, high = products[:num_rows], products[num_rows : 2 * num_rows]
+            output = torch.add(high, low, alpha=1 / BYTE_BASE)
         else:
-            said = _int8_matmul(
-                torch.addcdiv(ROUNDING_OFFSET, x, most, value=INT8_MAX).to(torch.uint8), kept
-            )
-        said = said.mul_(most) if bias is None else torch.addcmul(bias, said, most)
-        said = said.view(*input.shape[:-1], -1)
-        return said if input.dtype is torch.float32 else said.to(input.dtype)
+            quantized = torch.addcdiv(ROUNDING_OFFSET, x, row_abs_max, value=INT8_MAX)
+            output = _int8_matmul(quantized.to(torch.uint8), buffers)
+        if bias is None:
+            output = output.mul_(row_abs_max)
+        else:
+            output = torch.addcmul(bias, output, row_abs_max)
+        output = output.view(*input.shape[:-1], -1)
+        return output if input.dtype is torch.float32 else output.to(input.dtype)
 
     def forward_slice(
         self, x: Float[Tensor, "*rows D"], start: int, stop: int | None
     ) -> Float[Tensor, "*rows P"]:
-        """Outputs `start` to `stop` of forward."""
+        """Return outputs `start` to `stop` of forward."""
         return self(x)[..., start:stop]
 
 
 class Int8Embedding(nn.Module):
-    """An embedding whose vectors are bytes."""
+    """An embedding table with int8 vectors.
+
+    Args:
+        embedding: The table to quantize.
+    """
 
     int8_weight: Int8[Tensor, "V D"]
     scale: Float[Tensor, "V 1"]
@@ -149,53 +177,51 @@ class Int8Embedding(nn.Module):
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
         self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
-        rounded, scale = quantize_rows(embedding.weight.detach())
-        self.register_buffer("int8_weight", rounded)
+        quantized, scale = quantize_rows(embedding.weight.detach())
+        self.register_buffer("int8_weight", quantized)
         self.register_buffer("scale", scale)
 
     @property
     def weight(self) -> Float[Tensor, "V D"]:
-        """All vectors, written out."""
+        """The dequantized table."""
         return self.int8_weight * self.scale
 
     def forward(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        """Return the dequantized vectors of ids."""
         return self.int8_weight[ids] * self.scale[ids]
 
 
 def _forward_one_row(
     x: Float[Tensor, "*one D"], buffers: Mapping[str, Tensor | None]
 ) -> Float[Tensor, "*one E"]:
-    """A single row, by as few operators as there can be: each has to be fetched from memory again after a product.
+    """Multiply a single row with as few operators as possible: each costs as much as the product.
 
-    Two rows of nothing stand below the low and the high bytes: oneDNN multiplies four rows faster than two.
+    Four rows are multiplied, of which two are unused: oneDNN takes four faster than two.
     """
-    least, largest = x.aminmax()
-    most = max(-least.item(), largest.item(), MIN_ROW_ABS_MAX)
-    steps = (
-        torch.add(FLOAT_TO_INT_OFFSET, x, alpha=INT8_MAX * BYTE_BASE / most)
-        .view(torch.int32)
-        .bitwise_right_shift(BYTE_SHIFTS)
-        .byte()
-    )
-    low, high, _ = _int8_matmul(steps, buffers, most).split_with_sizes([1, 1, 2], -2)
-    said, bias = high.add_(low, alpha=1 / BYTE_BASE), buffers["bias"]
-    return said if bias is None else said.add_(bias)
+    minimum, maximum = x.aminmax()
+    abs_max = max(-minimum.item(), maximum.item(), MIN_ROW_ABS_MAX)
+    scaled = torch.add(FLOAT_TO_INT_OFFSET, x, alpha=INT8_MAX * BYTE_BASE / abs_max)
+    byte_rows = scaled.view(torch.int32).bitwise_right_shift(BYTE_SHIFTS).byte()
+    products = _int8_matmul(byte_rows, buffers, abs_max)
+    low, high, _ = products.split_with_sizes([1, 1, 2], -2)
+    output, bias = high.add_(low, alpha=1 / BYTE_BASE), buffers["bias"]
+    return output if bias is None else output.add_(bias)
 
 
 def _int8_matmul(
     quantized: UInt8[Tensor, "*rows D"], buffers: Mapping[str, Tensor | None], scale: float = 1.0
 ) -> Float[Tensor, "*rows E"]:
-    """Steps around MIDDLE, each `scale` wide, times the weights that an Int8Linear keeps."""
-    middle = ZERO_POINT
+    """Multiply unsigned bytes around ZERO_POINT, each step `scale` wide, by packed weights."""
+    zero_point = ZERO_POINT
     if not has_int8_dot_product():
-        quantized, middle = (quantized ^ ZERO_POINT).view(torch.int8), 0
+        quantized, zero_point = (quantized ^ ZERO_POINT).view(torch.int8), 0
     return _qlinear_operator()(
         quantized,
         scale,
-        middle,
-        buffers["packed"],
+        zero_point,
+        buffers["packed_weight"],
         buffers["scale"],
-        buffers["zero"],
+        buffers["zero_point"],
         None,
         1.0,
         0,
@@ -208,18 +234,26 @@ def _int8_matmul(
 
 @cache
 def _qlinear_operator() -> Callable[..., Tensor]:
+    """Return oneDNN's quantized linear operator."""
     return torch.ops.onednn.qlinear_pointwise.default
 
 
 def quantize_rows(x: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float[Tensor, "N 1"]]:
-    """Each row as a number of steps, -127 to 127, and the width of a step."""
+    """Quantize each row symmetrically to -127..127.
+
+    Returns:
+        The integers, and the width of a step in each row.
+    """
     scale = x.float().abs().amax(1, keepdim=True).clamp_(min=MIN_ROW_ABS_MAX).div_(INT8_MAX)
     return (x / scale).round_().to(torch.int8), scale
 
 
 def split_bytes(x: Float[Tensor, "N D"], row_abs_max: Float[Tensor, "N 1"]) -> UInt8[Tensor, "M D"]:
-    """The low bytes of all rows, then the high ones, each around MIDDLE, in steps of `most` / (STEPS * BYTE)."""
-    steps = torch.addcdiv(FLOAT_TO_INT_OFFSET, x, row_abs_max, value=INT8_MAX * BYTE_BASE).view(
-        torch.int32
-    )
-    return steps.bitwise_right_shift(BYTE_SHIFTS[:2, None]).byte().flatten(0, 1)
+    """Quantize each row to two bytes, in steps of row_abs_max / (INT8_MAX * BYTE_BASE).
+
+    Returns:
+        The low bytes of all rows, then the high bytes, each around ZERO_POINT.
+    """
+    scaled = torch.addcdiv(FLOAT_TO_INT_OFFSET, x, row_abs_max, value=INT8_MAX * BYTE_BASE)
+    integers = scaled.view(torch.int32)
+    return integers.bitwise_right_shift(BYTE_SHIFTS[:2, None]).byte().flatten(0, 1)

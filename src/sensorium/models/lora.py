@@ -1,6 +1,6 @@
-"""Fine-tuning: how much of a trained model learns again, and how fast.
+"""Fine-tuning modes of encoders: LoRA, frozen, or full with layer-wise learning rates.
 
-D width in   E width out   R rank
+B batch   D width in   E width out   R rank
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,17 @@ from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.transformer import Transformer
 
 LORA_RANK = 8
+TRAIN_MODES = ("none", "lora", "all")
 
 
 class LoRA(nn.Module):
-    """A weight and a correction of low rank, W + (alpha / R) B A (LoRA, Hu et al. 2021).
+    """A low-rank update of a weight, W + (alpha / R) B A (Hu et al. 2021), as a parametrization.
 
-    B starts at zero, so at first nothing has changed. alpha / R is 2, whatever the rank.
+    B starts at zero, so that the layer is unchanged at first. alpha / R is 2 for every rank.
+
+    Args:
+        weight: The frozen weight.
+        rank: R.
     """
 
     def __init__(self, weight: Float[Tensor, "E D"], rank: int):
@@ -28,11 +33,12 @@ class LoRA(nn.Module):
         self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, weight: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
+        """Return the weight with the update added."""
         return weight + 2.0 * (self.lora_B @ self.lora_A)
 
 
 def add_lora(module: nn.Module, rank: int = LORA_RANK) -> nn.Module:
-    """Freeze a module but for corrections of its blocks' linear layers; `folded` makes them part of the weights."""
+    """Freeze a module in place and add LoRA to the linear layers of its transformer blocks."""
     module.requires_grad_(False)
     for layer in _iter_linear_layers(module):
         parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
@@ -40,29 +46,21 @@ def add_lora(module: nn.Module, rank: int = LORA_RANK) -> nn.Module:
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """The same module with its corrections added to the weights: as quick, and as large, as one never corrected."""
+    """Merge all LoRA updates into the weights, in place; size and speed are as before LoRA."""
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module
 
 
-def set_trainable(encoder: Encoder, train_mode: str) -> Encoder:
-    """A trained encoder made ready to learn: all of it, "lora" (corrections of low rank alone), or "none"."""
-    if train_mode == "lora":
-        add_lora(encoder)
-    return (
-        FrozenEncoder(encoder.embed, encoder.trunk, encoder.pool)
-        if train_mode == "none"
-        else encoder
-    )
-
-
-TRAIN_MODES = ("none", "lora", "all")
-
-
 class FrozenEncoder(Encoder):
-    """An encoder that learns nothing, and whose statistics and dropout stand still while the rest is trained."""
+    """An encoder without trainable parameters that stays in eval mode.
+
+    Args:
+        embed: See Encoder.
+        trunk: See Encoder.
+        pool: See Encoder.
+    """
 
     def __init__(
         self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None
@@ -72,38 +70,57 @@ class FrozenEncoder(Encoder):
         self.train(False)
 
     def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
-        """Of a value its vector; of a vector, worked out before, itself."""
-        return raw if raw.ndim == 2 and raw.is_floating_point() else super().pooled(raw)
+        """Return the pooled embeddings; embeddings computed before are returned as they are."""
+        is_embedding = raw.ndim == 2 and raw.is_floating_point()
+        return raw if is_embedding else super().pooled(raw)
 
-    def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Never."""
+    def train(self, mode: bool = True) -> "FrozenEncoder":  # noqa: ARG002 - torch's signature
+        """Keep the encoder in eval mode regardless of `mode`."""
         super().train(False)
         return self
 
 
-def _iter_linear_layers(module: nn.Module) -> Iterator[Linear]:
-    """The linear layers of every block of every transformer within."""
-    for trunk in module.modules():
-        if isinstance(trunk, Transformer):
-            yield from (layer for layer in trunk.blocks.modules() if isinstance(layer, Linear))
+def set_trainable(encoder: Encoder, train_mode: str) -> Encoder:
+    """Prepare a pretrained encoder for training.
+
+    Args:
+        encoder: The encoder; changed in place.
+        train_mode: One of TRAIN_MODES: "all" trains every weight, "lora" low-rank updates only,
+            "none" nothing.
+
+    Returns:
+        The encoder, or a FrozenEncoder with the same modules.
+    """
+    if train_mode == "lora":
+        add_lora(encoder)
+    if train_mode == "none":
+        return FrozenEncoder(encoder.embed, encoder.trunk, encoder.pool)
+    return encoder
 
 
 def layer_depths(module: nn.Module) -> dict[Tensor, int]:
-    """How many blocks of its encoder stand above each parameter: 0 for the last block and whatever is after it.
+    """Return how many blocks of its encoder lie above each parameter.
 
-    What an encoder's values enter by stands below all of its blocks.
+    It is 0 for the last block, and the number of blocks for the input embedding and pooling.
+    Parameters after or outside the blocks, such as the final norm, are left out.
     """
-    found: dict[Tensor, int] = {}
+    depths: dict[Tensor, int] = {}
     for encoder in module.modules():
         trunk = getattr(encoder, "trunk", None)
         if isinstance(trunk, Transformer):
-            below = [
-                p
-                for name, part in encoder.named_children()
-                if name != "trunk"
-                for p in part.parameters()
-            ]
-            found |= dict.fromkeys(below, len(trunk.blocks))
+            num_blocks = len(trunk.blocks)
+            for name, child in encoder.named_children():
+                if name != "trunk":
+                    depths |= dict.fromkeys(child.parameters(), num_blocks)
             for i, block in enumerate(trunk.blocks):
-                found |= dict.fromkeys(block.parameters(), len(trunk.blocks) - 1 - i)
-    return found
+                depths |= dict.fromkeys(block.parameters(), num_blocks - 1 - i)
+    return depths
+
+
+def _iter_linear_layers(module: nn.Module) -> Iterator[Linear]:
+    """Yield the linear layers of every block of every transformer in the module."""
+    for trunk in module.modules():
+        if isinstance(trunk, Transformer):
+            for layer in trunk.blocks.modules():
+                if isinstance(layer, Linear):
+                    yield layer

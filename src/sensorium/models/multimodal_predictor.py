@@ -1,10 +1,13 @@
-"""The model that answers from any columns, with any of them missing: senses → one vector → a head for each target.
+"""A model that predicts targets from any columns, of which any may be missing.
 
-B batch   C columns   T tokens   D width   K numbers that a head says
+Column encoders → fusion into one vector → a head per target.
+
+B batch   C columns   T tokens   D width   K outputs of a head
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,35 +29,50 @@ from sensorium.nn.tokens import (
 )
 from sensorium.nn.transformer import FeedForward
 
-TABULAR_PART: ColumnKey = ()  # the part that all single values make together: the key of no column
+TABULAR_PART: ColumnKey = ()  # key of the part that holds all scalar columns
 
 
 class ColumnEncoder(nn.Module):
-    """One column's encoder, and the way from its width into that of the fusion."""
+    """The encoder of one column and the projection from its width to that of the fusion.
+
+    Args:
+        encoder: The column's encoder.
+        projection: Maps the encoder's width to D.
+    """
 
     def __init__(self, encoder: Encoder, projection: nn.Module):
         super().__init__()
         self.encoder, self.projection = encoder, projection
 
     def forward(self, raw: Tensor, return_tokens: bool) -> Tokens:
-        """All tokens, or one for the whole; where the alignment is multi-scale both."""
+        """Return all tokens or one pooled token; a multi-scale projection uses both."""
         if isinstance(self.projection, TokenAndGlobalProjection):
-            whole, t = self.encoder.pooled_and_tokens(raw)
-            parts, whole = (
-                replace(t, x=self.projection.token_projection(t.x)),
-                self.projection(whole),
-            )
-            if return_tokens:
-                return join(single_token(whole), replace(parts, order=None))
-            return single_token(whole + mean_pool(parts))
+            return self._forward_multiscale(self.projection, raw, return_tokens)
         if not return_tokens:
             return single_token(self.projection(self.encoder.pooled(raw)))
-        t = self.encoder(raw)
+        t: Tokens = self.encoder(raw)
         return replace(t, x=self.projection(t.x))
+
+    def _forward_multiscale(
+        self, projection: TokenAndGlobalProjection, raw: Tensor, return_tokens: bool
+    ) -> Tokens:
+        """Return the pooled token followed by all tokens, or the sum of pooled and mean token."""
+        pooled, t = self.encoder.pooled_and_tokens(raw)
+        tokens = replace(t, x=projection.token_projection(t.x))
+        pooled = projection(pooled)
+        if return_tokens:
+            return join(single_token(pooled), replace(tokens, order=None))
+        return single_token(pooled + mean_pool(tokens))
 
 
 class Head(nn.Module):
-    """What is said of one target. Where nothing is known of a row, `prior` is said; learning starts from it too."""
+    """A linear output head that starts from, and falls back to, the target's prior.
+
+    Args:
+        dim: D.
+        prior: Output for rows without any value; also the initial bias.
+        dropout: Dropout probability of the input.
+    """
 
     def __init__(self, dim: int, prior: Float[Tensor, "K"], dropout: float):
         super().__init__()
@@ -67,18 +85,26 @@ class Head(nn.Module):
     def forward(
         self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]
     ) -> Float[Tensor, "B K"]:
-        return torch.where(
-            has_values[:, None], self.linear(self.dropout(x)).float(), self.get_buffer("prior")
-        )
+        """Return the outputs, or the prior for rows without any value."""
+        logits = self.linear(self.dropout(x)).float()
+        return torch.where(has_values[:, None], logits, self.get_buffer("prior"))
 
 
 class MultimodalPredictor(nn.Module):
-    """Columns, some perhaps missing in a row or in all of them, → what is said of each target.
+    """Fuses any columns into one vector and predicts each target from it.
 
-    senses: column → Sense. row: reads all columns of single values. fuse: one of `fusion.FUSIONS`. drop: while
-    training, the share of rows of which some values are hidden, be it few or all but one (`hidden`). straight:
-    heads also hear what was fused as it is, whose length says how much is known of a row. `boosted`: a
-    second head of each target, or none; it is grown after the training and adds to what the linear one says.
+    After training, boosted trees may be added as a second head of each target (`tree_heads`).
+
+    Args:
+        encoders: The encoder of each column that has one of its own.
+        tabular: The embedding of all scalar columns; None if there are none.
+        fusion: One of `nn.fusion.FUSIONS`.
+        heads: The linear head of each target.
+        dim: D.
+        modality_dropout: Share of training rows of which some values are hidden, from a few to all
+            but one (`drop_values`).
+        residual: Add the unnormalized fused vector to the heads' input; its norm tells how many
+            values a row has.
     """
 
     def __init__(
@@ -94,64 +120,52 @@ class MultimodalPredictor(nn.Module):
     ):
         super().__init__()
         self.columns = [*encoders, *(tabular.columns if tabular else [])]
-        self.targets, self.encoder_columns, self.modality_dropout, self.residual = (
-            list(heads),
-            list(encoders),
-            modality_dropout,
-            residual,
-        )
+        self.targets = list(heads)
+        self.encoder_columns = list(encoders)
+        self.modality_dropout = modality_dropout
+        self.residual = residual
         self.encoders, self.tabular, self.fusion = nn.ModuleList(encoders.values()), tabular, fusion
-        self.norm, self.mlp, self.final_norm = (
-            nn.LayerNorm(dim),
-            FeedForward(dim, 2 * dim),
-            nn.LayerNorm(dim),
-        )
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, 2 * dim)
+        self.final_norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleList(heads.values())
         self.calibrations = nn.ModuleList(Calibration() for _ in heads)
         self.tree_heads = nn.ModuleList()
 
     def forward(self, inputs: Batch) -> dict[str, Float[Tensor, "B K"]]:
+        """Return the outputs for each target; with the trees blended in, outside training."""
         parts = self.encode_inputs(inputs)
         if self.training or not self.tree_heads or not parts:
             return self.predict_targets(parts, inputs.rows)
-        x, known = self.fuse_parts(parts)
-        there = dict(zip(self.columns, self.presence(inputs).unbind(1), strict=True))
-        return {
-            name: torch.where(known[:, None], second(said, inputs.columns, there, x), said)
-            for (name, said), second in zip(
-                self.head_logits(x, known).items(), self.tree_heads, strict=True
-            )
-        }
+        x, has_values = self.fuse_parts(parts)
+        logits = self.head_logits(x, has_values)
+        present = dict(zip(self.columns, self.presence(inputs).unbind(1), strict=True))
+        result: dict[str, Tensor] = {}
+        for (name, linear), tree_head in zip(logits.items(), self.tree_heads, strict=True):
+            blended = tree_head(linear, inputs.columns, present, x)
+            result[name] = torch.where(has_values[:, None], blended, linear)
+        return result
 
     def encode_inputs(self, inputs: Batch) -> dict[ColumnKey, Tokens]:
-        """The parts of which something is there: a column of its own each, and ROW."""
-        there = self.presence(inputs)
+        """Return the tokens of each column, and of TABULAR_PART, that any row has a value of."""
+        present = self.presence(inputs)
         if self.training and self.modality_dropout:
-            there = drop_values(there, self.modality_dropout)
+            present = drop_values(present, self.modality_dropout)
+        uses_tokens = bool(self.fusion.uses_tokens)
         parts: dict[ColumnKey, Tokens] = {}
-        for i, (name, sense) in enumerate(zip(self.encoder_columns, self.encoders, strict=True)):
-            if name in inputs and _has_any(there[:, i]):
-                parts[name] = _encode_present(
-                    sense, inputs[name], there[:, i], bool(self.fusion.uses_tokens)
-                )
-        if self.tabular is not None and _has_any(there[:, len(self.encoder_columns) :]):
-            t = self.tabular(inputs.columns, there[:, len(self.encoder_columns) :])
-            parts[TABULAR_PART] = (
-                t
-                if self.fusion.uses_tokens
-                else Tokens(
-                    self.tabular.pooled(t)[:, None],
-                    t.pos[:, :1],
-                    None,
-                    valid_mask(t).any(1, keepdim=True),
-                )
-            )
+        for i, (name, encoder) in enumerate(zip(self.encoder_columns, self.encoders, strict=True)):
+            if name in inputs and _has_any(present[:, i]):
+                parts[name] = _encode_present(encoder, inputs[name], present[:, i], uses_tokens)
+        scalar_present = present[:, len(self.encoder_columns) :]
+        if self.tabular is not None and _has_any(scalar_present):
+            t = self.tabular(inputs.columns, scalar_present)
+            parts[TABULAR_PART] = t if uses_tokens else _pool_tabular(self.tabular, t)
         return parts
 
     def predict_targets(
         self, parts: Mapping[ColumnKey, Tokens], num_rows: int
     ) -> dict[str, Float[Tensor, "B K"]]:
-        """What is said of each target, from what was read of so many rows."""
+        """Return the linear heads' outputs for each target from the encoded parts of a batch."""
         if not parts:
             return {
                 name: head.get_buffer("prior").expand(num_rows, -1)
@@ -162,7 +176,7 @@ class MultimodalPredictor(nn.Module):
     def head_logits(
         self, x: Float[Tensor, "B D"], has_values: Bool[Tensor, "B"]
     ) -> dict[str, Float[Tensor, "B K"]]:
-        """What the linear heads say of each target."""
+        """Return the linear heads' outputs for each target from the fused vectors."""
         return {
             name: head(x, has_values) for name, head in zip(self.targets, self.heads, strict=True)
         }
@@ -170,61 +184,70 @@ class MultimodalPredictor(nn.Module):
     def fuse_parts(
         self, parts: Mapping[ColumnKey, Tokens]
     ) -> tuple[Float[Tensor, "B D"], Bool[Tensor, "B"]]:
-        """(all parts as one vector, whether a row has any)."""
+        """Return the fused vector of each row, and whether the row has any value."""
         x = self.fusion(parts)
-        said = self.final_norm(x + self.mlp(self.norm(x)))
-        return said + x if self.residual else said, torch.stack(
-            [valid_mask(t).any(1) for t in parts.values()]
-        ).any(0)
+        output = self.final_norm(x + self.mlp(self.norm(x)))
+        has_values = torch.stack([valid_mask(t).any(1) for t in parts.values()]).any(0)
+        return output + x if self.residual else output, has_values
 
     def get_calibration(self, target: str) -> Calibration:
-        """How what is said of a target is to be read."""
-        found = self.calibrations[self.targets.index(target)]
-        assert isinstance(found, Calibration)
-        return found
+        """Return the calibration of a target's outputs."""
+        return cast("Calibration", self.calibrations[self.targets.index(target)])
 
     def presence(self, inputs: Batch) -> Bool[Tensor, "B C"]:
-        """Which value of which column is there."""
+        """Return which column has a value in which row."""
         return torch.stack([inputs.presence(name) for name in self.columns], 1)
 
 
 def drop_values(present: Bool[Tensor, "B C"], row_share: float) -> Bool[Tensor, "B C"]:
-    """Of such a share of rows values hidden by chance: of each row another share, drawn evenly from 0 to 1.
+    """Hide values at random in a share of the rows (modality dropout).
 
-    So rows with few and rows with most of their values missing are learned alike, and the others as they are. Of every
-    row that has any value one is kept, whatever falls.
+    Each such row hides every value with its own probability, uniform in 0 to 1, so that rows with
+    few and with many missing values are trained on alike. At least one value of a row is kept.
+
+    Args:
+        present: Which values exist.
+        row_share: Probability that a row hides values.
     """
-    chance = torch.rand(len(present), 1, device=present.device)
-    share = chance.where(torch.rand_like(chance) < row_share, 0.0)
-    drawn = torch.rand(present.shape, device=present.device).masked_fill(~present, -1)
-    return present & ((drawn >= share) | (drawn == drawn.amax(1, keepdim=True)))
+    row_probability = torch.rand(len(present), 1, device=present.device)
+    selected = torch.rand_like(row_probability) < row_share
+    drop_probability = row_probability.where(selected, 0.0)
+    noise = torch.rand(present.shape, device=present.device).masked_fill(~present, -1)
+    return present & ((noise >= drop_probability) | (noise == noise.amax(1, keepdim=True)))
 
 
 def single_token(x: Float[Tensor, "B D"]) -> Tokens:
-    """One token a row."""
+    """Return vectors as sequences of one token."""
     return Tokens(x[:, None], sequence_positions(x[:, None]))
 
 
+def _pool_tabular(tabular: TabularEmbedding, t: Tokens) -> Tokens:
+    """Pool the tokens of all scalar columns to one, valid where any of them is."""
+    has_any = valid_mask(t).any(1, keepdim=True)
+    return Tokens(tabular.pooled(t)[:, None], t.pos[:, :1], None, has_any)
+
+
 def _has_any(present: Bool[Tensor, "*rows"]) -> bool:
-    """Whether any value is there: a graph is made for values that are."""
+    """Return whether any value is present; always true while exporting a graph."""
     return torch.compiler.is_exporting() or bool(present.any())
 
 
 def _encode_present(
     encoder: nn.Module, raw: Tensor, presence: Bool[Tensor, "B"], return_tokens: bool
 ) -> Tokens:
-    """What a sense makes of the rows that have its value; the others have no valid token, and cost nothing."""
-    if torch.compiler.is_exporting():  # a graph reads all, and leaves out what is not there
-        t = encoder(raw.where(presence.view(-1, *[1] * (raw.dim() - 1)), 0), return_tokens)
+    """Encode only the rows that have a value; the others get invalid tokens."""
+    if torch.compiler.is_exporting():  # a graph encodes all rows and masks the missing ones
+        t: Tokens = encoder(raw.where(presence.view(-1, *[1] * (raw.dim() - 1)), 0), return_tokens)
         return replace(t, order=None, valid=valid_mask(t) & presence[:, None])
     if presence.all():
         return encoder(raw, return_tokens)
     rows = presence.nonzero().squeeze(1)
     t = encoder(raw[rows], return_tokens)
-    whole = (len(presence), *t.x.shape[1:])
+    shape = (len(presence), *t.x.shape[1:])
+    valid = valid_mask(t)
     return Tokens(
-        t.x.new_zeros(whole).index_copy(0, rows, t.x),
-        t.pos.new_zeros(*whole[:2], 3),
+        t.x.new_zeros(shape).index_copy(0, rows, t.x),
+        t.pos.new_zeros(*shape[:2], 3),
         None,
-        valid_mask(t).new_zeros(whole[:2]).index_copy(0, rows, valid_mask(t)),
+        valid.new_zeros(shape[:2]).index_copy(0, rows, valid),
     )

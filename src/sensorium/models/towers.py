@@ -1,12 +1,12 @@
-"""The few shapes a multimodal model takes. No family has a name in here.
+"""Encoders of single columns, and the dual-encoder model that aligns them in one space.
 
-B batch   T tokens   D width of a tower   E width of the shared space   V vocabulary
+B batch   T tokens   D width of a tower   E width of the shared space
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -25,19 +25,26 @@ from sensorium.nn.tokens import (
 
 @runtime_checkable
 class InputEmbedding(Protocol):
-    """Raw values → Tokens."""
+    """A module that turns a batch of values into Tokens."""
 
-    def __call__(self, raw: Tensor, /) -> Tokens: ...
+    def __call__(self, raw: Tensor, /) -> Tokens:
+        """Embed a batch of values."""
+        ...
 
     def pool_index(self, raw: Tensor, /) -> Int[Tensor, "B"] | None:
-        """The place of the token that speaks for the whole, for each sequence; None: the mean of all speaks."""
+        """Return the index of each sequence's summary token, or None if tokens are averaged."""
         ...
 
 
 class Encoder(nn.Module):
-    """embed → trunk: raw values in, tokens out. `pool` makes one token of all, if none speaks for the whole.
+    """A column encoder: input embedding, trunk and pooling.
 
-    The trunk is a Transformer, or whatever else takes Tokens (and `only`) as it does.
+    Args:
+        embed: Turns raw values into Tokens.
+        trunk: A Transformer, or another module that maps Tokens to Tokens and takes
+            `query_positions`; None for no trunk.
+        pool: Reduces all tokens to one; by default their mean. Unused if the embedding has a
+            summary token.
     """
 
     def __init__(
@@ -47,78 +54,97 @@ class Encoder(nn.Module):
         self.embed, self.trunk, self.pool = embed, trunk, pool
 
     def forward(self, raw: Tensor) -> Tokens:
+        """Return all tokens after the trunk."""
         t = self.embed(raw)
         return t if self.trunk is None else self.trunk(t)
 
     def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
-        """One vector for each raw value; where a token speaks for the whole, only it passes the last block."""
-        at = self.embed.pool_index(raw)
-        if at is None:
+        """Return one vector per value; the last block computes only the summary token, if any."""
+        index = self.embed.pool_index(raw)
+        if index is None:
             return self._pool_tokens(self(raw))
         t = self.embed(raw)
-        return (take_token(t, at) if self.trunk is None else self.trunk(t, query_positions=at)).x[
-            :, 0
-        ]
+        summary = (
+            take_token(t, index) if self.trunk is None else self.trunk(t, query_positions=index)
+        )
+        return summary.x[:, 0]
 
     def pooled_and_tokens(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
-        """The vector of the whole, and all tokens."""
-        at, t = self.embed.pool_index(raw), self(raw)
-        return (self._pool_tokens(t) if at is None else take_token(t, at).x[:, 0]), t
+        """Return the pooled embedding of each value and all of its tokens."""
+        index = self.embed.pool_index(raw)
+        t = self(raw)
+        if index is None:
+            return self._pool_tokens(t), t
+        return take_token(t, index).x[:, 0], t
 
     def _pool_tokens(self, t: Tokens) -> Float[Tensor, "B D"]:
+        """Reduce all tokens to one vector."""
         return mean_pool(t) if self.pool is None else self.pool(t).x[:, 0]
 
 
 @dataclass(frozen=True)
 class TowerOutput:
-    """What a tower says in the shared space, in vectors of length one."""
+    """Unit vectors of a tower in the shared space.
+
+    Attributes:
+        vector: Pooled embedding of each value.
+        tokens: Projected tokens; None unless the projection is multi-scale.
+    """
 
     vector: Float[Tensor, "B E"]
     tokens: Tokens | None = None
 
 
 class Tower(nn.Module):
-    """An encoder that ends in the shared space."""
+    """An encoder followed by a projection into the shared space.
+
+    Args:
+        encoder: The column's encoder, of width D.
+        projection: Maps D to E.
+        embed_dim: E.
+    """
 
     def __init__(self, encoder: Encoder, projection: nn.Module, embed_dim: int):
         super().__init__()
         self.encoder, self.projection, self.embed_dim = encoder, projection, embed_dim
 
     def forward(self, raw: Tensor) -> Float[Tensor, "B E"]:
+        """Return the unit embedding of each value."""
         return l2_normalize(self.projection(self.encoder.pooled(raw)))
 
     def encode(self, raw: Tensor) -> TowerOutput:
-        """The vector, and the tokens too where the alignment is multi-scale."""
+        """Return the unit embeddings, with projected tokens if the projection is multi-scale."""
         if not isinstance(self.projection, TokenAndGlobalProjection):
             return TowerOutput(self(raw))
-        whole, tokens = self.encoder.pooled_and_tokens(raw)
-        return TowerOutput(
-            l2_normalize(self.projection(whole)),
-            replace(tokens, x=l2_normalize(self.projection.token_projection(tokens.x))),
-        )
+        pooled, tokens = self.encoder.pooled_and_tokens(raw)
+        vector = l2_normalize(self.projection(pooled))
+        projected = l2_normalize(self.projection.token_projection(tokens.x))
+        return TowerOutput(vector, replace(tokens, x=projected))
+
+
+RESERVED_NAMES = frozenset([*dir(nn.ModuleDict()), "logit_scale", "logit_bias"])
 
 
 def module_name(key: ColumnKey) -> str:
-    """A column's name as that of a module: the same, but for what torch or another key would take it for.
+    """Return a unique submodule name for a column key.
 
-    Other keys have other names. A dot, a comma and "%" are written as in a URL; "%" comes before a name that modules
-    have themselves.
+    Dots, commas and "%" are percent-encoded. "%" is prefixed to names that modules already use.
     """
     name = ",".join(
         part.replace("%", "%25").replace(".", "%2E").replace(",", "%2C")
         for part in column_names(key)
     )
-    return f"%{name}" if not name or name in TAKEN else name
-
-
-TAKEN = frozenset([*dir(nn.ModuleDict()), "logit_scale", "logit_bias"])
+    return f"%{name}" if not name or name in RESERVED_NAMES else name
 
 
 class Towers(nn.ModuleDict):
-    """Several towers that meet in one space, by the column that each reads, with the temperature their similarities are
-    read at.
+    """Towers that share one embedding space, by column, with a learned temperature (CLIP).
 
-    With `biased`, also an offset that a sigmoid loss needs; it is learned on top of the one that fits a batch's size.
+    Args:
+        towers: The tower of each column.
+        temperature: Initial softmax temperature; its inverse is learned in log space.
+        use_logit_bias: Also learn an offset of the logits, as the sigmoid loss needs (SigLIP).
+            It is added to an initial offset that depends on the batch size.
     """
 
     def __init__(
@@ -134,33 +160,31 @@ class Towers(nn.ModuleDict):
         self.logit_bias = nn.Parameter(torch.zeros(())) if use_logit_bias else None
 
     def __getitem__(self, key: ColumnKey) -> Tower:
-        tower = super().__getitem__(module_name(key))
-        assert isinstance(tower, Tower)
-        return tower
+        return cast("Tower", super().__getitem__(module_name(key)))
 
     def by_column(self) -> dict[ColumnKey, Tower]:
-        """Every tower."""
+        """Return all towers by column."""
         return {key: self[key] for key in self.columns}
 
     def renamed(self, names: Mapping[ColumnKey, ColumnKey]) -> "Towers":
-        """The same towers, those named as keys, under other names."""
-        others = Towers(
+        """Return Towers with the towers in `names` under their new keys, sharing all weights."""
+        result = Towers(
             {new: self[old] for old, new in names.items()},
             use_logit_bias=self.logit_bias is not None,
         )
-        others.logit_scale, others.logit_bias = self.logit_scale, self.logit_bias
-        return others
+        result.logit_scale, result.logit_bias = self.logit_scale, self.logit_bias
+        return result
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the scale within [1, 100], after each step (CLIP)."""
+        """Clamp the logit scale to [1, 100]; called after each optimizer step (CLIP)."""
         self.logit_scale.clamp_(0, math.log(100))
 
 
 def freeze(module: nn.Module, except_types: tuple[type[nn.Module], ...] = ()) -> nn.Module:
-    """Stop learning everywhere, except in parts of the types named in `but`."""
+    """Freeze all parameters in place, except in submodules of the given types."""
     module.requires_grad_(False)
-    for part in module.modules():
-        if isinstance(part, except_types):
-            part.requires_grad_(True)
+    for submodule in module.modules():
+        if isinstance(submodule, except_types):
+            submodule.requires_grad_(True)
     return module

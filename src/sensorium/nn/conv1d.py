@@ -1,6 +1,6 @@
-"""Convolutions along a line of tokens, in place of a transformer; and over every step of a series.
+"""1-D convolutions over token sequences and time series.
 
-B batch   T tokens or steps   R readings of a step, then which of them are there   D width
+B batch   T tokens or time steps   S half of the time steps   D width
 """
 
 from dataclasses import replace
@@ -14,14 +14,21 @@ from sensorium.nn.stochastic_depth import StochasticDepth
 from sensorium.nn.tokens import Tokens, take_token
 from sensorium.nn.transformer import FeedForward
 
-KERNEL_RADIUS = 3  # neighbours on each side that a convolution looks at
+KERNEL_RADIUS = 3
+"""Neighbours on each side of a convolution."""
 
-
-TARGET_TOKENS = 16  # tokens of a usual series after the last level, about
+TARGET_TOKENS = 16
+"""Approximate number of tokens of a typical series after the last pyramid level."""
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + mlp(norm(convolution(x))), each channel with its own weights along time (ConvNeXt, Liu et al. 2022)."""
+    """A ConvNeXt block along time: x + mlp(norm(depthwise convolution(x))) (Liu et al. 2022).
+
+    Args:
+        dim: Width of the tokens.
+        dilation: Dilation of the depthwise convolution.
+        dropout: Dropout on the residual branch.
+    """
 
     def __init__(self, dim: int, dilation: int, dropout: float):
         super().__init__()
@@ -33,21 +40,27 @@ class ConvNeXtBlock(nn.Module):
             dilation=dilation,
             groups=dim,
         )
-        self.norm, self.mlp, self.dropout = (
-            nn.LayerNorm(dim),
-            FeedForward(dim, 4 * dim),
-            nn.Dropout(dropout),
-        )
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, 4 * dim)
+        self.dropout = nn.Dropout(dropout)
         self.drop_path = StochasticDepth()
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return x + self.drop_path(
-            self.dropout(self.mlp(self.norm(self.dwconv(x.transpose(1, 2)).transpose(1, 2))))
-        )
+        """Add the residual branch."""
+        neighbours = self.dwconv(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.drop_path(self.dropout(self.mlp(self.norm(neighbours))))
 
 
 class Convolutions(nn.Module):
-    """Tokens → Tokens. Each block looks twice as far as the one before; what is not valid is 0, as beyond the ends."""
+    """A stack of ConvNeXt blocks in place of a transformer; each doubles the dilation.
+
+    Padding tokens are set to 0, as positions beyond the ends are.
+
+    Args:
+        dim: Width of the tokens.
+        depth: Number of blocks.
+        dropout: Dropout on the residual branches.
+    """
 
     def __init__(self, dim: int, depth: int, *, dropout: float = 0.0):
         super().__init__()
@@ -55,20 +68,27 @@ class Convolutions(nn.Module):
         self.final_norm = nn.LayerNorm(dim)
 
     def forward(self, t: Tokens, *, query_positions: Int[Tensor, "B"] | None = None) -> Tokens:
-        """All tokens; with `only`, one a sequence."""
+        """Transform all tokens, or return one of each sequence at `query_positions`."""
         x = t.x
         for block in self.blocks:
             x = block(x if t.valid is None else x * t.valid[..., None])
-        said = replace(t, x=self.final_norm(x))
-        return said if query_positions is None else take_token(said, query_positions)
+        output = replace(t, x=self.final_norm(x))
+        return output if query_positions is None else take_token(output, query_positions)
 
 
 def max_pool_pairs(
     x: Float[Tensor, "B T D"], present: Bool[Tensor, "B T"]
 ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"]]:
-    """Of each pair of steps the larger numbers, of those that are there; 0 where neither is."""
-    pairs = rearrange(
-        x.masked_fill(~present[..., None], -torch.inf), "b (s two) d -> b s two d", two=2
-    )
-    left = rearrange(present, "b (s two) -> b s two", two=2).any(-1)
-    return pairs.amax(2).masked_fill(~left[..., None], 0), left
+    """Return the maximum over each pair of time steps, ignoring missing ones.
+
+    Args:
+        x: Features of an even number of steps.
+        present: Presence mask of the steps.
+
+    Returns:
+        Pooled features, 0 where both steps are missing, and their presence mask.
+    """
+    masked = x.masked_fill(~present[..., None], -torch.inf)
+    pairs = rearrange(masked, "b (s two) d -> b s two d", two=2)
+    pair_present = rearrange(present, "b (s two) -> b s two", two=2).any(-1)
+    return pairs.amax(2).masked_fill(~pair_present[..., None], 0), pair_present

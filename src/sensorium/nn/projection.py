@@ -1,6 +1,6 @@
-"""Ways from a tower's own width into the space that all towers share.
+"""Projections from the width of an encoder into the shared embedding space.
 
-B batch   T tokens   D width of the tower   E width of the shared space
+B batch   T tokens   D width of the encoder   E width of the shared space
 """
 
 from collections.abc import Callable
@@ -12,15 +12,25 @@ from sensorium.nn.linear import Linear
 
 
 class LinearProjection(Linear):
-    """One matrix, as CLIP has it."""
+    """A linear layer without bias, as in CLIP (Radford et al. 2021).
+
+    Args:
+        dim: Width of the encoder.
+        out_dim: Width of the shared space.
+    """
 
     def __init__(self, dim: int, out_dim: int):
-        super().__init__(dim, out_dim, bias=False)
+        super().__init__(dim, out_dim, bias=False)  # pyright: ignore[reportUnknownMemberType]
         nn.init.normal_(self.weight, std=dim**-0.5)
 
 
 class MLPProjection(nn.Module):
-    """One matrix and a correction: W x + MLP(x). The correction starts at zero, so it starts as the linear one."""
+    """A linear projection plus an MLP, W x + MLP(x); the MLP starts at zero.
+
+    Args:
+        dim: Width of the encoder.
+        out_dim: Width of the shared space.
+    """
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
@@ -30,20 +40,27 @@ class MLPProjection(nn.Module):
         self.mlp = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), last)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
+        """Project features."""
         return self.linear(x) + self.mlp(x)
 
 
 class TokenAndGlobalProjection(nn.Module):
-    """One matrix for the whole and another for each token, so that words can also find their part of a picture."""
+    """One linear projection for the pooled embedding and another for tokens.
+
+    With projected tokens, words can be matched with regions of an image.
+
+    Args:
+        dim: Width of the encoder.
+        out_dim: Width of the shared space.
+    """
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.global_projection, self.token_projection = (
-            LinearProjection(dim, out_dim),
-            LinearProjection(dim, out_dim),
-        )
+        self.global_projection = LinearProjection(dim, out_dim)
+        self.token_projection = LinearProjection(dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows E"]:
+        """Project the pooled embedding."""
         return self.global_projection(x)
 
 
@@ -52,3 +69,4 @@ PROJECTIONS: dict[str, Callable[[int, int], nn.Module]] = {
     "nonlinear": MLPProjection,
     "multiscale": TokenAndGlobalProjection,
 }
+"""Projections by the name that recipes use."""

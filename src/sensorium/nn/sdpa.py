@@ -1,10 +1,10 @@
-"""Scaled dot-product attention by the fastest way that gives the same numbers.
+"""Scaled dot-product attention, computed by the fastest CPU kernel with the same result.
 
-B batch   H heads   T queries   S keys   K head width   D width in   E width out
+B batch   H heads   T queries   S keys   K head width   D width in   E width out   N = B H
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sensorium.nn.cpu_dispatch import _is_eager, linear_backend
+from sensorium.nn.cpu_dispatch import is_eager, linear_backend
 
-MAX_EXPLICIT_ATTENTION_TOKENS = {
-    torch.float32: 256,
-    torch.bfloat16: 512,
-}  # up to here attention is faster as two products and a softmax
+MAX_EXPLICIT_ATTENTION_TOKENS = {torch.float32: 256, torch.bfloat16: 512}
+"""Tokens up to which attention is faster as two products and a softmax."""
 
 
 def attend(
@@ -31,17 +29,28 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """softmax(q kᵀ · scale + mask) v. A boolean mask is True where a query may see a key, a float one is added.
+    """Return softmax(q kᵀ · scale + mask) v.
 
-    A query that may see nothing comes out as exactly zero (boolean masks).
+    With a boolean mask, the output of a query that attends to no key is exactly zero.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        causal: Whether query i attends to keys 0 to i only.
+        mask: A boolean mask, True where a query may attend to a key, or a float one that is added.
+        scale: Factor on the logits; 1 / √K by default.
+        dropout: Dropout on the attention probabilities.
     """
     if causal and mask is not None and mask.dtype == torch.bool:
-        causal, mask = False, mask & _causal_mask(q, k)
+        mask = mask & _causal_mask(q, k)
+        causal = False
     if dropout == 0 and _use_explicit_attention(q, k, v, mask):
-        seen = _causal_mask(q, k) if causal else mask
-        return _AttentionFunction.apply(
-            q, k, v, seen, q.shape[-1] ** -0.5 if scale is None else scale
+        full_mask = _causal_mask(q, k) if causal else mask
+        output = ExplicitAttention.apply(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            q, k, v, full_mask, q.shape[-1] ** -0.5 if scale is None else scale
         )
+        return cast("Tensor", output)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout
     )
@@ -55,49 +64,62 @@ def self_attend(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "B T E"]:
-    """attend of a sequence over itself; `qkv` holds queries, keys and values side by side, D = 3 E."""
+    """Compute `attend` of a sequence over itself.
+
+    Args:
+        qkv: Queries, keys and values along the width, D = 3 E.
+        heads: Number of heads.
+        causal: Whether token i attends to tokens 0 to i only.
+        mask: As for `attend`.
+        scale: As for `attend`.
+    """
     q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, h=heads)
     if not _use_explicit_attention(q, k, v, mask) or (causal and mask is not None):
-        return rearrange(
-            attend(q, k, v, causal=causal, mask=mask, scale=scale), "b h t k -> b t (h k)"
-        )
-    seen = _causal_mask(q, k) if causal else mask
-    return _SelfAttentionFunction.apply(
-        qkv, heads, seen, q.shape[-1] ** -0.5 if scale is None else scale
+        heads_output = attend(q, k, v, causal=causal, mask=mask, scale=scale)
+        return rearrange(heads_output, "b h t k -> b t (h k)")
+    full_mask = _causal_mask(q, k) if causal else mask
+    output = ExplicitSelfAttention.apply(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        qkv, heads, full_mask, q.shape[-1] ** -0.5 if scale is None else scale
     )
+    return cast("Tensor", output)
 
 
 def _use_explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    """Whether two products and a softmax are quicker than torch's operator: its backward pass is slow, most in bf16."""
-    if q.dtype != torch.bfloat16 and not (
-        q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled()
-    ):
+    """Return whether two products and a softmax are faster than PyTorch's operator.
+
+    Its backward pass is slow, most of all in bf16.
+    """
+    trains_in_float32 = q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled()
+    if q.dtype != torch.bfloat16 and not trains_in_float32:
         return False
-    few = max(q.shape[2], k.shape[2]) <= MAX_EXPLICIT_ATTENTION_TOKENS.get(q.dtype, 0)
-    few = few and q.shape[:2] == v.shape[:2] and q.shape[3] == v.shape[3]
+    max_tokens = MAX_EXPLICIT_ATTENTION_TOKENS.get(q.dtype, 0)
+    is_short = max(q.shape[2], k.shape[2]) <= max_tokens
+    same_heads = q.shape[:2] == v.shape[:2] and q.shape[3] == v.shape[3]
     return (
-        few
+        is_short
+        and same_heads
         and (mask is None or mask.dtype == torch.bool)
-        and _is_eager(q, k, v)
+        and is_eager(q, k, v)
         and linear_backend(torch.bfloat16) != "torch"
     )
 
 
 def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
-    """Query i may see keys 0 to i."""
+    """Return the mask by which query i attends to keys 0 to i."""
     return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
 
 
-class _AttentionFunction(torch.autograd.Function):
-    """Attention with its probabilities kept: torch's own backward pass in bf16 takes 9 times as long at 65 tokens.
+class ExplicitAttention(torch.autograd.Function):
+    """Attention that keeps its probabilities for the backward pass, differentiable once.
 
-    Differentiable once, as torch's is.
+    PyTorch's own backward pass in bf16 takes 9 times as long at 65 tokens.
     """
 
     @staticmethod
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
+        """Return softmax(q kᵀ · scale) v over the keys that `mask` allows."""
         ctx.shape, ctx.scale = q.shape, scale
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # (B H) T K, one copy each
         p = _attention_probabilities(q, k, mask, ctx.shape[0], scale)
@@ -106,18 +128,28 @@ class _AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of q, k and v."""
         q, k, v, p = ctx.saved_tensors
-        into = [torch.empty_like(x) for x in (q, k, v)]
-        _write_attention_gradients((q, k, v), p, grads[0].reshape(q.shape), ctx.scale, into)
-        return *(g.view(*ctx.shape[:2], *g.shape[1:]) for g in into), None, None
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        grad_output = grad_outputs[0].reshape(q.shape)
+        _write_attention_gradients((q, k, v), p, grad_output, ctx.scale, grads)
+        return *(g.view(*ctx.shape[:2], *g.shape[1:]) for g in grads), None, None
 
 
-class _SelfAttentionFunction(torch.autograd.Function):
-    """_Attend for queries, keys and values that lie side by side, and so can their gradients: one copy of each."""
+class ExplicitSelfAttention(torch.autograd.Function):
+    """`ExplicitAttention` of adjacent queries, keys and values.
+
+    Their gradients are adjacent too, so that each needs one copy.
+    """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, mask: Tensor | None, scale: float) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, qkv: Tensor, heads: int, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Return the attention of a sequence over itself."""
         ctx.batch, ctx.scale = len(qkv), scale
         parts = rearrange(qkv, "b t (n h k) -> n (b h) t k", n=3, h=heads).contiguous()
         p = _attention_probabilities(parts[0], parts[1], mask, ctx.batch, scale)
@@ -126,12 +158,15 @@ class _SelfAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradient of qkv."""
         parts, p = ctx.saved_tensors
-        into = torch.empty_like(parts)
-        said = rearrange(grads[0], "b t (h k) -> (b h) t k", k=parts.shape[-1])
-        _write_attention_gradients(parts, p, said, ctx.scale, into)
-        return rearrange(into, "n (b h) t k -> b t (n h k)", b=ctx.batch), None, None, None
+        grads = torch.empty_like(parts)
+        grad_output = rearrange(grad_outputs[0], "b t (h k) -> (b h) t k", k=parts.shape[-1])
+        _write_attention_gradients(parts, p, grad_output, ctx.scale, grads)
+        return rearrange(grads, "n (b h) t k -> b t (n h k)", b=ctx.batch), None, None, None
 
 
 def _attention_probabilities(
@@ -141,7 +176,7 @@ def _attention_probabilities(
     batch: int,
     scale: float,
 ) -> Float[Tensor, "N T S"]:
-    """softmax(q kᵀ · scale) over what is seen; a query that sees nothing has a row of zeros."""
+    """Return softmax(q kᵀ · scale) over the allowed keys, zeros for a fully masked query."""
     with torch.autocast("cpu", enabled=False):
         p = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
         if mask is not None:
@@ -159,18 +194,19 @@ def _write_attention_gradients(
     scale: float,
     grad_inputs: Sequence[Tensor] | Tensor,
 ) -> None:
-    """The gradients of q, k and v from that of what attention said."""
+    """Write the gradients of q, k and v into `grad_inputs`."""
     q, k, v = qkv
-    none = p.new_empty(1, 1, 1)
+    unused = p.new_empty(1, 1, 1)
     torch.bmm(p.transpose(1, 2), grad_output, out=grad_inputs[2])
-    scores = torch.ops.aten._softmax_backward_data(grad_output @ v.transpose(1, 2), p, -1, p.dtype)
-    torch.baddbmm(none, scores, k, beta=0, alpha=scale, out=grad_inputs[0])
-    torch.baddbmm(none, scores.transpose(1, 2), q, beta=0, alpha=scale, out=grad_inputs[1])
+    grad_p = grad_output @ v.transpose(1, 2)
+    grad_logits = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+    torch.baddbmm(unused, grad_logits, k, beta=0, alpha=scale, out=grad_inputs[0])
+    torch.baddbmm(unused, grad_logits.transpose(1, 2), q, beta=0, alpha=scale, out=grad_inputs[1])
 
 
 def _weighted_values(
     p: Float[Tensor, "N T S"], v: Float[Tensor, "N S K"]
 ) -> Float[Tensor, "N T K"]:
-    """Values, each as much as it is attended to."""
+    """Return the values weighted by the attention probabilities."""
     with torch.autocast("cpu", enabled=False):
         return p @ v

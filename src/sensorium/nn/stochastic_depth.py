@@ -1,4 +1,4 @@
-"""Stochastic depth: while training, what a residual block adds is left out for some samples (Huang et al. 2016).
+"""Stochastic depth: training drops residual branches of random samples (Huang et al. 2016).
 
 B batch   N real tokens of a batch
 """
@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """What a block adds, nothing with this `chance`; else more, so that the mean stays. Each sample by itself."""
+    """Drop a residual branch for whole samples while training.
+
+    The branch of the other samples is scaled so that the expected value stays the same.
+
+    Attributes:
+        drop_prob: Probability that the branch of a sample is dropped.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,34 +27,51 @@ class StochasticDepth(nn.Module):
         sample_index: Int[Tensor, "N"] | None = None,
         num_samples: int = 0,
     ) -> Float[Tensor, "N *rest"]:
-        """samples: which of `count` samples each row belongs to; without, a row is a sample."""
+        """Return the branch with zeros for dropped samples.
+
+        Args:
+            branch: Output of a residual branch.
+            sample_index: Sample of each row; None if a row is a sample.
+            num_samples: Number of samples, where `sample_index` is given.
+        """
         if not (self.training and self.drop_prob):
             return branch
-        kept = (
-            torch.rand(len(branch) if sample_index is None else num_samples).to(branch.device)
-            >= self.drop_prob
-        )
-        kept = kept if sample_index is None else kept[sample_index]
-        return branch * (kept.to(branch.dtype) / (1 - self.drop_prob)).view(
-            -1, *[1] * (branch.ndim - 1)
-        )
+        count = len(branch) if sample_index is None else num_samples
+        keep = torch.rand(count).to(branch.device) >= self.drop_prob
+        if sample_index is not None:
+            keep = keep[sample_index]
+        weight = keep.to(branch.dtype) / (1 - self.drop_prob)
+        return branch * weight.view(-1, *[1] * (branch.ndim - 1))
 
 
 def set_stochastic_depth(model: nn.Module, max_drop_prob: float) -> int:
-    """How many blocks learn and add to what passes them. The last of each row of blocks is left out with the chance
-    `most`, those before it with less, in even steps; what does not learn never is."""
+    """Set the drop probability of every block with a residual branch.
+
+    The probability grows in even steps from block to block; the last block of each stack has
+    `max_drop_prob`. Blocks whose own weights are frozen are never dropped.
+
+    Returns:
+        The number of blocks that are trained.
+    """
     count = 0
     for parent in model.modules():
-        row = [
+        stack = [
             (block, part)
             for block in parent.children()
             for part in block.children()
             if isinstance(part, StochasticDepth)
         ]
-        for i, (block, part) in enumerate(row, 1):
-            cross = getattr(block, "cross", None)
-            apart = {*cross.parameters()} if isinstance(cross, nn.Module) else set()
-            learns = any(p.requires_grad for p in block.parameters() if p not in apart)
-            part.drop_prob = max_drop_prob * i / len(row) if learns else 0.0
-            count += learns
+        for i, (block, part) in enumerate(stack, 1):
+            is_trained = _is_trained(block)
+            part.drop_prob = max_drop_prob * i / len(stack) if is_trained else 0.0
+            count += is_trained
     return count
+
+
+def _is_trained(block: nn.Module) -> bool:
+    """Return whether a block is trained, apart from a gated cross-attention added to it."""
+    added = getattr(block, "gated_cross_attention", None)
+    added_parameters: set[nn.Parameter] = set()
+    if isinstance(added, nn.Module):
+        added_parameters.update(added.parameters())
+    return any(p.requires_grad for p in block.parameters() if p not in added_parameters)

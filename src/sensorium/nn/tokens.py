@@ -1,4 +1,4 @@
-"""What every room hands to the next: a batch of columns, a batch of token sequences, and who in it may look at whom.
+"""Batches of columns, batches of token sequences, and the attention masks that follow from them.
 
 B batch   T tokens   S context tokens   D width
 """
@@ -12,38 +12,40 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-ColumnKey = (
-    str | tuple[str, ...]
-)  # a column by its name; several columns of texts that are read as one
+ColumnKey = str | tuple[str, ...]
+"""A column by name, or several text columns that are read as one."""
 
 
 def column_names(key: ColumnKey) -> tuple[str, ...]:
-    """The columns of a data set behind a key."""
+    """Return the dataset columns behind a key."""
     return (key,) if isinstance(key, str) else key
 
 
 def column_key(names: str | Sequence[str]) -> ColumnKey:
-    """The key of one column, or of several that are read as one."""
+    """Return the key of one column, or of several that are read as one."""
     if isinstance(names, str):
         return names
     return names[0] if len(names) == 1 else tuple(names)
 
 
 def column_label(key: ColumnKey) -> str:
-    """A key in messages."""
+    """Return a key as it appears in messages."""
     return ", ".join(column_names(key))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a data set, column by column; or what a Decoder reads, part by part.
+    """Rows of a dataset by column, or the inputs of a Decoder by part.
 
-    present: in which rows a column has a value; a column without an entry has one in all of them. row: their numbers in
-    the data set. group: rows of one number show the same thing.
+    Attributes:
+        columns: Values of each column, rows first.
+        present: Presence mask of a column; a column without an entry is present in every row.
+        row: Row numbers in the dataset.
+        group: Group of each row; rows of one group describe the same object.
     """
 
     columns: dict[ColumnKey, Tensor]
-    present: dict[ColumnKey, Tensor] = field(default_factory=dict)
+    present: dict[ColumnKey, Tensor] = field(default_factory=dict[ColumnKey, Tensor])
     row: Tensor | None = None
     group: Tensor | None = None
 
@@ -58,26 +60,26 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many; in a graph a symbol, which `len` would fix."""
-        some = self._first_tensor()
-        return 0 if some is None else some.shape[0]
+        """Number of rows; symbolic in an exported graph, where `len` would make it a constant."""
+        tensor = self._first_tensor()
+        return 0 if tensor is None else tensor.shape[0]
 
     def presence(self, key: ColumnKey) -> Bool[Tensor, "B"]:
-        """In which rows a column has a value; in none where the batch lacks the column."""
+        """Return the presence mask of a column, all False where the batch lacks the column."""
         if key in self.columns and key in self.present:
             return self.present[key]
-        some = self._first_tensor()
-        if some is None:
+        tensor = self._first_tensor()
+        if tensor is None:
             return torch.zeros(0, dtype=torch.bool)
-        return torch.full(some.shape[:1], key in self.columns, device=some.device)
+        return torch.full(tensor.shape[:1], key in self.columns, device=tensor.device)
 
     def select(self, keys: Iterable[ColumnKey]) -> "Batch":
-        """The same rows with these columns alone, as far as they are there."""
-        kept = set(keys)
+        """Return the same rows with only these columns; keys that the batch lacks are ignored."""
+        selected = set(keys)
         return replace(
             self,
-            columns={key: values for key, values in self.columns.items() if key in kept},
-            present={key: flags for key, flags in self.present.items() if key in kept},
+            columns={key: values for key, values in self.columns.items() if key in selected},
+            present={key: mask for key, mask in self.present.items() if key in selected},
         )
 
     def with_columns(
@@ -85,7 +87,7 @@ class Batch:
         columns: dict[ColumnKey, Tensor] | None = None,
         present: dict[ColumnKey, Tensor] | None = None,
     ) -> "Batch":
-        """The same rows with these columns and flags in the place of others, or besides."""
+        """Return the same rows with columns and presence masks added or replaced."""
         return replace(
             self,
             columns={**self.columns, **(columns or {})},
@@ -93,45 +95,47 @@ class Batch:
         )
 
     def merge(self, other: "Batch") -> "Batch":
-        """The same rows with the columns of another batch of them."""
+        """Return the same rows with the columns of another batch added."""
         return self.with_columns(other.columns, other.present)
 
     def take(self, rows: Tensor | slice) -> "Batch":
-        """These rows, by number or by flag."""
+        """Return a subset of the rows, by index, boolean mask or slice."""
         return Batch(
             {key: values[rows] for key, values in self.columns.items()},
-            {key: flags[rows] for key, flags in self.present.items()},
+            {key: mask[rows] for key, mask in self.present.items()},
             None if self.row is None else self.row[rows],
             None if self.group is None else self.group[rows],
         )
 
     def split(self, parts: int) -> "list[Batch]":
-        """As that many of nearly equal size, in order; fewer where it has fewer rows."""
+        """Split into `parts` batches of nearly equal size, fewer if there are fewer rows."""
         parts = max(1, min(parts, len(self)))
         if parts == 1:
             return [self]
-        size, longer = divmod(len(self), parts)
-        starts = [size * i + min(i, longer) for i in range(parts + 1)]
-        return [self.take(slice(*ends)) for ends in itertools.pairwise(starts)]
+        size, remainder = divmod(len(self), parts)
+        starts = [size * i + min(i, remainder) for i in range(parts + 1)]
+        return [self.take(slice(start, stop)) for start, stop in itertools.pairwise(starts)]
 
     @staticmethod
     def concat(parts: "Sequence[Batch]") -> "Batch":
-        """Batches of the same columns as one."""
+        """Concatenate the rows of batches that have the same columns."""
         first = parts[0]
-        flagged = {key for part in parts for key in part.present}
+        masked = {key for part in parts for key in part.present}
+        row = None
+        if first.row is not None:
+            row = torch.cat([part.row for part in parts if part.row is not None])
+        group = None
+        if first.group is not None:
+            group = torch.cat([part.group for part in parts if part.group is not None])
         return Batch(
             {key: torch.cat([part[key] for part in parts]) for key in first.columns},
             {
                 key: torch.cat([part.presence(key) for part in parts])
                 for key in first.columns
-                if key in flagged
+                if key in masked
             },
-            None
-            if first.row is None
-            else torch.cat([part.row for part in parts if part.row is not None]),
-            None
-            if first.group is None
-            else torch.cat([p.group for p in parts if p.group is not None]),
+            row,
+            group,
         )
 
     def _first_tensor(self) -> Tensor | None:
@@ -139,13 +143,16 @@ class Batch:
 
     def _iter_tensors(self) -> Iterator[Tensor]:
         yield from self.columns.values()
-        yield from (found for found in (self.row, self.group) if found is not None)
+        if self.row is not None:
+            yield self.row
+        if self.group is not None:
+            yield self.group
 
 
 class Order(Enum):
-    """Turns so plain that they need no tensor, and so no mask."""
+    """Attention orders that need no tensor, and so no mask."""
 
-    CAUSAL = "causal"  # token i has turn i + 1
+    CAUSAL = "causal"  # token i has order i + 1
 
 
 CAUSAL = Order.CAUSAL
@@ -153,30 +160,37 @@ CAUSAL = Order.CAUSAL
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of sequences. i may see j when order[j] <= order[i] and j is valid."""
+    """A batch of token sequences. Token i attends to j if order[j] <= order[i] and j is valid.
 
-    x: Float[Tensor, "B T D"]  # what the tokens say
-    pos: Float[Tensor, "B T 3"]  # where they are: (time, row, column)
-    order: Int[Tensor, "B T"] | Order | None = None  # None: everyone sees everyone
-    valid: Bool[Tensor, "B T"] | None = None  # True for a real token; None: all are real
+    Attributes:
+        x: Token features.
+        pos: Position of each token: (time, row, column).
+        order: Causal order of each token; None if every token attends to every other one.
+        valid: True for a real token, False for padding; None if all are real.
+    """
+
+    x: Float[Tensor, "B T D"]
+    pos: Float[Tensor, "B T 3"]
+    order: Int[Tensor, "B T"] | Order | None = None
+    valid: Bool[Tensor, "B T"] | None = None
 
 
 def sequence_positions(x: Float[Tensor, "B T D"], start: int = 0) -> Float[Tensor, "B T 3"]:
-    """Positions along time: start, start + 1, ...; row and column are 0."""
+    """Return positions along time: start, start + 1, ...; row and column are 0."""
     pos = x.new_zeros(x.shape[1], 3, dtype=torch.float32)
     pos[:, 0] = torch.arange(start, start + x.shape[1], device=x.device)
     return pos.expand(x.shape[0], -1, -1)
 
 
 def grid_positions(x: Float[Tensor, "B T D"], columns: int) -> Float[Tensor, "B T 3"]:
-    """Positions in a picture read row by row, `columns` to a row; time is 0."""
+    """Return positions of a grid read row by row, `columns` tokens to a row; time is 0."""
     i = torch.arange(x.shape[1], device=x.device)
     pos = torch.stack([torch.zeros_like(i), i // columns, i % columns], -1).float()
     return pos.expand(x.shape[0], -1, -1)
 
 
 def order_tensor(t: Tokens) -> Int[Tensor, "B T"]:
-    """The order written out: 0 for all where everyone sees everyone, 1..T where it is causal."""
+    """Return the order as a tensor: 0 everywhere without an order, 1..T if causal."""
     if isinstance(t.order, Tensor):
         return t.order
     shape, device = t.x.shape[:2], t.x.device
@@ -186,86 +200,100 @@ def order_tensor(t: Tokens) -> Int[Tensor, "B T"]:
 
 
 def make_causal(t: Tokens, start: int = 1) -> Tokens:
-    """Give each token its own turn, start, start + 1, ..., so that it sees only itself and what came before."""
+    """Make each token attend only to itself and to those before it.
+
+    Args:
+        t: Tokens of any order.
+        start: Order of the first token; the following ones count up from it.
+    """
     if start == 1:
         return replace(t, order=CAUSAL)
-    return replace(
-        t, order=torch.arange(start, start + t.x.shape[1], device=t.x.device).expand(t.x.shape[:2])
-    )
+    order = torch.arange(start, start + t.x.shape[1], device=t.x.device)
+    return replace(t, order=order.expand(t.x.shape[:2]))
 
 
 def join(*parts: Tokens) -> Tokens:
-    """Lay sequences end to end. Turns are kept as they are: whoever joins decides who sees whom."""
+    """Concatenate sequences along time. Their orders are kept: the caller chooses them to match."""
     if len(parts) == 1:
         return parts[0]
-    free = all(p.order is None for p in parts)
-    whole = all(p.valid is None for p in parts)
+    order = None
+    if not all(p.order is None for p in parts):
+        order = torch.cat([order_tensor(p) for p in parts], 1)
+    valid = None
+    if not all(p.valid is None for p in parts):
+        valid = torch.cat([valid_mask(p) for p in parts], 1)
     return Tokens(
-        torch.cat([p.x for p in parts], 1),
-        torch.cat([p.pos for p in parts], 1),
-        None if free else torch.cat([order_tensor(p) for p in parts], 1),
-        None if whole else torch.cat([valid_mask(p) for p in parts], 1),
+        torch.cat([p.x for p in parts], 1), torch.cat([p.pos for p in parts], 1), order, valid
     )
 
 
 def take_last(t: Tokens, n: int) -> Tokens:
-    """The last n tokens of each sequence."""
-    fields = ("x", "pos", "order", "valid")
-    cut = {name: part[:, -n:] for name in fields if isinstance(part := getattr(t, name), Tensor)}
-    if t.order is CAUSAL:
-        cut["order"] = order_tensor(t)[:, -n:]
-    return replace(t, **cut)
+    """Return the last n tokens of each sequence, with the order they had."""
+    order = None if t.order is None else order_tensor(t)[:, -n:]
+    valid = None if t.valid is None else t.valid[:, -n:]
+    return Tokens(t.x[:, -n:], t.pos[:, -n:], order, valid)
 
 
 def take_rows(t: Tokens, rows: Int[Tensor, "C"]) -> Tokens:
-    """These sequences of the batch, some perhaps twice."""
-    fields = ("x", "pos", "order", "valid")
-    return replace(
-        t, **{name: part[rows] for name in fields if isinstance(part := getattr(t, name), Tensor)}
-    )
+    """Return these sequences of the batch; a sequence may be repeated."""
+    order = t.order[rows] if isinstance(t.order, Tensor) else t.order
+    valid = None if t.valid is None else t.valid[rows]
+    return Tokens(t.x[rows], t.pos[rows], order, valid)
 
 
 def take_token(t: Tokens, index: Int[Tensor, "B"]) -> Tokens:
-    """The token at place `at` of each sequence, alone."""
+    """Return the token at `index` of each sequence, as sequences of length one."""
     rows = torch.arange(t.x.shape[0], device=t.x.device)
     return Tokens(t.x[rows, index][:, None], t.pos[rows, index][:, None])
 
 
 def valid_mask(t: Tokens) -> Bool[Tensor, "B T"]:
-    """`valid`, written out."""
-    return (
-        torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device)
-        if t.valid is None
-        else t.valid
-    )
+    """Return `valid` as a tensor."""
+    if t.valid is not None:
+        return t.valid
+    return torch.ones(t.x.shape[:2], dtype=torch.bool, device=t.x.device)
 
 
 def valid_or_none(valid: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
-    """`valid`, or None where all are real; not asked in a graph, whose shapes must not hang on values."""
+    """Return None if all tokens are real, else `valid`.
+
+    While exporting, `valid` is returned always: a graph must not branch on values.
+    """
     return valid if torch.compiler.is_exporting() or not valid.all() else None
 
 
 def attention_mask(
     q: Int[Tensor, "B T"], k: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None
 ) -> Bool[Tensor, "B 1 T S"]:
-    """The only mask in the house: True where query i may see key j."""
-    see = k[:, None, :] <= q[:, :, None]
-    return (see if valid is None else see & valid[:, None, :])[:, None]
+    """Return the attention mask, True where a query may attend to a key.
+
+    Args:
+        q: Order of the queries.
+        k: Order of the keys.
+        valid: True for a real key; None if all are real.
+    """
+    allowed = k[:, None, :] <= q[:, :, None]
+    if valid is not None:
+        allowed = allowed & valid[:, None, :]
+    return allowed[:, None]
 
 
 def context_mask(t: Tokens, context: Tokens) -> Bool[Tensor, "B 1 #T S"] | None:
-    """Who may see what of a context; None where all of it is seen by all."""
-    if context.order is None:  # turn 0: before everybody's
+    """Return the cross-attention mask of `t` over `context`; None if nothing is masked.
+
+    A context without an order has order 0: every token attends to it.
+    """
+    if context.order is None:
         return None if context.valid is None else context.valid[:, None, None]
     return attention_mask(order_tensor(t), order_tensor(context), context.valid)
 
 
 def mean_pool(t: Tokens) -> Float[Tensor, "B D"]:
-    """Mean over real tokens; zero where there are none."""
-    real = valid_mask(t)[..., None].to(t.x.dtype)
-    return (t.x * real).sum(1) / real.sum(1).clamp(min=1)
+    """Return the mean over the real tokens; zero where there are none."""
+    weight = valid_mask(t)[..., None].to(t.x.dtype)
+    return (t.x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def l2_normalize(x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:
-    """Vectors brought to length one, in float32."""
+    """Scale vectors to unit length, in float32."""
     return nn.functional.normalize(x.float(), dim=-1)

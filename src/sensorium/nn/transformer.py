@@ -1,11 +1,13 @@
-"""The one transformer: Tokens in, Tokens out. Norm, activation and position are objects, so published layouts fit in.
+"""The transformer: Tokens in, Tokens out. Norm, activation and position encoding are modules.
+
+Pretrained architectures (CLIP, BERT, T5, Llama, ...) are assembled from these parts.
 
 B batch   T tokens   D width
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,61 +18,101 @@ from sensorium.nn.attention import (
     Attention,
     AttentionContext,
     CrossAttention,
-    KVCache,
+    Packing,
     attention_context,
     plan_packing,
 )
-from sensorium.nn.linear import Linear, normal_parameter
+from sensorium.nn.kv_cache import KVCache
+from sensorium.nn.linear import Linear
 from sensorium.nn.stochastic_depth import StochasticDepth
-from sensorium.nn.tokens import Tokens, context_mask, join, take_token, valid_mask
+from sensorium.nn.tokens import Tokens, context_mask, take_token
 
 
 class FeedForward(nn.Module):
-    """Each token for itself: wider, through `act`, and back."""
+    """Two linear layers with an activation between them.
+
+    Args:
+        dim: Width of the tokens.
+        hidden: Width between the layers.
+        act: Activation; GELU by default.
+        bias: Whether the linear layers have a bias.
+    """
 
     def __init__(self, dim: int, hidden: int, act: nn.Module | None = None, *, bias: bool = True):
         super().__init__()
-        self.up, self.down = Linear(dim, hidden, bias=bias), Linear(hidden, dim, bias=bias)
+        self.up = Linear(dim, hidden, bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
         self.act = act or nn.GELU()
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Transform each token on its own."""
         return self.down(self.act(self.up(x)))
 
 
 class GatedFeedForward(nn.Module):
-    """One half decides how much of the other passes (Shazeer 2020); SwiGLU with `act=nn.SiLU()`."""
+    """Feed-forward layers with a gated hidden layer (GLU, Shazeer 2020); SwiGLU with SiLU.
+
+    Args:
+        dim: Width of the tokens.
+        hidden: Width between the layers.
+        act: Activation of the gate; SiLU by default.
+        bias: Whether the linear layers have a bias.
+    """
 
     def __init__(self, dim: int, hidden: int, act: nn.Module | None = None, *, bias: bool = False):
         super().__init__()
-        self.up, self.down = Linear(dim, 2 * hidden, bias=bias), Linear(hidden, dim, bias=bias)
+        self.up = Linear(dim, 2 * hidden, bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
         self.act = act or nn.SiLU()
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Transform each token on its own."""
         gate, value = self.up(x).chunk(2, -1)
         return self.down(self.act(gate) * value)
 
 
 class GatedCrossAttention(nn.Module):
-    """A way into a trained model that is shut at first: both gates start at 0 (Flamingo, Alayrac et al. 2022)."""
+    """Cross-attention that is added to a trained block (Flamingo, Alayrac et al. 2022).
+
+    Both gates start at 0, so that a new layer changes nothing.
+
+    Args:
+        dim: Width of the tokens.
+        heads: Number of heads.
+        context_dim: Width of the context; `dim` by default.
+    """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
-        self.norm, self.attention = nn.LayerNorm(dim), CrossAttention(dim, heads, context_dim)
-        self.mlp_norm, self.mlp = nn.LayerNorm(dim), FeedForward(dim, 4 * dim, bias=False)
-        self.gate, self.mlp_gate = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.norm = nn.LayerNorm(dim)
+        self.attention = CrossAttention(dim, heads, context_dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, 4 * dim, bias=False)
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.mlp_gate = nn.Parameter(torch.zeros(()))
 
     def forward(
         self, x: Float[Tensor, "B T D"], attn_context: AttentionContext
     ) -> Float[Tensor, "B T D"]:
-        assert attn_context.context is not None
-        x = x + self.gate.tanh() * self.attention(
-            self.norm(x), attn_context.context.x, attn_context.context_mask, attn_context.cache
+        """Add gated cross-attention over the context and a gated feed-forward branch."""
+        context = attn_context.require_context()
+        attended = self.attention(
+            self.norm(x), context.x, attn_context.context_mask, attn_context.cache
         )
+        x = x + self.gate.tanh() * attended
         return x + self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
 
 
 class Block(nn.Module):
-    """Look around, then think: x + attention(norm(x)), x + mlp(norm(x)) (pre-norm)."""
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        attention: Self-attention.
+        mlp: Feed-forward layers.
+        norms: Norms before attention and before the feed-forward layers.
+        gated_cross_attention: Cross-attention applied before the block.
+        dropout: Dropout on both residual branches.
+    """
 
     def __init__(
         self,
@@ -83,33 +125,18 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm, self.mlp_norm = norms
-        self.attention, self.mlp, self.gated_cross_attention = attention, mlp, gated_cross_attention
-        self.dropout, self.drop_path = (
-            nn.Dropout(dropout) if dropout else nn.Identity(),
-            StochasticDepth(),
-        )
+        self.attention = attention
+        self.mlp = mlp
+        self.gated_cross_attention = gated_cross_attention
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.drop_path = StochasticDepth()
 
     def forward(
         self, x: Float[Tensor, "*rows D"], attn_context: AttentionContext
     ) -> Float[Tensor, "*rows D"]:
+        """Apply both residual branches."""
         x = x + self._residual_branch(self.attention(self.norm(x), attn_context), attn_context)
         return x + self._residual_branch(self.mlp(self.mlp_norm(x)), attn_context)
-
-    def _residual_branch(
-        self, branch: Float[Tensor, "*rows D"], attn_context: AttentionContext | None = None
-    ) -> Float[Tensor, "*rows D"]:
-        if not self.training:
-            return branch
-        packed = (
-            None if attn_context is None or not self.drop_path.drop_prob else attn_context.packing
-        )
-        return (
-            self.drop_path(self.dropout(branch))
-            if packed is None
-            else self.drop_path(
-                self.dropout(branch), packed.index // packed.shape[1], packed.shape[0]
-            )
-        )
 
     def forward_single_query(
         self,
@@ -117,20 +144,34 @@ class Block(nn.Module):
         query_positions: Int[Tensor, "B"],
         attn_context: AttentionContext,
     ) -> Float[Tensor, "B D"]:
-        """forward, at place `at` of each sequence alone."""
-        picked = x[torch.arange(x.shape[0], device=x.device), query_positions]
-        picked = picked + self._residual_branch(
-            self.attention.forward_single_query(self.norm(x), query_positions, attn_context)
-        )
-        return picked + self._residual_branch(self.mlp(self.mlp_norm(picked)))
+        """Compute `forward` for the token at `query_positions` of each sequence only."""
+        query = _take_queries(x, query_positions)
+        attended = self.attention.forward_single_query(self.norm(x), query_positions, attn_context)
+        query = query + self._residual_branch(attended)
+        return query + self._residual_branch(self.mlp(self.mlp_norm(query)))
+
+    def _residual_branch(
+        self, branch: Float[Tensor, "*rows D"], attn_context: AttentionContext | None = None
+    ) -> Float[Tensor, "*rows D"]:
+        """Apply dropout and stochastic depth to what a branch adds."""
+        if not self.training:
+            return branch
+        packing = None
+        if attn_context is not None and self.drop_path.drop_prob:
+            packing = attn_context.packing
+        if packing is None:
+            return self.drop_path(self.dropout(branch))
+        sample_index = packing.index // packing.shape[1]
+        return self.drop_path(self.dropout(branch), sample_index, packing.shape[0])
 
 
 class PostNormBlock(Block):
-    """norm(x + attention(x)), norm(x + mlp(x)): the first transformers and BERT."""
+    """A post-norm block: norm(x + attention(x)), norm(x + mlp(x)) (Vaswani et al. 2017; BERT)."""
 
     def forward(
         self, x: Float[Tensor, "*rows D"], attn_context: AttentionContext
     ) -> Float[Tensor, "*rows D"]:
+        """Apply both residual branches, each followed by its norm."""
         x = self.norm(x + self._residual_branch(self.attention(x, attn_context), attn_context))
         return self.mlp_norm(x + self._residual_branch(self.mlp(x), attn_context))
 
@@ -140,51 +181,21 @@ class PostNormBlock(Block):
         query_positions: Int[Tensor, "B"],
         attn_context: AttentionContext,
     ) -> Float[Tensor, "B D"]:
-        picked = x[torch.arange(x.shape[0], device=x.device), query_positions]
-        picked = self.norm(
-            picked
-            + self._residual_branch(
-                self.attention.forward_single_query(x, query_positions, attn_context)
-            )
-        )
-        return self.mlp_norm(picked + self._residual_branch(self.mlp(picked)))
-
-
-class DecoderBlock(Block):
-    """A block that looks at a context between looking around and thinking (the decoder of Vaswani et al. 2017)."""
-
-    def __init__(
-        self,
-        attention: Attention,
-        cross_attention: CrossAttention,
-        mlp: nn.Module,
-        norms: tuple[nn.Module, nn.Module, nn.Module],
-        *,
-        dropout: float = 0.0,
-    ):
-        super().__init__(attention, mlp, (norms[0], norms[2]), dropout=dropout)
-        self.cross_attention, self.cross_norm = cross_attention, norms[1]
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], attn_context: AttentionContext
-    ) -> Float[Tensor, "B T D"]:
-        if attn_context.context is None:
-            raise ValueError("a block that looks at a context was given none")
-        x = x + self._residual_branch(self.attention(self.norm(x), attn_context), attn_context)
-        x = x + self._residual_branch(
-            self.cross_attention(
-                self.cross_norm(x),
-                attn_context.context.x,
-                attn_context.context_mask,
-                attn_context.cache,
-            ),
-            attn_context,
-        )
-        return x + self._residual_branch(self.mlp(self.mlp_norm(x)), attn_context)
+        """Compute `forward` for the token at `query_positions` of each sequence only."""
+        query = _take_queries(x, query_positions)
+        attended = self.attention.forward_single_query(x, query_positions, attn_context)
+        query = self.norm(query + self._residual_branch(attended))
+        return self.mlp_norm(query + self._residual_branch(self.mlp(query)))
 
 
 class Transformer(nn.Module):
-    """Blocks in a row, with a norm before the first and after the last where the layout has one."""
+    """A stack of blocks.
+
+    Args:
+        blocks: The blocks, first to last.
+        input_norm: Norm before the first block.
+        final_norm: Norm after the last block.
+    """
 
     def __init__(
         self,
@@ -195,7 +206,8 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.input_norm, self.final_norm = input_norm or nn.Identity(), final_norm or nn.Identity()
+        self.input_norm = input_norm or nn.Identity()
+        self.final_norm = final_norm or nn.Identity()
 
     def forward(
         self,
@@ -205,49 +217,93 @@ class Transformer(nn.Module):
         query_positions: Int[Tensor, "B"] | None = None,
         cache: KVCache | None = None,
     ) -> Tokens:
-        """All tokens; with `only`, one a sequence: the last block then leaves the others out (same numbers).
+        """Transform all tokens, or one of each sequence.
 
-        With a `cache` these tokens go on from those it has read, and are kept in it; so is the context.
+        Args:
+            t: The tokens; with a cache, those that follow the cached ones.
+            context: Tokens for cross-attention. A cache keeps the context of earlier calls.
+            query_positions: Index of the only token of each sequence to return. The last block
+                then leaves out the others; the result is the same.
+            cache: Key-value cache, which is extended by `t`.
         """
-        blocks, seen = self._blocks(), attention_context(t) if cache is None else cache.append(t)
+        attn_context = attention_context(t, cache)
         if cache is not None:
-            cache.context = context = context or cache.context
+            if context is not None:
+                cache.context = context
+            context = cache.context
         if context is not None:
-            looks = context_mask(t if cache is None else cache.positions(t), context)
-            said = self._forward_with_context(t, replace(seen, context=context, context_mask=looks))
-            return said if query_positions is None else take_token(said, query_positions)
-        last = blocks.pop() if query_positions is not None and blocks else None
-        packed = plan_packing(t) if blocks else None
-        x = self.input_norm(t.x if packed is None else packed.gather(t.x))
-        inner = replace(seen, packing=packed)
-        for block in blocks:
-            x = block(x, inner)
-        if query_positions is None:
-            x = self.final_norm(x)
-            return replace(t, x=x if packed is None else packed.scatter(x))
-        x = x if packed is None else packed.scatter(x)
-        rows = torch.arange(x.shape[0], device=x.device)
-        x = (
-            x[rows, query_positions]
-            if last is None
-            else last.forward_single_query(x, query_positions, seen)
-        )
-        return Tokens(self.final_norm(x)[:, None], t.pos[rows, query_positions][:, None])
+            output = self._forward_with_context(t, context, attn_context)
+            return output if query_positions is None else take_token(output, query_positions)
+        if query_positions is not None:
+            return self._forward_queries(t, query_positions, attn_context)
+        return self._forward_full(t, attn_context)
 
-    def _blocks(self) -> list[Block]:
+    def block_list(self) -> list[Block]:
+        """Return the blocks as a typed list."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _forward_with_context(self, t: Tokens, attn_context: AttentionContext) -> Tokens:
-        """All tokens, looking at a context too."""
+    def _forward_full(self, t: Tokens, attn_context: AttentionContext) -> Tokens:
+        """Transform all tokens."""
+        x, packing = self._apply_blocks(t, self.block_list(), attn_context)
+        x = self.final_norm(x)
+        return replace(t, x=x if packing is None else packing.scatter(x))
+
+    def _forward_queries(
+        self, t: Tokens, query_positions: Int[Tensor, "B"], attn_context: AttentionContext
+    ) -> Tokens:
+        """Transform one token of each sequence; only the last block can leave out the others."""
+        blocks = self.block_list()
+        x, packing = self._apply_blocks(t, blocks[:-1], attn_context)
+        if packing is not None:
+            x = packing.scatter(x)
+        if blocks:
+            query = blocks[-1].forward_single_query(x, query_positions, attn_context)
+        else:
+            query = _take_queries(x, query_positions)
+        return Tokens(
+            self.final_norm(query)[:, None], _take_queries(t.pos, query_positions)[:, None]
+        )
+
+    def _forward_with_context(
+        self, t: Tokens, context: Tokens, attn_context: AttentionContext
+    ) -> Tokens:
+        """Transform all tokens with cross-attention over a context."""
+        cache = attn_context.cache
+        ordered = t if cache is None else cache.with_cached_order(t)
+        attn_context = replace(
+            attn_context, context=context, context_mask=context_mask(ordered, context)
+        )
         x = self.input_norm(t.x)
-        for block in self._blocks():
-            x = block(
-                x
-                if block.gated_cross_attention is None
-                else block.gated_cross_attention(x, attn_context),
-                attn_context,
-            )
+        for block in self.block_list():
+            if block.gated_cross_attention is not None:
+                x = block.gated_cross_attention(x, attn_context)
+            x = block(x, attn_context)
         return replace(t, x=self.final_norm(x))
+
+    def _apply_blocks(
+        self, t: Tokens, blocks: Sequence[Block], attn_context: AttentionContext
+    ) -> tuple[Tensor, Packing | None]:
+        """Apply the input norm and blocks, without padding where that pays.
+
+        Returns:
+            The features, as packed rows where there is a packing, and the packing.
+        """
+        packing = plan_packing(t) if blocks else None
+        x = self.input_norm(t.x if packing is None else packing.gather(t.x))
+        packed_context = replace(attn_context, packing=packing)
+        for block in blocks:
+            x = block(x, packed_context)
+        return x, packing
+
+
+def num_heads(dim: int, head_dim: int = 64) -> int:
+    """Return the largest number of attention heads, of at least `head_dim`, that divides a width.
+
+    Args:
+        dim: width of the transformer.
+        head_dim: smallest width of a head, where the width allows it.
+    """
+    return next(n for n in range(max(1, dim // head_dim), 0, -1) if dim % n == 0)
 
 
 def build_transformer(
@@ -257,77 +313,48 @@ def build_transformer(
     *,
     dropout: float = 0.0,
     input_norm: bool = False,
-    build_cross_attention: Callable[[int], GatedCrossAttention | None] = lambda i: None,
+    build_cross_attention: Callable[[int], GatedCrossAttention | None] | None = None,
 ) -> Transformer:
-    """A pre-norm GELU transformer with a final norm; `first` adds one before (CLIP's picture tower).
+    """Build a pre-norm GELU transformer with a final norm and CLIP's initial weights.
 
-    `cross(i)` gives block i its way to look at a context, or None.
+    Args:
+        dim: Width of the tokens.
+        depth: Number of blocks.
+        heads: Number of heads.
+        dropout: Dropout on the residual branches.
+        input_norm: Whether a norm precedes the first block (CLIP's vision transformer).
+        build_cross_attention: Returns the gated cross-attention of block i, or None.
     """
-    blocks = [
-        Block(
-            Attention(dim, heads),
-            FeedForward(dim, 4 * dim),
-            (nn.LayerNorm(dim), nn.LayerNorm(dim)),
-            gated_cross_attention=build_cross_attention(i),
-            dropout=dropout,
-        )
-        for i in range(depth)
-    ]
-    for block in blocks:
-        _init_weights(block.attention, block.mlp, dim, depth)
+    blocks: list[Block] = []
+    layers: list[tuple[Attention, FeedForward]] = []
+    for i in range(depth):
+        attention = Attention(dim, heads)
+        mlp = FeedForward(dim, 4 * dim)
+        norms = (nn.LayerNorm(dim), nn.LayerNorm(dim))
+        gated = None if build_cross_attention is None else build_cross_attention(i)
+        blocks.append(Block(attention, mlp, norms, gated_cross_attention=gated, dropout=dropout))
+        layers.append((attention, mlp))
+    for attention, mlp in layers:
+        _init_weights(attention, mlp, dim, depth)
     return Transformer(
         blocks, input_norm=nn.LayerNorm(dim) if input_norm else None, final_norm=nn.LayerNorm(dim)
     )
 
 
-def _init_weights(attention: Attention, mlp: nn.Module, dim: int, depth: int) -> None:
-    """CLIP's initial weights: what enters the residual stream is smaller the more blocks there are."""
-    assert isinstance(mlp, FeedForward)
-    into = dim**-0.5 * (2 * depth) ** -0.5
+def _take_queries(x: Float[Tensor, "B T D"], index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+    """Return the features of one token of each sequence."""
+    return x[torch.arange(x.shape[0], device=x.device), index]
+
+
+def _init_weights(attention: Attention, mlp: FeedForward, dim: int, depth: int) -> None:
+    """Initialize as CLIP does: the output layers of residual branches shrink with the depth."""
+    residual_std = dim**-0.5 * (2 * depth) ** -0.5
     stds = {
         attention.qkv: dim**-0.5,
-        attention.out: into,
+        attention.out: residual_std,
         mlp.up: (2 * dim) ** -0.5,
-        mlp.down: into,
+        mlp.down: residual_std,
     }
     for layer, std in stds.items():
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
-
-
-class Resampler(nn.Module):
-    """Learned queries read a sequence: n=1 pools it, n=4 is a fusion bottleneck, n=64 Flamingo's resampler.
-
-    Queries attend to the sequence and to themselves, so an empty sequence still gives a finite answer.
-    """
-
-    def __init__(self, dim: int, num_queries: int = 1, *, heads: int = 1, depth: int = 1):
-        super().__init__()
-        self.queries = normal_parameter(num_queries, dim, std=0.02)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    nn.LayerNorm(dim),
-                    nn.LayerNorm(dim),
-                    CrossAttention(dim, heads),
-                    nn.LayerNorm(dim),
-                    FeedForward(dim, 4 * dim),
-                ]
-            )
-            for _ in range(depth)
-        )
-        self.final_norm = nn.LayerNorm(dim)
-
-    def forward(self, t: Tokens) -> Tokens:
-        asked = Tokens(
-            self.queries.expand(t.x.shape[0], -1, -1),
-            t.pos.new_zeros(t.x.shape[0], len(self.queries), 3),
-        )
-        for norm, own_norm, attention, mlp_norm, mlp in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
-            own = own_norm(asked.x)
-            read = join(replace(t, x=norm(t.x), order=None), replace(asked, x=own))
-            x = asked.x + attention(
-                own, read.x, None if t.valid is None else valid_mask(read)[:, None, None, :]
-            )
-            asked = replace(asked, x=x + mlp(mlp_norm(x)))
-        return replace(asked, x=self.final_norm(asked.x))

@@ -1,10 +1,11 @@
-"""Features ↔ codes, for any modality: FSQ, VQ with a moving codebook, and the Gumbel relaxation of DALL-E's dVAE.
+"""Vector quantizers: FSQ, VQ with an EMA codebook, and the Gumbel relaxation of DALL-E's dVAE.
 
-    D width of the features that come in   E width of the vectors that go out   K codes (vocab)   N rows of a batch
+D width of the features   E width of the code vectors   K codes (vocab_size)   N rows of a batch
 
-All three take features of any leading shape and are used alike: `z → Quantized` while they learn, `ids(z)` and
-`vectors(ids)` afterwards, `after_step()` after each update of the weights. What they learn without a gradient (VQ's
-codebook, the dVAE's count of updates) are buffers, saved with the weights; nothing of it moves before `after_step`.
+All take features of any leading shape: `quantizer(z)` returns a QuantizerOutput while training,
+`to_ids(z)` and `to_vectors(ids)` convert afterwards, and `after_step()` follows each optimizer
+step. State that is learned without a gradient (VQ's codebook, the dVAE's step count) is kept in
+buffers, saved with the weights, and changes in `after_step` only.
 """
 
 import math
@@ -20,16 +21,28 @@ from torch import Tensor, nn
 from sensorium.errors import SensoriumError
 from sensorium.nn.linear import normal_parameter
 
-MIN_TEMPERATURE, MAX_KL_WEIGHT = (
-    1 / 16,
-    6.6,
-)  # temperature and KL weight at the end of a dVAE's schedule (Ramesh et al. 2021)
-DEAD_CODE_SHARE = 1 / 32  # a code used less than this part of its fair share is restarted
+MIN_TEMPERATURE = 1 / 16
+"""Temperature of the dVAE at the end of its schedule (Ramesh et al. 2021)."""
+
+MAX_KL_WEIGHT = 6.6
+"""KL weight of the dVAE at the end of its schedule (Ramesh et al. 2021)."""
+
+DEAD_CODE_SHARE = 1 / 32
+"""A code used less than this part of its fair share is restarted."""
+
+MIN_EMA_COUNT = 1e-6
+"""A code with a smaller moving count keeps its vector."""
 
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """x: the vectors of the codes, through which the gradient reaches the features. loss: to be added to the rest."""
+    """Quantized features.
+
+    Attributes:
+        x: Code vectors, through which the gradient reaches the features.
+        ids: Code of each feature vector.
+        loss: Loss to add to that of the task.
+    """
 
     x: Float[Tensor, "*rows E"]
     ids: Int[Tensor, "*rows"]
@@ -38,31 +51,46 @@ class QuantizerOutput:
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """vocab: K. inside, outside: widths D and E."""
+    """A module that maps features to codes and back.
 
-    vocab: int
+    Attributes:
+        vocab_size: Number of codes K.
+        in_dim: Width D of the features.
+        out_dim: Width E of the code vectors.
+    """
+
+    vocab_size: int
     in_dim: int
     out_dim: int
 
-    def __call__(self, z: Float[Tensor, "*rows D"], /) -> QuantizerOutput: ...
+    def __call__(self, z: Float[Tensor, "*rows D"], /) -> QuantizerOutput:
+        """Quantize features."""
+        ...
 
     def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        """The code of each feature vector."""
+        """Return the code of each feature vector."""
         ...
 
     def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
-        """What each code stands for."""
+        """Return the vector of each code."""
         ...
 
     def after_step(self) -> None:
-        """Take in what was seen since the last update of the weights."""
+        """Update buffers from the batches since the last optimizer step."""
         ...
 
 
 class FSQ(nn.Module):
-    """Finite scalar quantization (Mentzer et al. 2023): each channel is bounded and rounded to one of its levels.
+    """Finite scalar quantization (Mentzer et al. 2023): each channel is rounded to a few levels.
 
-    A code is a number in mixed radix, the first channel its lowest digit. Nothing is learned, and nothing collapses.
+    A code is a number in mixed radix; the first channel is its lowest digit. Nothing is learned,
+    so no code can die.
+
+    Args:
+        levels: Number of levels of each channel, at least 2.
+
+    Raises:
+        SensoriumError: A channel has fewer than 2 levels.
     """
 
     zero_level: Tensor
@@ -73,55 +101,69 @@ class FSQ(nn.Module):
     def __init__(self, levels: Sequence[int] = (8, 8, 8)):
         super().__init__()
         if not levels or min(levels) < 2:
-            raise SensoriumError(f"FSQ levels={tuple(levels)}: each channel needs at least 2.")
-        self.levels, self.vocab = tuple(levels), math.prod(levels)
+            raise SensoriumError(
+                f"FSQ levels {tuple(levels)} are invalid. Each channel needs at least 2 levels."
+            )
+        self.levels = tuple(levels)
+        self.vocab_size = math.prod(levels)
         self.in_dim = self.out_dim = len(levels)
-        self.register_buffer("zero_level", torch.tensor([n // 2 for n in levels]), persistent=False)
-        self.register_buffer(
-            "shift", torch.tensor([0.5 * (n % 2 == 0) for n in levels]), persistent=False
-        )
-        self.register_buffer(
-            "place_value",
-            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
-            persistent=False,
-        )
+        zero_level = torch.tensor([n // 2 for n in levels])
+        shift = torch.tensor([0.5 * (n % 2 == 0) for n in levels])
+        place_value = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+        self.register_buffer("zero_level", zero_level, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("place_value", place_value, persistent=False)
         self.register_buffer("radix", torch.tensor(levels), persistent=False)
 
     def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
-        bounded = self._bound(z)
+        """Round features to levels, with a straight-through gradient."""
+        bounded = self.bound(z)
         level = bounded.detach().round()
-        return QuantizerOutput(
-            _straight_through(level, bounded) / self.zero_level,
-            self._to_id(level),
-            bounded.new_zeros(()),
-        )
+        x = _straight_through(level, bounded) / self.zero_level
+        return QuantizerOutput(x, self.levels_to_ids(level), bounded.new_zeros(()))
 
     def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        return self._to_id(self._bound(z).round())
+        """Return the code of each feature vector."""
+        return self.levels_to_ids(self.bound(z).round())
 
     def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        """Return the vector of each code, with values in -1..1."""
         digits = ids[..., None] // self.place_value % self.radix
         return (digits - self.zero_level).float() / self.zero_level
 
     def after_step(self) -> None:
-        return None
+        """Do nothing: FSQ has no state."""
 
-    def _bound(self, z: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-        """Just beyond -n/2 .. n/2 - 1 for an even number n of levels, ±(n - 1)/2 for an odd one, so that rounding
-        meets n of them; 0 stays at 0."""
+    def bound(self, z: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Squash features so that rounding gives exactly n levels; 0 stays at 0.
+
+        The range is slightly more than -n/2 .. n/2 - 1 for an even number n of levels and
+        ±(n - 1)/2 for an odd one.
+        """
         span = (self.radix - 1) * 1.001 / 2
         return (z.float() + (self.shift / span).atanh()).tanh() * span - self.shift
 
-    def _to_id(self, level: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        """`level` is rounded already: casting a sum of floats would cut 2.9999 down to 2."""
+    def levels_to_ids(self, level: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
+        """Return the code of rounded levels.
+
+        Levels are cast before they are summed: casting the sum would truncate 2.9999 to 2.
+        """
         return ((level.long() + self.zero_level) * self.place_value).sum(-1)
 
 
 class VQ(nn.Module):
-    """Vector quantization (van den Oord et al. 2017): the nearest vector of a codebook that follows its users' mean.
+    """Vector quantization with an EMA codebook (van den Oord et al. 2017).
 
-    decay: of the moving means. commitment: weight of |z - sg(e)|². restart: codes that hardly any feature uses begin
-    anew as features of the last batch (Dhariwal et al. 2020).
+    Args:
+        vocab_size: Number of codes K.
+        dim: Width of features and code vectors.
+        decay: Decay of the moving averages.
+        commitment_weight: Weight of |z - sg(e)|².
+        restart_dead_codes: Whether rarely used codes are reset to features of the last batch
+            (Dhariwal et al. 2020).
+
+    Raises:
+        SensoriumError: `vocab_size` or `dim` is too small.
     """
 
     codebook: Tensor
@@ -131,7 +173,7 @@ class VQ(nn.Module):
 
     def __init__(
         self,
-        vocab: int,
+        vocab_size: int,
         dim: int,
         *,
         decay: float = 0.99,
@@ -139,22 +181,22 @@ class VQ(nn.Module):
         restart_dead_codes: bool = True,
     ):
         super().__init__()
-        _validate_codebook(vocab, dim)
-        self.vocab, self.in_dim, self.out_dim = vocab, dim, dim
-        self.decay, self.commitment_weight, self.restart_dead_codes = (
-            decay,
-            commitment_weight,
-            restart_dead_codes,
-        )
-        self.register_buffer("codebook", normal_parameter(vocab, dim, std=dim**-0.5).detach())
-        self.register_buffer("ema_counts", torch.zeros(vocab))  # of features, a moving mean
-        self.register_buffer(
-            "batch_counts", torch.zeros(vocab), persistent=False
-        )  # since the last update
-        self.register_buffer("batch_sums", torch.zeros(vocab, dim), persistent=False)
+        _validate_codebook(vocab_size, dim)
+        self.vocab_size = vocab_size
+        self.in_dim = self.out_dim = dim
+        self.decay = decay
+        self.commitment_weight = commitment_weight
+        self.restart_dead_codes = restart_dead_codes
+        self.register_buffer("codebook", normal_parameter(vocab_size, dim, std=dim**-0.5).detach())
+        # Moving average of the number of features of each code.
+        self.register_buffer("ema_counts", torch.zeros(vocab_size))
+        # Number and sum of the features of each code since the last step.
+        self.register_buffer("batch_counts", torch.zeros(vocab_size), persistent=False)
+        self.register_buffer("batch_sums", torch.zeros(vocab_size, dim), persistent=False)
         self.last_features: Tensor | None = None  # features of the last batch [N D]
 
     def forward(self, z: Float[Tensor, "*rows D"]) -> QuantizerOutput:
+        """Return the nearest code vectors, with a straight-through gradient."""
         z = z.float()
         ids = self.to_ids(z)
         e = self.to_vectors(ids)
@@ -166,27 +208,27 @@ class VQ(nn.Module):
 
     @torch.no_grad()
     def to_ids(self, z: Float[Tensor, "*rows D"]) -> Int[Tensor, "*rows"]:
-        with torch.autocast(z.device.type, enabled=False):  # bf16 would mistake near neighbours
-            flat = z.float().reshape(-1, self.in_dim)
-            distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
+        """Return the nearest code of each feature vector."""
+        with torch.autocast(z.device.type, enabled=False):  # bf16 would confuse close codes
+            rows = z.float().reshape(-1, self.in_dim)
+            distance = torch.addmm(self.codebook.square().sum(1), rows, self.codebook.T, alpha=-2)
         return distance.argmin(1).reshape(z.shape[:-1])
 
     def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        """Return the vector of each code."""
         return self.codebook[ids]
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move every code towards the mean of the features that chose it; restart those that none chooses."""
+        """Move each code towards the mean of its features, and restart dead codes."""
         if self.last_features is None:
             return
-        counts = self.ema_counts * self.decay + self.batch_counts * (1 - self.decay)
-        sums = self.codebook * (self.ema_counts * self.decay)[:, None] + self.batch_sums * (
-            1 - self.decay
-        )
-        used = counts > 1e-6
-        self.codebook.copy_(
-            torch.where(used[:, None], sums / counts.clamp(min=1e-6)[:, None], self.codebook)
-        )
+        old_weight = self.ema_counts * self.decay
+        counts = old_weight + self.batch_counts * (1 - self.decay)
+        sums = self.codebook * old_weight[:, None] + self.batch_sums * (1 - self.decay)
+        used = counts > MIN_EMA_COUNT
+        means = sums / counts.clamp(min=MIN_EMA_COUNT)[:, None]
+        self.codebook.copy_(torch.where(used[:, None], means, self.codebook))
         self.ema_counts.copy_(counts)
         if self.restart_dead_codes:
             self._restart_dead_codes(self.last_features)
@@ -195,33 +237,46 @@ class VQ(nn.Module):
         self.last_features = None
 
     def _accumulate_batch(self, z: Float[Tensor, "N D"], ids: Int[Tensor, "N"]) -> None:
-        self.batch_counts.add_(torch.bincount(ids, minlength=self.vocab))
+        """Add a batch to the counts and sums of its codes."""
+        self.batch_counts.add_(torch.bincount(ids, minlength=self.vocab_size))
         self.batch_sums.index_add_(0, ids, z)
         self.last_features = z
 
     def _restart_dead_codes(self, z: Float[Tensor, "N D"]) -> None:
-        fair = self.ema_counts.sum() / self.vocab
-        dead = (self.ema_counts < DEAD_CODE_SHARE * fair).nonzero().flatten()
-        drawn = torch.randint(len(z), (len(dead),), device=z.device)
-        self.codebook[dead] = z[drawn]
-        self.ema_counts[dead] = fair
+        """Replace rarely used codes by randomly chosen features."""
+        fair_share = self.ema_counts.sum() / self.vocab_size
+        dead = (self.ema_counts < DEAD_CODE_SHARE * fair_share).nonzero().flatten()
+        sampled = torch.randint(len(z), (len(dead),), device=z.device)
+        self.codebook[dead] = z[sampled]
+        self.ema_counts[dead] = fair_share
 
 
 class GumbelQuantizer(nn.Module):
-    """The discrete VAE of DALL-E (Ramesh et al. 2021): features are logits over codes, drawn by the Gumbel relaxation.
+    """The discrete VAE of DALL-E (Ramesh et al. 2021): features are logits over codes.
 
-    While it learns, a soft draw at a temperature that falls from 1 to 1/16; afterwards the likeliest code. loss: the KL
-    divergence from the uniform prior, in nats a code, times `weight` and a factor that grows from 0 to 6.6. Both follow
-    half a cosine over the first `anneal` updates. weight: codes per value of what is coded, where the reconstruction is
-    a mean over values (the paper's 1/192 is 32² / (256² · 3)). sharp: what features are multiplied with. Of the size
-    that first weights give them, they are lost in the noise of the draw, and a short training hardly leaves it.
+    Training samples a relaxed one-hot vector at a temperature that falls from 1 to 1/16; inference
+    takes the most likely code. The loss is the KL divergence from the uniform prior, in nats per
+    code, times `kl_weight` and a factor that rises from 0 to 6.6. Both follow half a cosine over
+    the first `anneal_steps` steps.
+
+    Args:
+        vocab_size: Number of codes K.
+        dim: Width E of the code vectors.
+        anneal_steps: Steps of both schedules.
+        kl_weight: Codes per input value, if the reconstruction loss is a mean over values (the
+            paper's 1/192 is 32² / (256² · 3)).
+        logit_scale: Factor on the features. At their initial size the sampling noise dominates
+            them, and a short training hardly overcomes it.
+
+    Raises:
+        SensoriumError: `vocab_size` or `dim` is too small.
     """
 
     step: Tensor
 
     def __init__(
         self,
-        vocab: int,
+        vocab_size: int,
         dim: int,
         *,
         anneal_steps: int,
@@ -229,68 +284,77 @@ class GumbelQuantizer(nn.Module):
         logit_scale: float = 1.0,
     ):
         super().__init__()
-        _validate_codebook(vocab, dim)
-        self.vocab, self.in_dim, self.out_dim = vocab, vocab, dim
-        self.anneal_steps, self.kl_weight, self.logit_scale = anneal_steps, kl_weight, logit_scale
-        self.codebook = normal_parameter(vocab, dim, std=dim**-0.5)
+        _validate_codebook(vocab_size, dim)
+        self.vocab_size = self.in_dim = vocab_size
+        self.out_dim = dim
+        self.anneal_steps = anneal_steps
+        self.kl_weight = kl_weight
+        self.logit_scale = logit_scale
+        self.codebook = normal_parameter(vocab_size, dim, std=dim**-0.5)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, z: Float[Tensor, "*rows K"]) -> QuantizerOutput:
-        z = self.logit_scale * z.float()
-        ids = self.to_ids(z)
-        x = self._sample_relaxed(z) @ self.codebook if self.training else self.to_vectors(ids)
-        return QuantizerOutput(
-            x, ids, kl_schedule(self.progress) * self.kl_weight * kl_to_uniform(z)
-        )
+        """Return relaxed code vectors in training, those of the most likely codes otherwise."""
+        logits = self.logit_scale * z.float()
+        ids = self.to_ids(logits)
+        x = self._sample_relaxed(logits) @ self.codebook if self.training else self.to_vectors(ids)
+        kl = kl_schedule(self.progress) * self.kl_weight * kl_to_uniform(logits)
+        return QuantizerOutput(x, ids, kl)
 
     @property
     def progress(self) -> Float[Tensor, ""]:
-        """Of the schedule, from 0 to 1."""
+        """Progress of the schedules, from 0 to 1."""
         return (self.step / self.anneal_steps).clamp(max=1)
 
     def to_ids(self, z: Float[Tensor, "*rows K"]) -> Int[Tensor, "*rows"]:
+        """Return the most likely code of each feature vector."""
         return z.argmax(-1)
 
     def to_vectors(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows E"]:
+        """Return the vector of each code."""
         return self.codebook[ids]
 
     @torch.no_grad()
     def after_step(self) -> None:
+        """Count the step, which advances the schedules."""
         self.step.add_(1)
 
-    def _sample_relaxed(self, z: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
-        noise = -torch.empty_like(z).exponential_().clamp(min=torch.finfo(z.dtype).tiny).log()
-        return ((z + noise) / temperature_schedule(self.progress)).softmax(-1)
+    def _sample_relaxed(self, logits: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
+        """Sample from the Gumbel-softmax distribution at the current temperature."""
+        tiny = torch.finfo(logits.dtype).tiny
+        noise = -torch.empty_like(logits).exponential_().clamp(min=tiny).log()
+        return ((logits + noise) / temperature_schedule(self.progress)).softmax(-1)
 
 
 def temperature_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
-    """Of the relaxation, at a progress from 0 to 1: 1 at first, 1/16 at last."""
+    """Return the temperature of the relaxation: 1 at progress 0, 1/16 at progress 1."""
     return 1 + (MIN_TEMPERATURE - 1) * _cosine_ramp(progress)
 
 
 def kl_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
-    """Of the KL term, at a progress from 0 to 1: 0 at first, 6.6 at last."""
+    """Return the factor on the KL term: 0 at progress 0, 6.6 at progress 1."""
     return MAX_KL_WEIGHT * _cosine_ramp(progress)
 
 
 def kl_to_uniform(logits: Float[Tensor, "*rows K"]) -> Float[Tensor, ""]:
-    """KL(softmax(logits) | uniform) in nats, the mean over all rows: a batch twice over has the same."""
-    log = logits.log_softmax(-1)
-    return (log.exp() * log).sum(-1).mean() + math.log(logits.shape[-1])
+    """Return KL(softmax(logits) | uniform) in nats, the mean over all rows."""
+    log_p = logits.log_softmax(-1)
+    return (log_p.exp() * log_p).sum(-1).mean() + math.log(logits.shape[-1])
 
 
-def _validate_codebook(vocab: int, dim: int) -> None:
-    if vocab < 2 or dim < 1:
+def _validate_codebook(vocab_size: int, dim: int) -> None:
+    if vocab_size < 2 or dim < 1:
         raise SensoriumError(
-            f"vocab={vocab}, width={dim}: expected 2 codes or more, and a width of 1 or more."
+            f"A codebook of {vocab_size} codes of width {dim} is too small. It needs at least 2 "
+            "codes and a width of at least 1."
         )
 
 
 def _cosine_ramp(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
-    """Half a cosine from 0 to 1."""
+    """Return half a cosine from 0 to 1."""
     return (1 - (math.pi * progress).cos()) / 2
 
 
 def _straight_through(value: Tensor, gradient_source: Tensor) -> Tensor:
-    """Exactly `value`, with the gradient of `through` (straight-through estimator)."""
+    """Return `value` exactly, with the gradient of `gradient_source`."""
     return value.detach() + (gradient_source - gradient_source.detach())

@@ -1,1 +1,27 @@
-"""One file a loss, with the sampler that shares its equation."""
+"""Training objectives; a loss and the sampler that shares its equation are in one file."""
+
+from sensorium.objectives.autoregressive import (
+    BeamConfig,
+    NextTokenLoss,
+    SamplingConfig,
+    beam_search,
+    generate,
+)
+from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
+from sensorium.objectives.reconstruction import PIXEL_LOSSES, ReconstructionLoss
+from sensorium.objectives.supervised import SupervisedLoss, Target, build_target
+
+__all__ = [
+    "CONTRASTIVE_LOSSES",
+    "PIXEL_LOSSES",
+    "BeamConfig",
+    "ContrastiveLoss",
+    "NextTokenLoss",
+    "ReconstructionLoss",
+    "SamplingConfig",
+    "SupervisedLoss",
+    "Target",
+    "beam_search",
+    "build_target",
+    "generate",
+]

@@ -1,8 +1,8 @@
-"""Say a picture again: pixel by pixel, edge by edge, and whatever the quantizer asks for.
+"""Reconstruction losses of an image tokenizer: pixels, edges and the quantizer's own loss.
 
-    B batch   H, W sides   C what the decoder says for a pixel: 3 colours, or 3 locations and 3 log scales
+B batch   H, W image size   C decoder outputs per pixel: 3 colours, or 3 locations and 3 log scales
 
-All distances are taken on pixels in 0..1.
+All distances are computed on pixels in 0..1.
 """
 
 from dataclasses import dataclass
@@ -17,23 +17,34 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.contrastive import drop_incomplete_rows
 
 PIXEL_LOSSES = ("l2", "l1", "laplace")
-NUM_EDGE_SCALES = 3  # at which edges are compared: as given, half, a quarter
+
+NUM_EDGE_SCALES = 3
+"""Scales at which edges are compared: full, half and quarter resolution."""
 
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """Pictures of `column` through codes and back. pixel: l2, l1 or laplace. edges: weight of `edge_distance`."""
+    """Loss of the images of a column, encoded to tokens and decoded.
+
+    Attributes:
+        column: Image column.
+        pixel_loss: `l2`, `l1` or `laplace`.
+        edge_weight: Weight of `edge_distance`.
+    """
 
     column: str
     pixel_loss: str = "l2"
     edge_weight: float = 1.0
 
     def __call__(self, model: ImageTokenizer, batch: Batch) -> dict[str, Tensor]:
-        pictures = drop_incomplete_rows(batch, self.column)[self.column]
-        found, target = model(pictures), model.denormalize(pictures)
-        loss = self._compute_pixel_loss(model, found.decoder_output, target) + found.loss
+        """Return the loss of a batch."""
+        images = drop_incomplete_rows(batch, self.column)[self.column]
+        output = model(images)
+        target = model.denormalize(images)
+        loss = self._compute_pixel_loss(model, output.decoder_output, target) + output.loss
         if self.edge_weight:
-            loss = loss + self.edge_weight * edge_distance(model.denormalize(found.pixels), target)
+            edges = edge_distance(model.denormalize(output.pixels), target)
+            loss = loss + self.edge_weight * edges
         return {"model": loss}
 
     def _compute_pixel_loss(
@@ -41,28 +52,35 @@ class ReconstructionLoss:
     ) -> Float[Tensor, ""]:
         if self.pixel_loss == "laplace":
             return logit_laplace_loss(output, target)
-        return (F.l1_loss if self.pixel_loss == "l1" else F.mse_loss)(
-            model.denormalize(output), target
-        )
+        distance = F.l1_loss if self.pixel_loss == "l1" else F.mse_loss
+        return distance(model.denormalize(output), target)
 
 
 def logit_laplace_loss(
     output: Float[Tensor, "B 6 H W"], pixels: Float[Tensor, "B 3 H W"]
 ) -> Float[Tensor, ""]:
-    """-log density of pixels squeezed to 0.1..0.9 whose logits are Laplace distributed (Ramesh et al. 2021, eq. 2)."""
+    """Return the negative log likelihood under a logit-Laplace distribution.
+
+    Ramesh et al. 2021, equation 2, on pixels squeezed to 0.1..0.9.
+
+    Args:
+        output: Locations and log scales.
+        pixels: Pixels in 0..1.
+    """
     location, log_scale = output.chunk(2, 1)
     x = squeeze_pixels(pixels)
-    return (
-        log_scale + (2 * x * (1 - x)).log() + (x.logit() - location).abs() * (-log_scale).exp()
-    ).mean()
+    deviation = (x.logit() - location).abs() * (-log_scale).exp()
+    return (log_scale + (2 * x * (1 - x)).log() + deviation).mean()
 
 
 def edge_distance(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
-    """How far the steps between neighbouring pixels differ, the mean over several scales. It needs no trained net."""
-    difference, total = a - b, a.new_zeros(())
+    """Return the mean absolute difference of image gradients over several scales."""
+    difference = a - b
+    total = a.new_zeros(())
     for scale in range(NUM_EDGE_SCALES):
         if scale:
             difference = F.avg_pool2d(difference, 2)
-        across, down = torch.diff(difference, dim=3), torch.diff(difference, dim=2)
-        total = total + (across.abs().mean() + down.abs().mean()) / (2 * NUM_EDGE_SCALES)
+        horizontal = torch.diff(difference, dim=3).abs().mean()
+        vertical = torch.diff(difference, dim=2).abs().mean()
+        total = total + (horizontal + vertical) / (2 * NUM_EDGE_SCALES)
     return total

@@ -1,6 +1,6 @@
-"""Learn what is to be said of each target; the loss of each kind of target beside what its numbers mean.
+"""Supervised losses of prediction targets: classes, ranks, labels and numbers.
 
-B batch   K numbers that a head says   C classes   P parts
+B batch   K outputs of a head   C classes   L labels   N rows with a pair of modalities
 """
 
 from collections.abc import Mapping
@@ -22,46 +22,65 @@ from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch, ColumnKey, Tokens, l2_normalize, mean_pool, valid_mask
 from sensorium.objectives.contrastive import infonce
 
-NLL_BETA = 0.5  # how far a wide spread excuses an error (Seitzer et al. 2022)
-INFONCE_TEMPERATURE = 0.1  # at which parts of a row are told from those of others
+NLL_BETA = 0.5
+"""How far a large variance reduces the weight of an error (β-NLL, Seitzer et al. 2022)."""
+
+INFONCE_TEMPERATURE = 0.1
+"""Temperature of the contrastive loss between modalities."""
+
+MAX_POSITIVE_WEIGHT = 100
+"""Largest weight of a rare label."""
+
+MIN_PRIOR = 1e-6
+"""Prior probabilities are clipped to this distance from 0 and 1."""
 
 
 @runtime_checkable
 class Target(Protocol):
-    """A kind of target: how its head's K numbers are learned and read."""
+    """A kind of prediction target."""
 
     def prior(self) -> Float[Tensor, "K"]:
-        """What is said where nothing is known: as often as in training."""
+        """Return the head's output that predicts the training frequencies."""
         ...
 
     def has_target(self, y: Tensor) -> Bool[Tensor, "B"]:
-        """Rows whose target can be learned from."""
+        """Return the rows with a target that was seen in training."""
         ...
 
-    def loss(self, logits: Float[Tensor, "B K"], y: Tensor) -> Float[Tensor, "B"]: ...
+    def loss(self, logits: Float[Tensor, "B K"], y: Tensor) -> Float[Tensor, "B"]:
+        """Return the loss of each row."""
+        ...
 
 
 class ClassificationTarget:
-    """One logit a class; K = C. `balance`: every class weighs the same, however rare."""
+    """A class, predicted by one logit per class; K = C.
+
+    Args:
+        modality: The target column.
+        label_smoothing: Label smoothing of the cross-entropy.
+        class_weight: Whether all classes have the same total weight.
+    """
 
     def __init__(
         self, modality: Category, label_smoothing: float = 0.0, class_weight: bool = False
     ):
-        self.num_classes, self.label_smoothing = max(1, len(modality.classes)), label_smoothing
+        self.num_classes = max(1, len(modality.classes))
+        self.label_smoothing = label_smoothing
         self.counts = np.array(modality.counts or (0,) * self.num_classes, np.float32)
-        self.weight = (
-            _tensor(self.counts.sum() / (self.num_classes * self.counts.clip(1)))
-            if class_weight
-            else None
-        )
+        self.weight = None
+        if class_weight:
+            self.weight = _tensor(self.counts.sum() / (self.num_classes * self.counts.clip(1)))
 
     def prior(self) -> Float[Tensor, "C"]:
+        """Return the log frequency of each class, with one row added to each."""
         return _tensor(np.log((self.counts + 1) / (self.counts + 1).sum()))
 
     def has_target(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
+        """Return the rows whose class was seen in training."""
         return y < self.num_classes
 
     def loss(self, logits: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """Return the cross-entropy of each row."""
         return F.cross_entropy(
             logits,
             y.clamp(max=self.num_classes - 1),
@@ -72,77 +91,98 @@ class ClassificationTarget:
 
 
 class OrdinalTarget:
-    """One logit a cut between neighbours, P(y > k); K = C - 1 (Frank and Hall 2001). `decreasing` makes them agree."""
+    """A rank, predicted by one logit of P(y > k) per threshold; K = C - 1 (Frank & Hall 2001).
+
+    `models.calibration.monotone_logits` makes the logits consistent with each other.
+
+    Args:
+        modality: The target column.
+    """
 
     def __init__(self, modality: Ordinal):
         self.num_classes = max(2, len(modality.classes))
         self.counts = np.array(modality.counts or (0,) * self.num_classes, np.float32)
 
     def prior(self) -> Float[Tensor, "K"]:
-        share = (self.counts + 1) / (self.counts + 1).sum()
-        return _logit((1 - share.cumsum()[:-1]).clip(1e-6, 1 - 1e-6))
+        """Return the logit of the frequency above each threshold."""
+        frequency = (self.counts + 1) / (self.counts + 1).sum()
+        return _logit((1 - frequency.cumsum()[:-1]).clip(MIN_PRIOR, 1 - MIN_PRIOR))
 
     def has_target(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
+        """Return the rows whose rank was seen in training."""
         return y < self.num_classes
 
     def loss(self, logits: Float[Tensor, "B K"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        above = (y[:, None] > torch.arange(self.num_classes - 1, device=y.device)).to(logits.dtype)
+        """Return the mean binary cross-entropy over the thresholds of each row."""
+        thresholds = torch.arange(self.num_classes - 1, device=y.device)
+        above = (y[:, None] > thresholds).to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
 
 
 class MultilabelTarget:
-    """One logit a tag; K tags. `balance`: a rare tag weighs more where it is there."""
+    """A set of labels, predicted by one logit per label; K = L.
+
+    Args:
+        modality: The target column.
+        class_weight: Whether a label weighs more in rows that have it, the rarer it is.
+    """
 
     def __init__(self, modality: Multilabel, class_weight: bool = False):
-        self.num_labels, self.num_rows = max(1, len(modality.tags)), modality.rows
+        self.num_labels = max(1, len(modality.tags))
+        self.num_rows = modality.rows
         self.counts = np.array(modality.counts or (0,) * self.num_labels, np.float32)
-        self.weight = (
-            _tensor(((modality.rows - self.counts) / self.counts.clip(1)).clip(1, 100))
-            if class_weight
-            else None
-        )
+        self.weight = None
+        if class_weight:
+            odds = (modality.rows - self.counts) / self.counts.clip(1)
+            self.weight = _tensor(odds.clip(1, MAX_POSITIVE_WEIGHT))
 
     def prior(self) -> Float[Tensor, "K"]:
+        """Return the logit of each label's frequency."""
         return _logit((self.counts + 1) / (self.num_rows + 2))
 
     def has_target(self, y: Float[Tensor, "B E"]) -> Bool[Tensor, "B"]:
+        """Return True for every row."""
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
     def loss(self, logits: Float[Tensor, "B K"], y: Float[Tensor, "B E"]) -> Float[Tensor, "B"]:
+        """Return the mean binary cross-entropy over the labels of each row."""
         return F.binary_cross_entropy_with_logits(
             logits, y[:, : self.num_labels], reduction="none", pos_weight=self.weight
         ).mean(1)
 
 
 class RegressionTarget:
-    """Mean and logarithm of the variance of a standardised number; K = 2. An error counts less where it is expected."""
+    """A standardized number, predicted by a mean and a log variance; K = 2."""
 
     def prior(self) -> Float[Tensor, "2"]:
+        """Return mean 0 and log variance 0."""
         return torch.zeros(2)
 
     def has_target(self, y: Float[Tensor, "B"]) -> Bool[Tensor, "B"]:
+        """Return True for every row."""
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
     def loss(self, logits: Float[Tensor, "B 2"], y: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        spread = logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX)
-        likely = (spread + (y - logits[:, 0]).square() * (-spread).exp()) / 2
-        weighed = likely * (spread.detach() * NLL_BETA).exp()
-        return weighed + (likely - weighed).detach()  # the likelihood, with the other's gradient
-
-
-def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
-    return _tensor(np.log(p / (1 - p)))
-
-
-def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
-    """Worked out by NumPy: torch's own arithmetic loads its compiler where a run is planned (see `kernels.drawn`)."""
-    return torch.tensor(values)
+        """Return the Gaussian negative log likelihood, with the gradient of β-NLL."""
+        log_var = logits[:, 1].clamp(LOG_VAR_MIN, LOG_VAR_MAX)
+        nll = (log_var + (y - logits[:, 0]).square() * (-log_var).exp()) / 2
+        beta_nll = nll * (log_var.detach() * NLL_BETA).exp()
+        return beta_nll + (nll - beta_nll).detach()
 
 
 def build_target(
     modality: Modality, *, label_smoothing: float = 0.0, class_weight: bool = False
 ) -> Target:
-    """How a column of this kind is predicted. Raises ValueError where it cannot be."""
+    """Return the target of a column.
+
+    Args:
+        modality: The target column.
+        label_smoothing: Label smoothing of classes.
+        class_weight: Whether rare classes and labels weigh more.
+
+    Raises:
+        ValueError: Columns of this type cannot be predicted.
+    """
     match modality:
         case Ordinal():
             return OrdinalTarget(modality)
@@ -152,15 +192,19 @@ def build_target(
             return MultilabelTarget(modality, class_weight)
         case Numeric():
             return RegressionTarget()
-    raise ValueError(f"a column of kind {modality.kind} cannot be predicted")
+        case _:
+            raise ValueError(f"A column of type {modality.kind} cannot be predicted.")
 
 
 @dataclass(frozen=True)
 class SupervisedLoss:
-    """The sum of the targets' losses, each a mean over the rows that have it.
+    """The sum of the targets' losses, each the mean over the rows that have the target.
 
-    mixup: how strongly two rows are mixed in what was read of each part, and in their loss (Zhang et al. 2018; the
-    parameter of a beta distribution; 0: never). contrast: weight of a loss by which parts of one row find each other.
+    Attributes:
+        targets: Targets by column.
+        mixup: Parameter of the beta distribution by which the tokens of two rows, and their
+            losses, are mixed (Zhang et al. 2018); 0 for none.
+        contrastive_weight: Weight of the contrastive loss between the modalities of a row.
     """
 
     targets: Mapping[str, Target]
@@ -168,65 +212,82 @@ class SupervisedLoss:
     contrastive_weight: float = 0.0
 
     def __call__(self, model: MultimodalPredictor, batch: Batch) -> dict[str, Tensor]:
-        parts, rows = model.encode_inputs(batch), len(batch)
-        extra = (
-            self.contrastive_weight * cross_modal_infonce(parts)
-            if self.contrastive_weight
-            else torch.zeros(())
-        )
+        """Return the loss of a batch."""
+        parts, num_rows = model.encode_inputs(batch), len(batch)
+        contrastive_loss = torch.zeros(())
+        if self.contrastive_weight:
+            contrastive_loss = self.contrastive_weight * cross_modal_infonce(parts)
         if not (model.training and self.mixup):
-            return {"model": self.compute_loss(model.predict_targets(parts, rows), batch) + extra}
-        share, other = _sample_beta(self.mixup), torch.randperm(rows)
-        said = model.predict_targets(
-            {name: mix_tokens(t, other, share) for name, t in parts.items()}, rows
-        )
-        return {
-            "model": share * self.compute_loss(said, batch)
-            + (1 - share) * self.compute_loss(said, batch.take(other))
-            + extra
-        }
+            outputs = model.predict_targets(parts, num_rows)
+            return {"model": self.compute_loss(outputs, batch) + contrastive_loss}
+        weight = _sample_beta(self.mixup)
+        permutation = torch.randperm(num_rows)
+        mixed = {name: mix_tokens(t, permutation, weight) for name, t in parts.items()}
+        outputs = model.predict_targets(mixed, num_rows)
+        own_loss = self.compute_loss(outputs, batch)
+        other_loss = self.compute_loss(outputs, batch.take(permutation))
+        return {"model": weight * own_loss + (1 - weight) * other_loss + contrastive_loss}
 
     def compute_loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        """The loss of what is said of each target."""
+        """Return the loss of the predictions of each target."""
         losses = [
             _masked_mean(
-                kind.loss(outputs[name].float(), batch[name]), self.has_target(name, batch)
+                target.loss(outputs[name].float(), batch[name]), self.has_target(name, batch)
             )
-            for name, kind in self.targets.items()
+            for name, target in self.targets.items()
         ]
         return torch.stack(losses).sum()
 
     def has_target(self, name: str, batch: Batch) -> Bool[Tensor, "B"]:
-        """Rows that have this target."""
-        known = self.targets[name].has_target(batch[name])
-        return known & batch.present[name] if name in batch.present else known
+        """Return the rows that have this target."""
+        mask = self.targets[name].has_target(batch[name])
+        return mask & batch.present[name] if name in batch.present else mask
 
 
 def mix_tokens(t: Tokens, permutation: Int[Tensor, "B"], weight: float) -> Tokens:
-    """Each row's part and that of another row, token by token, where both are there; its own where only that is."""
-    both = (valid_mask(t) & valid_mask(t)[permutation])[..., None]
-    return replace(t, x=torch.where(both, weight * t.x + (1 - weight) * t.x[permutation], t.x))
+    """Mix each row's tokens with those of another row; tokens that either row lacks stay.
+
+    Args:
+        t: Tokens of a modality.
+        permutation: The other row of each row.
+        weight: Weight of a row's own tokens.
+    """
+    both_valid = (valid_mask(t) & valid_mask(t)[permutation])[..., None]
+    mixed = weight * t.x + (1 - weight) * t.x[permutation]
+    return replace(t, x=torch.where(both_valid, mixed, t.x))
 
 
 def cross_modal_infonce(parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, ""]:
-    """InfoNCE between all pairs of parts, over the rows that have both."""
-    losses = []
+    """Return the mean InfoNCE loss over all pairs of modalities, on rows that have both."""
+    losses: list[Tensor] = []
     for a, b in combinations(parts.values(), 2):
         rows = (valid_mask(a).any(1) & valid_mask(b).any(1)).nonzero().squeeze(1)
         if len(rows) > 1:
-            alike = (
-                l2_normalize(mean_pool(a)[rows])
-                @ l2_normalize(mean_pool(b)[rows]).T
-                / INFONCE_TEMPERATURE
-            )
-            same = torch.eye(len(rows), dtype=torch.bool, device=alike.device)
-            losses.append((infonce(alike, same) + infonce(alike.T, same)) / 2)
+            embeddings_a = l2_normalize(mean_pool(a)[rows])
+            embeddings_b = l2_normalize(mean_pool(b)[rows])
+            logits = embeddings_a @ embeddings_b.T / INFONCE_TEMPERATURE
+            positives = torch.eye(len(rows), dtype=torch.bool, device=logits.device)
+            losses.append((infonce(logits, positives) + infonce(logits.T, positives)) / 2)
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
+def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
+    return _tensor(np.log(p / (1 - p)))
+
+
+def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
+    """Convert what NumPy computed; PyTorch's arithmetic would load its compiler in a dry build.
+
+    See `nn.linear.normal_parameter`.
+    """
+    return torch.tensor(values)
+
+
 def _masked_mean(losses: Float[Tensor, "B"], mask: Bool[Tensor, "B"]) -> Float[Tensor, ""]:
+    """Return the mean over masked rows; zero where there are none."""
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _sample_beta(alpha: float) -> float:
+    """Sample from the beta distribution with both parameters `alpha`."""
     return torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample().item()

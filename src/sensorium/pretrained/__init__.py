@@ -1,34 +1,20 @@
-"""Other people's trained weights: files, names, tokenizers; one file a family."""
+"""Pretrained models in our modules: weight files, name mappings, tokenizers; a file per family."""
 
-from sensorium.pretrained.bert import BERT
-from sensorium.pretrained.clip import CLIP
-from sensorium.pretrained.efficientnet import EFFICIENTNET
+from sensorium.pretrained.describe import PretrainedDescription, describe_pretrained
+from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import PretrainedFamily
-from sensorium.pretrained.gpt2 import GPT2
-from sensorium.pretrained.llama import LLAMA
-from sensorium.pretrained.open_clip import OPEN_CLIP
-from sensorium.pretrained.resnet import RESNET
-from sensorium.pretrained.siglip import SIGLIP
-from sensorium.pretrained.t5 import T5
-from sensorium.pretrained.transformers_backbone import BACKBONE
-from sensorium.pretrained.vit import TIMM_VIT, VIT
-from sensorium.pretrained.whisper import WHISPER
+from sensorium.pretrained.load import PretrainedModel, load_pretrained_model
+from sensorium.pretrained.source import PretrainedSource
+from sensorium.pretrained.weight_files import WeightFiles, open_weights
 
-PRETRAINED_FAMILIES: dict[str, PretrainedFamily] = {
-    family.name: family
-    for family in (
-        CLIP,
-        OPEN_CLIP,
-        SIGLIP,
-        BERT,
-        T5,
-        VIT,
-        TIMM_VIT,
-        RESNET,
-        EFFICIENTNET,
-        GPT2,
-        LLAMA,
-        WHISPER,
-        BACKBONE,  # whatever else transformers knows: last
-    )
-}
+__all__ = [
+    "PRETRAINED_FAMILIES",
+    "PretrainedDescription",
+    "PretrainedFamily",
+    "PretrainedModel",
+    "PretrainedSource",
+    "WeightFiles",
+    "describe_pretrained",
+    "load_pretrained_model",
+    "open_weights",
+]

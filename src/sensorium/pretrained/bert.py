@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018) and MiniLM as sentence encoders, in Hugging Face's and sentence-transformers' layout.
+"""BERT (Devlin et al. 2018) and MiniLM sentence encoders, as sentence-transformers stores them.
 
 B batch   T tokens   D width
 """
@@ -15,10 +15,12 @@ from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.attention import Attention
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.nn.transformer import FeedForward, PostNormBlock, Transformer
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, concat, rename
-from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing, text_preprocessing
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
+from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing
+from sensorium.pretrained.tokenizers import text_preprocessing
+from sensorium.pretrained.trunk import get_activation
 from sensorium.pretrained.weight_files import WeightFiles
-from sensorium.pretrained.weight_mapping import WeightMappings, get_activation, weight_bias
+from sensorium.pretrained.weight_mapping import WeightMappings, map_blocks, rename, weight_bias
 
 CONFIG_DEFAULTS = {
     "hidden_size": 768,
@@ -32,34 +34,48 @@ CONFIG_DEFAULTS = {
     "type_vocab_size": 2,
     "pad_token_id": 0,
 }
-UNUSED_TENSORS = (
-    "*position_ids",
-    "pooler.*",
-    "cls.*",
-)  # places, and heads of the tasks it was trained on
-SUPPORTED_MODULES = (
-    "Transformer",
-    "Pooling",
-    "Normalize",
-)  # of a sentence encoder, that are hosted
+BLOCK_LAYERS = {  # ours -> theirs
+    "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.out": "attention.output.dense",
+    "norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+EMBEDDING_LAYERS = {
+    "token_embedding": "word_embeddings",
+    "position_embedding": "position_embeddings",
+    "token_type_embedding": "token_type_embeddings",
+}
+UNUSED_TENSORS = ("*position_ids", "pooler.*", "cls.*")  # position numbers, pretraining heads
+SUPPORTED_MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 
 
 class SegmentEmbedding(nn.Module):
-    """Ids → Tokens: what a word says, where it stands, and that it belongs to the first of two texts."""
+    """Embed token ids, their positions and the first segment id.
+
+    Args:
+        dim: Width of a token.
+        vocab_size: Number of token ids.
+        max_length: Number of positions.
+        num_token_types: Number of segment ids.
+        pad_id: Id of padding.
+    """
 
     def __init__(
         self, dim: int, vocab_size: int, max_length: int, num_token_types: int, pad_id: int
     ):
         super().__init__()
-        self.token_embedding, self.position_embedding, self.token_type_embedding = (
-            nn.Embedding(n, dim) for n in (vocab_size, max_length, num_token_types)
-        )
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.position_embedding = nn.Embedding(max_length, dim)
+        self.token_type_embedding = nn.Embedding(num_token_types, dim)
         self.pad_id = pad_id
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
-        return None
+        """Return None: the text is pooled over all tokens."""
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return the tokens; padding is not valid."""
         x = (
             self.token_embedding(ids)
             + self.position_embedding.weight[: ids.shape[1]]
@@ -69,76 +85,48 @@ class SegmentEmbedding(nn.Module):
 
 
 class FirstTokenPool(nn.Module):
-    """The first token stands for all."""
+    """Pool a sequence to its first token."""
 
     def forward(self, tokens: Tokens) -> Tokens:
+        """Return the first token of each sequence."""
         return Tokens(tokens.x[:, :1], tokens.pos[:, :1])
 
 
 def build_module(config: ModelConfig) -> nn.ModuleDict:
-    """One tower, `text`, whose vector is the mean of all words, or the first word's, as the pooling config says."""
-    given = _apply_defaults(config)
-    dim, eps = given["hidden_size"], given["layer_norm_eps"]
+    """Build the tower `text`, pooled as the config of sentence-transformers says."""
+    settings = _apply_defaults(config)
+    dim, eps = settings["hidden_size"], settings["layer_norm_eps"]
     blocks = [
         PostNormBlock(
-            Attention(dim, given["num_attention_heads"]),
-            FeedForward(dim, given["intermediate_size"], get_activation(given["hidden_act"])),
+            Attention(dim, settings["num_attention_heads"]),
+            FeedForward(dim, settings["intermediate_size"], get_activation(settings["hidden_act"])),
             (nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)),
         )
-        for _ in range(given["num_hidden_layers"])
+        for _ in range(settings["num_hidden_layers"])
     ]
-    read = SegmentEmbedding(
+    embedding = SegmentEmbedding(
         dim,
-        given["vocab_size"],
-        given["max_position_embeddings"],
-        given["type_vocab_size"],
-        given["pad_token_id"],
+        settings["vocab_size"],
+        settings["max_position_embeddings"],
+        settings["type_vocab_size"],
+        settings["pad_token_id"],
     )
-    encode = Encoder(
-        read,
-        Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps)),
-        FirstTokenPool() if config["first"] else None,
-    )
-    return nn.ModuleDict({"text": Tower(encode, nn.Identity(), dim)})
+    trunk = Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps))
+    encoder = Encoder(embedding, trunk, FirstTokenPool() if config["first"] else None)
+    return nn.ModuleDict({"text": Tower(encoder, nn.Identity(), dim)})
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and theirs."""
-    embed = [
-        rename(
-            f"text.encode.embed.{ours}.weight",
-            f"{config['prefix']}embeddings.{theirs}_embeddings.weight",
-        )
-        for ours, theirs in (("ids", "word"), ("places", "position"), ("types", "token_type"))
-    ]
+    """Map transformers' names to ours."""
+    prefix, depth = config["prefix"], _apply_defaults(config)["num_hidden_layers"]
+    trunk = "text.encoder.trunk"
     return [
-        *embed,
-        *weight_bias("text.encode.trunk.first", f"{config['prefix']}embeddings.LayerNorm"),
         *(
-            name
-            for i in range(_apply_defaults(config)["num_hidden_layers"])
-            for name in _map_block(
-                f"text.encode.trunk.blocks.{i}", f"{config['prefix']}encoder.layer.{i}"
-            )
+            rename(f"text.encoder.embed.{ours}.weight", f"{prefix}embeddings.{theirs}.weight")
+            for ours, theirs in EMBEDDING_LAYERS.items()
         ),
-    ]
-
-
-def _map_block(target: str, source: str) -> WeightMappings:
-    qkv = [
-        concat(
-            f"{target}.attention.qkv.{part}",
-            *(f"{source}.attention.self.{x}.{part}" for x in ("query", "key", "value")),
-        )
-        for part in ("weight", "bias")
-    ]
-    return [
-        *qkv,
-        *weight_bias(f"{target}.attention.out", f"{source}.attention.output.dense"),
-        *weight_bias(f"{target}.norm", f"{source}.attention.output.LayerNorm"),
-        *weight_bias(f"{target}.mlp.up", f"{source}.intermediate.dense"),
-        *weight_bias(f"{target}.mlp.down", f"{source}.output.dense"),
-        *weight_bias(f"{target}.mlp_norm", f"{source}.output.LayerNorm"),
+        *weight_bias(f"{trunk}.input_norm", f"{prefix}embeddings.LayerNorm"),
+        *map_blocks(f"{trunk}.blocks", f"{prefix}encoder.layer", depth, BLOCK_LAYERS),
     ]
 
 
@@ -147,11 +135,15 @@ def _apply_defaults(config: ModelConfig) -> dict[str, Any]:
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Words as its tokenizer cuts them; at most as many as sentence-transformers would read."""
-    given = _apply_defaults(config)
-    read = text_preprocessing(weight_files, given["max_position_embeddings"], given["vocab_size"])
-    most = weight_files.read_json("sentence_bert_config.json").get("max_seq_length")
-    return drop_missing(text=read if read is None or not most else replace(read, length=most))
+    """Return the tokenizer's text settings, with the length limit of sentence-transformers."""
+    settings = _apply_defaults(config)
+    text = text_preprocessing(
+        weight_files, settings["max_position_embeddings"], settings["vocab_size"]
+    )
+    max_length = weight_files.read_json("sentence_bert_config.json").get("max_seq_length")
+    if text is not None and max_length:
+        text = replace(text, length=max_length)
+    return drop_missing(text=text)
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
@@ -159,47 +151,51 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
         return None
     if weight_files.config.get("position_embedding_type", "absolute") != "absolute":
         raise SensoriumError(
-            f"{weight_files.path} is a BERT with relative positions, which is not hosted"
+            f"{weight_files.path} is a BERT with relative positions, which is not supported."
         )
     prefix = "bert." if any(name.startswith("bert.") for name in weight_files.tensors) else ""
     return {**weight_files.config, "prefix": prefix, "first": is_cls_pooling(weight_files)}
 
 
 def is_cls_pooling(weight_files: WeightFiles) -> bool:
-    """What the pooling config says: the first token, or the mean of all. Raises SensoriumError for anything else."""
-    if odd := [kind for kind in _module_types(weight_files) if kind not in SUPPORTED_MODULES]:
-        raise SensoriumError(
-            f"{weight_files.path}/modules.json adds a {odd[0]} to the encoder; hosted are "
-            f"{', '.join(SUPPORTED_MODULES)}"
-        )
-    asked = {
+    """Return whether sentence-transformers' config pools to the first token, not to the mean.
+
+    Raises:
+        SensoriumError: If it asks for anything else, or adds other modules to the encoder.
+    """
+    for module_type in _module_types(weight_files):
+        if module_type not in SUPPORTED_MODULES:
+            raise SensoriumError(
+                f"{weight_files.path}/modules.json adds a {module_type} to the encoder. Supported "
+                f"are {', '.join(SUPPORTED_MODULES)}."
+            )
+    modes = {
         mode
-        for mode, on in weight_files.read_json("1_Pooling/config.json").items()
-        if mode.startswith("pooling_mode_") and on is True
+        for mode, enabled in weight_files.read_json("1_Pooling/config.json").items()
+        if mode.startswith("pooling_mode_") and enabled is True
     }
-    if asked <= {"pooling_mode_mean_tokens"}:
+    if modes <= {"pooling_mode_mean_tokens"}:
         return False
-    if asked == {"pooling_mode_cls_token"}:
+    if modes == {"pooling_mode_cls_token"}:
         return True
     raise SensoriumError(
-        f"{weight_files.path}/1_Pooling/config.json asks for {', '.join(sorted(asked))}; the mean or the "
-        "first token are read"
+        f"{weight_files.path}/1_Pooling/config.json asks for {', '.join(sorted(modes))}. Supported "
+        "are the mean of all tokens and the first token."
     )
 
 
 def _module_types(weight_files: WeightFiles) -> list[str]:
-    """What sentence-transformers lines up: Transformer, Pooling, Normalize, ..."""
-    if "modules.json" not in weight_files.files:
+    """Return the class names of sentence-transformers' modules."""
+    path = weight_files.files.get("modules.json")
+    if path is None:
         return []
     try:
         return [
-            str(part["type"]).rpartition(".")[2]
-            for part in json.loads(weight_files.files["modules.json"].read_text())
+            str(module["type"]).rpartition(".")[2]
+            for module in json.loads(path.read_text(encoding="utf-8"))
         ]
-    except (ValueError, TypeError, KeyError) as e:
-        raise SensoriumError(
-            f"{weight_files.files['modules.json']} is no list of modules: {e!r}"
-        ) from e
+    except (ValueError, TypeError, KeyError) as error:
+        raise SensoriumError(f"{path} is not a list of modules: {error!r}.") from error
 
 
 BERT = PretrainedFamily(

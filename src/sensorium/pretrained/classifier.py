@@ -1,4 +1,4 @@
-"""What published classifiers of pictures share: a tower with a head on it, and the verb that names pictures.
+"""Pretrained image classifiers: an image tower with a head, and the verbs `embed` and `predict`.
 
 B batch   C classes
 """
@@ -10,20 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sensorium.data.batching import iter_batches
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import load_value
 from sensorium.inference.embed import Embedder
 from sensorium.modalities.image import Image
 from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.linear import Linear
-from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs
+from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs, require_type
 from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ClassPrediction(NamedTuple):
-    """One class that a picture may show."""
+    """A class that an image may show."""
 
     label: str
     class_index: int
@@ -31,7 +33,13 @@ class ClassPrediction(NamedTuple):
 
 
 class Classifier(nn.ModuleDict):
-    """The tower `image`, and `head`, a number for each of `labels`, where it was published with one."""
+    """The tower `image`, and the linear layer `head` if there are labels.
+
+    Args:
+        encoder: Encoder of the tower.
+        width: Width of its pooled embedding.
+        labels: Names of the classes; () for a backbone without a head.
+    """
 
     labels: tuple[str, ...]
 
@@ -42,82 +50,100 @@ class Classifier(nn.ModuleDict):
             self["head"] = Linear(width, len(labels))
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
-        tower = self["image"]
-        assert isinstance(tower, Tower)
+        """Return the logits of the classes."""
+        tower = require_type(self["image"], Tower)
         return self["head"](tower.encoder.pooled(image))
 
 
 class ImageClassifier:
-    """predict(image=[...], k=5) → for each picture the k likeliest classes, the likeliest first."""
+    """The verb `predict` of an image classifier.
+
+    Args:
+        model: The classifier, with a head.
+        image: Settings of its images.
+    """
 
     def __init__(self, model: Classifier, image: Image):
-        self.model, self.image = model, image
+        self.model = model
+        self.image = image
 
     @torch.inference_mode()
     def __call__(
         self, *, image: Sequence[Any], top_k: int = 5, batch_size: int = 64
     ) -> list[list[ClassPrediction]]:
-        """Raises SensoriumError naming the first picture that cannot be read."""
-        loaded = [load_value(self.image, one) for one in image]
-        found: list[list[ClassPrediction]] = []
-        for start in range(0, len(loaded), batch_size):
-            likely = (
-                self.model(self.image.collate(loaded[start : start + batch_size]))
-                .float()
-                .softmax(-1)
-            )
-            best = likely.topk(min(top_k, likely.shape[1]))
-            found += [
-                [
-                    ClassPrediction(self.model.labels[n], n, p)
-                    for n, p in zip(numbers, shares, strict=True)
-                ]
-                for numbers, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
-        return found
+        """Return the most probable classes of each image, the most probable first.
+
+        Args:
+            image: Raw images: paths, bytes, PIL images or arrays.
+            top_k: The number of classes for each.
+            batch_size: The number of images that are computed together.
+
+        Raises:
+            SensoriumError: Naming the first image that cannot be read.
+        """
+        loaded = [load_value(self.image, value) for value in image]
+        predictions: list[list[ClassPrediction]] = []
+        for values in iter_batches(loaded, batch_size):
+            probabilities = self.model(self.image.collate(values)).float().softmax(-1)
+            top = probabilities.topk(min(top_k, probabilities.shape[1]))
+            rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            predictions += [self._top_classes(indices, shares) for indices, shares in rows]
+        return predictions
+
+    def _top_classes(
+        self, indices: Sequence[int], probabilities: Sequence[float]
+    ) -> list[ClassPrediction]:
+        return [
+            ClassPrediction(self.model.labels[index], index, probability)
+            for index, probability in zip(indices, probabilities, strict=True)
+        ]
 
 
 def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:
-    """`embed`, and `predict` where there is a head."""
-    assert isinstance(module, Classifier)
-    image = preprocessing["image"]
-    assert isinstance(image, Image)
-    answers: Verbs = {"embed": Embedder(module, {"image": (module["image"], image)})}
-    return {**answers, "predict": ImageClassifier(module, image)} if "head" in module else answers
+    """Return `embed`, and `predict` if there is a head."""
+    model = require_type(module, Classifier)
+    image = require_type(preprocessing["image"], Image)
+    embedder = Embedder(model, {"image": (model["image"], image)})
+    if "head" not in model:
+        return {"embed": embedder}
+    return {"embed": embedder, "predict": ImageClassifier(model, image)}
 
 
 def timm_image_preprocessing(
     pretrained_cfg: Mapping[str, Any], image_size: int, resize_edge: int, resample: str
 ) -> Image:
-    """Pictures as timm's `pretrained_cfg` asks; without one the middle of pictures whose shorter side is `edge`.
+    """Return the image settings of timm's `pretrained_cfg`.
 
-    Raises SensoriumError for a way of cutting that is not known here.
+    Args:
+        pretrained_cfg: The config; {} if there is none.
+        image_size: Side of the images that the model takes, in pixels.
+        resize_edge: Shorter side before the center crop, if the config has no `crop_pct`.
+        resample: Resampling filter, if the config names none.
+
+    Raises:
+        SensoriumError: If the config crops or resamples in a way that is not supported.
     """
-    if (
-        pretrained_cfg.get("crop_mode", "center") != "center"
-        or pretrained_cfg.get("interpolation", resample) not in RESAMPLE_NAMES.values()
-    ):
+    crop_mode = pretrained_cfg.get("crop_mode", "center")
+    resample = pretrained_cfg.get("interpolation", resample)
+    if crop_mode != "center" or resample not in RESAMPLE_NAMES.values():
         raise SensoriumError(
-            f"config.json asks for pictures by {pretrained_cfg.get('crop_mode')} and "
-            f"{pretrained_cfg.get('interpolation')}, which is not known here"
+            f"config.json has crop_mode={crop_mode!r} and interpolation={resample!r}. Supported "
+            f"are 'center' and {', '.join(RESAMPLE_NAMES.values())}."
         )
-    resize_edge = (
-        int(image_size / pretrained_cfg["crop_pct"])
-        if "crop_pct" in pretrained_cfg
-        else resize_edge
-    )
+    if "crop_pct" in pretrained_cfg:
+        resize_edge = int(image_size / pretrained_cfg["crop_pct"])
     return Image(
         size=image_size,
         resize_mode="centre",
         shortest_edge=resize_edge,
-        resample=pretrained_cfg.get("interpolation", resample),
+        resample=resample,
         mean=tuple(pretrained_cfg.get("mean", IMAGENET_MEAN)),
         std=tuple(pretrained_cfg.get("std", IMAGENET_STD)),
     )
 
 
 def class_labels(config: ModelConfig, num_classes: int) -> list[str]:
-    """Names of the classes, by `id2label` (Hugging Face) or `label_names` (timm), else by their numbers."""
-    named = config.get("id2label") or dict(enumerate(config.get("label_names") or []))
-    named = {int(number): str(name) for number, name in named.items()}
-    return [named.get(number, f"class {number}") for number in range(num_classes)]
+    """Return the class names of `id2label` (transformers) or `label_names` (timm), or "class N"."""
+    names = config.get("id2label") or dict(enumerate(config.get("label_names") or []))
+    names = {int(index): str(name) for index, name in names.items()}
+    return [names.get(index, f"class {index}") for index in range(num_classes)]

@@ -1,23 +1,24 @@
-"""CLIP (Radford et al. 2021) as Hugging Face publishes it: config.json with `model_type: clip`, model.safetensors."""
+"""CLIP (Radford et al. 2021) as transformers stores it: config.json with `model_type: clip`."""
 
 from sensorium.modalities.image import PatchEmbedding
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.models.towers import Encoder, InputEmbedding, Tower, Towers
 from sensorium.nn.projection import LinearProjection
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, concat, rename
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.preprocessing import (
     CLIP_IMAGE,
     build_embed_verb,
     drop_missing,
     image_preprocessing,
-    text_preprocessing,
 )
+from sensorium.pretrained.tokenizers import text_preprocessing
+from sensorium.pretrained.trunk import ArgmaxPooledEmbedding, TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import (
-    ArgmaxPooledEmbedding,
-    TrunkConfig,
     WeightMappings,
+    map_blocks,
     patch_kernel,
+    rename,
     weight_bias,
 )
 
@@ -42,81 +43,67 @@ TEXT_DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-UNUSED_TENSORS = (
-    "*.embeddings.position_ids",
-)  # 0, 1, 2, ..., in files of transformers before 4.31
-LEGACY_EOS_TOKEN_ID = (
-    2  # configs written before 2023 give this wrong id; the end is the highest id instead
-)
+BLOCK_LAYERS = {  # ours -> theirs; SigLIP's are the same
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": "self_attn.out_proj",
+    "norm": "layer_norm1",
+    "mlp_norm": "layer_norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+# Position numbers, which transformers stored before version 4.31.
+UNUSED_TENSORS = ("*.embeddings.position_ids",)
+# Configs from before 2023 state this wrong id; texts end at their highest id instead.
+LEGACY_EOS_TOKEN_ID = 2
 
 
 def build_module(config: ModelConfig) -> Towers:
-    """Two towers as the config describes them, `image` and `text`, with first weights."""
-    out = config.get("projection_dim", 512)
+    """Build the towers `image` and `text`."""
+    embed_dim = config.get("projection_dim", 512)
     return Towers(
         {
-            "image": _build_image_tower(VISION_DEFAULTS | config.get("vision_config", {}), out),
-            "text": _build_text_tower(TEXT_DEFAULTS | config.get("text_config", {}), out),
+            "image": _build_image_tower(_vision_config(config), embed_dim),
+            "text": _build_text_tower(_text_config(config), embed_dim),
         }
     )
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and theirs."""
-    vision, text = (
-        VISION_DEFAULTS | config.get("vision_config", {}),
-        TEXT_DEFAULTS | config.get("text_config", {}),
-    )
+    """Map transformers' names to ours."""
+    vision, text = _vision_config(config), _text_config(config)
+    image_embed, image_trunk = "image.encoder.embed", "image.encoder.trunk"
+    text_embed, text_trunk = "text.encoder.embed", "text.encoder.trunk"
+    vision_embeddings, text_embeddings = "vision_model.embeddings", "text_model.embeddings"
     return [
         rename("logit_scale", "logit_scale"),
-        rename("image.encode.embed.whole", "vision_model.embeddings.class_embedding"),
+        rename(f"{image_embed}.cls_token", f"{vision_embeddings}.class_embedding"),
         patch_kernel(
-            "image.encode.embed.linear.weight",
-            "vision_model.embeddings.patch_embedding.weight",
+            f"{image_embed}.projection.weight",
+            f"{vision_embeddings}.patch_embedding.weight",
             vision["patch_size"],
         ),
-        rename("image.encode.embed.places", "vision_model.embeddings.position_embedding.weight"),
-        *weight_bias("image.encode.trunk.first", "vision_model.pre_layrnorm"),
-        *map_trunk("image.encode.trunk", "vision_model.encoder", vision["num_hidden_layers"]),
-        *weight_bias("image.encode.trunk.last", "vision_model.post_layernorm"),
-        rename("image.align.weight", "visual_projection.weight"),
-        rename("text.encode.embed.ids.weight", "text_model.embeddings.token_embedding.weight"),
-        rename("text.encode.embed.places", "text_model.embeddings.position_embedding.weight"),
-        *map_trunk("text.encode.trunk", "text_model.encoder", text["num_hidden_layers"]),
-        *weight_bias("text.encode.trunk.last", "text_model.final_layer_norm"),
-        rename("text.align.weight", "text_projection.weight"),
+        rename(
+            f"{image_embed}.position_embedding", f"{vision_embeddings}.position_embedding.weight"
+        ),
+        *weight_bias(f"{image_trunk}.input_norm", "vision_model.pre_layrnorm"),
+        *map_trunk(image_trunk, "vision_model.encoder", vision["num_hidden_layers"]),
+        *weight_bias(f"{image_trunk}.final_norm", "vision_model.post_layernorm"),
+        rename("image.projection.weight", "visual_projection.weight"),
+        rename(f"{text_embed}.token_embedding.weight", f"{text_embeddings}.token_embedding.weight"),
+        rename(f"{text_embed}.position_embedding", f"{text_embeddings}.position_embedding.weight"),
+        *map_trunk(text_trunk, "text_model.encoder", text["num_hidden_layers"]),
+        *weight_bias(f"{text_trunk}.final_norm", "text_model.final_layer_norm"),
+        rename("text.projection.weight", "text_projection.weight"),
     ]
 
 
 def map_trunk(target: str, source: str, depth: int) -> WeightMappings:
-    """The blocks of a pre-norm trunk."""
-    return [
-        name
-        for i in range(depth)
-        for name in _map_block(f"{target}.blocks.{i}", f"{source}.layers.{i}")
-    ]
-
-
-def _map_block(target: str, source: str) -> WeightMappings:
-    qkv = [
-        concat(
-            f"{target}.attention.qkv.{part}",
-            *(f"{source}.self_attn.{x}_proj.{part}" for x in "qkv"),
-        )
-        for part in ("weight", "bias")
-    ]
-    return [
-        *qkv,
-        *weight_bias(f"{target}.attention.out", f"{source}.self_attn.out_proj"),
-        *weight_bias(f"{target}.norm", f"{source}.layer_norm1"),
-        *weight_bias(f"{target}.mlp_norm", f"{source}.layer_norm2"),
-        *weight_bias(f"{target}.mlp.up", f"{source}.mlp.fc1"),
-        *weight_bias(f"{target}.mlp.down", f"{source}.mlp.fc2"),
-    ]
+    """Map the blocks of a tower's encoder."""
+    return map_blocks(f"{target}.blocks", f"{source}.layers", depth, BLOCK_LAYERS)
 
 
 def trunk_config(config: ModelConfig) -> TrunkConfig:
-    """The trunk that a config of one tower describes."""
+    """Return the trunk that the config of one tower describes."""
     return TrunkConfig(
         config["hidden_size"],
         config["num_hidden_layers"],
@@ -127,55 +114,50 @@ def trunk_config(config: ModelConfig) -> TrunkConfig:
     )
 
 
-def _build_image_tower(config: ModelConfig, projection_dim: int) -> Tower:
-    size = trunk_config(config)
-    patches = PatchEmbedding(size.dim, config["image_size"], config["patch_size"])
-    return Tower(
-        Encoder(patches, size.build_trunk(input_norm=size.build_norm())),
-        LinearProjection(size.dim, projection_dim),
-        projection_dim,
-    )
+def _vision_config(config: ModelConfig) -> ModelConfig:
+    return VISION_DEFAULTS | config.get("vision_config", {})
 
 
-def _build_text_tower(config: ModelConfig, projection_dim: int) -> Tower:
-    size = trunk_config(config)
-    return Tower(
-        Encoder(_build_token_embedding(config), size.build_trunk()),
-        LinearProjection(size.dim, projection_dim),
-        projection_dim,
-    )
+def _text_config(config: ModelConfig) -> ModelConfig:
+    return TEXT_DEFAULTS | config.get("text_config", {})
+
+
+def _build_image_tower(config: ModelConfig, embed_dim: int) -> Tower:
+    trunk = trunk_config(config)
+    patches = PatchEmbedding(trunk.dim, config["image_size"], config["patch_size"])
+    encoder = Encoder(patches, trunk.build_trunk(input_norm=trunk.build_norm()))
+    return Tower(encoder, LinearProjection(trunk.dim, embed_dim), embed_dim)
+
+
+def _build_text_tower(config: ModelConfig, embed_dim: int) -> Tower:
+    trunk = trunk_config(config)
+    encoder = Encoder(_build_token_embedding(config), trunk.build_trunk())
+    return Tower(encoder, LinearProjection(trunk.dim, embed_dim), embed_dim)
 
 
 def _build_token_embedding(config: ModelConfig) -> InputEmbedding:
-    dim, vocab, length = (
-        config["hidden_size"],
-        config["vocab_size"],
-        config["max_position_embeddings"],
-    )
-    if config["eos_token_id"] == LEGACY_EOS_TOKEN_ID:
-        return ArgmaxPooledEmbedding(dim, vocab, length)
-    return TextEmbedding(dim, Text(length=length, vocab_size=vocab, end=config["eos_token_id"]))
+    dim = config["hidden_size"]
+    vocab_size = config["vocab_size"]
+    length = config["max_position_embeddings"]
+    end = config["eos_token_id"]
+    if end == LEGACY_EOS_TOKEN_ID:
+        return ArgmaxPooledEmbedding(dim, vocab_size, length)
+    return TextEmbedding(dim, Text(length=length, vocab_size=vocab_size, end=end))
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Pictures as its processor makes them, words as its tokenizer cuts them."""
-    vision, text = (
-        VISION_DEFAULTS | config.get("vision_config", {}),
-        TEXT_DEFAULTS | config.get("text_config", {}),
-    )
+    """Return the image processor's and the tokenizer's settings."""
+    vision, text = _vision_config(config), _text_config(config)
+    processor_config = weight_files.read_json("preprocessor_config.json")
     return drop_missing(
-        image=image_preprocessing(
-            weight_files.read_json("preprocessor_config.json"), vision["image_size"], CLIP_IMAGE
-        ),
+        image=image_preprocessing(processor_config, vision["image_size"], CLIP_IMAGE),
         text=text_preprocessing(weight_files, text["max_position_embeddings"], text["vocab_size"]),
     )
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    whole = (
-        weight_files.config.get("model_type") == "clip" and "logit_scale" in weight_files.tensors
-    )
-    return weight_files.config if whole else None
+    is_clip = weight_files.config.get("model_type") == "clip"
+    return weight_files.config if is_clip and "logit_scale" in weight_files.tensors else None
 
 
 CLIP = PretrainedFamily(

@@ -1,17 +1,18 @@
-"""CTranslate2's model.bin, in which Whisper is published: read by its own layout (binary versions 4 to 6).
+"""Read CTranslate2's model.bin, binary versions 4 to 6, in which Whisper models are distributed.
 
     version u32, specification string, revision u32,
-    variables: u32 × (name, rank u8, sizes u32, type u8, bytes u32, data), aliases: u32 × (name, name).
+    variables: u32 x (name, rank u8, sizes u32, type u8, bytes u32, data),
+    aliases: u32 x (name, name).
     A string is its length with the closing zero as u16, then its bytes.
 
-Matrices in int8 are kept with the factor that each row was multiplied by (`..._scale`), in int16 with one for all;
-they come out as float32.
+An int8 matrix is stored with the factor that each row was multiplied by (`..._scale`), an int16
+matrix with one factor; both are read as float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sensorium.pretrained.binary_reader import BinaryReader
-from sensorium.pretrained.weight_files import LazyTensor, LazyTensors
+from sensorium.pretrained.tensor_source import LazyTensor, LazyTensors
 
 SUPPORTED_VERSIONS = (4, 5, 6)
 STORED_DTYPES = (
@@ -35,41 +36,51 @@ MAX_RANK = 8
 
 
 def read_ctranslate2(path: Path, parts: Sequence[Path] = ()) -> tuple[LazyTensors, dict[str, Any]]:
-    """The tensors of a model.bin, and its specification and single numbers: {"spec": "WhisperSpec", ...}.
+    """Read a model.bin.
 
-    parts: the files it was cut into, in order. Raises SensoriumError where it is damaged or of another version.
+    Args:
+        path: The file.
+        parts: The files that it was split into, in order; (): `path` alone.
+
+    Returns:
+        The tensors, and the specification with the scalar variables: {"spec": "WhisperSpec", ...}.
+
+    Raises:
+        SensoriumError: If the file is damaged or of an unsupported version.
     """
-    cursor = BinaryReader(path, parts)
-    if (version := cursor.read_number("I")) not in SUPPORTED_VERSIONS:
-        raise cursor.corruption_error(
-            f"it is no CTranslate2 model of binary version {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} "
-            f"(it begins with {version})"
+    reader = BinaryReader(path, parts)
+    version = reader.read_number("I")
+    if version not in SUPPORTED_VERSIONS:
+        raise reader.corruption_error(
+            f"it is not a CTranslate2 model of binary version {SUPPORTED_VERSIONS[0]} to "
+            f"{SUPPORTED_VERSIONS[-1]} (its version is {version})"
         )
-    about: dict[str, Any] = {"spec": _read_string(cursor), "revision": cursor.read_number("I")}
-    found = cursor.build_unique_dict(
-        _read_variable(cursor) for _ in range(cursor.read_count("I", 8, "tensors"))
-    )
-    for _ in range(cursor.read_count("I", 4, "aliases")):
-        alias, name = _read_string(cursor), _read_string(cursor)
-        if name not in found or alias in found:
-            raise cursor.corruption_error(f"{alias} should be another name for {name}")
-        found[alias] = found[name]
-    if cursor.position != len(cursor.data):
-        raise cursor.corruption_error(
-            f"{len(cursor.data) - cursor.position:,} bytes lie behind its end"
+    metadata: dict[str, Any] = {"spec": _read_string(reader), "revision": reader.read_number("I")}
+    num_variables = reader.read_count("I", 8, "tensors")
+    variables = reader.build_unique_dict(_read_variable(reader) for _ in range(num_variables))
+    _read_aliases(reader, variables)
+    if reader.position != len(reader.data):
+        raise reader.corruption_error(
+            f"{len(reader.data) - reader.position:,} bytes follow its end"
         )
-    about |= {
-        name: s.read().item()
-        for name, s in found.items()
-        if not s.shape and not name.endswith("_scale")
+    variable_names = [name for name in variables if not name.endswith("_scale")]
+    metadata |= {
+        name: variables[name].read().item() for name in variable_names if not variables[name].shape
     }
-    return LazyTensors(
-        {
-            name: _dequantize(name, found)
-            for name, s in found.items()
-            if name not in about and not name.endswith("_scale")
-        }
-    ), about
+    tensors = {
+        name: _dequantize(name, variables) for name in variable_names if name not in metadata
+    }
+    return LazyTensors(tensors), metadata
+
+
+def _read_aliases(reader: BinaryReader, variables: dict[str, LazyTensor]) -> None:
+    """Add the second names of variables."""
+    for _ in range(reader.read_count("I", 4, "aliases")):
+        alias = _read_string(reader)
+        name = _read_string(reader)
+        if name not in variables or alias in variables:
+            raise reader.corruption_error(f"{alias} cannot be an alias of {name}")
+        variables[alias] = variables[name]
 
 
 def _read_string(reader: BinaryReader) -> str:
@@ -77,37 +88,40 @@ def _read_string(reader: BinaryReader) -> str:
 
 
 def _read_variable(reader: BinaryReader) -> tuple[str, LazyTensor]:
-    name, rank = _read_string(reader), int(reader.read_number("B"))
+    name = _read_string(reader)
+    rank = int(reader.read_number("B"))
     if rank > MAX_RANK:
         raise reader.corruption_error(f"{name} has {rank} axes")
     shape = tuple(int(reader.read_number("I")) for _ in range(rank))
-    kind, size = int(reader.read_number("B")), int(reader.read_number("I"))
-    if kind >= len(STORED_DTYPES):
-        raise reader.corruption_error(f"{name} is of an unknown type {kind}")
-    said, dtype = STORED_DTYPES[kind]
+    dtype_id = int(reader.read_number("B"))
+    size = int(reader.read_number("I"))
+    if dtype_id >= len(STORED_DTYPES):
+        raise reader.corruption_error(f"{name} is of an unknown type {dtype_id}")
+    dtype_name, dtype = STORED_DTYPES[dtype_id]
     if math.prod(shape) * dtype.itemsize != size:
         raise reader.corruption_error(
-            f"{name} of shape {shape} in {said} does not fill {size:,} bytes"
+            f"{name} of shape {shape} in {dtype_name} does not fill {size:,} bytes"
         )
     data = reader.read_bytes(size)
-    return name, LazyTensor(shape, said, lambda: _to_tensor(data, dtype, shape))
+    return name, LazyTensor(shape, dtype_name, lambda: _to_tensor(data, dtype, shape))
 
 
 def _to_tensor(data: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.array(data)).view(dtype).view(shape)
 
 
-def _dequantize(name: str, variables: dict[str, LazyTensor]) -> LazyTensor:
-    stored, scale = variables[name], variables.get(f"{name}_scale")
+def _dequantize(name: str, variables: Mapping[str, LazyTensor]) -> LazyTensor:
+    entry = variables[name]
+    scale = variables.get(f"{name}_scale")
     if scale is None:
-        return stored
+        return entry
     return LazyTensor(
-        stored.shape,
-        stored.dtype,
-        lambda: stored.read().float() / _broadcast_scale(scale.read(), len(stored.shape)),
+        entry.shape,
+        entry.dtype,
+        lambda: entry.read().float() / _broadcast_scale(scale.read(), len(entry.shape)),
     )
 
 
 def _broadcast_scale(scale: Tensor, rank: int) -> Tensor:
-    """One factor for each row of a tensor of `rank` axes, or one for all."""
+    """Shape the scale, one factor per row or one for all, to divide a tensor of `rank` axes."""
     return scale.float() if scale.ndim == 0 else scale.float().view(-1, *[1] * (rank - 1))

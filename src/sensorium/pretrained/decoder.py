@@ -1,4 +1,4 @@
-"""What published decoders are made of: ids that mean nothing by themselves, and a head that says the next one.
+"""What pretrained text decoders share: the token embedding and the head.
 
 B batch   T tokens   D width   V vocabulary
 """
@@ -12,11 +12,17 @@ from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions, valid_or_none
 from sensorium.nn.transformer import Transformer
 
-PAD_ID = -1  # what follows a shorter text in a batch: no id of any vocabulary
+PAD_ID = -1  # pads the shorter texts of a batch; no vocabulary has it
 
 
 class CausalTokenEmbedding(nn.Module):
-    """Ids → Tokens, each seeing what came before; whatever is not PAD is read. `places`: 0, or how many are learned."""
+    """Embed token ids, causally; every id but PAD_ID is valid.
+
+    Args:
+        vocab_size: Number of token ids.
+        dim: Width of a token.
+        num_positions: Number of learned positions; 0: none.
+    """
 
     def __init__(self, vocab_size: int, dim: int, num_positions: int = 0):
         super().__init__()
@@ -29,27 +35,27 @@ class CausalTokenEmbedding(nn.Module):
             nn.init.normal_(self.position_embedding, std=0.02)
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
-        real = ids != PAD_ID
+        """Return the tokens of texts from their beginning."""
         x = self.token_embedding(ids.clamp(min=0))
-        x = x if self.position_embedding is None else x + self.position_embedding[: ids.shape[1]]
-        return Tokens(x, sequence_positions(x), CAUSAL, valid_or_none(real))
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[: ids.shape[1]]
+        return Tokens(x, sequence_positions(x), CAUSAL, valid_or_none(ids != PAD_ID))
 
     def build_tied_head(self) -> Linear:
-        """What says the next id by the ids' own vectors (tied weights)."""
-        tied = build_head(self)
-        tied.weight = self.token_embedding.weight
-        return tied
+        """Build a head that shares the weights of the token embedding."""
+        head = build_head(self)
+        head.weight = self.token_embedding.weight
+        return head
 
     def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """Return the ids as they are."""
         return ids
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        """Ids that stand at these places of their texts."""
-        x = (
-            self.token_embedding(ids)
-            if self.position_embedding is None
-            else self.token_embedding(ids) + self.position_embedding[positions]
-        )
+        """Return the tokens of ids at given positions of their texts."""
+        x = self.token_embedding(ids)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[positions]
         pos = x.new_zeros(*ids.shape, 3, dtype=torch.float32)
         pos[..., 0] = positions
         return Tokens(x, pos, CAUSAL)
@@ -58,18 +64,18 @@ class CausalTokenEmbedding(nn.Module):
 def build_text_decoder(
     embedding: CausalTokenEmbedding, trunk: Transformer, *, tied: bool = True
 ) -> Decoder:
-    """A decoder of text alone; `tied`: the head's weights are the ids' vectors."""
-    return Decoder(
-        {"text": embedding},
-        {"text": embedding.build_tied_head() if tied else build_head(embedding)},
-        trunk,
-    )
+    """Build a decoder of the part `text`.
+
+    Args:
+        embedding: Embedding of the token ids.
+        trunk: The blocks.
+        tied: Whether the head shares the weights of the embedding.
+    """
+    head = embedding.build_tied_head() if tied else build_head(embedding)
+    return Decoder({"text": embedding}, {"text": head}, trunk)
 
 
 def build_head(embedding: CausalTokenEmbedding) -> Linear:
-    """What says the next id, with weights of its own."""
-    return Linear(
-        embedding.token_embedding.embedding_dim,
-        embedding.token_embedding.num_embeddings,
-        bias=False,
-    )
+    """Build a head with weights of its own, D -> V."""
+    tokens = embedding.token_embedding
+    return Linear(tokens.embedding_dim, tokens.num_embeddings, bias=False)

@@ -1,4 +1,4 @@
-"""What lies in a published folder, told before a number of it is read: whose model, how large, what it can be asked."""
+"""Describe pretrained weights without reading them: family, parameters, inputs and verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sensorium.pretrained import PRETRAINED_FAMILIES
+from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import PretrainedFamily
 from sensorium.pretrained.load import detect_family
 from sensorium.pretrained.weight_files import open_weights
@@ -22,61 +22,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainedDescription:
-    """A published model from the outside."""
+    """A summary of a pretrained model.
+
+    Attributes:
+        path: The folder or file.
+        family: Name of its family.
+        layout: "safetensors", "open_clip", "gguf" or "ctranslate2".
+        num_parameters: Parameters of the module.
+        parameters_by_module: Parameters of each submodule that has any.
+        elements_by_dtype: Stored values by their type in the files.
+        inputs: Input name -> its settings.
+        verbs: Verbs of the model.
+    """
 
     path: str
     family: str
-    layout: str  # safetensors, open_clip, gguf, ctranslate2
+    layout: str
     num_parameters: int
-    parameters_by_module: dict[str, int]  # parameters of each part
-    elements_by_dtype: dict[str, int]  # numbers in the files, by their type there
-    inputs: dict[str, str]  # what it reads, and how
+    parameters_by_module: dict[str, int]
+    elements_by_dtype: dict[str, int]
+    inputs: dict[str, str]
     verbs: list[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
 
-        table = Table(
-            show_header=False,
-            title=f"{self.path}: {self.family}, {self.num_parameters:,} parameters",
-        )
-        for name, n in self.parameters_by_module.items():
-            table.add_row(name, f"{n:,} parameters")
+        title = f"{self.path}: {self.family}, {self.num_parameters:,} parameters"
+        table = Table(show_header=False, title=title)
+        for name, count in self.parameters_by_module.items():
+            table.add_row(name, f"{count:,} parameters")
         table.add_section()
-        for name, how in self.inputs.items():
-            table.add_row(f"reads {name}", how)
-        table.add_row(
-            "can", ", ".join(self.verbs) or "nothing without its tokenizer or its processor"
-        )
-        table.add_row(
-            "stored as",
-            f"{self.layout}: "
-            + ", ".join(f"{n:,} × {kind}" for kind, n in self.elements_by_dtype.items()),
-        )
+        for name, settings in self.inputs.items():
+            table.add_row(f"input {name}", settings)
+        table.add_row("verbs", ", ".join(self.verbs) or "none without tokenizer or processor files")
+        dtypes = ", ".join(f"{n:,} {dtype}" for dtype, n in self.elements_by_dtype.items())
+        table.add_row("stored as", f"{self.layout}: {dtypes}")
         yield table
 
 
 def describe_pretrained(
     source: str | Path, *, families: Mapping[str, PretrainedFamily] = PRETRAINED_FAMILIES
 ) -> PretrainedDescription:
-    """Describe what `load` would load. Raises SensoriumError as it does, but for what only the numbers tell."""
-    opened = open_weights(source)
-    family, config = detect_family(opened, families)
+    """Describe what `load_pretrained_model` would load.
+
+    Raises:
+        SensoriumError: As `load_pretrained_model`, except for what only the values reveal.
+    """
+    weight_files = open_weights(source)
+    family, config = detect_family(weight_files, families)
     with torch.device("meta"):
         module = family.build_module(config)
-    senses, kinds = family.preprocessing(config, opened), Counter[str]()
-    for stored in opened.tensors.entries.values():
-        kinds[stored.dtype] += math.prod(stored.shape)
-    parts = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()
+    preprocessing = family.preprocessing(config, weight_files)
+    elements_by_dtype = Counter[str]()
+    for entry in weight_files.tensors.entries.values():
+        elements_by_dtype[entry.dtype] += math.prod(entry.shape)
+    parameters_by_module = {
+        name: sum(p.numel() for p in child.parameters()) for name, child in module.named_children()
     }
     return PretrainedDescription(
-        str(opened.path),
-        family.name,
-        opened.layout,
-        sum(p.numel() for p in module.parameters()),
-        {name: n for name, n in parts.items() if n},
-        dict(kinds.most_common()),
-        {name: repr(how) for name, how in senses.items()},
-        list(family.build_verbs(module, senses)),
+        path=str(weight_files.path),
+        family=family.name,
+        layout=weight_files.layout,
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        parameters_by_module={name: n for name, n in parameters_by_module.items() if n},
+        elements_by_dtype=dict(elements_by_dtype.most_common()),
+        inputs={name: repr(modality) for name, modality in preprocessing.items()},
+        verbs=list(family.build_verbs(module, preprocessing)),
     )

@@ -1,6 +1,6 @@
-"""The verb `generate` of published decoders of text: beginnings or questions in, words out."""
+"""The verb `generate` of pretrained text decoders: continue a text or answer a chat prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,24 +9,29 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
-from sensorium.inference.request import as_lists, iter_batches, require_output
+from sensorium.inference.request import as_lists, iter_request_batches, require_output
 from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import SamplingConfig, generate
 from sensorium.pretrained.chat import TextPrompt, build_chat_prompt, load_text_prompt
-from sensorium.pretrained.family import Preprocessing, Verbs
+from sensorium.pretrained.family import Preprocessing, Verbs, require_type
 from sensorium.pretrained.weight_files import WeightFiles
 
-DEFAULT_MAX_TOKENS = 256  # tokens said where nobody says how many
+DEFAULT_MAX_TOKENS = 256
 
 
 class TextContinuation:
-    """generate("text", text=[...]) goes on from there; generate("text", prompt=[...]) answers, where taught to chat."""
+    """Continue texts, `generate(text=[...])`, or answer chat prompts, `generate(prompt=[...])`.
+
+    Args:
+        model: The decoder.
+        preprocessing: Settings of `text`, and of `prompt` if the model was trained to chat.
+    """
 
     def __init__(self, model: Decoder, preprocessing: Preprocessing):
-        text = preprocessing["text"]
-        assert isinstance(text, TextPrompt)
-        self.model, self.preprocessing, self.text = model, preprocessing, text
+        self.model = model
+        self.preprocessing = preprocessing
+        self.text = require_type(preprocessing["text"], TextPrompt)
 
     def __call__(
         self,
@@ -42,61 +47,80 @@ class TextContinuation:
         batch_size: int = 16,
         **inputs: Any,
     ) -> list[str]:
-        """What is said after each of `text`, or in answer to each of `prompt`: words, or a conversation as a list of
-        {"role": "user", "content": words}; n times over, side by side.
+        """Return n texts for each row, those of one row consecutive.
 
-        temperature: 0 for the likeliest token each time. length: the most tokens. The same seed says the same, row by
-        row, whatever the batch. Raises SensoriumError where it cannot be asked so, or there is no room for `length`.
+        The same seed gives the same text for a row, whatever else is in the request.
+
+        Args:
+            modality: "text", or None.
+            n: Texts per row; more than 1 needs a temperature.
+            temperature: Sampling temperature; 0 is greedy decoding.
+            top_k: Sample from the k most likely tokens only; 0 is off.
+            top_p: Sample from the most likely tokens with this total probability; 1 is off.
+            seed: Random seed.
+            max_tokens: The most new tokens.
+            batch_size: Texts per batch.
+            **inputs: `text` or `prompt`: one value or a list. A prompt is a question, or a list of
+                messages {"role": "user", "content": ...}.
+
+        Raises:
+            SensoriumError: If another input is given, a value cannot be read, or there is no room
+                for `max_tokens`.
         """
         require_output(modality, "text")
         rows = self.tokenize_prompts(inputs, max_tokens)
-        said = list[str]()
-        for some, numbers in iter_batches({"text": rows}, len(rows), n, batch_size):
-            how = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=numbers)
+        texts: list[str] = []
+        for batch, row_ids in iter_request_batches({"text": rows}, len(rows), n, batch_size):
+            sampling = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=row_ids)
             with eval_mode(self.model):
-                batch = Batch({"text": self.text.collate(some["text"])})
                 steps = list(
                     generate(
                         self.model,
-                        batch,
+                        Batch({"text": self.text.collate(batch["text"])}),
                         "text",
                         max_tokens,
-                        how,
+                        sampling,
                         end_token=next(iter(self.text.stop_ids), None),
                         suppressed_tokens=self.text.suppressed_tokens,
                     )
                 )
-            said += [self.text.decode(row) for row in torch.stack(steps, 1)]
-        return said
+            texts += [self.text.decode(ids) for ids in torch.stack(steps, 1)]
+        return texts
 
     def tokenize_prompts(self, inputs: Mapping[str, Any], max_tokens: int) -> list[np.ndarray]:
-        """Beginnings, or questions as they are put to the model, as ids that leave room for `length` more."""
-        asked = as_lists(inputs, list(self.preprocessing), "text")
-        if len(asked) != 1:
-            raise SensoriumError(
-                f"give one of {', '.join(self.preprocessing)}: this model makes text from it"
-            )
-        ((kind, values),) = asked.items()
+        """Return the token ids of each `text` or `prompt`.
+
+        Raises:
+            SensoriumError: As `__call__`.
+        """
+        request = as_lists(inputs, list(self.preprocessing), "text")
+        if len(request) != 1:
+            raise SensoriumError(f"Give exactly one input: {' or '.join(self.preprocessing)}.")
+        ((kind, values),) = request.items()
         rows = [load_value(self.preprocessing[kind], value) for value in values]
         longest = max(map(len, rows), default=0)
         if longest > self.text.length - max_tokens:
             raise SensoriumError(
-                f"{longest} tokens are given and {max_tokens} asked for: this model reads and says "
-                f"{self.text.length} in all; ask for fewer with length="
+                f"The input has {longest} tokens and --max-tokens is {max_tokens}, but this model "
+                f"has room for {self.text.length} in all. Lower --max-tokens or shorten the input."
             )
         return rows
 
 
-def preprocessing(weight_files: WeightFiles, length: int, stop_ids: Any) -> Preprocessing:
-    """What its tokenizer reads: `text`, and `prompt` where there is a chat template; {} where there is none."""
+def prompt_preprocessing(
+    weight_files: WeightFiles, length: int, stop_ids: int | Sequence[int] | None
+) -> Preprocessing:
+    """Return the settings of `text`, and of `prompt` if there is a chat template.
+
+    Args:
+        weight_files: The opened files; without a tokenizer the result is {}.
+        length: The most tokens of input and output together.
+        stop_ids: Id or ids that end a text.
+    """
     text = load_text_prompt(weight_files, length, stop_ids)
     if text is None:
         return {}
-    template = weight_files.read_json("tokenizer_config.json").get(
-        "chat_template"
-    ) or weight_files.config.get("tokenizer.chat_template")
-    if "chat_template.jinja" in weight_files.files:
-        template = weight_files.files["chat_template.jinja"].read_text(encoding="utf-8")
+    template = _chat_template(weight_files)
     return (
         {"text": text}
         if template is None
@@ -104,7 +128,15 @@ def preprocessing(weight_files: WeightFiles, length: int, stop_ids: Any) -> Prep
     )
 
 
+def _chat_template(weight_files: WeightFiles) -> Any:
+    """Return the chat template of the files, from whichever place has it; None if there is none."""
+    if "chat_template.jinja" in weight_files.files:
+        return weight_files.files["chat_template.jinja"].read_text(encoding="utf-8")
+    template = weight_files.read_json("tokenizer_config.json").get("chat_template")
+    return template or weight_files.config.get("tokenizer.chat_template")
+
+
 def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:
-    """`generate`, where there is a tokenizer."""
-    assert isinstance(module, Decoder)
-    return {"generate": TextContinuation(module, preprocessing)} if preprocessing else {}
+    """Return `generate` if there is a tokenizer."""
+    model = require_type(module, Decoder)
+    return {"generate": TextContinuation(model, preprocessing)} if preprocessing else {}

@@ -1,10 +1,11 @@
-"""GGUF, in which Llama-like decoders are published: an index of our own, numbers through the gguf package's formulas.
+"""Read GGUF files: an index reader of our own, dequantization by the gguf package.
 
-    "GGUF", version u32, tensors u64, keys u64, keys × (name, type u32, value),
-    tensors × (name, axes u32, sizes u64 from the last axis to the first, type u32, place u64), then the data.
+    "GGUF", version u32, tensors u64, keys u64, keys x (name, type u32, value),
+    tensors x (name, axes u32, sizes u64 from last to first axis, type u32, offset u64), data.
 
-The package's own reader takes seconds for a vocabulary and believes what a file says about its size. Nothing is
-permuted here: Llama's queries and keys lie as llama.cpp wants them, pairs of a rotation side by side.
+The package's own reader takes seconds for a large vocabulary and trusts the sizes in the file.
+Rows are not permuted here: queries and keys of Llama stay in llama.cpp's order, in which the two
+halves of a rotation are neighbors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.pretrained.binary_reader import BinaryReader
-from sensorium.pretrained.weight_files import MAX_TENSORS, LazyTensor, LazyTensors
+from sensorium.pretrained.tensor_source import MAX_TENSORS, LazyTensor, LazyTensors
 
 SUPPORTED_VERSIONS = (2, 3)
-NUMBER_FORMATS = {
+NUMBER_FORMATS = {  # GGUF type -> struct format
     0: "B",
     1: "b",
     2: "H",
@@ -36,49 +37,81 @@ NUMBER_FORMATS = {
     11: "q",
     12: "d",
 }
-STRING_TYPE, ARRAY_TYPE = 8, 9
-UNQUANTIZED_DTYPES = {
+STRING_TYPE = 8
+ARRAY_TYPE = 9
+UNQUANTIZED_DTYPES = {  # GGUF tensor type -> name, dtype
     0: ("F32", torch.float32),
     1: ("F16", torch.float16),
     28: ("F64", torch.float64),
     30: ("BF16", torch.bfloat16),
 }
-MAX_KEYS, MAX_AXES, MAX_STRING_BYTES = 10_000, 4, 1 << 24
+MAX_KEYS = 10_000
+MAX_AXES = 4
+MAX_STRING_BYTES = 1 << 24
+DEFAULT_ALIGNMENT = 32
+MIN_TENSOR_INFO_BYTES = 24
+MIN_KEY_BYTES = 13
+
+
+class _TensorInfo(NamedTuple):
+    """An entry of the tensor index; `offset` is counted from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+
+class _TensorFormat(NamedTuple):
+    """How the values of a tensor type are stored: `block_bytes` for every `block_size` values."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+    to_tensor: Callable[[np.ndarray], Tensor]
 
 
 def read_gguf(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
-    """The tensors of a GGUF file as float32 (those stored as halves keep their type), and its keys.
+    """Read a GGUF file.
 
-    Raises SensoriumError where it is damaged, of another version, or in a type that cannot be read.
+    Returns:
+        The tensors, quantized ones as float32 and others in their own type, and the file's keys.
+
+    Raises:
+        SensoriumError: If the file is damaged, of another version, or of an unsupported type.
     """
-    cursor = BinaryReader(path)
+    reader = BinaryReader(path)
     if (
-        cursor.read_bytes(4).tobytes() != b"GGUF"
-        or cursor.read_number("I") not in SUPPORTED_VERSIONS
+        reader.read_bytes(4).tobytes() != b"GGUF"
+        or reader.read_number("I") not in SUPPORTED_VERSIONS
     ):
-        raise cursor.corruption_error(
-            f"it is no little-endian GGUF file of version {SUPPORTED_VERSIONS[0]} or {SUPPORTED_VERSIONS[1]}"
+        raise reader.corruption_error(
+            f"it is not a little-endian GGUF file of version {SUPPORTED_VERSIONS[0]} or "
+            f"{SUPPORTED_VERSIONS[1]}"
         )
-    n, keys = cursor.read_count("Q", 24, "tensors"), cursor.read_count("Q", 13, "keys")
-    if n > MAX_TENSORS or keys > MAX_KEYS:
-        raise cursor.corruption_error(
-            f"{n:,} tensors and {keys:,} keys; at most {MAX_TENSORS:,} and {MAX_KEYS:,} are read"
+    num_tensors = reader.read_count("Q", MIN_TENSOR_INFO_BYTES, "tensors")
+    num_keys = reader.read_count("Q", MIN_KEY_BYTES, "keys")
+    if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
+        raise reader.corruption_error(
+            f"it has {num_tensors:,} tensors and {num_keys:,} keys, but at most {MAX_TENSORS:,} "
+            f"and {MAX_KEYS:,} are supported"
         )
-    about = cursor.build_unique_dict(
-        (cursor.read_string("Q"), _read_value(cursor, int(cursor.read_number("I"))))
-        for _ in range(keys)
+    keys = reader.build_unique_dict(_read_key(reader) for _ in range(num_keys))
+    infos = [_read_tensor_info(reader) for _ in range(num_tensors)]
+    alignment = keys.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise reader.corruption_error(f"general.alignment is {alignment!r}")
+    data_start = -(-reader.position // alignment) * alignment
+    entries = reader.build_unique_dict(
+        (info.name, _open_tensor(reader, info, data_start))
+        for info in sorted(infos, key=lambda info: info.offset)
     )
-    entries = [_read_tensor_info(cursor) for _ in range(n)]
-    step = about.get("general.alignment", 32)
-    if not isinstance(step, int) or step < 1:
-        raise cursor.corruption_error(f"general.alignment is {step!r}")
-    start = -(-cursor.position // step) * step
-    return LazyTensors(
-        cursor.build_unique_dict(
-            (name, _open_tensor(cursor, name, start + place, shape, kind))
-            for name, shape, kind, place in sorted(entries, key=lambda entry: entry[3])
-        )
-    ), about
+    return LazyTensors(entries), keys
+
+
+def _read_key(reader: BinaryReader) -> tuple[str, Any]:
+    name = reader.read_string("Q")
+    return name, _read_value(reader, int(reader.read_number("I")))
 
 
 def _read_value(reader: BinaryReader, value_type: int, nested: bool = False) -> Any:
@@ -87,67 +120,80 @@ def _read_value(reader: BinaryReader, value_type: int, nested: bool = False) -> 
     if value_type == STRING_TYPE:
         return reader.read_string("Q", MAX_STRING_BYTES)
     if value_type != ARRAY_TYPE or nested:
-        raise reader.corruption_error(f"a key of the unknown type {value_type}")
-    value_type = int(reader.read_number("I"))
-    if value_type in NUMBER_FORMATS:
-        size = np.dtype(NUMBER_FORMATS[value_type]).itemsize
-        n = reader.read_count("Q", size, "numbers")
-        return (
-            reader.read_bytes(n * size)
-            .view(np.dtype(NUMBER_FORMATS[value_type]).newbyteorder("<"))
-            .tolist()
-        )
-    return [
-        _read_value(reader, value_type, nested=True)
-        for _ in range(reader.read_count("Q", 8, "values"))
-    ]
+        raise reader.corruption_error(f"a key is of the unknown type {value_type}")
+    return _read_array(reader)
 
 
-def _read_tensor_info(reader: BinaryReader) -> tuple[str, tuple[int, ...], int, int]:
-    name, axes = reader.read_string("Q"), int(reader.read_number("I"))
-    if axes > MAX_AXES:
-        raise reader.corruption_error(f"{name} has {axes} axes")
-    sizes = [int(reader.read_number("Q")) for _ in range(axes)]
-    return name, tuple(reversed(sizes)), int(reader.read_number("I")), int(reader.read_number("Q"))
+def _read_array(reader: BinaryReader) -> list[Any]:
+    item_type = int(reader.read_number("I"))
+    if item_type in NUMBER_FORMATS:
+        dtype = np.dtype(NUMBER_FORMATS[item_type])
+        n = reader.read_count("Q", dtype.itemsize, "numbers")
+        return reader.read_bytes(n * dtype.itemsize).view(dtype.newbyteorder("<")).tolist()
+    n = reader.read_count("Q", 8, "values")
+    return [_read_value(reader, item_type, nested=True) for _ in range(n)]
 
 
-def _open_tensor(
-    reader: BinaryReader, name: str, offset: int, shape: tuple[int, ...], tensor_type: int
-) -> LazyTensor:
-    said, block, size, number = _resolve_tensor_type(reader, name, tensor_type)
-    if shape and shape[-1] % block:
-        raise reader.corruption_error(f"{name} has rows of {shape[-1]:,}, which {said} cannot hold")
-    if offset < reader.position:
+def _read_tensor_info(reader: BinaryReader) -> _TensorInfo:
+    name = reader.read_string("Q")
+    num_axes = int(reader.read_number("I"))
+    if num_axes > MAX_AXES:
+        raise reader.corruption_error(f"{name} has {num_axes} axes")
+    sizes = [int(reader.read_number("Q")) for _ in range(num_axes)]
+    type_id = int(reader.read_number("I"))
+    offset = int(reader.read_number("Q"))
+    return _TensorInfo(name, tuple(reversed(sizes)), type_id, offset)
+
+
+def _open_tensor(reader: BinaryReader, info: _TensorInfo, data_start: int) -> LazyTensor:
+    """Check where a tensor lies; tensors are opened in the order of their offsets."""
+    shape = info.shape
+    stored = _tensor_format(reader, info)
+    if shape and shape[-1] % stored.block_size:
         raise reader.corruption_error(
-            f"{name} begins at byte {offset:,}, inside of what lies before it"
+            f"{info.name} has rows of {shape[-1]:,} values, which {stored.name} cannot hold"
         )
-    reader.position = offset
-    data = reader.read_bytes(math.prod(shape) // block * size)
+    start = data_start + info.offset
+    if start < reader.position:
+        raise reader.corruption_error(
+            f"{info.name} begins at byte {start:,}, inside of what lies before it"
+        )
+    reader.position = start
+    data = reader.read_bytes(math.prod(shape) // stored.block_size * stored.block_bytes)
     return LazyTensor(
-        shape, said, lambda: number(np.array(data).reshape(*shape[:-1], -1)).view(shape)
+        shape,
+        stored.name,
+        lambda: stored.to_tensor(np.array(data).reshape(*shape[:-1], -1)).view(shape),
     )
 
 
-def _resolve_tensor_type(
-    reader: BinaryReader, name: str, tensor_type: int
-) -> tuple[str, int, int, Callable[[np.ndarray], Tensor]]:
-    """How a type is called, how many numbers lie in how many bytes, and what makes them a tensor."""
-    if tensor_type in UNQUANTIZED_DTYPES:
-        said, dtype = UNQUANTIZED_DTYPES[tensor_type]
-        return said, 1, dtype.itemsize, lambda data: torch.from_numpy(data).view(dtype)
+def _tensor_format(reader: BinaryReader, info: _TensorInfo) -> _TensorFormat:
+    if info.type_id in UNQUANTIZED_DTYPES:
+        name, dtype = UNQUANTIZED_DTYPES[info.type_id]
+        return _TensorFormat(
+            name, 1, dtype.itemsize, lambda data: torch.from_numpy(data).view(dtype)
+        )
     try:
         import gguf
-    except ImportError as e:
+    except ImportError as error:
         raise SensoriumError(
-            f'{reader.path} is quantised; to read it: pip install "sensorium[pretrained]"'
-        ) from e
+            f'{reader.path} is quantized. To read it: pip install "sensorium[pretrained]".'
+        ) from error
     try:
-        quant = gguf.GGMLQuantizationType(tensor_type)
-    except ValueError as e:
-        raise reader.corruption_error(f"{name} is of an unknown type {tensor_type}") from e
-    if quant not in gguf.quants._type_traits:
+        quant_type = gguf.GGMLQuantizationType(info.type_id)
+    except ValueError as error:
+        raise reader.corruption_error(
+            f"{info.name} is of an unknown type {info.type_id}"
+        ) from error
+    if quant_type not in gguf.quants._type_traits:  # pyright: ignore[reportPrivateUsage] - no public list
         raise SensoriumError(
-            f"{reader.path}: {name} is in {quant.name}, which gguf cannot turn into floats"
+            f"{reader.path} stores {info.name} as {quant_type.name}, which the gguf package cannot "
+            "dequantize. Use another quantization, such as Q8_0."
         )
-    block, size = gguf.GGML_QUANT_SIZES[quant]
-    return quant.name, block, size, lambda data: torch.from_numpy(gguf.dequantize(data, quant))
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[quant_type]
+    return _TensorFormat(
+        quant_type.name,
+        block_size,
+        block_bytes,
+        lambda data: torch.from_numpy(gguf.dequantize(data, quant_type)),
+    )

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023) and what is built like it (SmolLM2, Mistral, Qwen2), from transformers or from GGUF.
+"""Llama (Touvron et al. 2023), Mistral, Qwen2 and others of its design, from transformers or GGUF.
 
 D width   K head width
 """
@@ -19,17 +19,18 @@ from sensorium.nn.linear import Linear
 from sensorium.nn.positional import Rotary
 from sensorium.nn.transformer import Block, GatedFeedForward, Transformer
 from sensorium.pretrained.decoder import CausalTokenEmbedding, build_text_decoder
-from sensorium.pretrained.family import ModelConfig, PretrainedFamily, WeightMapping, concat, rename
-from sensorium.pretrained.generate_text import build_verbs, preprocessing
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
+from sensorium.pretrained.generate_text import build_verbs, prompt_preprocessing
 from sensorium.pretrained.weight_files import WeightFiles
+from sensorium.pretrained.weight_mapping import WeightMapping, concat, rename
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
-TENSOR_NAMES = {  # what each calls the parts of the whole, and those of a layer
+TENSOR_NAMES = {  # layout -> the layers of the model, and those of each block
     "safetensors": {
-        "ids": "model.embed_tokens",
-        "last": "model.norm",
+        "token_embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
         "head": "lm_head",
-        "layer": "model.layers",
+        "blocks": "model.layers",
         "norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
         "q": "self_attn.q_proj",
@@ -41,10 +42,10 @@ TENSOR_NAMES = {  # what each calls the parts of the whole, and those of a layer
         "down": "mlp.down_proj",
     },
     "gguf": {
-        "ids": "token_embd",
-        "last": "output_norm",
+        "token_embedding": "token_embd",
+        "final_norm": "output_norm",
         "head": "output",
-        "layer": "blk",
+        "blocks": "blk",
         "norm": "attn_norm",
         "mlp_norm": "ffn_norm",
         "q": "attn_q",
@@ -56,7 +57,7 @@ TENSOR_NAMES = {  # what each calls the parts of the whole, and those of a layer
         "down": "ffn_down",
     },
 }
-GGUF_KEYS = {  # of GGUF, after "llama." or "qwen2.": as transformers calls them
+GGUF_KEYS = {  # GGUF's keys after "llama." or "qwen2." -> transformers'
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
     "feed_forward_length": "intermediate_size",
@@ -67,114 +68,125 @@ GGUF_KEYS = {  # of GGUF, after "llama." or "qwen2.": as transformers calls them
     "rope.freq_base": "rope_theta",
     "context_length": "max_position_embeddings",
 }
-ROPE_SCALING_KEYS = {
-    "factor": "factor",
-    "low": "low_freq_factor",
-    "high": "high_freq_factor",
-    "trained": "original_max_position_embeddings",
-}
+ROPE_SCALING_KEYS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+DEFAULT_ROPE_THETA = 10_000.0
 
 
 def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    """Its config as transformers writes it, and what it leaves unsaid: "layout", "tied", "qkv_bias", "out_bias".
+    """Return transformers' config with what it omits: "layout", "tied", "qkv_bias", "out_bias".
 
-    Raises SensoriumError for a kind of attention or of positions that is not hosted.
+    Raises:
+        SensoriumError: If the attention is of a kind that is not supported.
     """
-    config = (
-        _config_from_gguf(weight_files) if weight_files.layout == "gguf" else weight_files.config
-    )
-    kind = config.get("model_type")
-    if kind not in SUPPORTED_MODEL_TYPES or weight_files.layout not in TENSOR_NAMES:
+    is_gguf = weight_files.layout == "gguf"
+    config = _config_from_gguf(weight_files) if is_gguf else weight_files.config
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES or weight_files.layout not in TENSOR_NAMES:
         return None
-    if config.get("sliding_window") and (kind != "qwen2" or config.get("use_sliding_window")):
-        raise SensoriumError(f"{weight_files.path}: attention in a sliding window is not hosted")
-    biased = kind == "qwen2" or bool(config.get("attention_bias"))
-    tied = TENSOR_NAMES[weight_files.layout]["head"] + ".weight" not in weight_files.tensors
+    uses_window = model_type != "qwen2" or config.get("use_sliding_window")
+    if config.get("sliding_window") and uses_window:
+        raise SensoriumError(
+            f"{weight_files.path} uses sliding-window attention, which is not supported."
+        )
+    has_bias = model_type == "qwen2" or bool(config.get("attention_bias"))
+    head = f"{TENSOR_NAMES[weight_files.layout]['head']}.weight"
     return {
         **config,
         "layout": weight_files.layout,
-        "tied": tied or bool(config.get("tie_word_embeddings")),
-        "qkv_bias": biased,
-        "out_bias": biased and kind != "qwen2",
+        "tied": head not in weight_files.tensors or bool(config.get("tie_word_embeddings")),
+        "qkv_bias": has_bias,
+        "out_bias": has_bias and model_type != "qwen2",
     }
 
 
 def _config_from_gguf(weight_files: WeightFiles) -> dict[str, Any]:
-    about, kind = weight_files.config, weight_files.config.get("general.architecture")
-    config = {
-        theirs: about[f"{kind}.{key}"]
-        for key, theirs in GGUF_KEYS.items()
-        if f"{kind}.{key}" in about
+    """Translate GGUF's keys to a config of transformers."""
+    keys = weight_files.config
+    architecture = keys.get("general.architecture")
+    config: dict[str, Any] = {
+        name: keys[f"{architecture}.{key}"]
+        for key, name in GGUF_KEYS.items()
+        if f"{architecture}.{key}" in keys
     }
-    if about.get(f"{kind}.rope.scaling.type", "none") not in ("none", ""):
-        config["rope_scaling"] = {
-            "type": about[f"{kind}.rope.scaling.type"],
-            "factor": about.get(f"{kind}.rope.scaling.factor"),
-        }
+    scaling_type = keys.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling_type not in ("none", ""):
+        factor = keys.get(f"{architecture}.rope.scaling.factor")
+        config["rope_scaling"] = {"type": scaling_type, "factor": factor}
     if "rope_freqs.weight" in weight_files.tensors:
         config["slower"] = weight_files.tensors["rope_freqs.weight"].tolist()
+    embedding_shape = weight_files.tensors.get_shape("token_embd.weight") or (0,)
     return {
         **config,
-        "model_type": kind,
-        "vocab_size": (weight_files.tensors.get_shape("token_embd.weight") or (0,))[0],
-        "eos_token_id": about.get("tokenizer.ggml.eos_token_id"),
+        "model_type": architecture,
+        "vocab_size": embedding_shape[0],
+        "eos_token_id": keys.get("tokenizer.ggml.eos_token_id"),
     }
 
 
 def build_module(config: ModelConfig) -> Decoder:
-    dim, heads, head, kv_heads = _attention_sizes(config)
-    rotary = build_rotary(head, config)
+    """Build the decoder."""
+    dim, heads, head_dim, kv_heads = _attention_sizes(config)
+    rotary = build_rotary(head_dim, config)
 
-    def norm() -> nn.RMSNorm:
+    def build_norm() -> nn.RMSNorm:
         return nn.RMSNorm(dim, eps=config["rms_norm_eps"])
 
-    def block() -> Block:
+    def build_block() -> Block:
         attention = Attention(
             dim,
             heads,
-            width=heads * head,
+            width=heads * head_dim,
             kv_heads=kv_heads,
             bias=config["qkv_bias"],
             position=rotary,
         )
-        attention.out = Linear(heads * head, dim, bias=config["out_bias"])
+        attention.out = Linear(heads * head_dim, dim, bias=config["out_bias"])
         mlp = GatedFeedForward(dim, config["intermediate_size"], bias=bool(config.get("mlp_bias")))
-        return Block(attention, mlp, (norm(), norm()))
+        return Block(attention, mlp, (build_norm(), build_norm()))
 
-    trunk = Transformer([block() for _ in range(config["num_hidden_layers"])], final_norm=norm())
-    return build_text_decoder(
-        CausalTokenEmbedding(config["vocab_size"], dim), trunk, tied=config["tied"]
-    )
+    blocks = [build_block() for _ in range(config["num_hidden_layers"])]
+    trunk = Transformer(blocks, final_norm=build_norm())
+    embedding = CausalTokenEmbedding(config["vocab_size"], dim)
+    return build_text_decoder(embedding, trunk, tied=config["tied"])
 
 
 def _attention_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
-    """D, heads, K, heads of keys and values."""
+    """Return D, query heads, K, key and value heads."""
     dim, heads = config["hidden_size"], config["num_attention_heads"]
-    return (
-        dim,
-        heads,
-        config.get("head_dim") or dim // heads,
-        config.get("num_key_value_heads") or heads,
-    )
+    head_dim = config.get("head_dim") or dim // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    return dim, heads, head_dim, kv_heads
 
 
 def build_rotary(head_dim: int, config: ModelConfig) -> Rotary:
-    """At the rates that a config asks for, as transformers wrote them up to its version 4 or since."""
-    how: dict[str, Any] = {
+    """Build rotary embeddings with the scaling of a config.
+
+    transformers names its parameters `rope_scaling` up to version 4, `rope_parameters` since.
+
+    Raises:
+        SensoriumError: If the scaling is of a kind that is not supported.
+    """
+    parameters: dict[str, Any] = {
         **(config.get("rope_scaling") or {}),
         **(config.get("rope_parameters") or {}),
     }
-    rotary = Rotary(head_dim, how.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = how.get("rope_type") or how.get("type") or "default"
-    if kind == "llama3":
+    theta = parameters.get("rope_theta") or config.get("rope_theta") or DEFAULT_ROPE_THETA
+    rotary = Rotary(head_dim, theta)
+    scaling = parameters.get("rope_type") or parameters.get("type") or "default"
+    if scaling == "llama3":
         rotary.inv_freq = scale_rope_rates(
-            rotary.inv_freq, **{ours: how[theirs] for ours, theirs in ROPE_SCALING_KEYS.items()}
+            rotary.inv_freq, **{key: parameters[key] for key in ROPE_SCALING_KEYS}
         )
-    elif kind == "linear":
-        rotary.inv_freq = rotary.inv_freq / how["factor"]
-    elif kind != "default":
+    elif scaling == "linear":
+        rotary.inv_freq = rotary.inv_freq / parameters["factor"]
+    elif scaling != "default":
         raise SensoriumError(
-            f"positions scaled by {kind!r} are not hosted; default, linear and llama3 are"
+            f"The config scales positions by {scaling!r}. Supported are default, linear and llama3."
         )
     rotary.inv_freq = rotary.inv_freq / torch.tensor(config.get("slower", 1.0))
     return rotary
@@ -188,45 +200,51 @@ def scale_rope_rates(
     high_freq_factor: float,
     original_max_position_embeddings: int,
 ) -> Float[Tensor, "K2"]:
-    """Rates for texts longer than the `trained` ones: `factor` times slower where they turn fewer than `low` times over
-    those, as they were where more than `high` times, and in between in between (Llama 3.1)."""
+    """Slow down rotary rates for texts longer than those in training (Llama 3.1).
+
+    Args:
+        rate: Angle per position of each pair of channels.
+        factor: How many times slower low frequencies become.
+        low_freq_factor: Frequencies with fewer turns over the original length become `factor`
+            times slower.
+        high_freq_factor: Frequencies with more turns are kept; between the two, rates are blended.
+        original_max_position_embeddings: The original length.
+    """
     turns = original_max_position_embeddings * rate / (2 * math.pi)
     kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return rate * (kept + (1 - kept) / factor)
 
 
 def map_weights(config: ModelConfig) -> Iterator[WeightMapping]:
-    parts = TENSOR_NAMES[config["layout"]]
-    yield rename("parts.text.ids.weight", f"{parts['ids']}.weight")
-    yield rename("trunk.last.weight", f"{parts['last']}.weight")
-    yield rename(
-        "parts.text.ids.weight" if config["tied"] else "heads.text.weight",
-        f"{parts['head']}.weight",
-        optional=config["tied"],
-    )
+    """Map the names of the layout to ours."""
+    names = TENSOR_NAMES[config["layout"]]
+    embedding = "parts.text.token_embedding.weight"
+    head = embedding if config["tied"] else "heads.text.weight"
+    yield rename(embedding, f"{names['token_embedding']}.weight")
+    yield rename("trunk.final_norm.weight", f"{names['final_norm']}.weight")
+    yield rename(head, f"{names['head']}.weight", optional=config["tied"])
     for i in range(config["num_hidden_layers"]):
-        theirs = {part: f"{parts['layer']}.{i}.{name}" for part, name in parts.items()}
-        yield from _map_layer(f"trunk.blocks.{i}", theirs, config)
+        sources = {layer: f"{names['blocks']}.{i}.{name}" for layer, name in names.items()}
+        yield from _map_block(f"trunk.blocks.{i}", sources, config)
 
 
-def _map_layer(
+def _map_block(
     target: str, sources: Mapping[str, str], config: ModelConfig
 ) -> Iterator[WeightMapping]:
     yield rename(f"{target}.norm.weight", f"{sources['norm']}.weight")
     yield rename(f"{target}.mlp_norm.weight", f"{sources['mlp_norm']}.weight")
-    paired = config["layout"] == "gguf" and config["model_type"] == "llama"
-    for part in _parameter_names(config["qkv_bias"]):
-        three = tuple(f"{sources[x]}.{part}" for x in "qkv")
-        yield (_concat_interleaved_qkv if paired else _concat_qkv)(
-            f"{target}.attention.qkv.{part}", three, config
-        )
-    for part in _parameter_names(config["out_bias"]):
-        yield rename(f"{target}.attention.out.{part}", f"{sources['out']}.{part}")
-    for part in _parameter_names(config.get("mlp_bias")):
-        yield concat(
-            f"{target}.mlp.up.{part}", f"{sources['gate']}.{part}", f"{sources['up']}.{part}"
-        )
-        yield rename(f"{target}.mlp.down.{part}", f"{sources['down']}.{part}")
+    # llama.cpp's converter permutes the rows of Llama, but not those of Qwen2.
+    is_interleaved = config["layout"] == "gguf" and config["model_type"] == "llama"
+    concat_qkv = _concat_interleaved_qkv if is_interleaved else _concat_qkv
+    for name in _parameter_names(config["qkv_bias"]):
+        qkv = tuple(f"{sources[x]}.{name}" for x in "qkv")
+        yield concat_qkv(f"{target}.attention.qkv.{name}", qkv, config)
+    for name in _parameter_names(config["out_bias"]):
+        yield rename(f"{target}.attention.out.{name}", f"{sources['out']}.{name}")
+    for name in _parameter_names(config.get("mlp_bias")):
+        gate, up = f"{sources['gate']}.{name}", f"{sources['up']}.{name}"
+        yield concat(f"{target}.mlp.up.{name}", gate, up)
+        yield rename(f"{target}.mlp.down.{name}", f"{sources['down']}.{name}")
 
 
 def _parameter_names(has_bias: bool | None) -> tuple[str, ...]:
@@ -234,34 +252,41 @@ def _parameter_names(has_bias: bool | None) -> tuple[str, ...]:
 
 
 def _concat_qkv(target: str, sources: tuple[str, ...], config: ModelConfig) -> WeightMapping:
-    _, heads, head, kv_heads = _attention_sizes(config)
-    return concat(target, *sources, sizes=(heads * head, kv_heads * head, kv_heads * head))
+    _, heads, head_dim, kv_heads = _attention_sizes(config)
+    sizes = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
+    return concat(target, *sources, sizes=sizes)
 
 
 def _concat_interleaved_qkv(
     target: str, sources: tuple[str, ...], config: ModelConfig
 ) -> WeightMapping:
-    """llama.cpp turns neighbours, we turn i and i + K/2: its rows of q and k are taken apart."""
+    """Concatenate query, key and value, of which llama.cpp interleaves the first two.
+
+    It rotates neighboring rows of a head, we rotate rows i and i + K/2.
+    """
     _, heads, _, kv_heads = _attention_sizes(config)
     plain = _concat_qkv(target, sources, config)
 
-    def read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return plain.convert(
-            *(
-                rearrange(x, "(h k two) ... -> (h two k) ...", h=h, two=2)
-                for x, h in ((q, heads), (k, kv_heads))
-            ),
-            v,
-        )
+    def deinterleave(x: Tensor, num_heads: int) -> Tensor:
+        return rearrange(x, "(h k two) ... -> (h two k) ...", h=num_heads, two=2)
 
-    def write(qkv: Tensor) -> tuple[Tensor, ...]:
+    def interleave(x: Tensor, num_heads: int) -> Tensor:
+        return rearrange(x, "(h two k) ... -> (h k two) ...", h=num_heads, two=2)
+
+    def convert(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plain.convert(deinterleave(q, heads), deinterleave(k, kv_heads), v)
+
+    def invert(qkv: Tensor) -> tuple[Tensor, ...]:
         q, k, v = plain.invert(qkv)
-        return *(
-            rearrange(x, "(h two k) ... -> (h k two) ...", h=h, two=2)
-            for x, h in ((q, heads), (k, kv_heads))
-        ), v
+        return interleave(q, heads), interleave(k, kv_heads), v
 
-    return WeightMapping(target, sources, read, write)
+    return WeightMapping(target, sources, convert, invert)
+
+
+def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
+    """Return the tokenizer's settings."""
+    length = config["max_position_embeddings"]
+    return prompt_preprocessing(weight_files, length, config["eos_token_id"])
 
 
 LLAMA = PretrainedFamily(
@@ -269,9 +294,7 @@ LLAMA = PretrainedFamily(
     detect_config,
     build_module,
     map_weights,
-    build_verbs=build_verbs,
+    preprocessing,
+    build_verbs,
     unused_tensors=("*.rotary_emb.inv_freq", "rope_freqs.weight"),
-    preprocessing=lambda config, opened: preprocessing(
-        opened, config["max_position_embeddings"], config["eos_token_id"]
-    ),
 )

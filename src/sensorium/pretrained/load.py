@@ -1,4 +1,4 @@
-"""A published folder, file or hub id → a model that answers its verbs."""
+"""Load a pretrained model from a folder, a file or the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
-from sensorium.pretrained import PRETRAINED_FAMILIES
+from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
     Preprocessing,
@@ -19,15 +19,21 @@ from sensorium.pretrained.family import (
 )
 from sensorium.pretrained.weight_files import WeightFiles, open_weights
 
-MODEL_TYPE_KEYS = (
-    "model_type",
-    "architectures",
-    "general.architecture",
-)  # where a config says what it is
+# Config keys that name the architecture.
+MODEL_TYPE_KEYS = ("model_type", "architectures", "general.architecture")
 
 
 class PretrainedModel(VerbModel):
-    """A published model in our modules. It has the verbs of its family and no others."""
+    """A pretrained model in our modules, with the verbs of its family.
+
+    Attributes:
+        family: Its family.
+        config: Its config.
+        module: The module, in eval mode.
+        preprocessing: Settings of its inputs.
+        folder: The folder or file it was loaded from.
+        fingerprint: SHA-256 that tells models apart, see `WeightFiles.fingerprint`.
+    """
 
     def __init__(
         self,
@@ -37,17 +43,17 @@ class PretrainedModel(VerbModel):
         preprocessing: Preprocessing,
         weight_files: WeightFiles,
     ):
-        super().__init__(f"published {family.name}", family.build_verbs(module, preprocessing))
-        self.family, self.config, self.module, self.preprocessing = (
-            family,
-            config,
-            module.eval(),
-            preprocessing,
-        )
-        self.folder, self.fingerprint = weight_files.path, weight_files.fingerprint
+        super().__init__(f"pretrained {family.name}", family.build_verbs(module, preprocessing))
+        self.family = family
+        self.config = config
+        self.module = module.eval()
+        self.preprocessing = preprocessing
+        self.folder = weight_files.path
+        self.fingerprint = weight_files.fingerprint
 
     def __repr__(self) -> str:
-        return f"Pretrained({self.family.name} from {self.folder}, verbs: {', '.join(self.verbs) or 'none'})"
+        verbs = ", ".join(self.verbs) or "none"
+        return f"PretrainedModel({self.family.name} from {self.folder}, verbs: {verbs})"
 
 
 def load_pretrained_model(
@@ -56,30 +62,41 @@ def load_pretrained_model(
     dtype: torch.dtype = torch.float32,
     families: Mapping[str, PretrainedFamily] = PRETRAINED_FAMILIES,
 ) -> PretrainedModel:
-    """The published model in a folder, a file, or on the hub, ready to answer.
+    """Load a pretrained model.
 
-    dtype: of the weights in memory, whatever they are stored in. Raises SensoriumError where the files cannot be read,
-    are damaged or unsafe, or belong to no family in `families`.
+    Args:
+        source: A folder, a file or a hub id.
+        dtype: Type of the weights in memory, whatever the type in the file.
+        families: The families that are considered, in order.
+
+    Raises:
+        SensoriumError: If the files cannot be read, are damaged or unsafe, or belong to no family.
     """
-    opened = open_weights(source)
-    family, config = detect_family(opened, families)
-    module = load_pretrained(family, config, opened, dtype)
-    return PretrainedModel(family, config, module, family.preprocessing(config, opened), opened)
+    weight_files = open_weights(source)
+    family, config = detect_family(weight_files, families)
+    module = load_pretrained(family, config, weight_files, dtype)
+    preprocessing = family.preprocessing(config, weight_files)
+    return PretrainedModel(family, config, module, preprocessing, weight_files)
 
 
 def detect_family(
     weight_files: WeightFiles, families: Mapping[str, PretrainedFamily] = PRETRAINED_FAMILIES
 ) -> tuple[PretrainedFamily, ModelConfig]:
-    """Whose weights they are, and with which settings. Raises SensoriumError where nobody knows them."""
+    """Return the family that the files belong to, and their config.
+
+    Raises:
+        SensoriumError: If they belong to none.
+    """
     for family in families.values():
         config = family.detect_config(weight_files)
         if config is not None:
             return family, config
-    said = next(
-        (weight_files.config[key] for key in MODEL_TYPE_KEYS if key in weight_files.config),
-        "no model_type",
-    )
+    model_types = [
+        weight_files.config[key] for key in MODEL_TYPE_KEYS if key in weight_files.config
+    ]
+    model_type = repr(model_types[0]) if model_types else "missing"
     raise SensoriumError(
-        f"{weight_files.path} holds no model that sensorium hosts (its config says {said!r}, its first "
-        f"tensor is {next(iter(weight_files.tensors), 'none')}); families are {', '.join(families)}"
+        f"{weight_files.path} holds no supported model: its model type is {model_type}, its first "
+        f"tensor is {next(iter(weight_files.tensors), 'missing')}. "
+        f"Supported families: {', '.join(families)}."
     )

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015) as torchvision and timm name them: ResNet-18 to 152, with or without bottlenecks.
+"""ResNet-18 to 152 (He et al. 2015), in the names of torchvision and timm.
 
 B batch   C channels   H height   W width   D width of a token
 """
@@ -25,11 +25,9 @@ from sensorium.pretrained.vit import count_layers
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMappings, conv_bn, weight_bias
 
-DEFAULT_IMAGE_SIZE, DEFAULT_RESIZE_EDGE = (
-    224,
-    256,
-)  # pixels, and the shorter side before the middle is cut
-RESNET_CONFIGS: dict[str, ModelConfig] = {  # stages: (units, width within, width of what comes out)
+DEFAULT_IMAGE_SIZE = 224  # pixels
+DEFAULT_RESIZE_EDGE = 256  # pixels of the shorter side before the center is cropped
+RESNET_CONFIGS: dict[str, ModelConfig] = {  # stages: (blocks, bottleneck channels, out channels)
     "resnet18": {
         "stem": 64,
         "bottleneck": False,
@@ -44,26 +42,35 @@ RESNET_CONFIGS: dict[str, ModelConfig] = {  # stages: (units, width within, widt
 
 
 class ResNetBlock(nn.Module):
-    """relu(skip(x) + convolutions of x), each but the last followed by a relu of its own."""
+    """A residual block: relu(downsample(x) + convs(x)), with a relu between the convolutions.
+
+    Args:
+        convs: Convolutions, each with its batch norm.
+        downsample: Makes x the shape of the output.
+    """
 
     def __init__(self, convs: Sequence[nn.Module], downsample: nn.Module):
         super().__init__()
-        self.convs, self.downsample, self.drop_path = (
-            nn.ModuleList(convs),
-            downsample,
-            StochasticDepth(),
-        )
+        self.convs = nn.ModuleList(convs)
+        self.downsample = downsample
+        self.drop_path = StochasticDepth()
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E h w"]:
-        *before, last = self.convs
+        """Apply the block."""
+        *inner_convs, last_conv = self.convs
         y = x
-        for one in before:
-            y = F.relu(one(y))
-        return F.relu(self.drop_path(last(y)) + self.downsample(x))
+        for conv in inner_convs:
+            y = F.relu(conv(y))
+        return F.relu(self.drop_path(last_conv(y)) + self.downsample(x))
 
 
 class ResNetBackbone(nn.Module):
-    """Picture → Tokens, one for each cell of the last map. The mean of all speaks for the whole."""
+    """A ResNet without its head: one token for each cell of the last feature map.
+
+    Args:
+        stem_channels: Channels of the first convolution.
+        stages: The blocks of each stage.
+    """
 
     def __init__(self, stem_channels: int, stages: Sequence[Sequence[ResNetBlock]]):
         super().__init__()
@@ -71,9 +78,10 @@ class ResNetBackbone(nn.Module):
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
 
     def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> None:
-        return None
+        """Return None: the image is pooled over all cells."""
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
+        """Return the cells of the last feature map, row by row."""
         x = F.relu(self.stem(image.contiguous(memory_format=channels_last)))
         x = F.max_pool2d(x, 3, 2, 1)
         for stage in self.stages:
@@ -85,105 +93,113 @@ class ResNetBackbone(nn.Module):
 def build_block(
     in_channels: int, bottleneck_channels: int, out_channels: int, stride: int, bottleneck: bool
 ) -> ResNetBlock:
-    """Two 3 x 3, or a 3 x 3 between two 1 x 1; the (first) 3 x 3 does the step."""
+    """Build a residual block.
+
+    Args:
+        in_channels: Channels of the input.
+        bottleneck_channels: Channels inside the block.
+        out_channels: Channels of the output.
+        stride: Stride of the block's first 3x3 convolution.
+        bottleneck: Whether it is a 3x3 between two 1x1 convolutions, not two 3x3 convolutions.
+    """
     if bottleneck:
-        through = [
+        convs = [
             conv_norm(in_channels, bottleneck_channels, 1),
             conv_norm(bottleneck_channels, bottleneck_channels, 3, stride),
             conv_norm(bottleneck_channels, out_channels, 1),
         ]
     else:
-        through = [
+        convs = [
             conv_norm(in_channels, bottleneck_channels, 3, stride),
             conv_norm(bottleneck_channels, out_channels, 3),
         ]
-    plain = in_channels == out_channels and stride == 1
-    return ResNetBlock(
-        through, nn.Identity() if plain else conv_norm(in_channels, out_channels, 1, stride)
-    )
+    if in_channels == out_channels and stride == 1:
+        return ResNetBlock(convs, nn.Identity())
+    return ResNetBlock(convs, conv_norm(in_channels, out_channels, 1, stride))
 
 
 def build_resnet(config: ModelConfig) -> tuple[ResNetBackbone, int]:
-    """The network of a layout with first weights, and the width of its tokens."""
-    inside, stages = config["stem"], []
-    for i, (many, width, outside) in enumerate(config["stages"]):
-        stage = []
-        for j in range(many):
-            stage.append(
-                build_block(inside, width, outside, 2 if i and not j else 1, config["bottleneck"])
+    """Build the network of a config.
+
+    Args:
+        config: "stem", "bottleneck" and "stages", as in RESNET_CONFIGS.
+
+    Returns:
+        The network and the width of its tokens.
+    """
+    in_channels: int = config["stem"]
+    stages: list[list[ResNetBlock]] = []
+    for i, (num_blocks, bottleneck_channels, out_channels) in enumerate(config["stages"]):
+        stage: list[ResNetBlock] = []
+        for j in range(num_blocks):
+            stride = 2 if i > 0 and j == 0 else 1
+            block = build_block(
+                in_channels, bottleneck_channels, out_channels, stride, config["bottleneck"]
             )
-            inside = outside
+            stage.append(block)
+            in_channels = out_channels
         stages.append(stage)
-    return ResNetBackbone(config["stem"], stages), inside
+    return ResNetBackbone(config["stem"], stages), in_channels
 
 
 def build_module(config: ModelConfig) -> Classifier:
-    """The tower `image` and its head, with first weights."""
-    embed, width = build_resnet(config)
-    return Classifier(Encoder(embed), width, config["labels"])
+    """Build the tower `image`, and the head if there is one."""
+    backbone, width = build_resnet(config)
+    return Classifier(Encoder(backbone), width, config["labels"])
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and theirs."""
-    inside, count, found = config["stem"], config["counted"], []
-    for i, (many, _, outside) in enumerate(config["stages"]):
-        for j in range(many):
-            ours, theirs = f"image.encode.embed.stages.{i}.{j}", f"layer{i + 1}.{j}"
-            for k in range(3 if config["bottleneck"] else 2):
-                found += conv_bn(
-                    f"{ours}.convolutions.{k}",
-                    f"{theirs}.conv{k + 1}",
-                    f"{theirs}.bn{k + 1}",
-                    count,
-                )
-            if not j and (i or inside != outside):
-                found += conv_bn(
-                    f"{ours}.skip", f"{theirs}.downsample.0", f"{theirs}.downsample.1", count
-                )
+    """Map torchvision's and timm's names to ours."""
+    has_batch_count = config["counted"]
+    num_convs = 3 if config["bottleneck"] else 2
+    mappings = conv_bn("image.encoder.embed.stem", "conv1", "bn1", has_batch_count)
+    in_channels = config["stem"]
+    for i, (num_blocks, _, out_channels) in enumerate(config["stages"]):
+        for j in range(num_blocks):
+            target, source = f"image.encoder.embed.stages.{i}.{j}", f"layer{i + 1}.{j}"
+            for k in range(num_convs):
+                conv, norm = f"{source}.conv{k + 1}", f"{source}.bn{k + 1}"
+                mappings += conv_bn(f"{target}.convs.{k}", conv, norm, has_batch_count)
+            if j == 0 and (i > 0 or in_channels != out_channels):
+                conv, norm = f"{source}.downsample.0", f"{source}.downsample.1"
+                mappings += conv_bn(f"{target}.downsample", conv, norm, has_batch_count)
     head = weight_bias("head", "fc") if config["labels"] else []
-    return [*conv_bn("image.encode.embed.stem", "conv1", "bn1", count), *found, *head]
+    return [*mappings, *head]
 
 
-def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Pictures as timm's config asks, else as torchvision's first weights saw them."""
-    given = weight_files.config.get("pretrained_cfg", {})
-    return {
-        "image": timm_image_preprocessing(
-            given,
-            given.get("input_size", (3, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))[1],
-            DEFAULT_RESIZE_EDGE,
-            "bilinear",
-        )
-    }
+def preprocessing(
+    config: ModelConfig,  # noqa: ARG001 - as in PretrainedFamily
+    weight_files: WeightFiles,
+) -> Preprocessing:
+    """Return the image settings of timm's config, or those of torchvision's first weights."""
+    pretrained_cfg = weight_files.config.get("pretrained_cfg", {})
+    default_input_size = (3, DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)
+    image_size = pretrained_cfg.get("input_size", default_input_size)[1]
+    image = timm_image_preprocessing(pretrained_cfg, image_size, DEFAULT_RESIZE_EDGE, "bilinear")
+    return {"image": image}
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    """Neither gives sizes: they are read from the shapes."""
-    shape = weight_files.tensors.get_shape
-    stem, head = shape("conv1.weight"), shape("fc.weight")
-    if stem is None or "layer1.0.conv1.weight" not in weight_files.tensors:
+    """Derive the sizes, which neither library stores, from the shapes."""
+    tensors = weight_files.tensors
+    stem, head = tensors.get_shape("conv1.weight"), tensors.get_shape("fc.weight")
+    if stem is None or "layer1.0.conv1.weight" not in tensors:
         return None
-    bottleneck = "layer1.0.conv3.weight" in weight_files.tensors
-    stages = []
-    for i in range(
-        1,
-        1
-        + count_layers(
-            "layer", (name.replace("layer", "layer.", 1) for name in weight_files.tensors)
-        ),
-    ):
-        width, last = (
-            shape(f"layer{i}.0.conv1.weight"),
-            shape(f"layer{i}.0.conv{3 if bottleneck else 2}.weight"),
-        )
-        assert width is not None
-        assert last is not None
-        stages.append((count_layers(f"layer{i}", weight_files.tensors), width[0], last[0]))
+    bottleneck = "layer1.0.conv3.weight" in tensors
+    last_conv = "conv3" if bottleneck else "conv2"
+    num_stages = count_layers("layer", (name.replace("layer", "layer.", 1) for name in tensors))
+    stages: list[tuple[int, int, int]] = []
+    for i in range(1, 1 + num_stages):
+        first = tensors.get_shape(f"layer{i}.0.conv1.weight")
+        last = tensors.get_shape(f"layer{i}.0.{last_conv}.weight")
+        if first is None or last is None:
+            return None
+        stages.append((count_layers(f"layer{i}", tensors), first[0], last[0]))
     return {
         "stem": stem[0],
         "stages": stages,
         "bottleneck": bottleneck,
-        "counted": "bn1.num_batches_tracked" in weight_files.tensors,
+        "counted": "bn1.num_batches_tracked" in tensors,
         "labels": class_labels(weight_files.config, head[0] if head else 0),
     }
 

@@ -1,5 +1,8 @@
-"""What a recipe begins with: published weights, named by where they lie while a run begins, and by their layout ever
-after, so that the run needs nothing but itself."""
+"""Pretrained weights as the start of a recipe.
+
+A path names them while a run begins; the run stores their config, so that it can be loaded without
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.models.towers import Encoder, Tower
-from sensorium.pretrained import PRETRAINED_FAMILIES
+from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
     Preprocessing,
@@ -27,7 +30,14 @@ CONFIG_KEYS = {"source", "family", "config"}
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """A published model to start from. `opened` is None where only its layout is known: a run holds the weights."""
+    """A pretrained model to start from.
+
+    Attributes:
+        source: The folder, file or hub id.
+        family: Its family.
+        config: Its config.
+        weight_files: The opened files; None if only the config is known, as when a run is loaded.
+    """
 
     source: str
     family: PretrainedFamily
@@ -36,67 +46,74 @@ class PretrainedSource:
 
     @classmethod
     def from_source(cls, spec: str | Mapping[str, Any]) -> PretrainedSource:
-        """A folder, file or hub id; or what `told` said of one.
+        """Open pretrained weights, or restore what `to_config` returned.
 
-        Raises SensoriumError where it is neither.
+        Raises:
+            SensoriumError: If `spec` is neither.
         """
         if isinstance(spec, str):
             if not spec:
                 raise SensoriumError(
-                    "which published model is to be the start? Name a folder, a file or a hub id"
+                    "The path of the pretrained weights is empty. Give a folder, a file or a "
+                    "Hugging Face id such as openai/clip-vit-base-patch32."
                 )
-            opened = open_weights(spec)
-            family, config = detect_family(opened)
-            return cls(spec, family, config, opened)
+            weight_files = open_weights(spec)
+            family, config = detect_family(weight_files)
+            return cls(spec, family, config, weight_files)
         if set(spec) != CONFIG_KEYS or spec["family"] not in PRETRAINED_FAMILIES:
             raise SensoriumError(
-                f"a start is {{source, family, config}} of a known family; found {str(spec)[:80]}"
+                "A pretrained source in a config must be {source, family, config} of a supported "
+                f"family, not {str(spec)[:80]}."
             )
         return cls(spec["source"], PRETRAINED_FAMILIES[spec["family"]], spec["config"])
 
     def build_module(self) -> nn.Module:
-        """Our module of that layout; with its weights, where they are at hand and not on the meta device."""
-        meta = torch.empty(0).is_meta
-        return (
-            self.family.build_module(self.config)
-            if self.weight_files is None or meta
-            else load_pretrained(self.family, self.config, self.weight_files)
-        )
+        """Build the module, with its weights if they are known and the device is not `meta`."""
+        on_meta_device = torch.empty(0).is_meta
+        if self.weight_files is None or on_meta_device:
+            return self.family.build_module(self.config)
+        return load_pretrained(self.family, self.config, self.weight_files)
 
     def build_encoder(self, kind: str) -> tuple[Encoder, int]:
-        """The encoder that reads `kind` ("image", "text"), and its width. Raises SensoriumError where it has none."""
+        """Build the encoder of one modality.
+
+        Args:
+            kind: "image" or "text".
+
+        Returns:
+            The encoder and the width of its tokens.
+
+        Raises:
+            SensoriumError: If the model has no such encoder.
+        """
         module = self.build_module()
         tower = module[kind] if isinstance(module, nn.ModuleDict) and kind in module else None
         if not isinstance(tower, Tower):
             raise SensoriumError(
-                f"{self.source} is a {self.family.name}, which has no encoder for {kind}"
+                f"{self.source} is a {self.family.name} model, which has no encoder for {kind}."
             )
-        width = (
-            tower.projection.in_features
-            if isinstance(tower.projection, nn.Linear)
-            else tower.embed_dim
-        )
-        return tower.encoder, width
+        if isinstance(tower.projection, nn.Linear):
+            return tower.encoder, tower.projection.in_features
+        return tower.encoder, tower.embed_dim
 
     def preprocessing(self) -> Preprocessing:
-        """What it reads and how; {} where only the layout is known: the run's schema says it."""
-        return (
-            {}
-            if self.weight_files is None
-            else self.family.preprocessing(self.config, self.weight_files)
-        )
+        """Return the settings of the inputs; {} without the files, as the run's schema has them."""
+        if self.weight_files is None:
+            return {}
+        return self.family.preprocessing(self.config, self.weight_files)
 
     def to_config(self) -> dict[str, Any]:
-        """All that a run must keep to build the same layout again, as plain values."""
+        """Return what is needed to build the same module again, as JSON values."""
         return {"source": self.source, "family": self.family.name, "config": dict(self.config)}
 
 
 def from_config(keywords: Any) -> Any:
-    """Keywords of a run that holds no weights yet: published ones are named by where they lie, as at first."""
+    """Replace every pretrained source in a run's keywords by its path.
+
+    A run that has not saved weights yet must load the pretrained ones again.
+    """
     if not isinstance(keywords, Mapping):
         return keywords
-    return (
-        keywords["source"]
-        if set(keywords) == CONFIG_KEYS
-        else {name: from_config(value) for name, value in keywords.items()}
-    )
+    if set(keywords) == CONFIG_KEYS:
+        return keywords["source"]
+    return {name: from_config(value) for name, value in keywords.items()}

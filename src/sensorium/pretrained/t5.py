@@ -1,4 +1,4 @@
-"""The encoder of T5 (Raffel et al. 2020), 1.0 and 1.1: distances in place of places, no bias, norms without a mean.
+"""The encoder of T5 (Raffel et al. 2020), versions 1.0 and 1.1, as transformers stores it.
 
 B batch   T tokens   D width
 """
@@ -13,10 +13,12 @@ from sensorium.nn.attention import Attention
 from sensorium.nn.positional import RelativeBias
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, concat, rename
-from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing, text_preprocessing
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
+from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing
+from sensorium.pretrained.tokenizers import text_preprocessing
+from sensorium.pretrained.trunk import get_activation
 from sensorium.pretrained.weight_files import WeightFiles
-from sensorium.pretrained.weight_mapping import WeightMappings, get_activation
+from sensorium.pretrained.weight_mapping import WeightMappings, concat, rename
 
 CONFIG_DEFAULTS = {
     "d_model": 512,
@@ -31,94 +33,108 @@ CONFIG_DEFAULTS = {
     "layer_norm_epsilon": 1e-6,
     "pad_token_id": 0,
 }
-MAX_LENGTH = 512  # words it was trained on; there is no place it could run out of
+MAX_LENGTH = 512  # tokens in training; relative positions set no limit
 UNUSED_TENSORS = ("decoder.*", "lm_head.*")
 
 
 class PositionlessTokenEmbedding(nn.Module):
-    """Ids → Tokens: what a word says; where it stands, attention will tell."""
+    """Embed token ids without positions, which attention adds.
+
+    Args:
+        dim: Width of a token.
+        vocab_size: Number of token ids.
+        pad_id: Id of padding.
+    """
 
     def __init__(self, dim: int, vocab_size: int, pad_id: int):
         super().__init__()
-        self.token_embedding, self.pad_id = nn.Embedding(vocab_size, dim), pad_id
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.pad_id = pad_id
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
-        return None
+        """Return None: the text is pooled over all tokens."""
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return the tokens; padding is not valid."""
         x = self.token_embedding(ids)
         return Tokens(x, sequence_positions(x), valid=ids != self.pad_id)
 
 
 def build_module(config: ModelConfig) -> nn.ModuleDict:
-    """One tower, `text`, whose vector is the mean of all words."""
-    given = _apply_defaults(config)
-    dim, eps, heads = given["d_model"], given["layer_norm_epsilon"], given["num_heads"]
+    """Build the tower `text`, which pools to the mean of all tokens."""
+    settings = _apply_defaults(config)
+    dim, eps, heads = settings["d_model"], settings["layer_norm_epsilon"], settings["num_heads"]
     bias = RelativeBias(
-        heads, given["relative_attention_num_buckets"], given["relative_attention_max_distance"]
+        heads,
+        settings["relative_attention_num_buckets"],
+        settings["relative_attention_max_distance"],
     )
     blocks = [
         Block(
             Attention(
-                dim, heads, width=heads * given["d_kv"], bias=False, position=bias, scale=1.0
+                dim,
+                heads,
+                width=heads * settings["d_kv"],
+                bias=False,
+                position=bias,
+                scale=1.0,
             ),
-            _build_mlp(given),
+            _build_mlp(settings),
             (nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)),
         )
-        for _ in range(given["num_layers"])
+        for _ in range(settings["num_layers"])
     ]
-    encode = Encoder(
-        PositionlessTokenEmbedding(dim, given["vocab_size"], given["pad_token_id"]),
+    encoder = Encoder(
+        PositionlessTokenEmbedding(dim, settings["vocab_size"], settings["pad_token_id"]),
         Transformer(blocks, final_norm=nn.RMSNorm(dim, eps)),
     )
-    return nn.ModuleDict({"text": Tower(encode, nn.Identity(), dim)})
+    return nn.ModuleDict({"text": Tower(encoder, nn.Identity(), dim)})
 
 
 def _build_mlp(config: ModelConfig) -> nn.Module:
-    gated, act = _parse_feed_forward(config)
-    kind = GatedFeedForward if gated else FeedForward
-    return kind(config["d_model"], config["d_ff"], get_activation(act), bias=False)
+    is_gated, activation = _parse_feed_forward(config)
+    mlp_class = GatedFeedForward if is_gated else FeedForward
+    return mlp_class(config["d_model"], config["d_ff"], get_activation(activation), bias=False)
 
 
 def _parse_feed_forward(config: ModelConfig) -> tuple[bool, str]:
-    """`gated-gelu` (T5 1.1) or `relu` (1.0)."""
-    gated, _, act = config["feed_forward_proj"].rpartition("-")
-    return gated == "gated", "gelu_new" if gated and act == "gelu" else act
+    """Parse `gated-gelu` (T5 1.1) or `relu` (1.0): whether it is gated, and the activation."""
+    prefix, _, activation = config["feed_forward_proj"].rpartition("-")
+    if prefix and activation == "gelu":
+        activation = "gelu_new"
+    return prefix == "gated", activation
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and theirs."""
-    given, first = (
-        _apply_defaults(config),
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-    )
+    """Map transformers' names to ours."""
+    settings = _apply_defaults(config)
+    is_gated, _ = _parse_feed_forward(settings)
+    embedding, trunk = "text.encoder.embed.token_embedding.weight", "text.encoder.trunk"
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    blocks = [
+        mapping
+        for i in range(settings["num_layers"])
+        for mapping in _map_block(f"{trunk}.blocks.{i}", f"encoder.block.{i}.layer", is_gated)
+    ]
     return [
-        rename("text.encode.embed.ids.weight", "shared.weight"),
-        rename("text.encode.embed.ids.weight", "encoder.embed_tokens.weight", optional=True),
-        rename("text.encode.trunk.blocks.0.attention.position.bias.weight", first),
-        *(
-            name
-            for i in range(given["num_layers"])
-            for name in _map_block(
-                f"text.encode.trunk.blocks.{i}",
-                f"encoder.block.{i}.layer",
-                _parse_feed_forward(given)[0],
-            )
-        ),
-        rename("text.encode.trunk.last.weight", "encoder.final_layer_norm.weight"),
+        rename(embedding, "shared.weight"),
+        rename(embedding, "encoder.embed_tokens.weight", optional=True),
+        rename(f"{trunk}.blocks.0.attention.position.bias.weight", bias),
+        *blocks,
+        rename(f"{trunk}.final_norm.weight", "encoder.final_layer_norm.weight"),
     ]
 
 
-def _map_block(target: str, source: str, gated: bool) -> WeightMappings:
-    look, think = f"{source}.0.SelfAttention", f"{source}.1.DenseReluDense"
-    inward = (f"{think}.wi_0.weight", f"{think}.wi_1.weight") if gated else (f"{think}.wi.weight",)
+def _map_block(target: str, source: str, is_gated: bool) -> WeightMappings:
+    attention, mlp = f"{source}.0.SelfAttention", f"{source}.1.DenseReluDense"
+    up_layers = ("wi_0", "wi_1") if is_gated else ("wi",)
     return [
-        concat(f"{target}.attention.qkv.weight", *(f"{look}.{x}.weight" for x in "qkv")),
-        rename(f"{target}.attention.out.weight", f"{look}.o.weight"),
+        concat(f"{target}.attention.qkv.weight", *(f"{attention}.{x}.weight" for x in "qkv")),
+        rename(f"{target}.attention.out.weight", f"{attention}.o.weight"),
         rename(f"{target}.norm.weight", f"{source}.0.layer_norm.weight"),
         rename(f"{target}.mlp_norm.weight", f"{source}.1.layer_norm.weight"),
-        concat(f"{target}.mlp.up.weight", *inward),
-        rename(f"{target}.mlp.down.weight", f"{think}.wo.weight"),
+        concat(f"{target}.mlp.up.weight", *(f"{mlp}.{layer}.weight" for layer in up_layers)),
+        rename(f"{target}.mlp.down.weight", f"{mlp}.wo.weight"),
     ]
 
 
@@ -127,10 +143,9 @@ def _apply_defaults(config: ModelConfig) -> dict[str, Any]:
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Words as its tokenizer cuts them."""
-    return drop_missing(
-        text=text_preprocessing(weight_files, MAX_LENGTH, _apply_defaults(config)["vocab_size"])
-    )
+    """Return the tokenizer's text settings."""
+    vocab_size = _apply_defaults(config)["vocab_size"]
+    return drop_missing(text=text_preprocessing(weight_files, MAX_LENGTH, vocab_size))
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:

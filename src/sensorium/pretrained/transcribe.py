@@ -1,4 +1,4 @@
-"""The verb `generate` of models that write down speech: sounds in, words out.
+"""The verb `generate` of speech recognition models: audio to text.
 
 B batch   N samples   M mel bands   F frames   V vocabulary
 """
@@ -12,46 +12,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import as_lists, require_output
 from sensorium.modalities.audio import Audio
 from sensorium.models.decoder import Decoder
-from sensorium.nn.attention import KVCache
+from sensorium.nn.kv_cache import KVCache
 from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import greedy
 from sensorium.pretrained.chat import TextPrompt, load_text_prompt
-from sensorium.pretrained.family import Preprocessing
+from sensorium.pretrained.family import Preprocessing, require_type
 from sensorium.pretrained.weight_files import WeightFiles
 
 TASKS = ("transcribe", "translate")
-WINDOW_SECONDS, PAUSE_SEARCH_SECONDS = (
-    30.0,
-    10.0,
-)  # seconds heard at once; the last of them in which a pause is looked for
-PAUSE_SECONDS = 0.2  # seconds
-ENGLISH_VOCAB_SIZE = 51_864  # ids of a model that knows no other language
+WINDOW_SECONDS = 30.0  # the longest audio that is transcribed at once
+PAUSE_SEARCH_SECONDS = 10.0  # the end of a window, in which a pause is searched
+PAUSE_SECONDS = 0.2
+ENGLISH_VOCAB_SIZE = 51_864  # of the models that support English only
 
 
 class Transcriber:
-    """generate("text", audio=[...]) → what is said in each sound, in the language spoken or in English."""
+    """Transcribe speech, `generate(audio=[...])`, in its language or translated to English.
+
+    Args:
+        model: The decoder, with an audio encoder as context.
+        preprocessing: Settings of `audio` and `text`.
+
+    Raises:
+        SensoriumError: If the tokenizer lacks a token of Whisper's.
+    """
 
     def __init__(self, model: Decoder, preprocessing: Preprocessing):
-        audio, text = preprocessing["audio"], preprocessing["text"]
-        assert isinstance(audio, Audio)
-        assert isinstance(text, TextPrompt)
-        self.model, self.audio, self.text = model, audio, text
-        self.start_id, self.no_timestamps_id = (
-            self._token_id("startoftranscript"),
-            self._token_id("notimestamps"),
-        )
-        spoken = (
-            range(self.start_id + 1, self._token_id("translate"))
-            if self._vocab_size() > ENGLISH_VOCAB_SIZE
-            else ()
-        )
-        self.languages = {str(text.tokenizer.id_to_token(i)).strip("<|>"): i for i in spoken}
+        self.model = model
+        self.audio = require_type(preprocessing["audio"], Audio)
+        self.text = require_type(preprocessing["text"], TextPrompt)
+        self.start_id = self._token_id("startoftranscript")
+        self.no_timestamps_id = self._token_id("notimestamps")
+        self.languages: dict[str, int] = {}
+        if self._vocab_size() > ENGLISH_VOCAB_SIZE:
+            for token_id in range(self.start_id + 1, self._token_id("translate")):
+                name = str(self.text.tokenizer.id_to_token(token_id)).strip("<|>")
+                self.languages[name] = token_id
 
     def __call__(
         self,
@@ -65,42 +68,47 @@ class Transcriber:
         batch_size: int = 8,
         **inputs: Any,
     ) -> list[str]:
-        """Words for each of `audio`: paths, (samples, rate), or samples at 16 kHz; of any length.
+        """Return the text of each recording.
 
-        language: spoken in all of them ("it"), or None to listen for it in each. task: "translate" into English.
-        pad_to_window: bring each window to 30 s with silence, as published models were trained: without it they are quick, and
-        write a short sound down again and again. length: the most tokens a window. A long sound is cut at pauses.
-        Raises SensoriumError naming what cannot be read or done.
+        Recordings longer than 30 s are split at pauses.
+
+        Args:
+            modality: "text", or None.
+            language: Language code of all recordings, such as "it"; None: detected for each.
+            task: "transcribe", or "translate" into English.
+            pad_to_window: Pad each window with silence to 30 s, as in training. Without it, the
+                model is faster, but repeats the text of short recordings.
+            max_tokens: The most tokens per window; 0: half of the model's limit.
+            batch_size: Windows per batch.
+            **inputs: `audio`: paths, (samples, rate) pairs, or arrays of samples at 16 kHz.
+
+        Raises:
+            SensoriumError: If a recording cannot be read, or an option is not supported.
         """
         require_output(modality, "text")
-        told = self._prompt_ids(language, task)
-        sounds = [
-            load_value(self.audio, value)
-            for value in as_lists(inputs, ["audio"], "text").get("audio", [])
-        ]
-        pieces = [
-            (row, piece)
-            for row, sound in enumerate(sounds)
-            for piece in split_windows(sound, self.audio.sample_rate)
-        ]
-        heard = replace(self.audio, seconds=WINDOW_SECONDS if pad_to_window else 0.0)
-        said, order = (
-            [""] * len(pieces),
-            sorted(range(len(pieces)), key=lambda i: len(pieces[i][1])),
-        )
+        prompt_ids = self._prompt_ids(language, task)
+        values = as_lists(inputs, ["audio"], "text").get("audio", [])
+        recordings = [load_value(self.audio, value) for value in values]
+        windows: list[np.ndarray] = []
+        window_rows: list[int] = []
+        for row, recording in enumerate(recordings):
+            for window in split_windows(recording, self.audio.sample_rate):
+                windows.append(window)
+                window_rows.append(row)
+        audio = replace(self.audio, seconds=WINDOW_SECONDS if pad_to_window else 0.0)
+        texts = [""] * len(windows)
+        by_length = sorted(range(len(windows)), key=lambda i: len(windows[i]))
         with eval_mode(self.model):
-            for some in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-                ids = self.generate_ids(
-                    heard.collate([pieces[i][1] for i in some]), told, max_tokens
-                )
-                for i, row in zip(some, ids, strict=True):
-                    said[i] = self.text.decode(row).strip()
-        return [
-            " ".join(
-                words for (of, _), words in zip(pieces, said, strict=True) if of == row and words
-            )
-            for row in range(len(sounds))
-        ]
+            for batch in iter_batches(by_length, batch_size):
+                features = audio.collate([windows[i] for i in batch])
+                ids = self.generate_ids(features, prompt_ids, max_tokens)
+                for i, window_ids in zip(batch, ids, strict=True):
+                    texts[i] = self.text.decode(window_ids).strip()
+        row_texts: list[list[str]] = [[] for _ in recordings]
+        for row, text in zip(window_rows, texts, strict=True):
+            if text:
+                row_texts[row].append(text)
+        return [" ".join(parts) for parts in row_texts]
 
     @torch.inference_mode()
     def generate_ids(
@@ -109,87 +117,108 @@ class Transcriber:
         prompt_ids: Sequence[int | None],
         max_tokens: int = 0,
     ) -> Int[Tensor, "B T"]:
-        """The likeliest ids after those that are `told`, where None is for the likeliest language."""
-        most = min(max_tokens or self.text.length // 2, self.text.length - 1 - len(prompt_ids))
-        cache, end = KVCache(self.text.length), self.text.stop_ids[0]
+        """Decode a batch of windows greedily.
+
+        Args:
+            features: Log-mel spectrograms.
+            prompt_ids: Tokens after the start token; None stands for the detected language.
+            max_tokens: The most new tokens; 0: half of the model's limit.
+        """
+        limit = min(max_tokens or self.text.length // 2, self.text.length - 1 - len(prompt_ids))
+        cache = KVCache(self.text.length)
+        end_id = self.text.stop_ids[0]
         ids = torch.full((len(features),), self.start_id)
         logits = self.model.prefill(Batch({"audio": features, "text": ids[:, None]}), "text", cache)
-        for token in prompt_ids:
-            ids = self._detect_language(logits) if token is None else torch.full_like(ids, token)
+        for token_id in prompt_ids:
+            if token_id is None:
+                ids = self._detect_language(logits)
+            else:
+                ids = torch.full_like(ids, token_id)
             logits = self._decode_step(ids, cache)
         logits[:, list(self.text.begin_suppressed_tokens)] = -torch.inf
-        said, ended = list[Tensor](), torch.zeros(len(features), dtype=torch.bool)
+        steps: list[Tensor] = []
+        ended = torch.zeros(len(features), dtype=torch.bool)
         while True:
             logits[:, list(self.text.suppressed_tokens)] = -torch.inf
-            ids = torch.where(ended, end, greedy(logits))
-            said.append(ids)
-            ended = ended | (ids == end)
-            if ended.all() or len(said) == most:
-                return torch.stack(said, 1)
+            ids = torch.where(ended, end_id, greedy(logits))
+            steps.append(ids)
+            ended = ended | (ids == end_id)
+            if ended.all() or len(steps) == limit:
+                return torch.stack(steps, 1)
             logits = self._decode_step(ids, cache)
 
     def _decode_step(self, ids: Int[Tensor, "B"], cache: KVCache) -> Float[Tensor, "B V"]:
         return self.model.decode_step("text", ids, torch.full_like(ids, cache.length), cache)
 
     def _detect_language(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, "B"]:
-        known = torch.tensor(list(self.languages.values()))
-        return known[logits[:, known].argmax(1)]
+        language_ids = torch.tensor(list(self.languages.values()))
+        return language_ids[logits[:, language_ids].argmax(1)]
 
     def _prompt_ids(self, language: str | None, task: str) -> list[int | None]:
         if task not in TASKS:
-            raise SensoriumError(f"task={task!r}: choose one of {', '.join(TASKS)}")
+            raise SensoriumError(f"task={task!r} is unknown. Use {' or '.join(TASKS)}.")
         if not self.languages:
             if language not in (None, "en") or task != "transcribe":
-                raise SensoriumError("this model knows English alone, and translates nothing")
+                raise SensoriumError(
+                    "This model only transcribes English. Use a multilingual one for "
+                    f"language={language!r}, task={task!r}."
+                )
             return [self.no_timestamps_id]
         if language is not None and language not in self.languages:
             raise SensoriumError(
-                f"language={language!r}: this model knows {', '.join(sorted(self.languages))}"
+                f"language={language!r} is not supported by this model. Supported are "
+                f"{', '.join(sorted(self.languages))}."
             )
-        return [
-            None if language is None else self.languages[language],
-            self._token_id(task),
-            self.no_timestamps_id,
-        ]
+        language_id = None if language is None else self.languages[language]
+        return [language_id, self._token_id(task), self.no_timestamps_id]
 
     def _vocab_size(self) -> int:
-        head = self.model.heads["text"]
-        assert isinstance(head, Linear)
-        return head.out_features
+        return require_type(self.model.heads["text"], Linear).out_features
 
     def _token_id(self, name: str) -> int:
-        number = self.text.tokenizer.token_to_id(f"<|{name}|>")
-        if number is None:
+        token_id = self.text.tokenizer.token_to_id(f"<|{name}|>")
+        if token_id is None:
             raise SensoriumError(
-                f"the tokenizer beside these weights has no <|{name}|>: it is not theirs"
+                f"The tokenizer next to the weights lacks <|{name}|>. Use the one of the model."
             )
-        return number
+        return token_id
 
 
 def split_windows(
     audio: Float[np.ndarray, "N"], sample_rate: int
 ) -> Iterator[Float[np.ndarray, "n"]]:
-    """A sound in pieces of at most WINDOW seconds, cut at the quietest place of the last SEARCHED."""
-    most, searched, pause = (
-        round(seconds * sample_rate)
-        for seconds in (WINDOW_SECONDS, PAUSE_SEARCH_SECONDS, PAUSE_SECONDS)
-    )
-    while len(audio) > most:
-        power = np.cumsum(audio[most - searched : most].astype(np.float64) ** 2)
-        quiet = int((power[pause:] - power[:-pause]).argmin())
-        cut = most - searched + quiet + pause // 2
-        yield audio[:cut]
-        audio = audio[cut:]
+    """Split audio into windows of at most WINDOW_SECONDS.
+
+    Each split is at the quietest point of the window's last PAUSE_SEARCH_SECONDS.
+    """
+    window = round(WINDOW_SECONDS * sample_rate)
+    search = round(PAUSE_SEARCH_SECONDS * sample_rate)
+    pause = round(PAUSE_SECONDS * sample_rate)
+    while len(audio) > window:
+        energy = np.cumsum(audio[window - search : window].astype(np.float64) ** 2)
+        quietest = int((energy[pause:] - energy[:-pause]).argmin())
+        split = window - search + quietest + pause // 2
+        yield audio[:split]
+        audio = audio[split:]
     yield audio
 
 
 def load_transcript_prompt(weight_files: WeightFiles, length: int) -> TextPrompt | None:
-    """Words as the tokenizer beside the weights spells them; without what the files say is not to be said."""
-    about = weight_files.read_json("generation_config.json") | weight_files.config
-    never = about.get("suppress_ids") or about.get("suppress_tokens") or ()
-    first = about.get("suppress_ids_begin") or about.get("begin_suppress_tokens") or ()
+    """Return the settings of transcripts; None without a tokenizer that has an end token.
+
+    Args:
+        weight_files: The opened files, whose configs also list suppressed tokens.
+        length: The most tokens of a window.
+    """
+    config = weight_files.read_json("generation_config.json") | weight_files.config
+    suppressed = config.get("suppress_ids") or config.get("suppress_tokens") or ()
+    begin_suppressed = config.get("suppress_ids_begin") or config.get("begin_suppress_tokens") or ()
     text = load_text_prompt(
-        weight_files, length, None, never=tuple(never), never_first=tuple(first)
+        weight_files,
+        length,
+        None,
+        suppressed_tokens=suppressed,
+        begin_suppressed_tokens=begin_suppressed,
     )
-    end = None if text is None else text.tokenizer.token_to_id("<|endoftext|>")
-    return None if text is None or end is None else replace(text, stop_ids=(end,))
+    end_id = None if text is None else text.tokenizer.token_to_id("<|endoftext|>")
+    return None if text is None or end_id is None else replace(text, stop_ids=(end_id,))

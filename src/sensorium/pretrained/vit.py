@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al. 2020), in Hugging Face's names and in timm's."""
+"""ViT (Dosovitskiy et al. 2020), in the names of transformers and of timm."""
 
 from collections.abc import Iterable
 
@@ -10,13 +10,15 @@ from sensorium.pretrained.classifier import (
     class_labels,
     timm_image_preprocessing,
 )
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, concat, rename
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.preprocessing import image_preprocessing
+from sensorium.pretrained.trunk import TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import (
-    TrunkConfig,
     WeightMappings,
+    map_blocks,
     patch_kernel,
+    rename,
     squeeze,
     weight_bias,
 )
@@ -31,13 +33,34 @@ CONFIG_DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
 }
+BLOCK_LAYERS = {  # ours -> transformers'
+    "attention.qkv": (
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+    ),
+    "attention.out": "attention.output.dense",
+    "norm": "layernorm_before",
+    "mlp_norm": "layernorm_after",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+}
+TIMM_BLOCK_LAYERS = {  # ours -> timm's
+    "attention.qkv": "attn.qkv",
+    "attention.out": "attn.proj",
+    "norm": "norm1",
+    "mlp_norm": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
 DEFAULT_IMAGE = Image(size=224, resize_mode="stretch", resample="bilinear")
-DEFAULT_HEAD_DIM = 64  # width of a head in timm, where its config names no other
+TIMM_HEAD_DIM = 64  # width of an attention head in timm's models, which no file states
+TIMM_HUGE_HEAD_DIM = 80
 
 
 def build_module(config: ModelConfig) -> Classifier:
-    """The tower `image`, read from its class token, and its head, with first weights."""
-    size = TrunkConfig(
+    """Build the tower `image`, pooled at the class token, and the head if there is one."""
+    trunk_config = TrunkConfig(
         config["hidden_size"],
         config["num_hidden_layers"],
         config["num_attention_heads"],
@@ -45,87 +68,47 @@ def build_module(config: ModelConfig) -> Classifier:
         config["hidden_act"],
         config["layer_norm_eps"],
     )
-    patches = PatchEmbedding(size.dim, config["image_size"], config["patch_size"], bias=True)
-    return Classifier(Encoder(patches, size.build_trunk()), size.dim, config["labels"])
+    patches = PatchEmbedding(
+        trunk_config.dim, config["image_size"], config["patch_size"], bias=True
+    )
+    encoder = Encoder(patches, trunk_config.build_trunk())
+    return Classifier(encoder, trunk_config.dim, config["labels"])
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and Hugging Face's."""
-    prefix = config["prefix"]
+    """Map transformers' names to ours."""
+    prefix, depth = config["prefix"], config["num_hidden_layers"]
+    embeddings, trunk = f"{prefix}embeddings", "image.encoder.trunk"
     head = weight_bias("head", "classifier") if config["labels"] else []
     return [
-        *_map_embed(
-            config, f"{prefix}embeddings.", "position_embeddings", "patch_embeddings.projection"
-        ),
-        *(
-            name
-            for i in range(config["num_hidden_layers"])
-            for name in _map_block(f"image.encode.trunk.blocks.{i}", f"{prefix}encoder.layer.{i}")
-        ),
-        *weight_bias("image.encode.trunk.last", f"{prefix}layernorm"),
+        squeeze("image.encoder.embed.cls_token", f"{embeddings}.cls_token", 2),
+        squeeze("image.encoder.embed.position_embedding", f"{embeddings}.position_embeddings"),
+        *_map_patches(f"{embeddings}.patch_embeddings.projection", config["patch_size"]),
+        *map_blocks(f"{trunk}.blocks", f"{prefix}encoder.layer", depth, BLOCK_LAYERS),
+        *weight_bias(f"{trunk}.final_norm", f"{prefix}layernorm"),
         *head,
     ]
 
 
 def map_timm_weights(config: ModelConfig) -> WeightMappings:
-    """Our names and timm's."""
+    """Map timm's names to ours."""
+    depth, trunk = config["num_hidden_layers"], "image.encoder.trunk"
     head = weight_bias("head", "head") if config["labels"] else []
     return [
-        *_map_embed(config, "", "pos_embed", "patch_embed.proj"),
-        *(
-            name
-            for i in range(config["num_hidden_layers"])
-            for name in _map_timm_block(f"image.encode.trunk.blocks.{i}", f"blocks.{i}")
-        ),
-        *weight_bias("image.encode.trunk.last", "norm"),
+        squeeze("image.encoder.embed.cls_token", "cls_token", 2),
+        squeeze("image.encoder.embed.position_embedding", "pos_embed"),
+        *_map_patches("patch_embed.proj", config["patch_size"]),
+        *map_blocks(f"{trunk}.blocks", "blocks", depth, TIMM_BLOCK_LAYERS),
+        *weight_bias(f"{trunk}.final_norm", "norm"),
         *head,
     ]
 
 
-def _map_embed(
-    config: ModelConfig, prefix: str, position_name: str, patch_name: str
-) -> WeightMappings:
+def _map_patches(source: str, patch_size: int) -> WeightMappings:
+    target = "image.encoder.embed.projection"
     return [
-        squeeze("image.encode.embed.whole", f"{prefix}cls_token", 2),
-        squeeze("image.encode.embed.places", f"{prefix}{position_name}"),
-        patch_kernel(
-            "image.encode.embed.linear.weight", f"{prefix}{patch_name}.weight", config["patch_size"]
-        ),
-        rename("image.encode.embed.linear.bias", f"{prefix}{patch_name}.bias"),
-    ]
-
-
-def _map_block(target: str, source: str) -> WeightMappings:
-    look = f"{source}.attention"
-    qkv = [
-        concat(
-            f"{target}.attention.qkv.{part}",
-            *(f"{look}.attention.{x}.{part}" for x in ("query", "key", "value")),
-        )
-        for part in ("weight", "bias")
-    ]
-    return [
-        *qkv,
-        *weight_bias(f"{target}.attention.out", f"{look}.output.dense"),
-        *weight_bias(f"{target}.norm", f"{source}.layernorm_before"),
-        *weight_bias(f"{target}.mlp_norm", f"{source}.layernorm_after"),
-        *weight_bias(f"{target}.mlp.up", f"{source}.intermediate.dense"),
-        *weight_bias(f"{target}.mlp.down", f"{source}.output.dense"),
-    ]
-
-
-def _map_timm_block(target: str, source: str) -> WeightMappings:
-    return [
-        name
-        for mine, other in (
-            ("attention.qkv", "attn.qkv"),
-            ("attention.out", "attn.proj"),
-            ("norm", "norm1"),
-            ("mlp_norm", "norm2"),
-            ("mlp.up", "mlp.fc1"),
-            ("mlp.down", "mlp.fc2"),
-        )
-        for name in weight_bias(f"{target}.{mine}", f"{source}.{other}")
+        patch_kernel(f"{target}.weight", f"{source}.weight", patch_size),
+        rename(f"{target}.bias", f"{source}.bias"),
     ]
 
 
@@ -143,65 +126,49 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
 
 
 def _detect_timm_config(weight_files: WeightFiles) -> ModelConfig | None:
-    """timm gives no sizes: they are read from the shapes, the heads from the width."""
+    """Derive the sizes, which timm does not store, from the shapes."""
     shape = weight_files.tensors.get_shape
-    first, kernels, places = (
-        shape("blocks.0.attn.qkv.weight"),
-        shape("patch_embed.proj.weight"),
-        shape("pos_embed"),
-    )
-    if (
-        first is None
-        or kernels is None
-        or places is None
-        or "cls_token" not in weight_files.tensors
-    ):
+    qkv = shape("blocks.0.attn.qkv.weight")
+    patches = shape("patch_embed.proj.weight")
+    positions = shape("pos_embed")
+    if qkv is None or patches is None or positions is None:
         return None
-    dim, patch, head, hidden = (
-        first[1],
-        kernels[2],
-        shape("head.weight"),
-        shape("blocks.0.mlp.fc1.weight"),
-    )
-    width = 80 if "vit_huge" in weight_files.config.get("architecture", "") else DEFAULT_HEAD_DIM
+    if "cls_token" not in weight_files.tensors:
+        return None
+    dim, patch_size = qkv[1], patches[2]
+    mlp, head = shape("blocks.0.mlp.fc1.weight"), shape("head.weight")
+    is_huge = "vit_huge" in weight_files.config.get("architecture", "")
     return {
         **weight_files.config,
         "hidden_size": dim,
         "num_hidden_layers": count_layers("blocks", weight_files.tensors),
-        "num_attention_heads": dim // width,
-        "intermediate_size": hidden[0] if hidden else 4 * dim,
+        "num_attention_heads": dim // (TIMM_HUGE_HEAD_DIM if is_huge else TIMM_HEAD_DIM),
+        "intermediate_size": mlp[0] if mlp else 4 * dim,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
-        "patch_size": patch,
-        "image_size": round((places[1] - 1) ** 0.5) * patch,
+        "patch_size": patch_size,
+        "image_size": round((positions[1] - 1) ** 0.5) * patch_size,
         "labels": class_labels(weight_files.config, head[0] if head else 0),
     }
 
 
 def count_layers(prefix: str, names: Iterable[str]) -> int:
-    """How many numbered parts there are: blocks.0.x, blocks.1.x, ..."""
-    return len(
-        {
-            name.removeprefix(f"{prefix}.").partition(".")[0]
-            for name in names
-            if name.startswith(f"{prefix}.")
-        }
-    )
+    """Return the number of distinct i in the names PREFIX.i.REST."""
+    start = f"{prefix}."
+    return len({n.removeprefix(start).partition(".")[0] for n in names if n.startswith(start)})
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Pictures as its processor makes them."""
-    return {
-        "image": image_preprocessing(
-            weight_files.read_json("preprocessor_config.json"), config["image_size"], DEFAULT_IMAGE
-        )
-    }
+    """Return the image processor's settings."""
+    processor_config = weight_files.read_json("preprocessor_config.json")
+    return {"image": image_preprocessing(processor_config, config["image_size"], DEFAULT_IMAGE)}
 
 
 def _timm_preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     size = config["image_size"]
-    given = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **weight_files.config.get("pretrained_cfg", {})}
-    return {"image": timm_image_preprocessing(given, size, int(size / 0.9), "bicubic")}
+    defaults = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    pretrained_cfg = {**defaults, **weight_files.config.get("pretrained_cfg", {})}
+    return {"image": timm_image_preprocessing(pretrained_cfg, size, int(size / 0.9), "bicubic")}
 
 
 VIT = PretrainedFamily(

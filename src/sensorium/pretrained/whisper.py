@@ -1,4 +1,4 @@
-"""Whisper (Radford et al. 2022), from transformers or from CTranslate2: sound in, words out."""
+"""Whisper (Radford et al. 2022), from transformers or CTranslate2: speech to text."""
 
 from collections.abc import Iterator
 
@@ -9,65 +9,84 @@ from sensorium.modalities.audio import Audio, AudioStem
 from sensorium.models.decoder import Decoder
 from sensorium.models.towers import Encoder
 from sensorium.nn.attention import Attention, CrossAttention
-from sensorium.nn.transformer import DecoderBlock, Transformer
+from sensorium.nn.decoder_block import DecoderBlock
+from sensorium.nn.transformer import Transformer
 from sensorium.pretrained.decoder import CausalTokenEmbedding
 from sensorium.pretrained.family import (
     ModelConfig,
     Preprocessing,
     PretrainedFamily,
     Verbs,
-    WeightMapping,
-    concat,
-    rename,
+    require_type,
 )
 from sensorium.pretrained.transcribe import Transcriber, load_transcript_prompt
+from sensorium.pretrained.trunk import TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
-from sensorium.pretrained.weight_mapping import TrunkConfig, weight_bias
+from sensorium.pretrained.weight_mapping import WeightMapping, concat, rename, weight_bias
 
-AUDIO_PREFIX, TEXT_PREFIX = "beside.audio", "parts.text"
+AUDIO, TEXT = "context_encoders.audio", "parts.text"  # our modules
+TRUNKS = {"encoder": f"{AUDIO}.trunk", "decoder": "trunk"}  # their side -> our trunk
+NORM_LAYERS = {  # of each block: ours -> transformers'
+    "norm": "self_attn_layer_norm",
+    "mlp_norm": "final_layer_norm",
+}
+LINEAR_LAYERS = {
+    "mlp.up": "fc1",
+    "mlp.down": "fc2",
+    "attention.out": "self_attn.out_proj",
+}
+CROSS_ATTENTION_LAYERS = {
+    "cross_norm": "encoder_attn_layer_norm",
+    "cross_attention.q": "encoder_attn.q_proj",
+    "cross_attention.out": "encoder_attn.out_proj",
+}
+CTRANSLATE2_NORM_LAYERS = {  # of each block: ours -> CTranslate2's
+    "norm": "self_attention/layer_norm",
+    "mlp_norm": "ffn/layer_norm",
+}
+CTRANSLATE2_LINEAR_LAYERS = {
+    "attention.qkv": "self_attention/linear_0",
+    "attention.out": "self_attention/linear_1",
+    "mlp.up": "ffn/linear_0",
+    "mlp.down": "ffn/linear_1",
+}
+CTRANSLATE2_CROSS_ATTENTION_LAYERS = {
+    "cross_attention.q": "attention/linear_0",
+    "cross_attention.kv": "attention/linear_1",
+    "cross_attention.out": "attention/linear_2",
+}
 
 
 def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    """Its config as transformers writes it; of CTranslate2's file, as the shapes of its tensors say."""
+    """Return transformers' config; of a CTranslate2 model, it is derived from the shapes."""
     if weight_files.layout == "ctranslate2":
-        return (
-            _config_from_shapes(weight_files)
-            if weight_files.config["ctranslate2"]["spec"] == "WhisperSpec"
-            else None
-        )
-    known = (
-        weight_files.config.get("model_type") == "whisper" and weight_files.layout == "safetensors"
-    )
-    return {**weight_files.config, "layout": weight_files.layout} if known else None
+        is_whisper = weight_files.config["ctranslate2"]["spec"] == "WhisperSpec"
+        return _config_from_shapes(weight_files) if is_whisper else None
+    if weight_files.config.get("model_type") != "whisper" or weight_files.layout != "safetensors":
+        return None
+    return {**weight_files.config, "layout": weight_files.layout}
 
 
 def _config_from_shapes(weight_files: WeightFiles) -> ModelConfig:
-    about, shape = weight_files.config["ctranslate2"], weight_files.tensors.get_shape
+    metadata = weight_files.config["ctranslate2"]
+    shape = weight_files.tensors.get_shape
 
-    def depth(side: str) -> int:
-        return len(
-            {
-                name.split("/")[1]
-                for name in weight_files.tensors
-                if name.startswith(f"{side}/layer_") and name.split("/")[1] != "layer_norm"
-            }
-        )
+    def count_layers(side: str) -> int:
+        prefix = f"{side}/layer_"
+        names = (name for name in weight_files.tensors if name.startswith(prefix))
+        return len({name.split("/")[1] for name in names} - {"layer_norm"})
 
-    vocab, dim = shape("decoder/embeddings/weight") or (0, 0)
-    sizes = {
-        f"{side}_{what}": value
-        for side in ("encoder", "decoder")
-        for what, value in {
-            "layers": depth(side),
-            "attention_heads": about[f"{side}/num_heads"],
-            "ffn_dim": (shape(f"{side}/layer_0/ffn/linear_0/weight") or (0,))[0],
-        }.items()
-    }
+    vocab_size, dim = shape("decoder/embeddings/weight") or (0, 0)
+    sizes: dict[str, int] = {}
+    for side in TRUNKS:
+        sizes[f"{side}_layers"] = count_layers(side)
+        sizes[f"{side}_attention_heads"] = metadata[f"{side}/num_heads"]
+        sizes[f"{side}_ffn_dim"] = (shape(f"{side}/layer_0/ffn/linear_0/weight") or (0,))[0]
     return {
         **sizes,
         "layout": "ctranslate2",
         "d_model": dim,
-        "vocab_size": vocab,
+        "vocab_size": vocab_size,
         "num_mel_bins": (shape("encoder/conv1/weight") or (0, 0))[1],
         "max_source_positions": (shape("encoder/position_encodings/encodings") or (0,))[0],
         "max_target_positions": (shape("decoder/position_encodings/encodings") or (0,))[0],
@@ -75,69 +94,64 @@ def _config_from_shapes(weight_files: WeightFiles) -> ModelConfig:
 
 
 def build_module(config: ModelConfig) -> Decoder:
-    dim, act = config["d_model"], config.get("activation_function", "gelu")
-    hears = TrunkConfig(
-        dim,
-        config["encoder_layers"],
-        config["encoder_attention_heads"],
-        config["encoder_ffn_dim"],
-        act,
-    )
-    says = TrunkConfig(
-        dim,
-        config["decoder_layers"],
-        config["decoder_attention_heads"],
-        config["decoder_ffn_dim"],
-        act,
-    )
+    """Build the decoder of the part `text`, with the encoder `audio` as context."""
+    dim = config["d_model"]
+    encoder_config = _trunk_config(config, "encoder")
+    decoder_config = _trunk_config(config, "decoder")
+    norm, heads = decoder_config.build_norm, decoder_config.heads
     blocks = [
         DecoderBlock(
-            Attention(dim, says.heads),
-            CrossAttention(dim, says.heads, bias=True),
-            says.build_mlp(),
-            (says.build_norm(), says.build_norm(), says.build_norm()),
+            Attention(dim, heads),
+            CrossAttention(dim, heads, bias=True),
+            decoder_config.build_mlp(),
+            (norm(), norm(), norm()),
         )
-        for _ in range(says.depth)
+        for _ in range(decoder_config.depth)
     ]
-    ids = CausalTokenEmbedding(config["vocab_size"], dim, config["max_target_positions"])
-    sound = Encoder(
-        AudioStem(dim, config["num_mel_bins"], config["max_source_positions"]), hears.build_trunk()
-    )
-    return Decoder(
-        {"text": ids},
-        {"text": ids.build_tied_head()},
-        Transformer(blocks, final_norm=says.build_norm()),
-        {"audio": sound},
+    embedding = CausalTokenEmbedding(config["vocab_size"], dim, config["max_target_positions"])
+    stem = AudioStem(dim, config["num_mel_bins"], config["max_source_positions"])
+    encoder = Encoder(stem, encoder_config.build_trunk())
+    head = embedding.build_tied_head()
+    trunk = Transformer(blocks, final_norm=norm())
+    return Decoder({"text": embedding}, {"text": head}, trunk, {"audio": encoder})
+
+
+def _trunk_config(config: ModelConfig, side: str) -> TrunkConfig:
+    return TrunkConfig(
+        config["d_model"],
+        config[f"{side}_layers"],
+        config[f"{side}_attention_heads"],
+        config[f"{side}_ffn_dim"],
+        config.get("activation_function", "gelu"),
     )
 
 
 def map_weights(config: ModelConfig) -> Iterator[WeightMapping]:
-    return (
-        _map_ctranslate2_weights(config)
-        if config["layout"] == "ctranslate2"
-        else _map_transformers_weights(config)
-    )
+    """Map the names of the layout to ours."""
+    if config["layout"] == "ctranslate2":
+        return _map_ctranslate2_weights(config)
+    return _map_transformers_weights(config)
 
 
 def _map_transformers_weights(config: ModelConfig) -> Iterator[WeightMapping]:
-    yield rename(f"{TEXT_PREFIX}.ids.weight", "model.decoder.embed_tokens.weight")
-    yield rename(f"{TEXT_PREFIX}.ids.weight", "proj_out.weight", optional=True)
-    yield rename(f"{TEXT_PREFIX}.places", "model.decoder.embed_positions.weight")
-    yield rename(f"{AUDIO_PREFIX}.embed.places", "model.encoder.embed_positions.weight")
-    for ours, theirs in (("first", "conv1"), ("second", "conv2")):
-        yield from weight_bias(f"{AUDIO_PREFIX}.embed.{ours}", f"model.encoder.{theirs}")
-    for side, trunk in (("encoder", f"{AUDIO_PREFIX}.trunk"), ("decoder", "trunk")):
-        yield from weight_bias(f"{trunk}.last", f"model.{side}.layer_norm")
+    yield rename(f"{TEXT}.token_embedding.weight", "model.decoder.embed_tokens.weight")
+    yield rename(f"{TEXT}.token_embedding.weight", "proj_out.weight", optional=True)
+    yield rename(f"{TEXT}.position_embedding", "model.decoder.embed_positions.weight")
+    yield rename(f"{AUDIO}.embed.position_embedding", "model.encoder.embed_positions.weight")
+    for conv in ("conv1", "conv2"):
+        yield from weight_bias(f"{AUDIO}.embed.{conv}", f"model.encoder.{conv}")
+    for side, trunk in TRUNKS.items():
+        yield from weight_bias(f"{trunk}.final_norm", f"model.{side}.layer_norm")
         for i in range(config[f"{side}_layers"]):
-            yield from _map_layer(f"{trunk}.blocks.{i}", f"model.{side}.layers.{i}", side)
+            target, source = f"{trunk}.blocks.{i}", f"model.{side}.layers.{i}"
+            yield from _map_block(target, source)
+            if side == "decoder":
+                yield from _map_cross_attention(target, source)
 
 
-def _map_layer(target: str, source: str, side: str) -> Iterator[WeightMapping]:
-    yield from weight_bias(f"{target}.norm", f"{source}.self_attn_layer_norm")
-    yield from weight_bias(f"{target}.mlp_norm", f"{source}.final_layer_norm")
-    yield from weight_bias(f"{target}.mlp.up", f"{source}.fc1")
-    yield from weight_bias(f"{target}.mlp.down", f"{source}.fc2")
-    yield from weight_bias(f"{target}.attention.out", f"{source}.self_attn.out_proj")
+def _map_block(target: str, source: str) -> Iterator[WeightMapping]:
+    for ours, theirs in (NORM_LAYERS | LINEAR_LAYERS).items():
+        yield from weight_bias(f"{target}.{ours}", f"{source}.{theirs}")
     q, k, v = (f"{source}.self_attn.{x}_proj" for x in "qkv")
     yield concat(f"{target}.attention.qkv.weight", f"{q}.weight", f"{k}.weight", f"{v}.weight")
     yield WeightMapping(
@@ -146,61 +160,53 @@ def _map_layer(target: str, source: str, side: str) -> Iterator[WeightMapping]:
         _insert_zero_key_bias,
         lambda x: x.chunk(3)[::2],
     )
-    if side == "decoder":
-        yield from weight_bias(f"{target}.look_norm", f"{source}.encoder_attn_layer_norm")
-        yield from weight_bias(f"{target}.look.q", f"{source}.encoder_attn.q_proj")
-        yield from weight_bias(f"{target}.look.out", f"{source}.encoder_attn.out_proj")
-        k, v = (f"{source}.encoder_attn.{x}_proj" for x in "kv")
-        yield concat(f"{target}.look.kv.weight", f"{k}.weight", f"{v}.weight")
-        yield WeightMapping(
-            f"{target}.look.kv.bias",
-            (f"{v}.bias",),
-            lambda v: torch.cat([torch.zeros_like(v), v]),
-            lambda x: x.chunk(2)[1:],
-        )
+
+
+def _map_cross_attention(target: str, source: str) -> Iterator[WeightMapping]:
+    for ours, theirs in CROSS_ATTENTION_LAYERS.items():
+        yield from weight_bias(f"{target}.{ours}", f"{source}.{theirs}")
+    k, v = (f"{source}.encoder_attn.{x}_proj" for x in "kv")
+    yield concat(f"{target}.cross_attention.kv.weight", f"{k}.weight", f"{v}.weight")
+    yield WeightMapping(
+        f"{target}.cross_attention.kv.bias",
+        (f"{v}.bias",),
+        lambda v: torch.cat([torch.zeros_like(v), v]),
+        lambda x: x.chunk(2)[1:],
+    )
 
 
 def _insert_zero_key_bias(q: Tensor, v: Tensor) -> Tensor:
-    """Keys have no bias: it would be the same to all of them, and softmax does not see it."""
+    """Add the bias of the keys, which Whisper omits: it would not change the softmax."""
     return torch.cat([q, torch.zeros_like(q), v])
 
 
 def _map_ctranslate2_weights(config: ModelConfig) -> Iterator[WeightMapping]:
-    yield rename(f"{TEXT_PREFIX}.ids.weight", "decoder/embeddings/weight")
-    yield rename(f"{TEXT_PREFIX}.ids.weight", "decoder/projection/weight", optional=True)
-    yield rename(f"{TEXT_PREFIX}.places", "decoder/position_encodings/encodings")
-    yield rename(f"{AUDIO_PREFIX}.embed.places", "encoder/position_encodings/encodings")
-    for ours, theirs in (("first", "conv1"), ("second", "conv2")):
-        yield from _map_ctranslate2_linear(f"{AUDIO_PREFIX}.embed.{ours}", f"encoder/{theirs}")
-    for side, trunk in (("encoder", f"{AUDIO_PREFIX}.trunk"), ("decoder", "trunk")):
-        yield from _map_ctranslate2_norm(f"{trunk}.last", f"{side}/layer_norm")
+    yield rename(f"{TEXT}.token_embedding.weight", "decoder/embeddings/weight")
+    yield rename(f"{TEXT}.token_embedding.weight", "decoder/projection/weight", optional=True)
+    yield rename(f"{TEXT}.position_embedding", "decoder/position_encodings/encodings")
+    yield rename(f"{AUDIO}.embed.position_embedding", "encoder/position_encodings/encodings")
+    for conv in ("conv1", "conv2"):
+        yield from _map_ctranslate2_linear(f"{AUDIO}.embed.{conv}", f"encoder/{conv}")
+    for side, trunk in TRUNKS.items():
+        yield from _map_ctranslate2_norm(f"{trunk}.final_norm", f"{side}/layer_norm")
         for i in range(config[f"{side}_layers"]):
-            yield from _map_ctranslate2_layer(f"{trunk}.blocks.{i}", f"{side}/layer_{i}", side)
+            yield from _map_ctranslate2_block(f"{trunk}.blocks.{i}", f"{side}/layer_{i}", side)
 
 
-def _map_ctranslate2_layer(target: str, source: str, side: str) -> Iterator[WeightMapping]:
-    """A layer whose q, k and v lie as ours do."""
-    yield from _map_ctranslate2_norm(f"{target}.norm", f"{source}/self_attention/layer_norm")
-    yield from _map_ctranslate2_norm(f"{target}.mlp_norm", f"{source}/ffn/layer_norm")
-    layers = {
-        "attention.qkv": "self_attention/linear_0",
-        "attention.out": "self_attention/linear_1",
-        "mlp.up": "ffn/linear_0",
-        "mlp.down": "ffn/linear_1",
-    }
+def _map_ctranslate2_block(target: str, source: str, side: str) -> Iterator[WeightMapping]:
+    """Map a block, in which query, key and value are concatenated as ours."""
+    norms, linears = CTRANSLATE2_NORM_LAYERS, CTRANSLATE2_LINEAR_LAYERS
     if side == "decoder":
-        yield from _map_ctranslate2_norm(f"{target}.look_norm", f"{source}/attention/layer_norm")
-        layers |= {
-            "look.q": "attention/linear_0",
-            "look.kv": "attention/linear_1",
-            "look.out": "attention/linear_2",
-        }
-    for mine, other in layers.items():
-        yield from _map_ctranslate2_linear(f"{target}.{mine}", f"{source}/{other}")
+        norms = {**norms, "cross_norm": "attention/layer_norm"}
+        linears = {**linears, **CTRANSLATE2_CROSS_ATTENTION_LAYERS}
+    for ours, theirs in norms.items():
+        yield from _map_ctranslate2_norm(f"{target}.{ours}", f"{source}/{theirs}")
+    for ours, theirs in linears.items():
+        yield from _map_ctranslate2_linear(f"{target}.{ours}", f"{source}/{theirs}")
 
 
 def _map_ctranslate2_linear(target: str, source: str) -> list[WeightMapping]:
-    return [rename(f"{target}.{part}", f"{source}/{part}") for part in ("weight", "bias")]
+    return [rename(f"{target}.{name}", f"{source}/{name}") for name in ("weight", "bias")]
 
 
 def _map_ctranslate2_norm(target: str, source: str) -> list[WeightMapping]:
@@ -211,15 +217,15 @@ def _map_ctranslate2_norm(target: str, source: str) -> list[WeightMapping]:
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
-    """Sounds, in windows of so many seconds as there are places for; and the words that are made of them."""
-    said = load_transcript_prompt(weight_files, config["max_target_positions"])
-    return {} if said is None else {"audio": Audio(n_mels=config["num_mel_bins"]), "text": said}
+    """Return the settings of the audio and of the transcripts; {} without a tokenizer."""
+    text = load_transcript_prompt(weight_files, config["max_target_positions"])
+    return {} if text is None else {"audio": Audio(n_mels=config["num_mel_bins"]), "text": text}
 
 
 def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:
-    """`generate`, where there is a tokenizer."""
-    assert isinstance(module, Decoder)
-    return {"generate": Transcriber(module, preprocessing)} if preprocessing else {}
+    """Return `generate` if there is a tokenizer."""
+    model = require_type(module, Decoder)
+    return {"generate": Transcriber(model, preprocessing)} if preprocessing else {}
 
 
 WHISPER = PretrainedFamily(

@@ -1,26 +1,48 @@
-"""One file a family: a function of a schema and keywords that names its parts."""
+"""Recipes: one file per model family, each a function of a schema and keywords."""
 
-from sensorium.recipes.captioner import captioner as captioner
-from sensorium.recipes.clip import clip as clip
-from sensorium.recipes.clip import clip_small as clip_small
-from sensorium.recipes.dalle import dalle as dalle
-from sensorium.recipes.finetune import finetune as finetune
-from sensorium.recipes.fusion import fusion as fusion
-from sensorium.recipes.gpt import gpt as gpt
-from sensorium.recipes.image_tokenizer import image_tokenizer as image_tokenizer
-from sensorium.recipes.lit import lit as lit
+from sensorium.evaluation.spec import EvaluationSpec, Predictions, ValidationResult
+from sensorium.recipes.captioner import captioner
+from sensorium.recipes.clip import clip, clip_small
+from sensorium.recipes.dalle import dalle
+from sensorium.recipes.finetune import finetune
+from sensorium.recipes.fusion import fusion
+from sensorium.recipes.gpt import gpt
+from sensorium.recipes.image_tokenizer import image_tokenizer
+from sensorium.recipes.lit import lit
+from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, RecipeFunction
+from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
 RECIPES = {
-    make.__name__: make
-    for make in (
-        captioner,
-        clip,
-        clip_small,
-        image_tokenizer,
-        dalle,
-        finetune,
-        fusion,
-        gpt,
-        lit,
-    )
+    "captioner": captioner,
+    "clip": clip,
+    "clip_small": clip_small,
+    "image_tokenizer": image_tokenizer,
+    "dalle": dalle,
+    "finetune": finetune,
+    "fusion": fusion,
+    "gpt": gpt,
+    "lit": lit,
 }
+
+__all__ = [
+    "RECIPES",
+    "BadKeyword",
+    "DataSpec",
+    "EvaluationSpec",
+    "Hooks",
+    "Predictions",
+    "Recipe",
+    "RecipeFunction",
+    "TrainingConfig",
+    "ValidationResult",
+    "captioner",
+    "clip",
+    "clip_small",
+    "dalle",
+    "finetune",
+    "fusion",
+    "gpt",
+    "image_tokenizer",
+    "lit",
+    "training_defaults",
+]

@@ -1,6 +1,6 @@
-"""Trees boosted on what a trained model makes of a row: LightGBM grows them, `sensorium.models.boosted_trees` answers from them.
+"""Gradient-boosted tree heads: trained by LightGBM, evaluated by `models.boosted_trees`.
 
-N rows   F features   K numbers that a head says   S shares
+N rows   F features   K outputs of a head   S blend weights tried
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,12 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.supervised import SupervisedLoss
 from sensorium.recipes.recipe import BadKeyword, OnEnd
 
-MAX_BOOSTING_ROUNDS, EARLY_STOPPING_ROUNDS = (
-    1000,
-    50,
-)  # trees at most, and how many that do not help before it stops
-MAX_TRAIN_ROWS = 200_000  # training rows that trees are grown on
+MAX_BOOSTING_ROUNDS = 1000
+EARLY_STOPPING_ROUNDS = 50  # rounds without improvement before boosting stops
+MAX_TRAIN_ROWS = 200_000  # training rows that trees are fitted on
+MAX_PCA_ROWS = 20_000  # training rows that the principal components of images are fitted on
+MIN_MISSING_FRACTION = 0.02  # of training rows: trees then accept the column's missing values
+TREE_WEIGHTS = [i / 20 for i in range(21)]  # weights of the trees in the blend that are tried
 LIGHTGBM_PARAMS = {
     "learning_rate": 0.05,
     "num_leaves": 31,
@@ -46,11 +47,6 @@ LIGHTGBM_PARAMS = {
     "force_row_wise": True,
     "seed": 0,
 }
-MAX_PCA_ROWS = 20_000  # that say in which directions pictures differ
-MIN_MISSING_FRACTION = (
-    0.02  # a column missing in so many training rows is one that trees know without
-)
-TREE_WEIGHTS = [i / 20 for i in range(21)]  # of the trees in what is said, that are tried
 
 
 def add_tree_heads(
@@ -59,121 +55,144 @@ def add_tree_heads(
     targets: Mapping[str, Modality],
     dim: int,
 ) -> None:
-    """Give a model a second head for each target. Raises BadKeyword where trees are not for that kind of target."""
-    still = {
+    """Add an untrained tree head for each target.
+
+    Args:
+        model: the model.
+        inputs: settings of the input columns.
+        targets: settings of the target columns.
+        dim: width of the model.
+
+    Raises:
+        BadKeyword: for a target that is neither a category nor numeric.
+    """
+    frozen = {  # columns whose values may be replaced by cached embeddings
         name
-        for name, sense in zip(model.encoder_columns, model.encoders, strict=True)
-        if any(isinstance(part, FrozenEncoder) for part in sense.modules())
-    }  # their values may have been read before
-    for name, of in targets.items():
-        if isinstance(of, Ordinal) or not isinstance(of, Category | Numeric):
+        for name, encoder in zip(model.encoder_columns, model.encoders, strict=True)
+        if any(isinstance(module, FrozenEncoder) for module in encoder.modules())
+    }
+    for name, modality in targets.items():
+        if isinstance(modality, Ordinal) or not isinstance(modality, Category | Numeric):
             raise BadKeyword(
-                f"head='boosting' grows trees for numbers and classes; the target {name!r} is {of.kind}: "
-                "take head='linear' (--head linear)"
+                "--head boosting predicts category and numeric targets, but the target "
+                f"{name!r} is {modality.kind}. Use --head linear."
             )
-        single = {column: inputs[column] for column in model.columns[len(model.encoder_columns) :]}
-        measures = HandcraftedFeatures(
+        scalar_columns = {
+            column: inputs[column] for column in model.columns[len(model.encoder_columns) :]
+        }
+        features = HandcraftedFeatures(
             {
                 column: inputs[column]
                 for column in model.encoder_columns
-                if has_handcrafted_features(inputs[column]) and column not in still
+                if has_handcrafted_features(inputs[column]) and column not in frozen
             }
         )
-        model.tree_heads.append(TreeEnsemble(of, model.columns, single, measures, dim))
+        model.tree_heads.append(
+            TreeEnsemble(modality, model.columns, scalar_columns, features, dim)
+        )
 
 
 def fit_trees(
     objective: SupervisedLoss, targets: Mapping[str, Modality]
 ) -> OnEnd[MultimodalPredictor]:
-    """Grow the trees of each target once its model is trained, and weigh them against the linear head.
+    """Return a hook that fits the tree heads of a trained model and their weights.
 
-    Validation rows say when to stop, whether measures and the fused vector help beside single values, and how much
-    trees count. Returned are, for each target, the losses on validation rows of the linear head and of the trees alone,
-    each calibrated, and the share of the trees.
+    Tree heads are blended with the linear heads. The validation rows decide when boosting stops,
+    which features are used (scalar columns alone, or also handcrafted features and the fused
+    embedding), and the weight of the trees. The hook returns, for each target, the calibrated
+    validation losses of the linear head and of the trees alone, and the weight of the trees.
+
+    Args:
+        objective: the training loss, with a loss of each target.
+        targets: settings of the target columns.
     """
 
-    def finish(
+    def fit(
         model: MultimodalPredictor,
         prepared: PreparedDataset,
         rows: np.ndarray,
         validation: np.ndarray,
     ) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        learn = sample_evenly(rows, MAX_TRAIN_ROWS)
         _fit_image_features(model, prepared, sample_evenly(rows, MAX_PCA_ROWS))
-        train, some = (
-            _ModelOutputs(model, prepared, learn),
-            _ModelOutputs(model, prepared, validation),
-        )
-        for name, second in zip(targets, model.tree_heads, strict=True):
-            assert isinstance(second, TreeEnsemble)
-            found = _TreeTrainer(second, name, objective, train, some).select_best()
-            told = {
-                "linear val_loss": found[0],
-                "trees val_loss": found[1],
-                "share of trees": found[2],
-            }
+        train_outputs = _ModelOutputs(model, prepared, sample_evenly(rows, MAX_TRAIN_ROWS))
+        val_outputs = _ModelOutputs(model, prepared, validation)
+        figures: dict[str, float] = {}
+        for name, tree_head in zip(targets, model.tree_heads, strict=True):
+            assert isinstance(tree_head, TreeEnsemble)
+            trainer = _TreeTrainer(tree_head, name, objective, train_outputs, val_outputs)
+            linear_loss, trees_loss, tree_weight = trainer.select_best()
+            prefix = "" if len(targets) == 1 else f"{name} "
             figures |= {
-                what if len(targets) == 1 else f"{name} {what}": value
-                for what, value in told.items()
+                f"{prefix}linear val_loss": linear_loss,
+                f"{prefix}trees val_loss": trees_loss,
+                f"{prefix}tree weight": tree_weight,
             }
         return figures
 
-    return finish
+    return fit
 
 
 @torch.no_grad()
 def _fit_image_features(
     model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray
 ) -> None:
-    """Have the measures of pictures know in which directions training rows differ."""
+    """Fit the principal components of the handcrafted features of images."""
     first = model.tree_heads[0]
     assert isinstance(first, TreeEnsemble)
-    found: dict[str, list[Tensor]] = {
-        name: [] for name, of in first.handcrafted_features.columns.items() if isinstance(of, Image)
+    columns = first.handcrafted_features.columns
+    features: dict[str, list[Tensor]] = {
+        name: [] for name, modality in columns.items() if isinstance(modality, Image)
     }
-    for start in range(0, len(rows) if found else 0, BATCH_SIZE):
-        given = prepared.batch(rows[start : start + BATCH_SIZE])
-        there = dict(zip(model.columns, model.presence(given).unbind(1), strict=True))
-        for name, several in found.items():
-            several.append(
-                compute_features(first.handcrafted_features.columns[name], given[name][there[name]])
-            )
-    for second in model.tree_heads:
-        assert isinstance(second, TreeEnsemble)
-        second.handcrafted_features.fit([torch.cat(several) for several in found.values()])
+    for start in range(0, len(rows) if features else 0, BATCH_SIZE):
+        batch = prepared.batch(rows[start : start + BATCH_SIZE])
+        present = dict(zip(model.columns, model.presence(batch).unbind(1), strict=True))
+        for name, batches in features.items():
+            batches.append(compute_features(columns[name], batch[name][present[name]]))
+    for tree_head in model.tree_heads:
+        assert isinstance(tree_head, TreeEnsemble)
+        tree_head.handcrafted_features.fit([torch.cat(batches) for batches in features.values()])
 
 
 class _ModelOutputs:
-    """What a model makes of rows: what trees see of them, what the linear heads say, the targets, and which of their
-    values are there. Rows without any are left out."""
+    """Outputs of a trained model for rows, and their targets; rows without any value are left out.
+
+    Attributes:
+        features: [N F] features of the trees.
+        present: [N C] which input columns have a value.
+        logits: outputs of the linear heads by target.
+        targets: the target columns.
+    """
 
     @torch.no_grad()
     def __init__(self, model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray):
-        second = model.tree_heads[0]
-        assert isinstance(second, TreeEnsemble)
-        features, said, true, held = [], [], [], []
+        tree_head = model.tree_heads[0]
+        assert isinstance(tree_head, TreeEnsemble)
+        features: list[Tensor] = []
+        present: list[Tensor] = []
+        logits: list[dict[str, Tensor]] = []
+        targets: list[Batch] = []
         for start in range(0, len(rows), BATCH_SIZE):
-            given = prepared.batch(rows[start : start + BATCH_SIZE])
-            there, parts = model.presence(given), model.encode_inputs(given)
-            if parts:
-                keep, known = there.any(1), dict(zip(model.columns, there.unbind(1), strict=True))
-                x, _ = model.fuse_parts(parts)
-                features.append(second.compute_features(given.columns, known, x)[keep])
-                held.append(there[keep])
-                said.append(
-                    {
-                        name: values[keep]
-                        for name, values in model.predict_targets(parts, len(there)).items()
-                    }
-                )
-                true.append(given.select(model.targets).take(keep))
-        self.features, self.present = torch.cat(features), torch.cat(held)
-        self.logits, self.targets = concat_batches(said), Batch.concat(true)
+            batch = prepared.batch(rows[start : start + BATCH_SIZE])
+            presence = model.presence(batch)
+            parts = model.encode_inputs(batch)
+            if not parts:
+                continue
+            has_values = presence.any(1)
+            by_column = dict(zip(model.columns, presence.unbind(1), strict=True))
+            x, _ = model.fuse_parts(parts)
+            predicted = model.predict_targets(parts, len(presence))
+            features.append(tree_head.compute_features(batch.columns, by_column, x)[has_values])
+            present.append(presence[has_values])
+            logits.append({name: values[has_values] for name, values in predicted.items()})
+            targets.append(batch.select(model.targets).take(has_values))
+        self.features = torch.cat(features)
+        self.present = torch.cat(present)
+        self.logits = concat_batches(logits)
+        self.targets = Batch.concat(targets)
 
 
 class _TreeTrainer:
-    """Trees of one target, grown on some rows and judged on others."""
+    """Fits the trees of one target on training rows and evaluates them on validation rows."""
 
     def __init__(
         self,
@@ -183,115 +202,125 @@ class _TreeTrainer:
         train_outputs: _ModelOutputs,
         val_outputs: _ModelOutputs,
     ):
-        self.tree_head, self.column, self.target = (
-            tree_head,
-            tree_head.modality,
-            objective.targets[name],
-        )
-        rows, val_rows = (
-            objective.has_target(name, train_outputs.targets),
-            objective.has_target(name, val_outputs.targets),
-        )
-        self.x, self.y, there = (
-            train_outputs.features[rows],
-            train_outputs.targets[name][rows],
-            train_outputs.present[rows],
-        )
-        self.val_x, self.val_y, val_there = (
-            val_outputs.features[val_rows],
-            val_outputs.targets[name][val_rows],
-            val_outputs.present[val_rows],
-        )
+        self.tree_head = tree_head
+        self.modality = tree_head.modality
+        self.target = objective.targets[name]
+        rows = objective.has_target(name, train_outputs.targets)
+        val_rows = objective.has_target(name, val_outputs.targets)
+        self.x = train_outputs.features[rows]
+        self.y = train_outputs.targets[name][rows]
+        self.val_x = val_outputs.features[val_rows]
+        self.val_y = val_outputs.targets[name][val_rows]
         self.linear_logits = val_outputs.logits[name][val_rows]
-        tree_head.missing_ok.copy_((~there).float().mean(0) >= MIN_MISSING_FRACTION)
-        self.applicable = tree_head.applicable(val_there)
+        missing_fraction = (~train_outputs.present[rows]).float().mean(0)
+        tree_head.missing_ok.copy_(missing_fraction >= MIN_MISSING_FRACTION)
+        self.applicable = tree_head.applicable(val_outputs.present[val_rows])
         if not len(self.val_y):
             raise SensoriumError(
-                f"no validation row has the target {name!r}: nothing says when to stop growing trees"
+                f"No validation row has a value of the target {name!r}, which --head boosting "
+                "needs to stop early. Mark such rows as val (--split), or use --head linear."
             )
 
     def select_best(self) -> tuple[float, float, float]:
-        """Keep the trees and the share that say validation rows best; (the linear loss, the trees' own, the share)."""
-        tried, shares = [], self._blend_weights()
-        for features in dict.fromkeys(size for size in self.tree_head.feature_widths if size):
-            trees = self._train_trees(features)
+        """Fit trees on each set of features, and keep those with the lowest blended loss.
+
+        Returns:
+            (validation loss of the linear head, of the trees alone, weight of the trees).
+        """
+        blends = self._blend_weights()
+        candidates: list[tuple[float, list[float], dict[str, Tensor]]] = []
+        for num_features in dict.fromkeys(size for size in self.tree_head.feature_widths if size):
+            trees = self._train_trees(num_features)
             self.tree_head.trees.load_buffers(trees)
-            says = self.tree_head.trees(self.val_x)
-            losses = [
-                self._loss(self.tree_head.blend(self.linear_logits, says, weights, self.applicable))
-                for weights in shares
-            ]
-            tried.append((min(losses), losses, trees))
-        _, losses, trees = min(tried, key=lambda one: one[0])
+            tree_output = self.tree_head.trees(self.val_x)
+            losses = [self._blended_loss(tree_output, weights) for weights in blends]
+            candidates.append((min(losses), losses, trees))
+        _, losses, trees = min(candidates, key=lambda candidate: candidate[0])
         best = int(np.argmin(losses))
         self.tree_head.trees.load_buffers(trees)
-        self.tree_head.blend_weights.copy_(shares[best])
+        self.tree_head.blend_weights.copy_(blends[best])
         return losses[0], losses[-1], TREE_WEIGHTS[best]
 
     def _blend_weights(self) -> Float[Tensor, "S 3"]:
-        """Of the linear head, made as sure of itself as it should be, of the trees, and of the linear head alone."""
-        sure = (
-            calibrated_loss(self.target, self.column, self.linear_logits, self.val_y)[1].scale
-            if isinstance(self.column, Category)
-            else 1.0
-        )
-        return torch.tensor(
-            [[(1 - share) / float(sure), share, 1 / float(sure)] for share in TREE_WEIGHTS]
-        )
+        """Return the weights of the linear head, of the trees, and of the linear head alone."""
+        scale = 1.0
+        if isinstance(self.modality, Category):
+            _, calibration = calibrated_loss(
+                self.target, self.modality, self.linear_logits, self.val_y
+            )
+            scale = float(calibration.scale)
+        return torch.tensor([[(1 - weight) / scale, weight, 1 / scale] for weight in TREE_WEIGHTS])
 
-    def _loss(self, logits: Tensor) -> float:
-        return calibrated_loss(self.target, self.column, logits, self.val_y)[0]
+    def _blended_loss(self, tree_output: Tensor, weights: Float[Tensor, "3"]) -> float:
+        logits = self.tree_head.blend(self.linear_logits, tree_output, weights, self.applicable)
+        return calibrated_loss(self.target, self.modality, logits, self.val_y)[0]
 
     def _train_trees(self, num_features: int) -> dict[str, Tensor]:
-        """Grown on the first so many features."""
+        """Fit trees on the first features, and return them as buffers of `Trees`."""
         import lightgbm
 
-        classes = len(self.column.classes) if isinstance(self.column, Category) else 0
-        what = {0: {"objective": "regression"}, 2: {"objective": "binary"}}.get(
-            classes, {"objective": "multiclass", "num_class": classes}
-        )
-        train = lightgbm.Dataset(self.x[:, :num_features].numpy(), self.y.numpy())
-        val = lightgbm.Dataset(
-            self.val_x[:, :num_features].numpy(), self.val_y.numpy(), reference=train
-        )
-        made = lightgbm.train(
-            {**LIGHTGBM_PARAMS, **what, "num_threads": torch.get_num_threads()},
+        x, val_x = self.x[:, :num_features].numpy(), self.val_x[:, :num_features].numpy()
+        train = lightgbm.Dataset(x, self.y.numpy())
+        booster = lightgbm.train(
+            {
+                **LIGHTGBM_PARAMS,
+                **_lightgbm_objective(self.modality),
+                "num_threads": torch.get_num_threads(),
+            },
             train,
             MAX_BOOSTING_ROUNDS,
-            [val],
+            [lightgbm.Dataset(val_x, self.val_y.numpy(), reference=train)],
             callbacks=[lightgbm.early_stopping(EARLY_STOPPING_ROUNDS, verbose=False)],
         )
-        return from_lightgbm(made.dump_model(num_iteration=made.best_iteration)["tree_info"])
+        dump = booster.dump_model(num_iteration=booster.best_iteration)
+        return from_lightgbm(dump["tree_info"])
+
+
+def _lightgbm_objective(modality: Modality) -> dict[str, Any]:
+    num_classes = len(modality.classes) if isinstance(modality, Category) else 0
+    if num_classes == 0:
+        return {"objective": "regression"}
+    if num_classes == 2:
+        return {"objective": "binary"}
+    return {"objective": "multiclass", "num_class": num_classes}
 
 
 def from_lightgbm(trees: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Trees as LightGBM tells of them, as the buffers of `Trees`.
+    """Convert the trees of a LightGBM model dump into buffers of `Trees`.
 
-    A value that is missing goes where LightGBM learned to send it, or else, where it met none, the way of most rows.
+    A missing value goes in the direction that LightGBM learned; where it saw none in training, in
+    that of the majority of the rows.
+
+    Args:
+        trees: `tree_info` of `Booster.dump_model`.
     """
-    nodes: list[tuple[int, float, bool]] = []
-    ways: list[list[int]] = []
+    nodes: list[tuple[int, float, bool]] = []  # feature, threshold, whether missing goes left
+    children: list[list[int]] = []  # left and right
     leaves: list[float] = []
 
-    def count(node: dict[str, Any]) -> int:
+    def num_rows(node: dict[str, Any]) -> int:
         return node.get("internal_count", node.get("leaf_count", 0))
 
     def add(node: dict[str, Any]) -> int:
+        """Append a node with its subtree and return its index; leaf i has the index -1 - i."""
         if "leaf_value" in node:
             leaves.append(node["leaf_value"])
             return -len(leaves)
-        two, at = (node["left_child"], node["right_child"]), len(nodes)
-        learned = node["missing_type"] == "NaN"
-        goes_left = node["default_left"] if learned else count(two[0]) >= count(two[1])
-        nodes.append((node["split_feature"], node["threshold"], goes_left))
-        ways.append([])
-        ways[at] = [add(child) for child in two]
-        return at
+        left, right = node["left_child"], node["right_child"]
+        index = len(nodes)
+        if node["missing_type"] == "NaN":
+            missing_left = node["default_left"]
+        else:
+            missing_left = num_rows(left) >= num_rows(right)
+        nodes.append((node["split_feature"], node["threshold"], missing_left))
+        children.append([])
+        children[index] = [add(left), add(right)]
+        return index
 
     root = [add(tree["tree_structure"]) for tree in trees]
     feature, threshold, missing = zip(*nodes, strict=True) if nodes else ((), (), ())
-    left, right = zip(*ways, strict=True) if ways else ((), ())
-    found = {
+    left, right = zip(*children, strict=True) if children else ((), ())
+    buffers = {
         "root": root,
         "feature": feature,
         "left": left,
@@ -300,4 +329,6 @@ def from_lightgbm(trees: list[dict[str, Any]]) -> dict[str, Tensor]:
         "threshold": threshold,
         "leaf": leaves,
     }
-    return {name: torch.tensor(values, dtype=BUFFER_DTYPES[name]) for name, values in found.items()}
+    return {
+        name: torch.tensor(values, dtype=BUFFER_DTYPES[name]) for name, values in buffers.items()
+    }

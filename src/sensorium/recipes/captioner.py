@@ -1,9 +1,10 @@
-"""Words for pictures: a picture, and perhaps a question, is read at once; then words are said one by one."""
+"""Image captioning and visual question answering with an autoregressive decoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sensorium.data.schema import Schema
+from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_generation import loss_validator, text_sample_writer
 from sensorium.inference.generate_text import TextGenerator
 from sensorium.modalities.base import Modality
@@ -12,18 +13,11 @@ from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.autoregressive import NextTokenLoss
 from sensorium.recipes.language_decoders import PretrainedDecoder, ScratchDecoder
-from sensorium.recipes.recipe import (
-    BadKeyword,
-    DataSpec,
-    EvaluationSpec,
-    Evaluator,
-    Recipe,
-    check_choice,
-)
+from sensorium.recipes.recipe import Augment, BadKeyword, DataSpec, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 from sensorium.recipes.vision_encoders import VISION_ENCODERS, VisionSource
 
-AUGMENT = {  # no mirror images: what is said of left and right stays true
+IMAGE_AUGMENT = {  # no flips: captions may say left and right
     "light": {"shift": 0.05, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
     "strong": {
         "rotate": 15,
@@ -39,7 +33,9 @@ AUGMENT = {  # no mirror images: what is said of left and right stays true
 
 
 @training_defaults(
-    epochs="20; 4 with --voice", batch_size="128; 8 with --voice", lr="0.001; 0.0005 with --voice"
+    epochs="20; 4 with --language-model",
+    batch_size="128; 8 with --language-model",
+    lr="0.001; 0.0005 with --language-model",
 )
 def captioner(
     schema: Schema,
@@ -53,78 +49,90 @@ def captioner(
     language_model: str | Mapping[str, Any] = "",
     dim: int = 192,
     layers: int = 4,
-    patch_size: int = 0,
+    patch_size: int | None = None,
     dropout: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Recipe[Decoder]:
-    """Words for a picture: captions, or answers where there is a question to each picture.
+    """Image captioning, and visual question answering (--question).
 
     Args:
-        image: picture column; by default the only one, "" for none.
-        text: column of what is to be said (once for each, where several are read as one); by default the only one.
-        question: column of questions, each read beside its picture before the answer is said.
-        vision: what reads pictures before the decoder does: resnet (convolutions) or patches (nothing more).
-        clip_run: folder of a finished run of clip or clip_small, whose vector of a picture is read; it stays as it is.
-        vision_weights: the same of a published model that sees: its folder, file or hub id. Each picture is seen once.
-        language_model: folder, file or hub id of a published decoder of text that speaks, and stays as it is.
-        dim: width; a voice has its own.
-        layers: blocks of the decoder; a voice has its own.
-        patch_size: side of a patch in pixels; 0: an eighth of the picture.
-        dropout: share of activations dropped in each block, and of what a trained eye says.
-        label_smoothing: label smoothing.
+        schema: columns of the data.
+        image: image column; "" for none. Default: the only one.
+        text: column of the text to generate. Repeat to read several columns as one text. Default:
+            the only one.
+        question: column of questions about the image; the text is the answer.
+        vision: image encoder trained from scratch: resnet (convolutional) or patches (linear patch
+            embedding).
+        clip_run: run folder of a clip or clip_small, whose frozen image encoder is used.
+        vision_weights: pretrained image encoder, used frozen: a folder, a file or a Hugging Face
+            id. Image embeddings are computed once and cached.
+        language_model: pretrained language model, used frozen: a folder, a file or a Hugging Face
+            id.
+        dim: width of the decoder; fixed by a pretrained language model.
+        layers: decoder layers; fixed by a pretrained language model.
+        patch_size: side of a patch in pixels (--vision patches). Default: an eighth of the image
+            size.
+        dropout: dropout rate, also of frozen image embeddings.
+        label_smoothing: label smoothing of the loss.
     """
+    check_choice("vision", vision, list(VISION_ENCODERS))
     columns = _resolve_columns(schema, image, question, text)
-    trained, speaks = (
-        _resolve_vision(clip_run, vision_weights, columns),
-        PretrainedDecoder.from_pretrained(language_model)
-        if language_model
-        else ScratchDecoder(dim, layers, dropout),
-    )
-    settings = _column_settings(schema, columns, trained, speaks)
-    given = {part: schema.with_settings(settings)[column] for part, column in columns.items()}
-    said = given.pop("text")
-    assert isinstance(said, Text)
-    see = (
-        trained.embed
-        if trained
-        else VISION_ENCODERS[check_choice("vision", vision, list(VISION_ENCODERS))]
-    )
-    parts = {
-        part: speaks.build_prompt_embedding(modality)
+    vision_source = _resolve_vision(clip_run, vision_weights, columns)
+    decoder: ScratchDecoder | PretrainedDecoder
+    if language_model:
+        decoder = PretrainedDecoder.from_pretrained(language_model)
+    else:
+        decoder = ScratchDecoder(dim, layers, dropout)
+    settings = _column_settings(schema, columns, vision_source, decoder)
+    fitted = schema.with_settings(settings)
+    inputs = {part: fitted[column] for part, column in columns.items() if part != "text"}
+    output = fitted[columns["text"]]
+    assert isinstance(output, Text)
+    embed_image = vision_source.build_embedding if vision_source else VISION_ENCODERS[vision]
+    embeddings = {
+        part: decoder.build_prompt_embedding(modality)
         if isinstance(modality, Text)
-        else see(modality, speaks.dim, patch_size, dropout)
-        for part, modality in given.items()
+        else embed_image(modality, decoder.dim, patch_size, dropout)
+        for part, modality in inputs.items()
     }
-    model = speaks.build_decoder(parts, said)
-    objective, speaker = (
-        NextTokenLoss(columns, {"text": 1.0}, label_smoothing=label_smoothing),
-        TextGenerator(model, given, said),
-    )
-    changes = AUGMENT.items() if "image" in columns and not vision_weights else ()
+    model = decoder.build_decoder(embeddings, output)
+    objective = NextTokenLoss(columns, {"text": 1.0}, label_smoothing=label_smoothing)
+    generator = TextGenerator(model, inputs, output)
     return Recipe(
         model=model,
         objective=objective,
         data=DataSpec(
             columns=tuple(dict.fromkeys(columns.values())),
             column_settings=settings,
-            derived_columns=trained.derived_columns(
-                columns["image"], schema.with_settings(settings)
-            )
-            if trained
+            derived_columns=vision_source.derived_columns(columns["image"], fitted)
+            if vision_source
             else None,
-            augment={strength: {columns["image"]: how} for strength, how in changes},
+            augment={} if vision_weights else _augment(columns),
         ),
-        verbs={"generate": speaker},
-        training=_training_config(speaks),
+        verbs={"generate": generator},
+        training=_training_config(decoder),
         evaluation=EvaluationSpec(
             metric="val_loss",
             mode="min",
             validate=loss_validator(objective),
-            write_samples=text_sample_writer(speaker, objective),
+            write_samples=text_sample_writer(generator, objective),
             evaluator=_evaluator(columns),
         ),
-        stored_keywords=_stored_keywords(clip_run, trained, speaks),
+        stored_keywords=_stored_keywords(clip_run, vision_source, decoder),
     )
+
+
+def _resolve_columns(
+    schema: Schema, image: str | None, question: str | None, text: str | Sequence[str] | None
+) -> dict[str, ColumnKey]:
+    """Return the column of each part of the sequence, in their order."""
+    columns: dict[str, ColumnKey] = {}
+    if image != "":
+        columns["image"] = schema.resolve_column("image", image)
+    if question:
+        columns["question"] = schema.resolve_column("text", question)
+    columns["text"] = schema.resolve_text_columns(text)
+    return columns
 
 
 def _resolve_vision(
@@ -132,84 +140,80 @@ def _resolve_vision(
     vision_weights: str | Mapping[str, Any],
     columns: Mapping[str, ColumnKey],
 ) -> VisionSource | None:
-    """The trained eye that is asked for; None where it is to be learned."""
+    """Return the trained image encoder that is named; None for one trained from scratch."""
     if clip_run and vision_weights:
-        raise BadKeyword("clip= and eye_from= are both eyes: give one of them")
-    found = (
-        VisionSource.from_run(clip_run)
-        if clip_run
-        else VisionSource.from_pretrained(vision_weights)
-        if vision_weights
-        else None
-    )
-    if found and "image" not in columns:
         raise BadKeyword(
-            f"{'clip' if clip_run else 'eye_from'}={found.metadata['source']!r} reads pictures, and image='' says "
-            "that there are none"
+            "--clip-run and --vision-weights both name an image encoder. Give only one of them."
         )
-    return found
+    if clip_run:
+        option, source = "--clip-run", VisionSource.from_run(clip_run)
+    elif vision_weights:
+        option, source = "--vision-weights", VisionSource.from_pretrained(vision_weights)
+    else:
+        return None
+    if "image" not in columns:
+        raise BadKeyword(
+            f"{option} {source.metadata['source']!r} encodes images, but --image '' says that "
+            "there are none. Leave one of them out."
+        )
+    return source
 
 
 def _column_settings(
     schema: Schema,
     columns: Mapping[str, ColumnKey],
-    vision: VisionSource | None,
-    language_model: ScratchDecoder | PretrainedDecoder,
+    vision_source: VisionSource | None,
+    decoder: ScratchDecoder | PretrainedDecoder,
 ) -> dict[ColumnKey, Modality]:
-    """Of columns that trained weights read and say in their own way."""
-    seen: dict[ColumnKey, Modality] = (
-        {columns["image"]: vision.image} if vision and vision.image else {}
-    )
-    if isinstance(language_model, PretrainedDecoder):
-        for column in (name for part, name in columns.items() if part != "image"):
-            words = schema[column]
-            assert isinstance(words, Text)
-            seen[column] = language_model.text_settings(words)
-    return seen
+    """Return the settings of the columns that pretrained weights read or generate."""
+    settings: dict[ColumnKey, Modality] = {}
+    if vision_source and vision_source.image:
+        settings[columns["image"]] = vision_source.image
+    if isinstance(decoder, PretrainedDecoder):
+        for part, column in columns.items():
+            if part != "image":
+                text = schema[column]
+                assert isinstance(text, Text)
+                settings[column] = decoder.text_settings(text)
+    return settings
+
+
+def _augment(columns: Mapping[str, ColumnKey]) -> dict[str, Augment]:
+    """Return the augmentation of the image column by strength."""
+    if "image" not in columns:
+        return {}
+    return {
+        strength: {columns["image"]: parameters} for strength, parameters in IMAGE_AUGMENT.items()
+    }
+
+
+def _training_config(decoder: ScratchDecoder | PretrainedDecoder) -> TrainingConfig:
+    """Return small batches for a pretrained decoder, whose cost per row hardly depends on them."""
+    if isinstance(decoder, PretrainedDecoder):
+        return TrainingConfig(epochs=4, batch_size=8, lr=5e-4)
+    return TrainingConfig()
 
 
 def _stored_keywords(
     clip_run: str | Mapping[str, Any],
-    vision: VisionSource | None,
-    language_model: ScratchDecoder | PretrainedDecoder,
+    vision_source: VisionSource | None,
+    decoder: ScratchDecoder | PretrainedDecoder,
 ) -> dict[str, Any]:
-    seen = {"clip_run" if clip_run else "vision_weights": vision.metadata} if vision else {}
-    return seen | (
-        {"language_model": language_model.metadata}
-        if isinstance(language_model, PretrainedDecoder)
-        else {}
-    )
+    keywords: dict[str, Any] = {}
+    if vision_source:
+        keywords["clip_run" if clip_run else "vision_weights"] = vision_source.metadata
+    if isinstance(decoder, PretrainedDecoder):
+        keywords["language_model"] = decoder.metadata
+    return keywords
 
 
-def _training_config(language_model: ScratchDecoder | PretrainedDecoder) -> TrainingConfig:
-    """A published voice costs the same a row however many there are at a time: the fewer, the more updates."""
-    return (
-        TrainingConfig(epochs=4, batch_size=8, lr=5e-4)
-        if isinstance(language_model, PretrainedDecoder)
-        else TrainingConfig()
-    )
-
-
-def _resolve_columns(
-    schema: Schema, image: str | None, question: str | None, text: str | Sequence[str] | None
-) -> dict[str, ColumnKey]:
-    """Part → column, in the order in which they are read."""
-    columns: dict[str, ColumnKey] = (
-        {} if image == "" else {"image": schema.resolve_column("image", image)}
-    )
-    columns |= {"question": schema.resolve_column("text", question)} if question else {}
-    return {**columns, "text": schema.texts(text)}
-
-
-def _evaluator(columns: dict[str, ColumnKey]) -> Evaluator | None:
-    from sensorium.evaluation.captioning import (  # not needed while training
-        answer_evaluator,
-        caption_evaluator,
-    )
+def _evaluator(columns: Mapping[str, ColumnKey]) -> Evaluator | None:
+    # not needed in training
+    from sensorium.evaluation.captioning import answer_evaluator, caption_evaluator
 
     match columns:
-        case {"image": str(picture), "question": str(question), "text": words}:
-            return answer_evaluator(picture, question, words)
-        case {"image": str(picture), "text": words}:
-            return caption_evaluator(picture, words)
+        case {"image": str(image), "question": str(question), "text": text}:
+            return answer_evaluator(image, question, text)
+        case {"image": str(image), "text": text}:
+            return caption_evaluator(image, text)
     return None

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): two towers learn which caption belongs to which picture."""
+"""CLIP (Radford et al. 2021): an image and a text encoder trained with a contrastive loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,33 +16,27 @@ from sensorium.models.towers import Encoder, Tower, Towers
 from sensorium.nn.projection import PROJECTIONS
 from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, column_names
-from sensorium.nn.transformer import build_transformer
+from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
-from sensorium.recipes.recipe import DataSpec, Hooks, Recipe, check_choice, fit_encoders
+from sensorium.recipes.recipe import Augment, DataSpec, Hooks, Recipe, check_choice, fit_encoders
 from sensorium.recipes.training_config import TrainingConfig
 
-HEAD_DIM = 64  # width of one attention head
-AUGMENT: dict[str, tuple[dict[str, float], dict[str, float]]] = {  # of pictures, of words
-    "light": (
-        {"crop": 0.7, "flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
-        {},
-    ),
-    "strong": (
-        {
-            "flip": 0.5,
-            "rotate": 15,
-            "scale": 0.25,
-            "shift": 0.1,
-            "outline": 0.5,
-            "brightness": 0.2,
-            "contrast": 0.3,
-            "tint": 0.3,
-            "grayscale": 0.2,
-            "channel_shuffle": 0.3,
-        },
-        {},
-    ),
+IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
+    "light": {"crop": 0.7, "flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+    "strong": {
+        "flip": 0.5,
+        "rotate": 15,
+        "scale": 0.25,
+        "shift": 0.1,
+        "outline": 0.5,
+        "brightness": 0.2,
+        "contrast": 0.3,
+        "tint": 0.3,
+        "grayscale": 0.2,
+        "channel_shuffle": 0.3,
+    },
 }
+MIN_CAPTIONS_PER_ROW = 3  # of clip_small
 
 
 def clip(
@@ -55,65 +49,76 @@ def clip(
     image_layers: int = 6,
     text_layers: int = 4,
     embed_dim: int = 256,
-    patch_size: int = 0,
+    patch_size: int | None = None,
     projection: Literal["linear", "nonlinear", "multiscale"] = "linear",
     loss: Literal["infonce", "siglip"] = "infonce",
     dropout: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
-    """Pictures and words in one space: retrieval both ways, search, zero-shot classification.
+    """Image and text embeddings in one space: retrieval, search and zero-shot classification.
 
     Args:
-        image: picture column; by default the only one.
-        text: caption column (once for each, where several are read as one); by default the only one.
-        image_encoder: what reads pictures: vit (Transformer) or resnet (convolutions; much quicker on small pictures).
-        dim: width of both towers.
-        image_layers: blocks of the picture tower (a resnet has three stages: use a multiple of 3).
-        text_layers: blocks of the text tower.
-        embed_dim: width of the shared space.
-        patch_size: side of a patch in pixels; 0: an eighth of the picture.
-        projection: the way into the shared space: linear, nonlinear, or multiscale (parts are compared too).
-        loss: infonce (CLIP) or siglip.
-        dropout: share of activations dropped in each block.
-        label_smoothing: label smoothing of infonce.
+        schema: columns of the data.
+        image: image column. Default: the only one.
+        text: caption column. Repeat to read several columns as one text. Default: the only one.
+        image_encoder: image encoder: vit (vision transformer) or resnet (convolutional; faster on
+            small images).
+        dim: width of both encoders.
+        image_layers: layers of the image encoder; of a resnet, a multiple of 3.
+        text_layers: layers of the text encoder.
+        embed_dim: width of the embeddings.
+        patch_size: side of a ViT patch in pixels. Default: an eighth of the image size.
+        projection: projection into the embedding space: linear, nonlinear (MLP), or multiscale
+            (also compares single tokens).
+        loss: contrastive loss: infonce (CLIP) or siglip (pairwise sigmoid).
+        dropout: dropout rate.
+        label_smoothing: label smoothing of the infonce loss.
     """
     check_choice("projection", projection, list(PROJECTIONS))
     check_choice("loss", loss, CONTRASTIVE_LOSSES)
-    picture, words = schema.resolve_column("image", image), schema.texts(text)
-    seen, read = schema[picture], schema[words]
-    assert isinstance(seen, Image)
-    assert isinstance(read, Text)
-    eye = IMAGE_ENCODERS[check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))](
-        seen, dim, image_layers, patch_size, dropout
+    check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))
+    image_column, text_column = (
+        schema.resolve_column("image", image),
+        schema.resolve_text_columns(text),
     )
-    voice = Encoder(
-        TextEmbedding(dim, read),
-        build_transformer(dim, text_layers, max(1, dim // HEAD_DIM), dropout=dropout),
-    )
+    image_settings, text_settings = schema[image_column], schema[text_column]
+    assert isinstance(image_settings, Image)
+    assert isinstance(text_settings, Text)
+    build_image_encoder = IMAGE_ENCODERS[image_encoder]
+    encoders: dict[ColumnKey, Encoder] = {
+        image_column: build_image_encoder(image_settings, dim, image_layers, patch_size, dropout),
+        text_column: Encoder(
+            TextEmbedding(dim, text_settings),
+            build_transformer(dim, text_layers, num_heads(dim), dropout=dropout),
+        ),
+    }
     towers: dict[ColumnKey, Tower] = {
-        name: Tower(encoder, PROJECTIONS[projection](dim, embed_dim), embed_dim)
-        for name, encoder in ((picture, eye), (words, voice))
+        column: Tower(encoder, PROJECTIONS[projection](dim, embed_dim), embed_dim)
+        for column, encoder in encoders.items()
     }
     sigmoid = loss == "siglip"
     model = Towers(towers, temperature=0.1 if sigmoid else 0.07, use_logit_bias=sigmoid)
-    pair: tuple[ColumnKey, ColumnKey] = (picture, words)
+    pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
+    verb_inputs = {
+        "image": (model[image_column], image_settings),
+        "text": (model[text_column], text_settings),
+    }
     return Recipe(
         model=model,
         objective=ContrastiveLoss(*pair, loss, label_smoothing),
-        data=DataSpec(
-            columns=pair,
-            augment={
-                strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()
-            },
-        ),
-        verbs={
-            "embed": Embedder(
-                model, {"image": (model[picture], seen), "text": (model[words], read)}
-            )
-        },
+        data=DataSpec(columns=pair, augment=image_augment(*pair)),
+        verbs={"embed": Embedder(model, verb_inputs)},
         hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),
     )
+
+
+def image_augment(image_column: ColumnKey, text_column: ColumnKey) -> dict[str, Augment]:
+    """Return the augmentation of image-text pairs by strength; text is left unchanged."""
+    return {
+        strength: {image_column: parameters, text_column: {}}
+        for strength, parameters in IMAGE_AUGMENT.items()
+    }
 
 
 def clip_small(
@@ -126,27 +131,32 @@ def clip_small(
     text_layers: int = 2,
     embed_dim: int = 192,
     subword_features: bool = True,
-    captions_per_row: int = 0,
+    captions_per_row: int | None = None,
     dropout: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
-    """CLIP with a residual network, Muon, strong augmentation and several captions of a thing in each step.
+    """CLIP for small datasets: ResNet, Muon, strong augmentation and several captions per step.
 
-    Pictures of the same thing stand side by side in a batch: it wants several of each, or a group column.
+    Rows of the same group are batched together: it works best with several images per concept, or
+    with a group column.
 
     Args:
-        image: picture column; by default the only one.
-        text: caption column (once for each, where several are read as one: languages); by default the only one.
-        dim: width of both towers.
-        image_layers: blocks of the residual network: a multiple of 3.
-        text_layers: blocks of the text tower.
-        embed_dim: width of the shared space.
-        subword_features: words are known by their pieces too, one never seen by what it shares with others.
-        captions_per_row: captions of a thing in each step; 0: three, or one of each text column where there are more.
-        dropout: share of activations dropped in each block.
+        schema: columns of the data.
+        image: image column. Default: the only one.
+        text: caption column. Repeat to read several columns, such as languages, as one text.
+            Default: the only one.
+        dim: width of both encoders.
+        image_layers: layers of the ResNet, a multiple of 3.
+        text_layers: layers of the text encoder.
+        embed_dim: width of the embeddings.
+        subword_features: also embed words by their character n-grams, which generalizes to
+            unseen words.
+        captions_per_row: captions of a row sampled in each step. Default: 3, or the number of text
+            columns if that is larger.
+        dropout: dropout rate.
         label_smoothing: label smoothing of the loss.
     """
-    made = clip(
+    recipe = clip(
         schema,
         image=image,
         text=text,
@@ -158,24 +168,20 @@ def clip_small(
         dropout=dropout,
         label_smoothing=label_smoothing,
     )
-    picture, words = made.data.columns
+    image_column, text_column = recipe.data.columns
     if subword_features:
-        from sensorium.modalities.subword_bag import (
-            SubwordBagEmbedding,  # other recipes that take CLIP's towers do without
-        )
-
-        assert isinstance(read := schema[words], Text)
-        tower = made.model[words]
-        tower.encoder = TextEncoderWithSubwords(
-            tower.encoder, Encoder(SubwordBagEmbedding(dim, read, dropout))
-        )
-    each = captions_per_row or max(3, len(column_names(words)))
-    strong = {picture: made.data.augment["strong"][picture], words: {"captions": float(each)}}
+        _add_subword_features(recipe.model[text_column], schema, text_column, dim, dropout)
+    if captions_per_row is None:
+        captions_per_row = max(MIN_CAPTIONS_PER_ROW, len(column_names(text_column)))
+    strong: Augment = {
+        image_column: IMAGE_AUGMENT["strong"],
+        text_column: {"captions": float(captions_per_row)},
+    }
     return replace(
-        made,
-        data=replace(made.data, augment={**made.data.augment, "strong": strong}),
+        recipe,
+        data=replace(recipe.data, augment={**recipe.data.augment, "strong": strong}),
         hooks=replace(
-            made.hooks,
+            recipe.hooks,
             on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
         ),
         training=TrainingConfig(
@@ -184,31 +190,52 @@ def clip_small(
     )
 
 
+def _add_subword_features(
+    tower: Tower, schema: Schema, column: ColumnKey, dim: int, dropout: float
+) -> None:
+    from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only needed by clip_small
+
+    text = schema[column]
+    assert isinstance(text, Text)
+    subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
+    tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
+
+
 class TextEncoderWithSubwords(Encoder):
-    """Texts as words in their order, and as words and their pieces in none: what both make of the whole, added up."""
+    """The sum of a sequence encoder's and a bag-of-subwords encoder's pooled embeddings.
+
+    Args:
+        sequence_encoder: encodes the tokens in order.
+        subword_encoder: encodes words and their character n-grams without order.
+    """
 
     def __init__(self, sequence_encoder: Encoder, subword_encoder: Encoder):
         super().__init__(sequence_encoder.embed, sequence_encoder.trunk, sequence_encoder.pool)
         self.subword_encoder = subword_encoder
 
     def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
+        """Return the sum of both pooled embeddings."""
         return super().pooled(raw) + self.subword_encoder.pooled(raw)
 
     def pooled_and_tokens(self, raw: Tensor) -> tuple[Float[Tensor, "B D"], Tokens]:
-        whole, tokens = super().pooled_and_tokens(raw)
-        return whole + self.subword_encoder.pooled(raw), tokens
+        """Return the sum of both pooled embeddings, and the tokens of the sequence encoder."""
+        pooled, tokens = super().pooled_and_tokens(raw)
+        return pooled + self.subword_encoder.pooled(raw), tokens
 
 
-def _vit_encoder(image: Image, dim: int, layers: int, patch_size: int, dropout: float) -> Encoder:
+def _vit_encoder(
+    image: Image, dim: int, layers: int, patch_size: int | None, dropout: float
+) -> Encoder:
     return Encoder(
         PatchEmbedding(dim, image.size, patch_size or image.size // 8),
-        build_transformer(dim, layers, max(1, dim // HEAD_DIM), input_norm=True, dropout=dropout),
+        build_transformer(dim, layers, num_heads(dim), input_norm=True, dropout=dropout),
     )
 
 
 def _resnet_encoder(
-    image: Image, dim: int, layers: int, patch_size: int, dropout: float
+    image: Image, dim: int, layers: int, patch_size: int | None, dropout: float
 ) -> Encoder:
+    del image, patch_size  # convolutional, for any image size
     return Encoder(ResNet(dim, max(1, layers // 3), dropout))
 
 

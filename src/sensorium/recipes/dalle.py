@@ -1,13 +1,15 @@
-"""DALL-E (Ramesh et al. 2021): a caption and the codes of its picture as one line, said from left to right."""
+"""DALL-E (Ramesh et al. 2021): a caption and the tokens of its image as one sequence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from sensorium.data.cache.token_cache import tokenize_images
+from sensorium.data.cache.prepared import DataSource
+from sensorium.data.cache.token_cache import ImageTokenColumn, tokenize_images
 from sensorium.data.schema import Schema
 from sensorium.evaluation.sample_sheets import image_sample_writer
+from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_generation import loss_validator
 from sensorium.inference.generate_image import ImageGenerator
 from sensorium.modalities.text import PaddedTokenEmbedding, Text
@@ -15,10 +17,10 @@ from sensorium.models.decoder import Decoder
 from sensorium.models.image_tokens import ImageTokenEmbedding
 from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import ColumnKey
-from sensorium.nn.transformer import build_transformer
+from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.objectives.autoregressive import NextTokenLoss
-from sensorium.recipes.image_tokenizer import image_tokenizer as first_stage
-from sensorium.recipes.recipe import DataSpec, EvaluationSpec, Evaluator, Recipe, RecipeFunction
+from sensorium.recipes.image_tokenizer import image_tokenizer
+from sensorium.recipes.recipe import DataSpec, Recipe, RecipeFunction
 from sensorium.recipes.tokenizer_source import (
     require_trained,
     resolve_tokenizer,
@@ -26,9 +28,8 @@ from sensorium.recipes.tokenizer_source import (
 )
 from sensorium.recipes.training_config import TrainingConfig
 
-HEAD_DIM = 64  # width of one attention head
-COPY_AUGMENT = {"shift": 0.06, "scale": 0.1}  # how copies of a picture differ
-LOSS_WEIGHTS = {"text": 1.0, "image": 7.0}  # of the loss
+COPY_AUGMENT = {"shift": 0.06, "scale": 0.1}  # of all tokenized copies of an image but the first
+LOSS_WEIGHTS = {"text": 1.0, "image": 7.0}
 
 
 def dalle(
@@ -43,64 +44,64 @@ def dalle(
     caption_dropout: float = 0.1,
     copies: int = 4,
 ) -> Recipe[Decoder]:
-    """Pictures from words, said code by code.
+    """Text-to-image generation with an autoregressive transformer over image tokens.
 
     Args:
-        tokenizer: folder of a finished run of `codes`, in which pictures are said. Without one it is trained first, in
-            Python with these keywords.
-        image: picture column; by default the only one.
-        text: caption column (once for each, where several are read as one); by default the only one.
-        dim: width.
-        layers: blocks.
-        dropout: share of activations dropped in each block.
-        caption_dropout: how often a caption is left out while training, so that pictures can be guided by captions.
-        copies: how many times each picture is coded, all but the first moved a little.
+        schema: columns of the data.
+        tokenizer: run folder of an image_tokenizer. Default: one is trained first (in Python, a
+            mapping gives its keywords).
+        image: image column. Default: the only one.
+        text: caption column. Repeat to read several columns as one text. Default: the only one.
+        dim: width of the transformer.
+        layers: transformer layers.
+        dropout: dropout rate.
+        caption_dropout: fraction of captions dropped in training, for classifier-free guidance.
+        copies: number of times each image is tokenized; all copies but the first are augmented.
     """
-    picture, caption = schema.resolve_column("image", image), schema.texts(text)
-    words, spoken = schema[caption], resolve_tokenizer(tokenizer, schema, picture)
-    assert isinstance(words, Text)
-    parts = {
-        "text": PaddedTokenEmbedding(dim, words),
-        "image": ImageTokenEmbedding(dim, spoken.model),
+    image_column, text_column = (
+        schema.resolve_column("image", image),
+        schema.resolve_text_columns(text),
+    )
+    text_settings = schema[text_column]
+    assert isinstance(text_settings, Text)
+    frozen_tokenizer = resolve_tokenizer(tokenizer, schema, image_column)
+    text_embedding = PaddedTokenEmbedding(dim, text_settings)
+    image_embedding = ImageTokenEmbedding(dim, frozen_tokenizer.model)
+    heads = {
+        "text": _output_head(dim, text_embedding.vocab_size),
+        "image": _output_head(dim, frozen_tokenizer.vocab_size),
     }
-    model = Decoder(
-        parts,
-        {
-            "text": _output_head(dim, parts["text"].vocab_size),
-            "image": _output_head(dim, spoken.vocab_size),
-        },
-        build_transformer(dim, layers, max(1, dim // HEAD_DIM), dropout=dropout),
-    )
-    objective = NextTokenLoss(
-        {"text": caption, "image": picture}, LOSS_WEIGHTS, {"text": caption_dropout}
-    )
-    painter = ImageGenerator(model, words, spoken.image)
+    trunk = build_transformer(dim, layers, num_heads(dim), dropout=dropout)
+    model = Decoder({"text": text_embedding, "image": image_embedding}, heads, trunk)
+    part_columns = {"text": text_column, "image": image_column}
+    objective = NextTokenLoss(part_columns, LOSS_WEIGHTS, {"text": caption_dropout})
+    generator = ImageGenerator(model, text_settings, frozen_tokenizer.image)
+
+    def derive_columns(data: DataSource) -> dict[ColumnKey, ImageTokenColumn]:
+        trained = require_trained(frozen_tokenizer, tokenizer)
+        tokens = tokenize_images(
+            trained, data, image_column, num_copies=copies, augment=COPY_AUGMENT
+        )
+        return {image_column: tokens}
+
     return Recipe(
         model=model,
         objective=objective,
         data=DataSpec(
-            columns=(caption, picture),
-            column_settings={picture: spoken.image},
-            derived_columns=lambda data: {
-                picture: tokenize_images(
-                    require_trained(spoken, tokenizer),
-                    data,
-                    picture,
-                    num_copies=copies,
-                    augment=COPY_AUGMENT,
-                )
-            },
+            columns=(text_column, image_column),
+            column_settings={image_column: frozen_tokenizer.image},
+            derived_columns=derive_columns,
         ),
         training=TrainingConfig(batch_size=64),
-        verbs={"generate": painter},
+        verbs={"generate": generator},
         evaluation=EvaluationSpec(
             metric="val_loss",
             mode="min",
             validate=loss_validator(objective),
-            write_samples=image_sample_writer(painter, objective),
-            evaluator=_evaluator(picture, caption),
+            write_samples=image_sample_writer(generator, objective),
+            evaluator=_evaluator(image_column, text_column),
         ),
-        stored_keywords={"tokenizer": tokenizer_to_config(tokenizer, spoken)},
+        stored_keywords={"tokenizer": tokenizer_to_config(tokenizer, frozen_tokenizer)},
         prerequisites=_prerequisites(tokenizer),
     )
 
@@ -108,21 +109,22 @@ def dalle(
 def _prerequisites(
     tokenizer: str | Mapping[str, Any],
 ) -> dict[str, tuple[RecipeFunction[Any], Mapping[str, Any]]]:
-    """What is trained first, unless it is there."""
+    """Return the image tokenizer to train first, unless one is given."""
     if isinstance(tokenizer, str):
-        return {} if tokenizer else {"tokenizer": (first_stage, {})}
-    return {} if "source" in tokenizer else {"tokenizer": (first_stage, tokenizer)}
+        return {} if tokenizer else {"tokenizer": (image_tokenizer, {})}
+    if "source" in tokenizer:
+        return {}
+    return {"tokenizer": (image_tokenizer, tokenizer)}
 
 
 def _evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
-    from sensorium.evaluation.image_generation import (
-        image_generation_evaluator,  # not needed while training
-    )
+    # not needed in training
+    from sensorium.evaluation.image_generation import image_generation_evaluator
 
     return image_generation_evaluator(image_column, text_column)
 
 
-def _output_head(dim: int, vocab: int) -> Linear:
-    head = Linear(dim, vocab, bias=False)
+def _output_head(dim: int, vocab_size: int) -> Linear:
+    head = Linear(dim, vocab_size, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     return head

@@ -1,4 +1,4 @@
-"""Encoders by keyword: what reads a column, by the kind of its values and a name; or published weights.
+"""Encoders of columns by type and name, and encoders with pretrained weights.
 
 B batch   T tokens   D width
 """
@@ -31,214 +31,246 @@ from sensorium.nn.linear import Linear
 from sensorium.nn.recurrent import Recurrent
 from sensorium.nn.resnet import BasicBlock, PlainBlock, ResNet
 from sensorium.nn.tokens import Tokens
-from sensorium.nn.transformer import Transformer, build_transformer
+from sensorium.nn.transformer import Transformer, build_transformer, num_heads
 from sensorium.pretrained.bert import FirstTokenPool
 from sensorium.pretrained.resnet import RESNET_CONFIGS, build_resnet
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.recipe import BadKeyword
 
-HEAD_DIM = 64  # width of one attention head, about
-LONG_SERIES_STEPS = 64  # steps of a series that a recurrent network reads worse than convolutions
+LONG_SERIES_STEPS = 64  # from this length on, convolutions encode a series better than a GRU
 EncoderBuilder = Callable[
     [Any, int, int, float], Encoder
-]  # (settings of the column, dim, depth, dropout)
+]  # (column settings, dim, layers, dropout)
 
 
 def build_encoder(
     modality: Modality,
     spec: str | Mapping[str, Any] | PretrainedSource,
     dim: int,
-    depth: int,
+    layers: int,
     dropout: float = 0.0,
     train: str = "none",
 ) -> Encoder:
-    """What reads a column of this modality: Tokens of width `dim`, padding and gaps not valid, no order among them.
+    """Build the encoder of a column. Its tokens have no order; padding and gaps are not valid.
 
-    spec: a name in ENCODERS ("": the first of its kind), or published weights (see `chosen`). depth: blocks or layers,
-    where the encoder has any number of them. The width of published weights is brought to `dim` by one layer, which
-    always learns; `train` says how much of them does (`sensorium.models.lora.TUNES`).
-    Raises BadKeyword naming what there is.
+    Pretrained weights are projected to `dim` by a linear layer that is always trained.
+
+    Args:
+        modality: settings of the column.
+        spec: a name in ENCODERS ("": the first of its type) or pretrained weights, as
+            `resolve_encoder` takes them.
+        dim: width of the tokens.
+        layers: layers, of encoders that have any number of them.
+        dropout: dropout rate.
+        train: how much of pretrained weights is trained, one of `TRAIN_MODES`.
+
+    Raises:
+        BadKeyword: for an unknown encoder, naming the known ones.
     """
-    found = resolve_encoder(modality.kind, spec)
-    if isinstance(found, PretrainedSource):
-        inner, width = found.build_encoder(modality.kind)
+    resolved = resolve_encoder(modality.kind, spec)
+    if isinstance(resolved, PretrainedSource):
+        inner, width = resolved.build_encoder(modality.kind)
         return ProjectedEncoder(set_trainable(inner, train), width, dim, dropout)
-    return ENCODERS[modality.kind][found](modality, dim, depth, dropout)
+    return ENCODERS[modality.kind][resolved](modality, dim, layers, dropout)
 
 
 def resolve_encoder(
     kind: str, spec: str | Mapping[str, Any] | PretrainedSource
 ) -> str | PretrainedSource:
-    """The name of one of the encoders of a kind; or the published model that a folder, a file, a hub id or a run's
-    config names: `senses()[kind]` of it are then the settings that its column must have, `told()` what the run keeps.
+    """Resolve the encoder that a user named for a column.
 
-    Raises BadKeyword where it is neither.
+    Args:
+        kind: type of the column.
+        spec: a name in ENCODERS; or a folder, a file or a Hugging Face id of pretrained weights;
+            or the stored config of such weights.
+
+    Returns:
+        A name in ENCODERS, or the pretrained weights. A column that pretrained weights encode must
+        have the settings `preprocessing()[kind]`.
+
+    Raises:
+        BadKeyword: for an unknown encoder, naming the known ones.
     """
     if isinstance(spec, PretrainedSource):
         return spec
-    known = list(ENCODERS.get(kind, ()))
-    if not known:
+    names = list(ENCODERS.get(kind, ()))
+    if not names:
         raise BadKeyword(
-            f"no encoder reads a column of the kind {kind!r}; there are some for {', '.join(ENCODERS)}"
+            f"There is no encoder for columns of type {kind}. Encoders exist for "
+            f"{', '.join(ENCODERS)}."
         )
     if not spec:
-        return known[0]
-    if isinstance(spec, Mapping) or (spec not in known and ("/" in spec or Path(spec).exists())):
+        return names[0]
+    if isinstance(spec, Mapping):
         return PretrainedSource.from_source(spec)
-    if spec not in known:
-        raise BadKeyword(
-            f"{spec!r} is no encoder of {kind}: choose one of {', '.join(known)}, or give a folder, a file "
-            "or a hub id of published weights"
-        )
-    return spec
-
-
-def default_encoder(modality: Modality) -> str:
-    """The encoder of a column for which none is named: the first of its kind, but for long series convolutions."""
-    return (
-        "cnn"
-        if isinstance(modality, Series) and modality.typical_length >= LONG_SERIES_STEPS
-        else ""
+    if spec in names:
+        return spec
+    if "/" in spec or Path(spec).exists():
+        return PretrainedSource.from_source(spec)
+    raise BadKeyword(
+        f"{spec!r} is not an encoder for {kind} columns. Choose one of {', '.join(names)}, or "
+        "give a folder, a file or a Hugging Face id of pretrained weights."
     )
 
 
+def default_encoder(modality: Modality) -> str:
+    """Return the encoder to use where none is named; "" is the first of the column's type."""
+    if isinstance(modality, Series) and modality.typical_length >= LONG_SERIES_STEPS:
+        return "cnn"
+    return ""
+
+
 class ProjectedEmbedding(nn.Module):
-    """Raw values → Tokens of another width, by a whole encoder and one linear layer after it."""
+    """A whole encoder as an input embedding, with a linear projection to another width.
+
+    Args:
+        encoder: the encoder.
+        width: width of its tokens.
+        dim: width of the projected tokens.
+        dropout: dropout rate of the projected tokens.
+    """
 
     def __init__(self, encoder: Encoder, width: int, dim: int, dropout: float = 0.0):
         super().__init__()
-        self.encoder, self.projection, self.dropout = (
-            encoder,
-            Linear(width, dim),
-            nn.Dropout(dropout),
-        )
+        self.encoder = encoder
+        self.projection = Linear(width, dim)
+        self.dropout = nn.Dropout(dropout)
 
     def pool_index(self, values: Tensor) -> Int[Tensor, "B"] | None:
+        """Return the token that the encoder pools by, if it is a single one."""
         return self.encoder.embed.pool_index(values)
 
     def forward(self, values: Tensor) -> Tokens:
+        """Return the projected tokens, without an order."""
         t = self.encoder(values)
         return replace(t, x=self.dropout(self.projection(t.x)), order=None)
 
 
 class ProjectedEncoder(Encoder):
-    """An encoder with tokens of another width. Its vector is made of the inner encoder's own: that of a frozen one may
-    have been worked out before."""
+    """An encoder with a linear projection of its tokens and of its pooled embedding.
+
+    The pooled embedding is a projection of the inner encoder's own, which may come from a cache if
+    the encoder is frozen.
+
+    Args:
+        inner: the encoder.
+        width: width of its tokens.
+        dim: width of the projected tokens.
+        dropout: dropout rate of the projected tokens.
+    """
 
     def __init__(self, inner: Encoder, width: int, dim: int, dropout: float = 0.0):
-        pool = (
-            inner.pool if isinstance(inner.pool, FirstTokenPool) else None
-        )  # that only picks one of the tokens
+        # Only a pool that selects a token works on projected tokens.
+        pool = inner.pool if isinstance(inner.pool, FirstTokenPool) else None
         super().__init__(ProjectedEmbedding(inner, width, dim, dropout), pool=pool)
 
     @property
     def inner(self) -> Encoder:
-        """What reads the values, in its own width."""
+        """The encoder before the projection."""
         assert isinstance(self.embed, ProjectedEmbedding)
         return self.embed.encoder
 
     def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
+        """Return the projection of the inner encoder's pooled embedding."""
         assert isinstance(self.embed, ProjectedEmbedding)
         return self.embed.dropout(self.embed.projection(self.inner.pooled(raw)))
 
 
 def _small_resnet(
-    image: Image, dim: int, depth: int, dropout: float, *, block: type[nn.Module]
+    image: Image, dim: int, layers: int, dropout: float, *, block: type[nn.Module]
 ) -> Encoder:
-    return Encoder(
-        ResNet(
-            dim, max(1, depth // 3), dropout, block=block, stem_stride=4 if image.size >= 64 else 2
-        )
-    )
+    stem_stride = 4 if image.size >= 64 else 2
+    resnet = ResNet(dim, max(1, layers // 3), dropout, block=block, stem_stride=stem_stride)
+    return Encoder(resnet)
 
 
-def _standard_resnet(image: Image, dim: int, depth: int, dropout: float, *, layout: str) -> Encoder:
+def _standard_resnet(
+    image: Image, dim: int, layers: int, dropout: float, *, layout: str
+) -> Encoder:
+    del image, layers  # any size; the layout fixes the layers
     embed, width = build_resnet(RESNET_CONFIGS[layout])
     return ProjectedEncoder(Encoder(embed), width, dim, dropout)
 
 
-def _vit(image: Image, dim: int, depth: int, dropout: float) -> Encoder:
-    patch = min(
-        (n for n in range(1, image.size + 1) if not image.size % n),
-        key=lambda n: abs(n - image.size / 8),
-    )
+def _vit(image: Image, dim: int, layers: int, dropout: float) -> Encoder:
+    divisors = [n for n in range(1, image.size + 1) if image.size % n == 0]
+    patch_size = min(divisors, key=lambda n: abs(n - image.size / 8))
     return Encoder(
-        PatchEmbedding(dim, image.size, patch),
-        build_transformer(dim, depth, num_heads(dim), input_norm=True, dropout=dropout),
+        PatchEmbedding(dim, image.size, patch_size),
+        build_transformer(dim, layers, num_heads(dim), input_norm=True, dropout=dropout),
     )
 
 
-def _transformer_text(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+def _transformer_text(text: Text, dim: int, layers: int, dropout: float) -> Encoder:
     return Encoder(
         TextEmbedding(dim, text, causal=False),
-        build_transformer(dim, depth, num_heads(dim), dropout=dropout),
+        build_transformer(dim, layers, num_heads(dim), dropout=dropout),
     )
 
 
-def _rnn_text(text: Text, dim: int, depth: int, dropout: float, *, cell: str) -> Encoder:
+def _rnn_text(text: Text, dim: int, layers: int, dropout: float, *, cell: str) -> Encoder:
     return Encoder(
-        BagEmbedding(dim, text, dropout), Recurrent(dim, depth, cell=cell, dropout=dropout)
+        BagEmbedding(dim, text, dropout), Recurrent(dim, layers, cell=cell, dropout=dropout)
     )
 
 
-def _bag(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+def _bag(text: Text, dim: int, layers: int, dropout: float) -> Encoder:
+    del layers  # has none
     return Encoder(BagEmbedding(dim, text, dropout))
 
 
-def _subword(text: Text, dim: int, depth: int, dropout: float) -> Encoder:
+def _subword(text: Text, dim: int, layers: int, dropout: float) -> Encoder:
+    del layers  # has none
     return Encoder(SubwordBagEmbedding(dim, text, dropout))
 
 
-def _transformer_trunk(dim: int, depth: int, *, dropout: float) -> Transformer:
-    return build_transformer(dim, depth, num_heads(dim), dropout=dropout)
+def _transformer_trunk(dim: int, layers: int, *, dropout: float) -> Transformer:
+    return build_transformer(dim, layers, num_heads(dim), dropout=dropout)
 
 
 def _windowed(
     series: Series,
     dim: int,
-    depth: int,
+    layers: int,
     dropout: float,
     *,
     trunk: Callable[..., nn.Module],
     add_positions: bool = False,
 ) -> Encoder:
+    """Return an encoder of a series in windows, one token each."""
     return Encoder(
         WindowEmbedding(dim, series, window_length(series), add_positions=add_positions),
-        trunk(dim, depth, dropout=dropout),
+        trunk(dim, layers, dropout=dropout),
     )
 
 
-def _pyramid(series: Series, dim: int, depth: int, dropout: float) -> Encoder:
-    return Encoder(MultiscaleConv(dim, series, max(1, depth // 2), dropout))
+def _pyramid(series: Series, dim: int, layers: int, dropout: float) -> Encoder:
+    return Encoder(MultiscaleConv(dim, series, max(1, layers // 2), dropout))
 
 
 def _audio(
-    audio: Audio, dim: int, depth: int, dropout: float, *, trunk: Callable[..., nn.Module]
+    audio: Audio, dim: int, layers: int, dropout: float, *, trunk: Callable[..., nn.Module]
 ) -> Encoder:
-    """A token for every 20 ms, of sounds as long as the column may hold."""
+    """Return an encoder with one token per 20 ms of audio."""
+    max_tokens = math.ceil((audio.seconds or audio.max_seconds) * 50)
     return Encoder(
-        AudioStem(dim, audio.n_mels, math.ceil((audio.seconds or audio.max_seconds) * 50)),
-        trunk(dim, depth, dropout=dropout),
+        AudioStem(dim, audio.n_mels, max_tokens),
+        trunk(dim, layers, dropout=dropout),
     )
 
 
 def window_length(series: Series) -> int:
-    """Steps of a window: about 16 windows make up a usual series, none of more than 16 steps."""
+    """Return the steps of a window: a series of typical length has 16 windows, of 1 to 16 steps."""
     return max(1, min(16, series.typical_length // 16))
 
 
-def num_heads(dim: int) -> int:
-    """How many attention heads share a width: of HEAD or a little more each, and all of the same."""
-    return next(n for n in range(max(1, dim // HEAD_DIM), 0, -1) if not dim % n)
-
-
-TRUNKS: dict[str, Callable[..., nn.Module]] = {  # over the steps of a series or a sound
+TRUNKS: dict[str, Callable[..., nn.Module]] = {  # over the steps of a series or of audio
     "cnn": Convolutions,
     "gru": partial(Recurrent, cell="gru"),
     "lstm": partial(Recurrent, cell="lstm"),
     "transformer": _transformer_trunk,
 }
-ENCODERS: dict[str, dict[str, EncoderBuilder]] = {  # the first of each kind is the usual one
+ENCODERS: dict[str, dict[str, EncoderBuilder]] = {  # the first of each type is the default
     "image": {
         "resnet": partial(_small_resnet, block=BasicBlock),
         "cnn": partial(_small_resnet, block=PlainBlock),
@@ -246,7 +278,7 @@ ENCODERS: dict[str, dict[str, EncoderBuilder]] = {  # the first of each kind is 
         **{layout: partial(_standard_resnet, layout=layout) for layout in RESNET_CONFIGS},
     },
     "text": {
-        "spelling": _subword,
+        "subword": _subword,
         "transformer": _transformer_text,
         "gru": partial(_rnn_text, cell="gru"),
         "lstm": partial(_rnn_text, cell="lstm"),
@@ -255,39 +287,45 @@ ENCODERS: dict[str, dict[str, EncoderBuilder]] = {  # the first of each kind is 
     "series": {
         "gru": partial(_windowed, trunk=TRUNKS["gru"]),
         "cnn": _pyramid,
-        **{
-            name: partial(_windowed, trunk=TRUNKS[name], add_positions=name == "transformer")
-            for name in ("lstm", "transformer")
-        },
+        "lstm": partial(_windowed, trunk=TRUNKS["lstm"]),
+        "transformer": partial(_windowed, trunk=TRUNKS["transformer"], add_positions=True),
     },
     "audio": {name: partial(_audio, trunk=trunk) for name, trunk in TRUNKS.items()},
 }
-BUILTIN_KINDS, REQUIRED_ATTRIBUTES = (
-    frozenset(MODALITIES),
-    ("extensions", "fit", "load", "collate", "augment", "to_json", "from_json"),
-)
+BUILTIN_TYPES = frozenset(MODALITIES)
+REQUIRED_METHODS = ("fit", "load", "collate", "augment", "to_json", "from_json")
 
 
 def add_modality(modality: type, **encoders: EncoderBuilder) -> None:
-    """One more kind of column, from a file of your own: a run that has learned from one is read where it was added too.
+    """Register a column type of your own, for training and for loading runs that use it.
 
-    modality: settings as `Modality` says, all with defaults, and `endings`. encoders: by name, the usual one first;
-    each is `build(settings, dim, depth, dropout) -> Encoder`, with Tokens of width `dim`. Added again, it takes the
-    place of what was there. Raises SensoriumError saying what it lacks, and for a kind of Sensorium's own.
+    A type registered again replaces the earlier one.
+
+    Args:
+        modality: settings of the column type: a class like `Modality` with the class attributes
+            `kind` and `extensions`, and a default for each setting.
+        **encoders: encoders by name, the default one first. Each is called with (settings, dim,
+            layers, dropout) and returns an `Encoder` with tokens of width `dim`.
+
+    Raises:
+        SensoriumError: where the class lacks something, or its `kind` is taken.
     """
     kind = getattr(modality, "kind", "")
-    if not isinstance(kind, str) or not kind.isidentifier() or kind in (*BUILTIN_KINDS, *ROLES):
+    taken = (*BUILTIN_TYPES, *ROLES)
+    if not isinstance(kind, str) or not kind.isidentifier() or kind in taken:
         raise SensoriumError(
-            f"{modality.__name__}.kind is {kind!r}: a kind is one word that is not taken; "
-            f"{', '.join((*BUILTIN_KINDS, *ROLES))} are."
+            f"{modality.__name__}.kind is {kind!r}. A kind is a single word other than "
+            f"{', '.join(taken)}."
         )
-    if lacks := [name for name in REQUIRED_ATTRIBUTES if not hasattr(modality, name)]:
+    missing = [name for name in ("extensions", *REQUIRED_METHODS) if not hasattr(modality, name)]
+    if missing:
         raise SensoriumError(
-            f"{modality.__name__} lacks {', '.join(lacks)}, which every kind of column has."
+            f"{modality.__name__} lacks {', '.join(missing)}, which every column type needs."
         )
     if not encoders:
         raise SensoriumError(
-            f"add_modality({modality.__name__}, ...) names no encoder, as in together=build."
+            f"add_modality({modality.__name__}, ...) names no encoder. Give at least one: "
+            f"add_modality({modality.__name__}, encoder=build)."
         )
     try:
         modality()
@@ -295,4 +333,5 @@ def add_modality(modality: type, **encoders: EncoderBuilder) -> None:
         raise SensoriumError(
             f"{modality.__name__} needs a default for each of its settings: {e}."
         ) from e
-    MODALITIES[kind], ENCODERS[kind] = modality, encoders
+    MODALITIES[kind] = modality
+    ENCODERS[kind] = encoders

@@ -1,4 +1,4 @@
-"""A published pair of towers (CLIP, SigLIP) trained further on one's own pairs, with care for what it knows."""
+"""Fine-tuning of a pretrained pair of encoders (CLIP, SigLIP) on new image-text pairs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,14 +11,21 @@ from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.contrastive import ContrastiveLoss
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.clip import AUGMENT
-from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, check_choice
+from sensorium.recipes.clip import image_augment
+from sensorium.recipes.recipe import (
+    BadKeyword,
+    DataSpec,
+    Hooks,
+    Recipe,
+    check_choice,
+    require_weights,
+)
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
-LEARNING_RATES = {"all": 1e-5, "lora": 3e-4, "none": 1e-3}  # a small step for what has learned much
+LEARNING_RATES = {"all": 1e-5, "lora": 3e-4, "none": 1e-3}  # by `train`
 
 
-@training_defaults(lr="1e-05; 0.0003 with --tune lora, 0.001 with --tune none")
+@training_defaults(lr="1e-05; 0.0003 with --train lora, 0.001 with --train none")
 def finetune(
     schema: Schema,
     *,
@@ -28,45 +35,50 @@ def finetune(
     train: Literal["all", "lora", "none"] = "all",
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
-    """A published CLIP or SigLIP, trained further on your pictures and words; `sensorium blend` then finds the middle.
+    """Fine-tune a pretrained CLIP or SigLIP on your image-text pairs.
 
-    Its own tokenizer, picture size and loss are kept. Lower blocks learn more slowly (layer_decay).
+    The tokenizer, the image size and the loss of the pretrained model are kept. Lower layers have
+    a smaller learning rate (--layer-decay). `sensorium interpolate` afterwards averages the
+    pretrained and the fine-tuned weights (WiSE-FT).
 
     Args:
-        weights: folder, file or hub id of the published model.
-        image: picture column; by default the only one.
-        text: caption column (once for each, where several are read as one); by default the only one.
-        train: what learns: all of it, lora (corrections of low rank), or none (the projections and the temperature).
-        label_smoothing: label smoothing of infonce.
+        schema: columns of the data.
+        weights: pretrained model: a folder, a file or a Hugging Face id.
+        image: image column. Default: the only one.
+        text: caption column. Repeat to read several columns as one text. Default: the only one.
+        train: weights to train: all, lora (low-rank adapters), or none (the projections and the
+            temperature only).
+        label_smoothing: label smoothing of the loss.
     """
     check_choice("train", train, TRAIN_MODES)
-    start = PretrainedSource.from_source(weights)
-    module = start.build_module()
+    source = PretrainedSource.from_source(require_weights("weights", weights))
+    module = source.build_module()
     if not isinstance(module, Towers) or not {"image", "text"} <= set(module):
         raise BadKeyword(
-            f"from_={start.source!r} is a {start.family.name}, which does not embed pictures and words; "
-            "for one that reads either, use the recipe lit"
+            f"--weights {source.source!r} is a {source.family.name} model, which does not embed "
+            "both images and text. Use the recipe lit for a pretrained image or text encoder."
         )
-    pair = picture, words = schema.resolve_column("image", image), schema.texts(text)
-    kinds: dict[ColumnKey, ColumnKey] = {"image": picture, "text": words}
-    model = module.renamed(kinds)
-    for tower in (model[name] for name in pair):
+    image_column, text_column = (
+        schema.resolve_column("image", image),
+        schema.resolve_text_columns(text),
+    )
+    columns: dict[ColumnKey, ColumnKey] = {"image": image_column, "text": text_column}
+    model = module.renamed(columns)
+    for column in columns.values():
+        tower = model[column]
         tower.encoder = set_trainable(tower.encoder, train)
-    senses = start.preprocessing()
-    settings = {kinds[kind]: settings for kind, settings in senses.items()}
+    settings = {columns[kind]: modality for kind, modality in source.preprocessing().items()}
     fitted = schema.with_settings(settings)
+    verb_inputs = {
+        "image": (model[image_column], fitted[image_column]),
+        "text": (model[text_column], fitted[text_column]),
+    }
+    pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
+    loss = "infonce" if model.logit_bias is None else "siglip"
     return Recipe(
         model=model,
-        objective=ContrastiveLoss(
-            *pair, "infonce" if model.logit_bias is None else "siglip", label_smoothing
-        ),
-        data=DataSpec(
-            columns=pair,
-            column_settings=settings,
-            augment={
-                strength: dict(zip(pair, how, strict=True)) for strength, how in AUGMENT.items()
-            },
-        ),
+        objective=ContrastiveLoss(*pair, loss, label_smoothing),
+        data=DataSpec(columns=pair, column_settings=settings, augment=image_augment(*pair)),
         training=TrainingConfig(
             epochs=5,
             lr=LEARNING_RATES[train],
@@ -75,14 +87,9 @@ def finetune(
             beta2=0.98,
             warmup_ratio=0.1,
         ),
-        verbs={
-            "embed": Embedder(
-                model,
-                {"image": (model[picture], fitted[picture]), "text": (model[words], fitted[words])},
-            )
-        },
+        verbs={"embed": Embedder(model, verb_inputs)},
         hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),
-        stored_keywords={"weights": start.to_config()},
+        stored_keywords={"weights": source.to_config()},
         measures_forgetting=True,
     )

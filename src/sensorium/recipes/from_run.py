@@ -1,4 +1,4 @@
-"""A finished run as a part of another model: built as its config says, its best weights in place."""
+"""Restore the best model of a finished run, for use as a part of another model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,15 @@ from sensorium.recipes.recipe import M, Recipe, RecipeFunction, build_recipe
 
 @dataclass(frozen=True)
 class RestoredRun(Generic[M]):
-    """fingerprint: SHA-256 of the weights' file."""
+    """A finished run with its best weights.
+
+    Attributes:
+        recipe: the recipe, whose model has the best weights.
+        schema: columns of the data that it was trained on.
+        config: its stored configuration.
+        fingerprint: SHA-256 of the weights file.
+        folder: the run folder.
+    """
 
     recipe: Recipe[M]
     schema: Schema
@@ -24,13 +32,19 @@ class RestoredRun(Generic[M]):
 
 
 def restore_run(folder: str | Path, recipe_fn: RecipeFunction[M]) -> RestoredRun[M]:
-    """The best model of a run that `make` made.
+    """Rebuild the model of a run from its config and load its best weights.
 
-    Raises SensoriumError where the folder is no run, incomplete, damaged or of another version.
+    Args:
+        folder: the run folder.
+        recipe_fn: the recipe that the run was trained with.
+
+    Raises:
+        SensoriumError: where the folder is not a run, or is incomplete, damaged or of another
+            version.
     """
     folder = Path(folder)
     config, schema = RunConfig.load(folder), Schema.load(folder)
-    with torch.random.fork_rng():  # first weights are drawn, then overwritten
+    with torch.random.fork_rng():  # initial weights are sampled, then overwritten
         recipe, _ = build_recipe(recipe_fn, schema, config.keywords)
     load_weights(recipe.model, folder / WEIGHTS_FILE)
     return RestoredRun(recipe, schema, config, file_sha256(folder / WEIGHTS_FILE), folder)

@@ -1,21 +1,20 @@
-"""Predict from any columns, any of them missing: pictures, words, series and single values, fused."""
+"""Multimodal classification and regression from any columns, with any values missing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from sensorium.data.cache.prepared import ColumnStore, PreparedDataset, Source
-from sensorium.data.schema import Schema, split_pair
-from sensorium.errors import SensoriumError
+from sensorium.data.cache.columns import ColumnStore
+from sensorium.data.cache.prepared import DataSource, PreparedDataset
+from sensorium.data.schema import Schema
+from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
 from sensorium.io.tensors import state_tensors, tensors_sha256
 from sensorium.modalities.base import Modality
-from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.subword_bag import SubwordBagEmbedding
-from sensorium.modalities.tabular import Category, Numeric
 from sensorium.modalities.tabular_embedding import SCALAR_KINDS, TabularEmbedding
 from sensorium.models.lora import TRAIN_MODES, FrozenEncoder
 from sensorium.models.multimodal_predictor import (
@@ -27,22 +26,16 @@ from sensorium.models.multimodal_predictor import (
 from sensorium.nn.fusion import FUSIONS
 from sensorium.nn.projection import PROJECTIONS, TokenAndGlobalProjection
 from sensorium.nn.tokens import ColumnKey
-from sensorium.objectives.supervised import SupervisedLoss, Target
-from sensorium.objectives.supervised import build_target as kind_of
+from sensorium.objectives.supervised import SupervisedLoss, Target, build_target
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.encoders import (
-    ProjectedEncoder,
-    build_encoder,
-    default_encoder,
-    resolve_encoder,
-)
-from sensorium.recipes.fusion_config import ColumnInput, FusionConfig
+from sensorium.recipes.encoders import ProjectedEncoder, build_encoder
+from sensorium.recipes.fusion_columns import encoders_to_config, resolve_inputs, resolve_targets
+from sensorium.recipes.fusion_config import ColumnInput, FusionConfig, Preset, select_preset
 from sensorium.recipes.recipe import (
+    Augment,
     BadKeyword,
     DataSpec,
     DeriveColumns,
-    EvaluationSpec,
-    Evaluator,
     Hooks,
     OnEnd,
     Recipe,
@@ -51,26 +44,20 @@ from sensorium.recipes.recipe import (
 )
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
-HEAD_CHOICES = ("linear", "balanced", "boosting")
-SWEEP = {"fusion": [*FUSIONS]}  # that are compared where nothing else is asked
-TARGET_TYPES = ("category", "numeric", "ordinal", "multilabel")
-TRAIN_MODE_CONFIG: dict[
-    str, dict[str, float]
-] = {  # what of published weights learns -> fields of the training
+HEADS = ("linear", "boosting")
+CLASS_WEIGHTS = ("balanced",)
+SWEEP = {"fusion": list(FUSIONS)}  # compared by default
+# How much of pretrained weights is trained -> fields of TrainingConfig.
+TRAIN_MODE_CONFIG: dict[str, dict[str, float]] = {
     "none": {},
     "lora": {"lr": 1e-3, "epochs": 10},
     "all": {"lr": 1e-3, "layer_decay": 0.7, "epochs": 10},
 }
-DEFAULT_TARGET_NAMES = (
-    "target",
-    "label",
-    "class",
-    "y",
-)  # names of columns that are predicted where none is named
-AUGMENT: dict[str, dict[str, dict[str, float]]] = {  # strength -> kind of column -> how
+# Strength -> column type -> parameters.
+AUGMENT: dict[str, dict[str, dict[str, float]]] = {
     "light": {
         "image": {"crop": 0.8, "brightness": 0.2, "contrast": 0.2},
-        "category": {"unseen": 0.02},
+        "category": {"class_dropout": 0.02},
     },
     "strong": {
         "image": {
@@ -84,51 +71,12 @@ AUGMENT: dict[str, dict[str, dict[str, float]]] = {  # strength -> kind of colum
             "grayscale": 0.1,
         },
         "text": {"token_dropout": 0.2},
-        "category": {"unseen": 0.05},
+        "category": {"class_dropout": 0.05},
         "multilabel": {"tag_dropout": 0.1},
         "numeric": {"noise": 0.05},
         "series": {"crop": 0.6, "warp": 0.1, "scale": 0.1, "jitter": 0.1},
     },
 }
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What suits so many training rows."""
-
-    max_rows: int  # at most
-    dim: int
-    layers: int
-    dropout: float
-    epochs: int
-    batch_size: int
-
-    def with_overrides(self, dim: int, layers: int, dropout: float) -> "Preset":
-        """The same, where these do not say otherwise: 0, 0 and below 0 say nothing."""
-        return replace(
-            self,
-            dim=dim or self.dim,
-            layers=layers or self.layers,
-            dropout=self.dropout if dropout < 0 else dropout,
-        )
-
-    def training_config(self) -> TrainingConfig:
-        return TrainingConfig(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=2e-3,
-            ema_decay=0.99,
-            early_stopping_patience=max(2, self.epochs // 4),
-        )
-
-
-PRESETS = (
-    Preset(1_000, 64, 1, 0.2, 60, 16),
-    Preset(2_000, 64, 1, 0.2, 60, 32),
-    Preset(10_000, 96, 2, 0.15, 30, 64),
-    Preset(100_000, 128, 3, 0.1, 15, 128),
-    Preset(1 << 62, 192, 4, 0.1, 4, 512),
-)
 
 
 @training_defaults(
@@ -147,328 +95,230 @@ def fusion(
     encoders: str | Sequence[str] | Mapping[str, Any] = (),
     encoder_train: str | Sequence[str] | Mapping[str, str] = (),
     fusion: Literal[
-        "concat", "sum", "gated", "attention", "sequence", "parallel", "bottleneck", "product"
+        "concat", "sum", "gated", "attention", "sequence", "parallel", "bottleneck", "low_rank"
     ] = "concat",
     projection: Literal["linear", "nonlinear", "multiscale"] = "linear",
     contrastive_weight: float = 0.0,
-    dim: int = 0,
-    layers: int = 0,
+    dim: int | None = None,
+    layers: int | None = None,
     modality_dropout: float = 0.5,
-    dropout: float = -1.0,
+    dropout: float | None = None,
     mixup: float = 0.0,
-    head: Literal["linear", "balanced", "boosting"] = "linear",
+    head: Literal["linear", "boosting"] = "linear",
+    class_weight: Literal["balanced"] | None = None,
 ) -> Recipe[MultimodalPredictor]:
-    """Labels, numbers, ranks or sets of tags from any columns; what is missing in a row is masked, never made up.
+    """Predict classes, numbers, ranks or tag sets from any columns.
 
-    Sizes follow the number of training rows where they are not given.
+    Missing values are masked, not imputed. Sizes that are not given follow the number of training
+    rows.
 
     Args:
-        target: the column to predict (once for each).
-        columns: a column to predict from (once for each); by default all others.
-        encoders: what reads a column, such as title=gru (once for each); or published weights: photo=their/folder,
-            which stay as they are (and each value is read once, and not changed at random) unless encoder_train says
-            more.
-        encoder_train: how much of the published weights of a column is trained: COLUMN=none, COLUMN=lora (low-rank
-            adaptation) or COLUMN=all (once for each).
-        fusion: how parts meet: concat, sum, gated, attention, sequence, parallel, bottleneck, product.
-        projection: from each encoder to the fusion: linear, nonlinear, multiscale (parts and their whole).
-        contrastive_weight: weight of a loss by which the parts of a row find each other; 0: none.
-        dim: width; 0: by the number of rows.
-        layers: blocks of an encoder, and of a fusion that has blocks; 0: by the number of rows.
-        modality_dropout: share of rows of which some values, few or most, are hidden while training: it learns to do without.
-        dropout: share of activations dropped; below 0: by the number of rows.
-        mixup: how strongly rows are mixed while training (0.2 is usual); 0: never.
-        head: linear; balanced (each class counts the same, however rare); boosting (and trees; numbers, classes).
+        schema: columns of the data.
+        target: column to predict (repeatable). Default: a column named target, label, class or y.
+        columns: input column (repeatable). Default: all others.
+        encoders: encoder of a column (repeatable): COLUMN=NAME, as in title=gru, or
+            COLUMN=WEIGHTS for pretrained weights (a folder, a file or a Hugging Face id). They are
+            frozen, and their embeddings cached, unless --encoder-train trains them.
+        encoder_train: pretrained weights to train (repeatable): COLUMN=none (frozen), COLUMN=lora
+            (low-rank adapters) or COLUMN=all.
+        fusion: fusion of the columns: concat, sum, gated, parallel (late fusion), low_rank
+            (low-rank tensor fusion), attention (cross-attention), sequence (early fusion) or
+            bottleneck (attention bottleneck).
+        projection: projection from each encoder to the fusion: linear, nonlinear (MLP) or
+            multiscale (tokens and pooled embedding).
+        contrastive_weight: weight of a contrastive loss between the columns of a row; 0 is off.
+        dim: width of the model. Default: by number of rows.
+        layers: layers of each encoder, and of a fusion with layers. Default: by number of rows.
+        modality_dropout: fraction of training rows in which values are hidden, to train for
+            missing values.
+        dropout: dropout rate. Default: by number of rows.
+        mixup: alpha of mixup (0.2 is usual); 0 is off.
+        head: prediction head: linear, or boosting (LightGBM trees blended with the linear head;
+            category and numeric targets).
+        class_weight: balanced: weight classes inversely to their frequency (category and
+            multilabel targets; --head linear).
     """
     check_choice("fusion", fusion, list(FUSIONS))
     check_choice("projection", projection, list(PROJECTIONS))
-    aims = {name: schema[name] for name in _target_columns(schema, target)}
-    inputs = _resolve_encoders(
-        schema, _input_columns(schema, columns, aims), encoders, encoder_train
-    )
-    size = _select_preset([*aims.values()]).with_overrides(dim, layers, dropout)
+    _check_head(head, class_weight)
+    targets = resolve_targets(schema, target)
+    inputs = resolve_inputs(schema, columns, targets, encoders, encoder_train)
+    preset = select_preset(list(targets.values())).with_overrides(dim, layers, dropout)
     config = FusionConfig(
         fusion=fusion,
         projection=projection,
         modality_dropout=modality_dropout,
-        dim=size.dim,
-        depth=size.layers,
-        dropout=size.dropout,
+        dim=preset.dim,
+        layers=preset.layers,
+        dropout=preset.dropout,
     )
-    kinds = {
-        name: kind_of(m, class_weight=check_choice("head", head, HEAD_CHOICES) == "balanced")
-        for name, m in aims.items()
+    target_losses = {
+        name: build_target(modality, class_weight=class_weight == "balanced")
+        for name, modality in targets.items()
     }
-    reads = {name: given.modality for name, given in inputs.items()}
-    model = _build_model(inputs, kinds, config)
-    objective = SupervisedLoss(kinds, mixup, contrastive_weight)
-    boosted = (
-        _boosting_fields(model, reads, objective, aims, size.dim) if head == "boosting" else None
-    )
+    model = _build_model(inputs, target_losses, config)
+    objective = SupervisedLoss(target_losses, mixup, contrastive_weight)
+    input_settings = {name: column.modality for name, column in inputs.items()}
+    boosting = head == "boosting"
+    on_end = _add_boosting(model, input_settings, objective, targets, config) if boosting else None
     return Recipe(
         model=model,
         objective=objective,
-        data=_data(schema, inputs, aims, model),
-        training=_training_config(size, inputs),
-        verbs={"predict": Predictor(model, reads, aims)},
-        hooks=Hooks(on_start=_begin, calibrate=prediction_calibrator(aims), on_end=boosted),
+        data=_data_spec(schema, inputs, targets, model),
+        training=_training_config(preset, inputs),
+        verbs={"predict": Predictor(model, input_settings, targets)},
+        hooks=Hooks(
+            on_start=_fit_encoders, calibrate=prediction_calibrator(targets), on_end=on_end
+        ),
         evaluation=EvaluationSpec(
             metric="val_loss",
             mode="min",
-            validate=prediction_validator(objective, aims),
-            evaluator=_evaluator(aims),
+            validate=prediction_validator(objective, targets),
+            evaluator=_evaluator(targets),
             sweep=SWEEP,
         ),
-        stored_keywords=_stored_keywords(inputs),
-        extras={"lightgbm": "boosting"} if boosted else {},
+        stored_keywords={"encoders": encoders_to_config(encoders, schema, inputs)},
+        extras={"lightgbm": "boosting"} if boosting else {},
     )
 
 
-def _data(
-    schema: Schema,
-    inputs: Mapping[str, ColumnInput],
-    aims: Mapping[str, Modality],
-    model: MultimodalPredictor,
-) -> DataSpec:
-    """The columns that are read and predicted; published weights bring the settings of theirs along."""
-    settings: dict[ColumnKey, Modality] = {
-        name: given.modality
-        for name, given in inputs.items()
-        if isinstance(given.encoder, PretrainedSource) and given.encoder.weight_files
-    }
-    return DataSpec(
-        columns=(*inputs, *aims),
-        column_settings=settings,
-        augment=_augmentations({name: given.modality for name, given in inputs.items()}),
-        derived_columns=_frozen_embeddings(model, schema.with_settings(settings)),
-    )
-
-
-def _begin(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray) -> None:
-    fit_encoders(dict(zip(model.encoder_columns, model.encoders, strict=True)), prepared, rows)
-
-
-def _boosting_fields(
-    model: MultimodalPredictor,
-    inputs: Mapping[str, Modality],
-    objective: SupervisedLoss,
-    targets: Mapping[str, Modality],
-    dim: int,
-) -> OnEnd[MultimodalPredictor]:
-    """Give the model trees; what grows them at the end."""
-    from sensorium.recipes.boosting import add_tree_heads, fit_trees  # not needed without trees
-
-    add_tree_heads(model, inputs, targets, dim)
-    return fit_trees(objective, targets)
-
-
-def _evaluator(targets: Mapping[str, Modality]) -> Evaluator:
-    from sensorium.evaluation.prediction import prediction_evaluator  # not needed while training
-
-    return prediction_evaluator(targets)
+def _check_head(head: str, class_weight: str | None) -> None:
+    check_choice("head", head, HEADS)
+    if class_weight is None:
+        return
+    check_choice("class_weight", class_weight, CLASS_WEIGHTS)
+    if head == "boosting":
+        raise BadKeyword(
+            "--class-weight balanced applies to --head linear, not to --head boosting. Leave one "
+            "of them out."
+        )
 
 
 def _build_model(
     inputs: Mapping[str, ColumnInput], targets: Mapping[str, Target], config: FusionConfig
 ) -> MultimodalPredictor:
-    dim, depth, dropout = config.dim, config.depth, config.dropout
-    single = {
-        name: given.modality
-        for name, given in inputs.items()
-        if given.modality.kind in SCALAR_KINDS
+    dim, layers, dropout = config.dim, config.layers, config.dropout
+    scalar_columns = {
+        name: column.modality
+        for name, column in inputs.items()
+        if column.modality.kind in SCALAR_KINDS
     }
-    senses = {
+    encoders = {
         name: ColumnEncoder(
-            build_encoder(given.modality, given.encoder, dim, depth, dropout, given.train),
+            build_encoder(column.modality, column.encoder, dim, layers, dropout, column.train),
             PROJECTIONS[config.projection](dim, dim),
         )
-        for name, given in inputs.items()
-        if name not in single
+        for name, column in inputs.items()
+        if name not in scalar_columns
     }
-    names = [*senses, *([TABULAR_PART] if single else [])]
-    meet = FUSIONS[config.fusion](names, dim, depth, dropout)
-    row = TabularEmbedding(single, dim, 0 if meet.uses_tokens else 4 * dim, dropout) if single else None
-    heads = {name: Head(dim, kind.prior(), dropout) for name, kind in targets.items()}
-    spelt = any(
-        isinstance(part, SubwordBagEmbedding)
-        for sense in senses.values()
-        for part in sense.modules()
+    parts = [*encoders, TABULAR_PART] if scalar_columns else [*encoders]
+    fusion_module = FUSIONS[config.fusion](parts, dim, layers, dropout)
+    tabular = None
+    if scalar_columns:
+        pooled_width = 0 if fusion_module.uses_tokens else 4 * dim
+        tabular = TabularEmbedding(scalar_columns, dim, pooled_width, dropout)
+    heads = {name: Head(dim, target.prior(), dropout) for name, target in targets.items()}
+    has_subwords = any(
+        isinstance(module, SubwordBagEmbedding)
+        for encoder in encoders.values()
+        for module in encoder.modules()
     )
     return MultimodalPredictor(
-        senses, row, meet, heads, dim=dim, modality_dropout=config.modality_dropout, residual=spelt
+        encoders,
+        tabular,
+        fusion_module,
+        heads,
+        dim=dim,
+        modality_dropout=config.modality_dropout,
+        residual=has_subwords,
     )
+
+
+def _data_spec(
+    schema: Schema,
+    inputs: Mapping[str, ColumnInput],
+    targets: Mapping[str, Modality],
+    model: MultimodalPredictor,
+) -> DataSpec:
+    """Return the input and target columns; pretrained weights bring the settings of theirs."""
+    settings: dict[ColumnKey, Modality] = {
+        name: column.modality
+        for name, column in inputs.items()
+        if isinstance(column.encoder, PretrainedSource) and column.encoder.weight_files
+    }
+    return DataSpec(
+        columns=(*inputs, *targets),
+        column_settings=settings,
+        augment={strength: _augment(inputs, by_type) for strength, by_type in AUGMENT.items()},
+        derived_columns=_frozen_embeddings(model, schema.with_settings(settings)),
+    )
+
+
+def _augment(
+    inputs: Mapping[str, ColumnInput], by_type: Mapping[str, Mapping[str, float]]
+) -> Augment:
+    """Return the augmentation of each input column."""
+    return {
+        name: by_type[column.modality.kind]
+        for name, column in inputs.items()
+        if column.modality.kind in by_type
+    }
 
 
 def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColumns | None:
-    """In the place of the columns that frozen encoders read: what those say of each value, as one vector."""
-    still = {
-        name: sense.encoder.inner
-        for name, sense in zip(model.encoder_columns, model.encoders, strict=True)
-        if isinstance(sense.encoder, ProjectedEncoder)
-        and isinstance(sense.encoder.inner, FrozenEncoder)
-        and not isinstance(sense.projection, TokenAndGlobalProjection)
-    }
+    """Return a function that replaces columns of frozen encoders by their pooled embeddings."""
+    frozen: dict[str, FrozenEncoder] = {}
+    for name, column_encoder in zip(model.encoder_columns, model.encoders, strict=True):
+        assert isinstance(column_encoder, ColumnEncoder)
+        encoder = column_encoder.encoder
+        if (
+            isinstance(encoder, ProjectedEncoder)
+            and isinstance(encoder.inner, FrozenEncoder)
+            and not isinstance(column_encoder.projection, TokenAndGlobalProjection)
+        ):
+            frozen[name] = encoder.inner
+    if not frozen or model.fusion.uses_tokens:
+        return None
 
-    def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
-        from sensorium.data.cache.embedding_cache import (
-            embed_column,  # not needed where all encoders learn
-        )
+    def compute_columns(data: DataSource) -> dict[ColumnKey, ColumnStore]:
+        # not needed where all encoders are trained
+        from sensorium.data.cache.embedding_cache import embed_column
 
-        return {
-            name: embed_column(
-                inner.pooled, tensors_sha256(state_tensors(inner)), data, name, schema
-            )
-            for name, inner in still.items()
-        }
+        columns: dict[ColumnKey, ColumnStore] = {}
+        for name, encoder in frozen.items():
+            weights_hash = tensors_sha256(state_tensors(encoder))
+            columns[name] = embed_column(encoder.pooled, weights_hash, data, name, schema)
+        return columns
 
-    return compute_columns if still and not model.fusion.uses_tokens else None
-
-
-def _resolve_encoders(
-    schema: Schema,
-    names: Sequence[str],
-    encoders: str | Sequence[str] | Mapping[str, Any],
-    encoder_train: str | Sequence[str] | Mapping[str, str],
-) -> dict[str, ColumnInput]:
-    """Column → how it is read: published weights bring the settings of their column along."""
-    pairs = _pairs(encoders, schema)
-    for name, how in pairs.items():
-        if name not in names or schema.get_column(name).kind in SCALAR_KINDS or not how:
-            raise BadKeyword(
-                f"encoders: {name!r} is no column that an encoder reads; give COLUMN=ENCODER for "
-                f"{', '.join(n for n in names if schema[n].kind not in SCALAR_KINDS) or 'pictures or words'}"
-            )
-    inputs = {name: ColumnInput(schema[name]) for name in names}
-    for name, modality in (
-        (name, schema[name]) for name in names if schema[name].kind not in SCALAR_KINDS
-    ):
-        found = resolve_encoder(modality.kind, pairs.get(name) or default_encoder(modality))
-        if isinstance(found, PretrainedSource) and found.weight_files:
-            modality = found.preprocessing()[modality.kind]
-        inputs[name] = ColumnInput(modality, found)
-    for name, mode in _pairs(encoder_train, schema).items():
-        if name not in inputs or not inputs[name].pretrained or mode not in TRAIN_MODES:
-            raise BadKeyword(
-                f"encoder_train: {name}={mode} is not COLUMN=none, COLUMN=lora or COLUMN=all of a column "
-                "that encoders= has published weights read"
-            )
-        inputs[name] = replace(inputs[name], train=mode)
-    return inputs
-
-
-def _pairs(given: str | Sequence[str] | Mapping[str, Any], schema: Schema) -> dict[str, Any]:
-    """COLUMN=VALUE, each, as a mapping. Raises BadKeyword for a column that is given twice."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    pairs = [split_pair(one, schema.columns) for one in _list(given)]
-    if twice := {name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1}:
-        raise BadKeyword(
-            f"{min(twice)!r} is given twice; to compare several, give a list of mappings in Python"
-        )
-    return dict(pairs)
+    return compute_columns
 
 
 def _training_config(preset: Preset, inputs: Mapping[str, ColumnInput]) -> TrainingConfig:
-    """Where published weights learn further, steps are small, and few."""
-    trained = [given.train for given in inputs.values() if given.pretrained]
-    return replace(
-        preset.training_config(),
-        **TRAIN_MODE_CONFIG[max(trained, key=TRAIN_MODES.index, default="none")],
-    )
+    """Return the preset's settings, with fewer and smaller steps where pretrained weights train."""
+    modes = [column.train for column in inputs.values() if column.pretrained]
+    mode = max(modes, key=TRAIN_MODES.index, default="none")
+    return replace(preset.training_config(), **TRAIN_MODE_CONFIG[mode])
 
 
-def _stored_keywords(inputs: Mapping[str, ColumnInput]) -> dict[str, Any]:
-    """What a run keeps of its encoders, where published weights are among them; else it keeps what it was told."""
-    if not any(given.pretrained for given in inputs.values()):
-        return {}
-    return {
-        "encoders": {
-            name: by.to_config() if isinstance(by, PretrainedSource) else by
-            for name, by in ((name, given.encoder) for name, given in inputs.items())
-            if by
-        }
-    }
+def _fit_encoders(model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray) -> None:
+    fit_encoders(dict(zip(model.encoder_columns, model.encoders, strict=True)), prepared, rows)
 
 
-def _augmentations(inputs: Mapping[str, Modality]) -> dict[str, dict[ColumnKey, dict[str, float]]]:
-    """strength → column → how."""
-    return {
-        strength: {name: how[m.kind] for name, m in inputs.items() if m.kind in how}
-        for strength, how in AUGMENT.items()
-    }
+def _add_boosting(
+    model: MultimodalPredictor,
+    inputs: Mapping[str, Modality],
+    objective: SupervisedLoss,
+    targets: Mapping[str, Modality],
+    config: FusionConfig,
+) -> OnEnd[MultimodalPredictor]:
+    """Add tree heads to the model and return the hook that fits them."""
+    from sensorium.recipes.boosting import add_tree_heads, fit_trees  # only for this head
+
+    add_tree_heads(model, inputs, targets, config.dim)
+    return fit_trees(objective, targets)
 
 
-def _list(given: str | Sequence[str]) -> list[str]:
-    """What is given once, or several times."""
-    return [*filter(None, [given])] if isinstance(given, str) else [*given]
+def _evaluator(targets: Mapping[str, Modality]) -> Evaluator:
+    from sensorium.evaluation.prediction import prediction_evaluator  # not needed in training
 
-
-def _target_columns(schema: Schema, target: str | Sequence[str]) -> list[str]:
-    """The columns to predict. Raises SensoriumError where none is named, or one cannot be predicted."""
-    names = (
-        list(dict.fromkeys(_list(target)))
-        or [
-            name
-            for usual in DEFAULT_TARGET_NAMES
-            for name in schema.columns
-            if name.lower() == usual
-        ][:1]
-    )
-    if not names:
-        raise BadKeyword(
-            f"which column is to be predicted? Name it with target= (--target): "
-            f"{', '.join(c.name for c in schema.columns.values() if c.kind in TARGET_TYPES)}"
-        )
-    for name in names:
-        schema.get_column(name)
-        if (kind := schema[name].kind) not in TARGET_TYPES:
-            raise SensoriumError(
-                f"the target {name!r} is taken for {kind}, which cannot be predicted "
-                f"({schema.columns[name].reason}). If it is one of {', '.join(TARGET_TYPES)}, say so: "
-                f"--column {name}=category (columns={{{name!r}: 'category'}})."
-            )
-        _check_target(name, schema[name])
-    return names
-
-
-def _check_target(name: str, modality: Modality) -> None:
-    """Raises SensoriumError for a target that never changes."""
-    if isinstance(modality, Category) and len(modality.classes) == 1:
-        raise SensoriumError(
-            f"the target {name!r} has the one class {modality.classes[0]!r} in all training rows: "
-            "there is nothing to learn."
-        )
-    if isinstance(modality, Numeric) and modality.count and len(modality.edges) < 2:
-        raise SensoriumError(
-            f"the target {name!r} is {modality.mean:g} in all training rows: there is nothing to "
-            "learn."
-        )
-
-
-def _input_columns(
-    schema: Schema, columns: str | Sequence[str], targets: Mapping[str, Modality]
-) -> list[str]:
-    names = list(dict.fromkeys(_list(columns)))
-    for name in names:
-        schema.get_column(name)
-        if name in targets:
-            raise BadKeyword(
-                f"columns: {name!r} is the target, which cannot be predicted from itself."
-            )
-    found = [name for name in names or schema.columns if name not in targets]
-    if not found:
-        raise SensoriumError(f"there is no column to predict {', '.join(targets)} from.")
-    return found
-
-
-def _select_preset(targets: Sequence[Modality]) -> Preset:
-    """By the number of rows that have the rarest target."""
-    rows = [
-        m.rows
-        if isinstance(m, Multilabel)
-        else m.count
-        if isinstance(m, Numeric)
-        else sum(getattr(m, "counts", ()))
-        for m in targets
-    ]
-    return next(p for p in PRESETS if min(rows) <= p.max_rows)
+    return prediction_evaluator(targets)

@@ -1,4 +1,4 @@
-"""Words after words (GPT, Radford et al. 2018): a captioner with nothing to look at."""
+"""GPT (Radford et al. 2018): a causal language model, which is a captioner without an image."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,15 @@ def gpt(
     dropout: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Recipe[Decoder]:
-    """Words that go on from words.
+    """Causal language modelling: text generation and completion.
 
     Args:
-        text: column of words (once for each, where several are read as one); by default the only one.
-        dim: width.
-        layers: blocks.
-        dropout: share of activations dropped in each block.
-        label_smoothing: label smoothing.
+        schema: columns of the data.
+        text: text column. Repeat to read several columns as one text. Default: the only one.
+        dim: width of the transformer.
+        layers: transformer layers.
+        dropout: dropout rate.
+        label_smoothing: label smoothing of the loss.
     """
     return captioner(
         schema,

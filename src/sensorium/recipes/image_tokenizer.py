@@ -1,4 +1,9 @@
-"""Pictures as codes: the first stage of DALL-E (dVAE, Ramesh et al. 2021), of VQ-VAE, and of FSQ."""
+"""Image tokenizers: FSQ, VQ-VAE, and the dVAE of DALL-E.
+
+Sources: Mentzer et al. 2023, van den Oord et al. 2017, Ramesh et al. 2021.
+
+B batch   S image size in pixels   h, w sides of the token grid
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,44 +17,33 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.spec import EvaluationSpec, Validate, ValidationResult, WriteSamples
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import require_output
 from sensorium.io.run_config import RunConfig
 from sensorium.metrics.image_generation import codebook_perplexity, psnr
 from sensorium.modalities.image import Image
 from sensorium.models.image_tokenizer import ImageTokenizer
-from sensorium.models.towers import freeze as freeze
+from sensorium.models.towers import freeze
 from sensorium.nn.vector_quantize import FSQ, VQ, GumbelQuantizer, Quantizer
 from sensorium.objectives.reconstruction import PIXEL_LOSSES, ReconstructionLoss
 from sensorium.recipes.from_run import restore_run
-from sensorium.recipes.recipe import (
-    DataSpec,
-    EvaluationSpec,
-    Hooks,
-    Recipe,
-    Validate,
-    ValidationResult,
-    WriteSamples,
-    check_choice,
-)
+from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig
 
-FSQ_LEVELS = {
+QUANTIZERS = ["fsq", "vq", "dvae"]
+FSQ_LEVELS = {  # vocabulary size -> levels of each dimension
     512: (8, 8, 8),
     1000: (8, 5, 5, 5),
     4096: (8, 8, 8, 8),
     16384: (8, 8, 8, 8, 4),
     64: (8, 8),
 }
-KL_WEIGHTS = {
-    "laplace": 1.0,
-    "l2": 0.04,
-    "l1": 0.04,
-}  # of the dVAE's weight: a likelihood is far larger than a distance
-NUM_SAMPLE_IMAGES, DVAE_LOGIT_SCALE = (
-    12,
-    8.0,
-)  # pictures in a sheet of samples; how sharp a dVAE's first draws are
+# Weight of the dVAE's KL term per pixel loss: a log-likelihood is far larger than a distance.
+KL_WEIGHTS = {"laplace": 1.0, "l2": 0.04, "l1": 0.04}
+DVAE_LOGIT_SCALE = 8.0  # sharpness of the dVAE's initial distribution over tokens
+BATCH_SIZE = 256  # images validated at a time
+NUM_SAMPLE_IMAGES = 12
 
 
 def image_tokenizer(
@@ -67,41 +61,45 @@ def image_tokenizer(
     restart_dead_codes: bool = True,
     anneal_steps: int = 500,
 ) -> Recipe[ImageTokenizer]:
-    """Pictures as a grid of codes and back: what generates pictures as words are generated builds on it.
+    """Train an image tokenizer (FSQ, VQ-VAE or dVAE), the first stage of dalle.
 
     Args:
-        image: picture column; by default the only one.
-        quantizer: fsq (nothing to collapse), vq (a codebook) or dvae (Gumbel relaxation, as in DALL-E).
-        vocab: how many codes there are; for fsq one of 64, 512, 1000, 4096, 16384.
-        patch_size: pixels of a side that one code stands for: 2, 4, 8, ...
-        dim: channels at the grid of codes; half as many at each finer scale.
+        schema: columns of the data.
+        image: image column. Default: the only one.
+        quantizer: quantizer: fsq (no codebook, cannot collapse), vq (learned codebook) or dvae
+            (Gumbel softmax, as in DALL-E).
+        vocab: vocabulary size; for fsq one of 64, 512, 1000, 4096, 16384.
+        patch_size: side in pixels of the patch that one token stands for: 2, 4, 8, ...
+        dim: channels at the token grid; half as many at each finer scale.
         layers: residual blocks at each scale.
-        codebook_dim: width of a code's vector (vq, dvae).
-        pixel_loss: distance of pixels: l2, l1, or laplace, the dVAE's likelihood.
-        edge_loss_weight: weight of the distance of edges.
-        restart_dead_codes: whether codes that are not used begin anew (vq).
-        anneal_steps: updates over which temperature and KL weight move (dvae).
+        codebook_dim: width of a codebook vector (vq, dvae).
+        pixel_loss: pixel loss: l2, l1, or laplace (likelihood of the dVAE).
+        edge_loss_weight: weight of the loss on image gradients.
+        restart_dead_codes: re-initialize codebook vectors that are not used (vq).
+        anneal_steps: steps over which the temperature and the KL weight are annealed (dvae).
     """
-    seen = schema[column := schema.resolve_column("image", image)]
-    assert isinstance(seen, Image)  # pick has seen to it
-    likely = KL_WEIGHTS[check_choice("pixel", pixel_loss, PIXEL_LOSSES)] / (
-        3 * patch_size * patch_size
-    )
-    middle = {
-        "fsq": lambda: FSQ(_fsq_levels(vocab)),
-        "vq": lambda: VQ(vocab, codebook_dim, restart_dead_codes=restart_dead_codes),
-        "dvae": lambda: GumbelQuantizer(
-            vocab,
-            codebook_dim,
-            anneal_steps=anneal_steps,
-            kl_weight=likely,
-            logit_scale=DVAE_LOGIT_SCALE,
-        ),
-    }
-    made: Quantizer = middle[check_choice("quantizer", quantizer, list(middle))]()
+    check_choice("quantizer", quantizer, QUANTIZERS)
+    check_choice("pixel_loss", pixel_loss, PIXEL_LOSSES)
+    column = schema.resolve_column("image", image)
+    settings = schema[column]
+    assert isinstance(settings, Image)
+    built_quantizer: Quantizer
+    match quantizer:
+        case "fsq":
+            built_quantizer = FSQ(_fsq_levels(vocab))
+        case "vq":
+            built_quantizer = VQ(vocab, codebook_dim, restart_dead_codes=restart_dead_codes)
+        case "dvae":
+            built_quantizer = GumbelQuantizer(
+                vocab,
+                codebook_dim,
+                anneal_steps=anneal_steps,
+                kl_weight=KL_WEIGHTS[pixel_loss] / (3 * patch_size * patch_size),
+                logit_scale=DVAE_LOGIT_SCALE,
+            )
     model = ImageTokenizer(
-        seen,
-        made,
+        settings,
+        built_quantizer,
         patch_size=patch_size,
         dim=dim,
         blocks_per_scale=layers,
@@ -118,99 +116,114 @@ def image_tokenizer(
             },
         ),
         training=TrainingConfig(epochs=10, lr=2e-3, weight_decay=0.0),
-        verbs={"generate": reconstruction_verb(model, seen)},
+        verbs={"generate": reconstruction_verb(model, settings)},
         hooks=Hooks(after_step=ImageTokenizer.after_step),
         evaluation=EvaluationSpec(
             metric="psnr",
             mode="max",
             validate=reconstruction_validator(column),
-            write_samples=reconstruction_sample_writer(column, seen),
+            write_samples=reconstruction_sample_writer(column, settings),
         ),
     )
 
 
 def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
-    """A finished run of `codes` as the first stage of another model; `data.codes.coded` says how to use it."""
-    if (recipe := RunConfig.load(Path(folder)).recipe) != image_tokenizer.__name__:
+    """Load the frozen image tokenizer of a finished run; see `tokenize_images` for its use.
+
+    Raises:
+        SensoriumError: where the folder is not a run of image_tokenizer.
+    """
+    recipe = RunConfig.load(Path(folder)).recipe
+    if recipe != image_tokenizer.__name__:
         raise SensoriumError(
-            f"{folder} is a run of {recipe}; here one of codes is needed: sensorium train codes."
+            f"{folder} is a run of {recipe}. Name a run of image_tokenizer: train one with "
+            "sensorium train image_tokenizer DATA."
         )
-    found = restore_run(folder, image_tokenizer)
-    image = found.schema[found.recipe.data.columns[0]]
+    run = restore_run(folder, image_tokenizer)
+    image = run.schema[run.recipe.data.columns[0]]
     assert isinstance(image, Image)
-    freeze(found.recipe.model).eval()
-    return FrozenImageTokenizer(found.recipe.model, image, found.fingerprint)
+    freeze(run.recipe.model).eval()
+    return FrozenImageTokenizer(run.recipe.model, image, run.fingerprint)
 
 
 def _fsq_levels(vocab: int) -> tuple[int, ...]:
     if vocab not in FSQ_LEVELS:
-        raise SensoriumError(
-            f"vocab={vocab}: fsq has {', '.join(map(str, sorted(FSQ_LEVELS)))} codes; vq and dvae have "
-            "any number."
+        raise BadKeyword(
+            f"--vocab {vocab}: fsq has a vocabulary of {', '.join(map(str, sorted(FSQ_LEVELS)))}. "
+            "Choose one of them, or --quantizer vq or dvae, which take any."
         )
     return FSQ_LEVELS[vocab]
 
 
 def reconstruction_verb(
-    model: ImageTokenizer, inputs: Image
+    model: ImageTokenizer, image_settings: Image
 ) -> Callable[..., list[PIL.Image.Image]]:
-    """The verb: generate(image=[...]) → the pictures as their codes tell them."""
+    """Return the verb `generate(image=[...])`, which encodes and decodes images."""
 
     def generate(
         modality: str | None = None, /, *, image: Sequence[Any], batch_size: int = 256
     ) -> list[PIL.Image.Image]:
         require_output(modality, "image")
-        loaded = [load_value(inputs, value) for value in image]
+        images = [load_value(image_settings, value) for value in image]
+        outputs: list[PIL.Image.Image] = []
         with eval_mode(model), torch.inference_mode():
-            parts = [
-                model.decode(model.encode(inputs.collate(loaded[i : i + batch_size])))
-                for i in range(0, len(loaded), batch_size)
-            ]
-        return [inputs.decode(picture) for part in parts for picture in part]
+            for start in range(0, len(images), batch_size):
+                pixels = image_settings.collate(images[start : start + batch_size])
+                reconstruction = model.decode(model.encode(pixels))
+                outputs += [image_settings.decode(picture) for picture in reconstruction]
+        return outputs
 
     return generate
 
 
 def reconstruction_validator(column: str) -> Validate[ImageTokenizer]:
-    """Held-out pictures there and back: mean squared error and PSNR on 0..1, codes used, their perplexity."""
+    """Return a function that validates reconstructions.
+
+    Its metrics are PSNR and mean squared error of pixels in [0, 1], the number of tokens used and
+    their perplexity.
+    """
 
     @torch.inference_mode()
-    def evaluate(
+    def validate(
         model: ImageTokenizer, prepared: PreparedDataset, rows: np.ndarray
     ) -> ValidationResult:
-        squares, used, rows = [], torch.zeros(model.vocab), prepared.complete_rows(rows)
-        for start in range(0, len(rows), 256):
-            pixels = prepared.batch(rows[start : start + 256])[column]
+        rows = prepared.complete_rows(rows)
+        squared_errors: list[torch.Tensor] = []
+        counts = torch.zeros(model.vocab_size)
+        for start in range(0, len(rows), BATCH_SIZE):
+            pixels = prepared.batch(rows[start : start + BATCH_SIZE])[column]
             ids = model.encode(pixels)
-            wrong = model.denormalize(model.decode(ids)).clamp(0, 1) - model.denormalize(pixels)
-            squares.append(wrong.square().mean((1, 2, 3)))
-            used += torch.bincount(ids.flatten(), minlength=model.vocab)
-        mse = torch.cat(squares).mean().item()
+            reconstruction = model.denormalize(model.decode(ids)).clamp(0, 1)
+            error = reconstruction - model.denormalize(pixels)
+            squared_errors.append(error.square().mean((1, 2, 3)))
+            counts += torch.bincount(ids.flatten(), minlength=model.vocab_size)
+        mse = torch.cat(squared_errors).mean().item()
         return ValidationResult(
             {
                 "psnr": psnr(mse),
                 "mse": mse,
-                "codes used": float((used > 0).sum()),
-                "perplexity": codebook_perplexity(used),
+                "codes used": float((counts > 0).sum()),
+                "perplexity": codebook_perplexity(counts),
             }
         )
 
-    return evaluate
+    return validate
 
 
 def reconstruction_sample_writer(column: str, image: Image) -> WriteSamples[ImageTokenizer]:
-    """A picture: held-out pictures, and below each what its codes say."""
+    """Return a function that writes a sheet of validation images above their reconstructions."""
 
     @torch.inference_mode()
     def write(
         model: ImageTokenizer, prepared: PreparedDataset, rows: np.ndarray, path: Path
     ) -> None:
         rows = prepared.complete_rows(rows)
-        pixels = prepared.batch(
-            rows[np.linspace(0, len(rows) - 1, min(NUM_SAMPLE_IMAGES, len(rows))).astype(int)]
-        )[column]
-        both = torch.cat([pixels, model.decode(model.encode(pixels))], 2)
-        sheet = image.decode(torch.cat(list(both), 2))
-        sheet.resize((2 * sheet.width, 2 * sheet.height), PIL.Image.Resampling.NEAREST).save(path)
+        count = min(NUM_SAMPLE_IMAGES, len(rows))
+        sampled = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+        pixels = prepared.batch(sampled)[column]
+        pairs = torch.cat([pixels, model.decode(model.encode(pixels))], 2)
+        sheet = image.decode(torch.cat(list(pairs), 2))
+        sheet = sheet.resize((2 * sheet.width, 2 * sheet.height), PIL.Image.Resampling.NEAREST)
+        sheet.save(path)
 
     return write

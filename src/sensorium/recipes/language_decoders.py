@@ -1,4 +1,4 @@
-"""What says words for a family that speaks: a decoder that learns from nothing, or a published one, as it is.
+"""Decoders of text for the captioner: trained from scratch, or pretrained and frozen.
 
 B batch   T tokens
 """
@@ -15,68 +15,83 @@ from sensorium.modalities.text import Text, TextEmbedding, last_token_index, tri
 from sensorium.models.decoder import Decoder
 from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import Tokens
-from sensorium.nn.transformer import build_transformer
+from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.pretrained.chat import TextPrompt
 from sensorium.pretrained.decoder import PAD_ID, CausalTokenEmbedding
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.pretrained.tokenizers import find_bos_eos_ids
 from sensorium.recipes.vision_encoders import NUM_PREFIX_TOKENS
 
-HEAD_DIM = 64  # width of one attention head
-
 
 @dataclass(frozen=True)
 class ScratchDecoder:
-    """A decoder that learns to speak from what it is shown."""
+    """A decoder trained from scratch.
+
+    Attributes:
+        dim: width of the transformer.
+        layers: transformer layers.
+        dropout: dropout rate.
+    """
 
     dim: int
-    depth: int
+    layers: int
     dropout: float
 
     def build_prompt_embedding(self, text: Text) -> nn.Module:
-        """What reads words before others are said."""
+        """Return the embedding of a text that the decoder reads but does not generate."""
         return TextEmbedding(self.dim, text, causal=False)
 
     def build_decoder(self, prefix_parts: dict[str, nn.Module], text: Text) -> Decoder:
-        """The whole, whose parts `before` are read before `text` is said."""
+        """Return a decoder that reads the prefix parts and then generates the text."""
         head = Linear(self.dim, text.vocab_size, bias=False)
         nn.init.normal_(head.weight, std=0.02)
-        trunk = build_transformer(
-            self.dim, self.depth, max(1, self.dim // HEAD_DIM), dropout=self.dropout
-        )
-        return Decoder(
-            {**prefix_parts, "text": TextEmbedding(self.dim, text)}, {"text": head}, trunk
-        )
+        trunk = build_transformer(self.dim, self.layers, num_heads(self.dim), dropout=self.dropout)
+        parts = {**prefix_parts, "text": TextEmbedding(self.dim, text)}
+        return Decoder(parts, {"text": head}, trunk)
 
 
 class PretrainedTextEmbedding(nn.Module):
-    """Texts of a column → Tokens of a published decoder's ids, `ahead` of the words that it says."""
+    """The token embedding of a pretrained decoder, for the texts of a column.
+
+    Args:
+        token_embedding: embeds token ids and assigns positions.
+        text: settings of the column.
+        position_offset: subtracted from the positions, for a text in front of the generated one.
+    """
 
     def __init__(self, token_embedding: CausalTokenEmbedding, text: Text, position_offset: int = 0):
         super().__init__()
-        self.token_embedding, self.position_offset, self.end, self.pad = (
-            token_embedding,
-            position_offset,
-            text.end,
-            text.pad,
-        )
+        self.token_embedding = token_embedding
+        self.position_offset = position_offset
+        self.end = text.end
+        self.pad = text.pad
 
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
+        """Return the embedded tokens, without trailing padding."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
         t = self.token_embedding(ids.masked_fill(~valid, PAD_ID))
         return replace(t, pos=t.pos - self.position_offset) if self.position_offset else t
 
     def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """Return the ids themselves: the column is tokenized already."""
         return ids
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
+        """Return the embeddings of ids at these positions of the text."""
         return self.token_embedding.embed_at(ids, positions)
 
 
 @dataclass(frozen=True)
 class PretrainedDecoder:
-    """A published decoder of text that learns nothing: what it is to speak of must reach it as tokens of its own width
-    (Frozen, Tsimpoukelli et al. 2021; ClipCap, Mokady et al. 2021)."""
+    """A frozen pretrained language model that is prompted by trained prefix tokens.
+
+    After Frozen (Tsimpoukelli et al. 2021) and ClipCap (Mokady et al. 2021).
+
+    Attributes:
+        source: the pretrained weights.
+        model: the frozen language model.
+        token_embedding: its token embedding.
+    """
 
     source: PretrainedSource
     model: Decoder
@@ -84,67 +99,69 @@ class PretrainedDecoder:
 
     @classmethod
     def from_pretrained(cls, source: str | Mapping[str, Any]) -> "PretrainedDecoder":
-        """A folder, file or hub id; or what `told` said of one. Raises SensoriumError where it does not write."""
-        start = PretrainedSource.from_source(source)
-        model = start.build_module()
-        words = (
-            model.parts["text"] if isinstance(model, Decoder) and "text" in model.parts else None
-        )
-        if (
-            not isinstance(model, Decoder)
-            or not isinstance(words, CausalTokenEmbedding)
-            or len(model.context_encoders)
-        ):
+        """Load a pretrained decoder.
+
+        Args:
+            source: a folder, a file or a Hugging Face id; or the stored `metadata` of a run.
+
+        Raises:
+            SensoriumError: where the weights are not those of a causal language model.
+        """
+        opened = PretrainedSource.from_source(source)
+        model = opened.build_module()
+        embedding = None
+        if isinstance(model, Decoder) and "text" in model.parts and not model.context_encoders:
+            embedding = model.parts["text"]
+        if not isinstance(model, Decoder) or not isinstance(embedding, CausalTokenEmbedding):
             raise SensoriumError(
-                f"voice={start.source!r} is a {start.family.name}, which does not go on from words: "
-                "name a published decoder of text (SmolLM2, Llama, GPT-2, ...)"
+                f"--language-model {opened.source!r} is a {opened.family.name} model, which is not "
+                "a causal language model. Name one that is, such as SmolLM2, Llama or GPT-2."
             )
-        return cls(start, model.requires_grad_(False), words)
+        return cls(opened, model.requires_grad_(False), embedding)
 
     @property
     def dim(self) -> int:
+        """The width of the language model."""
         return self.token_embedding.token_embedding.embedding_dim
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """The source as a run stores it."""
         return self.source.to_config()
 
     def text_settings(self, column: Text) -> Text:
-        """The settings of a text column in this voice's ids; as they are where a run has them already.
+        """Return the settings of a text column with the tokenizer of the language model.
 
-        Words begin with the id that its tokenizer puts before a text, or else with a new line, which is never said.
+        A text starts with the tokenizer's BOS token, or with a newline where it has none.
+
+        Raises:
+            SensoriumError: where the weights come without a tokenizer or without an EOS token.
         """
-        if self.source.weight_files is None:
+        if self.source.weight_files is None:  # a stored run: the column has these settings already
             return column
-        found = self.source.preprocessing().get("text")
-        if not isinstance(found, TextPrompt) or not found.stop_ids:
+        prompt = self.source.preprocessing().get("text")
+        if not isinstance(prompt, TextPrompt) or not prompt.stop_ids:
             raise SensoriumError(
-                f"voice={self.source.source!r} comes without a tokenizer, or without an id that ends a "
-                "text: put its tokenizer's files beside the weights"
+                f"--language-model {self.source.source!r} has no tokenizer, or no token that ends "
+                "a text. Put the files of its tokenizer next to the weights."
             )
-        before = find_bos_eos_ids(found.tokenizer)[0]
-        first = (
-            found.tokenizer.encode("\n", add_special_tokens=False).ids[-1]
-            if before is None
-            else before
-        )
+        start = find_bos_eos_ids(prompt.tokenizer)[0]
+        if start is None:
+            start = prompt.tokenizer.encode("\n", add_special_tokens=False).ids[-1]
         return replace(
             column,
-            tokenizer=found.tokenizer,
+            tokenizer=prompt.tokenizer,
             vocab_size=self.token_embedding.token_embedding.num_embeddings,
-            start=first,
-            end=found.stop_ids[0],
-            pad=first,
+            start=start,
+            end=prompt.stop_ids[0],
+            pad=start,
         )
 
     def build_prompt_embedding(self, text: Text) -> nn.Module:
-        """What reads words before others are said: they stand before what is seen."""
+        """Return the embedding of a text in front of the image prefix and the generated text."""
         return PretrainedTextEmbedding(self.token_embedding, text, NUM_PREFIX_TOKENS + text.length)
 
     def build_decoder(self, prefix_parts: dict[str, nn.Module], text: Text) -> Decoder:
-        """The whole, whose parts `before` are read before `text` is said."""
-        return Decoder(
-            {**prefix_parts, "text": PretrainedTextEmbedding(self.token_embedding, text)},
-            {"text": self.model.heads["text"]},
-            self.model.trunk,
-        )
+        """Return a decoder that reads the prefix parts and then generates the text."""
+        parts = {**prefix_parts, "text": PretrainedTextEmbedding(self.token_embedding, text)}
+        return Decoder(parts, {"text": self.model.heads["text"]}, self.model.trunk)

@@ -1,12 +1,13 @@
-"""LiT (Zhai et al. 2022): a published eye and a published voice, each trained alone, learn to meet in one space."""
+"""LiT (Zhai et al. 2022): pretrained image and text encoders aligned on image-text pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.embedding_cache import embed_column
-from sensorium.data.cache.prepared import ColumnStore, Source, embedding_key
+from sensorium.data.cache.prepared import DataSource, embedding_key
 from sensorium.data.schema import Schema
 from sensorium.evaluation.retrieval import retrieval_evaluation
 from sensorium.inference.embed import Embedder
@@ -17,7 +18,15 @@ from sensorium.nn.projection import PROJECTIONS
 from sensorium.nn.tokens import Batch, ColumnKey
 from sensorium.objectives.contrastive import ContrastiveLoss
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.recipe import DataSpec, DeriveColumns, Hooks, Objective, Recipe, check_choice
+from sensorium.recipes.recipe import (
+    DataSpec,
+    DeriveColumns,
+    Hooks,
+    Objective,
+    Recipe,
+    check_choice,
+    require_weights,
+)
 from sensorium.recipes.training_config import TrainingConfig
 
 PROJECTION_CHOICES = ["linear", "nonlinear"]
@@ -35,58 +44,70 @@ def lit(
     embed_dim: int = 256,
     projection: Literal["linear", "nonlinear"] = "nonlinear",
 ) -> Recipe[Towers]:
-    """Two published encoders aligned on your pairs. What a frozen eye says of a picture is worked out once and kept.
+    """Align two pretrained encoders on your image-text pairs (LiT).
+
+    The embeddings of a frozen image encoder are computed once and cached.
 
     Args:
-        image_weights: folder, file or hub id of a published model that sees (EfficientNet, ResNet, ViT, CLIP, ...).
-        text_weights: the same of one that reads (MiniLM, BERT, CLIP, ...).
-        image: picture column; by default the only one.
-        text: caption column (once for each, where several are read as one); by default the only one.
-        image_train: what of the eye learns: none, lora (corrections of low rank), or all.
-        text_train: the same of the voice.
-        embed_dim: width of the shared space.
-        projection: the way into the shared space: linear or nonlinear.
+        schema: columns of the data.
+        image_weights: pretrained image encoder (EfficientNet, ResNet, ViT, CLIP, ...): a folder,
+            a file or a Hugging Face id.
+        text_weights: pretrained text encoder (MiniLM, BERT, CLIP, ...): a folder, a file or a
+            Hugging Face id.
+        image: image column. Default: the only one.
+        text: caption column. Repeat to read several columns as one text. Default: the only one.
+        image_train: weights of the image encoder to train: none (frozen), lora (low-rank
+            adapters) or all.
+        text_train: weights of the text encoder to train: none (frozen), lora (low-rank adapters)
+            or all.
+        embed_dim: width of the embeddings.
+        projection: projection into the embedding space: linear or nonlinear (MLP).
     """
-    pair = picture, words = schema.resolve_column("image", image), schema.texts(text)
-    starts, way = (
-        {
-            "image": PretrainedSource.from_source(image_weights),
-            "text": PretrainedSource.from_source(text_weights),
-        },
-        PROJECTIONS[check_choice("projection", projection, PROJECTION_CHOICES)],
+    image_column, text_column = (
+        schema.resolve_column("image", image),
+        schema.resolve_text_columns(text),
     )
+    pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
+    sources = {
+        "image": PretrainedSource.from_source(require_weights("image_weights", image_weights)),
+        "text": PretrainedSource.from_source(require_weights("text_weights", text_weights)),
+    }
+    build_projection = PROJECTIONS[check_choice("projection", projection, PROJECTION_CHOICES)]
     model = Towers(
         {
-            picture: _build_tower(starts["image"], "image", image_train, way, embed_dim),
-            words: _build_tower(starts["text"], "text", text_train, way, embed_dim),
+            image_column: _build_tower(
+                sources["image"], "image", image_train, build_projection, embed_dim
+            ),
+            text_column: _build_tower(
+                sources["text"], "text", text_train, build_projection, embed_dim
+            ),
         }
     )
     settings = {
-        column: start.preprocessing()[kind]
-        for column, (kind, start) in zip(pair, starts.items(), strict=True)
-        if start.weight_files
+        column: source.preprocessing()[kind]
+        for column, (kind, source) in zip(pair, sources.items(), strict=True)
+        if source.weight_files
     }
-    seen = schema.with_settings(settings)
+    fitted = schema.with_settings(settings)
+    verb_inputs = {
+        "image": (model[image_column], fitted[image_column]),
+        "text": (model[text_column], fitted[text_column]),
+    }
     return Recipe(
         model=model,
         objective=_contrastive_objective(*pair),
         data=DataSpec(
             columns=pair,
             column_settings=settings,
-            derived_columns=frozen_embeddings(model[picture].encoder, picture, seen),
+            derived_columns=frozen_embeddings(model[image_column].encoder, image_column, fitted),
         ),
         training=TrainingConfig(
             epochs=20, lr=1e-3, augment="none", batch_size=256, eval_interval=5.0, ema_decay=0.99
         ),
-        verbs={
-            "embed": Embedder(
-                model,
-                {"image": (model[picture], seen[picture]), "text": (model[words], seen[words])},
-            )
-        },
+        verbs={"embed": Embedder(model, verb_inputs)},
         hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),
-        stored_keywords={f"{kind}_weights": start.to_config() for kind, start in starts.items()},
+        stored_keywords={f"{kind}_weights": source.to_config() for kind, source in sources.items()},
     )
 
 
@@ -94,26 +115,23 @@ def _build_tower(
     source: PretrainedSource,
     kind: str,
     train: str,
-    projection: Callable[[int, int], nn.Module],
+    build_projection: Callable[[int, int], nn.Module],
     embed_dim: int,
 ) -> Tower:
     encoder, width = source.build_encoder(kind)
-    return Tower(
-        set_trainable(encoder, check_choice(f"{kind}_train", train, TRAIN_MODES)),
-        projection(width, embed_dim),
-        embed_dim,
-    )
+    check_choice(f"{kind}_train", train, TRAIN_MODES)
+    return Tower(set_trainable(encoder, train), build_projection(width, embed_dim), embed_dim)
 
 
 def _contrastive_objective(image_column: ColumnKey, text_column: ColumnKey) -> Objective[Towers]:
-    """InfoNCE, on what a frozen eye said before where that is at hand."""
-    match = ContrastiveLoss(image_column, text_column)
+    """Return InfoNCE, computed on cached image embeddings where a batch has them."""
+    loss = ContrastiveLoss(image_column, text_column)
+    key = embedding_key(image_column)
 
     def objective(model: Towers, batch: Batch) -> dict[str, Tensor]:
-        key = embedding_key(image_column)
-        return match(
-            model, batch.with_columns({image_column: batch[key]}) if key in batch else batch
-        )
+        if key in batch:
+            batch = batch.with_columns({image_column: batch[key]})
+        return loss(model, batch)
 
     return objective
 
@@ -121,13 +139,23 @@ def _contrastive_objective(image_column: ColumnKey, text_column: ColumnKey) -> O
 def frozen_embeddings(
     encoder: Encoder, image_column: ColumnKey, schema: Schema
 ) -> DeriveColumns | None:
-    """What a frozen eye says of every picture, as a column."""
+    """Return a function that computes the embeddings of all images once, if the encoder is frozen.
 
-    def compute_columns(data: Source) -> dict[ColumnKey, ColumnStore]:
-        return {
-            embedding_key(image_column): embed_column(
-                encoder.pooled, tensors_sha256(state_tensors(encoder)), data, image_column, schema
-            )
-        }
+    Args:
+        encoder: the image encoder.
+        image_column: the column that it encodes.
+        schema: columns of the data, with the settings of the encoder.
 
-    return compute_columns if isinstance(encoder, FrozenEncoder) else None
+    Returns:
+        The function, whose column has the key `embedding_key(image_column)`; None for an encoder
+        that is trained.
+    """
+    if not isinstance(encoder, FrozenEncoder):
+        return None
+
+    def compute_columns(data: DataSource) -> dict[ColumnKey, ColumnStore]:
+        weights_hash = tensors_sha256(state_tensors(encoder))
+        embeddings = embed_column(encoder.pooled, weights_hash, data, image_column, schema)
+        return {embedding_key(image_column): embeddings}
+
+    return compute_columns

@@ -1,8 +1,8 @@
 """A recipe is a function of a schema; its keyword arguments are the whole configuration of a run.
 
-def myclip(schema: Schema, *, dim: int = 256, ...) -> Recipe
+    def my_clip(schema: Schema, *, dim: int = 256) -> Recipe: ...
 
-N rows of the data set   T training rows   V validation rows
+N rows of the dataset   T training rows   V validation rows
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Any,
-    Concatenate,
     Generic,
-    Literal,
     Protocol,
     TypeVar,
     get_args,
@@ -30,67 +26,41 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sensorium.data.cache.prepared import ColumnStore, PreparedDataset, Source
+from sensorium.data.cache.columns import ColumnStore
+from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.spec import Calibrate, EvaluationSpec
 from sensorium.modalities.base import FitsOnData, Modality
 from sensorium.nn.tokens import Batch, ColumnKey
 from sensorium.pretrained.family import skip_init
 from sensorium.recipes.training_config import TrainingConfig
 
-if TYPE_CHECKING:
-    from sensorium.data.dataset import Dataset
-    from sensorium.evaluation.protocol import Trained
-    from sensorium.evaluation.report import EvaluationReport
-
 M = TypeVar("M", bound=nn.Module)
 M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
 Augment = Mapping[ColumnKey, Mapping[str, float]]
-Evaluator = Callable[Concatenate["Trained", "Dataset", Sequence[str], ...], "EvaluationReport"]
 
 
 class BadKeyword(SensoriumError, TypeError):
-    """A keyword that is not known, or has a value it cannot take."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model predicts for rows of a data set, and their targets.
-
-    Attributes:
-        outputs: raw model outputs (logits, means) by target column.
-        targets: the target columns of the same rows.
-    """
-
-    outputs: Mapping[str, Tensor]
-    targets: Batch
-
-
-@dataclass(frozen=True)
-class ValidationResult:
-    """What `EvaluationSpec.validate` returns.
-
-    Attributes:
-        figures: metrics by name.
-        predictions: what they were computed from, where `Hooks.calibrate` needs it.
-    """
-
-    figures: Mapping[str, float]
-    predictions: Predictions | None = None
+    """An unknown keyword, or an invalid value of a keyword."""
 
 
 @runtime_checkable
 class Objective(Protocol[M_contra]):
-    """The training loss of each player: {"model": loss}, or {"generator": ..., "discriminator": ...}."""
+    """Compute the training losses: {"model": loss}, or one per player of an adversarial game."""
 
-    def __call__(self, model: M_contra, batch: Batch, /) -> dict[str, Tensor]: ...
+    def __call__(self, model: M_contra, batch: Batch, /) -> dict[str, Tensor]:
+        """Return the loss of each player on a batch."""
+        ...
 
 
 @runtime_checkable
 class DeriveColumns(Protocol):
-    """Compute columns once from the data set, instead of reading them."""
+    """Compute columns once from the dataset, instead of reading them."""
 
-    def __call__(self, data: Source, /) -> Mapping[ColumnKey, ColumnStore]: ...
+    def __call__(self, data: DataSource, /) -> Mapping[ColumnKey, ColumnStore]:
+        """Return the derived columns by key."""
+        ...
 
 
 @runtime_checkable
@@ -99,36 +69,23 @@ class OnStart(Protocol[M_contra]):
 
     def __call__(
         self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " T"], /
-    ) -> None: ...
+    ) -> None:
+        """Fit the model on the training rows."""
+        ...
 
 
 @runtime_checkable
 class AfterStep(Protocol[M_contra]):
-    """Restore what must hold of the weights after each optimizer step."""
+    """Restore invariants of the weights after each optimizer step."""
 
-    def __call__(self, model: M_contra, /) -> None: ...
-
-
-@runtime_checkable
-class Calibrate(Protocol[M_contra]):
-    """Fit calibration buffers on the validation rows, each time that new best weights are about to be saved.
-
-    `predictions`: those of the same weights on the same rows, where `validate` returned them.
-    """
-
-    def __call__(
-        self,
-        model: M_contra,
-        prepared: PreparedDataset,
-        rows: Int[np.ndarray, " V"],
-        predictions: Predictions | None,
-        /,
-    ) -> None: ...
+    def __call__(self, model: M_contra, /) -> None:
+        """Change the weights in place."""
+        ...
 
 
 @runtime_checkable
 class OnEnd(Protocol[M_contra]):
-    """Extend the trained model, which has its best weights, from the training and validation rows; returns metrics."""
+    """Extend the trained model, which has its best weights, and return metrics."""
 
     def __call__(
         self,
@@ -137,25 +94,9 @@ class OnEnd(Protocol[M_contra]):
         rows: Int[np.ndarray, " T"],
         validation: Int[np.ndarray, " V"],
         /,
-    ) -> dict[str, float]: ...
-
-
-@runtime_checkable
-class Validate(Protocol[M_contra]):
-    """Compute metrics on the validation rows."""
-
-    def __call__(
-        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
-    ) -> ValidationResult: ...
-
-
-@runtime_checkable
-class WriteSamples(Protocol[M_contra]):
-    """Write an image that shows what the model does with some validation rows."""
-
-    def __call__(
-        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], path: Path, /
-    ) -> None: ...
+    ) -> dict[str, float]:
+        """Extend the model in place, and return metrics by name."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +104,10 @@ class DataSpec:
     """The columns that a recipe reads.
 
     Attributes:
-        columns: names of the columns read; a tuple of names is several text columns read as one.
-        column_settings: settings of columns that are given, and not fitted on the training rows.
+        columns: columns that are read; a tuple of names is several text columns read as one.
+        column_settings: fixed settings of columns, instead of settings fitted on the training rows.
         derived_columns: computes further columns once from the data.
-        augment: random augmentation while training: strength -> column -> parameters.
+        augment: random augmentation during training: strength -> column -> parameters.
     """
 
     columns: tuple[ColumnKey, ...]
@@ -177,7 +118,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks(Generic[M]):
-    """What a recipe adds to the training loop.
+    """Functions that a recipe adds to the training loop.
 
     Attributes:
         on_start: called once, before the first step.
@@ -193,41 +134,23 @@ class Hooks(Generic[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSpec(Generic[M]):
-    """How a model is measured, while training and afterwards.
-
-    Attributes:
-        metric: the figure of `validate` that chooses the best weights.
-        mode: whether the lowest ("min") or the highest ("max") value of the metric is the best.
-        validate: computes metrics on the validation rows.
-        write_samples: draws what the model does with some validation rows.
-        evaluator: what `sensorium evaluate` runs: (trained model, data set, names of splits, options) -> Report.
-        sweep: keywords with values worth comparing, for `sensorium compare` where none is varied.
-    """
-
-    metric: str
-    mode: Literal["min", "max"]
-    validate: Validate[M] | None = None
-    write_samples: WriteSamples[M] | None = None
-    evaluator: Evaluator | None = None
-    sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[M]):
-    """What a family of models is made of, ready to train.
+    """A model with everything that is needed to train and use it.
 
     Attributes:
-        model: the model, with its first weights.
+        model: the model, with its initial weights.
         objective: the training loss.
         data: the columns it reads.
-        verbs: what a trained model answers (`embed`, `generate`, `predict`): functions of raw values.
+        verbs: inference functions of raw values, by name: `embed`, `generate`, `predict`.
         training: defaults of the training loop.
-        hooks: what it adds to the training loop.
-        evaluation: how it is measured.
-        stored_keywords: keywords as config.json stores them, where that differs from what was passed.
-        measures_forgetting: whether it starts from pretrained weights whose abilities are measured before and after.
-        prerequisites: keyword -> (recipe, keywords) of a run to train first, whose folder becomes the keyword's value.
+        hooks: functions that it adds to the training loop.
+        evaluation: how it is evaluated.
+        stored_keywords: keywords as config.json stores them, where that differs from what was
+            passed.
+        measures_forgetting: whether the abilities of its pretrained weights are measured before
+            and after training.
+        prerequisites: keyword -> (recipe, keywords) of a run to train first; the folder of that
+            run becomes the value of the keyword.
         extras: modules that training imports -> the extra of Sensorium that installs each.
     """
 
@@ -251,45 +174,64 @@ class Recipe(Generic[M]):
 RecipeFunction = Callable[..., Recipe[M]]
 
 
+def option_name(keyword: str) -> str:
+    """Return a keyword as a command-line option: "--label-smoothing"."""
+    return f"--{keyword.replace('_', '-')}"
+
+
 def split_keywords(
     recipe_fn: RecipeFunction[Any], keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`given` as (the recipe's own keywords, fields of TrainingConfig).
+    """Split keywords into those of the recipe and those of `TrainingConfig`.
 
-    Raises BadKeyword, naming the nearest known keyword, for one that is neither.
+    Returns:
+        (keywords of the recipe function, fields of TrainingConfig).
+
+    Raises:
+        BadKeyword: for a keyword that is neither, with the closest known one.
     """
-    own = {
-        p.name for p in inspect.signature(recipe_fn).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
-    loop = {f.name for f in fields(TrainingConfig)}
+    parameters = inspect.signature(recipe_fn).parameters.values()
+    model_keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    training_keywords = {f.name for f in fields(TrainingConfig)}
     for name in keywords:
-        if name not in own | loop:
-            near = difflib.get_close_matches(name, sorted(own | loop), 1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"it takes {', '.join(sorted(own | loop))}"
-            )
-            raise BadKeyword(
-                f"{recipe_fn.__name__}() got an unexpected keyword argument {name!r}; {hint}"
-            )
-    return {k: v for k, v in keywords.items() if k in own}, {
-        k: v for k, v in keywords.items() if k not in own
-    }
+        if name not in model_keywords | training_keywords:
+            raise _unknown_keyword(recipe_fn.__name__, name, model_keywords | training_keywords)
+    model_values = {k: v for k, v in keywords.items() if k in model_keywords}
+    training_values = {k: v for k, v in keywords.items() if k not in model_keywords}
+    return model_values, training_values
+
+
+def _unknown_keyword(recipe: str, name: str, known: set[str]) -> BadKeyword:
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(sorted(known))}."
+    return BadKeyword(f"{recipe}() got an unexpected keyword argument {name!r}. {hint}")
 
 
 def build_recipe(
     recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
 ) -> tuple[Recipe[M], dict[str, Any]]:
-    """The recipe with its training settings, and every keyword that went into it: plain values for the checkpoint."""
-    own, loop = split_keywords(recipe_fn, keywords)
+    """Build a recipe and apply the training settings among the keywords.
+
+    Args:
+        recipe_fn: the recipe function.
+        schema: the columns of the data.
+        keywords: keywords of the recipe and fields of `TrainingConfig`.
+
+    Returns:
+        The recipe, and all keywords with their defaults as plain values, for config.json.
+
+    Raises:
+        BadKeyword: for an unknown keyword or an invalid value.
+    """
+    model_values, training_values = split_keywords(recipe_fn, keywords)
     for setting in fields(TrainingConfig):
-        if setting.name in loop and (choices := get_args(setting.type)):
-            check_choice(setting.name, loop[setting.name], choices)
-    bound = inspect.signature(recipe_fn).bind(schema, **own)
+        choices = get_args(setting.type)
+        if setting.name in training_values and choices:
+            check_choice(setting.name, training_values[setting.name], choices)
+    bound = inspect.signature(recipe_fn).bind(schema, **model_values)
     bound.apply_defaults()
-    recipe = recipe_fn(schema, **own)
-    recipe = replace(recipe, training=replace(recipe.training, **loop))
+    recipe = recipe_fn(schema, **model_values)
+    recipe = replace(recipe, training=replace(recipe.training, **training_values))
     if recipe.data.augment:
         check_choice("augment", recipe.training.augment, ["none", *recipe.data.augment])
     return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
@@ -298,29 +240,56 @@ def build_recipe(
 def dry_build(
     recipe_fn: RecipeFunction[M], schema: Schema, keywords: Mapping[str, Any]
 ) -> Recipe[M]:
-    """The recipe on the meta device: quickly made, of no weight. Raises SensoriumError where a keyword does not fit."""
+    """Build a recipe on the meta device: fast, without allocating weights.
+
+    Raises:
+        SensoriumError: where a keyword does not fit, or a required extra is not installed.
+    """
     try:
         with torch.device("meta"), skip_init():
-            recipe = build_recipe(recipe_fn, schema, keywords)[0]
+            recipe, _ = build_recipe(recipe_fn, schema, keywords)
     except SensoriumError:
         raise
     except (TypeError, ValueError, AssertionError) as e:
-        raise SensoriumError(f"{recipe_fn.__name__} cannot be built so: {e}") from e
+        raise SensoriumError(
+            f"{recipe_fn.__name__} cannot be built with these options: {e}."
+        ) from e
     check_extras(recipe)
     return recipe
 
 
 def check_extras(recipe: Recipe[Any]) -> None:
-    """Raises SensoriumError where an extra that training needs is not installed."""
+    """Raise SensoriumError where a package that training needs is not installed."""
     for module, extra in recipe.extras.items():
         if find_spec(module) is None:
-            raise SensoriumError(f'to train this needs {module}: pip install "sensorium[{extra}]"')
+            raise SensoriumError(
+                f'Training this model needs {module}. Install it: pip install "sensorium[{extra}]".'
+            )
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> str:
-    """`given`, if it is among the `known` choices of an option; BadKeyword naming them otherwise."""
+def require_weights(keyword: str, weights: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """Return the value of a keyword that must name pretrained weights.
+
+    Raises:
+        BadKeyword: where it is empty.
+    """
+    if not weights:
+        raise BadKeyword(
+            f"{option_name(keyword)} is missing. Name pretrained weights: a folder, a file or a "
+            "Hugging Face id such as openai/clip-vit-base-patch32."
+        )
+    return weights
+
+
+def check_choice(keyword: str, value: str, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of the choices of a keyword.
+
+    Raises:
+        BadKeyword: naming the choices, otherwise.
+    """
     if value not in choices:
-        raise BadKeyword(f"{option}={value!r} is not one of {', '.join(choices)}")
+        option = option_name(keyword)
+        raise BadKeyword(f"{option} {value!r} is not one of {', '.join(choices)}.")
     return value
 
 
@@ -328,8 +297,14 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> str:
 def fit_encoders(
     encoders: Mapping[ColumnKey, nn.Module], prepared: PreparedDataset, rows: Int[np.ndarray, " N"]
 ) -> None:
-    """Show the encoder of each column what these rows hold of it, where it takes something from that."""
+    """Fit the data-dependent parts of the encoders, such as vocabularies, on these rows.
+
+    Args:
+        encoders: the encoder of each column.
+        prepared: the dataset.
+        rows: rows of the dataset to fit on.
+    """
     for name, encoder in encoders.items():
-        for part in encoder.modules():
-            if isinstance(part, FitsOnData):
-                part.fit_on_data(prepared.iter_values(name, rows))
+        for module in encoder.modules():
+            if isinstance(module, FitsOnData):
+                module.fit_on_data(prepared.iter_values(name, rows))

@@ -1,4 +1,4 @@
-"""The keyword by which a family is told what its pictures are said in: a run of `codes`, or what was told of one."""
+"""The `tokenizer` keyword: an image tokenizer as a run folder, keywords, or stored metadata."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,35 +17,36 @@ from sensorium.recipes.recipe import build_recipe
 def resolve_tokenizer(
     source: str | Mapping[str, Any], schema: Schema, column: str
 ) -> FrozenImageTokenizer:
-    """What pictures are said in.
+    """Return the image tokenizer that a keyword names.
 
-    source: the folder of a run of `codes`; or what `told` wrote of one, whose weights lie with the run's own once it is
-    trained; or keywords of one that is still to be trained ("": none).
+    Args:
+        source: the run folder of an image_tokenizer; or keywords of one that is not trained yet
+            ("": the defaults); or the metadata that `tokenizer_to_config` stored. Without a run
+            folder the tokenizer has untrained weights and the fingerprint "".
+        schema: columns of the data.
+        column: the image column.
     """
     if isinstance(source, str):
         if source:
             return load_frozen_tokenizer(source)
-        source = {}
+        return _build_untrained(column, _image_settings(schema, column), {})
+    if "source" not in source:
+        return _build_untrained(column, _image_settings(schema, column), source)
     if _is_available(source):
         return load_frozen_tokenizer(source["source"])
-    image = Image.from_json(source["image"]) if "source" in source else schema[column]
-    assert isinstance(image, Image)
-    keywords = {**source.get("keywords", {} if "source" in source else source), "image": column}
-    recipe, _ = build_recipe(image_tokenizer, Schema({column: Column(column, image)}), keywords)
-    return FrozenImageTokenizer(recipe.model.requires_grad_(False), image, "")
+    return _build_untrained(column, Image.from_json(source["image"]), source["keywords"])
 
 
 def tokenizer_to_config(
     source: str | Mapping[str, Any], tokenizer: FrozenImageTokenizer
 ) -> dict[str, Any]:
-    """The keyword as a run keeps it: enough to build the coder again where the run of `codes` is gone."""
+    """Return the metadata that rebuilds the tokenizer of a run, even without its own run folder."""
     if not isinstance(source, str):
         return dict(source)
-    keywords = RunConfig.load(Path(source)).keywords if source else {}
     return {
         "source": source,
         "fingerprint": tokenizer.fingerprint,
-        "keywords": keywords,
+        "keywords": RunConfig.load(Path(source)).keywords if source else {},
         "image": tokenizer.image.to_json(),
     }
 
@@ -53,16 +54,35 @@ def tokenizer_to_config(
 def require_trained(
     tokenizer: FrozenImageTokenizer, source: str | Mapping[str, Any]
 ) -> FrozenImageTokenizer:
-    """The same coder. Raises SensoriumError where its weights are not those it was trained to."""
+    """Return the tokenizer if it has trained weights.
+
+    Raises:
+        SensoriumError: otherwise, naming the run folder that is missing.
+    """
     if not tokenizer.fingerprint:
-        where = source if isinstance(source, str) else source.get("source")
+        folder = source if isinstance(source, str) else source.get("source")
         raise SensoriumError(
-            f"pictures are said in the codes of {where or 'a run of codes'}, which is not there any "
-            "more: to go on, put it back"
+            f"The image tokenizer of this run, {folder or 'an image_tokenizer run'}, is missing or "
+            "has changed. Restore it to resume training."
         )
     return tokenizer
 
 
+def _build_untrained(
+    column: str, image: Image, keywords: Mapping[str, Any]
+) -> FrozenImageTokenizer:
+    schema = Schema({column: Column(column, image)})
+    recipe, _ = build_recipe(image_tokenizer, schema, {**keywords, "image": column})
+    return FrozenImageTokenizer(recipe.model.requires_grad_(False), image, "")
+
+
+def _image_settings(schema: Schema, column: str) -> Image:
+    image = schema[column]
+    assert isinstance(image, Image)
+    return image
+
+
 def _is_available(source: Mapping[str, Any]) -> bool:
-    path = Path(source.get("source", "")) / WEIGHTS_FILE
-    return "source" in source and path.is_file() and file_sha256(path) == source["fingerprint"]
+    """Return whether the run folder has the weights that the metadata was stored with."""
+    path = Path(source["source"]) / WEIGHTS_FILE
+    return path.is_file() and file_sha256(path) == source["fingerprint"]

@@ -17,19 +17,23 @@ class TrainingConfig:
         epochs: passes over the training rows.
         batch_size: rows per optimizer step.
         grad_accumulation_steps: micro-batches that each batch is split into, to save memory.
-        samples_per_group: rows of the same group next to each other in a batch; 0: groups are ignored.
+        samples_per_group: rows of the same group next to each other in a batch; 0: groups are
+            ignored.
         augment: strength of the random augmentation of training samples.
         lr: peak learning rate.
         optimizer: optimization algorithm.
         weight_decay: weight decay, applied to weight matrices only.
         beta2: Adam β2, the decay of the running average of squared gradients.
-        layer_decay: layer-wise learning-rate decay: factor per block below the last one (0.7 is usual in fine-tuning).
-        stochastic_depth: drop probability of the last residual block; it decreases linearly towards the first.
+        layer_decay: layer-wise learning-rate decay: factor per block below the last one (0.7 is
+            usual in fine-tuning).
+        stochastic_depth: drop probability of the last residual block; it decreases linearly
+            towards the first.
         warmup_ratio: fraction of the steps with linear learning-rate warm-up.
         max_grad_norm: maximum gradient norm (gradient clipping); 0: no clipping.
-        ema_decay: decay of the exponential moving average of the weights that is kept; 0: no average.
+        ema_decay: decay of the exponential moving average of the weights; 0: no average.
         precision: numeric precision; auto: fp32 or bf16, whichever trains faster on this machine.
-        early_stopping_patience: evaluations without improvement before training stops; 0: never stop early.
+        early_stopping_patience: evaluations without improvement before training stops; 0: never
+            stop early.
         eval_interval: epochs between evaluations.
         checkpoint_interval: epochs between checkpoints.
         seed: random seed for initialization, shuffling and augmentation.
@@ -57,19 +61,24 @@ class TrainingConfig:
 
 
 def training_defaults(**defaults: str | float) -> Callable[[F], F]:
-    """Declare the training defaults that a recipe computes, for its `--help`; the recipe itself is left as it is.
+    """Declare the training defaults that a recipe computes, for its `--help`.
 
-    The command line reads recipes without running them, so it sees only the literals in a recipe's own
-    `TrainingConfig(...)`. What depends on the data or on a keyword is described here in words:
+    The command line reads recipes without running them, so it sees only the literals in a
+    recipe's own `TrainingConfig(...)`. What depends on the data or on a keyword is described here
+    in words:
 
-        @training_defaults(epochs="chosen by the number of rows", lr="0.0003 with --tune lora, else 1e-05")
-        def mine(schema: Schema, *, tune: str = "all") -> Recipe: ...
+        @training_defaults(epochs="by number of rows", lr="0.0003 with --train lora, else 1e-05")
+        def my_recipe(schema: Schema, *, train: str = "all") -> Recipe: ...
 
     Args:
-        defaults: field of `TrainingConfig` to its value, or to a text that says what the value depends on.
+        **defaults: field of `TrainingConfig` to its value, or to a text that says what the value
+            depends on.
+
+    Returns:
+        A decorator that returns the recipe unchanged.
 
     Raises:
-        TypeError: where a name is no field of `TrainingConfig`.
+        TypeError: for a name that is not a field of `TrainingConfig`.
     """
     if unknown := defaults.keys() - {field.name for field in fields(TrainingConfig)}:
         raise TypeError(f"TrainingConfig has no field {min(unknown)!r}")

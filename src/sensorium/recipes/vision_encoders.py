@@ -1,10 +1,9 @@
-"""What reads pictures for a family that speaks of them: an eye that learns with it, that of a finished run of CLIP, or
-a published one.
+"""Image encoders for the captioner: from scratch, of a finished CLIP run, or pretrained.
 
-    B batch   S side in pixels   E width of CLIP's space   T tokens   D width of a token
+B batch   S image size in pixels   E width of an image embedding   T tokens   D token width
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sensorium.data.cache.prepared import ColumnStore, Source
+from sensorium.data.cache.columns import ColumnStore
+from sensorium.data.cache.prepared import DataSource
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
 from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
@@ -31,43 +31,61 @@ from sensorium.recipes.clip import clip, clip_small
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import DeriveColumns, RecipeFunction, build_recipe
 
-NUM_PREFIX_TOKENS = 8  # tokens that a trained eye's one vector becomes
+NUM_PREFIX_TOKENS = 8  # tokens that an image embedding is projected to
 CLIP_RECIPES: dict[str, RecipeFunction[Towers]] = {"clip": clip, "clip_small": clip_small}
 
 
 class PrefixProjection(nn.Module):
-    """A picture as a few tokens, made of the vector that a trained tower has for it (ClipCap, Mokady et al. 2021).
+    """The embedding of a frozen image encoder, projected to prefix tokens.
 
-    The tower learns no more, and its statistics stand still. The tokens end where the words begin, at time 0.
+    After ClipCap (Mokady et al. 2021). The tokens have the positions before 0, where the text
+    starts.
+
+    Args:
+        tower: image encoder; it stays frozen and in evaluation mode.
+        dim: width of the tokens.
+        num_tokens: number of prefix tokens.
+        dropout: dropout rate of the image embedding.
     """
 
     def __init__(self, tower: Tower, dim: int, num_tokens: int, dropout: float):
         super().__init__()
-        self.tower, self.num_tokens = tower.requires_grad_(False), num_tokens
-        self.projection, self.dropout = (
-            Linear(tower.embed_dim, num_tokens * dim),
-            nn.Dropout(dropout),
-        )
+        self.tower = tower.requires_grad_(False)
+        self.num_tokens = num_tokens
+        self.projection = Linear(tower.embed_dim, num_tokens * dim)
+        self.dropout = nn.Dropout(dropout)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "PrefixProjection":
-        """All but the tower."""
+        """Set the training mode of everything but the image encoder."""
         super().train(mode)
         self.tower.eval()
         return self
 
     def forward(self, images: Tensor) -> Tokens:
-        """Pictures [B 3 S S], or what a published eye said of them before [B E]."""
+        """Return the prefix tokens.
+
+        Args:
+            images: images [B 3 S S], or cached embeddings [B E] of a pretrained encoder.
+        """
         with torch.no_grad():
-            vector = self.tower(images) * self.tower.embed_dim**0.5  # about 1 each number
-        x = rearrange(self.projection(self.dropout(vector)), "b (t d) -> b t d", t=self.num_tokens)
+            embedding = self.tower(images) * self.tower.embed_dim**0.5  # unit variance
+        x = rearrange(
+            self.projection(self.dropout(embedding)), "b (t d) -> b t d", t=self.num_tokens
+        )
         return Tokens(x, sequence_positions(x, -self.num_tokens))
 
 
 @dataclass(frozen=True)
 class VisionSource:
-    """A trained tower that reads pictures, how they are read (None: as the run's schema says), and all that a run must
-    keep to build it again. `there`: whether it has the weights it was trained to."""
+    """A trained image encoder and how a run stores it.
+
+    Attributes:
+        tower: the image encoder.
+        image: settings of the images it encodes; None: those of the run's own schema.
+        metadata: all that is needed to build it again, as plain values.
+        available: whether `tower` has its trained weights.
+    """
 
     tower: Tower
     image: Image | None
@@ -76,9 +94,14 @@ class VisionSource:
 
     @classmethod
     def from_run(cls, source: str | Mapping[str, Any]) -> "VisionSource":
-        """That of a run's folder; or what `told` said of one, whose weights lie with those of the run that keeps it.
+        """Load the image encoder of a CLIP run.
 
-        Raises SensoriumError where the folder is no run of CLIP.
+        Args:
+            source: the run folder; or the stored `metadata`, which builds the encoder without its
+                weights where the folder is gone.
+
+        Raises:
+            SensoriumError: where the folder is not a run of clip or clip_small.
         """
         if isinstance(source, str):
             return _load_clip_run(source)
@@ -86,76 +109,92 @@ class VisionSource:
         if path.is_file() and file_sha256(path) == source["fingerprint"]:
             return _load_clip_run(source["source"])
         image = Image.from_json(source["image"])
-        columns = {"image": Column("image", image), "text": Column("text", Text())}
-        recipe, _ = build_recipe(
-            CLIP_RECIPES[source["recipe"]], Schema(columns), source["keywords"]
-        )
-        return cls(recipe.model["image"], image, source, False)
+        schema = Schema({"image": Column("image", image), "text": Column("text", Text())})
+        recipe, _ = build_recipe(CLIP_RECIPES[source["recipe"]], schema, source["keywords"])
+        return cls(recipe.model["image"], image, source, available=False)
 
     @classmethod
     def from_pretrained(cls, source: str | Mapping[str, Any]) -> "VisionSource":
-        """A published encoder of pictures, or what `told` said of one. Raises SensoriumError where it does not see."""
-        start = PretrainedSource.from_source(source)
-        encoder, width = start.build_encoder("image")
-        image = start.preprocessing().get("image")
-        assert image is None or isinstance(image, Image)
-        return cls(
-            Tower(set_trainable(encoder, "none"), nn.Identity(), width), image, start.to_config()
-        )
+        """Load a pretrained image encoder.
 
-    def embed(self, image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
-        """What makes pictures tokens of that width."""
+        Args:
+            source: a folder, a file or a Hugging Face id; or the stored `metadata` of a run.
+
+        Raises:
+            SensoriumError: where the weights have no image encoder.
+        """
+        opened = PretrainedSource.from_source(source)
+        encoder, width = opened.build_encoder("image")
+        image = opened.preprocessing().get("image")
+        assert image is None or isinstance(image, Image)
+        tower = Tower(set_trainable(encoder, "none"), nn.Identity(), width)
+        return cls(tower, image, opened.to_config())
+
+    def build_embedding(
+        self, image: Modality, dim: int, patch_size: int | None, dropout: float
+    ) -> nn.Module:
+        """Return a module from images to prefix tokens of width `dim`."""
+        del image, patch_size  # those of the trained encoder
         return PrefixProjection(self.tower, dim, NUM_PREFIX_TOKENS, dropout)
 
     def derived_columns(self, column: ColumnKey, schema: Schema) -> DeriveColumns:
-        """What a published eye says of each picture, as a column; of others, nothing.
+        """Return a function that computes the embeddings of a pretrained encoder once.
 
-        Raises SensoriumError where training would go on with an eye that has not learned.
+        It raises SensoriumError where the encoder has not got its trained weights.
+
+        Args:
+            column: the image column.
+            schema: columns of the data, with the settings of the encoder.
         """
-        from sensorium.recipes.lit import frozen_embeddings  # not needed with an eye that learns
+        from sensorium.recipes.lit import frozen_embeddings  # only for a trained encoder
 
-        def ready(data: Source) -> Mapping[ColumnKey, ColumnStore]:
+        def compute_columns(data: DataSource) -> Mapping[ColumnKey, ColumnStore]:
             if not self.available:
                 raise SensoriumError(
-                    f"pictures are seen by {self.metadata['source']}, which is not there any more: to go "
-                    "on, put it back"
+                    f"The image encoder of this run, {self.metadata['source']}, is missing or has "
+                    "changed. Restore it to resume training."
                 )
-            look = frozen_embeddings(self.tower.encoder, column, schema)
-            return {} if look is None else look(data)
+            compute = frozen_embeddings(self.tower.encoder, column, schema)
+            return {} if compute is None else compute(data)
 
-        return ready
+        return compute_columns
 
 
 def _load_clip_run(folder: str) -> VisionSource:
-    name = RunConfig.load(Path(folder)).recipe
-    if name not in CLIP_RECIPES:
+    recipe = RunConfig.load(Path(folder)).recipe
+    if recipe not in CLIP_RECIPES:
         raise SensoriumError(
-            f"{folder} is a run of {name}; here one of {' or '.join(CLIP_RECIPES)} is needed."
+            f"--clip-run {folder} is a run of {recipe}. Name a run of {' or '.join(CLIP_RECIPES)}."
         )
-    found = restore_run(folder, CLIP_RECIPES[name])
-    picture = found.recipe.data.columns[0]
-    image = found.schema[picture]
+    run = restore_run(folder, CLIP_RECIPES[recipe])
+    column = run.recipe.data.columns[0]
+    image = run.schema[column]
     assert isinstance(image, Image)
-    told = {
+    metadata = {
         "source": folder,
-        "fingerprint": found.fingerprint,
-        "recipe": name,
+        "fingerprint": run.fingerprint,
+        "recipe": recipe,
         "image": image.to_json(),
-        "keywords": {**found.config.keywords, "image": "image", "text": "text"},
+        "keywords": {**run.config.keywords, "image": "image", "text": "text"},
     }
-    return VisionSource(found.recipe.model[picture], image, told)
+    return VisionSource(run.recipe.model[column], image, metadata)
 
 
-def resnet(image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
-    """Convolutions: a token for each 8 x 8 pixels."""
+def _resnet(image: Modality, dim: int, patch_size: int | None, dropout: float) -> nn.Module:
+    """Return a ResNet with one token per 8 x 8 pixels."""
+    del patch_size  # convolutional
     assert isinstance(image, Image)
     return Encoder(ResNet(dim, 1, dropout, image_size=image.size))
 
 
-def patch_embedding(image: Modality, dim: int, patch_size: int, dropout: float) -> nn.Module:
-    """Nothing but a token for each patch."""
+def _patches(image: Modality, dim: int, patch_size: int | None, dropout: float) -> nn.Module:
+    """Return a linear embedding of patches."""
+    del dropout  # has none
     assert isinstance(image, Image)
     return Encoder(PatchEmbedding(dim, image.size, patch_size or image.size // 8))
 
 
-VISION_ENCODERS = {"resnet": resnet, "patches": patch_embedding}
+VISION_ENCODERS: dict[str, Callable[[Modality, int, int | None, float], nn.Module]] = {
+    "resnet": _resnet,
+    "patches": _patches,
+}

@@ -1,4 +1,4 @@
-"""What is kept of a row to show it by, and the answers that show it."""
+"""What is stored of a row to show it, and the results of a search."""
 
 import io
 import json
@@ -12,39 +12,57 @@ import PIL.Image
 from sensorium.errors import SensoriumError
 from sensorium.modalities.image_decode import decode_image
 
-THUMBNAIL_SIZE = 128  # of the picture kept
+THUMBNAIL_SIZE = 128  # pixels
+MAX_CAPTIONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class RowInfo:
-    """name: where the row came from. kind: what of it was embedded. captions: its words, if any."""
+    """What a search result shows of a row.
+
+    Attributes:
+        name: where the row came from.
+        kind: column type that was embedded.
+        captions: its texts, if any.
+    """
 
     name: str
     kind: str
     captions: list[str]
 
-    def pack(self, image: bytes) -> bytes:
-        """With the picture (PNG, or nothing), as one run of bytes."""
-        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n" + image
+    def pack(self, thumbnail: bytes) -> bytes:
+        """Return the row info and its thumbnail (a PNG, or b"") as bytes."""
+        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n" + thumbnail
 
     @classmethod
     def unpack(cls, data: bytes) -> "tuple[RowInfo, bytes]":
-        """(payload, PNG). Raises SensoriumError where the words are not as `pack` writes them."""
-        head, _, picture = data.partition(b"\n")
+        """Return the row info and the thumbnail that `pack` was given.
+
+        Raises:
+            SensoriumError: the bytes were not written by `pack`.
+        """
+        header, _, thumbnail = data.partition(b"\n")
         try:
-            found = json.loads(head)
+            values = json.loads(header)
         except ValueError:
-            found = None
+            values = None
         types = {"name": str, "kind": str, "captions": list}
-        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != types:
+        if not isinstance(values, dict) or {k: type(v) for k, v in values.items()} != types:
             raise SensoriumError(
-                "a row of the index was not written by Sensorium. Build the index again."
+                "A row of the index was not written by Sensorium. Build the index again."
             )
-        return cls(**found), picture
+        return cls(**values), thumbnail
 
 
 def make_thumbnail(raw: Any) -> bytes:
-    """A PNG, 128 pixels square, white where the picture does not reach. Raises ValueError for what is no picture."""
+    """Return a square PNG of an image, padded with white.
+
+    Args:
+        raw: a path, an array or a PIL image.
+
+    Raises:
+        ValueError: it is not a readable image.
+    """
     out = io.BytesIO()
     PIL.Image.fromarray(decode_image(raw, THUMBNAIL_SIZE, "pad")).save(out, "PNG")
     return out.getvalue()
@@ -52,7 +70,13 @@ def make_thumbnail(raw: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Hit:
-    """One row that was found; score is the cosine, at most 1."""
+    """One row that was found.
+
+    Attributes:
+        id: its id in the index.
+        score: cosine similarity, at most 1.
+        info: what to show of it.
+    """
 
     id: int
     score: float
@@ -61,17 +85,25 @@ class Hit:
 
 @dataclass
 class SearchResult(Sequence[Hit]):
-    """What was found for one query, best first."""
+    """The hits of one query, best first.
+
+    Thumbnails are attributes but not dataclass fields, so that `asdict` and JSON leave them out.
+
+    Attributes:
+        query: the query as text.
+        hits: the rows found.
+        thumbnails: a PNG, or b"", for each hit.
+        query_thumbnail: a PNG of the query image, or b"".
+    """
 
     query: str
     hits: list[Hit]
-    images: InitVar[
-        Sequence[bytes]
-    ] = ()  # a PNG, or b"", for each hit; no part of what is printed or JSON
-    query_image: InitVar[bytes] = b""  # the picture that was asked with, as PNG
+    images: InitVar[Sequence[bytes]] = ()
+    query_image: InitVar[bytes] = b""
 
     def __post_init__(self, images: Sequence[bytes], query_image: bytes) -> None:
-        self.thumbnails, self.query_thumbnail = images, query_image
+        self.thumbnails = images
+        self.query_thumbnail = query_image
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -83,13 +115,14 @@ class SearchResult(Sequence[Hit]):
         return iter(self.hits)
 
     def __str__(self) -> str:
-        lines = [
-            f"{h.score:6.3f}  {h.info.name}  {'; '.join(h.info.captions[:3])}" for h in self.hits
-        ]
-        return "\n".join(lines) or "nothing found"
+        lines = []
+        for hit in self.hits:
+            captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
+            lines.append(f"{hit.score:6.3f}  {hit.info.name}  {captions}")
+        return "\n".join(lines) or "no results"
 
     def save(self, path: str | Path) -> None:
-        """Draw it: a contact sheet (.png), or a page that needs nothing beside it (.html)."""
+        """Write the result as a contact sheet (.png) or a self-contained page (.html)."""
         from sensorium.search.render import save_results
 
         save_results([self], path)

@@ -1,10 +1,12 @@
-"""What a run leaves on the disk, and how it is read again: `load` makes a run folder a model that answers its verbs.
+"""Load a finished run.
 
-config.json          recipe, keywords, versions, what it was trained on
-schema.json          the columns and their settings; tokenizer.json beside it
+Files of a run folder:
+
+config.json          recipe, keywords, versions, dataset
+schema.json          the columns and their settings; tokenizer.json next to it
 model.safetensors    the best weights (averaged, where the run averages)
-start.safetensors    the first weights, where the run began with trained ones
-state/               what `train(resume=True)` continues from
+start.safetensors    the initial weights, where the run starts from pretrained ones
+state/               checkpoints that `train(resume=True)` continues from
 """
 
 import inspect
@@ -20,55 +22,77 @@ from sensorium.recipes.recipe import Recipe, RecipeFunction
 
 
 class Model(VerbModel):
-    """A trained recipe. It has the verbs of its recipe (`embed`, `generate`, `predict`) and no others."""
+    """A trained model with the verbs of its recipe: some of `embed`, `generate`, `predict`.
+
+    Args:
+        recipe: the recipe, with the trained weights in `recipe.model`.
+        schema: the columns that the model reads.
+        config: the config of the run.
+        fingerprint: SHA-256 of the weights file.
+        folder: the run folder.
+
+    Attributes:
+        module: the torch module, in eval mode.
+    """
 
     def __init__(
         self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path
     ):
         super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
-        self.recipe, self.schema, self.config = recipe, schema, config
-        self.fingerprint, self.folder = (
-            fingerprint,
-            folder,
-        )  # SHA-256 of the weights' file, and the run it lies in
+        self.recipe = recipe
+        self.schema = schema
+        self.config = config
+        self.fingerprint = fingerprint
+        self.folder = folder
         self.module = recipe.model.eval()
 
     def __repr__(self) -> str:
-        return (
-            f"Model({self.config.recipe} from {self.folder}, verbs: {', '.join(self.recipe.verbs)})"
-        )
+        verbs = ", ".join(self.recipe.verbs)
+        return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
 
 
-def load_checkpoint(folder: str | Path, *, recipe: RecipeFunction[Any] | None = None) -> Model:
-    """The best model of a run, ready to answer.
+def load_checkpoint(folder: str | Path, *, recipe_fn: RecipeFunction[Any] | None = None) -> Model:
+    """Load the best model of a run.
 
-    recipe: the function it was trained with, where that is not one of sensorium's own; a path found in a file is
-    never imported. Raises SensoriumError where the folder is no run, incomplete, damaged or of another version.
+    Args:
+        folder: the run folder.
+        recipe_fn: the recipe function of the run; None: the built-in recipe that config.json names.
+            A custom recipe must be passed: code that a file names is never imported.
+
+    Raises:
+        SensoriumError: the folder is not a run, incomplete, damaged or of another format version.
     """
-    found = restore_run(
-        folder, recipe or resolve_builtin_recipe(RunConfig.load(Path(folder)), Path(folder))
-    )
-    return Model(found.recipe, found.schema, found.config, found.fingerprint, found.folder)
+    folder = Path(folder)
+    if recipe_fn is None:
+        recipe_fn = resolve_builtin_recipe(RunConfig.load(folder), folder)
+    run = restore_run(folder, recipe_fn)
+    return Model(run.recipe, run.schema, run.config, run.fingerprint, run.folder)
 
 
 def resolve_builtin_recipe(config: RunConfig, folder: Path) -> RecipeFunction[Any]:
-    """The function that a run's config names, from sensorium's own table."""
+    """Return the built-in recipe that a run's config names.
+
+    Raises:
+        SensoriumError: the run was trained with a custom recipe.
+    """
     from sensorium.recipes import RECIPES
 
     if config.recipe not in RECIPES:
         raise SensoriumError(
-            f"{folder} was trained with {config.recipe}, which is no recipe of sensorium's own ("
-            f"{', '.join(RECIPES)}). Code that a file names is not run by itself: name it, as in "
-            f"sn.load({str(folder)!r}, recipe=mine), or --recipe {config.recipe} on the command line."
+            f"{folder} was trained with {config.recipe}, which is not a built-in recipe "
+            f"({', '.join(RECIPES)}). Code that a file names is never run by itself: add --recipe "
+            f'{config.recipe}, or in Python sn.load("{folder}", recipe_fn=...).'
         )
     return RECIPES[config.recipe]
 
 
 def get_recipe_name(recipe_fn: RecipeFunction[Any]) -> str:
-    """How config.json names a recipe: by its name if it is one of ours, else by file and function."""
+    """Return how config.json names a recipe: its name if built in, otherwise FILE:FUNCTION."""
     from sensorium.recipes import RECIPES
 
-    name, source = recipe_fn.__name__, Path(inspect.getsourcefile(recipe_fn) or "")
+    name = recipe_fn.__name__
     if RECIPES.get(name) is recipe_fn:
         return name
-    return f"{source.resolve() if source.is_file() else recipe_fn.__module__}:{name}"
+    source = Path(inspect.getsourcefile(recipe_fn) or "")
+    location = source.resolve() if source.is_file() else recipe_fn.__module__
+    return f"{location}:{name}"

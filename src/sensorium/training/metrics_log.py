@@ -1,7 +1,6 @@
-"""How a run tells of itself: a bar or a line now and then, metrics.jsonl, and the curve drawn from it."""
+"""The log of a run: a progress bar or lines, metrics.jsonl, and the training curve as SVG."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -11,49 +10,64 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sensorium.evaluation.chart import LineSeries, line_chart, stack_charts
 from sensorium.io import atomic
 
-LOG_INTERVAL_SECONDS = 10.0  # seconds between lines where no bar can be drawn
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "curve.svg"
+LINE_INTERVAL_SECONDS = 10.0  # where no progress bar can be shown
+BAR_INTERVAL_SECONDS = 1.0
+MAX_CURVE_POINTS = 400  # of the training curve; more are averaged
+MAX_POINTS_WITH_DOTS = 100
 Point = tuple[float, float]
 
 
 class MetricsLog:
-    """The record of one run from some step on. Entries of later steps, left by a process that died, are cut off."""
+    """The log of a run from a step on.
+
+    Entries of later steps, left by a process that was killed, are removed.
+
+    Args:
+        folder: the run folder.
+        total_steps: optimizer steps of the whole run.
+        start_step: steps already taken.
+        batch_size: rows per step.
+        quiet: show nothing.
+
+    Attributes:
+        entries: all entries of metrics.jsonl.
+    """
 
     def __init__(
         self, folder: Path, total_steps: int, start_step: int, batch_size: int, quiet: bool = False
     ):
-        self.path, self.total_steps, self.batch_size, self.quiet = (
-            folder / "metrics.jsonl",
-            total_steps,
-            batch_size,
-            quiet,
-        )
+        self.path = folder / METRICS_FILE
+        self.total_steps = total_steps
+        self.batch_size = batch_size
         self.entries = read_metrics(self.path, start_step)
-        atomic.write_file(self.path, "".join(json.dumps(e) + "\n" for e in self.entries).encode())
-        self._file = open(
-            self.path, "ab", buffering=0
-        )  # nothing waits in here that a full disk could hold up
+        lines = [json.dumps(entry) + "\n" for entry in self.entries]
+        atomic.write_file(self.path, "".join(lines).encode())
+        self._file = self.path.open("ab", buffering=0)  # a full disk is noticed at once
         self._console = Console(stderr=True, quiet=quiet)
         self._progress_bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
         self._progress_task = self._progress_bar.add_task(
-            "training", total=total_steps, completed=start_step, figures=""
+            "training", total=total_steps, completed=start_step, metrics=""
         )
-        self._start_time = self._last_log_time = time.monotonic()
-        self._last_logged_step = start_step
         self._start_step = start_step
+        self._start_time = time.monotonic()
+        self._last_line_step = start_step
+        self._last_line_time = self._start_time
 
     def __enter__(self) -> "MetricsLog":
         self._progress_bar.start()
@@ -69,50 +83,53 @@ class MetricsLog:
         self._file.close()
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one update and show it."""
+        """Record the metrics of a step, and show them from time to time."""
         self._append({"step": step, **metrics})
         now = time.monotonic()
-        rate = (
-            (step - self._last_logged_step) * self.batch_size / max(now - self._last_log_time, 1e-9)
-        )
+        elapsed = now - self._last_line_time
+        samples = (step - self._last_line_step) * self.batch_size
+        speed = f"{samples / max(elapsed, 1e-9):,.0f} samples/s"
         line = f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.2g}"
-        self._progress_bar.update(
-            self._progress_task, completed=step, figures=f"{line}  {rate:,.0f} samples/s"
-        )
-        if (
-            now - self._last_log_time
-            >= (LOG_INTERVAL_SECONDS if self._progress_bar.disable else 1.0)
-            or step == self._start_step + 1
-        ):
-            left = (now - self._start_time) / (step - self._start_step) * (self.total_steps - step)
-            if self._progress_bar.disable:
-                self.log(
-                    f"step {step}/{self.total_steps}  {line}  {rate:,.0f} samples/s  {format_duration(left)} left"
-                )
-            self._last_log_time, self._last_logged_step = now, step
+        self._progress_bar.update(self._progress_task, completed=step, metrics=f"{line}  {speed}")
+        has_bar = not self._progress_bar.disable
+        interval = BAR_INTERVAL_SECONDS if has_bar else LINE_INTERVAL_SECONDS
+        if elapsed < interval and step != self._start_step + 1:
+            return
+        if not has_bar:
+            steps_done = step - self._start_step
+            left = (now - self._start_time) / steps_done * (self.total_steps - step)
+            self.log(
+                f"step {step}/{self.total_steps}  {line}  {speed}  {format_duration(left)} left"
+            )
+        self._last_line_time = now
+        self._last_line_step = step
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float], metric: str) -> None:
-        """Record all that validation found, say the metric, and draw the curve anew."""
+        """Record the validation metrics, show the main one, and redraw the training curve.
+
+        Args:
+            step: steps taken.
+            metrics: all metrics; empty without validation rows.
+            metric: name of the main metric.
+        """
         self._append({"step": step, "evaluation": dict(metrics)})
-        told = (
-            f"{metric} {metrics[metric]:.4g} on the validation rows"
-            if metrics
-            else "no validation rows"
-        )
-        self.log(f"step {step}/{self.total_steps}  {told}")
-        atomic.write_file(
-            self.path.with_name("curve.png"), draw_training_curve(self.entries, metric)
-        )
+        summary = "no validation rows"
+        if metrics:
+            summary = f"{metric} {metrics[metric]:.4g} on the validation split"
+        self.log(f"step {step}/{self.total_steps}  {summary}")
+        curve = draw_training_curve(self.entries, metric)
+        atomic.write_file(self.path.with_name(CURVE_FILE), curve.encode())
 
     def log(self, message: str) -> None:
-        """One line to whoever watches."""
+        """Print one line to stderr."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def sync(self) -> None:
-        """What was recorded is on the disk."""
+        """Flush what was recorded to the disk."""
         atomic.full_fsync(self._file.fileno())
 
     def _append(self, entry: dict[str, Any]) -> None:
+        """Write one entry to metrics.jsonl."""
         self.entries.append(entry)
         line = (json.dumps(entry) + "\n").encode()
         if self._file.write(line) != len(line):
@@ -120,9 +137,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, max_step: int | None = None) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl up to a step; it ends at a line that was never finished."""
+    """Read the entries of a metrics.jsonl, up to the first incomplete line.
+
+    Args:
+        path: the file; it may be missing.
+        max_step: leave out entries of later steps.
+    """
+    if not path.exists():
+        return []
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
@@ -132,70 +156,50 @@ def read_metrics(path: Path, max_step: int | None = None) -> list[dict[str, Any]
     return entries
 
 
-def draw_training_curve(
-    entries: Sequence[Mapping[str, Any]], metric: str, size: tuple[int, int] = (960, 420)
-) -> bytes:
-    """A PNG: the loss of every step from the left scale, the validation metric from the right one."""
-    losses = [(e["step"], e["loss"]) for e in entries if "evaluation" not in e]
-    found = [
-        (e["step"], e["evaluation"][metric]) for e in entries if metric in e.get("evaluation", {})
-    ]
-    picture = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(picture)
-    pen.rectangle((60, 30, size[0] - 60, size[1] - 30), outline="#cccccc")
-    steps = max([1, *(x for x, _ in losses + found)])
-    _draw_curve(pen, size, losses, steps, "#1f77b4", "loss", right_axis=False)
-    _draw_curve(pen, size, found, steps, "#d62728", metric, right_axis=True)
-    pen.text((size[0] - 60, size[1] - 24), f"step {steps}", fill="black", font=_font(), anchor="ra")
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+def draw_training_curve(entries: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Draw the loss of each step, and below it the validation metric.
 
+    Args:
+        entries: entries of metrics.jsonl.
+        metric: name of the validation metric.
 
-def format_duration(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, left = divmod(int(seconds), 60)
-    return (
-        f"{minutes}:{left:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+    Returns:
+        An SVG document.
+    """
+    losses: list[Point] = []
+    values: list[Point] = []
+    for entry in entries:
+        if "evaluation" not in entry:
+            losses.append((entry["step"], entry["loss"]))
+        elif metric in entry["evaluation"]:
+            values.append((entry["step"], entry["evaluation"][metric]))
+    last_step = max([1, *(step for step, _ in losses + values)])
+    return stack_charts(
+        [
+            _draw_curve(losses, "training loss", "loss", last_step),
+            _draw_curve(values, f"validation {metric}", metric, last_step),
+        ]
     )
 
 
-def _draw_curve(
-    draw: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    points: Sequence[Point],
-    max_step: int,
-    color: str,
-    label: str,
-    right_axis: bool,
-) -> None:
-    """One curve with its own scale, the lowest and the highest value written at its side."""
-    points = [p for p in _downsample(points, size[0] - 120) if math.isfinite(p[1])]
-    if not points:
-        return
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    at = [
-        (
-            60 + x / max_step * (size[0] - 120),
-            size[1] - 30 - (y - low) / ((high - low) or 1) * (size[1] - 60),
-        )
-        for x, y in points
-    ]
-    draw.line(at, fill=color, width=2)
-    for x, y in at if len(at) <= 100 else []:
-        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
-    side, anchor = (size[0] - 4, "r") if right_axis else (4, "l")
-    draw.text((side, 30), f"{high:.3g}", fill=color, font=_font(), anchor=anchor + "m")
-    draw.text((side, size[1] - 30), f"{low:.3g}", fill=color, font=_font(), anchor=anchor + "m")
-    draw.text((side, 6), label, fill=color, font=_font(), anchor=anchor + "a")
+def format_duration(seconds: float) -> str:
+    """Return a duration as 1:02:03, or 2:03 below an hour."""
+    minutes, seconds_left = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{seconds_left:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds_left:02}"
+
+
+def _draw_curve(points: Sequence[Point], title: str, label: str, max_step: float) -> str:
+    """Draw one curve, with dots where there are few points."""
+    points = _downsample(points, MAX_CURVE_POINTS)
+    radii = [2.0] * len(points) if len(points) <= MAX_POINTS_WITH_DOTS else []
+    series = LineSeries(label, points, radii)
+    return line_chart([series], title, "step", label, x_range=(0, max_step))
 
 
 def _downsample(points: Sequence[Point], max_points: int) -> list[Point]:
-    """At most that many points: means of equal stretches."""
+    """Return at most `max_points` points: the means of equal intervals."""
     n = math.ceil(len(points) / max_points) or 1
-    stretches = [points[i : i + n] for i in range(0, len(points), n)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]
-
-
-def _font() -> Any:
-    return ImageFont.load_default(13)
+    intervals = [points[i : i + n] for i in range(0, len(points), n)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in intervals]

@@ -1,14 +1,15 @@
-"""What a finished run says of itself: the model card in its folder, and the last lines on the screen."""
+"""The model card of a finished run, and the summary printed at its end."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sensorium.io import atomic
+from sensorium.io.run_config import WEIGHTS_FILE
 from sensorium.io.tensors import file_sha256
 from sensorium.nn.tokens import column_label
 from sensorium.training.run import TrainingRun
 
+MODEL_CARD_FILE = "README.md"
 _CARD_TEMPLATE = """---
 library_name: sensorium
 tags:
@@ -16,54 +17,58 @@ tags:
 ---
 # {title}
 
-A `{recipe}` model with {parameters:,} parameters, trained by Sensorium {sensorium} on `{data}`. It can {verbs}.
+A `{recipe}` model with {parameters:,} parameters, trained by Sensorium {sensorium} on `{data}`.
+Verbs: {verbs}.
 
 ```python
 import sensorium as sn
-model = sn.load("{folder}"{given})
+model = sn.load("{folder}"{recipe_argument})
 ```
 
 ## Data
 
-{rows:,} rows of `{data}`; the columns read are {columns}.
+{rows:,} rows of `{data}`. Columns: {columns}.
 
 {splits}
 
-Settings were learned from, and weights were trained on, the rows of `train` alone. `val` chose the best model; no other
-rows were looked at.
+Column settings were fitted and weights were trained on `train` only. `val` chose the best weights;
+no other rows were used.
 
-## Result
+## Results
 
 {result}
 
-![the loss of every step, and the metric](curve.png)
+![training loss and validation metric](curve.svg)
 
 ## Settings
 
 {keywords}
 
-Precision {precision}; {steps:,} steps. Made with {versions}.
+Precision {precision}; {steps:,} steps. Versions: {versions}.
 
 ## Licence and use
 
-The licence of this model is not decided: it depends on the licence and the terms of `{data}`, which Sensorium does not
-know. Whoever passes it on writes here: the licence, whom the data show or quote and whether they agreed, what the model
-is for and what not.
+No licence has been chosen for this model: it depends on the licence and terms of `{data}`, which
+Sensorium does not know. Before sharing the model, state here: the licence, whom the data show or
+quote and whether they consented, what the model is for and what it is not for.
 """
 
 
 def write_model_card(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write the model card, README.md, into the run's folder."""
+    """Write the model card, README.md, into the run folder.
+
+    Args:
+        run: the finished run.
+        entries: entries of its metrics.jsonl.
+    """
     config, data = run.config, run.config.data
-    own = Path(
-        config.recipe.rpartition(":")[0]
-    ).name  # of a recipe in the user's own file, that file
+    recipe_file, _, recipe_name = config.recipe.rpartition(":")
     text = _CARD_TEMPLATE.format(
         title=run.folder.resolve().name,
         folder=run.folder.resolve().name,
-        recipe=config.recipe.rpartition(":")[2],
-        given=", recipe=mine" if own else "",
-        verbs=", ".join(run.recipe.verbs) or "nothing yet",
+        recipe=recipe_name,
+        recipe_argument=f", recipe_fn={recipe_name}" if recipe_file else "",
+        verbs=", ".join(run.recipe.verbs) or "none",
         parameters=sum(p.numel() for p in run.recipe.model.parameters()),
         sensorium=config.versions["sensorium"],
         data=data["name"],
@@ -76,55 +81,61 @@ def write_model_card(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> 
         steps=run.progress.step,
         versions=", ".join(f"{name} {number}" for name, number in config.versions.items()),
     )
-    atomic.write_file(run.folder / "README.md", text.encode())
+    atomic.write_file(run.folder / MODEL_CARD_FILE, text.encode())
 
 
 def summary_message(run: TrainingRun) -> str:
-    """Where the model is, how good it is, and three commands to try."""
-    best, data = run.progress.best_metric, run.config.data["name"]
-    figure = (
-        ""
-        if best is None
-        else f"{run.recipe.evaluation.metric} {best:.4g} at step {run.progress.best_step}, "
-    )
-    tries = [
-        f"evaluate {run.folder} {data}",
-        f"index {run.folder} {data}",
-        f'search {run.folder} "a red bicycle"',
-    ]
-    tries = (
-        tries
-        if "embed" in run.recipe.verbs
-        else [f"show {run.folder}", f"evaluate {run.folder} {data}", "--help"]
-    )
-    if made := getattr(run.recipe.verbs.get("generate"), "output_modality", None):
-        how = (
-            '"a red apple" -n 4 -o apples.png'
-            if made == "image"
-            else "--image picture.png"
-            if len(run.recipe.data.columns) > 1
-            else '"once" --temperature 0.8'
-        )
-        tries = [f"generate {run.folder} {how}", f"show {run.folder}"]
-    return f"{figure}kept in {run.folder}. What to try next:\n" + "\n".join(
-        f"  sensorium {one}" for one in tries
-    )
+    """Return where the model is, how good it is, and commands to try next."""
+    progress = run.progress
+    result = ""
+    if progress.best_metric is not None:
+        metric = run.recipe.evaluation.metric
+        result = f"{metric} {progress.best_metric:.4g} at step {progress.best_step}, "
+    commands = "\n".join(f"  sensorium {command}" for command in _next_commands(run))
+    return f"{result}saved in {run.folder}. What to try next:\n{commands}"
+
+
+def _next_commands(run: TrainingRun) -> list[str]:
+    """Return commands that suit the verbs of a model."""
+    folder, data, verbs = run.folder, run.config.data["name"], run.recipe.verbs
+    output = getattr(verbs.get("generate"), "output_modality", None)
+    if output is not None:
+        example = _generate_example(output, len(run.recipe.data.columns))
+        return [f"generate {folder} {example}", f"summary {folder}"]
+    if "embed" in verbs:
+        return [
+            f"evaluate {folder} {data}",
+            f"index {folder} {data}",
+            f'search {folder} "a red bicycle"',
+        ]
+    return [f"summary {folder}", f"evaluate {folder} {data}", "--help"]
+
+
+def _generate_example(output_modality: str, num_columns: int) -> str:
+    """Return example arguments of `sensorium generate`."""
+    if output_modality == "image":
+        return '"a red apple" -n 4 -o apples.png'
+    if num_columns > 1:
+        return "--image photo.png"
+    return '"once" --temperature 0.8'
 
 
 def _result_section(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> str:
-    kept = run.progress.best_step
-    figures = next(
-        (e["evaluation"] for e in reversed(entries) if e["step"] == kept and e.get("evaluation")),
-        {},
-    )
-    told = f"The weights kept are those of step {kept}, SHA-256 `{file_sha256(run.folder / 'model.safetensors')}`."
-    if not figures:
-        return f"{told} There were no validation rows: nothing says how good they are."
-    return f"{told} On the {len(run.validation_rows):,} rows of `val`:\n\n" + _markdown_table(
-        ("figure", "value"), ((name, f"{value:.4g}") for name, value in figures.items())
-    )
+    """Return the validation metrics of the saved weights."""
+    best_step = run.progress.best_step
+    sha256 = file_sha256(run.folder / WEIGHTS_FILE)
+    weights = f"The saved weights are those of step {best_step}, SHA-256 `{sha256}`."
+    evaluations = [
+        e["evaluation"] for e in entries if e["step"] == best_step and e.get("evaluation")
+    ]
+    if not evaluations:
+        return f"{weights} There were no validation rows, so their quality was not measured."
+    values = [(name, f"{value:.4g}") for name, value in evaluations[-1].items()]
+    table = _markdown_table(("metric", "value"), values)
+    return f"{weights} On the {len(run.validation_rows):,} rows of `val`:\n\n{table}"
 
 
-def _markdown_table(header: tuple[str, str], rows: Any) -> str:
-    lines = [f"| {a} | {b} |" for a, b in rows]
-    return "\n".join([f"| {header[0]} | {header[1]} |", "| --- | --- |", *lines])
+def _markdown_table(header: tuple[str, str], rows: Iterable[tuple[str, object]]) -> str:
+    """Return a markdown table of two columns."""
+    lines = [f"| {name} | {value} |" for name, value in [header, ("---", "---"), *rows]]
+    return "\n".join(lines)

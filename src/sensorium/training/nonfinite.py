@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,38 +9,68 @@ from sensorium.errors import SensoriumError
 
 
 class NonFiniteError(SensoriumError):
-    """A loss or gradient that is not a number: raised before the weights are touched."""
+    """A loss or gradient is not finite; raised before the weights are updated.
+
+    Args:
+        reason: which value it is.
+        location: where the first non-finite value is.
+        rows: rows of the dataset that cause it.
+    """
 
     def __init__(self, reason: str, location: str, rows: list[int]):
         super().__init__(f"{reason}; {location}")
-        self.reason, self.location, self.rows = reason, location, rows
+        self.reason = reason
+        self.location = location
+        self.rows = rows
 
 
 def first_nonfinite_module(
     model: nn.Module, forward: Callable[[], object], batch_size: int
 ) -> tuple[str, list[int]] | None:
-    """The first module that says something not finite during `forward`, and the rows of the batch for which it does."""
-    found: list[tuple[str, list[int]]] = []
+    """Find the first module with a non-finite output.
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: object, said: object) -> None:
-            for value in _iter_tensors(said):
-                if not found and (rows := _nonfinite_rows(value, batch_size)):
-                    found.append((name or type(module).__name__, rows))
+    Args:
+        model: the model.
+        forward: runs the model on a batch.
+        batch_size: rows of the batch.
+
+    Returns:
+        The module's name and the positions in the batch; None if all outputs are finite.
+    """
+    first: list[tuple[str, list[int]]] = []
+
+    def make_hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001 - torch's signature
+            for value in _iter_tensors(output):
+                rows = [] if first else nonfinite_rows(value, batch_size)
+                if rows:
+                    first.append((name or type(module).__name__, rows))
 
         return hook
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    handles = [
+        module.register_forward_hook(make_hook(name)) for name, module in model.named_modules()
+    ]
     try:
         forward()
     finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else None
+        for handle in handles:
+            handle.remove()
+    return first[0] if first else None
 
 
-def _iter_tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in what a module returns."""
+def nonfinite_rows(value: Tensor, batch_size: int) -> list[int]:
+    """Return the rows with a non-finite value; all rows if the first axis is not the batch."""
+    if not value.is_floating_point() or value.isfinite().all():
+        return []
+    if value.ndim == 0 or len(value) != batch_size:
+        return list(range(batch_size))
+    finite = value.isfinite().reshape(batch_size, -1).all(1)
+    return (~finite).nonzero().flatten().tolist()
+
+
+def _iter_tensors(value: object) -> Iterator[Tensor]:
+    """Yield every tensor in the output of a module."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -51,12 +80,3 @@ def _iter_tensors(value: Any) -> Iterator[Tensor]:
             yield from _iter_tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _iter_tensors([getattr(value, f.name) for f in fields(value)])
-
-
-def _nonfinite_rows(value: Tensor, batch_size: int) -> list[int]:
-    """The rows in which a tensor is not finite: all of them where its first axis is not the batch."""
-    if not value.is_floating_point() or value.isfinite().all():
-        return []
-    if value.ndim == 0 or len(value) != batch_size:
-        return list(range(batch_size))
-    return (~value.isfinite().reshape(batch_size, -1).all(1)).nonzero().flatten().tolist()

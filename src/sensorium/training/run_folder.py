@@ -1,4 +1,4 @@
-"""Where a run lives: its folder, its lock, its number."""
+"""The folder of a run: where it is, and the lock that keeps it to one process."""
 
 import os
 import tempfile
@@ -7,76 +7,100 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sensorium.errors import SensoriumError
-from sensorium.training.run import FILES_BEFORE_CONFIG
+from sensorium.io.file_lock import try_lock
+from sensorium.io.run_config import CONFIG_FILE, INITIAL_WEIGHTS_FILE
+
+# Everything that a run killed before its first config.json may leave.
+FILES_BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl", INITIAL_WEIGHTS_FILE)
+MAX_NUMBERED_FOLDERS = 9_999
 
 
 def resolve_folder(out: str | Path | None, name: str, resume: bool) -> tuple[Path, bool]:
-    """The run's folder, and whether a run that has begun lies in it.
+    """Choose the folder of a run, and create it if needed.
 
-    A new one is `out` or else the next free of runs/NAME-0001, ...; it must be empty, but for what a run leaves that
-    died before its first config.json. Raises SensoriumError where nothing is there to resume, or one cannot write.
+    Args:
+        out: the folder; None: the next free one of runs/NAME-0001, ... Unless a run is resumed it
+            must be empty, apart from what a run leaves that is killed before its first config.json.
+        name: name of the recipe.
+        resume: whether a run in `out` is to be resumed.
+
+    Returns:
+        The folder, and whether it holds a run that has started.
+
+    Raises:
+        SensoriumError: there is nothing to resume, or the folder is occupied or not writable.
     """
-    if resume and (out is None or not Path(out).is_dir()):
-        raise SensoriumError(
-            "which run is to be resumed? Name its folder with out= (--out)"
-            if out is None
-            else f"there is no run to resume in {out}: the folder does not exist"
-        )
+    if resume and out is None:
+        raise SensoriumError("Name the run to resume with --out FOLDER (out=...).")
+    if resume and not Path(str(out)).is_dir():
+        raise SensoriumError(f"{out} does not exist, so there is no run to resume. Check --out.")
     try:
         folder = next_numbered(Path("runs"), name) if out is None else Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        begun = (folder / "config.json").exists()
-        if begun and not resume:
+        has_run = (folder / CONFIG_FILE).exists()
+        if has_run and not resume:
             raise SensoriumError(
-                f"{folder} holds a run: go on with it by resume=True (--resume), or choose another"
+                f"{folder} already holds a run. Resume it with --resume (resume=True), or choose "
+                "another folder with --out."
             )
-        foreign = [
-            p
-            for p in sorted(os.listdir(folder))
-            if p not in FILES_BEFORE_CONFIG
-            and not p.endswith(".tmp")
-            and not (resume and (folder / p).is_dir())
-        ]  # a stage that was trained first
-        if foreign and not begun:
+        unknown = [] if has_run else _unknown_files(folder, resume)
+        if unknown:
             raise SensoriumError(
-                f"{folder} is not empty ({foreign[0]}, ...): choose a new folder for the run"
+                f"{folder} is not empty ({unknown[0]}, ...). Choose a new folder with --out."
             )
-        with tempfile.TemporaryFile(dir=folder):
-            return folder, begun
+        with tempfile.TemporaryFile(dir=folder):  # check that it is writable
+            return folder, has_run
     except OSError as e:
         raise SensoriumError(
-            f"cannot write to {out or 'runs'}: {e.strerror or e}. Choose another folder with out= "
-            "(--out)"
+            f"{out or 'runs'} is not writable: {e.strerror or e}. Choose another folder with --out."
         ) from e
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """No other process trains into the folder meanwhile. However this one ends, the system lets go of the lock."""
-    import fcntl
+    """Keep other processes from training into a folder; released when the process ends.
 
+    Raises:
+        SensoriumError: another process holds the lock.
+    """
     fd = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
+        if not try_lock(fd):
             raise SensoriumError(
-                f"another process is training into {folder}: wait for it, or stop it"
-            ) from e
+                f"{folder} is in use by another process that trains into it. Wait for it, or stop "
+                "it."
+            )
         yield
     finally:
         os.close(fd)
 
 
 def next_numbered(parent: Path, name: str) -> Path:
-    """The next free of NAME-0001, ..., made now."""
+    """Create and return the next free folder of NAME-0001, ...
+
+    Raises:
+        SensoriumError: all numbers are taken.
+    """
     parent.mkdir(exist_ok=True)
-    for i in range(1, 10_000):
+    for number in range(1, MAX_NUMBERED_FOLDERS + 1):
+        folder = parent / f"{name}-{number:04d}"
         try:
-            (folder := parent / f"{name}-{i:04d}").mkdir()
-            return folder
+            folder.mkdir()
         except FileExistsError:
             continue
+        return folder
     raise SensoriumError(
-        f"{parent} holds 9,999 runs of {name}: remove some, or name a folder with out= (--out)"
+        f"{parent} holds {MAX_NUMBERED_FOLDERS:,} folders of {name}. Remove some, or choose a "
+        "folder with --out."
     )
+
+
+def _unknown_files(folder: Path, resume: bool) -> list[str]:
+    """Return what a run killed before its first config.json cannot have left."""
+    unknown = []
+    for path in sorted(folder.iterdir()):
+        left_by_run = path.name in FILES_BEFORE_CONFIG or path.name.endswith(".tmp")
+        prerequisite = resume and path.is_dir()  # a run that this one builds on, trained first
+        if not left_by_run and not prerequisite:
+            unknown.append(path.name)
+    return unknown

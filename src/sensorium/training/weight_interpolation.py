@@ -1,11 +1,11 @@
-"""Fine-tuning guarded: what a model could do before and can do after, and the weights in between (WiSE-FT, Wortsman et
-al. 2022)."""
+"""Weights between a pretrained model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.spec import Validate
 from sensorium.evaluation.validate_retrieval import embed_rows
 from sensorium.io import atomic
 from sensorium.io.run_config import INITIAL_WEIGHTS_FILE, WEIGHTS_FILE
@@ -23,46 +24,52 @@ from sensorium.models.lora import LoRA
 from sensorium.models.towers import Towers
 from sensorium.training.checkpoint import Model
 
-FORGETTING_THRESHOLD = 0.8  # of what it could do before; below that a warning is due
+FORGETTING_THRESHOLD = 0.8  # fraction of the original metric below which a warning is due
+SIMILARITY_ROWS = 512
 ALPHAS = tuple(i / 10 for i in range(11))
 
 
 @dataclass(frozen=True)
 class InterpolationCurve:
-    """What each blend can do. alpha 0 is the start, 1 what was trained."""
+    """Metrics of interpolated weights.
+
+    Attributes:
+        alphas: 0 are the pretrained weights, 1 the fine-tuned ones.
+        target_values: the run's metric on its own held-out rows, by alpha.
+        reference_values: the same metric on the reference dataset, or the similarity to the
+            pretrained embeddings, by alpha.
+        metric_name: name of `target_values`.
+        reference_name: name of `reference_values`.
+    """
 
     alphas: tuple[float, ...]
-    target_values: tuple[float, ...]  # the run's metric on its own held-out rows
-    reference_values: tuple[
-        float, ...
-    ]  # the same metric on the reference, or likeness to the start
+    target_values: tuple[float, ...]
+    reference_values: tuple[float, ...]
     metric_name: str
     reference_name: str
 
     @property
     def best_alpha(self) -> float:
-        """The blend with the highest mean of both, each as a share of its own best."""
-        shares = [
-            a / max(max(self.target_values), 1e-9) + b / max(max(self.reference_values), 1e-9)
-            for a, b in zip(self.target_values, self.reference_values, strict=True)
+        """The alpha with the highest mean of both metrics, each relative to its best value."""
+        best_target = max(*self.target_values, 1e-9)
+        best_reference = max(*self.reference_values, 1e-9)
+        scores = [
+            target / best_target + reference / best_reference
+            for target, reference in zip(self.target_values, self.reference_values, strict=True)
         ]
-        return self.alphas[int(np.argmax(shares))]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        table = Table(
-            "alpha",
-            f"{self.metric_name}, own data",
-            self.reference_name,
-            caption=f"best of both: alpha {self.best_alpha:g}",
-        )
-        for row in zip(self.alphas, self.target_values, self.reference_values, strict=True):
-            table.add_row(*(f"{value:.3g}" for value in row))
-        yield table
+        return self.alphas[int(np.argmax(scores))]
 
     @property
     def has_forgotten(self) -> bool:
-        """Whether the trained end can do much less of the old than the start."""
+        """Whether the fine-tuned weights are much worse at the original task."""
         return self.reference_values[-1] < FORGETTING_THRESHOLD * self.reference_values[0]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        caption = f"best trade-off: alpha {self.best_alpha:g}"
+        table = Table("alpha", self.metric_name, self.reference_name, caption=caption)
+        for row in zip(self.alphas, self.target_values, self.reference_values, strict=True):
+            table.add_row(*(f"{value:.3g}" for value in row))
+        yield table
 
 
 def evaluate_interpolations(
@@ -71,40 +78,48 @@ def evaluate_interpolations(
     reference: Dataset | None = None,
     alphas: Sequence[float] = ALPHAS,
 ) -> InterpolationCurve:
-    """Measure the blends between what a run started from and what it became; the model is left as it was.
+    """Evaluate weights between the initial and the final ones of a run; the model is unchanged.
 
-    dataset: the run's own. reference: data of the old task, with the same columns; without them the old task is likeness
-    to the start: the mean cosine between what both say of the run's own held-out rows.
-    Raises SensoriumError for a run that has no start, or one whose recipe has no metric.
+    Args:
+        model: the fine-tuned model.
+        dataset: the data of the run.
+        reference: data of the original task, with the same columns; None: measure the mean cosine
+            similarity to the pretrained embeddings of the run's held-out rows instead.
+        alphas: fractions of the way from the initial to the final weights.
+
+    Raises:
+        SensoriumError: the run has no initial weights, or its recipe no metric.
     """
-    if model.recipe.evaluation.validate is None:
-        raise SensoriumError(f"a run of {model.config.recipe} has no metric to blend by")
-    inner = _inner(model)
-    ends = (
-        load_start_weights(model),
-        {name: value.clone() for name, value in state_tensors(model.module).items()},
-    )
-    new, old, first = [], [], None
+    _require_validate(model)
+    inner = _inner_factor_names(model)
+    start = load_start_weights(model)
+    finetuned = {name: value.clone() for name, value in state_tensors(model.module).items()}
+    target_values: list[float] = []
+    reference_values: list[float] = []
+    first_embeddings: Tensor | None = None
     try:
         for alpha in alphas:
-            set_weights(model, interpolate_weights(*ends, alpha, inner))
-            new.append(evaluate_metric(model, dataset))
-            said = None if reference is not None else _embed_sample(model, dataset)
-            first = said if first is None else first
-            old.append(
-                evaluate_metric(model, reference)
-                if reference is not None
-                else _mean_cosine(first, said)
-            )
+            set_weights(model, interpolate_weights(start, finetuned, alpha, inner))
+            target_values.append(evaluate_metric(model, dataset))
+            if reference is not None:
+                reference_values.append(evaluate_metric(model, reference))
+                continue
+            embeddings = _embed_sample(model, dataset)
+            if first_embeddings is None:
+                first_embeddings = embeddings
+            reference_values.append(_mean_cosine(first_embeddings, embeddings))
     finally:
-        set_weights(model, ends[1])
-    told = (
-        f"{model.recipe.evaluation.metric}, {reference.name}"
-        if reference is not None
-        else "likeness to the start"
-    )
+        set_weights(model, finetuned)
+    metric_name = model.recipe.evaluation.metric
+    reference_name = "similarity to pretrained"
+    if reference is not None:
+        reference_name = f"{metric_name}, {reference.name}"
     return InterpolationCurve(
-        tuple(alphas), tuple(new), tuple(old), model.recipe.evaluation.metric, told
+        alphas=tuple(alphas),
+        target_values=tuple(target_values),
+        reference_values=tuple(reference_values),
+        metric_name=metric_name,
+        reference_name=reference_name,
     )
 
 
@@ -114,80 +129,113 @@ def interpolate_weights(
     alpha: float,
     inner: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Weights alpha of the way from start to tuned.
+    """Return the weights at `alpha` of the way from `start` to `finetuned`.
 
-    inner: names of inner factors of low-rank corrections: a correction is made smaller by its outer factor alone.
+    Args:
+        start: initial weights by name.
+        finetuned: final weights by name.
+        alpha: 0 to 1.
+        inner: names of the inner LoRA factors, which keep their final value: the outer factor alone
+            scales the update.
     """
-    return {
-        name: value
-        if name in inner or not value.is_floating_point()
-        else start[name].lerp(value, alpha)
-        for name, value in finetuned.items()
-    }
+    weights: dict[str, Tensor] = {}
+    for name, value in finetuned.items():
+        fixed = name in inner or not value.is_floating_point()
+        weights[name] = value if fixed else start[name].lerp(value, alpha)
+    return weights
 
 
 def load_start_weights(model: Model) -> dict[str, Tensor]:
-    """The weights a run started from. Raises SensoriumError where it kept none."""
-    if not (path := model.folder / INITIAL_WEIGHTS_FILE).is_file():
+    """Return the initial weights of a run.
+
+    Raises:
+        SensoriumError: the run did not start from pretrained weights.
+    """
+    path = model.folder / INITIAL_WEIGHTS_FILE
+    if not path.is_file():
         raise SensoriumError(
-            f"{model.folder} did not start from published weights, so there is nothing to blend with: "
-            "train with a recipe that takes --from"
+            f"{model.folder} did not start from pretrained weights, so there is nothing to "
+            "interpolate with. Train it with --weights."
         )
     return read_tensors(path)
 
 
 def set_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model these weights."""
+    """Copy weights into a model."""
     with torch.no_grad():
-        for name, held in state_tensors(model.module).items():
-            held.copy_(tensors[name])
+        for name, value in state_tensors(model.module).items():
+            value.copy_(tensors[name])
 
 
 def evaluate_metric(model: Model, dataset: Dataset) -> float:
-    """The model's own metric on held-out rows: of the split val, else test, else all."""
+    """Return the model's own metric on held-out rows: the split val, else test, else all.
+
+    Raises:
+        SensoriumError: the recipe has no metric.
+    """
+    validate = _require_validate(model)
     rows = dataset.splits.get("val", dataset.splits.get("test", np.arange(len(dataset))))
-    prepared, evaluation = (
-        dataset.prepare(model.schema, model.recipe.data.columns),
-        model.recipe.evaluation,
-    )
-    assert evaluation.validate is not None
-    return evaluation.validate(model.module, prepared, prepared.complete_rows(rows)).figures[
-        evaluation.metric
-    ]
+    prepared = dataset.prepare(model.schema, model.recipe.data.columns)
+    result = validate(model.module, prepared, prepared.complete_rows(rows))
+    return result.metrics[model.recipe.evaluation.metric]
 
 
 def save_interpolation(model: Model, alpha: float, out: str | Path) -> Path:
-    """Write the blend as a run of its own, which loads as every run does."""
+    """Write interpolated weights as a run folder.
+
+    Args:
+        model: the fine-tuned model.
+        alpha: 0 to 1; 1 are the fine-tuned weights.
+        out: a new or empty folder.
+
+    Raises:
+        SensoriumError: the folder is not empty, or the run has no initial weights.
+    """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise SensoriumError(f"{out} is not empty: choose a new folder for the blend")
+        raise SensoriumError(f"{out} is not empty. Choose a new folder with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    now = {name: value.clone() for name, value in state_tensors(model.module).items()}
-    atomic.write_file(
-        out / WEIGHTS_FILE,
-        tensor_writer(
-            interpolate_weights(load_start_weights(model), now, alpha, _inner(model)),
-            {"alpha": str(alpha)},
-        ),
-    )
+    finetuned = {name: value.clone() for name, value in state_tensors(model.module).items()}
+    inner = _inner_factor_names(model)
+    weights = interpolate_weights(load_start_weights(model), finetuned, alpha, inner)
+    atomic.write_file(out / WEIGHTS_FILE, tensor_writer(weights, {"alpha": str(alpha)}))
     model.schema.save(out)
-    replace(model.config, data={**model.config.data, "blend": alpha}).save(out)
+    replace(model.config, data={**model.config.data, "interpolation": alpha}).save(out)
     return out
 
 
-def _inner(model: Model) -> set[str]:
-    """Names of the inner factors of all low-rank corrections."""
-    return {f"{name}.down" for name, part in model.module.named_modules() if isinstance(part, LoRA)}
+def _require_validate(model: Model) -> Validate[Any]:
+    """Return the function that computes the metric of a recipe."""
+    validate = model.recipe.evaluation.validate
+    if validate is None:
+        raise SensoriumError(
+            f"{model.folder} has no metric to compare weights by: the recipe {model.config.recipe} "
+            "does not validate. Use a run of a recipe that does."
+        )
+    return validate
+
+
+def _inner_factor_names(model: Model) -> set[str]:
+    """Return the names of the inner factors of all LoRA layers."""
+    return {
+        f"{name}.lora_A" for name, part in model.module.named_modules() if isinstance(part, LoRA)
+    }
 
 
 def _embed_sample(model: Model, dataset: Dataset) -> Tensor:
-    rows = dataset.splits.get("val", np.arange(len(dataset)))[:512]
-    pair = model.recipe.data.columns[0], model.recipe.data.columns[1]
-    assert isinstance(towers := model.module, Towers)
-    return torch.cat(embed_rows(towers, dataset.prepare(model.schema, pair), rows, pair)[0])
+    """Return unit embeddings [N, D] of both columns of some held-out rows."""
+    rows = dataset.splits.get("val", np.arange(len(dataset)))[:SIMILARITY_ROWS]
+    towers = model.module
+    if not isinstance(towers, Towers):
+        raise SensoriumError(
+            f"{model.folder} does not embed two columns. Name a dataset of the original task with "
+            "--reference."
+        )
+    pair = (model.recipe.data.columns[0], model.recipe.data.columns[1])
+    prepared = dataset.prepare(model.schema, pair)
+    return torch.cat(embed_rows(towers, prepared, rows, pair)[0])
 
 
-def _mean_cosine(a: Tensor | None, b: Tensor | None) -> float:
-    assert a is not None
-    assert b is not None
+def _mean_cosine(a: Tensor, b: Tensor) -> float:
+    """Return the mean cosine similarity of unit vectors."""
     return (a * b).sum(1).mean().item()

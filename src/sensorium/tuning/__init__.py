@@ -1,1 +1,5 @@
-"""Comparison of training configurations."""
+"""Comparison of training settings."""
+
+from sensorium.tuning.comparison import Comparison, RunResult, Setting
+
+__all__ = ["Comparison", "RunResult", "Setting"]

@@ -1,7 +1,7 @@
-"""Settings of a recipe trained like for like, each in a run of its own, and held beside each other.
+"""Train a recipe with several settings on the same rows and compare the results.
 
-out/fuse=gated/, out/fuse=gated,fold=1,seed=0/, ...     the runs
-out/comparison.json, out/comparison.md                  what they came to, written after each
+out/fusion=gated/, out/fusion=gated,fold=1,seed=0/, ...     run folders
+out/comparison.json, out/comparison.md                      results, written after each run
 """
 
 import hashlib
@@ -25,18 +25,30 @@ from sensorium.recipes.recipe import BadKeyword, RecipeFunction, dry_build, spli
 from sensorium.training.checkpoint import Model, get_recipe_name, load_checkpoint
 from sensorium.training.loop import Interrupted, train
 from sensorium.training.nonfinite import NonFiniteError
-from sensorium.training.run import fingerprint
+from sensorium.training.run_setup import fingerprint
 from sensorium.training.run_folder import lock_folder, next_numbered
 from sensorium.training.train_step import check_training_config
 from sensorium.tuning.comparison import Comparison, RunResult
 
 RESULTS_FILE = "comparison.json"
+DEFAULT_MAX_INVALID_FRACTION = 0.01
+SEVERAL_NAMES = ("Sequence[str]", "tuple[str", "list[str")  # annotations of keywords that are lists
+DATA_OPTIONS = ("split", "group", "test", "max_invalid_fraction")
 LogFunction = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run that is to be made. rows: the split it is judged on."""
+    """A run to be made.
+
+    Attributes:
+        name: name of its folder and of its result.
+        setting: the varied keywords.
+        keywords: all keywords.
+        dataset: the data it is trained on.
+        split: the split it is evaluated on.
+        repetition: its fold and seed, such as "fold=1,seed=0".
+    """
 
     name: str
     setting: dict[str, Any]
@@ -55,18 +67,32 @@ def compare(
     log: LogFunction = print,
     **keywords: Any,
 ) -> Comparison:
-    """Train a recipe with each combination of the keywords that are given several values (a list or tuple).
+    """Train a recipe with every combination of the keywords that have several values.
 
-    Of a keyword that may be several names at once (columns), a tuple is one value, and a list several.
-    All see the same rows, the same epochs and the same chance (`seed`). Of several seeds, and with `folds`, each
-    setting is trained so many times, and its figures are means. Without folds, figures are those of the validation
-    rows, which also chose each run's weights. With them, the rows of train are dealt into so many parts (see
-    `Dataset.folds`); each run is judged on the one it was not trained on, which chose nothing. Rows of test are never
-    looked at. Where no keyword is varied, those are that the recipe names (`EvaluationSpec.sweep`; fusion: how parts
-    meet).
-    out: the folder; None: the next of runs/compare-0001, .... What is finished there is not trained again.
-    Raises SensoriumError, before any run is made, for keywords that one could not be built with; Stopped on SIGINT or
-    SIGTERM, after a save: the same call then goes on. A run whose numbers do not stay finite is told of in the table.
+    All settings see the same rows, epochs and seed. With several seeds or folds, each setting is
+    trained repeatedly and its metrics are averaged. Without folds, metrics are those of the
+    validation split, which also selected each run's weights; with folds, each run is evaluated on
+    training rows that it did not see. Test rows are never used.
+
+    Args:
+        recipe: the recipe.
+        dataset: the data.
+        out: output folder; None: the next free runs/compare-0001. Finished runs in it are not
+            trained again.
+        folds: number of cross-validation folds of the training split (see `Dataset.folds`); 0:
+            none.
+        log: receives progress messages.
+        **keywords: keywords of the recipe and of its training; a list has several values to
+            compare, and so has a tuple unless the keyword takes several names (columns). With
+            nothing varied, the recipe's own sweep is used (`EvaluationSpec.sweep`; fusion: the
+            fusion methods).
+
+    Returns:
+        The comparison. A run that became non-finite is marked as failed in it.
+
+    Raises:
+        SensoriumError: before any training, for keywords that do not fit.
+        Interrupted: on SIGINT or SIGTERM, after saving; the same call resumes.
     """
     fixed, varied = _split_varied(recipe, dataset, keywords)
     trials = list(_iter_trials(recipe, dataset, folds, fixed, varied))
@@ -79,99 +105,90 @@ def compare(
         "data": fingerprint(dataset),
     }
     with lock_folder(folder):
-        record = _ComparisonState(folder, plan)
+        state = _ComparisonState(folder, plan)
         log(f"{len(trials)} runs into {folder}")
         for i, trial in enumerate(trials, 1):
-            told = _format_result(record.run_trial(recipe, trial))
-            log(f"[{i}/{len(trials)}] {trial.name or 'as it comes'}: {told}")
-        judged = dry_build(recipe, dataset.schema, trials[0].keywords).evaluation
-        found = Comparison(
+            summary = _format_result(state.run_trial(recipe, trial))
+            log(f"[{i}/{len(trials)}] {trial.name or 'defaults'}: {summary}")
+        evaluation = dry_build(recipe, dataset.schema, trials[0].keywords).evaluation
+        comparison = Comparison(
             recipe.__name__,
             _dataset_arguments(dataset),
-            judged.metric,
-            judged.mode,
+            evaluation.metric,
+            evaluation.mode,
             folds,
             fixed,
-            [(trial.setting, trial.repetition, record.results[trial.name]) for trial in trials],
+            [(trial.setting, trial.repetition, state.results[trial.name]) for trial in trials],
             folder,
         )
-        atomic.write_file(folder / "comparison.md", found.to_markdown().encode())
-    return found
+        atomic.write_file(folder / "comparison.md", comparison.to_markdown().encode())
+    return comparison
 
 
 def _dataset_arguments(dataset: Dataset) -> list[str]:
-    """A data set as a command line names it."""
-    said = dict(dataset.source)
-    path, columns = str(said.pop("path", dataset.name)), said.pop("types", {})
-    own = [
-        f"--{name}={said.pop(name)}"
-        for name in ("split", "group", "test", "max_invalid_fraction")
-        if name in said
-    ]
-    kinds = [
-        part
-        for what, named in (("type", columns), ("synonyms", said.pop("synonyms", {})))
-        for name, value in named.items()
-        for part in (f"--{what}", f"{name}={value}")
-    ]
-    return [
-        path,
-        *(o.replace("max_invalid_fraction", "max-invalid-fraction") for o in own if o != "--max_invalid_fraction=0.01"),
-        *kinds,
-        *(part for name, value in said.items() for part in ("--source-option", f"{name}={value}")),
-    ]
+    """Return the dataset as command-line arguments."""
+    source = dict(dataset.source)
+    path = str(source.pop("path", dataset.name))
+    pairs = {"type": source.pop("types", {}), "synonyms": source.pop("synonyms", {})}
+    if source.get("max_invalid_fraction") == DEFAULT_MAX_INVALID_FRACTION:
+        del source["max_invalid_fraction"]
+    options = [name for name in DATA_OPTIONS if name in source]
+    arguments = [path, *(f"--{name.replace('_', '-')}={source.pop(name)}" for name in options)]
+    for option, values in pairs.items():
+        for name, value in values.items():
+            arguments += [f"--{option}", f"{name}={value}"]
+    for name, value in source.items():
+        arguments += ["--source-option", f"{name}={value}"]
+    return arguments
 
 
 def _resolve_output_folder(out: str | Path | None) -> Path:
     try:
         folder = next_numbered(Path("runs"), "compare") if out is None else Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        return folder
     except OSError as e:
         raise SensoriumError(
-            f"cannot write to {out or 'runs'}: {e.strerror or e}. Choose another folder with out= "
-            "(--out)"
+            f"Cannot write to {out or 'runs'}: {e.strerror or e}. Choose another folder with --out."
         ) from e
+    return folder
 
 
 def _split_varied(
     recipe: RecipeFunction[Any], dataset: Dataset, keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """(keywords that are the same in all runs, values of those that are varied)."""
+    """Return (keywords that are the same in all runs, values of those that vary)."""
     split_keywords(recipe, keywords)
-    several = {
-        name: [value for i, value in enumerate(values) if value not in values[:i]]
-        for name, values in keywords.items()
-        if isinstance(values, list)
-        or (isinstance(values, tuple) and not _takes_names(recipe, name))
-    }
-    if empty := [name for name, values in several.items() if not values]:
-        raise BadKeyword(f"{empty[0]} was given no value")
-    varied = {name: values for name, values in several.items() if len(values) > 1}
-    fixed = {
-        name: several[name][0] if name in several else value
-        for name, value in keywords.items()
-        if name not in varied
-    }
+    fixed: dict[str, Any] = {}
+    varied: dict[str, list[Any]] = {}
+    for name, value in keywords.items():
+        if not _is_several(recipe, name, value):
+            fixed[name] = value
+            continue
+        distinct = [one for i, one in enumerate(value) if one not in value[:i]]
+        if not distinct:
+            raise BadKeyword(f"{name} has no value. Give at least one.")
+        if len(distinct) == 1:
+            fixed[name] = distinct[0]
+        else:
+            varied[name] = distinct
     if not varied.keys() - {"seed"}:
-        usual = dry_build(
-            recipe,
-            dataset.schema,
-            {**fixed, **{name: values[0] for name, values in varied.items()}},
-        )
-        varied |= {
-            name: list(values)
-            for name, values in usual.evaluation.sweep.items()
-            if name not in fixed
-        }
+        first = {**fixed, **{name: values[0] for name, values in varied.items()}}
+        sweep = dry_build(recipe, dataset.schema, first).evaluation.sweep
+        varied |= {name: list(values) for name, values in sweep.items() if name not in fixed}
     return fixed, varied
 
 
+def _is_several(recipe: RecipeFunction[Any], name: str, value: Any) -> bool:
+    """Return whether a keyword was given several values to compare."""
+    return isinstance(value, list) or (isinstance(value, tuple) and not _takes_names(recipe, name))
+
+
 def _takes_names(recipe: RecipeFunction[Any], keyword: str) -> bool:
-    """Return whether a keyword may be several names at once, such as columns that are read as one."""
+    """Return whether a keyword takes several names at once, such as columns read as one input."""
     parameter = inspect.signature(recipe).parameters.get(keyword)
-    several = ("Sequence[str]", "tuple[str", "list[str")
-    return parameter is not None and any(kind in str(parameter.annotation) for kind in several)
+    return parameter is not None and any(
+        annotation in str(parameter.annotation) for annotation in SEVERAL_NAMES
+    )
 
 
 def _iter_trials(
@@ -181,7 +198,7 @@ def _iter_trials(
     fixed: Mapping[str, Any],
     varied: Mapping[str, Sequence[Any]],
 ) -> Iterator[Trial]:
-    """Every setting once, then every setting again. Raises SensoriumError where there is nothing to compare."""
+    """Yield every setting once, then again for each further seed and fold."""
     names = [name for name in varied if name != "seed"]
     settings = [
         dict(zip(names, values, strict=True))
@@ -189,155 +206,138 @@ def _iter_trials(
     ]
     if len(settings) == 1 and not folds and "seed" not in varied:
         raise SensoriumError(
-            f"nothing is varied: give some keyword of {recipe.__name__} several values "
-            f"(--dim 64,128; dim=[64, 128]), or ask for folds"
+            f"There is nothing to compare. Give a keyword of {recipe.__name__} several values "
+            "(--dim 64,128), or use --folds 5."
         )
     for setting in settings:
         check_training_config(dry_build(recipe, dataset.schema, {**fixed, **setting}).training)
-    parts = (
-        [("", dataset)]
-        if not folds
-        else [(f"fold={i}", part) for i, part in enumerate(dataset.folds(folds), 1)]
-    )
     if not folds and not len(dataset.splits.get("val", ())):
         raise SensoriumError(
-            f"{dataset.name} has no validation rows to compare by: ask for folds (--folds 5)"
+            f"{dataset.name} has no validation rows to compare on. Use cross-validation: --folds 5."
         )
+    parts = [("", dataset)]
+    if folds:
+        parts = [(f"fold={i}", part) for i, part in enumerate(dataset.folds(folds), 1)]
     seeds = [{"seed": seed} for seed in varied["seed"]] if "seed" in varied else [{}]
-    for (fold, data), seed in product(parts, seeds):
-        repeat = ",".join([*filter(None, [fold]), *(f"seed={s}" for s in seed.values())])
+    for (fold, part), seed in product(parts, seeds):
+        repetition = ",".join([*filter(None, [fold]), *(f"seed={s}" for s in seed.values())])
         for setting in settings:
-            name = ",".join([*(f"{k}={v}" for k, v in setting.items()), *filter(None, [repeat])])
+            labels = [f"{name}={value}" for name, value in setting.items()]
             yield Trial(
-                name,
+                ",".join([*labels, *filter(None, [repetition])]),
                 setting,
                 {**fixed, **setting, **seed},
-                data,
+                part,
                 "fold" if folds else "val",
-                repeat,
+                repetition,
             )
 
 
 class _ComparisonState:
-    """comparison.json: what was asked for, and what the runs that are finished came to."""
+    """comparison.json: the plan, and the results of the finished runs."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]):
         self.folder, self.plan = folder, plan
         self.results: dict[str, RunResult] = {}
-        self.cpu_seconds: dict[str, float] = {}  # CPU seconds of runs that were stopped
+        self.cpu_seconds: dict[str, float] = {}  # of runs that were interrupted
+        others = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp"))
         if (folder / RESULTS_FILE).exists():
             self._load()
-        elif left := sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp")):
+        elif others:
             raise SensoriumError(
-                f"{folder} is not empty ({left[0]}, ...): choose a new folder for the comparison"
+                f"{folder} is not empty ({others[0]}, ...). Choose a new folder for the comparison."
             )
         self.save()
 
     def _load(self) -> None:
         path = self.folder / RESULTS_FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self.results = {name: RunResult(**result) for name, result in found["runs"].items()}
-            self.cpu_seconds, before = found["spent"], found["plan"]
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self.results = {name: RunResult(**result) for name, result in state["runs"].items()}
+            self.cpu_seconds, before = state["cpu_seconds"], state["plan"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise SensoriumError(f"{path} cannot be read: {e}. Compare into a new folder") from e
-        if other := [name for name, value in self.plan.items() if before.get(name) != value]:
-            raise SensoriumError(
-                f"{self.folder} holds a comparison of other {other[0]}: then {before.get(other[0])}, "
-                f"now {self.plan[other[0]]}. Choose a new folder for this one"
-            )
+            raise SensoriumError(f"{path} cannot be read: {e}. Choose a new folder.") from e
+        for name, value in self.plan.items():
+            if before.get(name) != value:
+                raise SensoriumError(
+                    f"{self.folder} holds a comparison with other {name}: {before.get(name)}, not "
+                    f"{value}. Choose a new folder."
+                )
 
     def save(self) -> None:
-        """Write it durably."""
-        atomic.write_json(
-            self.folder / RESULTS_FILE,
-            {
-                "plan": self.plan,
-                "spent": self.cpu_seconds,
-                "runs": {name: asdict(result) for name, result in self.results.items()},
-            },
-        )
+        """Write comparison.json durably."""
+        runs = {name: asdict(result) for name, result in self.results.items()}
+        state = {"plan": self.plan, "cpu_seconds": self.cpu_seconds, "runs": runs}
+        atomic.write_json(self.folder / RESULTS_FILE, state)
 
     def run_trial(self, recipe: RecipeFunction[Any], trial: Trial) -> RunResult:
-        """What a run came to; it is made, or gone on with, where it is not finished."""
-        at = self.folder / _folder_name(trial.name)
-        if trial.name not in self.results or (
-            not (at / "README.md").exists() and not self.results[trial.name].error
-        ):
-            start, before = time.process_time(), self.cpu_seconds.get(trial.name, 0.0)
-            figures, parameters, failed = dict[str, float](), 0, ""
-            try:
-                figures, parameters = _evaluate_trial(_train_or_load(recipe, trial, at), trial)
-                failed = next(
-                    (
-                        f"{name} is {value}"
-                        for name, value in figures.items()
-                        if not math.isfinite(value)
-                    ),
-                    "",
-                )
-            except NonFiniteError as fault:
-                failed = str(fault)
-            except Interrupted as stopped:
-                self.cpu_seconds[trial.name] = before + time.process_time() - start
-                self.save()
-                raise Interrupted(
-                    f"stopped, and all is saved in {self.folder}: the same command with --out {self.folder} "
-                    "goes on from here",
-                    stopped.exit_code,
-                ) from None
-            seconds = before + time.process_time() - start
-            self.results[trial.name] = RunResult(
-                at.name, {} if failed else figures, parameters, seconds, failed
-            )
+        """Return the result of a run, which is made or resumed if it is not finished."""
+        folder = self.folder / _folder_name(trial.name)
+        result = self.results.get(trial.name)
+        if result and (result.error or (folder / "README.md").exists()):
+            return result
+        start, before = time.process_time(), self.cpu_seconds.get(trial.name, 0.0)
+        metrics, parameters, error = dict[str, float](), 0, ""
+        try:
+            metrics, parameters = _evaluate_trial(_train_or_load(recipe, trial, folder), trial)
+            error = _nonfinite_metric(metrics)
+        except NonFiniteError as e:
+            error = str(e)
+        except Interrupted as e:
+            self.cpu_seconds[trial.name] = before + time.process_time() - start
             self.save()
-        return self.results[trial.name]
+            raise Interrupted(
+                f"Interrupted; progress is saved in {self.folder}. Resume with the same command "
+                f"and --out {self.folder}.",
+                e.exit_code,
+            ) from None
+        seconds = before + time.process_time() - start
+        result = RunResult(folder.name, {} if error else metrics, parameters, seconds, error)
+        self.results[trial.name] = result
+        self.save()
+        return result
+
+
+def _nonfinite_metric(metrics: Mapping[str, float]) -> str:
+    """Return a message about the first metric that is not finite; "" if all are."""
+    return next((f"{k} is {v}" for k, v in metrics.items() if not math.isfinite(v)), "")
 
 
 def _train_or_load(recipe: RecipeFunction[Any], trial: Trial, folder: Path) -> Model:
-    if (folder / "README.md").exists():  # what a run writes last
-        return load_checkpoint(folder, recipe=recipe)
-    return train(
-        recipe,
-        trial.dataset,
-        out=folder,
-        resume=(folder / "config.json").exists(),
-        quiet=True,
-        **trial.keywords,
-    )
+    if (folder / "README.md").exists():  # written last by a run
+        return load_checkpoint(folder, recipe_fn=recipe)
+    resume = (folder / "config.json").exists()
+    return train(recipe, trial.dataset, out=folder, resume=resume, quiet=True, **trial.keywords)
 
 
 def _evaluate_trial(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
-    """(what validation finds on the rows that are to judge, how many parameters)."""
+    """Return (metrics on the rows of the trial's split, number of parameters)."""
     data, validate = model.recipe.data, model.recipe.evaluation.validate
     if validate is None:
         raise SensoriumError(
-            f"recipe {model.config.recipe} has no figure to compare by: give its EvaluationSpec a "
-            "validate"
+            f"The recipe {model.config.recipe} has no validation metric to compare by. Give its "
+            "EvaluationSpec a `validate`."
         )
     derived = data.derived_columns(trial.dataset) if data.derived_columns else {}
-    prepared = trial.dataset.prepare(model.schema, data.columns, derived_columns=derived, quiet=True)
+    prepared = trial.dataset.prepare(
+        model.schema, data.columns, derived_columns=derived, quiet=True
+    )
     rows = np.setdiff1d(trial.dataset.splits[trial.split], [b.row for b in prepared.bad_samples])
-    figures = {
-        name: float(value) for name, value in validate(model.module, prepared, rows).figures.items()
-    }
-    return figures, sum(p.numel() for p in model.module.parameters())
+    result = validate(model.module, prepared, rows)
+    metrics = {name: float(value) for name, value in result.metrics.items()}
+    return metrics, sum(p.numel() for p in model.module.parameters())
 
 
 def _folder_name(name: str) -> str:
-    """A setting as the name of a folder."""
-    plain = re.sub(r"[^\w.,=+-]+", "-", name)[:100] or "as-it-comes"
-    return (
-        plain
-        if plain == name or not name
-        else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    """Return a setting as a folder name."""
+    plain = re.sub(r"[^\w.,=+-]+", "-", name)[:100] or "defaults"
+    if plain == name or not name:
+        return plain
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _format_result(result: RunResult) -> str:
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    return (
-        f"failed: {result.error}"
-        if result.error
-        else f"{figures}; {result.cpu_seconds:.1f} CPU seconds"
-    )
+    if result.error:
+        return f"failed: {result.error}"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    return f"{metrics}; {result.cpu_seconds:.1f} CPU seconds"

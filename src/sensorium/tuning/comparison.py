@@ -1,4 +1,4 @@
-"""What settings that were trained like for like came to: one table, and which of them to take.
+"""The result of comparing settings: a table, and which setting to take.
 
 R repetitions (folds, seeds)
 """
@@ -17,66 +17,84 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-STUDENT_T_975 = (
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-    2.23,
-)  # 97.5 % of Student's t, by degrees of freedom
+# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom (a table: scipy is an extra)
+STUDENT_T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run came to. folder: its place in that of the comparison. failed: why it has no figures."""
+    """The result of one run.
+
+    Attributes:
+        folder: its folder, relative to that of the comparison.
+        metrics: metrics by name.
+        num_parameters: number of parameters of the model.
+        cpu_seconds: CPU seconds of training and evaluation.
+        error: why it has no metrics; "" where it has.
+    """
 
     folder: str
     metrics: dict[str, float]
     num_parameters: int
-    cpu_seconds: float  # of training and judging
+    cpu_seconds: float
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was varied, and what its runs came to, by repetition."""
+    """A combination of the varied keywords.
+
+    Attributes:
+        values: the varied keywords.
+        runs: its results by repetition.
+    """
 
     values: dict[str, Any]
     runs: dict[str, RunResult] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "as it comes"
+        """Return the setting as text."""
+        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "defaults"
 
     @property
     def error(self) -> str:
-        """Why one of its runs has no figures; "" where all have."""
+        """Return why one of its runs has no metrics; "" if all have."""
         return next((run.error for run in self.runs.values() if run.error), "")
 
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the largest of its models."""
+        return max(run.num_parameters for run in self.runs.values())
+
     def metric_values(self, metric: str) -> Float[np.ndarray, "R"]:
-        """A figure of each run."""
+        """Return a metric of each run."""
         return np.array([run.metrics[metric] for run in self.runs.values()])
 
     def mean(self, metric: str) -> float:
+        """Return a metric's mean over repetitions."""
         return float(self.metric_values(metric).mean())
 
     def format_metric(self, metric: str) -> str:
-        """A figure's mean, and its standard deviation over repetitions."""
+        """Return a metric's mean and its standard deviation over repetitions."""
         values = self.metric_values(metric)
-        return f"{values.mean():.4g}" + (f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else "")
+        spread = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
+        return f"{values.mean():.4g}{spread}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings side by side. data: as a command line names them. mode: whether the lowest or the highest metric
-    is the best.
+    """Settings that were trained and evaluated on the same rows.
 
-    fixed: keywords that all have in common. results: (setting, repetition, result) of each run.
+    Attributes:
+        recipe: name of the recipe.
+        dataset_arguments: the data as command-line arguments.
+        metric: metric that settings are ranked by.
+        mode: whether the lowest ("min") or the highest ("max") value is best.
+        folds: number of cross-validation folds; 0: none.
+        fixed_keywords: keywords that all settings share.
+        results: (varied keywords, repetition, result) of each run.
+        folder: folder of the runs.
     """
 
     recipe: str
@@ -90,60 +108,62 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """All of them, the best first, those that failed last."""
-        found: dict[str, Setting] = {}
-        for values, repeat, result in self.results:
-            found.setdefault(str(values), Setting(values)).runs[repeat] = result
-        failed = [s for s in found.values() if s.error]
-        return (
-            sorted(
-                (s for s in found.values() if not s.error),
-                key=lambda s: s.mean(self.metric),
-                reverse=self.mode == "max",
-            )
-            + failed
+        """Return all settings, the best first and those that failed last."""
+        settings: dict[str, Setting] = {}
+        for values, repetition, result in self.results:
+            settings.setdefault(str(values), Setting(values)).runs[repetition] = result
+        failed = [s for s in settings.values() if s.error]
+        ranked = sorted(
+            (s for s in settings.values() if not s.error),
+            key=lambda s: s.mean(self.metric),
+            reverse=self.mode == "max",
         )
+        return ranked + failed
 
     @property
     def best(self) -> Setting | None:
-        """The one to take; None where all failed."""
+        """Return the best setting; None if all failed."""
         return None if self.settings[0].error else self.settings[0]
 
     @cached_property
     def tied(self) -> list[Setting]:
-        """Those that the repetitions do not tell from the best: by paired differences, at 95 %.
+        """Return the settings that are not significantly worse than the best.
 
-        The spread of differences between folds is widened, since their training rows overlap (Nadeau and Bengio 2003).
+        By paired differences at 95 %.
+        The variance of differences between folds is corrected for their overlapping training rows
+        (Nadeau and Bengio 2003).
         """
-        best, n = self.best, len(next(iter(self.settings)).runs)
+        best, n = self.best, len(self.settings[0].runs)
         if best is None or n < 2:
             return []
-        found = []
+        overlap = 1 / (self.folds - 1) if self.folds else 0
+        quantile = STUDENT_T_975[min(n - 2, len(STUDENT_T_975) - 1)]
+        tied = []
         for other in self.settings[1:]:
-            if not other.error:
-                apart = best.metric_values(self.metric) - other.metric_values(self.metric)
-                error = (
-                    apart.std(ddof=1) * (1 / n + (1 / (self.folds - 1) if self.folds else 0)) ** 0.5
-                )
-                if abs(apart.mean()) <= STUDENT_T_975[min(n - 2, len(STUDENT_T_975) - 1)] * error:
-                    found.append(other)
-        return found
+            if other.error:
+                continue
+            difference = best.metric_values(self.metric) - other.metric_values(self.metric)
+            standard_error = difference.std(ddof=1) * (1 / n + overlap) ** 0.5
+            if abs(difference.mean()) <= quantile * standard_error:
+                tied.append(other)
+        return tied
 
     def column_names(self) -> list[str]:
-        """The names of the table's columns."""
-        names = next((list(s.runs.values())[0].metrics for s in self.settings if not s.error), {})
-        rest = [name for name in names if name != self.metric]
-        return [*self.settings[0].values, self.metric, *rest, "parameters", "CPU seconds"]
+        """Return the column names of the table."""
+        metrics = next(
+            (next(iter(s.runs.values())).metrics for s in self.settings if not s.error), {}
+        )
+        others = [name for name in metrics if name != self.metric]
+        return [*self.settings[0].values, self.metric, *others, "parameters", "CPU seconds"]
 
     def table_rows(self) -> list[list[str]]:
-        """The table's cells, the best setting first."""
-        head = self.column_names()
-        figures = head[len(self.settings[0].values) : -2]
+        """Return the cells of the table, the best setting first."""
+        metrics = self.column_names()[len(self.settings[0].values) : -2]
         return [
             [
                 *map(str, s.values.values()),
-                *(s.format_metric(f) if not s.error else "failed" for f in figures),
-                f"{max(run.num_parameters for run in s.runs.values()):,}",
+                *("failed" if s.error else s.format_metric(metric) for metric in metrics),
+                f"{s.num_parameters:,}",
                 f"{np.mean([run.cpu_seconds for run in s.runs.values()]):.1f}",
             ]
             for s in self.settings
@@ -157,23 +177,22 @@ class Comparison:
         yield Text(self.recommendation())
 
     def to_markdown(self) -> str:
-        """For a file."""
-        lines = [
-            "| " + " | ".join(row) + " |"
-            for row in (self.column_names(), ["---"] * len(self.column_names()), *self.table_rows())
-        ]
-        head = f"# Comparison of {self.recipe} on {Path(self.dataset_arguments[0]).name}"
-        return "\n\n".join([head, "\n".join(lines), self.recommendation()]) + "\n"
+        """Return the table and the recommendation as Markdown."""
+        names = self.column_names()
+        rows = [names, ["---"] * len(names), *self.table_rows()]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        title = f"# Comparison of {self.recipe} on {Path(self.dataset_arguments[0]).name}"
+        return "\n\n".join([title, table, self.recommendation()]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the comparison as plain values."""
         settings = [
             {
                 "setting": s.values,
-                "failed": s.error,
+                "error": s.error,
                 "runs": {
-                    repeat or "once": {**vars(run), "folder": str(self.folder / run.folder)}
-                    for repeat, run in s.runs.items()
+                    repetition or "once": {**vars(run), "folder": str(self.folder / run.folder)}
+                    for repetition, run in s.runs.items()
                 },
             }
             for s in self.settings
@@ -183,67 +202,59 @@ class Comparison:
             "data": self.dataset_arguments[0],
             "metric": self.metric,
             "folds": self.folds,
-            "take": self.best.values if self.best else None,
-            "not told apart": [s.values for s in self.tied],
+            "best": self.best.values if self.best else None,
+            "tied": [s.values for s in self.tied],
             "settings": settings,
         }
 
     def recommendation(self) -> str:
-        """Which to take, how sure that is, and how to have it."""
+        """Return which setting to take, how certain that is, and how to train it."""
         best = self.best
         if best is None:
-            return f"All failed: {self.settings[0].error}"
-        n, failed = (
-            len(best.runs),
-            [f"{s.name} failed: {s.error}" for s in self.settings if s.error],
-        )
-        judged = f"{n} runs" + (
-            f" on {self.folds} folds of train" if self.folds else " on the rows of val"
-        )
-        told = f"Take {best.name}: {self.metric} {best.format_metric(self.metric)}" + (
-            f", {judged}." if n > 1 else "."
-        )
-        return "\n".join([told, self._significance_note(), *failed, self._next_command(best)])
+            return f"All settings failed: {self.settings[0].error}"
+        n = len(best.runs)
+        rows = f"{self.folds} folds of the training split" if self.folds else "the validation split"
+        where = f", {n} runs on {rows}" if n > 1 else ""
+        lines = [f"Best: {best.name}, {self.metric} {best.format_metric(self.metric)}{where}."]
+        lines.append(self._significance_note())
+        lines += [f"{s.name} failed: {s.error}" for s in self.settings if s.error]
+        lines.append(self._next_command(best))
+        return "\n".join(lines)
 
     def _significance_note(self) -> str:
-        if len(next(iter(self.settings)).runs) < 2:
+        if len(self.settings[0].runs) < 2:
             return (
-                "One run each, on rows of val that also chose its weights: small differences are chance. --folds 5 "
-                "judges on rows that chose nothing, and shows how far figures vary; so does --seed 0,1,2."
+                "One run each, on the validation split that also selected its weights: small "
+                "differences may be noise. --folds 5 evaluates on rows that selected nothing and "
+                "shows the variation; so does --seed 0,1,2."
             )
+        if len(self.settings) == 1:
+            return "Mean and standard deviation."
         if not self.tied:
-            return (
-                "It is better than each of the others beyond chance (95 %)."
-                if len(self.settings) > 1
-                else "Mean and standard deviation."
-            )
-        small = min(
-            [self.settings[0], *self.tied],
-            key=lambda s: max(run.num_parameters for run in s.runs.values()),
-        )
+            return "It is significantly better than each of the others (paired differences, 95 %)."
+        smallest = min([self.settings[0], *self.tied], key=lambda s: s.num_parameters)
+        names = ", ".join(s.name for s in self.tied)
         return (
-            f"Not told apart from it (paired differences, 95 %): {', '.join(s.name for s in self.tied)}. "
-            f"Of all these {small.name} has the fewest parameters."
+            f"Not significantly worse (paired differences, 95 %): {names}. "
+            f"Of all these, {smallest.name} has the fewest parameters."
         )
 
     def _next_command(self, setting: Setting) -> str:
         if not self.folds:
-            return f"It lies in {self.folder / next(iter(setting.runs.values())).folder}"
-        given = [self.recipe, *self.dataset_arguments] + [
-            part
-            for name, value in {**self.fixed_keywords, **setting.values}.items()
-            for one in _each(value)
-            for part in (f"--{name.strip('_').replace('_', '-')}", _option_value(one))
-        ]
-        return f"To train it on all rows of train: sensorium train {shlex.join(given)}"
+            return f"Its run: {self.folder / next(iter(setting.runs.values())).folder}"
+        arguments = [self.recipe, *self.dataset_arguments]
+        for name, value in {**self.fixed_keywords, **setting.values}.items():
+            for one in _option_values(value):
+                arguments += [f"--{name.replace('_', '-')}", _format_option_value(one)]
+        return f"Train it on the whole training split: sensorium train {shlex.join(arguments)}"
 
 
-def _each(value: Any) -> list[Any]:
-    """What an option is given, once for each."""
+def _option_values(value: Any) -> list[Any]:
+    """Return the values that an option is given, one for each time it is repeated."""
     if isinstance(value, dict):
         return [f"{name}={one}" for name, one in value.items()]
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _option_value(value: Any) -> str:
+def _format_option_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)

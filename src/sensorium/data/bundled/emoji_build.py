@@ -1,11 +1,13 @@
-"""Builds a set of emoji contact sheets (`emoji.py` reads it) from packages of drawings and names.
+"""Build a set of emoji contact sheets, which `emoji` reads, from packages of drawings and names.
 
-The embedded set was made with
+The bundled set was made with
 
-    python -c "import sensorium.data.emoji_build as b; b.build_emoji('src/sensorium/data/embedded/emoji', size=32)"
+    python -c "from sensorium.data.bundled.emoji_build import build_emoji as b;
+    b('src/sensorium/data/bundled/assets/emoji', size=32)"
 
-and `sensorium data build emoji --full` makes the full one: ten styles, 28 languages, 64 pixels. On the same packages,
-the same pixels and words come out; the files are the same bytes where the same version of Pillow writes them.
+and `sensorium data build emoji --full` makes the full one: ten styles, 28 languages, 64 pixels. The
+same packages give the same pixels and texts; the files are identical where the same version of
+Pillow writes them.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sensorium.data.bundled import emoji
@@ -39,37 +42,54 @@ from sensorium.io import atomic
 
 BUNDLED_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "ru", "ja", "zh")
 ATTRIBUTION_FILE = "ATTRIBUTION.md"
+MIN_IMAGE_SIZE = 8
+MAX_SKIPPED_FRACTION = 0.01  # of the drawings of a style
 
 
 @dataclass(frozen=True)
 class EmojiBuildReport:
-    """What was built."""
+    """Contents of a set that was built.
+
+    Attributes:
+        folder: where it is.
+        size: side of a drawing in pixels.
+        concepts: number of concepts.
+        families: number of families of concepts.
+        languages: languages of names and keywords.
+        drawings: style -> number of drawings.
+        splits: split -> number of drawings.
+        neighbours: artist -> similarity to other artists, the lowest first.
+        skipped: drawings that were left out, with the reason.
+        megabytes: size of the folder.
+        seconds: time of the build.
+    """
 
     folder: Path
     size: int
     concepts: int
     families: int
     languages: tuple[str, ...]
-    drawings: dict[str, int]  # style -> how many
+    drawings: dict[str, int]
     splits: dict[str, int]
-    neighbours: dict[str, PixelSimilarity]  # artist -> how hard
-    skipped: tuple[str, ...]  # drawings left out, and why
+    neighbours: dict[str, PixelSimilarity]
+    skipped: tuple[str, ...]
     megabytes: float
     seconds: float
 
     def __str__(self) -> str:
         lines = [
-            f"{self.folder}: {sum(self.drawings.values()):,} drawings of {self.concepts:,} concepts "
-            f"({self.families:,} families), {len(self.languages)} languages, {self.size} pixels, "
-            f"{self.megabytes:.1f} MB, {self.seconds:.0f} s",
+            f"{self.folder}: {sum(self.drawings.values()):,} drawings of {self.concepts:,} "
+            f"concepts ({self.families:,} families), {len(self.languages)} languages, "
+            f"{self.size} pixels, {self.megabytes:.1f} MB, {self.seconds:.0f} s",
             "  styles  " + ", ".join(f"{name} {n:,}" for name, n in self.drawings.items()),
             "  splits  " + ", ".join(f"{name} {n:,}" for name, n in self.splits.items()),
-            *(
-                f"  {artist:<18} found by pixels {n.same:.3f}, near twins {n.twin:.3f} of {n.drawings:,}"
-                for artist, n in self.neighbours.items()
-            ),
-            *(f"  skipped {what}" for what in self.skipped),
         ]
+        lines += [
+            f"  {artist:<18} nearest shows same concept {n.same:.3f}, near duplicate {n.twin:.3f} "
+            f"of {n.drawings:,}"
+            for artist, n in self.neighbours.items()
+        ]
+        lines += [f"  skipped {drawing}" for drawing in self.skipped]
         return "\n".join(lines)
 
 
@@ -83,20 +103,29 @@ def build_emoji(
     packages_folder: str | Path | None = None,
     log: Callable[[str], object] = print,
 ) -> EmojiBuildReport:
-    """Build a set of contact sheets in the folder `out`, replacing a set that is there.
+    """Build a set of contact sheets, replacing an existing set.
 
-    full: all ten styles and 28 languages, two artists held out. Two of the styles are CC-BY-SA: use them, but do not
-    ship them under another licence. Not full: the eight styles under Apache-2.0, MIT or CC-BY-4.0, ten languages, one
-    artist held out. size: pixels of a drawing's side. flags: also the 270 flags.
-    packages_folder: a folder with the tarballs; None: they are fetched with npm. say: where progress goes, a line at a time.
-    Raises SensoriumError on a package that is missing, broken, unsafe or under another licence, or if `out` holds other
-    files.
+    Args:
+        output_folder: the folder to write.
+        full: use all ten styles and 28 languages and hold out two artists. Two of the styles are
+            CC-BY-SA: do not redistribute them under another licence. Otherwise the eight styles
+            under Apache-2.0, MIT or CC-BY-4.0, ten languages and one held-out artist.
+        size: side of a drawing in pixels.
+        languages: languages of names and keywords, instead of the default.
+        include_flags: include the 270 flags.
+        packages_folder: a folder with the tarballs; None: fetch them with npm.
+        log: called with progress messages.
+
+    Raises:
+        SensoriumError: if a package is missing, broken, unsafe or under another licence, or if
+            the output folder holds other files.
     """
     start, folder = time.monotonic(), Path(output_folder)
     codes = _check_languages(languages or (LANGUAGES if full else BUNDLED_LANGUAGES))
-    if not 8 <= size <= emoji.MAX_IMAGE_SIZE:
+    if not MIN_IMAGE_SIZE <= size <= emoji.MAX_IMAGE_SIZE:
         raise SensoriumError(
-            f"size={size} is out of bounds; choose 8 to {emoji.MAX_IMAGE_SIZE} pixels."
+            f"--size {size} is out of bounds. "
+            f"Choose {MIN_IMAGE_SIZE} to {emoji.MAX_IMAGE_SIZE} pixels."
         )
     import_renderer()
     _check_output_folder(folder)
@@ -105,41 +134,47 @@ def build_emoji(
         if packages_folder is None:
             log(f"fetching {len(styles) + 1} packages (about {36 if full else 31} MB)")
             fetch_packages(Path(work), [NAMES_PACKAGE, *styles])
-        names, sets = _open_packages(Path(packages_folder or work), styles, codes)
+        names, icons = _open_packages(Path(packages_folder or work), styles, codes)
         concepts = read_concepts(names, codes, include_flags)
-        stage = Path(work) / "set"
-        stage.mkdir()
-        sheets, skipped = _draw_sheets(stage, sets, concepts, size, log)
-        (stage / emoji.CONCEPTS_FILE).write_bytes(
-            b"".join(_concept_json_line(concept) for concept in concepts)
-        )
-        log("measuring how hard each artist is")
-        header = _hold_out_artists(
-            stage,
-            emoji.SheetsHeader(
-                emoji.FORMAT_NAME,
-                emoji.FORMAT_VERSION,
-                size,
-                num_sheet_columns(concepts),
-                len(concepts),
-                list(codes),
-                "",
-                "",
-                {},
-                sheets,
-            ),
-            full,
-        )
-        (stage / ATTRIBUTION_FILE).write_bytes(_format_attribution(names, header, full))
-        _move_into_place(stage, folder)
+        staging = Path(work) / "set"
+        staging.mkdir()
+        sheets, skipped = _draw_sheets(staging, icons, concepts, size, log)
+        lines = b"".join(_concept_json_line(concept) for concept in concepts)
+        (staging / emoji.CONCEPTS_FILE).write_bytes(lines)
+        log("measuring the similarity of artists")
+        header = _hold_out_artists(staging, _build_header(size, concepts, codes, sheets), full)
+        (staging / ATTRIBUTION_FILE).write_bytes(_format_attribution(names, header, full))
+        _move_into_place(staging, folder)
     return _build_report(folder, header, concepts, skipped, time.monotonic() - start)
 
 
+def _build_header(
+    size: int,
+    concepts: list[Concept],
+    languages: Sequence[str],
+    sheets: list[emoji.ContactSheet],
+) -> emoji.SheetsHeader:
+    """The header of a set that holds out no artist yet."""
+    return emoji.SheetsHeader(
+        format=emoji.FORMAT_NAME,
+        version=emoji.FORMAT_VERSION,
+        size=size,
+        columns=num_sheet_columns(concepts),
+        concepts=len(concepts),
+        languages=list(languages),
+        test_artist="",
+        val_artist="",
+        neighbours={},
+        sheets=sheets,
+    )
+
+
 def _check_languages(requested: Sequence[str]) -> tuple[str, ...]:
+    """The distinct languages, English first."""
     for code in requested:
         if code not in LANGUAGES:
             raise SensoriumError(
-                f"there are no emoji names in {code!r}; known are {', '.join(LANGUAGES)}."
+                f"There are no emoji names in {code!r}. Choose from {', '.join(LANGUAGES)}."
             )
     return tuple(dict.fromkeys(["en", *requested]))
 
@@ -147,30 +182,36 @@ def _check_languages(requested: Sequence[str]) -> tuple[str, ...]:
 def _open_packages(
     folder: Path, styles: list[Package], languages: Sequence[str]
 ) -> tuple[PackageContents, list[PackageContents]]:
+    """The package of names, and those of the styles."""
     paths = find_tarballs(folder, [NAMES_PACKAGE, *styles])
-    return (
-        open_package(
-            paths[NAMES_PACKAGE.name], NAMES_PACKAGE, [f"{code}/data.json" for code in languages]
-        ),
-        [open_package(paths[style.name], style, ["icons.json", "chars.json"]) for style in styles],
-    )
+    name_files = [f"{code}/data.json" for code in languages]
+    names = open_package(paths[NAMES_PACKAGE.name], NAMES_PACKAGE, name_files)
+    icon_files = ["icons.json", "chars.json"]
+    return names, [open_package(paths[style.name], style, icon_files) for style in styles]
 
 
 def _check_output_folder(folder: Path) -> None:
-    """See that `folder` is new, empty, or a set of sheets that may be replaced."""
+    """Check that a folder is new, empty, or a set of sheets that may be replaced."""
     if folder.exists() and not folder.is_dir():
-        raise SensoriumError(f"{folder} is a file; choose a new or empty folder.")
-    ours = {emoji.HEADER_FILE, emoji.CONCEPTS_FILE, ATTRIBUTION_FILE}
-    other = [
-        p.name for p in folder.glob("*") if p.name not in ours and p.suffix not in (".webp", ".tmp")
+        raise SensoriumError(f"{folder} is a file. Choose a new or empty folder.")
+    own = {emoji.HEADER_FILE, emoji.CONCEPTS_FILE, ATTRIBUTION_FILE}
+    others = [
+        path.name
+        for path in folder.glob("*")
+        if path.name not in own and path.suffix not in (".webp", ".tmp")
     ]
-    if other:
-        some = ", ".join(sorted(other)[:3])
-        raise SensoriumError(f"{folder} holds other files ({some}); choose a new or empty folder.")
+    if others:
+        examples = ", ".join(sorted(others)[:3])
+        raise SensoriumError(
+            f"{folder} holds other files ({examples}). Choose a new or empty folder."
+        )
 
 
 def _move_into_place(staging_folder: Path, folder: Path) -> None:
-    """Put the finished set into `folder`. Its header goes first and comes back last: half a set is no set."""
+    """Move the finished set into its folder.
+
+    The old header is deleted first and the new one written last, so that half a set is no set.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.remove_temporary_files(folder)
@@ -178,11 +219,10 @@ def _move_into_place(staging_folder: Path, folder: Path) -> None:
             old.unlink(missing_ok=True)
     except OSError as e:
         raise SensoriumError(
-            f"could not write {folder}: {e.strerror or e}. Choose another place."
+            f"{folder} cannot be written: {e.strerror or e}. Choose another folder."
         ) from e
-    for path in sorted(
-        staging_folder.iterdir(), key=lambda p: (p.name == emoji.HEADER_FILE, p.name)
-    ):
+    paths = sorted(staging_folder.iterdir(), key=lambda p: (p.name == emoji.HEADER_FILE, p.name))
+    for path in paths:
         atomic.write_file(folder / path.name, path.read_bytes())
 
 
@@ -193,63 +233,69 @@ def _draw_sheets(
     size: int,
     log: Callable[[str], object],
 ) -> tuple[list[emoji.ContactSheet], list[str]]:
-    """One sheet per set, written; and the drawings that could not be used, at most 1 % of them."""
-    matcher, sheets, skipped = ConceptMatcher(concepts, icon_packages), [], []
+    """Write one sheet per style; return the sheets and the skipped drawings."""
+    matcher = ConceptMatcher(concepts, icon_packages)
+    sheets: list[emoji.ContactSheet] = []
+    skipped: list[str] = []
     for i, icons in enumerate(icon_packages):
-        about, left_out = icons.package, len(skipped)
-        log(f"drawing {about.style} ({i + 1} of {len(icon_packages)})")
-        sheet = draw_sheet(icons, matcher, concepts, size, skipped)
-        drawings = sum(about.style in concept.styles for concept in concepts)
-        if not drawings or len(skipped) - left_out > 0.01 * drawings + 1:
-            some = "; ".join(skipped[left_out:][:3])
+        package = icons.package
+        log(f"drawing {package.style} ({i + 1} of {len(icon_packages)})")
+        skipped_here: list[str] = []
+        pixels = draw_sheet(icons, matcher, concepts, size, skipped_here)
+        drawings = sum(package.style in concept.styles for concept in concepts)
+        if not drawings or len(skipped_here) > MAX_SKIPPED_FRACTION * drawings + 1:
             raise SensoriumError(
-                f"{icons.path}: {drawings} drawings could be used, {len(skipped) - left_out} could "
-                f"not ({some}); fetch {about.name}@{about.version}."
+                f"{icons.path}: {drawings} drawings are usable, {len(skipped_here)} are not "
+                f"({'; '.join(skipped_here[:3])}). Fetch {package.name}@{package.version}."
             )
-        file = staging_folder / f"{about.style}.webp"
-        Image.fromarray(sheet).save(file, "WEBP", lossless=True, quality=75, method=6)
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        sheets.append(
-            emoji.ContactSheet(
-                about.style,
-                about.artist,
-                file.name,
-                sha256,
-                drawings,
-                about.name,
-                icons.version,
-                about.licence,
-                about.author,
-                about.project,
-            )
-        )
+        skipped += skipped_here
+        sheets.append(_write_sheet(staging_folder, icons, pixels, drawings))
     return sheets, skipped
 
 
+def _write_sheet(
+    staging_folder: Path, icons: PackageContents, pixels: np.ndarray, drawings: int
+) -> emoji.ContactSheet:
+    """Write the sheet of one style."""
+    package = icons.package
+    file = staging_folder / f"{package.style}.webp"
+    Image.fromarray(pixels).save(file, "WEBP", lossless=True, quality=75, method=6)
+    return emoji.ContactSheet(
+        style=package.style,
+        artist=package.artist,
+        file=file.name,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        drawings=drawings,
+        package=package.name,
+        version=icons.version,
+        licence=package.licence,
+        author=package.author,
+        project=package.project,
+    )
+
+
 def _concept_json_line(concept: Concept) -> bytes:
-    words = {
-        language: [
-            word for word in dict.fromkeys(words) if word.lower() != concept.label[language].lower()
-        ]
-        for language, words in concept.keywords.items()
-    }
-    values = {**asdict(concept), "keywords": words, "split": concept_split(concept.family)}
+    """The line of concepts.jsonl, without keywords that repeat the name."""
+    keywords = {}
+    for language, words in concept.keywords.items():
+        label = concept.label[language].lower()
+        keywords[language] = [word for word in dict.fromkeys(words) if word.lower() != label]
+    values = {**asdict(concept), "keywords": keywords, "split": concept_split(concept.family)}
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
 def _hold_out_artists(
     staging_folder: Path, header: emoji.SheetsHeader, full: bool
 ) -> emoji.SheetsHeader:
-    """Write the header: how hard the artists are, and who is held out: the one (full: the two) pixels find least."""
+    """Write the header, with the artists least similar to the others held out (full: two)."""
     atomic.write_json(staging_folder / emoji.HEADER_FILE, asdict(header))
-    neighbours = measure_pixel_similarity(emoji.open_sheets(staging_folder, languages=["en"]))
-    ranked = sorted(neighbours, key=lambda artist: neighbours[artist].same)
-    test, val = ranked[0] if len(ranked) > 1 else "", ranked[1] if full and len(ranked) > 2 else ""
+    similarity = measure_pixel_similarity(emoji.open_sheets(staging_folder, languages=["en"]))
+    ranked = sorted(similarity, key=lambda artist: similarity[artist].same)
     header = replace(
         header,
-        test_artist=test,
-        val_artist=val,
-        neighbours={a: asdict(neighbours[a]) for a in ranked},
+        test_artist=ranked[0] if len(ranked) > 1 else "",
+        val_artist=ranked[1] if full and len(ranked) > 2 else "",
+        neighbours={artist: asdict(similarity[artist]) for artist in ranked},
     )
     atomic.write_json(staging_folder / emoji.HEADER_FILE, asdict(header))
     return header
@@ -264,41 +310,47 @@ def _build_report(
 ) -> EmojiBuildReport:
     table = emoji.open_sheets(folder, languages=["en"], captions="label")
     return EmojiBuildReport(
-        folder,
-        header.size,
-        len(concepts),
-        len({c.family for c in concepts}),
-        tuple(header.languages),
-        {s.style: s.drawings for s in header.sheets},
-        dict(Counter(table.columns["split"])),
-        {
+        folder=folder,
+        size=header.size,
+        concepts=len(concepts),
+        families=len({concept.family for concept in concepts}),
+        languages=tuple(header.languages),
+        drawings={sheet.style: sheet.drawings for sheet in header.sheets},
+        splits=dict(Counter(table.columns["split"])),
+        neighbours={
             artist: PixelSimilarity(int(n["drawings"]), n["same"], n["twin"])
             for artist, n in header.neighbours.items()
         },
-        tuple(skipped),
-        sum(p.stat().st_size for p in folder.iterdir()) / 1e6,
-        seconds,
+        skipped=tuple(skipped),
+        megabytes=sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
+        seconds=seconds,
     )
 
 
 def _format_attribution(
     names_package: PackageContents, header: emoji.SheetsHeader, full: bool
 ) -> bytes:
+    """The text of ATTRIBUTION.md."""
     rows = [
-        f"| `{s.file}` | {s.author} | <{s.project}> | {s.licence} | `{s.package}` {s.version} | {s.drawings:,} |"
+        f"| `{s.file}` | {s.author} | <{s.project}> | {s.licence} | `{s.package}` {s.version} "
+        f"| {s.drawings:,} |"
         for s in header.sheets
     ]
-    hard = [
+    similarity = [
         f"| {artist} | {n['drawings']:,} | {n['same']:.3f} | {n['twin']:.3f} |"
         for artist, n in header.neighbours.items()
     ]
+    names = (
+        f"`{NAMES_PACKAGE.name}` {names_package.version}, {NAMES_PACKAGE.author}, "
+        f"<{NAMES_PACKAGE.project}>, {NAMES_PACKAGE.licence}"
+    )
     return _ATTRIBUTION_TEMPLATE.format(
         size=header.size,
         rows="\n".join(rows),
-        hard="\n".join(hard),
+        similarity="\n".join(similarity),
         test=header.test_artist or "nobody",
         val=f" for tests and {header.val_artist} for validation" if header.val_artist else "",
-        names=f"`{NAMES_PACKAGE.name}` {names_package.version}, {NAMES_PACKAGE.author}, <{NAMES_PACKAGE.project}>, {NAMES_PACKAGE.licence}",
+        names=names,
         languages=", ".join(header.languages),
         warning=_SHARE_ALIKE_NOTICE if full else "",
         notices=(emoji.BUNDLED_FOLDER.parent / "NOTICES.md").read_text("utf-8"),
@@ -306,14 +358,16 @@ def _format_attribution(
 
 
 _SHARE_ALIKE_NOTICE = """
-**The CC-BY-SA sheets are share-alike.** Use them as you like, but what you publish of them stays under CC-BY-SA-4.0.
+**The CC-BY-SA sheets are share-alike**: works derived from them must be published under
+CC-BY-SA-4.0.
 """
-_ATTRIBUTION_TEMPLATE = """# Whose work this is
+_ATTRIBUTION_TEMPLATE = """# Attribution
 
 Drawings of emoji by several artists, and their names and keywords in {languages}.
-`sensorium data build emoji` made these files from the packages below. **Changed**: each drawing was rasterised from SVG
-to {size} x {size} pixels on white and placed on one sheet per style; names and keywords were put together per emoji in
-`concepts.jsonl`. Nothing was redrawn. None of the authors endorses this use.
+`sensorium data build emoji` made these files from the packages below. **Changes**: each drawing was
+rasterised from SVG to {size} x {size} pixels on white and placed on one sheet per style; names and
+keywords were merged per emoji into `concepts.jsonl`. Nothing was redrawn. None of the authors
+endorses this use.
 
 | sheet | author | project | licence | package | drawings |
 |---|---|---|---|---|---|
@@ -321,13 +375,14 @@ to {size} x {size} pixels on white and placed on one sheet per style; names and 
 
 Names and keywords (`concepts.jsonl`): {names}, from Unicode CLDR, (c) Unicode, Inc., Unicode-3.0.
 {warning}
-## How hard each artist is
+## Similarity of artists
 
-Share of an artist's drawings whose nearest neighbour in pixels among all other artists' shows the same concept, and
-share with a near twin there (cosine above 0.95), both at 32 pixels. The lowest is the hardest; held out is {test}{val}.
+Fraction of an artist's drawings whose nearest neighbour in pixels among all other artists' shows
+the same concept, and fraction with a near duplicate there (cosine above 0.95), both at 32 pixels.
+Held out is {test}{val}.
 
-| artist | drawings | found by pixels | near twins |
+| artist | drawings | same concept | near duplicates |
 |---|---|---|---|
-{hard}
+{similarity}
 
 {notices}"""

@@ -1,7 +1,8 @@
-"""What the emoji are called: concepts with names and keywords in many languages, and which drawing shows which concept.
+"""Emoji concepts with names and keywords in many languages, and the icon of each concept.
 
-A concept belongs to a family: drawings so alike ("man running", "woman running", the 24 clock faces) that a split
-between them would leak. Families are hashed to train, val or test as wholes: the split needs no list and never changes.
+A concept belongs to a family of drawings so similar ("man running", "woman running", the 24 clock
+faces) that a split between them would leak. Whole families are assigned to train, val or test by a
+hash: the split needs no list and never changes.
 """
 
 import hashlib
@@ -28,17 +29,18 @@ CATEGORIES = (
 )
 _COMPONENTS_INDEX, _FLAGS_INDEX = CATEGORIES.index("components"), CATEGORIES.index("flags")
 
-# The first rule whose pattern is found in the lower-case English name gives the family.
+# The first pattern that matches the lower-case English name gives the family.
 _FAMILY_PATTERNS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("clock-face", r"o[’']clock|-thirty$"),
+        ("clock-face", r"o[\u2019']clock|-thirty$"),
         ("moon", r"\bmoon( face)?$"),
         ("keycap", r"^keycap|^input numbers$"),
         ("japanese-button", r"^(?=.*button).*([^\x00-\x7f]|japanese|squared)"),
         (
             "couples-families",
-            r"^(kiss(: |$)|couple with heart|family|people holding hands|(woman and man|men|women) holding)",
+            r"^(kiss(: |$)|couple with heart|family|people holding hands"
+            r"|(woman and man|men|women) holding)",
         ),
         ("arrow", r"\barrow$|^(right|left) arrow|arrows button$"),
         ("heart", r"^(?!.*(face|eyes|hands|person)).*\bhearts?\b"),
@@ -53,19 +55,29 @@ _DIRECTION_PATTERN = re.compile(r"\b(facing )?(right|left)(wards)?\b")
 
 @dataclass
 class Concept:
-    """One emoji: what it is called in each language, and the styles that draw it."""
+    """One emoji.
 
-    code: str  # its code points, "1f600"
+    Attributes:
+        code: its code points, such as "1f600".
+        emoji: the character.
+        category: one of `CATEGORIES`.
+        family: see `concept_family`.
+        label: language -> name.
+        keywords: language -> keywords.
+        styles: styles that draw it.
+    """
+
+    code: str
     emoji: str
     category: str
     family: str
-    label: dict[str, str] = field(default_factory=dict)  # language -> name
-    keywords: dict[str, list[str]] = field(default_factory=dict)  # language -> other words for it
+    label: dict[str, str] = field(default_factory=dict)
+    keywords: dict[str, list[str]] = field(default_factory=dict)
     styles: list[str] = field(default_factory=list)
 
 
 def concept_family(label: str) -> str:
-    """The family of the concept with this English name."""
+    """Return the family of the concept with this English name."""
     text = label.lower()
     if text.startswith("flag: "):
         return slugify(text)
@@ -78,14 +90,16 @@ def concept_family(label: str) -> str:
 
 
 def concept_split(family_name: str) -> str:
-    """train, val or test (80/10/10), by a hash of the family."""
+    """Return train, val or test (80/10/10), by a hash of the family."""
     digest = hashlib.md5(f"concept{family_name}".encode(), usedforsecurity=False).hexdigest()
-    share = int(digest[:8], 16) / 0xFFFFFFFF
-    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+    position = int(digest[:8], 16) / 0xFFFFFFFF
+    if position < 0.8:
+        return "train"
+    return "val" if position < 0.9 else "test"
 
 
 def slugify(text: str) -> str:
-    """'Piñata & co' -> 'pinata-and-co', the way icon sets spell their names."""
+    """Return a name as icon sets spell it: 'Piñata & co' -> 'pinata-and-co'."""
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", text.replace("&", " and ").replace("'", "")).strip("-")
 
@@ -93,8 +107,17 @@ def slugify(text: str) -> str:
 def read_concepts(
     names_package: PackageContents, languages: Sequence[str], include_flags: bool
 ) -> list[Concept]:
-    """Every emoji that stands for something (no skin tones or other components), in the order of Unicode's charts."""
-    concepts = {}
+    """Return all emoji but components such as skin tones, in the order of Unicode's charts.
+
+    Args:
+        names_package: the package of names.
+        languages: languages to read.
+        include_flags: include flags.
+
+    Raises:
+        SensoriumError: if the package is malformed.
+    """
+    concepts: dict[str, Concept] = {}
     for entry in _iter_entries(names_package, "en"):
         group = entry.get("group", -1)
         if (
@@ -117,38 +140,48 @@ def read_concepts(
 
 
 def normalize_code_points(text: str) -> str:
-    """'2764-FE0F' -> '2764': lower case, without the mark that only asks for the coloured form."""
+    """Return code points in lower case without variation selectors: '2764-FE0F' -> '2764'."""
     return "-".join(part for part in text.lower().split("-") if part not in ("fe0f", ""))
 
 
 def _iter_entries(names_package: PackageContents, language: str) -> Iterator[dict[str, Any]]:
+    """Yield the entries of one language."""
     entries = names_package.load_json(f"{language}/data.json")
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(k), str) for k in ("hexcode", "label")
         ):
             raise SensoriumError(
-                f"{names_package.path}: {language}/data.json is not a list of emoji with hexcode and label; "
-                f"fetch {names_package.package.name} {names_package.package.version}."
+                f"{names_package.path}: {language}/data.json is not a list of emoji with hexcode "
+                f"and label. Fetch {names_package.package.name} {names_package.package.version}."
             )
         yield entry
 
 
 def _check_concepts(names_package: PackageContents, concepts: list[Concept]) -> None:
     if not concepts:
-        raise SensoriumError(f"{names_package.path}: en/data.json names no emoji of a known group.")
+        raise SensoriumError(
+            f"{names_package.path}: en/data.json has no emoji of a known group. "
+            f"Fetch {names_package.package.name} {names_package.package.version}."
+        )
     labels = {concept.label.get("en") for concept in concepts}
     if len(labels) != len(concepts):
         raise SensoriumError(
-            f"{names_package.path}: two emoji have the same English name; names must tell concepts apart."
+            f"{names_package.path}: two emoji have the same English name. "
+            f"Fetch {names_package.package.name} {names_package.package.version}."
         )
 
 
 class ConceptMatcher:
-    """Finds the concept that an icon's name stands for.
+    """Find the concept of an icon by its name.
 
-    Newer sets ship chars.json (code points -> name). Older ones only have names, some of them from older versions of
-    Unicode or written together ("redapple"): the names learned from chars.json and the English names are tried in turn.
+    Newer packages have chars.json (code points -> name). Older ones only have names, some of them
+    from older versions of Unicode or written together ("redapple"): English names and the names in
+    chars.json of all packages are tried in turn.
+
+    Args:
+        concepts: all concepts.
+        icon_packages: the packages of all styles.
     """
 
     def __init__(self, concepts: Sequence[Concept], icon_packages: Iterable[PackageContents]):
@@ -164,24 +197,28 @@ class ConceptMatcher:
             self.code_by_letters.setdefault(name.replace("-", ""), code)
 
     def match_icons(self, icon_package: PackageContents, names: Iterable[str]) -> Mapping[str, str]:
-        """Code of a concept -> the one icon that shows it; exact names come before guessed ones."""
-        found = self._read_code_point_names(icon_package)
+        """Return code of a concept -> its icon; exact names take precedence over guessed ones."""
+        icons = self._read_code_point_names(icon_package)
         for name in sorted(names, key=lambda n: (n not in self.code_by_name, n)):
             code = self.find_code(name)
             if code:
-                found.setdefault(code, name)
-        return found
+                icons.setdefault(code, name)
+        return icons
 
     def find_code(self, name: str) -> str | None:
-        """The code of the concept an icon of this name shows, or None."""
+        """Return the code of the concept that an icon of this name shows, or None."""
         code = self.code_by_name.get(name) or self.code_by_letters.get(name.replace("-", ""))
+        if code:
+            return code
         # "lion-face" was renamed to "lion"; "cloud-1" is the first of several drawings of a cloud.
-        shorter = (re.sub(pattern, "", name) for pattern in (r"-face$", r"-\d$", r"^face-"))
-        return code or next(
-            (self.code_by_name[s] for s in shorter if s != name and s in self.code_by_name), None
-        )
+        for pattern in (r"-face$", r"-\d$", r"^face-"):
+            shorter = re.sub(pattern, "", name)
+            if shorter != name and shorter in self.code_by_name:
+                return self.code_by_name[shorter]
+        return None
 
     def _read_code_point_names(self, icon_package: PackageContents) -> dict[str, str]:
+        """Code of a concept -> name of its icon, as chars.json says."""
         if "chars.json" not in icon_package.members:
             return {}
         charts = icon_package.load_json("chars.json")
@@ -189,7 +226,8 @@ class ConceptMatcher:
             isinstance(name, str) for name in charts.values()
         ):
             raise SensoriumError(
-                f"{icon_package.path}: chars.json is not a list of code points and names."
+                f"{icon_package.path}: chars.json is not a map of code points to names. "
+                f"Fetch {icon_package.package.name} again."
             )
         return {
             normalize_code_points(code): name

@@ -1,7 +1,7 @@
-"""The packages the emoji sets are made of: which, by whom, under what licence, and how to read them with care.
+"""The npm packages that emoji sets are built from: versions, authors, licences, and safe reading.
 
-A package is an npm tarball. Nothing in it is run or unpacked to disk: its size is bounded before it is parsed, only the
-members asked for are read, and only into memory.
+A package is an untrusted tarball. Nothing in it is run or unpacked to disk: its size is bounded
+before it is parsed, and only the requested members are read into memory.
 """
 
 import gzip
@@ -13,13 +13,14 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sensorium.errors import SensoriumError
 
-MAX_UNPACKED_BYTES = 512 << 20  # bytes; the largest known package unpacks to 104 MB
+MAX_UNPACKED_BYTES = 512 << 20  # the largest known package unpacks to 104 MB
+FETCH_TIMEOUT_SECONDS = 1800
 PERMISSIVE_LICENCES = ("Apache-2.0", "MIT", "CC-BY-4.0")
 LANGUAGES = (
     "bn",
@@ -55,22 +56,34 @@ LANGUAGES = (
 
 @dataclass(frozen=True)
 class Package:
-    """One package at the version that was looked at. Styles drawn from one another share an `artist`."""
+    """One package at a reviewed version.
+
+    Attributes:
+        name: name on npm.
+        version: version on npm.
+        licence: SPDX identifier.
+        author: author of the drawings or names.
+        project: web page of the authors.
+        sha256: of the tarball, so that only the reviewed file is used.
+        artist: styles derived from one another share it; "" for the package of names.
+    """
 
     name: str
     version: str
     licence: str
     author: str
-    project: str  # the page of the people who made it
-    sha256: str  # of the tarball, so that what is fetched is what was looked at
-    artist: str = ""  # "" for the package of names
+    project: str
+    sha256: str
+    artist: str = ""
 
     @property
     def style(self) -> str:
+        """Name of the style."""
         return self.name.rsplit("/", 1)[-1]
 
     @property
     def tarball_name(self) -> str:
+        """File name of the tarball, as `npm pack` writes it."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -178,71 +191,92 @@ STYLE_PACKAGES = (
 
 @dataclass(frozen=True)
 class PackageContents:
-    """The members of one package that were asked for, and what it says about itself."""
+    """Some members of a package.
+
+    Attributes:
+        package: the package.
+        version: its version, which differs from that of `package` if the user has another one.
+        path: the tarball.
+        members: contents by name.
+    """
 
     package: Package
-    version: str  # may differ from package.version where the user brought another one
+    version: str
     path: Path
     members: dict[str, bytes]
 
     def load_json(self, member: str) -> dict[str, Any] | list[Any]:
-        """A member as JSON. Raises SensoriumError where it is absent or broken."""
+        """Return a member as JSON.
+
+        Raises:
+            SensoriumError: if it is missing or broken.
+        """
         if member not in self.members:
-            raise SensoriumError(f"{self.path} holds no {member}; fetch {self.package.name} again.")
+            raise SensoriumError(f"{self.path} has no {member}. Fetch {self.package.name} again.")
         try:
             return json.loads(self.members[member])
         except (ValueError, RecursionError) as e:
             raise SensoriumError(
-                f"{self.path}: {member} is not JSON ({e}); fetch {self.package.name} again."
+                f"{self.path}: {member} is not JSON ({e}). Fetch {self.package.name} again."
             ) from e
 
 
 def find_tarballs(folder: Path, packages: Iterable[Package]) -> dict[str, Path]:
-    """Package name -> its tarball in `folder`: the known version, else the only one there is.
+    """Return package name -> its tarball in a folder: the known version, else the only one.
 
-    Raises SensoriumError naming every package that is missing, with the command that fetches them.
+    Raises:
+        SensoriumError: naming all missing packages, with the command that fetches them.
     """
-    found, missing = {}, []
+    paths: dict[str, Path] = {}
+    missing: list[Package] = []
     for package in packages:
         exact = folder / package.tarball_name
         stem = package.tarball_name.removesuffix(f"{package.version}.tgz")
         others = sorted(folder.glob(f"{stem}[0-9]*.tgz"))
         if exact.is_file():
-            found[package.name] = exact
+            paths[package.name] = exact
         elif len(others) == 1:
-            found[package.name] = others[0]
+            paths[package.name] = others[0]
         elif others:
-            some = ", ".join(p.name for p in others)
+            versions = ", ".join(path.name for path in others)
             raise SensoriumError(
-                f"{folder} holds several versions of {package.name} ({some}), none of them "
-                f"{package.version}; keep one."
+                f"{folder} has several versions of {package.name} ({versions}), none of them "
+                f"{package.version}. Keep one."
             )
         else:
             missing.append(package)
     if missing:
         raise SensoriumError(
-            f"{folder} lacks {len(missing)} of the packages. Fetch them there with: "
-            f"npm pack {' '.join(f'{p.name}@{p.version}' for p in missing)}"
+            f"{folder} lacks {len(missing)} of the packages. Fetch them in that folder with: "
+            f"npm pack {' '.join(f'{p.name}@{p.version}' for p in missing)}."
         )
-    return found
+    return paths
 
 
 def fetch_packages(folder: Path, packages: Iterable[Package]) -> None:
-    """Fetch the tarballs with the npm client, and check that each is byte for byte the one that was looked at."""
+    """Fetch tarballs with the npm client, and verify their checksums.
+
+    Args:
+        folder: where to write them.
+        packages: the packages.
+
+    Raises:
+        SensoriumError: if npm is missing or fails, or if a file is not the reviewed one.
+    """
     packages = list(packages)
     specs = [f"{p.name}@{p.version}" for p in packages]
     npm = shutil.which("npm")
     if npm is None:
         raise SensoriumError(
-            "fetching the emoji packages needs the npm client, which is not installed. Install it, or "
-            f"run 'npm pack {' '.join(specs)}' elsewhere and pass the folder with --packages."
+            "Fetching the emoji packages needs the npm client, which is not installed. Install it, "
+            f"or run 'npm pack {' '.join(specs)}' elsewhere and pass the folder with --packages."
         )
     command = [npm, "pack", "--silent", "--ignore-scripts", *specs]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=folder,
-            timeout=1800,
+            timeout=FETCH_TIMEOUT_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -252,67 +286,64 @@ def fetch_packages(folder: Path, packages: Iterable[Package]) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as e:
         raise SensoriumError(
-            f"npm could not fetch the emoji packages: {e}. Fetch them by hand (--packages)."
+            f"npm could not fetch the emoji packages: {e}. Fetch them yourself and pass --packages."
         ) from e
-    if done.returncode != 0:
+    if process.returncode != 0:
+        output = (process.stderr or process.stdout).strip()[-300:]
         raise SensoriumError(
-            "npm could not fetch the emoji packages (is there a network?): "
-            f"{(done.stderr or done.stdout).strip()[-300:] or f'exit code {done.returncode}'}"
+            "npm could not fetch the emoji packages: "
+            f"{output or f'exit code {process.returncode}'}. Check the network connection."
         )
     for package, path in zip(packages, find_tarballs(folder, packages).values(), strict=True):
         if hashlib.sha256(path.read_bytes()).hexdigest() != package.sha256:
             raise SensoriumError(
-                f"the fetched {path.name} is not the file that is known by that name; nothing was "
-                "built. Fetch the packages by hand and pass --packages if you trust them."
+                f"The fetched {path.name} has another checksum than expected. Nothing was built. "
+                "If you trust the packages, fetch them yourself and pass --packages."
             )
 
 
 def open_package(path: Path, package: Package, members: Iterable[str]) -> PackageContents:
-    """Read `members` (those that are there) of a tarball that says it is `package`, under the licence known for it."""
-    held = _read_members(path, {*members, "package.json"})
-    opened = PackageContents(package, "", path, held)
-    about = opened.load_json("package.json")
-    name, licence = (
-        (about.get("name"), about.get("license")) if isinstance(about, dict) else (None, None)
-    )
+    """Read members of a tarball, those that exist.
+
+    Raises:
+        SensoriumError: if it is not a tarball of `package` under the known licence.
+    """
+    contents = _read_members(path, {*members, "package.json"})
+    opened = PackageContents(package, "", path, contents)
+    metadata = opened.load_json("package.json")
+    if not isinstance(metadata, dict):
+        metadata = {}
+    name, licence = metadata.get("name"), metadata.get("license")
     if name != package.name:
         raise SensoriumError(
-            f"{path} says it is {name!r}, not {package.name}; rename or remove it."
+            f"{path} is package {name!r}, not {package.name}. Rename or remove it."
         )
     if licence != package.licence:
         raise SensoriumError(
-            f"{path} is under {licence!r}, but {package.name} was known under {package.licence}; its "
-            "terms must be read before it is used."
+            f"{path} is under {licence!r}, but {package.name} is known under {package.licence}. "
+            "Review its terms before you use it."
         )
-    return PackageContents(
-        package,
-        str(about["version"]) if isinstance(about, dict) and "version" in about else "",
-        path,
-        held,
-    )
+    return replace(opened, version=str(metadata.get("version", "")))
 
 
 def _read_members(path: Path, names: set[str]) -> dict[str, bytes]:
-    """Members by their name below the tarball's one top folder. Plain files only: a link or a device is passed over."""
+    """Members by their name below the tarball's top folder; links and devices are ignored."""
     try:
         with gzip.open(path) as stream:
             raw = stream.read(MAX_UNPACKED_BYTES + 1)
         if len(raw) > MAX_UNPACKED_BYTES:
             raise SensoriumError(
-                f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB; it is not an emoji package."
+                f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB. "
+                "It is not an emoji package."
             )
-        held = {}
+        contents = {}
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
                 name = member.name.partition("/")[2]
-                if (
-                    name in names
-                    and member.isreg()
-                    and not member.issparse()
-                    and member.size <= len(raw)
-                ):
+                is_plain = member.isreg() and not member.issparse() and member.size <= len(raw)
+                if name in names and is_plain:
                     file = tar.extractfile(member)
-                    held[name] = file.read() if file else b""
-        return held
+                    contents[name] = file.read() if file else b""
+        return contents
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as e:
-        raise SensoriumError(f"{path} is not a readable npm tarball ({e}); fetch it again.") from e
+        raise SensoriumError(f"{path} is not a readable npm tarball ({e}). Fetch it again.") from e

@@ -1,62 +1,82 @@
-"""How hard an unseen artist is: what plain pixels find of each artist's drawings among all the others'."""
+"""Measure how similar each artist's drawings are in pixels to those of all other artists.
+
+N drawings   S side in pixels
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.tables import Table
+
+COMPARED_SIZE = 32  # side in pixels at which drawings are compared
+MIN_TWIN_COSINE = 0.95  # above it two drawings are near duplicates
+_QUERIES_PER_BATCH = 256
+_IMAGES_PER_BATCH = 512
 
 
 @dataclass(frozen=True)
 class PixelSimilarity:
-    """How easily one artist's drawings are found by pixels alone among all other artists'."""
+    """Similarity of one artist's drawings to those of all other artists.
+
+    Attributes:
+        drawings: number of drawings.
+        same: fraction of drawings whose nearest neighbour shows the same concept.
+        twin: fraction of drawings whose nearest neighbour is a near duplicate.
+    """
 
     drawings: int
-    same: float  # share whose nearest neighbour shows the same concept
-    twin: float  # share whose nearest neighbour is nearly the same picture
+    same: float
+    twin: float
 
 
 def measure_pixel_similarity(
     table: Table, group_by: Literal["artist", "style"] = "artist"
 ) -> dict[str, PixelSimilarity]:
-    """How hard each artist (or style) is: what the nearest neighbour in pixels finds among all *other* artists'.
+    """Return the similarity of each artist (or style) to all *other* artists.
 
-    Nearness is the cosine between the inks (255 - value) at 32 pixels, all colours; drawings are compared as they are.
-    A set whose artists copy one another has high shares, and an "unseen" artist of it proves little.
+    Similarity is the cosine between inverted pixels (255 - value) at 32 pixels a side. In a set
+    whose artists copy one another it is high, and an "unseen" artist proves little.
+
+    Args:
+        table: a table of `open_sheets`.
+        group_by: the column whose values are compared.
     """
-    ink = _ink_vectors(np.asarray(table.columns["image"]))
-    artist, concept, who = (
+    vectors = _inverted_vectors(np.asarray(table.columns["image"]))
+    artists, concepts, groups = (
         np.asarray(table.columns[name]) for name in ("artist", "concept", group_by)
     )
     result = {}
-    for name in dict.fromkeys(who.tolist()):
-        mine = np.flatnonzero(who == name)
-        others = np.flatnonzero(artist != artist[mine[0]])
+    for name in dict.fromkeys(groups.tolist()):
+        own = np.flatnonzero(groups == name)
+        others = np.flatnonzero(artists != artists[own[0]])
         if not len(others):
             continue
-        bank, same, twin = ink[others], 0, 0
-        for part in np.array_split(mine, range(256, len(mine), 256)):
-            near = ink[part] @ bank.T
-            same += int((concept[others[near.argmax(1)]] == concept[part]).sum())
-            twin += int((near.max(1) > 0.95).sum())
+        candidates = vectors[others]
+        same, twin = 0, 0
+        for part in iter_batches(own, _QUERIES_PER_BATCH):
+            cosine = vectors[part] @ candidates.T
+            same += int((concepts[others[cosine.argmax(1)]] == concepts[part]).sum())
+            twin += int((cosine.max(1) > MIN_TWIN_COSINE).sum())
         result[name] = PixelSimilarity(
-            len(mine), round(same / len(mine), 3), round(twin / len(mine), 3)
+            len(own), round(same / len(own), 3), round(twin / len(own), 3)
         )
     return result
 
 
-def _ink_vectors(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, S, S, 3] -> unit float32 [N, 32 * 32 * 3] (mean of each cell where S is a multiple of 32)."""
+def _inverted_vectors(images: np.ndarray) -> np.ndarray:
+    """Unit vectors of inverted pixels: uint8 [N, S, S, 3] -> float32 [N, 32 * 32 * 3].
+
+    Blocks of pixels are averaged where S is a multiple of 32; other sizes are kept.
+    """
     n, side = len(images), images.shape[1]
-    factor = side // 32 if side % 32 == 0 else 1
-    out = np.empty((n, (side // factor) ** 2 * 3), np.float32)
-    for start in range(
-        0, n, 512
-    ):  # in parts: the float copy of a large set would not fit beside it
-        part = 255 - images[start : start + 512].astype(np.float32)
-        cells = part.reshape(len(part), side // factor, factor, side // factor, factor, 3).mean(
-            (2, 4)
-        )
-        out[start : start + 512] = cells.reshape(len(part), -1)
-    return out / (np.linalg.norm(out, axis=1, keepdims=True) + 1e-6)
+    factor = side // COMPARED_SIZE if side % COMPARED_SIZE == 0 else 1
+    reduced = side // factor
+    vectors = np.empty((n, reduced**2 * 3), np.float32)
+    for rows in iter_batches(range(n), _IMAGES_PER_BATCH):  # a float copy of all is too large
+        inverted = 255 - images[rows.start : rows.stop].astype(np.float32)
+        blocks = inverted.reshape(len(inverted), reduced, factor, reduced, factor, 3).mean((2, 4))
+        vectors[rows.start : rows.stop] = blocks.reshape(len(inverted), -1)
+    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6)

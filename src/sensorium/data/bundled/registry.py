@@ -1,4 +1,4 @@
-"""Data sets that come with Sensorium, by name, and folders of contact sheets."""
+"""Bundled datasets by name, and folders of contact sheets."""
 
 from collections.abc import Callable
 from functools import partial

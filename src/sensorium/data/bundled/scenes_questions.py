@@ -1,10 +1,11 @@
-"""Questions about scenes: each is a small program, and its answer is what the program gives.
+"""Questions about scenes: each is a small program, and its answer is the result of the program.
 
-    ["filter", {"colour": "red"}]               the red things
-    ["beside", "left of", P]                    what lies left of the one thing that P gives
+    ["filter", {"colour": "red"}]               the red objects
+    ["beside", "left of", P]                    what lies left of the one object that P selects
     ["exist", P] ["count", P] ["more", P, Q] ["related", "above", P, Q] ["colour", P] ["shape", P]
 
-Of "beside" and the last three, P and Q must give one thing each; a question for which they do not is never asked.
+In "beside" and in the last three, P and Q must select one object each; a question for which they do
+not is never asked.
 """
 
 import random
@@ -30,7 +31,7 @@ FEATURE_VALUES: Mapping[str, Sequence[str]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
 }
-QUESTION_TEMPLATES = {  # the last of each is held out
+QUESTION_TEMPLATES = {  # the last wording of each kind is held out
     "exist": (
         "is there {a}?",
         "do you see {a}?",
@@ -75,45 +76,55 @@ QUESTION_TEMPLATES = {  # the last of each is held out
     ),
 }
 QUESTION_KINDS = tuple(QUESTION_TEMPLATES)
+_EXIST_FEATURES = (
+    ("colour", "shape"),
+    ("size", "shape"),
+    ("size", "colour"),
+    ("size", "colour", "shape"),
+)
 
 
-class AmbiguousReference(Exception):
-    """The program asks for one thing, and there is none or there are several."""
+class AmbiguousReferenceError(Exception):
+    """A program refers to one object, and there is none or there are several."""
 
 
 def execute_program(program: Program, objects: Sequence[SceneObject]) -> str:
-    """What a program gives for a scene. Raises Unclear where it asks for one thing and finds none or several."""
+    """Return the result of a program for a scene.
+
+    Raises:
+        AmbiguousReferenceError: if the program refers to one object and there is not exactly one.
+    """
     match program:
-        case ["exist", of]:
-            return _format_boolean(bool(select_objects(of, objects)))
-        case ["count", of]:
-            return str(len(select_objects(of, objects)))
-        case ["more", of, other]:
-            return _format_boolean(
-                len(select_objects(of, objects)) > len(select_objects(other, objects))
-            )
-        case ["related", relation, of, other]:
-            return _format_boolean(
-                relation in find_relations(_select_one(of, objects), _select_one(other, objects))
-            )
-        case ["colour" | "shape" as key, of]:
-            return getattr(_select_one(of, objects), key)
-    raise ValueError(f"no program {program!r}")
+        case ["exist", part]:
+            return _format_boolean(bool(select_objects(part, objects)))
+        case ["count", part]:
+            return str(len(select_objects(part, objects)))
+        case ["more", part, other]:
+            more = len(select_objects(part, objects)) > len(select_objects(other, objects))
+            return _format_boolean(more)
+        case ["related", relation, part, other]:
+            a, b = _select_one(part, objects), _select_one(other, objects)
+            return _format_boolean(relation in find_relations(a, b))
+        case ["colour" | "shape" as feature, part]:
+            return getattr(_select_one(part, objects), feature)
+        case _:
+            raise ValueError(f"{program!r} is not a program.")
 
 
 def select_objects(program: Program, objects: Sequence[SceneObject]) -> list[SceneObject]:
-    """The things that "filter" or "beside" gives."""
+    """Return the objects that a "filter" or "beside" program selects."""
     match program:
         case ["filter", features]:
             return [
-                t
-                for t in objects
-                if all(getattr(t, key) == value for key, value in features.items())
+                o
+                for o in objects
+                if all(getattr(o, feature) == value for feature, value in features.items())
             ]
-        case ["beside", relation, of]:
-            other = _select_one(of, objects)
-            return [t for t in objects if relation in find_relations(t, other)]
-    raise ValueError(f"no program {program!r}")
+        case ["beside", relation, part]:
+            other = _select_one(part, objects)
+            return [o for o in objects if relation in find_relations(o, other)]
+        case _:
+            raise ValueError(f"{program!r} is not a program that selects objects.")
 
 
 def generate_questions(
@@ -124,55 +135,64 @@ def generate_questions(
     holdout: Sequence[str] = (),
     required: str = "",
 ) -> list[Question]:
-    """At most `n` questions of different kinds. hold: what must not be said ("pairs", "relations", "words").
+    """Return at most `n` questions of different kinds.
 
-    required: "words", in the wording held out; "pairs", about things of a held-out pair; "relations", whether a held-out
-    arrangement is there: it is, or its opposite is asked for.
+    Args:
+        objects: the objects of the scene.
+        rng: random generator.
+        n: number of questions.
+        holdout: what must not be asked: "pairs", "relations", "words".
+        required: "words" for held-out wordings; "pairs" for questions about objects of a held-out
+            pair; "relations" for whether a held-out arrangement (or its opposite) is present.
     """
-    if required == "relations":
-        kinds = ["relation"]
-    else:
+    kinds = ["relation"]
+    if required != "relations":
         kinds = rng.sample(QUESTION_KINDS, len(QUESTION_KINDS))
-    about = (
-        [t for t in objects if (t.colour, t.shape) in HELD_OUT_PAIRS]
-        if required == "pairs"
-        else objects
-    )
-    asked = (
-        _generate_question(kind, rng.choice(about), objects, rng, holdout, required)
-        for kind in kinds
-    )
-    return [one for one, _ in zip((a for a in asked if a), range(n), strict=False)]
+    subjects = objects
+    if required == "pairs":
+        subjects = [o for o in objects if (o.colour, o.shape) in HELD_OUT_PAIRS]
+    questions: list[Question] = []
+    for kind in kinds:
+        subject = rng.choice(subjects)
+        question = _generate_question(kind, subject, objects, rng, holdout, required)
+        if question is None:
+            continue
+        if len(questions) == n:
+            break  # one question more is generated than returned, which advances `rng`
+        questions.append(question)
+    return questions
 
 
 def _generate_question(
     kind: str,
-    focus: SceneObject,
+    subject: SceneObject,
     objects: Sequence[SceneObject],
     rng: random.Random,
     holdout: Sequence[str],
     required: str,
 ) -> Question | None:
-    made = (
-        _build_held_out_relation(objects, rng)
-        if required == "relations"
-        else _PROGRAM_BUILDERS[kind](focus, objects, rng)
-    )
-    try:
-        if made is None or any(_is_held_out(part, holdout) for part in _iter_subprograms(made)):
-            return None
-        said = execute_program(made, objects)
-    except AmbiguousReference:
+    """A question about `subject`; None if it would be ambiguous or held out."""
+    if required == "relations":
+        program = _build_held_out_relation(objects, rng)
+    else:
+        program = _PROGRAM_BUILDERS[kind](subject, objects, rng)
+    if program is None or any(_is_held_out(part, holdout) for part in _iter_subprograms(program)):
         return None
-    phrases = QUESTION_TEMPLATES[kind]
-    phrases = (
-        phrases[-1:] if required == "words" else phrases[:-1] if "words" in holdout else phrases
-    )
-    return kind, rng.choice(phrases).format(**_template_slots(made)), said, made
+    try:
+        answer = execute_program(program, objects)
+    except AmbiguousReferenceError:
+        return None
+    templates = QUESTION_TEMPLATES[kind]
+    if required == "words":
+        templates = templates[-1:]
+    elif "words" in holdout:
+        templates = templates[:-1]
+    question = rng.choice(templates).format(**_template_slots(program))
+    return kind, question, answer, program
 
 
 def _template_slots(program: Program) -> dict[str, str]:
-    """The words that a program puts into a phrase."""
+    """The values of a template's slots."""
     match program:
         case ["exist", ["filter", a]]:
             return {"a": format_features(a, "a")}
@@ -182,15 +202,16 @@ def _template_slots(program: Program) -> dict[str, str]:
             return {"a": format_features(a), "b": format_features(b)}
         case ["related", relation, ["filter", a], ["filter", b]]:
             return {"a": format_features(a, "the"), "r": relation, "b": format_features(b, "the")}
-        case [key, ["beside", relation, ["filter", b]]]:
-            return {"k": key, "r": relation, "b": format_features(b, "the")}
+        case [feature, ["beside", relation, ["filter", b]]]:
+            return {"k": feature, "r": relation, "b": format_features(b, "the")}
         case [_, ["filter", a]]:
             return {"a": format_features(a, "the")}
-    raise ValueError(f"no words for {program!r}")
+        case _:
+            raise ValueError(f"{program!r} has no template.")
 
 
 def _iter_subprograms(program: Program) -> Iterator[Program]:
-    """A program and all within it."""
+    """Yield a program and all programs inside it."""
     yield program
     for part in program:
         if isinstance(part, list):
@@ -198,138 +219,121 @@ def _iter_subprograms(program: Program) -> Iterator[Program]:
 
 
 def _is_held_out(program: Program, holdout: Sequence[str]) -> bool:
+    """Whether a program refers to a held-out pair or arrangement."""
     match program:
         case ["filter", features]:
-            return (
-                "pairs" in holdout
-                and (features.get("colour"), features.get("shape")) in HELD_OUT_PAIRS
-            )
+            pair = (features.get("colour"), features.get("shape"))
+            return "pairs" in holdout and pair in HELD_OUT_PAIRS
         case ["related", relation, ["filter", a], ["filter", b]]:
             stated = any(
                 is_held_out_arrangement(a["shape"], r, b["shape"])
                 for r in (relation, OPPOSITE_RELATIONS[relation])
             )
             return "relations" in holdout and stated
-    return False
+        case _:
+            return False
 
 
-# How a question of each kind is made, from a thing that it is about --------------------------------------------------
+# Builders of a program of each kind, about a subject. All take the same arguments.
 
 
-def _build_exist(focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random) -> Program:
-    features = select_features(
-        focus,
-        rng.choice(
-            (
-                ("colour", "shape"),
-                ("size", "shape"),
-                ("size", "colour"),
-                ("size", "colour", "shape"),
-            )
-        ),
-    )
+def _build_exist(
+    subject: SceneObject, _objects: Sequence[SceneObject], rng: random.Random
+) -> Program:
+    features = select_features(subject, rng.choice(_EXIST_FEATURES))
     return ["exist", ["filter", features if rng.random() < 0.5 else _change_feature(features, rng)]]
 
 
-def _build_count(focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random) -> Program:
-    features = select_features(focus, (rng.choice(("size", "colour", "shape")),))
+def _build_count(
+    subject: SceneObject, _objects: Sequence[SceneObject], rng: random.Random
+) -> Program:
+    features = select_features(subject, (rng.choice(("size", "colour", "shape")),))
     return ["count", ["filter", features if rng.random() < 0.8 else _change_feature(features, rng)]]
 
 
 def _build_colour(
-    focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random
+    subject: SceneObject, _objects: Sequence[SceneObject], rng: random.Random
 ) -> Program:
-    return [
-        "colour",
-        ["filter", select_features(focus, rng.choice((("shape",), ("size", "shape"))))],
-    ]
+    features = rng.choice((("shape",), ("size", "shape")))
+    return ["colour", ["filter", select_features(subject, features)]]
 
 
-def _build_shape(focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random) -> Program:
-    return [
-        "shape",
-        ["filter", select_features(focus, rng.choice((("colour",), ("size", "colour"))))],
-    ]
+def _build_shape(
+    subject: SceneObject, _objects: Sequence[SceneObject], rng: random.Random
+) -> Program:
+    features = rng.choice((("colour",), ("size", "colour")))
+    return ["shape", ["filter", select_features(subject, features)]]
 
 
 def _build_relation(
-    focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random
+    subject: SceneObject, objects: Sequence[SceneObject], rng: random.Random
 ) -> Program | None:
-    others = [t for t in objects if t != focus]
+    others = [o for o in objects if o != subject]
     if not others:
         return None
     other = rng.choice(others)
-    true = find_relations(focus, other)
+    true = find_relations(subject, other)
     relation = rng.choice(true if rng.random() < 0.5 else [r for r in RELATIONS if r not in true])
-    return [
-        "related",
-        relation,
-        *(["filter", select_features(t, ("colour", "shape"))] for t in (focus, other)),
-    ]
+    return _relation_program(subject, relation, other)
 
 
 def _build_held_out_relation(objects: Sequence[SceneObject], rng: random.Random) -> Program:
-    a, b, relation = next(
-        (a, b, r) for a in objects for b in objects if (r := find_held_out_relation(a, b))
-    )
-    relation = relation if rng.random() < 0.5 else OPPOSITE_RELATIONS[relation]
-    return [
-        "related",
-        relation,
-        *(["filter", select_features(t, ("colour", "shape"))] for t in (a, b)),
-    ]
+    """A question for a held-out arrangement of the scene, or for its opposite."""
+    arrangements = ((a, find_held_out_relation(a, b), b) for a in objects for b in objects)
+    a, relation, b = next((a, relation, b) for a, relation, b in arrangements if relation)
+    asked = relation if rng.random() < 0.5 else OPPOSITE_RELATIONS[relation]
+    return _relation_program(a, asked, b)
+
+
+def _relation_program(a: SceneObject, relation: str, b: SceneObject) -> Program:
+    first, second = (["filter", select_features(o, ("colour", "shape"))] for o in (a, b))
+    return ["related", relation, first, second]
 
 
 def _build_comparison(
-    focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random
+    subject: SceneObject, _objects: Sequence[SceneObject], rng: random.Random
 ) -> Program:
-    features = select_features(focus, (rng.choice(("size", "colour", "shape")),))
-    two = [["filter", features], ["filter", _change_feature(features, rng)]]
-    rng.shuffle(two)
-    return ["more", *two]
+    features = select_features(subject, (rng.choice(("size", "colour", "shape")),))
+    filters = [["filter", features], ["filter", _change_feature(features, rng)]]
+    rng.shuffle(filters)
+    return ["more", *filters]
 
 
 def _build_two_hop(
-    focus: SceneObject, objects: Sequence[SceneObject], rng: random.Random
+    subject: SceneObject, objects: Sequence[SceneObject], rng: random.Random
 ) -> Program | None:
-    others = [t for t in objects if t != focus]
+    others = [o for o in objects if o != subject]
     if not others:
         return None
     other = rng.choice(others)
-    seen_from = ["filter", select_features(other, (rng.choice(("colour", "shape")),))]
-    return [
-        rng.choice(("colour", "shape")),
-        ["beside", rng.choice(find_relations(focus, other)), seen_from],
-    ]
+    reference = ["filter", select_features(other, (rng.choice(("colour", "shape")),))]
+    feature = rng.choice(("colour", "shape"))
+    return [feature, ["beside", rng.choice(find_relations(subject, other)), reference]]
 
 
-_PROGRAM_BUILDERS = dict(
-    zip(
-        QUESTION_KINDS,
-        (
-            _build_exist,
-            _build_count,
-            _build_colour,
-            _build_shape,
-            _build_relation,
-            _build_comparison,
-            _build_two_hop,
-        ),
-        strict=True,
-    )
-)
+_PROGRAM_BUILDERS = {
+    "exist": _build_exist,
+    "count": _build_count,
+    "colour": _build_colour,
+    "shape": _build_shape,
+    "relation": _build_relation,
+    "compare": _build_comparison,
+    "two-hop": _build_two_hop,
+}
 
 
 def _change_feature(features: Mapping[str, str], rng: random.Random) -> dict[str, str]:
-    """The same with one feature another."""
-    key = rng.choice(list(features))
-    return {**features, key: rng.choice([v for v in FEATURE_VALUES[key] if v != features[key]])}
+    """The same features with the value of one changed."""
+    feature = rng.choice(list(features))
+    others = [value for value in FEATURE_VALUES[feature] if value != features[feature]]
+    return {**features, feature: rng.choice(others)}
 
 
 def _select_one(program: Program, objects: Sequence[SceneObject]) -> SceneObject:
-    if len(some := select_objects(program, objects)) != 1:
-        raise AmbiguousReference
-    return some[0]
+    selected = select_objects(program, objects)
+    if len(selected) != 1:
+        raise AmbiguousReferenceError
+    return selected[0]
 
 
 def _format_boolean(value: bool) -> str:

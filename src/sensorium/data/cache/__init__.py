@@ -1,1 +1,1 @@
-"""Caches of prepared data: decoded images, tokens, embeddings."""
+"""Prepared data, cached on disk: decoded images, series, tokens and embeddings."""

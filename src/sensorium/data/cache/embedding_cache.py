@@ -1,8 +1,9 @@
-"""What a frozen encoder says of every value of a column, worked out once and read from disk ever after.
+"""Embeddings of a frozen encoder, computed once for all values of a column.
 
-    N rows   D width   B batch
+N rows   D width   B batch
 
-A file's name is a hash of the pictures or texts, of how they are read, and of the encoder's weights.
+The name of a file is a hash of the images or texts, of how they are read, and of the encoder's
+weights.
 """
 
 import hashlib
@@ -14,80 +15,99 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
+from sensorium.data.cache.columns import ColumnStore, ImageColumn, TextColumn
 from sensorium.data.cache.memoize import memoize_tensor
-from sensorium.data.cache.prepared import (
-    ColumnStore,
-    ImageColumn,
-    PreparedDataset,
-    Source,
-    TextColumn,
-)
+from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.nn.tokens import ColumnKey, column_label
 
-CACHE_VERSION = 1  # of what an encoder says: another version asks it anew
-BATCH_SIZE = 64  # values at a time
+CACHE_VERSION = 1  # of what an encoder returns: another version is computed again
+CACHE_FOLDER = "embeddings"
+BATCH_SIZE = 64  # values embedded at a time
 
 
 class EmbeddingColumn:
-    """One vector for each value of a column; zeros where there is none."""
+    """One embedding for each value of a column, zeros where a value is missing.
+
+    Args:
+        values: the embeddings.
+        column: the column that was embedded.
+    """
 
     def __init__(self, values: Float[Tensor, "N D"], column: ColumnStore):
-        self.values, self.valid, self.errors = values, column.valid, column.errors
+        self.values = values
+        self.valid = column.valid
+        self.errors = column.errors
 
     def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+        self,
+        rows: Int[np.ndarray, " B"],
+        rng: torch.Generator | None,  # noqa: ARG002 - as in ColumnStore
+        augment: Mapping[str, float],  # noqa: ARG002 - as in ColumnStore
+        group: Int[np.ndarray, " B"] | None = None,  # noqa: ARG002 - as in ColumnStore
     ) -> Tensor:
+        """Return the embeddings of some rows."""
         return self.values[torch.from_numpy(rows)]
 
 
 def embed_column(
     embed: Callable[[Tensor], Float[Tensor, "B D"]],
     fingerprint: str,
-    dataset: Source,
+    dataset: DataSource,
     column: ColumnKey,
     schema: Schema,
     *,
     quiet: bool = False,
 ) -> ColumnStore:
-    """The vector of every value, read as `schema` says; a column of several captions a row, of nothing, or neither of
-    pictures nor of texts, comes as it is. Raises SensoriumError as `Prepared` does.
+    """Embed every value of a column.
 
-    embed: what an encoder says of a batch of values. fingerprint: a hash of its weights.
+    Args:
+        embed: embeds a batch of values.
+        fingerprint: a hash of its weights.
+        dataset: where the values are.
+        column: which column.
+        schema: how they are read.
+        quiet: do not report progress on stderr.
+
+    Returns:
+        The embeddings; the column as it is if it has no values, several captions in a row, or
+        neither images nor texts.
+
+    Raises:
+        SensoriumError: as `PreparedDataset` does.
     """
-    stored = PreparedDataset(
-        dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet
-    ).columns[column]
+    prepared = PreparedDataset(dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet)
+    stored = prepared.columns[column]
     if not isinstance(stored, ImageColumn | TextColumn) or not stored.valid.any():
         return stored
+    console = Console(stderr=True, quiet=quiet)
     if isinstance(stored, TextColumn) and stored.caption_counts.max() > 1:
-        Console(stderr=True, quiet=quiet).print(
-            f"{column_label(column)}: several texts a row, so what reads them does "
-            "so in each epoch, not once",
+        console.print(
+            f"{column_label(column)}: several texts per row, so they are embedded in each epoch "
+            "and not cached",
             highlight=False,
             markup=False,
         )
         return stored
-    name = stored.fingerprint if isinstance(stored, ImageColumn) else _text_fingerprint(stored)
 
     @torch.inference_mode()
-    def said() -> Float[Tensor, "N D"]:
+    def compute() -> Float[Tensor, "N D"]:
         rows = stored.valid.nonzero()[0]
-        pieces = (rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE))
-        found = torch.cat([embed(stored.batch(piece, None, {})) for piece in pieces])
-        return found.new_zeros(len(stored.valid), found.shape[1]).index_copy(
-            0, torch.from_numpy(rows), found
+        embeddings = torch.cat(
+            [embed(stored.batch(batch, None, {})) for batch in iter_batches(rows, BATCH_SIZE)]
         )
+        all_rows = embeddings.new_zeros(len(stored.valid), embeddings.shape[1])
+        return all_rows.index_copy(0, torch.from_numpy(rows), embeddings)
 
-    asked = [CACHE_VERSION, fingerprint, name, schema[column].to_json()]
-    told = f"reading {column_label(column)} once"
-    return EmbeddingColumn(
-        memoize_tensor("vectors", asked, said, told, Console(stderr=True, quiet=quiet)), stored
-    )
+    content = stored.fingerprint if isinstance(stored, ImageColumn) else _text_fingerprint(stored)
+    key = [CACHE_VERSION, fingerprint, content, schema[column].to_json()]
+    status = f"embedding {column_label(column)}"
+    return EmbeddingColumn(memoize_tensor(CACHE_FOLDER, key, compute, status, console), stored)
 
 
 def _text_fingerprint(texts: TextColumn) -> str:
-    """A hash of what the texts are."""
-    whole = hashlib.sha256(texts.ids.tobytes())
-    whole.update(texts.caption_counts.tobytes() + texts.lengths.tobytes())
-    return whole.hexdigest()
+    """Return a hash of the texts."""
+    digest = hashlib.sha256(texts.ids.tobytes())
+    digest.update(texts.caption_counts.tobytes() + texts.lengths.tobytes())
+    return digest.hexdigest()

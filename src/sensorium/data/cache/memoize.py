@@ -1,4 +1,4 @@
-"""A tensor that is costly to work out and always the same: worked out once, read from disk ever after."""
+"""Tensors that are costly to compute and always the same: computed once, then read from disk."""
 
 import hashlib
 import json
@@ -19,29 +19,38 @@ from sensorium.io.tensors import read_tensors, tensor_writer
 def memoize_tensor(
     folder_name: str, key: list[Any], compute: Callable[[], Tensor], status: str, console: Console
 ) -> Tensor:
-    """What `make` gives, or gave before for the same `asked` (plain values, all that it depends on).
+    """Return what `compute` returns, from disk if it was computed before for the same key.
 
-    folder_name: the folder it is kept in, beside the decoded pictures. doing: what is shown meanwhile. A file that is damaged
-    is said, removed and made anew. Raises SensoriumError where the cache cannot be written.
+    A damaged file is reported, removed and computed again.
+
+    Args:
+        folder_name: the folder of the file, beside the decoded images.
+        key: everything that the tensor depends on, as JSON values.
+        compute: computes the tensor.
+        status: what is shown meanwhile.
+        console: where it is shown.
+
+    Raises:
+        SensoriumError: if the cache cannot be written.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = image_cache.image_cache_folder().with_name(folder_name) / f"{name}.safetensors"
     if path.exists():
         try:
-            found = read_tensors(path)["made"]
+            tensor = read_tensors(path)["tensor"]
             os.utime(path)
-            return found
+            return tensor
         except SensoriumError as e:
             console.print(
-                f"{e}: working it out again", highlight=False, markup=False, soft_wrap=True
+                f"{e} It is computed again.", highlight=False, markup=False, soft_wrap=True
             )
             path.unlink(missing_ok=True)
     with console.status(Text(status)):
-        made = compute()
+        tensor = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise image_cache.cache_access_error(path, e) from e
-    atomic.write_file(path, tensor_writer({"made": made}))
+    atomic.write_file(path, tensor_writer({"tensor": tensor}))
     image_cache.prune_cache(path)
-    return made
+    return tensor

@@ -1,4 +1,4 @@
-"""Pieces of work on files, done on several threads where that is quicker."""
+"""Apply a function to items in order, on several threads where that is faster."""
 
 import os
 import time
@@ -7,38 +7,40 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-MAX_SERIAL_SECONDS = 0.01  # seconds below which a piece is done at once: threads would wait for each other, not for files
-MAX_THREADS = 8  # threads
+MAX_SERIAL_SECONDS = 0.01  # for one item, below which threads would only wait for each other
+MAX_THREADS = 8
 
-P = TypeVar("P")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def prefetch(
-    function: Callable[[P], R], items: Iterable[P], *, io_bound: bool = False
-) -> Iterator[R]:
-    """work(piece) of each piece, in order, a few pieces ahead of what has been asked for.
+    function: Callable[[Item], Result], items: Iterable[Item], *, io_bound: bool = False
+) -> Iterator[Result]:
+    """Yield function(item) for each item, in order, computed a few items ahead.
 
-    io_bound: it is mostly for a disk that `work` takes its time, so that more threads than processors are of use.
+    Python runs one thread at a time, so that threads pay off only for decoding large images and for
+    waiting on a disk. Items are therefore processed serially until one is slow; the first does not
+    count, since it may load libraries.
 
-    Python runs one thread at a time: only what decoding large pictures or waiting for a disk takes is shared out. So
-    pieces are done one after the other until one is slow, the first not counted, which may load libraries.
+    Args:
+        function: what is applied.
+        items: its arguments.
+        io_bound: `function` mostly waits for a disk, so that more threads than processors help.
     """
-    threads, slow, waiting = (
-        MAX_THREADS if io_bound else min(MAX_THREADS, os.cpu_count() or 1),
-        False,
-        deque[Future[R]](),
-    )
-    with ThreadPoolExecutor(threads) as pool:
-        for i, piece in enumerate(items):
-            if slow:
-                waiting.append(pool.submit(function, piece))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
+    num_threads = MAX_THREADS if io_bound else min(MAX_THREADS, os.cpu_count() or 1)
+    pending: deque[Future[Result]] = deque()
+    is_slow = False
+    with ThreadPoolExecutor(num_threads) as pool:
+        for i, item in enumerate(items):
+            if is_slow:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * num_threads:
+                    yield pending.popleft().result()
                 continue
             start = time.monotonic()
-            done = function(piece)
-            slow = i > 0 and time.monotonic() - start > MAX_SERIAL_SECONDS
-            yield done
-        while waiting:
-            yield waiting.popleft().result()
+            result = function(item)
+            is_slow = i > 0 and time.monotonic() - start > MAX_SERIAL_SECONDS
+            yield result
+        while pending:
+            yield pending.popleft().result()

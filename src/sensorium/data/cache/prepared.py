@@ -1,6 +1,6 @@
-"""A data set made ready: pictures decoded once and mapped from disk, words as numbers, batches by one gather a column.
+"""A dataset ready for training: decoded images, token ids and numbers, gathered into batches.
 
-N rows   C captions   I ids of all captions   B batch   H side as stored
+N rows   R some rows   B batch
 """
 
 from __future__ import annotations
@@ -12,66 +12,81 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import PIL.Image
 import torch
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Int
 from rich.console import Console
 from torch import Tensor
 
-from sensorium.data.bad_samples import check_invalid_fraction
-from sensorium.data.cache.image_cache import ImageCache, cache_images
+from sensorium.data.bad_samples import BadSample, check_invalid_fraction
+from sensorium.data.batching import iter_batches
+from sensorium.data.cache.columns import ArrayColumn, Augment, ColumnStore, ImageColumn, TextColumn
+from sensorium.data.cache.image_cache import cache_images
 from sensorium.data.cache.ragged import build_ragged_column
+from sensorium.data.captions import flatten_captions
 from sensorium.data.schema import Schema, extensions
 from sensorium.data.splits import sample_evenly
-from sensorium.data.tables import BadSample
 from sensorium.errors import SensoriumError
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.nn.tokens import Batch, ColumnKey, column_label, column_names
 
-ROWS_PER_READ = 4096  # rows whose texts are held at a time
-MAX_WARNINGS = 5  # bad values named one by one
-MAX_FIT_ROWS, FIT_BATCH_SIZE = (
-    100_000,
-    512,
-)  # rows that an encoder meets before it learns, and at a time
+ROWS_PER_READ = 4096  # rows whose texts are in memory at a time
+MAX_WARNINGS = 5  # bad values reported one by one
+MAX_FIT_ROWS = 100_000  # rows on which parts of an encoder are fitted before training
+FIT_BATCH_SIZE = 512
 
 
 @runtime_checkable
-class Source(Protocol):
-    """What is asked of a data set here."""
+class DataSource(Protocol):
+    """A dataset, as far as it is needed to prepare it.
+
+    Attributes:
+        bad_samples: the rows that were left out when it was read.
+    """
 
     bad_samples: list[BadSample]
 
-    def __len__(self) -> int: ...
-    def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]: ...
-    def location(self, row: int) -> str: ...
-    def groups(self) -> np.ndarray: ...
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
 
+    def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
+        """Return the raw values of some rows, None where missing."""
+        ...
 
-@runtime_checkable
-class ColumnStore(Protocol):
-    """One column, ready."""
+    def location(self, row: int) -> str:
+        """Return what messages call a row."""
+        ...
 
-    valid: Bool[np.ndarray, " N"]
-    errors: dict[int, str]  # row -> why it could not be read
-
-    def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
-    ) -> Tensor: ...
+    def groups(self) -> np.ndarray:
+        """Return the group of each row, int64 [N]."""
+        ...
 
 
 class PreparedDataset:
-    """N rows with their values at hand. A value that is missing, or that could not be read, is not `valid`.
+    """N rows whose values are at hand. One that is missing, or could not be read, is not `valid`.
 
-    columns: names; ("caption", "caption_de") reads several text columns as one whose captions are all of theirs.
-    max_invalid_fraction: the share of rows that may be unusable, those that `dataset` left out included; SensoriumError beyond it.
-    derived: further columns, ready already.
-    bad: what could not be read, by name.
+    Args:
+        dataset: the raw values.
+        schema: the settings with which the columns are read.
+        columns: the columns; ("caption", "caption_de") joins text columns into one with the
+            captions of all.
+        max_invalid_fraction: the largest fraction of rows that may be invalid, including those that
+            `dataset` left out.
+        derived_columns: further columns that are ready already.
+        quiet: do not report progress and bad values on stderr.
+
+    Attributes:
+        columns: the prepared columns.
+        bad_samples: what could not be read.
+
+    Raises:
+        SensoriumError: if too many rows are invalid, or there is no such column.
     """
 
     def __init__(
         self,
-        dataset: Source,
+        dataset: DataSource,
         schema: Schema,
         columns: Sequence[ColumnKey],
         *,
@@ -79,112 +94,115 @@ class PreparedDataset:
         derived_columns: Mapping[ColumnKey, ColumnStore] | None = None,
         quiet: bool = False,
     ):
-        self.dataset, self.schema = dataset, schema
+        self.dataset = dataset
+        self.schema = schema
         console = Console(stderr=True, quiet=quiet)
         self.columns: dict[ColumnKey, ColumnStore] = {
-            name: _build_column(dataset, schema, name, console) for name in columns
+            key: _build_column(dataset, schema, key, console) for key in columns
         }
         self.columns |= derived_columns or {}
-        found = [
-            BadSample(row, column_label(name), dataset.location(row), why)
-            for name, column in self.columns.items()
-            for row, why in sorted(column.errors.items())
+        bad_values = [
+            BadSample(row, column_label(key), dataset.location(row), error)
+            for key, column in self.columns.items()
+            for row, error in sorted(column.errors.items())
         ]
-        self.bad_samples = [*dataset.bad_samples, *found]
-        check_invalid_fraction(
-            self.bad_samples, len(dataset) + len(dataset.bad_samples), max_invalid_fraction
-        )
-        for b in found[:MAX_WARNINGS]:
-            console.print(
-                f"left out: {b.location}, {b.column}: {b.reason}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-        if len(found) > MAX_WARNINGS:
-            console.print(f"left out: {len(found) - MAX_WARNINGS} more")
+        self.bad_samples = [*dataset.bad_samples, *bad_values]
+        num_rows = len(dataset) + len(dataset.bad_samples)
+        check_invalid_fraction(self.bad_samples, num_rows, max_invalid_fraction)
+        _report_bad_values(bad_values, console)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     @cached_property
     def groups(self) -> Int[np.ndarray, " N"]:
-        """Rows of one number show the same thing."""
+        """The group of each row."""
         return self.dataset.groups()
 
     def complete_rows(
         self, rows: Int[np.ndarray, " R"] | Sequence[int] | None = None
     ) -> Int[np.ndarray, " K"]:
-        """Those of `rows` (default: all) in which no column is missing or bad."""
+        """Return those of `rows` (default: all) that have a value in every column."""
         rows = np.asarray(range(len(self)) if rows is None else rows, np.int64)
-        return (
-            rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)]
-            if self.columns
-            else rows
-        )
+        if not self.columns:
+            return rows
+        return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)]
 
     def batch(
         self,
         rows: Int[np.ndarray, " B"] | Sequence[int],
         rng: torch.Generator | None = None,
-        augment: Mapping[ColumnKey, Mapping[str, float]] | None = None,
+        augment: Augment | None = None,
         *,
         share_captions: bool = False,
     ) -> Batch:
-        """The values of some rows, flags of the columns that have gaps, the rows' numbers and groups.
+        """Return the values of some rows, with presence masks for columns that have gaps.
 
-        Without `rng`: each row's first caption, nothing changed. With it: a caption drawn for each row, and the changes
-        that `augment` asks for, {column: {change: how far}}. The same rng gives the same batch. With `alike`, rows of
-        one group share the caption drawn, where they have the same ones.
+        Args:
+            rows: row numbers.
+            rng: what captions and augmentations are sampled from; the same state gives the same
+                batch. None: the first caption of each row, without augmentation.
+            augment: the augmentation of each column, {column: {transform: strength}}.
+            share_captions: rows of one group use the same place of their lists of captions.
+
+        Raises:
+            SensoriumError: if `augment` names an unknown column.
         """
-        rows, augment = np.asarray(rows, np.int64), augment or {}
-        group = self.groups[rows]
-        for name in augment:
-            if name not in self.columns:
+        rows = np.asarray(rows, np.int64)
+        augment = augment or {}
+        for key in augment:
+            if key not in self.columns:
                 raise SensoriumError(
-                    f"augment names the column {name!r}; this run reads "
+                    f"augment names the unknown column {key!r}. The columns are "
                     f"{', '.join(map(column_label, self.columns))}."
                 )
-        out, present = dict[ColumnKey, Tensor](), dict[ColumnKey, Tensor]()
-        for name, column in self.columns.items():
-            how = augment.get(name, {})
-            if share_captions and isinstance(column, TextColumn):
-                out[name] = column.batch(rows, rng, how, group)
-            else:
-                out[name] = column.batch(rows, rng, how)
+        group = self.groups[rows]
+        caption_group = group if share_captions else None
+        columns: dict[ColumnKey, Tensor] = {}
+        present: dict[ColumnKey, Tensor] = {}
+        for key, column in self.columns.items():
+            columns[key] = column.batch(rows, rng, augment.get(key, {}), caption_group)
             if not column.valid.all():
-                present[name] = torch.from_numpy(column.valid[rows])
-        return Batch(out, present, torch.from_numpy(rows), torch.from_numpy(group))
+                present[key] = torch.from_numpy(column.valid[rows])
+        return Batch(columns, present, torch.from_numpy(rows), torch.from_numpy(group))
 
     def iter_values(self, column: ColumnKey, rows: Int[np.ndarray, " R"]) -> Iterator[Tensor]:
-        """What `rows` hold of a column, as it is, in batches; of many rows MET, of several captions all."""
+        """Yield the values of a column in batches, without augmentation and with all captions.
+
+        Args:
+            column: the column.
+            rows: row numbers; of more than MAX_FIT_ROWS, evenly spaced ones are read.
+        """
         stored = self.columns[column]
         rows = sample_evenly(rows[stored.valid[rows]], MAX_FIT_ROWS)
-        several = int(stored.caption_counts.max()) if isinstance(stored, TextColumn) else 1
-        for start in range(0, len(rows), FIT_BATCH_SIZE):
-            part = rows[start : start + FIT_BATCH_SIZE]
-            yield (
-                stored.batch(part, None, {})
-                if several == 1
-                else stored.batch(part, torch.Generator(), {"captions": several}).flatten(0, 1)
-            )
+        max_captions = int(stored.caption_counts.max()) if isinstance(stored, TextColumn) else 1
+        for batch in iter_batches(rows, FIT_BATCH_SIZE):
+            if max_captions == 1:
+                yield stored.batch(batch, None, {})
+            else:
+                captions = stored.batch(batch, torch.Generator(), {"captions": max_captions})
+                yield captions.flatten(0, 1)
+
+    def image_column(self, column: ColumnKey) -> ImageColumn:
+        """Return a column of images.
+
+        Raises:
+            TypeError: if the column holds something else.
+        """
+        stored = self.columns[column]
+        if not isinstance(stored, ImageColumn):
+            raise TypeError(f"{column_label(column)} is not an image column")
+        return stored
 
     def image(self, column: ColumnKey, row: int) -> PIL.Image.Image:
-        """What is stored of one row's picture, to look at."""
-        stored = self.columns[column]
-        assert isinstance(stored, ImageColumn)
-        return PIL.Image.fromarray(np.ascontiguousarray(stored.pixels[row].transpose(1, 2, 0)))
+        """Return one row's image as it is stored, for display."""
+        pixels = self.image_column(column).pixels[row]
+        return PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
     def caption(self, column: ColumnKey, row: int) -> str:
-        """A row's first caption; "" where there is none."""
-        return next(
-            (
-                text
-                for name in column_names(column)
-                for text in _as_texts(self.dataset.raw(name, [row])[0])
-            ),
-            "",
-        )
+        """Return a row's first caption, "" if it has none."""
+        values = (self.dataset.raw(name, [row])[0] for name in column_names(column))
+        return next(iter(flatten_captions(values)), "")
 
 
 def embedding_key(image: ColumnKey) -> ColumnKey:
@@ -195,172 +213,77 @@ def embedding_key(image: ColumnKey) -> ColumnKey:
     return *column_names(image), "vector"
 
 
-class ImageColumn:
-    """Decoded pictures, mapped from disk."""
-
-    def __init__(self, image: Image, cache: ImageCache):
-        self.image, self.pixels, self.fingerprint = image, cache.pixels, cache.fingerprint
-        self.valid = np.ones(len(cache.pixels), bool)
-        self.valid[list(cache.errors)] = False
-        self.errors = {row: why for row, why in cache.errors.items() if why}
-
-    def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
-    ) -> Tensor:
-        return self.image.preprocess(torch.from_numpy(self.pixels[rows]), rng, **augment)
+def _report_bad_values(bad_values: Sequence[BadSample], console: Console) -> None:
+    """Print the first bad values and count the others."""
+    for sample in bad_values[:MAX_WARNINGS]:
+        console.print(f"left out: {sample}", highlight=False, markup=False, soft_wrap=True)
+    if len(bad_values) > MAX_WARNINGS:
+        console.print(f"left out: {len(bad_values) - MAX_WARNINGS} more")
 
 
-class TextColumn:
-    """Every caption as ids, end to end; those of a row are neighbours.
-
-    Caption c is ids[starts[c]:starts[c + 1]]; row n has the captions first[n] to first[n + 1].
-    """
-
-    def __init__(
-        self,
-        text: Text,
-        ids: Int32[np.ndarray, " I"],
-        lengths: Int[np.ndarray, " C"],
-        caption_counts: Int[np.ndarray, " N"],
-        errors: dict[int, str],
-    ):
-        self.text, self.ids, self.lengths, self.caption_counts, self.errors = (
-            text,
-            ids,
-            np.append(lengths, 0),
-            caption_counts,
-            errors,
-        )
-        self.token_offsets = np.append(0, lengths.cumsum())
-        self.caption_offsets = caption_counts.cumsum() - caption_counts
-        self.valid = caption_counts > 0
-
-    def batch(
-        self,
-        rows: Int[np.ndarray, " B"],
-        rng: torch.Generator | None,
-        augment: Mapping[str, float],
-        group: Int[np.ndarray, " B"] | None = None,
-    ) -> Int[Tensor, "B *K T"]:
-        """One caption a row, or `how["captions"]`, spread evenly over the row's list from a random start.
-
-        `alike`: rows of one number get the captions at the same places of their lists.
-        """
-        rest = {name: value for name, value in augment.items() if name != "captions"}
-        each = int(augment.get("captions", 1)) if rng is not None else 1
-        first, counts = self.caption_offsets[rows, None], self.caption_counts[rows, None]
-        which = first
-        if rng is not None:
-            drawn = torch.rand(len(rows), generator=rng).double().numpy()[:, None]
-            drawn = drawn if group is None else drawn[np.unique(group, return_inverse=True)[1]]
-            which = first + ((drawn + np.arange(each)) / each * counts).astype(np.int64)
-        ids = self._pad_ids(which.reshape(-1), (counts > 0).repeat(each, 1).reshape(-1))
-        ids = self.text.augment(ids, rng, **rest) if rng is not None and rest else ids
-        return ids.unflatten(0, (len(rows), each)) if each > 1 else ids
-
-    def _pad_ids(
-        self, captions: Int[np.ndarray, " C"], valid: Bool[np.ndarray, " C"]
-    ) -> Int[Tensor, "C T"]:
-        """These captions, padded to the longest; nothing but padding where one is not real."""
-        lengths = self.lengths[captions] * valid
-        place = np.arange(max(1, lengths.max(initial=0)))
-        there = place < lengths[:, None]
-        ids = np.full(there.shape, self.text.pad, np.int64)
-        ids[there] = self.ids[(self.token_offsets[captions][:, None] + place)[there]]
-        return torch.from_numpy(ids)
-
-
-class ArrayColumn:
-    """Numbers or categories; a missing one is zero."""
-
-    def __init__(
-        self,
-        modality: Modality,
-        values: np.ndarray,
-        valid: Bool[np.ndarray, " N"],
-        errors: dict[int, str],
-    ):
-        self.modality, self.values, self.valid, self.errors = modality, values, valid, errors
-
-    def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
-    ) -> Tensor:
-        batch = self.modality.collate([*map(np.asarray, self.values[rows])])
-        return (
-            self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
-        )
-
-
-def _build_column(dataset: Source, schema: Schema, key: ColumnKey, console: Console) -> ColumnStore:
-    name, *others = parts = column_names(key)
-    for part in parts:
-        if part not in schema.columns:
+def _build_column(
+    dataset: DataSource, schema: Schema, key: ColumnKey, console: Console
+) -> ColumnStore:
+    """Prepare one column, or several joined text columns."""
+    names = column_names(key)
+    for name in names:
+        if name not in schema.columns:
             raise SensoriumError(
-                f"there is no column {part!r}; there are {', '.join(schema.columns)}."
+                f"there is no column {name!r}. The columns are {', '.join(schema.columns)}."
             )
+    name = names[0]
     modality = schema.columns[name].modality
     if isinstance(modality, Text):
-        return _build_text_column(dataset, parts, modality)
-    if others:
+        return _build_text_column(dataset, names, modality)
+    if len(names) > 1:
         raise SensoriumError(
-            f"columns that are read as one must hold text; {name!r} holds {modality.kind}."
+            f"only text columns can be joined, but {name!r} is {modality.kind}. Name one column."
         )
+    read = partial(dataset.raw, name)
     if isinstance(modality, Image):
-        return ImageColumn(
-            modality,
-            cache_images(modality, partial(dataset.raw, name), len(dataset), name, console),
-        )
+        images = cache_images(modality, read, len(dataset), name, console)
+        return ImageColumn(modality, images)
     if extensions(modality.kind) is not None:
-        return build_ragged_column(modality, partial(dataset.raw, name), len(dataset))
+        return build_ragged_column(modality, read, len(dataset))
     return _build_array_column(dataset, name, modality)
 
 
-def _build_array_column(dataset: Source, name: str, modality: Modality) -> ArrayColumn:
-    raw = dataset.raw(name, np.arange(len(dataset)))
-    loaded, wrong = _load_values(modality, raw)
-    there = next((v for v in loaded if v is not None), np.zeros((), np.float32))
-    values = (
-        np.stack([np.zeros_like(there) if v is None else v for v in loaded])
-        if raw
-        else there[None][:0]
-    )
-    return ArrayColumn(modality, values, np.array([v is not None for v in loaded], bool), wrong)
-
-
-def _load_values(
-    modality: Modality, raw: Sequence[Any]
-) -> tuple[list[np.ndarray | None], dict[int, str]]:
-    """(each value or None, why for those that could not be read)."""
-    out: list[np.ndarray | None] = []
-    wrong: dict[int, str] = {}
-    for i, value in enumerate(raw):
+def _build_array_column(dataset: DataSource, name: str, modality: Modality) -> ArrayColumn:
+    """Load every value of a column whose values have one shape."""
+    loaded: list[np.ndarray | None] = []
+    errors: dict[int, str] = {}
+    for row, value in enumerate(dataset.raw(name, np.arange(len(dataset)))):
         try:
-            out.append(None if value is None else modality.load(value))
+            loaded.append(None if value is None else modality.load(value))
         except ValueError as e:
-            out.append(None)
-            wrong[i] = str(e)
-    return out, wrong
+            loaded.append(None)
+            errors[row] = str(e)
+    example = next((value for value in loaded if value is not None), np.zeros((), np.float32))
+    if loaded:
+        values = np.stack([np.zeros_like(example) if v is None else v for v in loaded])
+    else:
+        values = example[None][:0]
+    valid = np.array([value is not None for value in loaded], bool)
+    return ArrayColumn(modality, values, valid, errors)
 
 
-def _as_texts(raw: Any) -> list[Any]:
-    return [] if raw is None else list(raw) if isinstance(raw, list | tuple) else [raw]
-
-
-def _build_text_column(dataset: Source, names: Sequence[str], text: Text) -> TextColumn:
-    """The captions of all the columns `names`, encoded READ rows at a time."""
-    ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-    counts, wrong = np.zeros(len(dataset), np.int64), dict[int, str]()
-    for start in range(0, len(dataset), ROWS_PER_READ):
-        rows, texts = range(start, min(start + ROWS_PER_READ, len(dataset))), list[str]()
+def _build_text_column(dataset: DataSource, names: Sequence[str], text: Text) -> TextColumn:
+    """Encode the captions of one column or several, ROWS_PER_READ rows at a time."""
+    ids = [np.zeros(0, np.int32)]
+    lengths = [np.zeros(0, np.int64)]
+    caption_counts = np.zeros(len(dataset), np.int64)
+    errors: dict[int, str] = {}
+    for rows in iter_batches(range(len(dataset)), ROWS_PER_READ):
+        texts: list[str] = []
         for row, *values in zip(rows, *(dataset.raw(name, rows) for name in names), strict=True):
-            found = [t for value in values for t in _as_texts(value)]
-            strange = [t for t in found if not isinstance(t, str)]
-            if strange:
-                wrong[row] = f"expected text, found {type(strange[0]).__name__}"
+            captions = flatten_captions(values)
+            invalid = [caption for caption in captions if not isinstance(caption, str)]
+            if invalid:
+                errors[row] = f"expected text, not {type(invalid[0]).__name__}"
                 continue
-            texts += found
-            counts[row] = len(found)
+            texts += captions
+            caption_counts[row] = len(captions)
         encoded = text.encode(texts)
         ids += encoded
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    return TextColumn(text, np.concatenate(ids), np.concatenate(lengths), counts, wrong)
+    return TextColumn(text, np.concatenate(ids), np.concatenate(lengths), caption_counts, errors)

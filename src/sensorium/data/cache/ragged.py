@@ -1,4 +1,4 @@
-"""Values of different lengths, end to end in a file without a name that is mapped into memory.
+"""Values of different lengths, end to end in a memory-mapped temporary file.
 
 N rows   B batch   T length of a value
 """
@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.cache import image_cache
 from sensorium.modalities.base import Modality
 
-ROWS_PER_READ = 4096  # raw values held at a time
+ROWS_PER_READ = 4096  # raw values in memory at a time
+CACHE_FOLDER = "ragged"
 
 
 class RaggedColumn:
-    """A column whose values are arrays [T, ...] of one type that agree in all but their length.
+    """A column of arrays [T, ...] that differ in length alone. A row without a value has length 0.
 
-    A row without a value is one of length 0: `collate` lays it beside the others.
+    Args:
+        modality: the settings of the column.
+        values: all values, end to end.
+        lengths: the length of each value.
+        valid: the rows that have a value.
+        errors: row -> why its value could not be read.
     """
 
     def __init__(
@@ -34,77 +41,85 @@ class RaggedColumn:
         valid: Bool[np.ndarray, " N"],
         errors: dict[int, str],
     ):
-        self.modality, self.values, self.lengths, self.valid, self.errors = (
-            modality,
-            values,
-            lengths,
-            valid,
-            errors,
-        )
+        self.modality = modality
+        self.values = values
+        self.lengths = lengths
         self.offsets = lengths.cumsum() - lengths
+        self.valid = valid
+        self.errors = errors
 
     def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+        self,
+        rows: Int[np.ndarray, " B"],
+        rng: torch.Generator | None,
+        augment: Mapping[str, float],
+        group: Int[np.ndarray, " B"] | None = None,  # noqa: ARG002 - as in ColumnStore
     ) -> Tensor:
+        """Return the values of some rows, padded and augmented."""
         ends = self.offsets + self.lengths
         batch = self.modality.collate(
             [np.array(self.values[self.offsets[row] : ends[row]]) for row in rows.tolist()]
         )
-        return (
-            self.modality.augment(batch, rng, **augment) if rng is not None and augment else batch
-        )
+        if rng is None or not augment:
+            return batch
+        return self.modality.augment(batch, rng, **augment)
 
 
 def build_ragged_column(
     modality: Modality, raw: Callable[[range], Sequence[Any]], num_rows: int
 ) -> RaggedColumn:
-    """The values of `rows` rows, each loaded once; no more than READ are in memory at a time.
+    """Load every value once; at most ROWS_PER_READ are in memory at a time.
 
-    raw: the values of some rows, None where one is missing. Raises SensoriumError where the cache cannot be written.
+    Args:
+        modality: the settings of the column.
+        raw: returns the raw values of some rows, None where one is missing.
+        num_rows: N.
+
+    Raises:
+        SensoriumError: if the cache cannot be written.
     """
-    lengths, valid, wrong = np.zeros(num_rows, np.int64), np.zeros(num_rows, bool), dict[int, str]()
-    first: np.ndarray | None = None
+    lengths = np.zeros(num_rows, np.int64)
+    valid = np.zeros(num_rows, bool)
+    errors: dict[int, str] = {}
+    layout: np.ndarray | None = None  # an empty array with the type and inner shape of the values
     with _open_temporary_file() as file:
-        for start in range(0, num_rows, ROWS_PER_READ):
-            for row, value in enumerate(
-                raw(range(start, min(start + ROWS_PER_READ, num_rows))), start
-            ):
-                try:
-                    loaded = (
-                        None if value is None else _check_same_layout(first, modality.load(value))
-                    )
-                except ValueError as e:
-                    wrong[row] = str(e)
+        for rows in iter_batches(range(num_rows), ROWS_PER_READ):
+            for row, value in zip(rows, raw(rows), strict=True):
+                if value is None:
                     continue
-                if loaded is not None:
-                    first = loaded[:0] if first is None else first
-                    file.write(loaded.tobytes())
-                    lengths[row], valid[row] = len(loaded), True
+                try:
+                    loaded = modality.load(value)
+                    _check_layout(layout, loaded)
+                except ValueError as e:
+                    errors[row] = str(e)
+                    continue
+                layout = loaded[:0] if layout is None else layout
+                file.write(loaded.tobytes())
+                lengths[row] = len(loaded)
+                valid[row] = True
         file.flush()
-        first = np.zeros(0, np.float32) if first is None else first
-        values = (
-            np.memmap(file, first.dtype, "r").reshape(-1, *first.shape[1:])
-            if lengths.any()
-            else first
-        )
-    return RaggedColumn(modality, values, lengths, valid, wrong)
+        values = np.zeros(0, np.float32) if layout is None else layout
+        if lengths.any():
+            values = np.memmap(file, values.dtype, "r").reshape(-1, *values.shape[1:])
+    return RaggedColumn(modality, values, lengths, valid, errors)
 
 
-def _check_same_layout(first: np.ndarray | None, loaded: np.ndarray) -> np.ndarray:
-    """`loaded`, if it agrees with the first value in all but its length. Raises ValueError where it does not."""
-    if first is not None and (loaded.shape[1:], loaded.dtype) != (first.shape[1:], first.dtype):
+def _check_layout(layout: np.ndarray | None, loaded: np.ndarray) -> None:
+    """Raise ValueError if a value differs from the first one in more than its length."""
+    if layout is None:
+        return
+    if (loaded.shape[1:], loaded.dtype) != (layout.shape[1:], layout.dtype):
         raise ValueError(
-            f"it has {loaded.shape[1:]} {loaded.dtype} at each step, where others have {first.shape[1:]} "
-            f"{first.dtype}"
+            f"it has {loaded.shape[1:]} {loaded.dtype} at each step, but other values have "
+            f"{layout.shape[1:]} {layout.dtype}"
         )
-    return loaded
 
 
-def _open_temporary_file() -> Any:
-    """A file beside the decoded pictures that is gone when nobody uses it any more."""
-    place = image_cache.image_cache_folder().with_name("uneven")
+def _open_temporary_file() -> IO[bytes]:
+    """Open a file beside the decoded images that vanishes once it is unused."""
+    folder = image_cache.image_cache_folder().with_name(CACHE_FOLDER)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=place)
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder)
     except OSError as e:
-        raise image_cache.cache_access_error(place / "uneven", e) from e
+        raise image_cache.cache_access_error(folder / "temporary", e) from e

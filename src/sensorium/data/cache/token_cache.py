@@ -1,13 +1,15 @@
-"""Pictures as codes, computed once by a trained autoencoder and mapped from disk: what a later stage learns from.
+"""Images as tokens of a frozen image tokenizer, computed once; `dalle` is trained on them.
 
-    N rows   C copies, each changed at random in its own way   B batch   h, w sides of the grid
+N rows   C copies, each augmented in its own way   B batch   h, w sides of the token grid
 
-    coder = sensorium.recipes.codes.frozen("runs/codes")        # in the later stage's recipe:
-    Recipe(..., columns=("caption",), derived=lambda data: {("image", "codes"): coded(coder, data, "image")})
-    batch["image", "codes"]                                     # in its objective: Int [B h w], each below coder.vocab
-    coder.pictures(ids)                                         # in its sampler: pictures to look at
+The name of a file is a hash of the images, of how they are read and augmented, and of the
+tokenizer's weights.
 
-A file's name is a hash of the pictures, of how they are read and changed, and of the autoencoder's weights.
+Example:
+    tokenizer = load_frozen_tokenizer("runs/tokenizer")
+    derived_columns = {("image", "tokens"): tokenize_images(tokenizer, dataset, "image")}
+    ids = batch["image", "tokens"]  # Int [B h w], each below vocab_size
+    images = tokenizer.decode_images(ids)
 """
 
 from __future__ import annotations
@@ -22,20 +24,29 @@ from jaxtyping import Int, Int32
 from rich.console import Console
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
+from sensorium.data.cache.columns import ImageColumn
 from sensorium.data.cache.memoize import memoize_tensor
-from sensorium.data.cache.prepared import ImageColumn, PreparedDataset, Source
+from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Column, Schema
 from sensorium.modalities.image import Image
 from sensorium.models.image_tokenizer import ImageTokenizer
 from sensorium.rng import generator
 
-CACHE_VERSION = 1  # of what coding gives: another version codes anew
-BATCH_SIZE = 256  # pictures coded at a time
+CACHE_VERSION = 1  # of what a tokenizer returns: another version is computed again
+CACHE_FOLDER = "tokens"
+BATCH_SIZE = 256  # images tokenized at a time
 
 
 @dataclass(frozen=True)
 class FrozenImageTokenizer:
-    """A trained autoencoder that learns no more, how its pictures are read, and the fingerprint of its weights."""
+    """A trained image tokenizer that is not trained further.
+
+    Attributes:
+        model: the tokenizer.
+        image: how its images are read.
+        fingerprint: a hash of its weights.
+    """
 
     model: ImageTokenizer
     image: Image
@@ -43,68 +54,88 @@ class FrozenImageTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """K: every code is below it."""
-        return self.model.vocab
+        """Number of different tokens; all ids are smaller."""
+        return self.model.vocab_size
 
     @property
     def grid_size(self) -> int:
-        """h = w: rows and columns of codes."""
+        """Rows and columns of tokens in an image, h = w."""
         return self.model.grid_size
 
     @torch.inference_mode()
     def decode_images(self, ids: Int[Tensor, "B h w"]) -> list[PIL.Image.Image]:
-        """What codes show."""
-        return [self.image.decode(picture) for picture in self.model.eval().decode(ids)]
+        """Return the images that grids of tokens stand for."""
+        return [self.image.decode(pixels) for pixels in self.model.eval().decode(ids)]
 
 
 class ImageTokenColumn:
-    """The codes of a picture column. With an rng, a batch takes each row's codes from one of the copies."""
+    """The tokens of an image column, of which there may be several augmented copies.
+
+    Args:
+        ids: the tokens of each copy; the first is of the images without augmentation.
+        images: the column that was tokenized.
+    """
 
     def __init__(self, ids: Int32[Tensor, "C N h w"], images: ImageColumn):
-        self.ids, self.valid, self.errors = ids, images.valid, images.errors
+        self.ids = ids
+        self.valid = images.valid
+        self.errors = images.errors
 
     def batch(
-        self, rows: Int[np.ndarray, " B"], rng: torch.Generator | None, augment: Mapping[str, float]
+        self,
+        rows: Int[np.ndarray, " B"],
+        rng: torch.Generator | None,
+        augment: Mapping[str, float],  # noqa: ARG002 - as in ColumnStore
+        group: Int[np.ndarray, " B"] | None = None,  # noqa: ARG002 - as in ColumnStore
     ) -> Tensor:
-        which = torch.randint(len(self.ids), (len(rows),), generator=rng) if rng is not None else 0
-        return self.ids[which, torch.from_numpy(rows)].long()
+        """Return the tokens of some rows, of random copies; of the first without a generator."""
+        copy = torch.randint(len(self.ids), (len(rows),), generator=rng) if rng is not None else 0
+        return self.ids[copy, torch.from_numpy(rows)].long()
 
 
 def tokenize_images(
     tokenizer: FrozenImageTokenizer,
-    dataset: Source,
+    dataset: DataSource,
     column: str,
     *,
     num_copies: int = 1,
     augment: Mapping[str, float] | None = None,
     quiet: bool = False,
 ) -> ImageTokenColumn:
-    """The codes of every picture of a column, from disk if these pictures have met this coder before.
+    """Tokenize every image of a column.
 
-    num_copies: how many times each picture is coded; the first is unchanged, the others as `change` says (fields of
-    `augment.Change`, as {"flip": 0.5}), the same each time. Raises SensoriumError as `Prepared` does.
+    Args:
+        tokenizer: the tokenizer.
+        dataset: where the images are.
+        column: the image column.
+        num_copies: how many times each image is tokenized: first as it is, then augmented, the same
+            each time.
+        augment: the strength of each transform (`ImageAugmentation`), e.g. {"flip": 0.5}.
+        quiet: do not report progress on stderr.
+
+    Raises:
+        SensoriumError: as `PreparedDataset` does.
     """
     schema = Schema({column: Column(column, tokenizer.image)})
-    pictures = PreparedDataset(
-        dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet
-    ).columns[column]
-    assert isinstance(pictures, ImageColumn)
-    asked = [
+    prepared = PreparedDataset(dataset, schema, (column,), max_invalid_fraction=1.0, quiet=quiet)
+    images = prepared.image_column(column)
+    augment = dict(augment or {})
+    key = [
         CACHE_VERSION,
         tokenizer.fingerprint,
-        pictures.fingerprint,
+        images.fingerprint,
         tokenizer.image.to_json(),
         num_copies,
-        dict(augment or {}),
+        augment,
     ]
     ids = memoize_tensor(
-        "codes",
-        asked,
-        lambda: _compute_tokens(tokenizer, pictures, num_copies, augment or {}),
-        f"coding {column}",
+        CACHE_FOLDER,
+        key,
+        lambda: _compute_tokens(tokenizer, images, num_copies, augment),
+        f"tokenizing {column}",
         Console(stderr=True, quiet=quiet),
     )
-    return ImageTokenColumn(ids, pictures)
+    return ImageTokenColumn(ids, images)
 
 
 @torch.inference_mode()
@@ -114,13 +145,14 @@ def _compute_tokens(
     num_copies: int,
     augment: Mapping[str, float],
 ) -> Int32[Tensor, "C N h w"]:
-    """Copy by copy, PIECE rows at a time."""
+    """Tokenize all copies; the generator of a batch depends on its copy and first row."""
     tokenizer.model.eval()
-    rows, side = len(images.pixels), tokenizer.grid_size
-    ids = torch.zeros(num_copies, rows, side, side, dtype=torch.int32)
+    num_rows = len(images.pixels)
+    side = tokenizer.grid_size
+    ids = torch.zeros(num_copies, num_rows, side, side, dtype=torch.int32)
     for copy in range(num_copies):
-        for start in range(0, rows, BATCH_SIZE):
-            part = np.arange(start, min(start + BATCH_SIZE, rows))
-            rng, how = (generator(copy, start), augment) if copy else (None, {})
-            ids[copy, part] = tokenizer.model.encode(images.batch(part, rng, how)).int()
+        for rows in iter_batches(np.arange(num_rows), BATCH_SIZE):
+            rng = generator(copy, int(rows[0])) if copy else None
+            pixels = images.batch(rows, rng, augment if copy else {})
+            ids[copy, rows] = tokenizer.model.encode(pixels).int()
     return ids

@@ -1,1 +1,5 @@
-"""Pickles of weights → safetensors, in a process of its own in which nothing of the file is executed."""
+"""Convert pickled checkpoints to safetensors in a sandboxed process; nothing is executed."""
+
+from sensorium.io.pickles.convert import ConversionResult, convert_checkpoint
+
+__all__ = ["ConversionResult", "convert_checkpoint"]

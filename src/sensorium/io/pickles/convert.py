@@ -1,4 +1,4 @@
-"""A pickle of weights → a safetensors file beside it. The pickle is read in a process that may do nothing else."""
+"""Convert a pickled checkpoint to safetensors; a sandboxed worker process reads the pickle."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
 from sensorium.io.pickles.sandbox import MAX_CPU_SECONDS
 
+TIMEOUT_SECONDS = 2 * MAX_CPU_SECONDS
 WORKER_SCRIPT = """import sys
 root, source, out, key, size = sys.argv[1:]
 sys.path.insert(0, root)
-from sensorium.convert.fence import fence
-enforced = fence(int(size))
+from sensorium.io.pickles.sandbox import limit_resources
+limits = limit_resources(int(size))
 from sensorium.io.pickles.worker import main
-sys.exit(main(source, out, key, enforced))"""
+sys.exit(main(source, out, key, limits))"""
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -29,71 +31,86 @@ WORKER_ENV = {
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was made of a pickle."""
+    """What a conversion wrote.
+
+    Attributes:
+        path: the safetensors file.
+        num_tensors: tensors in it.
+        num_bytes: size of their values.
+        dropped_keys: what the checkpoint held besides weights: step, optimizer_state, ...
+        sandbox_limits: the limits that this system enforced on the worker process.
+    """
 
     path: Path
     num_tensors: int
     num_bytes: int
-    dropped_keys: list[str]  # what it held beside the weights: step, optimizer_state, ...
-    sandbox_limits: list[str]  # how the process was held back
+    dropped_keys: list[str]
+    sandbox_limits: list[str]
 
     def __str__(self) -> str:
-        left = f"; left out: {', '.join(self.dropped_keys)}" if self.dropped_keys else ""
-        made = f"{self.path}: {self.num_tensors:,} tensors, {self.num_bytes:,} bytes{left}"
-        return f"{made}\nread with: {'; '.join(self.sandbox_limits)}"
+        dropped = f"; dropped: {', '.join(self.dropped_keys)}" if self.dropped_keys else ""
+        return (
+            f"{self.path}: {self.num_tensors:,} tensors, {self.num_bytes:,} bytes{dropped}\n"
+            f"sandbox limits: {'; '.join(self.sandbox_limits)}"
+        )
 
 
 def convert_checkpoint(
     source: str | Path, out: str | Path | None = None, *, key: str | None = None
 ) -> ConversionResult:
-    """The weights in a checkpoint of torch (.pt, .pth, .bin, .ckpt) as safetensors; nothing in it is executed.
+    """Convert the weights in a torch checkpoint to safetensors; nothing in it is executed.
 
-    out: the file to write, which must not be there; by default the same name with .safetensors. key: which part holds
-    the weights, where it is not one of the usual. Raises SensoriumError where the file asks for anything but tensors
-    and plain values, is damaged, or would take more memory or time than a file of its size may.
+    Args:
+        source: the checkpoint (.pt, .pth, .bin, .ckpt).
+        out: the file to write, which must not exist; None: the same name with .safetensors.
+        key: the entry that holds the weights; None: a usual name (state_dict, model, ...).
+
+    Raises:
+        SensoriumError: the file asks for anything but tensors and plain values, is damaged, or
+            would need more memory or time than a file of its size may.
     """
     source = Path(source)
     out = Path(out) if out is not None else source.with_suffix(".safetensors")
     if not source.is_file():
-        raise SensoriumError(f"{source} is no file")
+        raise SensoriumError(f"{source} is not a file. Name a torch checkpoint (.pt, .pth, .bin).")
     if out.exists():
-        raise SensoriumError(f"{out} is there already: remove it, or name another with --out")
-    reports: list[dict[str, object]] = []
-    atomic.write_file(out, lambda place: reports.append(_run_worker(source, place, key or "")))
-    return ConversionResult(out, **reports[0])  # type: ignore[arg-type]
+        raise SensoriumError(f"{out} already exists. Remove it, or choose another file with --out.")
+    reports: list[dict[str, Any]] = []
+    atomic.write_file(out, lambda path: reports.append(_run_worker(source, path, key or "")))
+    return ConversionResult(out, **reports[0])
 
 
-def _run_worker(source: Path, out: Path, key: str) -> dict[str, object]:
-    root, size = str(Path(__file__).parents[3]), str(source.stat().st_size)
+def _run_worker(source: Path, out: Path, key: str) -> dict[str, Any]:
+    """Convert in a worker process; return its report."""
+    root = Path(__file__).parents[3]
+    size = source.stat().st_size
+    arguments = [str(root), str(source.resolve()), str(out.resolve()), key, str(size)]
     try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                WORKER_SCRIPT,
-                root,
-                str(source.resolve()),
-                str(out.resolve()),
-                key,
-                size,
-            ],
+        completed = subprocess.run(
+            [sys.executable, "-I", "-c", WORKER_SCRIPT, *arguments],
             env=WORKER_ENV,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=2 * MAX_CPU_SECONDS,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as e:
         raise SensoriumError(
-            f"{source} was not converted: it took more than {2 * MAX_CPU_SECONDS} seconds"
+            f"{source} was not converted: reading it took more than {TIMEOUT_SECONDS} seconds. "
+            "Save it again as model.state_dict()."
         ) from e
-    try:
-        report: dict[str, object] = json.loads(done.stdout)
-    except ValueError:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
-            f"status {done.returncode}"
-        ]
-        report = {"error": f"the process that read it was stopped ({last[0]})"}
+    report = _parse_report(completed)
     if "error" in report:
-        raise SensoriumError(f"{source} was not converted: {report['error']}")
+        raise SensoriumError(f"{source} was not converted: {report['error']}.")
+    return report
+
+
+def _parse_report(completed: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    """Return what the worker reported, or an error if it was stopped before."""
+    try:
+        report: dict[str, Any] = json.loads(completed.stdout)
+    except ValueError:
+        stderr_lines = completed.stderr.decode(errors="replace").strip().splitlines()
+        reason = stderr_lines[-1] if stderr_lines else f"status {completed.returncode}"
+        return {"error": f"the worker process was stopped ({reason})"}
     return report

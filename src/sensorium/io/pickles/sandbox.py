@@ -1,4 +1,4 @@
-"""What the process that reads a pickle may not do. Each limit says whether this system enforces it."""
+"""Limits of the process that reads a pickle; functions return those that this system enforces."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import os
 import sys
 from typing import NoReturn
 
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # of Linux's unshare
+CLONE_NEWUSER = 0x10000000  # flags of unshare(2), Linux
+CLONE_NEWNET = 0x40000000
 MAX_CPU_SECONDS = 600
-PRELOADED_CODECS = (
-    "cp437",
-    "ascii",
-    "raw-unicode-escape",
-    "unicode-escape",
-)  # of names in archives, of old pickles
+# Codecs of names in archives and of old pickles, which Python would otherwise import on first use.
+PRELOADED_CODECS = ("cp437", "ascii", "raw-unicode-escape", "unicode-escape")
 FORBIDDEN_AUDIT_EVENTS = (
     "socket.",
     "subprocess.",
@@ -46,53 +43,72 @@ FORBIDDEN_AUDIT_EVENTS = (
 
 
 def limit_resources(file_bytes: int) -> list[str]:
-    """Limit this process for a file of `size` bytes, before anything of it is read; what is enforced, in words."""
-    memory, written = (1 << 30) + 3 * file_bytes, 4 * file_bytes + (2 << 20)
+    """Limit memory, CPU time, output, processes and network of this process.
+
+    Call it before anything of the file is read.
+
+    Args:
+        file_bytes: size of the file; memory and output are limited in proportion.
+
+    Returns:
+        The limits that this system enforces.
+    """
     limits = {
-        "RLIMIT_AS": memory,
+        "RLIMIT_AS": (1 << 30) + 3 * file_bytes,
         "RLIMIT_CPU": MAX_CPU_SECONDS,
-        "RLIMIT_FSIZE": written,
+        "RLIMIT_FSIZE": 4 * file_bytes + (2 << 20),
         "RLIMIT_CORE": 0,
         "RLIMIT_NPROC": 0,
     }
-    enforced = [name for name, most in limits.items() if _set_limit(name, most)]
-    return [*enforced, *(["no network (namespace)"] if _isolate_network() else [])]
+    enforced = [name for name, limit in limits.items() if _set_limit(name, limit)]
+    if _isolate_network():
+        enforced.append("no network (namespace)")
+    return enforced
 
 
 def enter() -> str:
-    """From here on nothing is imported, compiled, called up or connected to: Python itself raises where it is tried."""
+    """Forbid imports, compilation, processes and connections from here on.
 
-    def watch(event: str, arguments: tuple[object, ...]) -> None:
+    Python itself then raises PermissionError where code attempts one.
+
+    Returns:
+        A description of this limit.
+    """
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
         if event.startswith(FORBIDDEN_AUDIT_EVENTS):
             _refuse(f"{event} {arguments[:1]}")
 
     for name in PRELOADED_CODECS:
-        codecs.lookup(name)  # Python imports a codec when it is first used
-    sys.addaudithook(watch)
+        codecs.lookup(name)
+    sys.addaudithook(audit)
     return "no imports, processes or connections (audit hook)"
 
 
 def _refuse(event: str) -> NoReturn:
+    """Raise the error for a forbidden event."""
     raise PermissionError(f"{event} is not allowed while a pickle is read")
 
 
 def _set_limit(name: str, limit: int) -> bool:
+    """Lower a resource limit; return whether the system enforces it."""
     try:
         import resource
 
-        hard = resource.getrlimit(getattr(resource, name))[1]
-        least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(getattr(resource, name), (least, least))
+        kind = getattr(resource, name)
+        hard_limit = resource.getrlimit(kind)[1]
+        new_limit = limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit)
+        resource.setrlimit(kind, (new_limit, new_limit))
     except (ImportError, AttributeError, ValueError, OSError):
         return False
     return True
 
 
 def _isolate_network() -> bool:
-    """Leave the network behind: a namespace without one (Linux)."""
+    """Move this process to a network namespace without interfaces (Linux)."""
     if not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
-    return libc.unshare(CLONE_NEWNET) == 0 or (
-        os.getuid() != 0 and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
-    )
+    if libc.unshare(CLONE_NEWNET) == 0:
+        return True
+    return os.getuid() != 0 and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0

@@ -1,4 +1,4 @@
-"""What runs in the process of its own: a checkpoint's weights into a safetensors file, a report to standard output."""
+"""The worker process: write a checkpoint's weights as safetensors, print a report to stdout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sensorium.io.pickles.sandbox import enter
 from sensorium.io.pickles.torch_archive import DTYPE_BYTES, TorchArchive, get_dtype
 from sensorium.io.pickles.unpickler import TensorRef, UnsafePickle
 
-STATE_DICT_KEYS = (
+STATE_DICT_KEYS = (  # entries that may hold the weights, most likely first
     "state_dict",
     "model_state_dict",
     "model_state",
@@ -27,111 +27,149 @@ STATE_DICT_KEYS = (
     "state_dict_ema",
     "model_ema",
     "ema",
-)  # where weights lie, the first first
-MAX_DEPTH, MAX_TENSORS = 6, 100_000  # dicts in dicts, tensors
-MAX_GROWTH_FACTOR = 4  # times its own size that a file may grow (expanded views)
+)
+MAX_DEPTH = 6  # of nested dicts
+MAX_TENSORS = 100_000
+MAX_GROWTH_FACTOR = 4  # output bytes per input byte (expanded views)
+DAMAGED_FILE_ERRORS = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    AttributeError,
+    OSError,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+)
 
 
 def find_state_dict(value: Any, key: str | None = None) -> tuple[dict[str, TensorRef], list[str]]:
-    """Name → tensor, and what is left out. key: which part holds the weights, where it is not the usual one."""
+    """Find the weights in the value of a checkpoint.
+
+    Args:
+        value: what was pickled.
+        key: the entry that holds the weights; None: the first of the usual ones.
+
+    Returns:
+        Tensors by name, and the entries that are dropped.
+
+    Raises:
+        UnsafePickle: there are no weights, or too many.
+    """
     dropped: list[str] = []
-    at = ""
+    prefix = ""
     for _ in range(MAX_DEPTH):
         if not isinstance(value, dict):
             raise UnsafePickle(f"it holds a {type(value).__name__}, not a dict of weights")
-        if key is None and any(isinstance(part, TensorRef) for part in value.values()):
+        entry = key or _weights_entry(value)
+        if entry is None:
             break
-        part = key or next(
-            (name for name in STATE_DICT_KEYS if isinstance(value.get(name), dict)), None
+        if entry not in value:
+            raise UnsafePickle(f"it has no entry {entry!r}; it has {', '.join(map(str, value))}")
+        dropped += [f"{prefix}{name}" for name in value if name != entry]
+        value = value[entry]
+        prefix = f"{prefix}{entry}."
+        key = None
+    tensors = _flatten_dict(value, prefix, dropped, MAX_DEPTH)
+    if not tensors or len(tensors) > MAX_TENSORS:
+        raise UnsafePickle(f"it holds {len(tensors):,} tensors; 1 to {MAX_TENSORS:,} are supported")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors, dropped
+
+
+def write_safetensors(archive: TorchArchive, tensors: dict[str, TensorRef], out: Path) -> int:
+    """Write a safetensors file; tensors that share a storage are each written in full.
+
+    Returns:
+        Bytes of all values.
+
+    Raises:
+        UnsafePickle: the file would be far larger than the checkpoint.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in sorted(tensors.items()):
+        num_bytes = math.prod(tensor.shape) * DTYPE_BYTES[get_dtype(tensor)]
+        header[name] = {
+            "dtype": get_dtype(tensor),
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + num_bytes],
+        }
+        offset += num_bytes
+    if offset > MAX_GROWTH_FACTOR * archive.num_bytes + (1 << 20):
+        raise UnsafePickle(
+            f"its tensors would fill {offset:,} bytes, out of a file of {archive.num_bytes:,}"
         )
-        if part is None:
-            break
-        if part not in value:
-            raise UnsafePickle(f"it has no part {part!r}; there are {', '.join(map(str, value))}")
-        dropped += [f"{at}{name}" for name in value if name != part]
-        value, at, key = value[part], f"{at}{part}.", None
-    found = _flatten_dict(value, at, dropped, MAX_DEPTH)
-    if not found or len(found) > MAX_TENSORS:
-        raise UnsafePickle(f"it holds {len(found):,} tensors; 1 to {MAX_TENSORS:,} are read")
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    return found, dropped
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with out.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in sorted(tensors.items()):
+            file.write(archive.read_tensor(tensor).data)
+    return offset
+
+
+def main(source: str, out: str, key: str, sandbox_limits: list[str]) -> int:
+    """Convert a checkpoint, and print the report as JSON: an error, or what was written.
+
+    Args:
+        source: the checkpoint.
+        out: the file to write.
+        key: the entry that holds the weights; "": the usual one.
+        sandbox_limits: the limits already in force.
+
+    Returns:
+        The exit status.
+    """
+    limits = [*sandbox_limits, enter()]
+    try:
+        archive = TorchArchive(Path(source))
+        tensors, dropped = find_state_dict(archive.value, key or None)
+        num_bytes = write_safetensors(archive, tensors, Path(out))
+    except MemoryError:
+        return _report_error("it needs more memory than a file of its size may")
+    except UnsafePickle as e:
+        return _report_error(str(e))
+    except DAMAGED_FILE_ERRORS as e:
+        return _report_error(f"it is damaged ({type(e).__name__}: {e})")
+    report = {
+        "num_tensors": len(tensors),
+        "num_bytes": num_bytes,
+        "dropped_keys": dropped,
+        "sandbox_limits": limits,
+    }
+    print(json.dumps(report))
+    return 0
+
+
+def _weights_entry(value: dict[Any, Any]) -> str | None:
+    """Return the usual entry that holds the weights; None if `value` is the weights."""
+    if any(isinstance(part, TensorRef) for part in value.values()):
+        return None
+    return next((name for name in STATE_DICT_KEYS if isinstance(value.get(name), dict)), None)
 
 
 def _flatten_dict(
     value: dict[Any, Any], prefix: str, dropped: list[str], max_depth: int
 ) -> dict[str, TensorRef]:
-    """The tensors of a dict and of the dicts in it, by names joined with dots."""
-    found: dict[str, TensorRef] = {}
+    """Return the tensors of nested dicts by dotted names; other entries go to `dropped`."""
+    tensors: dict[str, TensorRef] = {}
     for name, part in value.items():
         if isinstance(part, TensorRef) and isinstance(name, str):
-            found[name] = part
+            tensors[name] = part
         elif isinstance(part, dict) and isinstance(name, str) and max_depth:
-            found |= {
-                f"{name}.{inner}": x
-                for inner, x in _flatten_dict(
-                    part, f"{prefix}{name}.", dropped, max_depth - 1
-                ).items()
-            }
+            nested = _flatten_dict(part, f"{prefix}{name}.", dropped, max_depth - 1)
+            tensors |= {f"{name}.{inner}": tensor for inner, tensor in nested.items()}
         else:
             dropped.append(f"{prefix}{name}")
-    return found
+    return tensors
 
 
-def write_safetensors(archive: TorchArchive, tensors: dict[str, TensorRef], out: Path) -> int:
-    """A safetensors file of these; its bytes. Tensors that share numbers each get their own."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, tensor in sorted(tensors.items()):
-        size = math.prod(tensor.shape) * DTYPE_BYTES[get_dtype(tensor)]
-        header[name] = {
-            "dtype": get_dtype(tensor),
-            "shape": tensor.shape,
-            "data_offsets": [place, place + size],
-        }
-        place += size
-    if place > MAX_GROWTH_FACTOR * archive.num_bytes + (1 << 20):
-        raise UnsafePickle(
-            f"its tensors would fill {place:,} bytes, out of a file of {archive.num_bytes:,}"
-        )
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(out, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, tensor in sorted(tensors.items()):
-            file.write(archive.read_tensor(tensor).data)
-    return place
-
-
-def main(source: str, out: str, key: str, sandbox_limits: list[str]) -> int:
-    """Convert, and print what was done or why it was not, as JSON."""
-    sandbox_limits.append(enter())
-    try:
-        archive = TorchArchive(Path(source))
-        tensors, dropped = find_state_dict(archive.value, key or None)
-        size = write_safetensors(archive, tensors, Path(out))
-    except MemoryError:
-        print(json.dumps({"error": "it asks for more memory than a file of its size may"}))
-        return 1
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        AttributeError,
-        OSError,
-        NotImplementedError,
-        EOFError,
-        struct.error,
-    ) as e:
-        why = str(e) if isinstance(e, UnsafePickle) else f"it is damaged ({type(e).__name__}: {e})"
-        print(json.dumps({"error": why}))
-        return 1
-    print(
-        json.dumps(
-            {"tensors": len(tensors), "bytes": size, "dropped": dropped, "enforced": sandbox_limits}
-        )
-    )
-    return 0
+def _report_error(reason: str) -> int:
+    """Print an error report; return the exit status."""
+    print(json.dumps({"error": reason}))
+    return 1

@@ -1,4 +1,4 @@
-"""How large a model is and what a step of training costs, told on the meta device: nothing is computed or allocated."""
+"""Size of a model and cost of a training step, computed on the meta device."""
 
 from __future__ import annotations
 
@@ -25,26 +25,34 @@ if TYPE_CHECKING:
     from sensorium.data.schema import Schema
     from sensorium.training.checkpoint import Model
 
-OPTIMIZER_STATES_PER_WEIGHT = {
-    "sgd": 1,
-    "lion": 1,
-    "muon": 1,
-}  # numbers an optimiser keeps for each weight; the others keep 2
-BYTES_PER_FLOAT = 4  # bytes
+# numbers that an optimizer keeps per weight; others keep 2
+OPTIMIZER_STATES_PER_WEIGHT = {"sgd": 1, "lion": 1, "muon": 1}
+BYTES_PER_FLOAT = 4
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Parameters, operations, and bytes while training in fp32."""
+    """Parameters, FLOPs and memory of training in fp32.
+
+    Attributes:
+        recipe: name of the recipe.
+        parameters: number of parameters.
+        parameters_by_module: number of parameters of each part.
+        columns: columns that are read, with their settings.
+        flops_forward: FLOPs per sample; a multiplication and an addition count as two.
+        flops_training: the same, with the backward pass.
+        batch_size: rows per step.
+        memory_bytes: bytes of weights, gradients, optimizer state and activations.
+    """
 
     recipe: str
     parameters: int
-    parameters_by_module: dict[str, int]  # parameters of each part
-    columns: dict[str, str]  # what is read, and how
-    flops_forward: int  # per sample; a multiplication and an addition count as two
-    flops_training: int  # the way back included
+    parameters_by_module: dict[str, int]
+    columns: dict[str, str]
+    flops_forward: int
+    flops_training: int
     batch_size: int
-    memory_bytes: dict[str, int]  # weights, gradients, optimizer, activations of a step
+    memory_bytes: dict[str, int]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
@@ -58,33 +66,48 @@ class ModelSummary:
                 Text(name), f"{_format_si(n)} parameters", Text(self.columns.get(name, ""))
             )
         table.add_section()
-        table.add_row("forward", f"{_format_si(self.flops_forward)}FLOP", "a sample")
-        table.add_row("training", f"{_format_si(self.flops_training)}FLOP", "a sample")
+        table.add_row("forward", f"{_format_si(self.flops_forward)}FLOP", "per sample")
+        table.add_row("training", f"{_format_si(self.flops_training)}FLOP", "per sample")
         table.add_section()
         for name, n in self.memory_bytes.items():
             table.add_row(name, f"{_format_si(n)}B")
         total = _format_si(sum(self.memory_bytes.values()))
-        table.add_row("memory", f"{total}B", f"about, for steps of {self.batch_size} rows in fp32")
+        table.add_row(
+            "memory", f"{total}B", f"estimate for {self.batch_size} rows per step in fp32"
+        )
         yield table
 
 
 def summarize_recipe(
     recipe_fn: RecipeFunction[Any], schema: Schema, keywords: Mapping[str, Any]
 ) -> ModelSummary:
-    """What `make` would build for these columns and keywords."""
+    """Summarize the model that a recipe would build.
+
+    Args:
+        recipe_fn: the recipe.
+        schema: columns of the data.
+        keywords: keywords of the recipe and of its training.
+
+    Raises:
+        SensoriumError: if a keyword does not fit.
+    """
     return _summarize(recipe_fn.__name__, dry_build(recipe_fn, schema, keywords), schema)
 
 
 def summarize_model(model: Model) -> ModelSummary:
-    """The same for a trained model, whose weights are let go."""
+    """Summarize a trained model, whose weights are released."""
     model.module.to("meta")
     return _summarize(model.config.recipe, model.recipe, model.schema)
 
 
 def default_schema(types: Mapping[str, str]) -> Schema:
-    """A picture and a caption column, unless `columns` says otherwise or more."""
+    """Return the schema of an image and a caption column, and of further columns.
+
+    Args:
+        types: column types that replace or extend these.
+    """
     kinds = {"image": "image", "caption": "text"}
-    table = Table({name: [None] for name in {**kinds, **types}}, ["made up"], kinds=kinds)
+    table = Table({name: [None] for name in {**kinds, **types}}, ["default"], kinds=kinds)
     return infer_schema(table, dict(types))
 
 
@@ -93,37 +116,40 @@ def _summarize(name: str, recipe: Recipe[Any], schema: Schema) -> ModelSummary:
     batch = _meta_batch(
         recipe, schema, max(1, training.batch_size // training.grad_accumulation_steps)
     )
-    held = _SavedTensors(model)
-    with torch.device("meta"), _AssumeAllDistinct(), FlopCounterMode(display=False) as counted:
-        with saved_tensors_hooks(held.add, lambda x: x):
+    saved = _SavedTensors(model)
+    with torch.device("meta"), _AssumeAllDistinct(), FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(saved.add, lambda x: x):
             loss = torch.stack(list(recipe.objective(model, batch).values())).sum()
-        forward = counted.get_total_flops()
+        forward = counter.get_total_flops()
         loss.backward()
     rows, size = len(batch), _count_parameters(model)
-    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = OPTIMIZER_STATES_PER_WEIGHT.get(training.optimizer, 2) + (1 if training.ema_decay else 0)
-    memory = {"weights": size, "gradients": learned, "optimizer": kept * learned}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    states = OPTIMIZER_STATES_PER_WEIGHT.get(training.optimizer, 2) + (
+        1 if training.ema_decay else 0
+    )
+    memory = {"weights": size, "gradients": trained, "optimizer": states * trained}
     return ModelSummary(
         name,
         size,
         {part: _count_parameters(module) for part, module in _parts(model)},
         {column_label(column): repr(schema[column]) for column in recipe.data.columns},
         forward // rows,
-        counted.get_total_flops() // rows,
+        counter.get_total_flops() // rows,
         training.batch_size,
-        {part: BYTES_PER_FLOAT * n for part, n in memory.items()} | {"activations": held.num_bytes},
+        {part: BYTES_PER_FLOAT * n for part, n in memory.items()}
+        | {"activations": saved.num_bytes},
     )
 
 
 def _parts(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """The parts of a model by name; towers by their columns."""
+    """Return the parts of a model by name; towers by their columns."""
     if isinstance(model, Towers):
         return [(column_label(column), tower) for column, tower in model.by_column().items()]
     return model.named_children()
 
 
 def _meta_batch(recipe: Recipe[Any], schema: Schema, rows: int) -> Batch:
-    """A batch without content, texts at full length."""
+    """Return a batch without content, with texts at full length."""
     rng = torch.Generator().manual_seed(0)
     modalities: dict[ColumnKey, Any] = {column: schema[column] for column in recipe.data.columns}
     shapes = {column: modality.fake(64, rng) for column, modality in modalities.items()}
@@ -137,14 +163,14 @@ def _meta_batch(recipe: Recipe[Any], schema: Schema, rows: int) -> Batch:
 
 
 class _AssumeAllDistinct(TorchDispatchMode):
-    """What depends on content, which a batch on the meta device has not, goes as if all were there and no two equal."""
+    """Run value-dependent code on the meta device: all present, no two equal."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.unique_dim.default:
-            place = torch.empty(args[0].shape[args[1]], dtype=torch.long, device="meta")
-            return args[0].clone(), place, place.clone()
+            index = torch.empty(args[0].shape[args[1]], dtype=torch.long, device="meta")
+            return args[0].clone(), index, index.clone()
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True  # of `any` and `all`, and of chance
+            return True  # any, all, and random conditions
         if func is torch.ops.aten.nonzero.default and args[0].is_meta and args[0].dim() == 1:
             return torch.arange(len(args[0]), device="meta")[:, None]
         if func is torch.ops.aten._sample_dirichlet.default and args[0].is_meta:
@@ -153,7 +179,7 @@ class _AssumeAllDistinct(TorchDispatchMode):
 
 
 class _SavedTensors:
-    """What autograd keeps for the way back, each storage once, parameters not counted."""
+    """Bytes of the tensors that autograd saves: each storage once, without parameters."""
 
     def __init__(self, model: nn.Module):
         self.counted_storages = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -164,7 +190,7 @@ class _SavedTensors:
         storage = x.untyped_storage()
         if storage._cdata not in self.counted_storages:
             self.counted_storages.add(storage._cdata)
-            self.references.append(x)  # or its number could be given to another
+            self.references.append(x)  # or its id could be reused
             self.num_bytes += storage.nbytes()
         return x
 

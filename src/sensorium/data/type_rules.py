@@ -1,0 +1,341 @@
+"""The rules that infer the type of a column from its values, from the most to the least certain.
+
+A rule returns the type and the reason, in words that can be checked against the data, or None where
+it does not apply.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sensorium.data.cell_parsing import NUMBER_TYPES, is_url, parse_list, parse_number
+from sensorium.data.schema import MODALITIES, extensions
+from sensorium.data.splits import KNOWN_SPLITS
+from sensorium.data.tables import IMAGE_EXTENSIONS, Table
+
+TAG_SEPARATORS = ("|", ";")  # of the tags in one cell
+IMAGE_URL = "image url"  # in place of a type: web addresses of images, which are not fetched
+MISSING_IMAGE = "missing image"  # in place of a type: paths of images, none of which exists
+COMMON_NAMES = {  # of columns of a type
+    "split": {"split", "subset", "fold"},
+    "group": {
+        "group",
+        "group_id",
+        "concept",
+        "concept_id",
+        "product_id",
+        "item_id",
+        "sku",
+        "patient_id",
+        "subject_id",
+    },
+    "image": {
+        "image",
+        "picture",
+        "photo",
+        "img",
+        "url",
+        "filepath",
+        "file_name",
+        "image_path",
+        "image_url",
+    },
+    "text": {
+        "caption",
+        "captions",
+        "text",
+        "title",
+        "description",
+        "sentence",
+        "keywords",
+        "prompt",
+    },
+    "category": {"label", "class", "category", "target"},
+    "key": {"id", "index", "key", "uid", "uuid", "hash", "md5", "sha256", "column 1"},
+}
+_MAX_CHECKED_PATHS = 1000  # files whose existence is checked
+_MAX_CHECKED_STEPS = 100  # of a series, whose values are checked
+_MAX_SPLITS = 20  # different values of a split column
+_MIN_PATH_FRACTION = 0.5  # of values that end like files
+_MIN_URL_FRACTION = 0.5  # of values that are web addresses
+_MAX_CATEGORY_CHARACTERS = 64  # of a class or tag
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_DATE_PATTERN = re.compile(r"[12]\d{3}-[01]\d-[0-3]\d([ T]\d|$)")
+
+
+class InferredType(NamedTuple):
+    """A type, a role, IMAGE_URL or MISSING_IMAGE, and the reason."""
+
+    kind: str
+    reason: str
+
+
+class Sample(NamedTuple):
+    """The values by which a column's type is inferred.
+
+    Attributes:
+        name: the column, in lower case.
+        values: values that are not missing.
+        rows: their rows in the table.
+        table: where relative paths start from.
+        max_invalid_fraction: the largest fraction of values that may not fit the type.
+    """
+
+    name: str
+    values: list[Any]
+    rows: list[int]
+    table: Table
+    max_invalid_fraction: float
+
+    def is_type(self, num_fit: int) -> bool:
+        """Return whether enough values fit a type."""
+        num_invalid = len(self.values) - num_fit
+        return num_fit > 0 and num_invalid <= self.max_invalid_fraction * len(self.values)
+
+
+def infer_from_sample(sample: Sample) -> InferredType:
+    """Return the type of a column by the first rule that applies."""
+    for rule in _RULES:
+        inferred = rule(sample)
+        if inferred is not None:
+            return inferred
+    types = sorted({type(v).__name__ for v in sample.values})
+    return InferredType("ignore", f"values of type {', '.join(types[:4])} are not supported")
+
+
+def _infer_pixels(sample: Sample) -> InferredType | None:
+    """Recognise encoded images and arrays of pixels."""
+    num_fit = sum(map(_is_image, sample.values))
+    if not sample.is_type(num_fit):
+        return None
+    return InferredType("image", f"{num_fit} of {len(sample.values)} values are images")
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8
+    if not isinstance(value, bytes):
+        return False
+    is_webp = value[:4] == b"RIFF" and value[8:12] == b"WEBP"
+    return value.startswith(_IMAGE_MAGIC) or is_webp
+
+
+def _infer_paths(sample: Sample) -> InferredType | None:
+    """Recognise paths by their extension; those of images even where no file exists."""
+    if sample.name in COMMON_NAMES["text"]:
+        return None
+    for kind in ("image", *(k for k in MODALITIES if k != "image" and extensions(k))):
+        paths = {
+            row: value
+            for row, value in zip(sample.rows, sample.values, strict=True)
+            if isinstance(value, str)
+            and value.lower().endswith(extensions(kind) or ())
+            and not is_url(value)
+        }
+        if len(paths) < _MIN_PATH_FRACTION * len(sample.values):
+            continue
+        num_existing, checked = _count_existing(sample.table, paths)
+        if num_existing or kind == "image":
+            suffixes = sorted({path[path.rindex(".") :].lower() for path in paths.values()})
+            reason = f"{len(paths)} of {len(sample.values)} values end in {', '.join(suffixes)}"
+            return InferredType(
+                kind if num_existing else MISSING_IMAGE, f"{reason} and {checked} exist"
+            )
+    return None
+
+
+def _count_existing(table: Table, paths: dict[int, str]) -> tuple[int, str]:
+    """Return how many of at most _MAX_CHECKED_PATHS files exist, as a number and in words."""
+    rows = list(paths)[:: -(-len(paths) // _MAX_CHECKED_PATHS)]
+    num_existing = sum(
+        os.path.isfile(table.base_folder(row) / paths[row].replace("\\", "/"))  # noqa: PTH113 - no error for a path that cannot be one
+        for row in rows
+    )
+    if len(rows) == len(paths):
+        return num_existing, f"{num_existing}"
+    return num_existing, f"{num_existing} of {len(rows)} checked"
+
+
+def _infer_urls(sample: Sample) -> InferredType | None:
+    """Recognise web addresses."""
+    urls = [v for v in sample.values if is_url(v)]
+    if len(urls) < _MIN_URL_FRACTION * len(sample.values):
+        return None
+    num_images = sum(url.lower().split("?")[0].endswith(IMAGE_EXTENSIONS) for url in urls)
+    of_images = num_images * 2 > len(urls) or sample.name in COMMON_NAMES["image"]
+    content = "web addresses of images" if of_images else "web addresses"
+    return InferredType(
+        IMAGE_URL if of_images else "ignore",
+        f"{len(urls)} of {len(sample.values)} values are {content}, and nothing is fetched",
+    )
+
+
+def _infer_series(sample: Sample) -> InferredType | None:
+    """Recognise lists of numbers."""
+    series = [v for v in map(parse_series, sample.values) if v is not None]
+    if not sample.is_type(len(series)):
+        return None
+    lengths = sorted(map(len, series))
+    return InferredType(
+        "series",
+        f"{len(series)} of {len(sample.values)} values are lists of numbers, {lengths[0]} to "
+        f"{lengths[-1]} steps long",
+    )
+
+
+def parse_series(value: Any) -> list[Any] | np.ndarray | None:
+    """Return the series in a cell, None if it holds none.
+
+    A series is a list or array of numbers or, for several channels, of lists of numbers; in text it
+    is JSON.
+    """
+    if isinstance(value, np.ndarray):
+        is_series = value.ndim in (1, 2) and len(value) and value.dtype.kind in "fiu"
+        return value if is_series else None
+    steps = parse_list(value) if isinstance(value, str) else value
+    if not isinstance(steps, list) or not steps:
+        return None
+    channels = (step if isinstance(step, list) else [step] for step in steps[:_MAX_CHECKED_STEPS])
+    numbers = [x for step in channels for x in step if x is not None]
+    if not numbers:
+        return None
+    if any(isinstance(x, bool) or not isinstance(x, NUMBER_TYPES) for x in numbers):
+        return None
+    return steps
+
+
+def _infer_role(sample: Sample) -> InferredType | None:
+    """Recognise split and group columns by their names."""
+    is_group = sample.name in COMMON_NAMES["group"]
+    if not is_group and sample.name not in COMMON_NAMES["split"]:
+        return None
+    if not all(isinstance(v, str | int) for v in sample.values):
+        return None
+    distinct = sorted({str(v) for v in sample.values})
+    if is_group:
+        return InferredType(
+            "group",
+            f"named {sample.name!r}: rows with equal values stay in one split; "
+            f"{len(distinct)} values",
+        )
+    if len(distinct) <= _MAX_SPLITS and any(v.strip().lower() in KNOWN_SPLITS for v in distinct):
+        return InferredType("split", f"named {sample.name!r} with values {', '.join(distinct[:5])}")
+    return None
+
+
+def _infer_captions(sample: Sample) -> InferredType | None:
+    """Recognise lists of texts."""
+    lists = [v if isinstance(v, list) else parse_list(v) for v in sample.values]
+    sizes = [len(v) for v in lists if v is not None and all(isinstance(t, str) for t in v)]
+    if not sample.is_type(len(sizes)):
+        return None
+    return InferredType(
+        "text",
+        f"{len(sizes)} of {len(sample.values)} values are lists of texts, "
+        f"{sum(sizes) / len(sizes):.1f} per row",
+    )
+
+
+def _infer_numeric(sample: Sample) -> InferredType | None:
+    """Recognise numbers, and among them row numbers, class numbers and constants."""
+    numbers = [n for n in map(parse_number, sample.values) if n is not None]
+    finite = [n for n in numbers if math.isfinite(n)]
+    if not finite or not sample.is_type(len(numbers)):
+        return None
+    name = sample.name
+    num_distinct = len(set(finite))
+    is_whole = all(n.is_integer() for n in finite)
+    if is_whole and num_distinct == len(finite) > 1 and _is_key_name(name):
+        return InferredType("ignore", f"named {name!r} and all different: it only numbers the rows")
+    max_classes = max(20, min(1000, len(finite) // 10))
+    if is_whole and name in COMMON_NAMES["category"] and num_distinct <= max_classes:
+        return InferredType(
+            "category", f"named {name!r} with {num_distinct} different whole numbers"
+        )
+    if num_distinct == 1 and len(finite) > 1:
+        return InferredType("ignore", f"the same number in all of {len(finite)} values")
+    return InferredType(
+        "numeric",
+        f"{len(numbers)} of {len(sample.values)} values are numbers, {min(finite):g} to "
+        f"{max(finite):g}",
+    )
+
+
+def _infer_text(sample: Sample) -> InferredType | None:
+    """Recognise strings: dates, tags, classes, identifiers and text."""
+    if isinstance(sample.values[0], bool):
+        return InferredType("category", "true or false")
+    texts = [v for v in sample.values if isinstance(v, str)]
+    if not sample.is_type(len(texts)):
+        return None
+    if all(map(_DATE_PATTERN.match, texts)):
+        return InferredType("datetime", f"{len(texts)} of {len(texts)} values are dates")
+    for separator in TAG_SEPARATORS:
+        num_tags = _count_tags(texts, separator)
+        if num_tags:
+            return InferredType(
+                "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
+            )
+    return _infer_words(sample.name, texts)
+
+
+def _infer_words(name: str, texts: Sequence[str]) -> InferredType:
+    """Tell classes, identifiers and text apart."""
+    num_distinct = len(set(texts))
+    max_characters = max(map(len, texts))
+    mean_words = sum(len(text.split()) for text in texts) / len(texts)
+    for kind in ("category", "text"):
+        if name in COMMON_NAMES[kind]:
+            return InferredType(
+                kind,
+                f"named {name!r}; {num_distinct} different values, {mean_words:.1f} words each",
+            )
+    if num_distinct == 1 and len(texts) > 1:
+        return InferredType("ignore", f"the same text in all of {len(texts)} values")
+    if num_distinct * 10 <= len(texts) and max_characters <= _MAX_CATEGORY_CHARACTERS:
+        return InferredType(
+            "category",
+            f"{num_distinct} different values among {len(texts)}, at most {max_characters} "
+            "characters long",
+        )
+    if mean_words == 1 and num_distinct == len(texts) > 1 and _is_key_name(name):
+        return InferredType("ignore", f"named {name!r} and all different: it only names the rows")
+    return InferredType(
+        "text", f"{num_distinct} different values among {len(texts)}, {mean_words:.1f} words each"
+    )
+
+
+def _count_tags(texts: Sequence[str], separator: str) -> int:
+    """Return the number of different tags if the texts are sets of tags, else 0.
+
+    They are if many hold several tags, and most tags are repeated.
+    """
+    tag_lists = [[tag.strip() for tag in text.split(separator)] for text in texts]
+    distinct = {tag for tags in tag_lists for tag in tags}
+    num_several = sum(len(tags) > 1 for tags in tag_lists)
+    if num_several * 10 < len(texts):
+        return 0
+    if len(distinct) * 5 > sum(map(len, tag_lists)):
+        return 0
+    return len(distinct) if max(map(len, distinct)) <= _MAX_CATEGORY_CHARACTERS else 0
+
+
+def _is_key_name(name: str) -> bool:
+    """Return whether a column of this name identifies the rows."""
+    return name in COMMON_NAMES["key"] or name.endswith("_id")
+
+
+_RULES: tuple[Callable[[Sample], InferredType | None], ...] = (
+    _infer_pixels,
+    _infer_paths,
+    _infer_urls,
+    _infer_series,
+    _infer_role,
+    _infer_captions,
+    _infer_numeric,
+    _infer_text,
+)

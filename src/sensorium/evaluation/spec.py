@@ -1,0 +1,114 @@
+"""What a recipe says about evaluation, and the interfaces that the training loop calls.
+
+T training rows   V validation rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Concatenate, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sensorium.data.cache.prepared import PreparedDataset
+from sensorium.data.dataset import Dataset
+from sensorium.evaluation.protocol import Trained
+from sensorium.evaluation.report import EvaluationReport
+from sensorium.nn.tokens import Batch
+
+M = TypeVar("M", bound=nn.Module)
+M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
+Evaluator = Callable[Concatenate[Trained, Dataset, Sequence[str], ...], EvaluationReport]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Model outputs for rows of a dataset, with the targets of the same rows.
+
+    Attributes:
+        outputs: raw model outputs (logits, means) by target column.
+        targets: the target columns of the same rows.
+    """
+
+    outputs: Mapping[str, Tensor]
+    targets: Batch
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """The result of `EvaluationSpec.validate`.
+
+    Attributes:
+        figures: metrics by name.
+        predictions: the predictions behind the metrics, where `Hooks.calibrate` needs them.
+    """
+
+    metrics: Mapping[str, float]
+    predictions: Predictions | None = None
+
+
+@runtime_checkable
+class Validate(Protocol[M_contra]):
+    """Compute metrics on the validation rows."""
+
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
+    ) -> ValidationResult:
+        """Return metrics of `model` on `rows`."""
+        ...
+
+
+@runtime_checkable
+class WriteSamples(Protocol[M_contra]):
+    """Write an image of the model's outputs for a sample of the validation rows."""
+
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], path: Path, /
+    ) -> None:
+        """Write the image to `path`."""
+        ...
+
+
+@runtime_checkable
+class Calibrate(Protocol[M_contra]):
+    """Fit calibration buffers on the validation rows, before new best weights are saved.
+
+    `predictions` are those of the same weights on the same rows, where `validate` returned them.
+    """
+
+    def __call__(
+        self,
+        model: M_contra,
+        prepared: PreparedDataset,
+        rows: Int[np.ndarray, " V"],
+        predictions: Predictions | None,
+        /,
+    ) -> None:
+        """Fit the buffers of `model` in place."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec(Generic[M]):
+    """How a model is evaluated, during training and afterwards.
+
+    Attributes:
+        metric: the metric of `validate` that selects the best weights.
+        mode: whether the lowest ("min") or the highest ("max") value of the metric is best.
+        validate: computes metrics on the validation rows.
+        write_samples: writes an image of model outputs for a sample of the validation rows.
+        evaluator: runs `sensorium evaluate`: (trained model, dataset, split names, options) ->
+            EvaluationReport.
+        sweep: keywords with the values that `sensorium compare` tries where none is varied.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+    validate: Validate[M] | None = None
+    write_samples: WriteSamples[M] | None = None
+    evaluator: Evaluator | None = None
+    sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""Audio files: WAV by the standard library, other formats by soundfile, within limits.
+
+N samples
+"""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+MIN_SAMPLE_RATE = 1_000
+MAX_SAMPLE_RATE = 768_000
+
+
+def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
+    """Return the mean of a file's channels as float32 [N] in -1..1, and its sample rate.
+
+    Args:
+        path: A WAV, FLAC, OGG or MP3 file; all but plain WAV need the `audio` extra.
+        max_seconds: Longest duration in seconds, checked against the header before reading.
+
+    Raises:
+        ValueError: If the file is damaged, of an unknown format, or too long.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    try:
+        with wave.open(str(path), "rb") as file:
+            return _read_wav(file, max_seconds), file.getframerate()
+    except (wave.Error, EOFError):
+        return _read_soundfile(path, max_seconds)
+    except OSError as e:
+        raise ValueError(f"cannot be opened: {e.strerror}") from e
+
+
+def _read_wav(file: wave.Wave_read, max_seconds: float) -> Float32[np.ndarray, "N"]:
+    frames = file.getnframes()
+    width = file.getsampwidth()
+    channels = file.getnchannels()
+    _check_duration(frames, file.getframerate(), max_seconds)
+    data = np.frombuffer(file.readframes(frames), dtype=np.uint8)
+    data = data[: len(data) // (width * channels) * width * channels].reshape(-1, width)
+    if width == 1:
+        samples = data[:, 0].astype(np.float32) / 128 - 1  # 8 bits are unsigned
+    else:
+        padded = np.zeros((len(data), 4), dtype=np.uint8)
+        padded[:, 4 - width :] = data
+        samples = padded.view("<i4")[:, 0].astype(np.float32) / 2**31
+    return samples.reshape(-1, channels).mean(1)
+
+
+def _read_soundfile(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
+    try:
+        import soundfile
+    except ImportError as e:
+        raise ValueError(
+            'not a plain WAV file; FLAC, OGG and MP3 need: pip install "sensorium[audio]"'
+        ) from e
+    try:
+        with soundfile.SoundFile(path) as file:
+            _check_duration(file.frames, file.samplerate, max_seconds)
+            return file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
+    except soundfile.SoundFileError as e:
+        raise ValueError(f"damaged, or not an audio file: {e}") from e
+
+
+def _check_duration(frames: int, sample_rate: int, max_seconds: float) -> None:
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        raise ValueError(
+            f"{sample_rate} samples per second, outside {MIN_SAMPLE_RATE}..{MAX_SAMPLE_RATE}"
+        )
+    if frames > max_seconds * sample_rate:
+        raise ValueError(
+            f"{frames / sample_rate:.0f} s long, more than the limit of {max_seconds:.0f} s"
+        )

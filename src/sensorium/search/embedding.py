@@ -1,0 +1,146 @@
+"""Read the rows of a dataset and embed them.
+
+N rows   D width
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from sensorium.data.bad_samples import BadSample
+from sensorium.data.captions import caption_list, flatten_captions
+from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.search.results import RowInfo, make_thumbnail
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """A model with the verb `embed`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its weights."""
+        ...
+
+    def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
+
+def select_rows(dataset: Dataset, split: str | None) -> np.ndarray:
+    """Return the rows of a split, or all rows.
+
+    Raises:
+        SensoriumError: there is no such split, or no row in it.
+    """
+    if split is None:
+        rows = np.arange(len(dataset))
+    elif split in dataset.splits:
+        rows = dataset.splits[split]
+    else:
+        raise SensoriumError(
+            f"{dataset.name} has no split {split!r}. Choose one of {', '.join(dataset.splits)}."
+        )
+    if not len(rows):
+        raise SensoriumError(f"{dataset.name} has no rows to index. Choose another --split.")
+    return rows
+
+
+def find_image_column(dataset: Dataset) -> str | None:
+    """Return the image column that shows rows, if there is one."""
+    kinds = {column.kind for column in dataset.schema.columns.values()}
+    return dataset.schema.resolve_column("image", None) if "image" in kinds else None
+
+
+def embedding_dim(model: EmbeddingModel, dataset: Dataset, column: str, rows: np.ndarray) -> int:
+    """Return D, from the first value that can be embedded.
+
+    Raises:
+        SensoriumError: no value can be read.
+    """
+    for row in rows:
+        values, _ = read_batch(dataset, column, np.array([row]), [])
+        if values:
+            return embed_values(model, dataset.schema.columns[column].kind, values).shape[1]
+    raise SensoriumError(
+        f"No value of column {column!r} of {dataset.name} can be read. Choose another column."
+    )
+
+
+def read_batch(
+    dataset: Dataset, column: str, rows: np.ndarray, bad_samples: list[BadSample]
+) -> tuple[list[Any], list[bytes]]:
+    """Read the rows that have a value.
+
+    Args:
+        dataset: the data.
+        column: the column to embed.
+        rows: rows of the dataset.
+        bad_samples: values that cannot be read are appended to it.
+
+    Returns:
+        The values to embed (lists of texts for a text column), and the packed `RowInfo` of each.
+    """
+    kind = dataset.schema.columns[column].kind
+    image_column = find_image_column(dataset)
+    text_columns = [name for name, c in dataset.schema.columns.items() if c.kind == "text"]
+    texts = [dataset.raw(name, rows) for name in text_columns]
+    raw_values = dataset.raw(column, rows)
+    images = dataset.raw(image_column, rows) if image_column else [None] * len(rows)
+    values: list[Any] = []
+    infos: list[bytes] = []
+    for i, row in enumerate(rows.tolist()):
+        if raw_values[i] is None:
+            continue
+        location = dataset.location(row)
+        try:
+            thumbnail = b"" if images[i] is None else make_thumbnail(images[i])
+        except ValueError as e:
+            bad_samples.append(BadSample(row, image_column or column, location, str(e)))
+            continue
+        captions = list(dict.fromkeys(flatten_captions(column_texts[i] for column_texts in texts)))
+        values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
+        infos.append(RowInfo(location, kind, captions).pack(thumbnail))
+    return values, infos
+
+
+def embed_values(
+    model: EmbeddingModel, kind: str, values: Sequence[Any]
+) -> Float[np.ndarray, "N D"]:
+    """Return unit embeddings; those of a list of texts are averaged.
+
+    Args:
+        model: the model.
+        kind: column type: text, image, ...
+        values: values, or lists of texts.
+
+    Raises:
+        SensoriumError: an embedding is zero or not finite.
+    """
+    if not values or not isinstance(values[0], list):
+        return normalize(model.embed(**{kind: list(values)}), "the embedding of a value")
+    vectors = model.embed(**{kind: [text for texts in values for text in texts]})
+    sizes = np.array([len(texts) for texts in values])
+    sums = np.add.reduceat(vectors, np.cumsum(sizes) - sizes, axis=0)
+    return normalize(sums, "the mean embedding of a row's texts")
+
+
+def normalize(vectors: Float[np.ndarray, "N D"], name: str) -> Float[np.ndarray, "N D"]:
+    """Return the vectors with length 1.
+
+    Args:
+        vectors: the vectors.
+        name: what they are, for the error.
+
+    Raises:
+        SensoriumError: a vector is zero or not finite.
+    """
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    invalid = ~(np.isfinite(length) & (length > 0))
+    if invalid.any():
+        raise SensoriumError(
+            f"{name[0].upper()}{name[1:]} has no direction: row {np.flatnonzero(invalid)[0]} is "
+            "zero, infinite or NaN. Leave it out."
+        )
+    return (vectors / length).astype(np.float32)

@@ -1,0 +1,60 @@
+"""Stop a run on SIGINT or SIGTERM after its state is saved."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from sensorium.errors import SensoriumError
+
+
+class Interrupted(SensoriumError):  # noqa: N818 - like KeyboardInterrupt
+    """A run was interrupted (Ctrl-C, SIGTERM); its state is saved and it can be resumed.
+
+    Args:
+        message: what was saved and how to resume.
+        exit_code: exit status for the shell, 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """A request to stop.
+
+    Attributes:
+        signal_number: the signal received; 0: none.
+    """
+
+    signal_number: int = 0
+
+
+@contextmanager
+def handle_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a stop request; a second one acts as before.
+
+    Signals can only be handled in the main thread; elsewhere no request is ever made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
+        request.signal_number = number
+        restore_handlers()
+
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield request
+    finally:
+        restore_handlers()

@@ -1,0 +1,294 @@
+"""Create a training run, or resume one from its last checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sensorium.data.cache.prepared import PreparedDataset
+from sensorium.data.dataset import Dataset
+from sensorium.data.loader import BatchLoader
+from sensorium.data.schema import Schema, split_pair
+from sensorium.errors import SensoriumError
+from sensorium.io import atomic
+from sensorium.io.run_config import (
+    INITIAL_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    RunConfig,
+    package_versions,
+)
+from sensorium.io.snapshots import CheckpointStore
+from sensorium.io.tensors import load_weights, state_tensors, tensor_writer
+from sensorium.recipes.recipe import (
+    Recipe,
+    RecipeFunction,
+    build_recipe,
+    option_name,
+    split_keywords,
+)
+from sensorium.training.checkpoint import get_recipe_name
+from sensorium.training.run import LogFunction, TrainingRun
+from sensorium.training.train_step import TrainStep, check_training_config, choose_precision
+
+MIN_STEPS_TO_BENCHMARK = 100  # a shorter run does not win back the time of measuring bf16
+QUARANTINE_FILE = "quarantine.jsonl"
+# Temporary files of a killed process: ours, and those of safetensors.
+TEMPORARY_PATTERNS = (".*.tmp", ".tmp??????")
+
+
+def create_run(
+    recipe_fn: RecipeFunction[Any],
+    dataset: Dataset,
+    folder: Path,
+    keywords: Mapping[str, Any],
+    plan: Recipe[Any],
+) -> TrainingRun:
+    """Create a run: fit the schema on the training rows, build the model, prepare the data.
+
+    config.json is written last; until then the folder holds no run.
+
+    Args:
+        recipe_fn: the recipe function.
+        dataset: the data.
+        folder: the run folder.
+        keywords: keywords of the recipe and of `TrainingConfig`.
+        plan: a dry build of the same recipe, which says which columns are read.
+
+    Raises:
+        SensoriumError: the data lack training rows, or validation rows that the recipe needs.
+    """
+    rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
+    if len(rows) == 0:
+        raise SensoriumError(
+            f"{dataset.name} has no training rows; its splits are {', '.join(dataset.splits)}. "
+            "Mark rows as train with --split."
+        )
+    schema = dataset.schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
+    recipe, all_keywords = _build_recipe(recipe_fn, schema, keywords)
+    config = RunConfig(
+        recipe=get_recipe_name(recipe_fn),
+        keywords=all_keywords,
+        precision="fp32",
+        data=fingerprint(dataset) | {"source": dataset.source},
+        versions=package_versions(),
+    )
+    run = _assemble(config, recipe, dataset, schema, folder)
+    run.initialize()
+    if recipe.hooks.on_end and not len(run.validation_rows):
+        raise SensoriumError(
+            f"{dataset.name} has no validation rows, which {recipe_fn.__name__} needs with these "
+            "options. Mark rows as val with --split."
+        )
+    if _use_bf16(run):
+        run.config = replace(config, precision="bf16")
+        run.train_step.precision = "bf16"
+    schema.save(folder)
+    if recipe.measures_forgetting:
+        atomic.write_file(folder / INITIAL_WEIGHTS_FILE, tensor_writer(state_tensors(recipe.model)))
+    run.config.save(folder)
+    return run
+
+
+def resume_run(
+    recipe_fn: RecipeFunction[Any],
+    dataset: Dataset,
+    folder: Path,
+    keywords: Mapping[str, Any],
+    log: LogFunction,
+) -> TrainingRun:
+    """Restore the run in a folder from its last intact checkpoint.
+
+    Args:
+        recipe_fn: the recipe function of the run.
+        dataset: the data of the run, wherever they are now.
+        folder: the run folder.
+        keywords: keywords given again; they must not differ from those of the run.
+        log: called with messages.
+
+    Raises:
+        SensoriumError: the recipe, a keyword or the data differ from those of the run.
+    """
+    config = RunConfig.load(folder)
+    _check_unchanged(config, recipe_fn, dataset, folder, keywords)
+    schema = Schema.load(folder)
+    checkpoints = CheckpointStore(folder / "state")
+    checkpoint = checkpoints.latest(log)
+    kept_keywords = config.keywords if checkpoint else _restore_sources(config.keywords)
+    recipe, _ = _build_recipe(recipe_fn, schema, kept_keywords)
+    if checkpoint:  # before the data are prepared: derived columns may depend on the weights
+        load_weights(recipe.model, checkpoint / WEIGHTS_FILE)
+    run = _assemble(config, recipe, dataset, schema, folder)
+    run.checkpoints = checkpoints
+    for pattern in TEMPORARY_PATTERNS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    if checkpoint:
+        run.restore(checkpoint)
+    else:
+        run.initialize()
+    return run
+
+
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """Return what config.json records of a dataset, enough to notice that it differs."""
+    digest = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
+    for name, rows in dataset.splits.items():
+        digest.update(name.encode() + np.ascontiguousarray(rows, dtype=np.int64).tobytes())
+    facts: dict[str, Any] = {
+        "name": dataset.name,
+        "rows": len(dataset),
+        "splits": {name: len(rows) for name, rows in dataset.splits.items()},
+        "sha256": digest.hexdigest(),
+    }
+    if dataset.synonyms:
+        facts["synonyms"] = {name: table.fingerprint for name, table in dataset.synonyms.items()}
+    return facts
+
+
+def _check_unchanged(
+    config: RunConfig,
+    recipe_fn: RecipeFunction[Any],
+    dataset: Dataset,
+    folder: Path,
+    keywords: Mapping[str, Any],
+) -> None:
+    """Raise SensoriumError where recipe, keywords or data differ from those of the run."""
+    recipe_name = get_recipe_name(recipe_fn)
+    if config.recipe != recipe_name:
+        raise SensoriumError(
+            f"{folder} was trained with recipe {config.recipe}, not {recipe_name}. Resume it with "
+            "that recipe, or train into a new folder."
+        )
+    for name, value in keywords.items():
+        if name in config.keywords:
+            _check_keyword_unchanged(config, folder, name, value)
+    data = fingerprint(dataset)
+    if {**config.data, "source": {}} != {**data, "source": {}}:  # the source may have moved
+        raise SensoriumError(
+            f"{dataset.name} differs from the data that {folder} was trained on: then "
+            f"{config.data}, now {data}. Name the same data, or train into a new folder."
+        )
+
+
+def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: Any) -> None:
+    """Raise SensoriumError where the value of a keyword differs from that of the run."""
+    kept = _restore_sources({name: config.keywords[name]})[name]
+    if isinstance(kept, dict) and "source" in kept:  # pretrained weights
+        kept = kept["source"]
+    if isinstance(value, Mapping) and isinstance(kept, str):
+        return  # settings of a prerequisite run, of which the config keeps the folder
+    if isinstance(kept, Mapping) and isinstance(value, str | list | tuple):
+        value = _parse_pairs(value, kept)
+    if _as_json(kept) != _as_json(value):
+        option = option_name(name)
+        raise SensoriumError(
+            f"{folder} was trained with {option} {kept!r}, not {value!r}. A resumed run keeps its "
+            f"settings: leave out {option}, or train into a new folder."
+        )
+
+
+def _parse_pairs(pairs: str | Sequence[str], known: Mapping[str, Any]) -> dict[str, str]:
+    """Return COLUMN=VALUE pairs as a mapping, which is how a run stores them."""
+    pairs = [pairs] if isinstance(pairs, str) else pairs
+    return dict(split_pair(pair, known) for pair in pairs if pair)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as it is after a round trip through JSON, in which tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _restore_sources(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords that name pretrained weights by their source again, as first given."""
+    from sensorium.pretrained.source import from_config  # not needed once weights are saved
+
+    return from_config(keywords)
+
+
+def _build_recipe(
+    recipe_fn: RecipeFunction[Any], schema: Schema, keywords: Mapping[str, Any]
+) -> tuple[Recipe[Any], dict[str, Any]]:
+    """Build a recipe with initial weights sampled from the seed; return all keywords as JSON."""
+    _, training_keywords = split_keywords(recipe_fn, keywords)
+    torch.manual_seed(training_keywords.get("seed", 0))
+    recipe, all_keywords = build_recipe(recipe_fn, schema, keywords)
+    check_training_config(recipe.training)
+    try:
+        return recipe, json.loads(json.dumps(all_keywords, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise SensoriumError(
+            f"A keyword of {recipe_fn.__name__} cannot be stored in config.json: {e}. Use numbers, "
+            "text, lists or dicts."
+        ) from e
+
+
+def _assemble(
+    config: RunConfig, recipe: Recipe[Any], dataset: Dataset, schema: Schema, folder: Path
+) -> TrainingRun:
+    """Prepare the data and put the parts of a run together."""
+    training = recipe.training
+    prepared, splits = _prepare_data(recipe, dataset, schema, folder)
+    train_rows = splits["train"]
+    if len(train_rows) == 0:
+        raise SensoriumError(
+            f"{dataset.name} has no valid training row. See {folder / QUARANTINE_FILE} for the "
+            "reasons."
+        )
+    loader = BatchLoader(
+        prepared,
+        train_rows,
+        training.batch_size,
+        seed=training.seed,
+        samples_per_group=training.samples_per_group,
+        augment=recipe.data.augment.get(training.augment),
+    )
+    total_steps = max(1, round(training.epochs * loader.steps_per_epoch))
+    return TrainingRun(
+        folder=folder,
+        config=config,
+        recipe=recipe,
+        schema=schema,
+        prepared=prepared,
+        train_rows=train_rows,
+        validation_rows=splits.get("val", train_rows[:0]),
+        loader=loader,
+        total_steps=total_steps,
+        train_step=TrainStep(recipe, total_steps, config.precision),
+    )
+
+
+def _prepare_data(
+    recipe: Recipe[Any], dataset: Dataset, schema: Schema, folder: Path
+) -> tuple[PreparedDataset, dict[str, np.ndarray]]:
+    """Return the prepared dataset, and its splits without invalid rows, which a file lists."""
+    data = recipe.data
+    derived = data.derived_columns(dataset) if data.derived_columns else {}
+    prepared = dataset.prepare(schema, data.columns, derived_columns=derived)
+    bad_samples = prepared.bad_samples
+    if bad_samples:
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in bad_samples]
+        atomic.write_file(folder / QUARANTINE_FILE, "".join(lines).encode())
+    bad_rows = np.array([sample.row for sample in bad_samples], dtype=np.int64)
+    splits = {name: np.setdiff1d(rows, bad_rows) for name, rows in dataset.splits.items()}
+    return prepared, splits
+
+
+def _use_bf16(run: TrainingRun) -> bool:
+    """Return whether a new run trains in bf16."""
+    precision = run.recipe.training.precision
+    return precision == "bf16" or (precision == "auto" and _bf16_is_faster(run))
+
+
+def _bf16_is_faster(run: TrainingRun) -> bool:
+    """Return whether bf16 is faster on this machine; False for runs too short to measure it."""
+    if run.total_steps < MIN_STEPS_TO_BENCHMARK:
+        return False
+    training = run.recipe.training
+    batch = run.prepared.batch(run.train_rows[: training.batch_size])
+    micro_batch = batch.split(training.grad_accumulation_steps)[0]
+    return choose_precision(run.recipe, micro_batch) == "bf16"
