@@ -32,7 +32,7 @@ from sensorium.recipes import image_tokenizer
 from sensorium.training.loop import train
 
 SIZE, PATCH, VOCAB = 32, 4, 512
-CELLS = ("val", "test_artist", "test_concept", "test_both")
+CELLS = ("val", "test_unseen_artist", "test_unseen_concept", "test_unseen_both")
 TRAINED: dict[str, dict[str, Any]] = {
     "fsq": {"pixel_loss": "l1"},
     "vq": {"quantizer": "vq", "pixel_loss": "l1"},
@@ -167,7 +167,7 @@ def metrics_of(reconstruct: Reconstruct, x: Tensor) -> dict[str, float]:
 
 def sample(data: Dataset, n: int = 12) -> np.ndarray:
     """Return rows of unseen concepts and artists, evenly spaced."""
-    rows = data.splits["test_both"]
+    rows = data.splits["test_unseen_both"]
     return rows[np.linspace(0, len(rows) - 1, n).astype(int)]
 
 

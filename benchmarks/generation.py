@@ -171,7 +171,7 @@ class Stages:
             model,
             data(),
             max_samples=300,
-            feature_model=sn.load(self.pretrained["eye_from"]),
+            feature_model=sn.load(self.pretrained["vision_weights"]),
         )
 
     def reference_clip(self) -> Model:

@@ -31,7 +31,7 @@ from sensorium.recipes import clip_small
 from sensorium.recipes.clip import image_augment
 from sensorium.training.loop import train
 
-CELLS = ("test_artist", "test_concept", "test_both", "val")
+CELLS = ("test_unseen_artist", "test_unseen_concept", "test_unseen_both", "val")
 FIGURES = (
     "image to text recall@1",
     "image to text recall@10",
@@ -77,7 +77,7 @@ def ours(data: Dataset, args: argparse.Namespace) -> dict[str, object]:
             evaluate(model, data, average_captions=True).metrics,
         )
     baselines = {
-        cell: {k: round(v, 4) for k, v in f.items() if "chance" in k or "pixel" in k}
+        cell: {k: round(v, 4) for k, v in f.items() if "random" in k or "pixel" in k}
         for cell, f in report.items()
     }
     return {

@@ -14,16 +14,16 @@ BEGIN = "<!-- text-to-image: written by benchmarks/painting_page.py -->\n"
 END = "<!-- end of text-to-image -->\n"
 SPLITS = {
     "val": "validation (chose the settings)",
-    "test_artist": "known concepts, unseen artist",
-    "test_concept": "unseen concepts, known artists",
-    "test_both": "unseen concepts, unseen artist",
+    "test_unseen_artist": "known concepts, unseen artist",
+    "test_unseen_concept": "unseen concepts, known artists",
+    "test_unseen_both": "unseen concepts, unseen artist",
     "test": "new scenes",
     "test_relations": "unseen arrangement of two shapes",
     "test_four": "four objects (training: at most three)",
     "test_pairs": "unseen pair of color and shape",
     "test_words": "captions in other words",
 }
-KINDS = {"made": "generated", "real": "real", "neighbour": "nearest caption", "mean": "mean image"}
+KINDS = ("generated", "real", "nearest caption", "mean image")
 SETTINGS = {"guidance": "guidance scale"}
 EMOJI = """## Text to image: emoji
 
@@ -97,7 +97,7 @@ def table(results: Results, columns: dict[str, tuple[str, ...]], digits: int) ->
         columns: metric -> kinds of images it is given for.
         digits: decimals, except of CLIP scores.
     """
-    names = [f"{metric}: {KINDS[kind]}" for metric, kinds in columns.items() for kind in kinds]
+    names = [f"{metric}: {kind}" for metric, kinds in columns.items() for kind in kinds]
     return "\n".join(
         [
             f"| split | sampling | {' | '.join(names)} |",
@@ -126,19 +126,19 @@ def _format(value: float | None, digits: int) -> str:
 
 def section() -> str:
     """Return the section."""
-    every = ("made", "real", "neighbour", "mean")
+    every = KINDS
     emoji = {
         "CLIP": every,
         "Fréchet": every,
-        "diversity": ("made", "real"),
-        "nearest": ("made", "real"),
-        "copies": ("made", "real"),
+        "diversity": ("generated", "real"),
+        "nearest": ("generated", "real"),
+        "copies": ("generated", "real"),
     }
     scenes = {
-        "exact": ("made", "neighbour"),
-        "objects": ("made", "neighbour"),
-        "relations": ("made", "neighbour"),
-        "copies": ("made", "real"),
+        "exact": ("generated", "nearest caption"),
+        "objects": ("generated", "nearest caption"),
+        "relations": ("generated", "nearest caption"),
+        "copies": ("generated", "real"),
     }
     return EMOJI.format(
         table=table(read_results("emoji"), emoji, 3),

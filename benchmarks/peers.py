@@ -85,8 +85,8 @@ def timed(function: Function) -> tuple[float, object]:
     """Return the seconds a call took, and its result."""
     gc.collect()
     start = clock()
-    said = function()
-    return clock() - start, said
+    result = function()
+    return clock() - start, result
 
 
 def paired(

@@ -24,7 +24,7 @@ def main() -> None:
     from sacrebleu.metrics import CHRF
 
     corpus = json.loads(CORPUS.read_text())
-    hypotheses, references = corpus["said"], corpus["references"]
+    hypotheses, references = corpus["predictions"], corpus["references"]
     longest = max(map(len, references))
     streams = [
         [others[i] if i < len(others) else None for others in references] for i in range(longest)
@@ -33,12 +33,12 @@ def main() -> None:
         json.dumps(
             {
                 "chrf": CHRF().corpus_score(hypotheses, streams).score,
-                "chrf of each": [
+                "chrf per text": [
                     CHRF().sentence_score(*both).score
                     for both in zip(hypotheses, references, strict=True)
                 ],
                 "cider-d": cider_d(hypotheses, references),
-                "cider-d of the first five": cider_d(hypotheses[:5], references[:5]),
+                "cider-d first five": cider_d(hypotheses[:5], references[:5]),
             },
             indent=1,
         )

@@ -175,8 +175,9 @@ def apart(points: Points, dim: int, depth: int, dropout: float) -> Encoder:  # n
 
 def together(points: Points, dim: int, depth: int, dropout: float) -> Encoder:  # noqa: ARG001
     """Build an encoder with a Transformer over all points, without an order."""
+    embedding = PointEmbedding(dim)
     trunk = build_transformer(dim, depth, num_heads(dim), dropout=dropout)
-    return Encoder(PointEmbedding(dim), trunk)
+    return Encoder(embedding, trunk)
 
 
 sn.add_modality(Points, together=together, apart=apart)

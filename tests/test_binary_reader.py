@@ -294,7 +294,7 @@ def test_inconsistent_model_bin_is_refused(
         open_weights(path)
 
 
-# real weights
+# Pretrained weights
 
 
 @real

@@ -40,7 +40,7 @@ def test_softmax_temperature_recovers_a_known_factor(scale: float) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.3, 4.0])
 def test_sigmoid_temperature_recovers_a_known_factor(scale: float) -> None:
     logits = torch.tensor([0.25] * 4 + [0.8] * 5).logit()[:, None] * scale
-    y = torch.tensor([1, 0, 0, 0] + [1, 1, 1, 1, 0], dtype=torch.bool)[:, None]
+    y = torch.tensor([1, 0, 0, 0, 1, 1, 1, 1, 0], dtype=torch.bool)[:, None]
     assert fit_sigmoid_temperature(logits, y) == pytest.approx(scale, rel=1e-5)
     both = torch.cat([logits, logits], 1), torch.cat([y, y], 1)
     assert fit_sigmoid_temperature(*both) == pytest.approx(scale, rel=1e-5)
@@ -94,7 +94,7 @@ def test_std_scale_gives_errors_unit_variance() -> None:
 
 def test_calibrated_probabilities_have_zero_calibration_error() -> None:
     confidence = torch.tensor([0.25] * 4 + [0.8] * 5 + [1.0])
-    correct = torch.tensor([1, 0, 0, 0] + [1, 1, 1, 1, 0] + [1], dtype=torch.bool)
+    correct = torch.tensor([1, 0, 0, 0, 1, 1, 1, 1, 0, 1], dtype=torch.bool)
     assert compute_reliability(confidence, correct).expected_calibration_error == pytest.approx(
         0, abs=1e-7
     )

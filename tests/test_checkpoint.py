@@ -193,9 +193,10 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_loading_weights_keeps_the_memory_layout(tmp_path: Path) -> None:
-    a = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    a, b = (nn.Conv2d(3, 4, 3) for _ in range(2))
+    for module in (a, b):
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     atomic.write_file(tmp_path / "w", tensor_writer(state_tensors(a)))
-    b = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     load_weights(b, tmp_path / "w")
     assert torch.equal(a.weight, b.weight)
     assert b.weight.stride() == a.weight.stride()

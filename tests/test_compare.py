@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,10 @@ from sensorium.data.splits import assign_folds
 from sensorium.errors import SensoriumError
 from sensorium.io.run_config import RunConfig
 from sensorium.loading import load
-from sensorium.training.loop import Interrupted
+from sensorium.modalities.tabular import Numeric
+from sensorium.training.checkpoint import load_checkpoint
+from sensorium.training.interruption import Interrupted
+from sensorium.training.loop import train
 from sensorium.training.metrics_log import read_metrics
 from sensorium.tuning import compare as compare_module
 from sensorium.tuning.compare import compare
@@ -76,11 +79,14 @@ class TestFolds:
         assert np.array_equal(fold, assign_folds(keys, 3))
         assert sorted(Counter(fold[:11].tolist()).values()) == [3, 4, 4]
         ranked = sorted(
-            set(keys), key=lambda key: hashlib.md5(f"sensorium:fold:{key}".encode()).digest()[:8]
+            set(keys),
+            key=lambda key: hashlib.md5(  # noqa: S324 - not for security
+                f"sensorium:fold:{key}".encode()
+            ).digest()[:8],
         )
         assert [fold[keys.index(key)] for key in ranked] == [i % 3 for i in range(11)]
         for n in (1, 12):
-            with pytest.raises(SensoriumError, match="choose from 2 to 11"):
+            with pytest.raises(SensoriumError, match="Choose 2 to 11"):
                 assign_folds(keys, n)
 
 
@@ -123,13 +129,13 @@ def compare_without_training(monkeypatch: pytest.MonkeyPatch, out: Path) -> Comp
 
 def test_interrupted_comparison_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(guess, rows(), out=tmp_path / "whole", dim=[4, 8], epochs=2, log=no_log)
-    real, calls = compare_module.train, []
+    calls: list[bool] = []
 
-    def interrupt_second(*args: object, **keywords: object) -> object:
+    def interrupt_second(*args: Any, **keywords: Any) -> object:
         calls.append(keywords["resume"])
         if len(calls) == 2:
             raise Interrupted("Interrupted.", 130)
-        return real(*args, **keywords)
+        return train(*args, **keywords)
 
     monkeypatch.setattr(compare_module, "train", interrupt_second)
     with pytest.raises(Interrupted, match="Resume with the same command"):
@@ -153,21 +159,18 @@ def test_fold_is_evaluated_by_a_model_that_did_not_see_it(tmp_path: Path) -> Non
     assert "sensorium train guess tiny --epochs 1 --dim" in found.recommendation()
     part = data.folds(3)[1]
     at = tmp_path / "out" / "dim=4,fold=2,seed=1"
-    model = load(at, recipe_fn=guess)
+    model = load_checkpoint(at, recipe_fn=guess)
     assert RunConfig.load(at).data["splits"] == {name: len(r) for name, r in part.splits.items()}
     x = np.stack([part.raw(c, part.splits["fold"]) for c in "abc"], 1)
-    mean, std = (
-        np.array([getattr(model.schema[c], what) for c in "abc"]) for what in ("mean", "std")
-    )
-    y = (np.array(part.raw("y", part.splits["fold"])) - model.schema["y"].mean) / model.schema[
-        "y"
-    ].std
+    numeric = {name: model.schema[name] for name in (*"abc", "y")}
+    stats = {name: (m.mean, m.std) for name, m in numeric.items() if isinstance(m, Numeric)}
+    mean, std = (np.array([stats[name][i] for name in "abc"]) for i in (0, 1))
+    y = (np.array(part.raw("y", part.splits["fold"])) - stats["y"][0]) / stats["y"][1]
     loss = np.square(model.predict(x=((x - mean) / std).tolist()) - y).mean()
     run = next(s for s in found.settings if s.values["dim"] == 4).runs["fold=2,seed=1"]
     assert run.metrics["val_loss"] == pytest.approx(loss, rel=1e-4)
-    assert model.schema["a"].mean == pytest.approx(np.mean(data.raw("a", part.splits["train"]))), (
-        "fitted without the held-out fold"
-    )
+    without_fold = np.mean(data.raw("a", part.splits["train"]))
+    assert stats["a"][0] == pytest.approx(without_fold), "fitted without the held-out fold"
 
 
 def test_best_setting_and_ties() -> None:
@@ -207,13 +210,14 @@ def test_failed_run_is_reported_and_the_others_continue(tmp_path: Path) -> None:
 
 
 def test_invalid_comparisons_are_refused(tmp_path: Path) -> None:
-    for keywords, expected in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "nothing to compare"),
         ({"dmi": [1, 2]}, "[Dd]id you mean"),
         ({"dim": []}, "has no value"),
-        ({"lr": [1e-3, -1.0]}, "lr is -1"),
-        ({"dim": [4, 8], "folds": 99}, "choose from 2 to"),
-    ):
+        ({"lr": [1e-3, -1.0]}, "--lr must be at least 0"),
+        ({"dim": [4, 8], "folds": 99}, "Choose 2 to"),
+    ]
+    for keywords, expected in cases:
         with pytest.raises(SensoriumError, match=expected):
             compare(guess, rows(), out=tmp_path / "no", **keywords, log=no_log)
     assert not (tmp_path / "no").exists(), "reported before any work"

@@ -118,7 +118,7 @@ def test_run_learns_and_reloads_where_the_file_is_imported(
     accuracy = np.mean([a == b for a, b in zip(predicted, truth, strict=True)])
     assert accuracy >= 0.9 > majority + 0.2
     unregister()
-    with pytest.raises(SensoriumError, match=r"(?s)'scan'.*points.*sensorium --use mine.py"):
+    with pytest.raises(SensoriumError, match=r"(?s)'points'.*'scan'.*sensorium --use mine.py"):
         sn.load(tmp_path / "run", recipe_fn=shapes)
     run_user_file(str(EXAMPLE_FILE))
     assert sn.load(tmp_path / "run", recipe_fn=shapes).predict(scan=scans) == predicted

@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sensorium as sn
-from sensorium.cli.app import app
+from sensorium.cli import app
 from sensorium.recipes import RECIPES
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -61,7 +62,7 @@ def attribute(node: ast.expr) -> str:
 
 def keywords_of(name: str, call: ast.Call) -> set[str] | None:
     """Return the keywords that a call of `sn.NAME` may have; None if any may be given."""
-    function = importlib.import_module("sensorium")
+    function: Any = importlib.import_module("sensorium")
     for part in name.split(".")[1:]:
         function = getattr(function, part)
     parameters = inspect.signature(function).parameters

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.squares import published as published
+from fixtures.squares import clip_folder as clip_folder
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -22,7 +22,7 @@ from sensorium.nn.recurrent import RNN_CELLS, Recurrent
 from sensorium.nn.tokens import Tokens, make_causal, mean_pool, sequence_positions, valid_mask
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.encoders import ENCODERS, ProjectedEmbedding, build_encoder, resolve_encoder
-from sensorium.recipes.recipe import BadKeyword
+from sensorium.recipes.recipe import InvalidKeywordError
 
 DIM = 32
 MODALITIES: dict[str, Any] = {
@@ -204,7 +204,7 @@ def test_bag_encoder_ignores_token_order(name: str) -> None:
 def test_unknown_encoder_is_rejected_with_the_choices(
     modality: Modality, name: str, message: str
 ) -> None:
-    with pytest.raises(BadKeyword, match=message):
+    with pytest.raises(InvalidKeywordError, match=message):
         build_encoder(modality, name, DIM, 1)
 
 
@@ -214,9 +214,9 @@ def test_unknown_encoder_is_rejected_with_the_choices(
 @pytest.mark.parametrize(("kind", "width"), [("image", 32), ("text", 24)])
 @pytest.mark.parametrize("train", ["none", "all", "lora"])
 def test_pretrained_encoder_is_projected_to_the_requested_width(
-    published: Path, kind: str, width: int, train: str
+    clip_folder: Path, kind: str, width: int, train: str
 ) -> None:
-    source = resolve_encoder(kind, str(published))
+    source = resolve_encoder(kind, str(clip_folder))
     assert isinstance(source, PretrainedSource)
     modality: Any = source.preprocessing()[kind]
     encoder = build_encoder(modality, source, DIM, 1, train=train).train()
@@ -232,8 +232,8 @@ def test_pretrained_encoder_is_projected_to_the_requested_width(
     assert isinstance(encoder.embed.encoder, FrozenEncoder) == (train == "none")
 
 
-def test_encoder_is_rebuilt_from_its_stored_source(published: Path) -> None:
-    source = resolve_encoder("image", str(published))
+def test_encoder_is_rebuilt_from_its_stored_source(clip_folder: Path) -> None:
+    source = resolve_encoder("image", str(clip_folder))
     assert isinstance(source, PretrainedSource)
     first = build_encoder(Image(size=16), source, DIM, 1)
     rebuilt = build_encoder(Image(size=16), source.to_config(), DIM, 1)

@@ -41,7 +41,6 @@ CASES = {
         data build emoji --out x --size small
         data build emoji --out photos --packages nowhere""",
     "train": """
-        train
         train clip
         train clp photos
         train clip nowhere
@@ -56,7 +55,6 @@ CASES = {
         train clip photos --out run --resume --dim 32
         train clip photos --out nothing --resume
         train clip table.csv
-        train fusion table.csv
         train fusion table.csv --target pirce
         train fusion table.csv --target label --columns label
         train fusion table.csv --target label --encoders size=gru
@@ -129,7 +127,7 @@ CASES = {
         generate run x
         generate predictor x
         generate captioner --image nowhere.png
-        generate captioner --image photos/00.png --num-beams 0
+        generate captioner --image photos/00.png --num-beams 99
         generate captioner --image photos/00.png --temperature -1
         generate captioner --image photos/00.png --question why
         generate captioner --image photos/00.png --guidance-scale 3
@@ -198,8 +196,8 @@ def run_command(line: str) -> dict[str, object]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = app.run(shlex.split(line))
-    message = err.getvalue().strip().splitlines()[-1:] or [""]
-    text = message[0].replace(str(Path.cwd()), ".").replace(str(Path(__file__).parents[1]), "...")
+    text = err.getvalue().strip().replace(str(Path.cwd()), ".")
+    text = text.replace(str(Path(__file__).parents[1]), "...")
     return {"status": status, "message": re.sub(r"0x[0-9a-f]+", "0x...", text)}
 
 

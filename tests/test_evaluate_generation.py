@@ -273,7 +273,7 @@ def test_invalid_options_and_splits_are_named_in_the_error(data: Dataset, schema
     )
     with pytest.raises(
         SensoriumError,
-        match="--average-captions is not an evaluation option of fake. Options.*--max-samples",
+        match=r"--average-captions is not an evaluation option of fake. Options.*--max-samples",
     ):
         evaluate(model, data, average_captions=True)
     with pytest.raises(SensoriumError, match="fake has no evaluation report"):

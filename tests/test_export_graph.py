@@ -158,6 +158,7 @@ def test_subword_encoder_exports_to_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = untrained_run(tmp_path, recipe="clip_small")
     text = model.schema["words"]
+    assert isinstance(text, Text)
     fit_subwords(model.module, text)
     assert max(export_model(model, "onnx", tmp_path / "out").values()) < 1e-5
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "words.onnx"))

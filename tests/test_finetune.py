@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
-from fixtures.squares import published as published
 
 import sensorium as sn
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io.tensors import state_tensors
+from sensorium.modalities.image import Image
+from sensorium.modalities.text import Text
 from sensorium.recipes import finetune
 from sensorium.training.checkpoint import Model
 from sensorium.training.weight_interpolation import (
@@ -26,7 +28,7 @@ from sensorium.training.weight_interpolation import (
 @pytest.fixture(scope="module", params=["all", "lora"])
 def model(
     request: pytest.FixtureRequest,
-    published: Path,
+    clip_folder: Path,
     data: Dataset,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Model:
@@ -35,7 +37,7 @@ def model(
         data,
         out=tmp_path_factory.mktemp("run") / "run",
         quiet=True,
-        weights=str(published),
+        weights=str(clip_folder),
         train=request.param,
         epochs=3,
         batch_size=8,
@@ -45,8 +47,8 @@ def model(
     )
 
 
-def test_initial_weights_embed_like_the_pretrained_model(model: Model, published: Path) -> None:
-    pretrained = sn.load(published)
+def test_initial_weights_embed_like_the_pretrained_model(model: Model, clip_folder: Path) -> None:
+    pretrained = sn.load(clip_folder)
     after = {name: value.clone() for name, value in state_tensors(model.module).items()}
     start = load_start_weights(model)
     with torch.no_grad():
@@ -68,25 +70,28 @@ def test_initial_weights_embed_like_the_pretrained_model(model: Model, published
         assert not any(name.endswith("original") for name in changed)
 
 
-def test_run_loads_without_the_pretrained_weights(model: Model, published: Path) -> None:
-    hidden = published.rename(published.with_name("elsewhere"))
+def test_run_loads_without_the_pretrained_weights(model: Model, clip_folder: Path) -> None:
+    hidden = clip_folder.rename(clip_folder.with_name("elsewhere"))
     try:
         loaded = sn.load(model.folder)
         np.testing.assert_array_equal(
             loaded.embed(text=["a red square"]), model.embed(text=["a red square"])
         )
     finally:
-        hidden.rename(published)
-    assert model.config.keywords["weights"]["source"] == str(published)
-    assert model.schema["image"].size == 16
-    assert model.schema["caption"].vocab_size == 300
+        hidden.rename(clip_folder)
+    assert model.config.keywords["weights"]["source"] == str(clip_folder)
+    image, text = model.schema["image"], model.schema["caption"]
+    assert isinstance(image, Image)
+    assert isinstance(text, Text)
+    assert image.size == 16
+    assert text.vocab_size == 300
 
 
 def test_finished_run_resumes_with_the_same_keywords_only(
-    model: Model, published: Path, data: Dataset
+    model: Model, clip_folder: Path, data: Dataset
 ) -> None:
     resumed = sn.train(
-        finetune, data, out=model.folder, resume=True, quiet=True, weights=str(published)
+        finetune, data, out=model.folder, resume=True, quiet=True, weights=str(clip_folder)
     )
     np.testing.assert_array_equal(resumed.embed(text=["blue"]), model.embed(text=["blue"]))
     with pytest.raises(SensoriumError, match="was trained with --weights"):

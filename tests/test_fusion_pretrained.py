@@ -7,8 +7,8 @@ import pytest
 import torch
 from fixtures.interruption import call_at_step, crash, send_signal
 from fixtures.squares import COLOURS
+from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
-from fixtures.squares import published as published
 
 import sensorium as sn
 from sensorium.data.cache.embedding_cache import EmbeddingColumn, embed_column
@@ -64,10 +64,10 @@ def build(data: Dataset, **keywords: object) -> Recipe:
 
 
 def test_embeddings_of_frozen_encoders_are_computed_once(
-    published: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip_folder: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    recipe = build(table, encoders={"photo": str(published), "title": str(published)})
+    recipe = build(table, encoders={"photo": str(clip_folder), "title": str(clip_folder)})
     schema = table.schema.fit(
         table, np.arange(len(table)), recipe.data.columns, recipe.data.column_settings
     )
@@ -95,9 +95,9 @@ def test_embeddings_of_frozen_encoders_are_computed_once(
 
 
 def test_encoders_are_not_cached_where_tokens_or_gradients_are_needed(
-    published: Path, table: Dataset
+    clip_folder: Path, table: Dataset
 ) -> None:
-    frozen = {"photo": str(published)}
+    frozen = {"photo": str(clip_folder)}
     assert build(table, encoders=frozen).data.derived_columns is not None
     for keywords in (
         {"encoders": {}},
@@ -121,14 +121,14 @@ def test_several_or_missing_captions_are_not_embedded(titles: str, tmp_path: Pat
 
 @pytest.mark.parametrize("train", ["none", "lora", "all"])
 def test_encoder_train_selects_trained_weights_and_run_loads_alone(
-    published: Path, table: Dataset, tmp_path: Path, train: str
+    clip_folder: Path, table: Dataset, tmp_path: Path, train: str
 ) -> None:
     encoder_train = () if train == "none" else (f"photo={train}",)
     model = sn.train(
         fusion,
         table,
         out=tmp_path / "run",
-        encoders=f"photo={published}",
+        encoders=f"photo={clip_folder}",
         encoder_train=encoder_train,
         **SHORT,
     )
@@ -140,7 +140,7 @@ def test_encoder_train_selects_trained_weights_and_run_loads_alone(
     assert any(isinstance(part, LoRA) for part in column_encoder.encoder.modules()) == (
         train == "lora"
     )
-    source = resolve_encoder("image", str(published))
+    source = resolve_encoder("image", str(clip_folder))
     assert isinstance(source, PretrainedSource)
     before = source.build_encoder("image")[0].state_dict()
     after = {
@@ -151,16 +151,18 @@ def test_encoder_train_selects_trained_weights_and_run_loads_alone(
     assert model.config.keywords["encoder_train"] == list(encoder_train)
     photos = [table.raw("photo", [i])[0] for i in range(6)]
     probabilities = model.predict(photo=photos)["colour"].probability
-    hidden = published.rename(published.with_name("hidden"))
+    hidden = clip_folder.rename(clip_folder.with_name("hidden"))
     try:
         np.testing.assert_array_equal(
             sn.load(tmp_path / "run").predict(photo=photos)["colour"].probability, probabilities
         )
     finally:
-        hidden.rename(published)
+        hidden.rename(clip_folder)
 
 
-def test_invalid_encoder_train_is_reported(published: Path, table: Dataset, tmp_path: Path) -> None:
+def test_invalid_encoder_train_is_reported(
+    clip_folder: Path, table: Dataset, tmp_path: Path
+) -> None:
     for train in (
         "photo=loar",
         "title=lora",
@@ -171,7 +173,7 @@ def test_invalid_encoder_train_is_reported(published: Path, table: Dataset, tmp_
                 fusion,
                 table,
                 out=tmp_path / "run",
-                encoders=f"photo={published}",
+                encoders=f"photo={clip_folder}",
                 encoder_train=(train,),
                 **SHORT,
             )
@@ -179,11 +181,16 @@ def test_invalid_encoder_train_is_reported(published: Path, table: Dataset, tmp_
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_resumed_run_equals_an_uninterrupted_one(
-    saved: bool, published: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: bool, clip_folder: Path, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fitted subwords and the pretrained weights are those of the first start."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "encoders": f"photo={published}", "columns": ("photo", "title"), "seed": 1}
+    keywords = {
+        **SHORT,
+        "encoders": f"photo={clip_folder}",
+        "columns": ("photo", "title"),
+        "seed": 1,
+    }
     whole = sn.train(fusion, table, out=tmp_path / "whole", **keywords)
     call_at_step(monkeypatch, 6 if saved else 1, send_signal() if saved else crash)
     with pytest.raises(Interrupted if saved else KeyboardInterrupt):
@@ -194,7 +201,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         out=tmp_path / "cut",
         resume=True,
         quiet=True,
-        encoders=(f"photo={published}",),
+        encoders=(f"photo={clip_folder}",),
     )
     assert resumed.fingerprint == whole.fingerprint
     with pytest.raises(SensoriumError, match="was trained with --encoders"):
@@ -202,7 +209,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
             fusion, table, out=tmp_path / "cut", resume=True, quiet=True, encoders="photo=resnet"
         )
     assert any(
-        part.ngram_hashes.min() < EMPTY_HASH
+        part.get_buffer("ngram_hashes").min() < EMPTY_HASH
         for part in whole.module.modules()
         if isinstance(part, SubwordBagEmbedding)
     )

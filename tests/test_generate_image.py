@@ -110,7 +110,9 @@ def test_separate_heads_equal_one_masked_head(recipe: Recipe, decoder: Decoder) 
         }
     )
     outputs = decoder(inputs)
-    weights = [decoder.heads[part].get_parameter("weight") for part in ("text", "image")]
+    weights: list[torch.Tensor] = [
+        decoder.heads[part].get_parameter("weight") for part in ("text", "image")
+    ]
     weight = torch.cat(weights)
     text_vocab = len(weights[0])
     offset = {"text": 0, "image": text_vocab}

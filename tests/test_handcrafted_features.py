@@ -50,18 +50,18 @@ def test_series_features_match_known_values() -> None:
 def test_series_features_ignore_padding_and_masked_values() -> None:
     rng = np.random.default_rng(0)
     short, long = rng.normal(size=(9, 2)).tolist(), rng.normal(size=(50, 2)).tolist()
-    alone = series_features(collate_series(short), 64)[0]
+    single = series_features(collate_series(short), 64)[0]
     padded = series_features(collate_series(short, long), 64)[0]
-    torch.testing.assert_close(alone, padded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single, padded, rtol=1e-5, atol=1e-5)
     short[3][1] = math.nan
     batch = collate_series(short, long)
     other = batch.clone()
     other[0, 3, 1] = 0.0  # a missing value is stored as zero
     assert torch.equal(series_features(batch, 64), series_features(other, 64))
     assert series_features(batch, 64).isfinite().all()
-    nothing = series_features(torch.zeros(1, 5, 4), 64)
-    assert nothing.isfinite().all()
-    assert nothing.abs().max() < 1e-3, "not zero: the least standard deviation of a channel"
+    empty = series_features(torch.zeros(1, 5, 4), 64)
+    assert empty.isfinite().all()
+    assert empty.abs().max() < 1e-3, "not zero: the least standard deviation of a channel"
 
 
 def test_image_features_match_known_values() -> None:

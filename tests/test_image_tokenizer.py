@@ -1,4 +1,4 @@
-"""Pictures as codes: the autoencoder, the losses it learns by, the recipe, and a run that stops and goes on."""
+"""Tests of the image tokenizer: the autoencoder, its losses, the recipe, and resuming a run."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures.square_images import SMALL_TOKENIZER, square_images
 from PIL import Image as Pillow
 
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Schema
-from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError
 from sensorium.metrics.image_generation import codebook_perplexity, psnr
 from sensorium.modalities.image import Image
@@ -23,40 +23,27 @@ from sensorium.objectives.reconstruction import (
     logit_laplace_loss,
 )
 from sensorium.recipes import image_tokenizer
-from sensorium.recipes.recipe import build_recipe
+from sensorium.recipes.recipe import build_recipe, dry_build
 from sensorium.training.loop import train
+from sensorium.training.run_setup import create_run
 
 IMAGE = Image(size=16, mean=(0.6, 0.5, 0.4), std=(0.2, 0.3, 0.25))
-SMALL = {"dim": 32, "layers": 1, "width": 8}
 
 
-def made(quantizer: Quantizer, laplace: bool = False, patch: int = 4) -> ImageTokenizer:
+def build_tokenizer(quantizer: Quantizer, laplace: bool = False, patch: int = 4) -> ImageTokenizer:
     torch.manual_seed(0)
     return ImageTokenizer(
         IMAGE, quantizer, patch_size=patch, dim=32, blocks_per_scale=1, laplace=laplace
     )
 
 
-def pictures(n: int = 6) -> torch.Tensor:
+def random_images(n: int = 6) -> torch.Tensor:
     return IMAGE.fake(n, torch.Generator().manual_seed(0))
 
 
-def dataset(n: int = 40) -> Dataset:
-    """Squares of two colours; every eighth judges."""
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-        for _ in range(n)
-    ]
-    values = np.empty(n, object)
-    values[:] = drawn
-    table = Table({"image": values}, [f"squares:{i}" for i in range(n)], root=Path())
-    return Dataset(table, Schema({"image": Column("image", Image(size=16))}), "squares")
-
-
 @pytest.mark.parametrize("patch", [2, 4, 8])
-def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
-    model, x = made(FSQ(), patch=patch).eval(), pictures()
+def test_encode_and_decode_have_the_right_shapes(patch: int) -> None:
+    model, x = build_tokenizer(FSQ(), patch=patch).eval(), random_images()
     ids = model.encode(x)
     assert ids.shape == (6, 16 // patch, 16 // patch)
     assert model.grid_size == 16 // patch
@@ -70,15 +57,15 @@ def test_a_picture_becomes_a_grid_and_comes_back(patch: int) -> None:
     ids=lambda q: type(q).__name__,
 )
 @pytest.mark.parametrize("laplace", [False, True])
-def test_what_is_decoded_is_what_was_trained(quantizer: Quantizer, laplace: bool) -> None:
-    model, x = made(quantizer, laplace).eval(), pictures()
-    found = model(x)
-    assert torch.equal(found.ids, model.encode(x))
-    torch.testing.assert_close(model.decode(found.ids), found.pixels)
+def test_decode_equals_the_training_forward(quantizer: Quantizer, laplace: bool) -> None:
+    model, x = build_tokenizer(quantizer, laplace).eval(), random_images()
+    result = model(x)
+    assert torch.equal(result.ids, model.encode(x))
+    torch.testing.assert_close(model.decode(result.ids), result.pixels)
 
 
-def test_each_code_stands_for_its_own_place() -> None:
-    model, ids = made(FSQ(), patch=2).eval(), torch.zeros(1, 8, 8, dtype=torch.long)
+def test_token_changes_only_its_neighborhood() -> None:
+    model, ids = build_tokenizer(FSQ(), patch=2).eval(), torch.zeros(1, 8, 8, dtype=torch.long)
     other = ids.clone()
     other[0, 7, 7] = 300
     changed = (model.decode(ids) - model.decode(other)).abs().amax((0, 1)) > 1e-6
@@ -86,42 +73,42 @@ def test_each_code_stands_for_its_own_place() -> None:
     assert not changed[:8, :8].any()
 
 
-def test_pictures_of_another_shape_keep_their_grid() -> None:
-    model = made(FSQ()).eval()
+def test_images_of_another_shape_have_a_grid_of_that_shape() -> None:
+    model = build_tokenizer(FSQ()).eval()
     ids = model.encode(torch.randn(1, 3, 8, 32))
     assert ids.shape == (1, 2, 8)
     assert model.decode(ids).shape == (1, 3, 8, 32)
 
 
 @pytest.mark.parametrize("patch", [0, 1, 3, 12, 32])
-def test_a_patch_that_does_not_fit_is_said(patch: int) -> None:
-    with pytest.raises(SensoriumError, match=f"patch={patch}"):
-        made(FSQ(), patch=patch)
+def test_patch_size_that_does_not_fit_is_an_error(patch: int) -> None:
+    with pytest.raises(SensoriumError, match=f"--patch-size {patch} does not fit"):
+        build_tokenizer(FSQ(), patch=patch)
 
 
-def test_logit_laplace_is_a_density_of_squeezed_pixels() -> None:
-    u = torch.linspace(-25, 25, 1001).double()  # logits: the density falls off evenly on both sides
+def test_logit_laplace_density_integrates_to_one() -> None:
+    u = torch.linspace(-25, 25, 1001).double()  # logits of pixels
     x = u.sigmoid()
     for location, log_scale in ((0.0, 0.0), (1.5, -1.0), (-2.0, 0.5)):
-        said = torch.tensor([location] * 3 + [log_scale] * 3).double().view(1, 6, 1, 1)
+        outputs = torch.tensor([location] * 3 + [log_scale] * 3).double().view(1, 6, 1, 1)
         each = torch.stack(
-            [logit_laplace_loss(said, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8]
+            [logit_laplace_loss(outputs, unit.expand(1, 3, 1, 1)) for unit in (x - 0.1) / 0.8]
         )
         assert torch.trapezoid((-each).exp() * x * (1 - x), u).item() == pytest.approx(1, abs=5e-3)
 
 
-def test_the_likeliest_pixel_is_what_the_location_says() -> None:
+def test_logit_laplace_mode_is_at_its_location() -> None:
     target = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    right = squeeze_pixels(target).logit()
-    said = torch.cat([right, torch.full_like(right, -2)], 1)
-    best = logit_laplace_loss(said, target)
-    for moved in (right + 0.1, right - 0.1):
-        assert logit_laplace_loss(torch.cat([moved, said[:, 3:]], 1), target) > best
-    torch.testing.assert_close(unsqueeze_pixels(said[:, :3].sigmoid()), target)
+    location = squeeze_pixels(target).logit()
+    outputs = torch.cat([location, torch.full_like(location, -2)], 1)
+    best = logit_laplace_loss(outputs, target)
+    for moved in (location + 0.1, location - 0.1):
+        assert logit_laplace_loss(torch.cat([moved, outputs[:, 3:]], 1), target) > best
+    torch.testing.assert_close(unsqueeze_pixels(outputs[:, :3].sigmoid()), target)
     assert squeeze_pixels(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
 
 
-def test_edges_see_shape_and_not_brightness() -> None:
+def test_edge_distance_ignores_brightness() -> None:
     a = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     b = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     assert edge_distance(a, a).item() == 0
@@ -132,17 +119,17 @@ def test_edges_see_shape_and_not_brightness() -> None:
 
 
 @pytest.mark.parametrize("pixel", ["l1", "l2", "laplace"])
-def test_the_loss_is_the_same_for_a_batch_twice_over(pixel: str) -> None:
-    model = made(GumbelQuantizer(32, 8, anneal_steps=5), pixel == "laplace").eval()
+def test_loss_is_a_mean_over_the_batch(pixel: str) -> None:
+    model = build_tokenizer(GumbelQuantizer(32, 8, anneal_steps=5), pixel == "laplace").eval()
     for _ in range(3):
         model.after_step()
-    objective, x = ReconstructionLoss("image", pixel), pictures()
+    objective, x = ReconstructionLoss("image", pixel), random_images()
     once, twice = (objective(model, Batch({"image": torch.cat([x] * n)}))["model"] for n in (1, 2))
     torch.testing.assert_close(once, twice)
 
 
-def test_a_missing_picture_is_left_out() -> None:
-    model, x = made(FSQ()).eval(), pictures()
+def test_missing_images_are_left_out_of_the_loss() -> None:
+    model, x = build_tokenizer(FSQ()).eval(), random_images()
     gap = Batch({"image": x}, {"image": torch.tensor([True, True, False, True, False, True])})
     torch.testing.assert_close(
         ReconstructionLoss("image")(model, gap)["model"],
@@ -150,16 +137,16 @@ def test_a_missing_picture_is_left_out() -> None:
     )
 
 
-def test_pixels_are_compared_on_one_scale_whatever_the_settings() -> None:
-    model, x = made(FSQ()).eval(), pictures()
-    found = model.denormalize(model(x).pixels) - model.denormalize(x)
+def test_pixel_loss_is_on_the_scale_0_to_1() -> None:
+    model, x = build_tokenizer(FSQ()).eval(), random_images()
+    result = model.denormalize(model(x).pixels) - model.denormalize(x)
     torch.testing.assert_close(
         ReconstructionLoss("image", "l2", 0)(model, Batch({"image": x}))["model"],
-        found.square().mean(),
+        result.square().mean(),
     )
 
 
-def test_figures_of_codes() -> None:
+def test_codebook_perplexity_and_psnr() -> None:
     assert codebook_perplexity(torch.ones(512)) == pytest.approx(512)
     assert codebook_perplexity(torch.tensor([0.0, 9, 0])) == pytest.approx(1)
     assert codebook_perplexity(torch.tensor([3.0, 3, 0])) == pytest.approx(2)
@@ -168,32 +155,37 @@ def test_figures_of_codes() -> None:
 
 
 @pytest.mark.parametrize(("pixel", "part"), [("laplace", 1.0), ("l2", 0.04), ("l1", 0.04)])
-def test_kl_weighs_as_much_as_codes_do_among_values(pixel: str, part: float) -> None:
+def test_kl_weight_follows_the_patch_size(pixel: str, part: float) -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     for patch in (2, 4):
-        made = build_recipe(
-            image_tokenizer,
-            schema,
-            {**SMALL, "quantizer": "dvae", "pixel": pixel, "patch_size": patch},
-        )[0]
-        assert made.model.quantizer.weight == pytest.approx(part / (3 * patch**2))
+        keywords = {
+            **SMALL_TOKENIZER,
+            "quantizer": "dvae",
+            "pixel_loss": pixel,
+            "patch_size": patch,
+        }
+        quantizer = build_recipe(image_tokenizer, schema, keywords)[0].model.quantizer
+        assert isinstance(quantizer, GumbelQuantizer)
+        assert quantizer.kl_weight == pytest.approx(part / (3 * patch**2))
 
 
-def test_fsq_says_which_vocabularies_it_has() -> None:
+def test_invalid_sizes_are_errors() -> None:
     schema = Schema({"image": Column("image", IMAGE)})
     with pytest.raises(SensoriumError, match="64, 512, 1000"):
         build_recipe(image_tokenizer, schema, {"vocab": 300})
     for wrong in (
         {"quantizer": "vq", "vocab": 0},
-        {"quantizer": "dvae", "width": 0},
+        {"quantizer": "dvae", "codebook_dim": 0},
         {"layers": -1},
         {"dim": 0},
     ):
-        with pytest.raises(SensoriumError, match="or more"):
-            build_recipe(image_tokenizer, schema, {**SMALL, **wrong})
+        with pytest.raises(SensoriumError, match=r"at least|or more"):
+            build_recipe(image_tokenizer, schema, {**SMALL_TOKENIZER, **wrong})
     for vocab in (64, 512, 1000, 4096, 16384):
         assert (
-            build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL})[0].model.vocab_size
+            build_recipe(image_tokenizer, schema, {"vocab": vocab, **SMALL_TOKENIZER})[
+                0
+            ].model.vocab_size
             == vocab
         )
 
@@ -203,15 +195,15 @@ def test_fsq_says_which_vocabularies_it_has() -> None:
     [
         {"quantizer": "fsq"},
         {"quantizer": "vq", "vocab": 64},
-        {"quantizer": "dvae", "vocab": 64, "pixel": "laplace", "anneal": 6},
+        {"quantizer": "dvae", "vocab": 64, "pixel_loss": "laplace", "anneal_steps": 6},
     ],
     ids=lambda k: k["quantizer"],
 )
-def test_a_run_says_pictures_again_and_resumes_bit_for_bit(
+def test_run_reconstructs_images_and_resumes_bit_for_bit(
     keywords: dict[str, object], tmp_path: Path
 ) -> None:
-    how = {
-        **SMALL,
+    settings = {
+        **SMALL_TOKENIZER,
         **keywords,
         "batch_size": 8,
         "epochs": 2,
@@ -219,34 +211,31 @@ def test_a_run_says_pictures_again_and_resumes_bit_for_bit(
         "precision": "fp32",
         "quiet": True,
         "eval_interval": 2,
-    }  # the interrupted run is not judged half-way either
-    data = dataset()
-    whole = train(image_tokenizer, data, out=tmp_path / "whole", **how)
-    half = tmp_path / "half"
-    run_for(half, data, how, steps=4)
-    again = train(image_tokenizer, data, out=half, resume=True, quiet=True)
-    for name, value in whole.module.state_dict().items():
+    }  # no evaluation before the interruption
+    data = square_images()
+    uninterrupted = train(image_tokenizer, data, out=tmp_path / "uninterrupted", **settings)
+    resumed_folder = tmp_path / "resumed_folder"
+    interrupted_run(resumed_folder, data, settings, steps=4)
+    again = train(image_tokenizer, data, out=resumed_folder, resume=True, quiet=True)
+    for name, value in uninterrupted.module.state_dict().items():
         assert torch.equal(value, again.module.state_dict()[name]), name
-    assert whole.fingerprint == again.fingerprint
-    moved = {"vq": lambda q: q.counts.sum() > 0, "dvae": lambda q: q.step > 0}
-    assert moved.get(str(keywords["quantizer"]), lambda q: True)(whole.module.quantizer), (
-        "no step was taken in"
-    )
-    said = whole.generate(image=data.raw("image", [0, 1, 2]))
-    assert [picture.size for picture in said] == [(16, 16)] * 3
-    assert (tmp_path / "whole" / "samples").is_dir()
+    assert uninterrupted.fingerprint == again.fingerprint
+    quantizer = uninterrupted.module.quantizer
+    if isinstance(quantizer, VQ):
+        assert quantizer.ema_counts.sum() > 0, "after_step was not called"
+    if isinstance(quantizer, GumbelQuantizer):
+        assert quantizer.step > 0, "after_step was not called"
+    reconstructed = uninterrupted.generate(image=data.raw("image", [0, 1, 2]))
+    assert [image.size for image in reconstructed] == [(16, 16)] * 3
+    assert (tmp_path / "uninterrupted" / "samples").is_dir()
 
 
-def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> None:
-    """A run that ends after so many steps, as if its machine had."""
-    from sensorium.recipes.recipe import dry_build
-    from sensorium.training.run_setup import create_run
-
+def interrupted_run(folder: Path, data: Dataset, settings: dict[str, object], steps: int) -> None:
+    """Train for some steps, save, and stop."""
     folder.mkdir()
-    given = {k: v for k, v in how.items() if k != "quiet"}
-    run = create_run(
-        image_tokenizer, data, folder, given, dry_build(image_tokenizer, data.schema, given)
-    )
+    keywords = {k: v for k, v in settings.items() if k != "quiet"}
+    recipe = dry_build(image_tokenizer, data.schema, keywords)
+    run = create_run(image_tokenizer, data, folder, keywords, recipe)
     batches = iter(run.loader)
     for k in range(steps):
         run.train_step(next(batches), k)
@@ -254,10 +243,13 @@ def run_for(folder: Path, data: Dataset, how: dict[str, object], steps: int) -> 
     run.save()
 
 
-def test_pictures_may_be_named_or_given(tmp_path: Path) -> None:
-    model = build_recipe(image_tokenizer, Schema({"image": Column("image", IMAGE)}), SMALL)[0]
+def test_generate_takes_paths_and_arrays(tmp_path: Path) -> None:
+    recipe = build_recipe(
+        image_tokenizer, Schema({"image": Column("image", IMAGE)}), SMALL_TOKENIZER
+    )[0]
     Pillow.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
-    said = model.verbs["generate"](image=[tmp_path / "red.png", np.zeros((5, 5, 3), np.uint8)])
-    assert [picture.size for picture in said] == [(16, 16)] * 2
-    with pytest.raises(SensoriumError, match="nothing.png"):
-        model.verbs["generate"](image=[tmp_path / "nothing.png"])
+    images = [tmp_path / "red.png", np.zeros((5, 5, 3), np.uint8)]
+    reconstructed = recipe.verbs["generate"](image=images)
+    assert [image.size for image in reconstructed] == [(16, 16)] * 2
+    with pytest.raises(SensoriumError, match=r"missing\.png"):
+        recipe.verbs["generate"](image=[tmp_path / "missing.png"])

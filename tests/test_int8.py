@@ -77,8 +77,8 @@ def test_row_result_does_not_depend_on_its_batch(two_bytes: bool) -> None:
     x = torch.randn(2, 3, 48) * torch.tensor([1.0, 100.0, 0.01])[:, None]
     with torch.no_grad():
         for reshape in (lambda row: row, lambda row: row[None], lambda row: row[None, None]):
-            alone = torch.stack([layer(reshape(row)) for row in x.flatten(0, 1)]).view(2, 3, 32)
-            assert torch.allclose(layer(x), alone, rtol=1e-5, atol=1e-5)
+            single = torch.stack([layer(reshape(row)) for row in x.flatten(0, 1)]).view(2, 3, 32)
+            assert torch.allclose(layer(x), single, rtol=1e-5, atol=1e-5)
         transposed = x[0].t().contiguous().t()  # the same rows, stored column by column
         assert torch.equal(layer(transposed), layer(x[0]))
         assert not transposed.is_contiguous()

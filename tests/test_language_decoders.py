@@ -7,8 +7,8 @@ import pytest
 import torch
 from fixtures.interruption import call_at_step, crash, run_hashes, send_signal
 from fixtures.squares import COLOURS
+from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
-from fixtures.squares import published as published
 from safetensors.torch import save_file
 
 import sensorium as sn
@@ -24,7 +24,7 @@ from sensorium.nn.tokens import Batch
 from sensorium.pretrained import PRETRAINED_FAMILIES
 from sensorium.pretrained.weight_mapping import export_from
 from sensorium.recipes import captioner
-from sensorium.recipes.recipe import BadKeyword, build_recipe
+from sensorium.recipes.recipe import InvalidKeywordError, build_recipe
 from sensorium.recipes.vision_encoders import PrefixProjection
 from sensorium.training.loop import Interrupted
 
@@ -74,17 +74,18 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_only_the_projection_trains_and_run_loads_without_the_pretrained_weights(
     data: Dataset,
-    published: Path,
+    clip_folder: Path,
     language_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    sources = {"vision_weights": str(published), "language_model": str(language_model)}
+    sources = {"vision_weights": str(clip_folder), "language_model": str(language_model)}
     model = sn.train(captioner, data, out=tmp_path / "run", **sources, **SHORT)
     first = state_tensors(build_recipe(captioner, data.schema, sources)[0].model)
     for name, value in state_tensors(model.module).items():
-        assert value.equal(first[name]) == (".projection." not in name), name
+        is_trained = name.startswith("parts.image.projection.")
+        assert value.equal(first[name]) != is_trained, name
     assert isinstance(model.module.get_submodule("parts.image.tower.encoder"), FrozenEncoder)
     prefix = model.module.get_submodule("parts.image")
     assert isinstance(prefix, PrefixProjection)
@@ -110,19 +111,19 @@ def test_only_the_projection_trains_and_run_loads_without_the_pretrained_weights
     assert texts == [model.generate(image=images, batch_size=1, **options) for options in requests]
     hidden = [
         path.rename(path.with_name(f"hidden{i}"))
-        for i, path in enumerate((published, language_model))
+        for i, path in enumerate((clip_folder, language_model))
     ]
     try:
         loaded = sn.load(tmp_path / "run")
         assert [loaded.generate(image=images, **options) for options in requests] == texts
     finally:
-        for path, original in zip(hidden, (published, language_model), strict=True):
+        for path, original in zip(hidden, (clip_folder, language_model), strict=True):
             path.rename(original)
 
 
 def test_cached_image_embeddings_give_the_same_loss(
     data: Dataset,
-    published: Path,
+    clip_folder: Path,
     language_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,13 +132,15 @@ def test_cached_image_embeddings_give_the_same_loss(
     recipe, _ = build_recipe(
         captioner,
         data.schema,
-        {"vision_weights": str(published), "language_model": str(language_model)},
+        {"vision_weights": str(clip_folder), "language_model": str(language_model)},
     )
     schema = data.schema.fit(
         data, range(len(data)), recipe.data.columns, recipe.data.column_settings
     )
     recipe, _ = build_recipe(
-        captioner, schema, {"vision_weights": str(published), "language_model": str(language_model)}
+        captioner,
+        schema,
+        {"vision_weights": str(clip_folder), "language_model": str(language_model)},
     )
     assert recipe.data.derived_columns is not None
     prepared = data.prepare(
@@ -160,14 +163,14 @@ def test_cached_image_embeddings_give_the_same_loss(
 def test_resumed_run_equals_an_uninterrupted_one(
     step: int,
     data: Dataset,
-    published: Path,
+    clip_folder: Path,
     language_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without a checkpoint (step 0) it restarts from the pretrained weights."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "vision_weights": str(published), "language_model": str(language_model)}
+    keywords = {**SHORT, "vision_weights": str(clip_folder), "language_model": str(language_model)}
     whole = sn.train(captioner, data, out=tmp_path / "whole", **keywords)
     call_at_step(monkeypatch, max(step, 1), send_signal() if step else crash)
     with pytest.raises(Interrupted if step else KeyboardInterrupt):
@@ -206,19 +209,19 @@ def test_answers_do_not_depend_on_padding_or_missing_images(language_model: Path
 
 
 def test_unusable_weights_are_reported(
-    data: Dataset, published: Path, language_model: Path, tmp_path: Path
+    data: Dataset, clip_folder: Path, language_model: Path, tmp_path: Path
 ) -> None:
     def build(**keywords: Any) -> None:
         build_recipe(captioner, data.schema, keywords)
 
     with pytest.raises(SensoriumError, match=r"--language-model .* is not a causal language model"):
-        build(language_model=str(published))
+        build(language_model=str(clip_folder))
     with pytest.raises(SensoriumError, match="no encoder for image"):
         build(vision_weights=str(language_model))
-    with pytest.raises(BadKeyword, match="--image '' says that there are none"):
-        build(vision_weights=str(published), image="")
-    with pytest.raises(BadKeyword, match="Give only one of them"):
-        build(vision_weights=str(published), clip_run="runs/clip")
+    with pytest.raises(InvalidKeywordError, match="--image '' says that there are none"):
+        build(vision_weights=str(clip_folder), image="")
+    with pytest.raises(InvalidKeywordError, match="Give only one of them"):
+        build(vision_weights=str(clip_folder), clip_run="runs/clip")
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):

@@ -57,7 +57,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50  # without the docstring
 MAX_ARGUMENTS = 7
 MAX_OPTIONS = 20  # recipes, inference verbs and commands: their arguments are the user's options
-PACKAGES_OF_OPTIONS = {"recipes", "inference", "cli"}
+PACKAGES_OF_OPTIONS = {"recipes", "inference", "pretrained", "cli"}
 MAX_MEDIAN_FUNCTION_LINES = 10
 MAX_TRAINING_MODULES = 95  # imported by a training run, pretrained families apart
 

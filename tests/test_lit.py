@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fixtures.interruption import call_at_step, crash, send_signal
+from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
-from fixtures.squares import published as published
 
 import sensorium as sn
 from sensorium.data.cache.prepared import embedding_key
@@ -23,11 +23,11 @@ SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet":
 
 
 def test_frozen_image_embeddings_are_computed_once(
-    published: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip_folder: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
     recipe, _ = build_recipe(
-        lit, data.schema, {"image_weights": str(published), "text_weights": str(published)}
+        lit, data.schema, {"image_weights": str(clip_folder), "text_weights": str(clip_folder)}
     )
     schema = data.schema.fit(
         data, np.arange(len(data)), recipe.data.columns, recipe.data.column_settings
@@ -55,46 +55,53 @@ def test_frozen_image_embeddings_are_computed_once(
 
 
 def test_only_projections_train_and_run_loads_without_the_pretrained_weights(
-    published: Path, data: Dataset, tmp_path: Path
+    clip_folder: Path, data: Dataset, tmp_path: Path
 ) -> None:
     model = sn.train(
         lit,
         data,
         out=tmp_path / "run",
-        image_weights=str(published),
-        text_weights=str(published),
+        image_weights=str(clip_folder),
+        text_weights=str(clip_folder),
         **SHORT,
     )
     first = state_tensors(
         build_recipe(
-            lit, data.schema, {"image_weights": str(published), "text_weights": str(published)}
+            lit, data.schema, {"image_weights": str(clip_folder), "text_weights": str(clip_folder)}
         )[0].model
     )
     for name, value in state_tensors(model.module).items():
         if ".encoder." in name:
             assert value.equal(first[name]), name
     vectors = model.embed(text=["a red square", "a blue square"])
-    hidden = published.rename(published.with_name("hidden"))
+    hidden = clip_folder.rename(clip_folder.with_name("hidden"))
     try:
         np.testing.assert_array_equal(
             sn.load(tmp_path / "run").embed(text=["a red square", "a blue square"]), vectors
         )
     finally:
-        hidden.rename(published)
+        hidden.rename(clip_folder)
 
 
-def test_missing_text_weights_are_reported(published: Path, data: Dataset, tmp_path: Path) -> None:
+def test_missing_text_weights_are_reported(
+    clip_folder: Path, data: Dataset, tmp_path: Path
+) -> None:
     with pytest.raises(SensoriumError, match="--text-weights is missing"):
-        sn.train(lit, data, out=tmp_path / "run", image_weights=str(published), quiet=True)
+        sn.train(lit, data, out=tmp_path / "run", image_weights=str(clip_folder), quiet=True)
 
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_resumed_run_equals_an_uninterrupted_one(
-    saved: bool, published: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: bool, clip_folder: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a checkpoint it restarts from the pretrained weights."""
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path))
-    keywords = {**SHORT, "image_weights": str(published), "text_weights": str(published), "seed": 1}
+    keywords = {
+        **SHORT,
+        "image_weights": str(clip_folder),
+        "text_weights": str(clip_folder),
+        "seed": 1,
+    }
     whole = sn.train(lit, data, out=tmp_path / "whole", **keywords)
     call_at_step(monkeypatch, 7 if saved else 1, send_signal() if saved else crash)
     with pytest.raises(Interrupted if saved else KeyboardInterrupt):

@@ -468,9 +468,9 @@ def test_rows_dropped_by_drop_last_change_every_epoch(mixed: PreparedDataset) ->
     assert loader.steps_per_epoch == 4
     left = []
     for _ in range(6):
-        seen = [row for batch in take_batches(loader, 4) for row in rows_of(batch)]
-        assert len(set(seen)) == 20
-        left.append(frozenset(range(23)) - set(seen))
+        epoch_rows = [row for batch in take_batches(loader, 4) for row in rows_of(batch)]
+        assert len(set(epoch_rows)) == 20
+        left.append(frozenset(range(23)) - set(epoch_rows))
     assert len(set(left)) > 1
     assert [len(b) for b in take_batches(BatchLoader(mixed, [3, 1], 5), 3)] == [2, 2, 2]
 
@@ -531,14 +531,14 @@ def test_epoch_order_keeps_pieces_in_one_group(each: int) -> None:
 
 def test_epoch_order_spreads_pieces_of_a_group() -> None:
     groups = np.repeat(np.arange(100), 6)
-    found = groups[epoch_order(np.arange(600), groups, 2, 0, 0)].reshape(-1, 2)[:, 0]
-    assert all(len(set(batch)) == 20 for batch in found.reshape(-1, 20))
+    first_groups = groups[epoch_order(np.arange(600), groups, 2, 0, 0)].reshape(-1, 2)[:, 0]
+    assert all(len(set(batch)) == 20 for batch in first_groups.reshape(-1, 20))
 
 
 def test_epoch_order_pairs_different_rows() -> None:
-    found = epoch_order(np.arange(12), np.repeat(np.arange(4), 3), 2, 0, 0).reshape(-1, 2)
-    assert len(found) == 8
-    assert (found[:, 0] != found[:, 1]).all()
+    pairs = epoch_order(np.arange(12), np.repeat(np.arange(4), 3), 2, 0, 0).reshape(-1, 2)
+    assert len(pairs) == 8
+    assert (pairs[:, 0] != pairs[:, 1]).all()
     single = epoch_order(np.arange(4), np.arange(4), 2, 0, 0).reshape(-1, 2)
     assert (single[:, 0] == single[:, 1]).all(), "a row without a partner is paired with itself"
 

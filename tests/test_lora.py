@@ -82,7 +82,7 @@ def test_lower_blocks_have_smaller_learning_rates() -> None:
     depth = layer_depths(module)
     up_weights = [module.get_parameter(f"trunk.blocks.{i}.mlp.up.weight") for i in range(3)]
     final_norm = module.get_parameter("trunk.final_norm.weight")
-    assert depth[module.get_parameter("embed.linear.weight")] == 3
+    assert depth[module.get_parameter("embed.projection.weight")] == 3
     assert [depth[weight] for weight in up_weights] == [2, 1, 0]
     assert final_norm not in depth
     optimizers = build_optimizers("adamw", module, OptimizerConfig(1.0, 0.1, layer_decay=0.5))

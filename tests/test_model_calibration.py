@@ -59,7 +59,7 @@ def test_overconfident_logits_are_scaled_down(modality: Category | Multilabel, k
         "category": calibrated.softmax(1).multinomial(1, generator=seeded(1))[:, 0],
         "ordinal": (uniform[:, :1] < calibrated.sigmoid()).sum(1),
         "multilabel": (uniform < calibrated.sigmoid()).float(),
-    }[kind.modality]
+    }[modality.kind]
     calibration = Calibration()
     calibration.fit(modality, calibrated * 4, y)
     assert calibration.scale.item() == pytest.approx(4, rel=0.1)
@@ -122,7 +122,9 @@ def test_levels_are_rounded_up_and_validated() -> None:
     assert calibration.conformal_quantile(0.9) == pytest.approx(0.9)
     assert calibration.conformal_quantile(0.901) == pytest.approx(0.91)
     assert calibration.conformal_quantile(0.07) == pytest.approx(0.07)
-    with pytest.raises(SensoriumError, match="1 is out of range. Choose one from 0.01 to 0.99"):
+    with pytest.raises(
+        SensoriumError, match=r"1 is out of range\. Choose one from 0\.01 to 0\.99\."
+    ):
         calibration.conformal_quantile(1.0)
 
 
@@ -139,7 +141,8 @@ def csv_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     for i in range(600):
         split = ("train", "val", "test")[i % 3]
         lines.append(
-            f"{x[i, 0]:.4f},{x[i, 1]:.4f},{noisy[i]:.4f},{'high' if noisy[i] > 0 else 'low'},{split}"
+            f"{x[i, 0]:.4f},{x[i, 1]:.4f},{noisy[i]:.4f},{'high' if noisy[i] > 0 else 'low'},"
+            f"{split}"
         )
     path = tmp_path_factory.mktemp("table") / "table.csv"
     path.write_text("\n".join(lines))

@@ -88,12 +88,12 @@ def test_unseen_class_counts_as_wrong() -> None:
 
 
 def test_no_rows_have_no_metrics() -> None:
-    nothing = torch.zeros(0, 3)
+    empty_rows = torch.zeros(0, 3)
     empty = [
-        classification_metrics(nothing, nothing[:, 0].long()),
-        ordinal_metrics(nothing, nothing[:, 0].long()),
-        multilabel_metrics(nothing, nothing.bool()),
-        regression_metrics(nothing[:, 0], nothing[:, 0], nothing[:, 0], {}),
+        classification_metrics(empty_rows, empty_rows[:, 0].long()),
+        ordinal_metrics(empty_rows, empty_rows[:, 0].long()),
+        multilabel_metrics(empty_rows, empty_rows.bool()),
+        regression_metrics(empty_rows[:, 0], empty_rows[:, 0], empty_rows[:, 0], {}),
     ]
     for metrics in empty:
         assert metrics.values == {"rows": 0}
@@ -117,9 +117,9 @@ def test_ordinal_metrics_match_hand_computation() -> None:
 
 
 def test_constant_and_unseen_ranks() -> None:
-    alone = ordinal_metrics(one_hot(torch.tensor([1, 1]), 3), torch.tensor([1, 1]))
-    assert alone.values["accuracy"] == 1
-    assert "quadratic kappa" in reasons(alone)
+    constant = ordinal_metrics(one_hot(torch.tensor([1, 1]), 3), torch.tensor([1, 1]))
+    assert constant.values["accuracy"] == 1
+    assert "quadratic kappa" in reasons(constant)
     unseen = ordinal_metrics(one_hot(torch.tensor([1, 0]), 3), torch.tensor([1, 3]))
     assert unseen.values["rows of unseen ranks"] == 1
     assert unseen.values["accuracy"] == 1
@@ -149,10 +149,10 @@ def test_unused_and_unseen_tags() -> None:
     assert metrics.values["rows with unseen tags"] == 1
     assert metrics.values["mAP"] == 1
     assert "no row has 1 of 2 tags" in reasons(metrics)
-    nothing = multilabel_metrics(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
-    assert nothing.values["subset accuracy"] == 1
-    assert "micro F1" not in nothing.values
-    assert "mAP" not in nothing.values
+    empty_rows = multilabel_metrics(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+    assert empty_rows.values["subset accuracy"] == 1
+    assert "micro F1" not in empty_rows.values
+    assert "mAP" not in empty_rows.values
 
 
 # Numbers
@@ -181,7 +181,7 @@ def test_constant_numbers_leave_correlations_undefined() -> None:
     assert flat.values["MAE"] == pytest.approx(2 / 3)
     assert {"R2", "Spearman"}.isdisjoint(flat.values)
     assert "too few" in reasons(flat)
-    assert "all the same" in reasons(flat)
+    assert "all true values are the same" in reasons(flat)
     assert (
         "Spearman" not in regression_metrics(same, torch.tensor([1.0, 2.0, 3.0]), same, {}).values
     )

@@ -28,7 +28,7 @@ from sensorium.pretrained.weight_mapping import (
 
 
 class Toy(nn.Module):
-    """Layers of each mapping: qkv of unequal parts, a flattened convolution, a transposed matrix."""
+    """A layer for each mapping: unequal qkv, a flattened convolution, a transposed matrix."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -203,17 +203,17 @@ def test_shapes_are_known_without_reading(folder: Path) -> None:
 
 
 def test_description_of_a_folder(folder: Path) -> None:
-    expected = describe_pretrained(folder, families=FAMILIES)
-    assert expected.family == "toy"
-    assert expected.layout == "safetensors"
-    assert expected.verbs == ["predict"]
+    description = describe_pretrained(folder, families=FAMILIES)
+    assert description.family == "toy"
+    assert description.layout == "safetensors"
+    assert description.verbs == ["predict"]
     assert (
-        expected.num_parameters
+        description.num_parameters
         == sum(v.numel() for v in source_tensors().values())
-        == sum(expected.elements_by_dtype.values())
+        == sum(description.elements_by_dtype.values())
     )
-    assert expected.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25}
-    assert set(expected.elements_by_dtype) == {"F32"}
+    assert description.parameters_by_module == {"qkv": 40, "patch": 48, "out": 25}
+    assert set(description.elements_by_dtype) == {"F32"}
 
 
 def test_fingerprint_changes_with_a_weight(folder: Path) -> None:

@@ -65,8 +65,8 @@ def test_outputs_and_gradients_match_reference(overrides: dict, tmp_path: Path) 
     reference = randomize_weights(
         transformers.CLIPModel(transformers.CLIPConfig(**config(**overrides)))
     )
-    reference.save_pretrained(tmp_path / "theirs")
-    ours, found_config = load_ours(CLIP, tmp_path / "theirs")
+    reference.save_pretrained(tmp_path / "reference")
+    ours, found_config = load_ours(CLIP, tmp_path / "reference")
     images, ids = torch.randn(BATCH, 3, 16, 16), token_ids()
     expected = reference(input_ids=ids, pixel_values=images)
     embeddings = ours["image"](images), ours["text"](ids)
@@ -77,14 +77,16 @@ def test_outputs_and_gradients_match_reference(overrides: dict, tmp_path: Path) 
     logits.square().sum().backward()
     expected.logits_per_text.square().sum().backward()
     assert_same_gradients(CLIP, ours, reference, found_config, tmp_path / "gradients")
-    exported = assert_round_trip(CLIP, ours, found_config, tmp_path / "theirs", tmp_path / "back")
+    exported = assert_round_trip(
+        CLIP, ours, found_config, tmp_path / "reference", tmp_path / "exported"
+    )
     reloaded = transformers.CLIPModel.from_pretrained(exported).eval()
     assert torch.equal(
         reloaded(input_ids=ids, pixel_values=images).logits_per_text, expected.logits_per_text
     )
 
 
-@pytest.mark.parametrize("extent", [(97, 61), (61, 97), (40, 40), (33, 131)])
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (40, 40), (33, 131)])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -98,10 +100,10 @@ def test_pixels_match_the_processor(size: tuple[int, int], settings: dict) -> No
     transformers = pytest.importorskip("transformers")
     processor = transformers.CLIPImageProcessorPil(**settings)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    reference = processor(PIL.Image.fromarray(pixels), return_tensors="pt").pixel_values
+    expected = processor(PIL.Image.fromarray(pixels), return_tensors="pt").pixel_values
     ours = image_preprocessing(processor.to_dict(), 32, Image())
     assert ours.std == pytest.approx(processor.image_std)
-    assert (ours.collate([ours.load(pixels)]) - reference).abs().max() < 1e-5
+    assert (ours.collate([ours.load(pixels)]) - expected).abs().max() < 1e-5
 
 
 def test_folder_embeds_images_and_texts(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from sensorium.pretrained.decoder import PAD_ID
 from sensorium.pretrained.family import PretrainedFamily
 from sensorium.pretrained.gpt2 import GPT2
 from sensorium.pretrained.llama import LLAMA
+from sensorium.pretrained.load import load_pretrained_model
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 61
@@ -78,7 +79,7 @@ def padded(texts: list[list[int]]) -> Tensor:
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> tuple[PretrainedFamily, Any, Decoder, Any, Path]:
-    """The family, the reference model, ours, its config and the folder that both were loaded from."""
+    """The family, the reference model, ours, its config, and the folder of both."""
     family, name, settings = MODELS[request.param]
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
     reference = randomize_weights(
@@ -86,10 +87,10 @@ def pair(
             getattr(transformers, f"{name}Config")(**settings, **ends)
         )
     )
-    reference.save_pretrained(tmp_path / "theirs")
-    ours, config = load_ours(family, tmp_path / "theirs")
+    reference.save_pretrained(tmp_path / "reference")
+    ours, config = load_ours(family, tmp_path / "reference")
     assert isinstance(ours, Decoder)
-    return family, reference, ours, config, tmp_path / "theirs"
+    return family, reference, ours, config, tmp_path / "reference"
 
 
 def logits(model: Decoder, ids: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def test_outputs_and_gradients_match_reference(
     (output * target).sum().backward()
     (expected * target).sum().backward()
     assert_same_gradients(family, ours, reference, config, tmp_path / "gradients")
-    exported = assert_round_trip(family, ours, config, folder, tmp_path / "back")
+    exported = assert_round_trip(family, ours, config, folder, tmp_path / "exported")
     reloaded = type(reference).from_pretrained(exported).eval()
     assert torch.equal(reloaded(ids).logits, expected)
 
@@ -119,10 +120,10 @@ def test_decode_steps_match_a_full_pass(
     more = torch.tensor([[4, 40], [5, 50], [6, 1]])
     with torch.no_grad():
         steps = [ours.prefill(Batch({"text": ids}), "text", cache)]
-        for step in range(2):
-            steps.append(
-                ours.decode_step("text", more[:, step], (ids != PAD_ID).sum(1) + step, cache)
-            )
+        steps += [
+            ours.decode_step("text", more[:, step], (ids != PAD_ID).sum(1) + step, cache)
+            for step in range(2)
+        ]
         for row, text in enumerate(TEXTS):
             full = logits(ours, torch.tensor([text + more[row].tolist()]))[0, len(text) - 1 :]
             assert_close(torch.stack([step[row] for step in steps]), full)
@@ -171,7 +172,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(reference: Any, path: Path, quant: str) -> None:
-    """Write a Llama as llama.cpp's converter does; `quant` is the type of gguf_name matrices."""
+    """Write a Llama as llama.cpp's converter does; `quant` is the type of its matrices."""
     gguf = pytest.importorskip("gguf")
     config, file = reference.config, gguf.GGUFWriter(path, "llama")
     file.add_block_count(config.num_hidden_layers)
@@ -209,7 +210,8 @@ def test_gguf_outputs_match_reference(quant: str, tied: bool, tmp_path: Path) ->
     with torch.no_grad():
         write_gguf(reference, tmp_path / "tiny.gguf", quant)
         ids = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
-        model = sn.load(tmp_path / "tiny.gguf")
+        model = load_pretrained_model(tmp_path / "tiny.gguf")
+        assert isinstance(model.module, Decoder)
         assert_close(logits(model.module, ids), reference(ids).logits)
 
 
@@ -217,9 +219,10 @@ def test_gguf_outputs_match_reference(quant: str, tied: bool, tmp_path: Path) ->
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>"
-    "\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
+    " + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -245,7 +248,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def chat_model(tmp_path: Path) -> tuple[Any, Any, Path]:
-    """A random model, gguf_name tokenizer, and hf_name folder."""
+    """A random model, its tokenizer, and their folder."""
     hf_tokenizer = tokenizer()
     hf_tokenizer.chat_template = SMOLLM2
     sizes = SMALL | {"vocab_size": len(hf_tokenizer), "max_position_embeddings": 128}
@@ -269,15 +272,14 @@ CONVERSATIONS: list[Any] = [
 
 def test_chat_prompt_matches_the_template(chat_model: tuple[Any, Any, Path]) -> None:
     _, hf_tokenizer, folder = chat_model
-    request = sn.load(folder).preprocessing["prompt"]
+    prompt = load_pretrained_model(folder).preprocessing["prompt"]
     for conversation in CONVERSATIONS[1:]:
-        reference = hf_tokenizer.apply_chat_template(
+        expected = hf_tokenizer.apply_chat_template(
             conversation, add_generation_prompt=True, return_dict=False
         )
-        assert request.load(conversation).tolist() == reference
-    assert (
-        request.load(CONVERSATIONS[0]) == 2
-    ).sum() == 2  # the system's end and the user's, not the word
+        assert prompt.load(conversation).tolist() == expected
+    # Two messages end; the marker inside the question is plain text.
+    assert (prompt.load(CONVERSATIONS[0]) == 2).sum() == 2
 
 
 def test_generate_matches_reference(chat_model: tuple[Any, Any, Path]) -> None:
@@ -301,7 +303,7 @@ def test_generate_matches_reference(chat_model: tuple[Any, Any, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "output"),
+    ("arguments", "message"),
     [
         ({"prompt": ["Hi"]}, "template"),
         ({"text": ["Hi"], "max_tokens": 127}, "128 in all"),
@@ -311,10 +313,10 @@ def test_generate_matches_reference(chat_model: tuple[Any, Any, Path]) -> None:
     ],
 )
 def test_unsupported_request_is_refused(
-    request: dict[str, Any], output: str, chat_model: tuple[Any, Any, Path]
+    arguments: dict[str, Any], message: str, chat_model: tuple[Any, Any, Path]
 ) -> None:
     _, hf_tokenizer, folder = chat_model
     hf_tokenizer.chat_template = SMOLLM2.replace("message['content']", "message['content'].upper()")
     hf_tokenizer.save_pretrained(folder)
-    with pytest.raises(SensoriumError, match=output):
-        sn.load(folder).generate("text", **{"max_tokens": 3, **request})
+    with pytest.raises(SensoriumError, match=message):
+        sn.load(folder).generate("text", **{"max_tokens": 3, **arguments})

@@ -64,7 +64,7 @@ def tower(module: nn.Module, kind: str) -> Tower:
 
 @dataclass(frozen=True)
 class Case:
-    """A reference model, the inputs of all_outputs, and the two outputs that must be equal."""
+    """A reference model, the inputs of both, and the two outputs that must be equal."""
 
     family: PretrainedFamily
     model: str
@@ -156,15 +156,17 @@ def test_outputs_and_gradients_match_reference(name: str, tmp_path: Path) -> Non
     transformers, case = pytest.importorskip("transformers"), CASES[name]
     kind = getattr(transformers, case.model)
     reference = randomize_weights(kind(kind.config_class(**case.config), **case.load))
-    reference.save_pretrained(tmp_path / "theirs")
-    ours, config = load_ours(case.family, tmp_path / "theirs")
-    inputs = case.given()
-    expected, actual = case.theirs(reference(**inputs), inputs), case.ours(ours, inputs)
+    reference.save_pretrained(tmp_path / "reference")
+    ours, config = load_ours(case.family, tmp_path / "reference")
+    inputs = case.inputs()
+    expected, actual = case.reference(reference(**inputs), inputs), case.ours(ours, inputs)
     assert_close(actual, expected)
     weight = torch.randn(expected.shape)
     (actual * weight).sum().backward()
     (expected * weight).sum().backward()
     assert_same_gradients(case.family, ours, reference, config, tmp_path / "gradients")
-    exported = assert_round_trip(case.family, ours, config, tmp_path / "theirs", tmp_path / "back")
+    exported = assert_round_trip(
+        case.family, ours, config, tmp_path / "reference", tmp_path / "exported"
+    )
     reloaded = kind.from_pretrained(exported, **case.load).eval()
-    assert torch.equal(case.theirs(reloaded(**inputs), inputs), expected)
+    assert torch.equal(case.reference(reloaded(**inputs), inputs), expected)

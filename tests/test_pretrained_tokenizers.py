@@ -18,13 +18,13 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from sensorium.errors import SensoriumError
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.pretrained import sentencepiece as sentencepiece_module
+from sensorium.pretrained.tensor_source import LazyTensors
 from sensorium.pretrained.tokenizers import (
     CLIP_SPLIT_PATTERN,
     find_bos_eos_ids,
     load_tokenizer,
     text_preprocessing,
 )
-from sensorium.pretrained.tensor_source import LazyTensors
 from sensorium.pretrained.weight_files import WeightFiles, open_weights
 
 transformers = pytest.importorskip("transformers")
@@ -188,7 +188,7 @@ MAKERS = {
 Folders = Callable[[str], Path]
 
 
-# the same ids
+# Ids
 
 
 @pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer", "CLIPTokenizer", "T5Tokenizer"])
@@ -247,7 +247,7 @@ def test_tokenizer_json_has_priority(folders: Folders, tmp_path: Path) -> None:
     assert differing(load_ours(tmp_path), lambda text: reference.encode(text).ids) == []
 
 
-# inside of GGUF
+# GGUF
 
 
 def gguf_keys(path: Path, vocab: dict[str, int], merges: list[str], pre: str) -> WeightFiles:
@@ -310,7 +310,7 @@ def test_unknown_gguf_pre_tokenizer_is_refused(tmp_path: Path) -> None:
         )
 
 
-# as settings of texts
+# Text settings
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_fake_texts_without_a_start_token_end_in_the_end_token(folders: Folders)
     assert (dropped != text.pad).sum() < (ids != text.pad).sum()
 
 
-# damage
+# Damaged files
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_no_tokenizer_without_files(tmp_path: Path) -> None:
     assert text_preprocessing(weight_files(tmp_path), 9, 9) is None
 
 
-# real vocabularies
+# Pretrained vocabularies
 
 
 @pytest.mark.weights

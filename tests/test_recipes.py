@@ -15,7 +15,7 @@ from fixtures.recipe_cases import RECIPE_CASES, SCHEMA, build, fake_batch
 from sensorium.inference.predict import Prediction
 from sensorium.io.tensors import load_weights, state_tensors, tensor_writer
 from sensorium.recipes import RECIPES
-from sensorium.recipes.recipe import BadKeyword, build_recipe, check_choice
+from sensorium.recipes.recipe import InvalidKeywordError, build_recipe, check_choice
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), dtype=np.uint8))
 TEXTS = ["a red bicycle", "two blue cats"]
@@ -170,7 +170,7 @@ class TestRecipe:
                     assert_embeds(call)
                 case "generate":
                     assert_generates(name, keywords, call)
-                case "predict":
+                case _:
                     assert_predicts(keywords, call)
 
     def test_meta_device_build_has_the_same_parameters(
@@ -192,13 +192,17 @@ def test_unknown_keyword_suggests_the_closest_one() -> None:
 def test_invalid_choice_names_the_option_and_the_choices() -> None:
     with pytest.raises(TypeError, match="--augment 'wild' is not one of none, light, strong"):
         build_recipe(RECIPES["clip"], SCHEMA, {"augment": "wild"})
-    with pytest.raises(BadKeyword, match="--image-encoder 'vti' is not one of vit, resnet"):
+    with pytest.raises(
+        InvalidKeywordError, match="--image-encoder 'vti' is not one of vit, resnet"
+    ):
         check_choice("image_encoder", "vti", ["vit", "resnet"])
 
 
 def test_boosting_cannot_be_combined_with_class_weights() -> None:
     keywords = {**RECIPE_CASES["fusion"].small, "head": "boosting", "class_weight": "balanced"}
-    with pytest.raises(BadKeyword, match="--class-weight balanced applies to --head linear"):
+    with pytest.raises(
+        InvalidKeywordError, match="--class-weight balanced applies to --head linear"
+    ):
         build("fusion", keywords)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fixtures import tiny_recipe
 from fixtures.colored_squares import TINY_CLIP, colored_squares
-from fixtures.interruption import call_at_step, crash, run_hashes, send_signal
+from fixtures.interruption import call_at_step, run_hashes, send_signal
 from safetensors.torch import load_file
 
 from sensorium.data.dataset import Dataset
@@ -101,7 +101,7 @@ def test_harness_detects_a_writer_that_is_not_atomic(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Use one thread, so that a busy machine does not slow the tests; one case keeps all threads."""
+    """Use one thread, so that a busy machine does not slow the tests, except in one case."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if "threads" in request.node.name else 1)
     yield
@@ -144,7 +144,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_first_ctrl_c_saves_and_stops(
+def test_first_ctrl_c_saves_and_a_second_one_interrupts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call_at_step(monkeypatch, 2, send_signal(signal.SIGINT))
@@ -152,12 +152,14 @@ def test_first_ctrl_c_saves_and_stops(
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     assert interrupted.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    call_at_step(monkeypatch, 3, lambda: (send_signal(signal.SIGINT)(), send_signal(signal.SIGINT)()))
+    call_at_step(
+        monkeypatch, 3, lambda: (send_signal(signal.SIGINT)(), send_signal(signal.SIGINT)())
+    )
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
 
 
-def test_a_run_that_is_over_says_the_same_again(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     first = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     before = run_hashes(tmp_path / "run")
     again = train(
@@ -167,28 +169,30 @@ def test_a_run_that_is_over_says_the_same_again(tmp_path: Path) -> None:
     assert run_hashes(tmp_path / "run") == before
 
 
-def test_a_damaged_save_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     before = run_hashes(tmp_path / "run")
     newest = max((tmp_path / "run" / "state").glob("step-*"))
     (newest / "optimizer.safetensors").write_bytes(b"torn")
     train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True)
     assert (
-        f"{newest} is damaged (optimizer.safetensors is not what was written)"
+        f"{newest} is damaged: optimizer.safetensors does not match its checksum"
         in capsys.readouterr().out
     )
     assert run_hashes(tmp_path / "run") == before
     for path in (tmp_path / "run" / "state").glob("step-*"):
         (path / "manifest.json").unlink()
-    with pytest.raises(SensoriumError, match="nothing whole is left"):
+    with pytest.raises(SensoriumError, match="No intact checkpoint is left"):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True)
 
 
-def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "whole", **SHORT)
     write, saves = Path.write_bytes, 0
 
-    def full(path: Path, content: bytes) -> int:
+    def write_or_fail(path: Path, content: bytes) -> int:
         nonlocal saves
         saves += "state.json" in path.name
         if saves == 3:
@@ -196,9 +200,9 @@ def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.Mon
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", write_or_fail)
     with pytest.raises(
-        SensoriumError, match="could not write .*state.json: No space left on device"
+        SensoriumError, match=r"state.json could not be written: No space left on device"
     ):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
     monkeypatch.undo()
@@ -213,7 +217,7 @@ def test_a_full_disk_keeps_the_last_save(tmp_path: Path, monkeypatch: pytest.Mon
     assert run_hashes(tmp_path / "run") == run_hashes(tmp_path / "whole")
 
 
-def test_what_would_make_it_another_run_is_refused(
+def test_resuming_with_other_settings_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -221,44 +225,49 @@ def test_what_would_make_it_another_run_is_refused(
     with pytest.raises(Interrupted):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=run, **SHORT)
     again: dict[str, Any] = {"out": run, "resume": True, "quiet": True}
-    with pytest.raises(SensoriumError, match=r"begun with lr=0.01, not 0.5.*leave lr out"):
+    with pytest.raises(SensoriumError, match=r"trained with --lr 0.01, not 0.5.*leave out --lr"):
         train(tiny_recipe.guess, tiny_recipe.rows(), lr=0.5, **again)
-    with pytest.raises(SensoriumError, match="the data are not those"):
+    with pytest.raises(SensoriumError, match="differs from the data that"):
         train(tiny_recipe.guess, tiny_recipe.rows(72), **again)
-    with pytest.raises(SensoriumError, match="begun with recipe .*guess, not clip"):
+    with pytest.raises(SensoriumError, match=r"trained with recipe .*guess, not clip"):
         train(RECIPES["clip"], tiny_recipe.rows(), **again)
-    with pytest.raises(SensoriumError, match="holds a run: go on with it by resume=True"):
+    with pytest.raises(SensoriumError, match=r"already holds a run. Resume it with --resume"):
         train(tiny_recipe.guess, tiny_recipe.rows(), out=run, quiet=True)
-    with pytest.raises(SensoriumError, match="Name its folder"):
+    with pytest.raises(SensoriumError, match="Name the run to resume with --out"):
         train(tiny_recipe.guess, tiny_recipe.rows(), resume=True, quiet=True)
     with pytest.raises(SensoriumError, match="does not exist"):
-        train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "rum", resume=True, quiet=True)
+        train(
+            tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "missing", resume=True, quiet=True
+        )
     assert (
         train(tiny_recipe.guess, tiny_recipe.rows(), epochs=2, **again).config.keywords["epochs"]
         == 2
     )
 
 
-def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second() -> None:
-        with pytest.raises(SensoriumError, match="another process is training"):
+def test_second_process_in_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_again() -> None:
+        with pytest.raises(SensoriumError, match="in use by another process"):
             train(
                 tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", resume=True, quiet=True
             )
 
-    call_at_step(monkeypatch, 2, second)
+    call_at_step(monkeypatch, 2, train_again)
     train(tiny_recipe.guess, tiny_recipe.rows(), out=tmp_path / "run", **SHORT)
 
 
-def test_weights_are_those_of_the_best_step(tmp_path: Path) -> None:
+def test_saved_weights_are_those_of_the_best_step(tmp_path: Path) -> None:
     train(
         tiny_recipe.guess,
         tiny_recipe.rows(),
         out=tmp_path / "run",
         **{**SHORT, "ema_decay": 0.0, "eval_interval": 1, "checkpoint_interval": 1},
     )
-    found = [e for e in read_metrics(tmp_path / "run" / "metrics.jsonl") if "evaluation" in e]
-    best = max(found, key=lambda e: e["evaluation"]["fit"])["step"]
-    kept = load_file(tmp_path / "run" / "model.safetensors")
-    then = load_file(tmp_path / "run" / "state" / f"step-{best:06d}" / "model.safetensors")
-    assert all(torch.equal(kept[name], then[name]) for name in then)
+    entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    evaluations = [e for e in entries if "evaluation" in e]
+    best = max(evaluations, key=lambda e: e["evaluation"]["fit"])["step"]
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    expected = load_file(tmp_path / "run" / "state" / f"step-{best:06d}" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in expected.items())

@@ -37,6 +37,7 @@ from sensorium.data.bundled.scenes_words import (
 from sensorium.data.dataset import Dataset
 from sensorium.data.tables import Table
 from sensorium.errors import SensoriumError
+from sensorium.modalities.image import Image
 
 Row = dict[str, Any]
 SPLITS = ("train", "val", "test", "test_pairs", "test_four", "test_relations", "test_words")
@@ -191,7 +192,7 @@ def test_without_questions_there_is_one_row_per_scene() -> None:
 @pytest.mark.parametrize(
     "options", [{"n": 5}, {"size": 8}, {"questions": 99}, {"holdout": "paris"}]
 )
-def test_invalid_option_is_named_in_the_error(options: dict[str, object]) -> None:
+def test_invalid_option_is_named_in_the_error(options: dict[str, Any]) -> None:
     with pytest.raises(SensoriumError, match=next(iter(options))):
         open_scenes(**options)
 
@@ -203,7 +204,9 @@ def test_dataset_opens_scenes_by_name() -> None:
     assert [data.schema.columns[n].kind for n in ("image", "caption", "question", "answer")] == [
         "image"
     ] + ["text"] * 3
-    assert data.schema["image"].size == 32
+    image = data.schema["image"]
+    assert isinstance(image, Image)
+    assert image.size == 32
     assert data.source == {"path": "scenes", "max_invalid_fraction": 0.01, "n": 200, "questions": 2}
     part = data.take(data.splits["test"])
     assert (part.raw("image", [0])[0] == data.raw("image", data.splits["test"][:1])[0]).all()

@@ -11,7 +11,12 @@ from fixtures.square_images import SMALL_TOKENIZER, square_images
 from torch import Tensor, nn
 
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
-from sensorium.data.cache.token_cache import FrozenImageTokenizer, ImageTokenColumn, tokenize_images
+from sensorium.data.cache.token_cache import (
+    CACHE_FOLDER,
+    FrozenImageTokenizer,
+    ImageTokenColumn,
+    tokenize_images,
+)
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.nn.tokens import Batch, ColumnKey
@@ -88,7 +93,7 @@ def test_tokens_are_computed_once_per_image(
     tokenizer, data = load_frozen_tokenizer(tokenizer_run), square_images()
     first = tokenize_images(tokenizer, data, "image")
     assert sum(encoded) == len(data)
-    assert len(list((home / "cache" / "codes").iterdir())) == 1
+    assert len(list((home / "cache" / CACHE_FOLDER).iterdir())) == 1
     cached = tokenize_images(tokenizer, data, "image")
     assert sum(encoded) == len(data)
     assert torch.equal(first.ids, cached.ids)
@@ -132,7 +137,7 @@ def test_other_images_weights_or_copies_are_not_taken_from_the_cache(
         lambda: tokenize_images(tokenizer, data, "image", num_copies=2, augment={"flip": 0.5}),
     ):
         tokenize()
-    assert len(list((home / "cache" / "codes").iterdir())) == 5
+    assert len(list((home / "cache" / CACHE_FOLDER).iterdir())) == 5
 
 
 def test_damaged_cache_is_computed_again(
@@ -140,14 +145,14 @@ def test_damaged_cache_is_computed_again(
 ) -> None:
     tokenizer, data = load_frozen_tokenizer(tokenizer_run), square_images()
     first = tokenize_images(tokenizer, data, "image")
-    (path,) = (home / "cache" / "codes").iterdir()
+    (path,) = (home / "cache" / CACHE_FOLDER).iterdir()
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
     cached = tokenize_images(tokenizer, data, "image")
     assert torch.equal(first.ids, cached.ids)
     assert sum(encoded) == 2 * len(data)
-    assert "working it out again" in capsys.readouterr().err
+    assert "computed again" in capsys.readouterr().err
 
 
 def test_missing_image_has_no_valid_tokens(tokenizer_run: Path) -> None:
@@ -164,7 +169,7 @@ def test_only_an_image_tokenizer_run_is_accepted(tmp_path: Path) -> None:
         SensoriumError, match=r"is a run of .*guess\. Name a run of image_tokenizer"
     ):
         load_frozen_tokenizer(tmp_path / "guess")
-    with pytest.raises(SensoriumError, match="not a run"):
+    with pytest.raises(SensoriumError, match="not a Sensorium run"):
         load_frozen_tokenizer(tmp_path / "nothing")
 
 

@@ -1,6 +1,7 @@
 """Encoders of the transformers library as towers, for architectures without a family here."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,9 +42,9 @@ def test_text_encoder_matches_reference(masked: bool, tmp_path: Path) -> None:
         (transformers.RobertaForMaskedLM if masked else transformers.RobertaModel)(config)
     )
     reference = full_model.roberta if masked else full_model
-    full_model.save_pretrained(tmp_path / "theirs")
-    assert detect_family(open_weights(tmp_path / "theirs"))[0] is BACKBONE
-    ours = load_pretrained_model(tmp_path / "theirs").module
+    full_model.save_pretrained(tmp_path / "reference")
+    assert detect_family(open_weights(tmp_path / "reference"))[0] is BACKBONE
+    ours: Any = load_pretrained_model(tmp_path / "reference").module
     input_ids, mask = random_ids(), (random_ids() != 1).float()[..., None]
     expected = reference(
         input_ids=input_ids, attention_mask=(input_ids != 1).long()
@@ -56,8 +57,8 @@ def test_image_encoder_matches_reference(tmp_path: Path) -> None:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
     )
     reference = randomize_weights(transformers.Dinov2Model(config))
-    reference.save_pretrained(tmp_path / "theirs")
-    ours = load_pretrained_model(tmp_path / "theirs").module
+    reference.save_pretrained(tmp_path / "reference")
+    ours: Any = load_pretrained_model(tmp_path / "reference").module
     images = torch.randn(2, 3, 16, 16)
     expected = reference(pixel_values=images).last_hidden_state
     tokens = ours["image"].encoder(images)

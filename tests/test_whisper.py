@@ -57,10 +57,10 @@ def pair(tmp_path: Path) -> tuple[Any, Decoder, Any, Path]:
             0.3  # transformers leaves its padding out of gradients
         )
     reference.model.decoder.embed_tokens.padding_idx = None
-    reference.save_pretrained(tmp_path / "theirs")
-    ours, config = load_ours(WHISPER, tmp_path / "theirs")
+    reference.save_pretrained(tmp_path / "reference")
+    ours, config = load_ours(WHISPER, tmp_path / "reference")
     assert isinstance(ours, Decoder)
-    return reference, ours, config, tmp_path / "theirs"
+    return reference, ours, config, tmp_path / "reference"
 
 
 def random_features(n: int = 3, frames: int = 32) -> Tensor:
@@ -89,7 +89,7 @@ def test_outputs_and_gradients_match_reference(
     (output * target).sum().backward()
     (expected * target).sum().backward()
     assert_same_gradients(WHISPER, ours, reference, config, tmp_path / "gradients")
-    exported = assert_round_trip(WHISPER, ours, config, folder, tmp_path / "back")
+    exported = assert_round_trip(WHISPER, ours, config, folder, tmp_path / "exported")
     reloaded = type(reference).from_pretrained(exported).eval()
     assert torch.equal(reloaded(input_features=features, decoder_input_ids=ids).logits, expected)
 
@@ -149,12 +149,12 @@ def test_padding_and_decode_steps_do_not_change_logits(
 
 
 def test_log_mel_matches_reference() -> None:
-    features = transformers.WhisperFeatureExtractor()
+    extractor = transformers.WhisperFeatureExtractor()
     sound = (
         np.random.default_rng(0).normal(size=16_000 * 3).astype(np.float32)
         * np.linspace(0, 1, 48_000) ** 4
     )
-    expected = features(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    expected = extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
     ours = Audio(seconds=30).collate([sound.astype(np.float32)])
     assert ours.shape == expected.shape
     assert (ours - expected).abs().max() <= 1e-4
@@ -212,12 +212,12 @@ def test_resampling_keeps_a_tone(rates: tuple[int, int]) -> None:
         ("long.wav", "9 s long, more than the limit of 2 s"),
     ],
 )
-def test_unreadable_audio_is_refused(raw: Any, output: str, tmp_path: Path) -> None:
+def test_unreadable_audio_is_refused(raw: Any, expected: str, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound at all")
     with wave.open(str(tmp_path / "long.wav"), "wb") as file:
         file.setparams((1, 2, 8_000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 72_000))
-    with pytest.raises(ValueError, match=output):
+    with pytest.raises(ValueError, match=expected):
         Audio(max_seconds=2).load(tmp_path / raw if isinstance(raw, str) else raw)
 
 

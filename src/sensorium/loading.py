@@ -51,22 +51,8 @@ def load(
     return model
 
 
-def load_run(source: str | Path, *, recipe_fn: RecipeFunction[Any] | None = None) -> Model:
-    """Load the model of a run as it was trained, where pretrained weights will not do.
-
-    Args:
-        source: a run folder.
-        recipe_fn: the recipe function of the run; None: the built-in recipe that the run names.
-
-    Raises:
-        SensoriumError: the source is not a run (the message says what to do if it looks like
-            pretrained weights), incomplete, damaged or of another version.
-    """
-    return load_checkpoint(source, recipe_fn=recipe_fn)
-
-
 def load_zero_shot(model: PretrainedModel, schema: Schema) -> Model:
-    """Return a pretrained CLIP or SigLIP as an untrained model of a dataset's image and text columns.
+    """Return a pretrained CLIP or SigLIP as a model of a dataset's image and text columns.
 
     Args:
         model: pretrained model with an image and a text tower.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "benchmarks"), str(Path(__file__).parents[1])]
 try:
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ImportError:
     pass
 except RuntimeError:  # it lacks its compiled operators beside a CPU build of torch

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from fixtures.parity import (
     perturb_weights,
 )
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from sensorium.pretrained.open_clip import OPEN_CLIP
 
@@ -25,7 +25,7 @@ MODEL = {
 }
 
 
-def save(model: nn.Module, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     folder.mkdir()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     quick = isinstance(model.transformer.resblocks[0].mlp[1], open_clip.transformer.QuickGELU)
@@ -39,8 +39,8 @@ def save(model: nn.Module, folder: Path) -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_outputs_and_gradients_match_reference(quick: bool, tmp_path: Path) -> None:
     reference = perturb_weights(open_clip.CLIP(**MODEL, quick_gelu=quick))
-    save(reference, tmp_path / "theirs")
-    ours, config = load_ours(OPEN_CLIP, tmp_path / "theirs")
+    save(reference, tmp_path / "reference")
+    ours, config = load_ours(OPEN_CLIP, tmp_path / "reference")
     images, ids = torch.randn(4, 3, 16, 16), torch.randint(0, 50, (4, 9))
     image, text, scale = reference(images, ids)
     embeddings = ours["image"](images), ours["text"](ids)
@@ -49,7 +49,9 @@ def test_outputs_and_gradients_match_reference(quick: bool, tmp_path: Path) -> N
     (ours.logit_scale.exp() * embeddings[1] @ embeddings[0].T).square().sum().backward()
     (scale * text @ image.T).square().sum().backward()
     assert_same_gradients(OPEN_CLIP, ours, reference, config, tmp_path / "gradients", save)
-    exported = assert_round_trip(OPEN_CLIP, ours, config, tmp_path / "theirs", tmp_path / "back")
+    exported = assert_round_trip(
+        OPEN_CLIP, ours, config, tmp_path / "reference", tmp_path / "exported"
+    )
     reloaded = open_clip.CLIP(**MODEL, quick_gelu=quick).eval()
     reloaded.load_state_dict(load_file(exported / "open_clip_model.safetensors"))
     assert torch.equal(reloaded(images, ids)[0], image)

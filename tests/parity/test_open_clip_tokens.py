@@ -9,8 +9,8 @@ import pytest
 from fixtures.unicode_corpus import unusual_strings
 from tokenizers import pre_tokenizers
 
-from sensorium.pretrained.tokenizers import load_tokenizer
 from sensorium.pretrained.tensor_source import LazyTensors
+from sensorium.pretrained.tokenizers import load_tokenizer
 from sensorium.pretrained.weight_files import WeightFiles
 
 open_clip = pytest.importorskip("open_clip")
@@ -44,10 +44,9 @@ def test_ids_match_open_clip(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(
         WeightFiles(tmp_path, LazyTensors({}), {}, {path.name: path for path in tmp_path.iterdir()})
     )
-    theirs, texts = (
-        open_clip.tokenizer.SimpleTokenizer(),
-        [text for text in unusual_strings() if plain(text)],
-    )
+    assert tokenizer is not None
+    reference = open_clip.tokenizer.SimpleTokenizer()
+    texts = [text for text in unusual_strings() if plain(text)]
     differing = [
         t
         for t in texts

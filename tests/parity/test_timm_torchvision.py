@@ -63,12 +63,14 @@ def classes_or_embedding(ours: Any, image_batch: torch.Tensor) -> torch.Tensor:
 def test_outputs_and_gradients_match_reference(name: str, tmp_path: Path) -> None:
     family, make, size = PRETRAINED_FAMILIES[REFERENCES[name][0]], *REFERENCES[name][1:]
     reference = perturb_weights(make())
-    save(reference, tmp_path / "theirs")
-    ours, config = load_ours(family, tmp_path / "theirs")
+    save(reference, tmp_path / "reference")
+    ours, config = load_ours(family, tmp_path / "reference")
     image_batch = torch.randn(2, 3, size, size)
     expected = reference(image_batch)
     assert_close(classes_or_embedding(ours, image_batch), expected)
-    exported = assert_round_trip(family, ours, config, tmp_path / "theirs", tmp_path / "back")
+    exported = assert_round_trip(
+        family, ours, config, tmp_path / "reference", tmp_path / "exported"
+    )
     reloaded = make().eval()
     reloaded.load_state_dict(load_file(exported / "model.safetensors"))
     assert torch.equal(reloaded(image_batch), expected)

@@ -19,7 +19,8 @@ from sensorium.search.index import Index
 from sensorium.search.render import BASE_CSS, render_section, save_results
 from sensorium.search.results import SearchResult
 from sensorium.training.checkpoint import Model, load_checkpoint
-from sensorium.training.loop import Interrupted, train
+from sensorium.training.interruption import Interrupted
+from sensorium.training.loop import train
 
 TEXT_QUERIES = (
     "red apple",
@@ -33,8 +34,8 @@ TEXT_QUERIES = (
 IMAGE_AND_TEXT_QUERY = ("grinning face", "cat")  # an image of the first, with the second as text
 SPLIT_DESCRIPTIONS = {
     "val": "validation: selects the best weights",
-    "val_concept": "validation: unseen concepts",
-    "test_artist": "known concepts, by an unseen artist",
+    "val_unseen_concept": "validation: unseen concepts",
+    "test_unseen_artist": "known concepts, by an unseen artist",
     "test_unseen_concept": "unseen concepts, by known artists",
     "test_unseen_both": "unseen concepts, by an unseen artist",
 }
@@ -42,10 +43,10 @@ METRIC_DESCRIPTIONS = {
     "text to image recall@1": "text finds its image first",
     "text to image recall@10": "… in the first ten",
     "image to text recall@10": "image finds its text in the first ten",
-    "chance recall@10": "chance, first ten",
+    "random recall@10": "chance, first ten",
     "pixel neighbour recall@10": "nearest pixels, first ten",
 }
-BASELINES = ("chance recall@10", "pixel neighbour recall@10")
+BASELINES = ("random recall@10", "pixel neighbour recall@10")
 EXTRA_CSS = """
 table{border-collapse:collapse;width:100%;background:var(--card);border-radius:14px;overflow:hidden}
 th,td{padding:10px 14px;text-align:right;border-bottom:1px solid var(--line)}
@@ -90,7 +91,7 @@ def demo(out: Path = Path("demo")) -> Path:
         Interrupted: on Ctrl-C; the same call resumes.
     """
     start = time.monotonic()
-    dataset = Dataset.open("emoji", types={"image": "image:size=32:square=trim"})
+    dataset = Dataset.open("emoji", types={"image": "image:size=32:resize_mode=trim"})
     model = _run_stage(1, "training", lambda: _train_or_load(dataset, out / "run"))
     report = _run_stage(2, "evaluating", lambda: _evaluate_or_load(model, dataset))
     folder = out / "run" / "index"

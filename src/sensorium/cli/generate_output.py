@@ -72,7 +72,9 @@ def generate_text(
     """
     rows = max((len(values) for values in inputs.values() if isinstance(values, list)), default=1)
     stream = getattr(model.generate, "stream", None)
-    if stream is None or rows > 1 or inputs.get("n", 1) > 1 or inputs.get("num_beams", 0):
+    if not inputs.get("num_beams"):  # streaming is sampling, which knows no beams
+        inputs = {name: value for name, value in inputs.items() if name != "num_beams"}
+    if stream is None or rows > 1 or inputs.get("n", 1) > 1 or "num_beams" in inputs:
         texts: list[str] = model.generate("text", **inputs)
         write("\n".join(texts) + "\n")
         return texts

@@ -182,17 +182,21 @@ class _SavedTensors:
     """Bytes of the tensors that autograd saves: each storage once, without parameters."""
 
     def __init__(self, model: nn.Module):
-        self.counted_storages = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.counted = {_storage_id(p) for p in model.parameters()}
         self.references: list[Tensor] = []
         self.num_bytes = 0
 
     def add(self, x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in self.counted_storages:
-            self.counted_storages.add(storage._cdata)
+        if _storage_id(x) not in self.counted:
+            self.counted.add(_storage_id(x))
             self.references.append(x)  # or its id could be reused
-            self.num_bytes += storage.nbytes()
+            self.num_bytes += x.untyped_storage().nbytes()
         return x
+
+
+def _storage_id(x: Tensor) -> int:
+    """Return the identity of a storage, which on the meta device has no address."""
+    return x.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage] - no public equivalent
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -153,8 +153,14 @@ class EvalOptions:
     """Captioning, text-to-image, prediction: evaluate at most this many rows of a split."""
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
+    class_column: str | None = None
+    """Retrieval: category column of zero-shot classification. Default: the only one."""
+    templates: Annotated[tuple[str, ...], FLAG] = ()
+    """Retrieval: text with {} for the name of a class, for zero-shot classification. Repeatable."""
+    seed: int | None = None
+    """Text-to-image: random seed of the generated images."""
     feature_model: str | None = None
-    """Text-to-image: model that embeds images and text, used to compare them."""
+    """Captioning, text-to-image: model that embeds images and text, used to compare them."""
     blind_model: str | None = None
     """Question answering: run trained on the same questions without images."""
 
@@ -165,6 +171,9 @@ class EvalOptions:
             "average_captions": self.average_captions or None,
             "max_samples": self.max_samples,
             "ablate_columns": self.ablate_columns or None,
+            "class_column": self.class_column,
+            "templates": self.templates or None,
+            "seed": self.seed,
         }
         models = {"feature_model": self.feature_model, "blind_model": self.blind_model}
         return {name: value for name, value in plain.items() if value is not None} | {

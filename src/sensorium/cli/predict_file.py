@@ -50,8 +50,11 @@ def open_table_to_predict(
     Raises:
         SensoriumError: if it cannot be read.
     """
-    schema = model.schema if isinstance(model, Model) else None
-    return Dataset.open_with_schema(path, schema, max_invalid_fraction=max_invalid_fraction)
+    if isinstance(model, Model):
+        return Dataset.open_with_schema(
+            path, model.schema, max_invalid_fraction=max_invalid_fraction
+        )
+    return Dataset.open(path, max_invalid_fraction=max_invalid_fraction)
 
 
 def predict_file(

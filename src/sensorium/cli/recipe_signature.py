@@ -275,4 +275,5 @@ def _annotation_type(node: ast.expr | None) -> Any:
             ast.unparse(of) in STRING_ELEMENTS
         ):
             return NAMES
-    return str
+        case _:
+            return str

@@ -81,15 +81,7 @@ def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
         predictor = model.module
         if not isinstance(predictor, MultimodalPredictor):
             raise TypeError(f"{type(predictor).__name__} is not a MultimodalPredictor.")
-        columns = [name for name in model.recipe.data.columns if isinstance(name, str)]
-        absent = [name for name in columns if name not in dataset.table.columns]
-        for name in absent:
-            if name in targets:
-                raise SensoriumError(
-                    f"{dataset.name} has no column {name!r}, a target of this model. "
-                    "Evaluate on data with that column."
-                )
-        present = [name for name in columns if name not in absent]
+        present, absent = _match_columns(model, dataset, targets)
         prepared = dataset.prepare(model.schema, present)
         inputs = {name: model.schema[name] for name in present if name not in targets}
         evaluation = _PredictionEvaluation(predictor, prepared, inputs, targets)
@@ -97,19 +89,34 @@ def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
             rows = sample_evenly(dataset.splits[split], max_samples)
             evaluation.evaluate_split(split, rows, ablate_columns)
         absent_notes = [f"no column {name}: evaluated without it" for name in absent]
-        kinds = dict.fromkeys(modality.kind for modality in targets.values())
-        definitions = [*(METRIC_DEFINITIONS[kind] for kind in kinds), COMMON_DEFINITIONS]
+        definitions = dict.fromkeys(METRIC_DEFINITIONS[m.kind] for m in targets.values())
         return EvaluationReport(
             evaluation.metrics,
             {"target": ", ".join(targets)},
             task="prediction",
             headline_metrics=evaluation.headline_metrics(),
-            definitions="\n\n".join(definitions),
+            definitions="\n\n".join([*definitions, COMMON_DEFINITIONS]),
             notes=absent_notes + evaluation.notes,
             charts=evaluation.charts,
         )
 
     return evaluate
+
+
+def _match_columns(
+    model: Trained, dataset: Dataset, targets: Mapping[str, Modality]
+) -> tuple[list[str], list[str]]:
+    """The columns of the model that the dataset has, and those that it lacks."""
+    columns = [name for name in model.recipe.data.columns if isinstance(name, str)]
+    present = [name for name in columns if name in dataset.table.columns]
+    absent = [name for name in columns if name not in present]
+    for name in absent:
+        if name in targets:
+            raise SensoriumError(
+                f"{dataset.name} has no column {name!r}, a target of this model. "
+                "Evaluate on data with that column."
+            )
+    return present, absent
 
 
 class _PredictionEvaluation:

@@ -84,9 +84,8 @@ def evaluate_retrieval(
         model: a model with an image and a text tower.
         dataset: the dataset.
         splits: names of the splits.
-        text_column: another caption column than the one trained on, such as another language;
-            several are read as one.
-        average_captions: embed all captions of a row and average them, instead of the first alone.
+        text_column: another caption column than the one trained on; several are read as one.
+        average_captions: average the embeddings of all captions, instead of the first alone.
         class_column: the category column of zero-shot classification; by default the only one.
         templates: texts with a `{}` for the name of a class.
 
@@ -116,10 +115,8 @@ def evaluate_retrieval(
         metrics[split] |= _pixel_neighbour_metrics(prepared, image_column, train_rows, rows)
         if labels is not None:
             metrics[split] |= labels.zero_shot_metrics(model, prepared, rows, templates)
-    metadata = {
-        "text": column_label(text),
-        "captions": "all, averaged" if average_captions else "the first",
-    }
+    captions = "all, averaged" if average_captions else "the first"
+    metadata = {"text": column_label(text), "captions": captions}
     return EvaluationReport(metrics, metadata, "retrieval", HEADLINE_METRICS, DEFINITIONS)
 
 

@@ -35,7 +35,7 @@ def recall_at_k(ranks: Int[Tensor, "Q"], k: int) -> float:
 def recall_metrics(ranks: Int[Tensor, "Q"]) -> dict[str, float]:
     """Return the recall at each of RECALL_KS, and the median rank."""
     metrics = {f"recall@{k}": recall_at_k(ranks, k) for k in RECALL_KS}
-    return {**metrics, "median_rank": ranks.double().median().item()}
+    return {**metrics, "median rank": ranks.double().median().item()}
 
 
 def random_recall(relevant: Bool[Tensor, "Q C"], k: int) -> float:

@@ -1,11 +1,15 @@
-"""The verb `generate` of pretrained text decoders: continue a text or answer a chat prompt."""
+"""The verb `generate` of pretrained text decoders: continue a text or answer a chat prompt.
+
+B rows   T tokens
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
@@ -72,20 +76,25 @@ class TextContinuation:
         texts: list[str] = []
         for batch, row_ids in iter_request_batches({"text": rows}, len(rows), n, batch_size):
             sampling = SamplingConfig(temperature, top_k, top_p, seed=seed, row_ids=row_ids)
-            with eval_mode(self.model):
-                steps = list(
-                    generate(
-                        self.model,
-                        Batch({"text": self.text.collate(batch["text"])}),
-                        "text",
-                        max_tokens,
-                        sampling,
-                        end_token=next(iter(self.text.stop_ids), None),
-                        suppressed_tokens=self.text.suppressed_tokens,
-                    )
-                )
-            texts += [self.text.decode(ids) for ids in torch.stack(steps, 1)]
+            ids = self.generate_ids(batch["text"], max_tokens, sampling)
+            texts += [self.text.decode(row) for row in ids]
         return texts
+
+    def generate_ids(
+        self, rows: Sequence[np.ndarray], max_tokens: int, sampling: SamplingConfig
+    ) -> Int[Tensor, "B T"]:
+        """Return the new token ids of each row of token ids."""
+        with eval_mode(self.model):
+            steps = generate(
+                self.model,
+                Batch({"text": self.text.collate(rows)}),
+                "text",
+                max_tokens,
+                sampling,
+                end_token=next(iter(self.text.stop_ids), None),
+                suppressed_tokens=self.text.suppressed_tokens,
+            )
+            return torch.stack(list(steps), 1)
 
     def tokenize_prompts(self, inputs: Mapping[str, Any], max_tokens: int) -> list[np.ndarray]:
         """Return the token ids of each `text` or `prompt`.

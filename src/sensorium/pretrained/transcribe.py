@@ -89,12 +89,9 @@ class Transcriber:
         prompt_ids = self._prompt_ids(language, task)
         values = as_lists(inputs, ["audio"], "text").get("audio", [])
         recordings = [load_value(self.audio, value) for value in values]
-        windows: list[np.ndarray] = []
-        window_rows: list[int] = []
-        for row, recording in enumerate(recordings):
-            for window in split_windows(recording, self.audio.sample_rate):
-                windows.append(window)
-                window_rows.append(row)
+        split = [list(split_windows(r, self.audio.sample_rate)) for r in recordings]
+        windows = [window for row_windows in split for window in row_windows]
+        window_rows = [row for row, row_windows in enumerate(split) for _ in row_windows]
         audio = replace(self.audio, seconds=WINDOW_SECONDS if pad_to_window else 0.0)
         texts = [""] * len(windows)
         by_length = sorted(range(len(windows)), key=lambda i: len(windows[i]))
@@ -104,11 +101,10 @@ class Transcriber:
                 ids = self.generate_ids(features, prompt_ids, max_tokens)
                 for i, window_ids in zip(batch, ids, strict=True):
                     texts[i] = self.text.decode(window_ids).strip()
-        row_texts: list[list[str]] = [[] for _ in recordings]
-        for row, text in zip(window_rows, texts, strict=True):
-            if text:
-                row_texts[row].append(text)
-        return [" ".join(parts) for parts in row_texts]
+        return [
+            " ".join(text for r, text in zip(window_rows, texts, strict=True) if r == row and text)
+            for row in range(len(recordings))
+        ]
 
     @torch.inference_mode()
     def generate_ids(

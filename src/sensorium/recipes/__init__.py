@@ -9,7 +9,7 @@ from sensorium.recipes.fusion import fusion
 from sensorium.recipes.gpt import gpt
 from sensorium.recipes.image_tokenizer import image_tokenizer
 from sensorium.recipes.lit import lit
-from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, RecipeFunction
+from sensorium.recipes.recipe import DataSpec, Hooks, InvalidKeywordError, Recipe, RecipeFunction
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
 RECIPES = {
@@ -26,10 +26,10 @@ RECIPES = {
 
 __all__ = [
     "RECIPES",
-    "BadKeyword",
     "DataSpec",
     "EvaluationSpec",
     "Hooks",
+    "InvalidKeywordError",
     "Predictions",
     "Recipe",
     "RecipeFunction",

@@ -28,7 +28,7 @@ from sensorium.models.lora import FrozenEncoder
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.supervised import SupervisedLoss
-from sensorium.recipes.recipe import BadKeyword, OnEnd
+from sensorium.recipes.recipe import InvalidKeywordError, OnEnd
 
 MAX_BOOSTING_ROUNDS = 1000
 EARLY_STOPPING_ROUNDS = 50  # rounds without improvement before boosting stops
@@ -64,7 +64,7 @@ def add_tree_heads(
         dim: width of the model.
 
     Raises:
-        BadKeyword: for a target that is neither a category nor numeric.
+        InvalidKeywordError: for a target that is neither a category nor numeric.
     """
     frozen = {  # columns whose values may be replaced by cached embeddings
         name
@@ -73,7 +73,7 @@ def add_tree_heads(
     }
     for name, modality in targets.items():
         if isinstance(modality, Ordinal) or not isinstance(modality, Category | Numeric):
-            raise BadKeyword(
+            raise InvalidKeywordError(
                 "--head boosting predicts category and numeric targets, but the target "
                 f"{name!r} is {modality.kind}. Use --head linear."
             )

@@ -13,7 +13,7 @@ from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.autoregressive import NextTokenLoss
 from sensorium.recipes.language_decoders import PretrainedDecoder, ScratchDecoder
-from sensorium.recipes.recipe import Augment, BadKeyword, DataSpec, Recipe, check_choice
+from sensorium.recipes.recipe import Augment, DataSpec, InvalidKeywordError, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 from sensorium.recipes.vision_encoders import VISION_ENCODERS, VisionSource
 
@@ -142,7 +142,7 @@ def _resolve_vision(
 ) -> VisionSource | None:
     """Return the trained image encoder that is named; None for one trained from scratch."""
     if clip_run and vision_weights:
-        raise BadKeyword(
+        raise InvalidKeywordError(
             "--clip-run and --vision-weights both name an image encoder. Give only one of them."
         )
     if clip_run:
@@ -152,7 +152,7 @@ def _resolve_vision(
     else:
         return None
     if "image" not in columns:
-        raise BadKeyword(
+        raise InvalidKeywordError(
             f"{option} {source.metadata['source']!r} encodes images, but --image '' says that "
             "there are none. Leave one of them out."
         )
@@ -211,9 +211,9 @@ def _evaluator(columns: Mapping[str, ColumnKey]) -> Evaluator | None:
     # not needed in training
     from sensorium.evaluation.captioning import answer_evaluator, caption_evaluator
 
-    match columns:
-        case {"image": str(image), "question": str(question), "text": text}:
-            return answer_evaluator(image, question, text)
-        case {"image": str(image), "text": text}:
-            return caption_evaluator(image, text)
-    return None
+    image, question, text = columns.get("image"), columns.get("question"), columns["text"]
+    if not isinstance(image, str):
+        return None
+    if isinstance(question, str):
+        return answer_evaluator(image, question, text)
+    return caption_evaluator(image, text)

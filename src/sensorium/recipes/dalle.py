@@ -67,7 +67,7 @@ def dalle(
     frozen_tokenizer = resolve_tokenizer(tokenizer, schema, image_column)
     text_embedding = PaddedTokenEmbedding(dim, text_settings)
     image_embedding = ImageTokenEmbedding(dim, frozen_tokenizer.model)
-    heads = {
+    heads: dict[str, nn.Module] = {
         "text": _output_head(dim, text_embedding.vocab_size),
         "image": _output_head(dim, frozen_tokenizer.vocab_size),
     }

@@ -35,7 +35,7 @@ from sensorium.nn.transformer import Transformer, build_transformer, num_heads
 from sensorium.pretrained.bert import FirstTokenPool
 from sensorium.pretrained.resnet import RESNET_CONFIGS, build_resnet
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.recipe import BadKeyword
+from sensorium.recipes.recipe import InvalidKeywordError
 
 LONG_SERIES_STEPS = 64  # from this length on, convolutions encode a series better than a GRU
 EncoderBuilder = Callable[
@@ -65,7 +65,7 @@ def build_encoder(
         train: how much of pretrained weights is trained, one of `TRAIN_MODES`.
 
     Raises:
-        BadKeyword: for an unknown encoder, naming the known ones.
+        InvalidKeywordError: for an unknown encoder, naming the known ones.
     """
     resolved = resolve_encoder(modality.kind, spec)
     if isinstance(resolved, PretrainedSource):
@@ -89,13 +89,13 @@ def resolve_encoder(
         have the settings `preprocessing()[kind]`.
 
     Raises:
-        BadKeyword: for an unknown encoder, naming the known ones.
+        InvalidKeywordError: for an unknown encoder, naming the known ones.
     """
     if isinstance(spec, PretrainedSource):
         return spec
     names = list(ENCODERS.get(kind, ()))
     if not names:
-        raise BadKeyword(
+        raise InvalidKeywordError(
             f"There is no encoder for columns of type {kind}. Encoders exist for "
             f"{', '.join(ENCODERS)}."
         )
@@ -107,7 +107,7 @@ def resolve_encoder(
         return spec
     if "/" in spec or Path(spec).exists():
         return PretrainedSource.from_source(spec)
-    raise BadKeyword(
+    raise InvalidKeywordError(
         f"{spec!r} is not an encoder for {kind} columns. Choose one of {', '.join(names)}, or "
         "give a folder, a file or a Hugging Face id of pretrained weights."
     )

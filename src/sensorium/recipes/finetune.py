@@ -13,9 +13,9 @@ from sensorium.objectives.contrastive import ContrastiveLoss
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.clip import image_augment
 from sensorium.recipes.recipe import (
-    BadKeyword,
     DataSpec,
     Hooks,
+    InvalidKeywordError,
     Recipe,
     check_choice,
     require_weights,
@@ -54,7 +54,7 @@ def finetune(
     source = PretrainedSource.from_source(require_weights("weights", weights))
     module = source.build_module()
     if not isinstance(module, Towers) or not {"image", "text"} <= set(module):
-        raise BadKeyword(
+        raise InvalidKeywordError(
             f"--weights {source.source!r} is a {source.family.name} model, which does not embed "
             "both images and text. Use the recipe lit for a pretrained image or text encoder."
         )

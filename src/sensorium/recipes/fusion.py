@@ -33,10 +33,10 @@ from sensorium.recipes.fusion_columns import encoders_to_config, resolve_inputs,
 from sensorium.recipes.fusion_config import ColumnInput, FusionConfig, Preset, select_preset
 from sensorium.recipes.recipe import (
     Augment,
-    BadKeyword,
     DataSpec,
     DeriveColumns,
     Hooks,
+    InvalidKeywordError,
     OnEnd,
     Recipe,
     check_choice,
@@ -188,7 +188,7 @@ def _check_head(head: str, class_weight: str | None) -> None:
         return
     check_choice("class_weight", class_weight, CLASS_WEIGHTS)
     if head == "boosting":
-        raise BadKeyword(
+        raise InvalidKeywordError(
             "--class-weight balanced applies to --head linear, not to --head boosting. Leave one "
             "of them out."
         )

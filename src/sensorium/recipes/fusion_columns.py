@@ -13,7 +13,7 @@ from sensorium.models.lora import TRAIN_MODES
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.encoders import default_encoder, resolve_encoder
 from sensorium.recipes.fusion_config import ColumnInput
-from sensorium.recipes.recipe import BadKeyword
+from sensorium.recipes.recipe import InvalidKeywordError
 
 TARGET_TYPES = ("category", "numeric", "ordinal", "multilabel")
 DEFAULT_TARGET_NAMES = ("target", "label", "class", "y")  # in this order, case-insensitive
@@ -33,7 +33,7 @@ def resolve_targets(schema: Schema, target: str | Sequence[str]) -> dict[str, Mo
     names = _unique_names(target) or _default_target(schema)
     if not names:
         candidates = [c.name for c in schema.columns.values() if c.kind in TARGET_TYPES]
-        raise BadKeyword(
+        raise InvalidKeywordError(
             "--target is missing. Name the column to predict, one of "
             f"{', '.join(candidates) or 'none in this data'}."
         )
@@ -78,7 +78,7 @@ def resolve_inputs(
     for name, spec in specs.items():
         schema.get_column(name)
         if name not in encoded or not spec:
-            raise BadKeyword(
+            raise InvalidKeywordError(
                 f"--encoders {name!r} is not an input column with an encoder. Give COLUMN=ENCODER "
                 f"for {', '.join(encoded) or 'an image, text, audio or series column'}."
             )
@@ -87,7 +87,7 @@ def resolve_inputs(
         inputs[name] = _encoded_input(schema[name], specs.get(name))
     for name, mode in parse_pairs(encoder_train, schema, "--encoder-train").items():
         if name not in inputs or not inputs[name].pretrained or mode not in TRAIN_MODES:
-            raise BadKeyword(
+            raise InvalidKeywordError(
                 f"--encoder-train {name}={mode} is not valid. Give COLUMN=none, COLUMN=lora or "
                 "COLUMN=all for a column with pretrained weights in --encoders."
             )
@@ -110,7 +110,7 @@ def parse_pairs(pairs: ColumnPairs, schema: Schema, option: str) -> dict[str, An
     """Parse COLUMN=VALUE pairs into a mapping.
 
     Raises:
-        BadKeyword: for a column that is given twice.
+        InvalidKeywordError: for a column that is given twice.
     """
     if isinstance(pairs, Mapping):
         return dict(pairs)
@@ -118,7 +118,7 @@ def parse_pairs(pairs: ColumnPairs, schema: Schema, option: str) -> dict[str, An
     for pair in _as_list(pairs):
         name, value = split_pair(pair, schema.columns)
         if name in mapping:
-            raise BadKeyword(
+            raise InvalidKeywordError(
                 f"{option} gives {name!r} twice. To compare several values, give a list of "
                 "mappings in Python."
             )
@@ -140,7 +140,7 @@ def _input_names(
     for name in names:
         schema.get_column(name)
         if name in targets:
-            raise BadKeyword(
+            raise InvalidKeywordError(
                 f"--columns {name!r} is the target, which cannot be predicted from itself. "
                 "Leave it out."
             )

@@ -28,7 +28,7 @@ from sensorium.models.towers import freeze
 from sensorium.nn.vector_quantize import FSQ, VQ, GumbelQuantizer, Quantizer
 from sensorium.objectives.reconstruction import PIXEL_LOSSES, ReconstructionLoss
 from sensorium.recipes.from_run import restore_run
-from sensorium.recipes.recipe import BadKeyword, DataSpec, Hooks, Recipe, check_choice
+from sensorium.recipes.recipe import DataSpec, Hooks, InvalidKeywordError, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig
 
 QUANTIZERS = ["fsq", "vq", "dvae"]
@@ -148,7 +148,7 @@ def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
 
 def _fsq_levels(vocab: int) -> tuple[int, ...]:
     if vocab not in FSQ_LEVELS:
-        raise BadKeyword(
+        raise InvalidKeywordError(
             f"--vocab {vocab}: fsq has a vocabulary of {', '.join(map(str, sorted(FSQ_LEVELS)))}. "
             "Choose one of them, or --quantizer vq or dvae, which take any."
         )

@@ -41,7 +41,7 @@ M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
 Augment = Mapping[ColumnKey, Mapping[str, float]]
 
 
-class BadKeyword(SensoriumError, TypeError):
+class InvalidKeywordError(SensoriumError, TypeError):
     """An unknown keyword, or an invalid value of a keyword."""
 
 
@@ -188,7 +188,7 @@ def split_keywords(
         (keywords of the recipe function, fields of TrainingConfig).
 
     Raises:
-        BadKeyword: for a keyword that is neither, with the closest known one.
+        InvalidKeywordError: for a keyword that is neither, with the closest known one.
     """
     parameters = inspect.signature(recipe_fn).parameters.values()
     model_keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -201,10 +201,10 @@ def split_keywords(
     return model_values, training_values
 
 
-def _unknown_keyword(recipe: str, name: str, known: set[str]) -> BadKeyword:
+def _unknown_keyword(recipe: str, name: str, known: set[str]) -> InvalidKeywordError:
     close = difflib.get_close_matches(name, sorted(known), 1)
     hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(sorted(known))}."
-    return BadKeyword(f"{recipe}() got an unexpected keyword argument {name!r}. {hint}")
+    return InvalidKeywordError(f"{recipe}() got an unexpected keyword argument {name!r}. {hint}")
 
 
 def build_recipe(
@@ -221,7 +221,7 @@ def build_recipe(
         The recipe, and all keywords with their defaults as plain values, for config.json.
 
     Raises:
-        BadKeyword: for an unknown keyword or an invalid value.
+        InvalidKeywordError: for an unknown keyword or an invalid value.
     """
     model_values, training_values = split_keywords(recipe_fn, keywords)
     for setting in fields(TrainingConfig):
@@ -271,10 +271,10 @@ def require_weights(keyword: str, weights: str | Mapping[str, Any]) -> str | Map
     """Return the value of a keyword that must name pretrained weights.
 
     Raises:
-        BadKeyword: where it is empty.
+        InvalidKeywordError: where it is empty.
     """
     if not weights:
-        raise BadKeyword(
+        raise InvalidKeywordError(
             f"{option_name(keyword)} is missing. Name pretrained weights: a folder, a file or a "
             "Hugging Face id such as openai/clip-vit-base-patch32."
         )
@@ -285,11 +285,11 @@ def check_choice(keyword: str, value: str, choices: Sequence[str]) -> str:
     """Return `value` if it is one of the choices of a keyword.
 
     Raises:
-        BadKeyword: naming the choices, otherwise.
+        InvalidKeywordError: naming the choices, otherwise.
     """
     if value not in choices:
         option = option_name(keyword)
-        raise BadKeyword(f"{option} {value!r} is not one of {', '.join(choices)}.")
+        raise InvalidKeywordError(f"{option} {value!r} is not one of {', '.join(choices)}.")
     return value
 
 

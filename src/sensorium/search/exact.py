@@ -345,7 +345,7 @@ def _iter_row_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def _int8_matmul(rows: Int[Tensor, "n D"], queries: Int[Tensor, "B D"]) -> Int[Tensor, "n B"]:
     """Return int32 inner products."""
-    return torch._int_mm(rows, queries.T)  # pyright: ignore[reportPrivateUsage]
+    return torch._int_mm(rows, queries.T)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 @cache

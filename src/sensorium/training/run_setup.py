@@ -20,7 +20,6 @@ from sensorium.io.run_config import (
     INITIAL_WEIGHTS_FILE,
     WEIGHTS_FILE,
     RunConfig,
-    package_versions,
 )
 from sensorium.io.snapshots import CheckpointStore
 from sensorium.io.tensors import load_weights, state_tensors, tensor_writer
@@ -75,7 +74,6 @@ def create_run(
         keywords=all_keywords,
         precision="fp32",
         data=fingerprint(dataset) | {"source": dataset.source},
-        versions=package_versions(),
     )
     run = _assemble(config, recipe, dataset, schema, folder)
     run.initialize()

@@ -21,12 +21,13 @@ import numpy as np
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
-from sensorium.recipes.recipe import BadKeyword, RecipeFunction, dry_build, split_keywords
+from sensorium.recipes.recipe import InvalidKeywordError, RecipeFunction, dry_build, split_keywords
 from sensorium.training.checkpoint import Model, get_recipe_name, load_checkpoint
-from sensorium.training.loop import Interrupted, train
+from sensorium.training.interruption import Interrupted
+from sensorium.training.loop import train
 from sensorium.training.nonfinite import NonFiniteError
-from sensorium.training.run_setup import fingerprint
 from sensorium.training.run_folder import lock_folder, next_numbered
+from sensorium.training.run_setup import fingerprint
 from sensorium.training.train_step import check_training_config
 from sensorium.tuning.comparison import Comparison, RunResult
 
@@ -166,7 +167,7 @@ def _split_varied(
             continue
         distinct = [one for i, one in enumerate(value) if one not in value[:i]]
         if not distinct:
-            raise BadKeyword(f"{name} has no value. Give at least one.")
+            raise InvalidKeywordError(f"{name} has no value. Give at least one.")
         if len(distinct) == 1:
             fixed[name] = distinct[0]
         else:

@@ -40,7 +40,7 @@ def evaluate(
 
     Args:
         data: Dataset. Default: the one that the run was trained on.
-        split: Split to evaluate. Repeatable. Default: all but train.
+        split: Split to evaluate. Repeatable. Default: all but train and extra.
         out: Folder of the report. Default: the run folder.
     """
     from sensorium.evaluation.evaluate import evaluate

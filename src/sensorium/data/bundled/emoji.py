@@ -143,18 +143,15 @@ def open_sheets(
     test_artist: str | None = None,
     val_artist: str | None = None,
 ) -> Table:
-    """Open a set of contact sheets as a table with one row per drawing.
-
-    There is one caption column per language: `caption` for English, `caption_de` for German.
+    """Open a set of contact sheets as a table: a row per drawing, a caption column per language.
 
     Args:
         path: the folder.
         languages: languages to read; None: all.
         styles: styles to read; None: all.
-        captions: captions of a row. "varied": the name, twice the name with a few keywords, and
-            twice a few keywords alone, so that a sampled caption is mostly short; "joined": the
-            name, and all keywords in one text; "each": the name, and every keyword; "label": the
-            name only.
+        captions: "varied": the name, the name with a few keywords, and a few keywords alone, each
+            twice; "joined": the name, and all keywords in one text; "each": the name, and every
+            keyword; "label": the name.
         test_artist: artist to hold out for testing instead of the set's own choice; "" for none.
         val_artist: artist to hold out for validation, likewise.
 
@@ -166,25 +163,18 @@ def open_sheets(
     concepts = list(_read_concepts(folder, header))
     style_names = _check_names("style", styles, [sheet.style for sheet in header.sheets])
     sheets = [sheet for sheet in header.sheets if sheet.style in style_names]
-    language_names = _check_names("language", languages, header.languages)
     test = _resolve_artist(header, test_artist, header.test_artist)
     val = _resolve_artist(header, val_artist, header.val_artist)
     rows = [(s, concept) for s in sheets for concept in concepts if s.style in concept["styles"]]
     columns: dict[str, Any] = {"image": _load_drawings(folder, header, sheets, concepts)}
-    types = {"image": "image"}
-    for language in language_names:
+    for language in _check_names("language", languages, header.languages):
         texts = _build_captions(concepts, language, captions)
         columns[caption_column(language)] = [texts[concept["code"]] for _, concept in rows]
-        types[caption_column(language)] = "text"
-    columns["concept"] = [concept["label"]["en"] for _, concept in rows]
-    for name in ("family", "category"):
-        columns[name] = [concept[name] for _, concept in rows]
-    columns["artist"] = [sheet.artist for sheet, _ in rows]
-    columns["style"] = [sheet.style for sheet, _ in rows]
-    types |= dict.fromkeys(("concept", "family", "category", "artist", "style"), "category")
-    columns["split"] = [
-        _row_split(concept["split"], sheet.artist, test, val) for sheet, concept in rows
-    ]
+    types = dict.fromkeys(columns, "text") | {"image": "image"}
+    labels = _label_columns(rows)
+    columns |= labels
+    types |= dict.fromkeys(labels, "category")
+    columns["split"] = [_row_split(c["split"], sheet.artist, test, val) for sheet, c in rows]
     return Table(
         columns,
         [f"{sheet.file}:{concept['label']['en']}" for sheet, concept in rows],
@@ -194,6 +184,17 @@ def open_sheets(
         reasons=dict.fromkeys(types, f"defined by the format {FORMAT_NAME}"),
         root=folder,
     )
+
+
+def _label_columns(rows: Sequence[tuple[ContactSheet, dict[str, Any]]]) -> dict[str, list[str]]:
+    """The category columns."""
+    return {
+        "concept": [concept["label"]["en"] for _, concept in rows],
+        "family": [concept["family"] for _, concept in rows],
+        "category": [concept["category"] for _, concept in rows],
+        "artist": [sheet.artist for sheet, _ in rows],
+        "style": [sheet.style for sheet, _ in rows],
+    }
 
 
 def caption_column(language: str) -> str:

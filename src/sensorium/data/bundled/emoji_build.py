@@ -122,11 +122,7 @@ def build_emoji(
     """
     start, folder = time.monotonic(), Path(output_folder)
     codes = _check_languages(languages or (LANGUAGES if full else BUNDLED_LANGUAGES))
-    if not MIN_IMAGE_SIZE <= size <= emoji.MAX_IMAGE_SIZE:
-        raise SensoriumError(
-            f"--size {size} is out of bounds. "
-            f"Choose {MIN_IMAGE_SIZE} to {emoji.MAX_IMAGE_SIZE} pixels."
-        )
+    _check_size(size)
     import_renderer()
     _check_output_folder(folder)
     styles = [style for style in STYLE_PACKAGES if full or style.licence in PERMISSIVE_LICENCES]
@@ -167,6 +163,14 @@ def _build_header(
         neighbours={},
         sheets=sheets,
     )
+
+
+def _check_size(size: int) -> None:
+    if not MIN_IMAGE_SIZE <= size <= emoji.MAX_IMAGE_SIZE:
+        raise SensoriumError(
+            f"--size {size} is out of bounds. "
+            f"Choose {MIN_IMAGE_SIZE} to {emoji.MAX_IMAGE_SIZE} pixels."
+        )
 
 
 def _check_languages(requested: Sequence[str]) -> tuple[str, ...]:

@@ -94,8 +94,7 @@ def open_scenes(
         n: number of scenes.
         seed: random seed.
         size: side of the images in pixels.
-        questions: questions (rows) per scene, at most; 0 for one row per scene, without the
-            columns of questions.
+        questions: questions (rows) per scene, at most; 0 for one row without questions.
         holdout: what to hold out: "pairs", "four", "relations", "words"; "" for nothing. A text
             may list several, comma-separated.
 
