@@ -21,10 +21,34 @@ import numpy as np
 from peers import machine, record
 
 PIECE = 50_000
-WORDS = (
-    "red green blue old new small large round flat soft plain bright chair table lamp shelf box "
-    "cup plate bowl coat shoe hat bag ring clock"
-).split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "old",
+    "new",
+    "small",
+    "large",
+    "round",
+    "flat",
+    "soft",
+    "plain",
+    "bright",
+    "chair",
+    "table",
+    "lamp",
+    "shelf",
+    "box",
+    "cup",
+    "plate",
+    "bowl",
+    "coat",
+    "shoe",
+    "hat",
+    "bag",
+    "ring",
+    "clock",
+]
 
 
 def lines(rows: int, seed: int = 0) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import tiny_recipe
+from safetensors import SafetensorError
 from torch import nn
 
 from sensorium.errors import SensoriumError
@@ -280,7 +281,7 @@ def test_full_disk_while_writing_tensors_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raise_disk_full(*_: object) -> None:
-        raise tensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(tensors, "save_file", raise_disk_full)
     with pytest.raises(SensoriumError, match=r"could not be written: .*No space left on device"):

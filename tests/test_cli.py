@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from fixtures.recipe_cases import RECIPE_CASES
+from PIL import Image
 
 from sensorium.cli import app
 from sensorium.cli.commands import inspect as inspect_commands

@@ -494,7 +494,7 @@ def test_encoder_option_accepts_any_column_name() -> None:
         )[0].model
         kinds = {type(part).__name__ for encoder in model.encoders for part in encoder.modules()}
         assert "Recurrent" in kinds, kinds
-    with pytest.raises(SensoriumError, match="there is no column 'a'"):
+    with pytest.raises(SensoriumError, match="There is no column 'a'"):
         build_recipe(RECIPES["fusion"], schema, {"target": "y", "encoders": "a=gru"})
 
 

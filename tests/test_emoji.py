@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
+import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -460,7 +462,7 @@ def test_missing_packages_and_tools_are_named_with_a_remedy(build, packages, tmp
         SensoriumError, match=f"npm pack {STYLE_PACKAGES[0].name}@{STYLE_PACKAGES[0].version}"
     ):
         build()
-    monkeypatch.setattr(emoji_packages.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(SensoriumError, match=r"needs the npm client.*--packages"):
         build_emoji(tmp_path / "new", log=lambda _: None)
     with pytest.raises(SensoriumError, match="no emoji names in 'tlh'"):
@@ -470,9 +472,9 @@ def test_missing_packages_and_tools_are_named_with_a_remedy(build, packages, tmp
 
 
 def test_fetched_package_with_another_checksum_is_rejected(packages, monkeypatch):
-    monkeypatch.setattr(emoji_packages.shutil, "which", lambda _: "npm")
-    done = emoji_packages.subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(emoji_packages.subprocess, "run", lambda *a, **k: done)
+    monkeypatch.setattr(shutil, "which", lambda _: "npm")
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
     with pytest.raises(SensoriumError, match="another checksum"):
         emoji_packages.fetch_packages(packages, [NAMES_PACKAGE])
     assert all(len(p.sha256) == 64 for p in (NAMES_PACKAGE, *STYLE_PACKAGES))

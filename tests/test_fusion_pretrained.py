@@ -11,8 +11,8 @@ from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
 
 import sensorium as sn
+from sensorium.data.cache.columns import TextColumn
 from sensorium.data.cache.embedding_cache import EmbeddingColumn, embed_column
-from sensorium.data.cache.prepared import TextColumn
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.modalities.subword_bag import EMPTY_HASH, SubwordBagEmbedding
@@ -22,7 +22,7 @@ from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes import fusion
 from sensorium.recipes.encoders import ProjectedEncoder, resolve_encoder
 from sensorium.recipes.recipe import Recipe, build_recipe
-from sensorium.training.loop import Interrupted
+from sensorium.training.interruption import Interrupted
 
 SHORT = {
     "target": "colour",

@@ -25,7 +25,7 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig, generate
 from sensorium.recipes import dalle
 from sensorium.recipes.recipe import Recipe, build_recipe
-from sensorium.training.loop import Interrupted, StopRequest
+from sensorium.training.interruption import Interrupted, StopRequest
 
 TEXTS = ["a red apple", "the green cat", "a blue dog runs", "grey"]
 TEXT = Text(length=8, vocab_size=280).fit(TEXTS * 3)

@@ -6,41 +6,23 @@ from typing import Any
 import pytest
 import torch
 from fixtures.interruption import call_at_step, crash, run_hashes, send_signal
-from fixtures.squares import COLOURS
+from fixtures.language_model import language_model as language_model
 from fixtures.squares import clip_folder as clip_folder
 from fixtures.squares import data as data
-from safetensors.torch import save_file
 
 import sensorium as sn
 from sensorium.data.cache.prepared import embedding_key
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.io import atomic
 from sensorium.io.tensors import state_tensors
-from sensorium.modalities.text import train_tokenizer
 from sensorium.models.decoder import Decoder
 from sensorium.models.lora import FrozenEncoder
 from sensorium.nn.tokens import Batch
-from sensorium.pretrained import PRETRAINED_FAMILIES
-from sensorium.pretrained.weight_mapping import export_from
 from sensorium.recipes import captioner
 from sensorium.recipes.recipe import InvalidKeywordError, build_recipe
 from sensorium.recipes.vision_encoders import PrefixProjection
-from sensorium.training.loop import Interrupted
+from sensorium.training.interruption import Interrupted
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "vocab_size": 300,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "eos_token_id": 2,
-    "tie_word_embeddings": True,
-}
 SHORT: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 8,
@@ -49,27 +31,6 @@ SHORT: dict[str, Any] = {
     "quiet": True,
     "seed": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an untrained Llama in the format of Hugging Face."""
-    folder = tmp_path_factory.mktemp("language_model")
-    config = {**CONFIG, "layout": "safetensors", "tied": True, "qkv_bias": False, "out_bias": False}
-    torch.manual_seed(5)
-    module = PRETRAINED_FAMILIES["llama"].build_module(config)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(3 if p.ndim > 1 else 1)  # far from uniform: the most likely token is clear
-    save_file(
-        export_from(module, PRETRAINED_FAMILIES["llama"].map_weights(config)),
-        folder / "model.safetensors",
-    )
-    atomic.write_json(folder / "config.json", CONFIG)
-    train_tokenizer([f"a {colour} square" for colour in COLOURS], 300).save(
-        str(folder / "tokenizer.json")
-    )
-    return folder
 
 
 def test_only_the_projection_trains_and_run_loads_without_the_pretrained_weights(

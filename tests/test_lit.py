@@ -17,7 +17,7 @@ from sensorium.io.tensors import state_tensors
 from sensorium.models.lora import FrozenEncoder
 from sensorium.recipes import lit
 from sensorium.recipes.recipe import build_recipe
-from sensorium.training.loop import Interrupted
+from sensorium.training.interruption import Interrupted
 
 SHORT = {"epochs": 6, "batch_size": 8, "lr": 1e-2, "precision": "fp32", "quiet": True}
 

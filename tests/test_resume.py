@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.recipes import RECIPES
-from sensorium.training.loop import Interrupted, train
+from sensorium.training.interruption import Interrupted
+from sensorium.training.loop import train
 from sensorium.training.metrics_log import read_metrics
 
 KILL_HARNESS = Path(__file__).parent / "fixtures" / "kill_harness.py"

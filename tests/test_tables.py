@@ -366,7 +366,7 @@ def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path]
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda folder: folder / "nothing.csv", "there is no file or folder"),
+        (lambda folder: folder / "nothing.csv", "There is no file or folder"),
         (broken(lambda p: p.mkdir(), "empty"), "holds no image"),
         (
             broken(lambda p: (p.mkdir(), (p / "notes.md").write_text("x")), "notes"),

@@ -107,31 +107,17 @@ class Dataset:
         """
         from sensorium.data.open import open_table  # not needed where a model is served
 
-        chosen_types = {**(types or {}), **({group: "group"} if group else {})}
+        all_types = {**(types or {}), **({group: "group"} if group else {})}
+        test_path = None if test is None else Path(test)
         opened = open_table(
-            Path(source),
-            chosen_types,
-            split,
-            None if test is None else Path(test),
-            max_invalid_fraction,
-            source_options,
+            Path(source), all_types, split, test_path, max_invalid_fraction, source_options
         )
         dataset = cls(*opened, max_invalid_fraction=max_invalid_fraction)
         synonym_files = dataset._load_synonyms(synonyms)
-        dataset.source = _source_arguments(
-            source,
-            max_invalid_fraction,
-            {
-                "split": split,
-                "group": group,
-                "test": test,
-                **source_options,
-                "types": {
-                    name: kind for name, kind in (types or {}).items() if isinstance(kind, str)
-                },
-                "synonyms": synonym_files,
-            },
-        )
+        named_types = {name: kind for name, kind in (types or {}).items() if isinstance(kind, str)}
+        options = {"split": split, "group": group, "test": test, **source_options}
+        options |= {"types": named_types, "synonyms": synonym_files}
+        dataset.source = _source_arguments(source, max_invalid_fraction, options)
         return dataset
 
     @classmethod

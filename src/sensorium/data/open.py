@@ -90,7 +90,7 @@ def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, s
     if not path.exists():
         if str(source) not in BUNDLED_DATASETS:
             raise SensoriumError(
-                f"there is no file or folder {str(source)!r}, and no bundled dataset of that name. "
+                f"There is no file or folder {str(source)!r}, and no bundled dataset of that name. "
                 f"The bundled datasets are {', '.join(BUNDLED_DATASETS)}."
             )
         return _call_reader(BUNDLED_DATASETS[str(source)], (), source_options), str(source)

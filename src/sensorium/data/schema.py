@@ -148,7 +148,7 @@ class Schema:
             raise SensoriumError(
                 f"there are several {kind} columns: {', '.join(candidates)}. Name one of them."
             )
-        raise SensoriumError(f"there is no {kind} column. {self._describe_columns()}")
+        raise SensoriumError(f"There is no {kind} column. {self._describe_columns()}")
 
     def get_column(self, name: str) -> Column:
         """Return the column of that name.
@@ -159,7 +159,7 @@ class Schema:
         role = self.roles.get(name)
         if role is not None:
             raise SensoriumError(
-                f"the column {name!r} cannot be used ({role.kind}: {role.reason}). "
+                f"The column {name!r} cannot be used ({role.kind}: {role.reason}). "
                 f"{self._describe_columns()}"
             )
         if name in self.columns:
@@ -175,7 +175,7 @@ class Schema:
         column = self.get_column(name)
         if column.kind != kind:
             raise SensoriumError(
-                f"the column {name!r} is {column.kind}, not {kind}: {column.reason}. "
+                f"The column {name!r} is {column.kind}, not {kind}: {column.reason}. "
                 f"{self._describe_columns()}"
             )
 
@@ -376,4 +376,4 @@ def unknown_column_error(name: str, known: Iterable[str], hint: str = "") -> Sen
     """Return the error for a column that does not exist, with the nearest name as a suggestion."""
     near = get_close_matches(name, list(known), 1)
     suggestion = f"; did you mean {near[0]!r}?" if near else "."
-    return SensoriumError(f"there is no column {name!r}{suggestion} {hint}".strip())
+    return SensoriumError(f"There is no column {name!r}{suggestion} {hint}".strip())

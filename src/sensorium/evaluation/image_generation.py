@@ -38,7 +38,7 @@ from sensorium.metrics.image_generation import (
 )
 from sensorium.metrics.text_generation import normalize_text
 from sensorium.modalities.image import Image
-from sensorium.modalities.image_decode import resize_square
+from sensorium.modalities.image_resize import resize_square
 from sensorium.nn.tokens import ColumnKey, column_label, l2_normalize
 
 PILImage = PIL.Image.Image

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.io import atomic
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.text import Text
@@ -64,12 +64,12 @@ def build_clip(model: Model) -> CLIPExport:
         )
     towers = towers.renamed({columns[Image]: "image", columns[Text]: "text"})
     image, text = model.schema[columns[Image]], model.schema[columns[Text]]
-    assert isinstance(image, Image)
-    assert isinstance(text, Text)
+    image = require_type(image, Image)
+    text = require_type(text, Text)
     exported_text = _move_end_token_last(text)
     config = _build_config(towers, image, exported_text)
     module = CLIP.build_module(config).eval()
-    assert isinstance(module, Towers)
+    module = require_type(module, Towers)
     _copy_weights(towers, module, model)
     with torch.no_grad():
         embedding = module.get_parameter("text.encoder.embed.token_embedding.weight")
@@ -178,9 +178,8 @@ def _build_config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:
 
 
 def _encoder_sizes(encoder: Encoder) -> dict[str, Any]:
-    assert isinstance(encoder.trunk, Transformer)
-    block = encoder.trunk.blocks[0]
-    assert isinstance(block, Block)
+    trunk = require_type(encoder.trunk, Transformer)
+    block = require_type(trunk.blocks[0], Block)
     mlp, norm = block.mlp, block.norm
     if not isinstance(mlp, FeedForward) or not isinstance(norm, nn.LayerNorm):
         raise SensoriumError(
@@ -191,7 +190,7 @@ def _encoder_sizes(encoder: Encoder) -> dict[str, Any]:
     return {
         "hidden_size": mlp.up.in_features,
         "intermediate_size": mlp.up.out_features,
-        "num_hidden_layers": len(encoder.trunk.blocks),
+        "num_hidden_layers": len(trunk.blocks),
         "num_attention_heads": block.attention.heads,
         "hidden_act": "quick_gelu" if quick else "gelu",
         "layer_norm_eps": norm.eps,
@@ -254,8 +253,7 @@ def _max_error(
 
 def _write_tokenizer(text: Text, out: Path) -> None:
     """Write tokenizer.json, which adds BOS and EOS tokens, and tokenizer_config.json."""
-    assert text.tokenizer is not None
-    tokenizer = Tokenizer.from_str(text.tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(require_type(text.tokenizer, Tokenizer).to_str())
     eos, pad = tokenizer.id_to_token(text.end), tokenizer.id_to_token(text.pad)
     bos = None if text.start is None else tokenizer.id_to_token(text.start)
     tokenizer.post_processor = TemplateProcessing(

@@ -354,7 +354,8 @@ def save_onnx(graph: ExportableGraph, program: torch.export.ExportedProgram, pat
             dynamo=True,
             verbose=False,
         )
-        assert onnx_program is not None
+        if onnx_program is None:
+            raise RuntimeError("torch.onnx.export returned no program.")
         _rename_inner(onnx_program.model.graph, {*graph.input_names, *graph.output_names})
         onnx_program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

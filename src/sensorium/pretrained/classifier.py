@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sensorium.data.batching import iter_batches
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.base import load_value
 from sensorium.inference.embed import Embedder
 from sensorium.modalities.image import Image
 from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.linear import Linear
-from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs, require_type
+from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs
 from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from sensorium.modalities.base import Modality
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMapping, load_into
 
-T = TypeVar("T")
 ModelConfig = Mapping[str, Any]
 Verbs = Mapping[str, Callable[..., Any]]
 Preprocessing = Mapping[str, Modality]
@@ -50,17 +49,6 @@ class PretrainedFamily:
     build_verbs: Callable[[nn.Module, Preprocessing], Verbs]
     unused_tensors: tuple[str, ...] = ()
     custom_load: Callable[[nn.Module, ModelConfig, WeightFiles], None] | None = None
-
-
-def require_type(value: object, expected: type[T]) -> T:
-    """Return `value`, a part of a family's own module or preprocessing, as the type it must be.
-
-    Raises:
-        TypeError: If it is of another type.
-    """
-    if not isinstance(value, expected):
-        raise TypeError(f"Expected {expected.__name__}, found {type(value).__name__}.")
-    return value
 
 
 def load_pretrained(

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import as_lists, iter_request_batches, require_output
 from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import SamplingConfig, generate
 from sensorium.pretrained.chat import TextPrompt, build_chat_prompt, load_text_prompt
-from sensorium.pretrained.family import Preprocessing, Verbs, require_type
+from sensorium.pretrained.family import Preprocessing, Verbs
 from sensorium.pretrained.weight_files import WeightFiles
 
 DEFAULT_MAX_TOKENS = 256
@@ -31,6 +31,8 @@ class TextContinuation:
         model: The decoder.
         preprocessing: Settings of `text`, and of `prompt` if the model was trained to chat.
     """
+
+    output_modality = "text"
 
     def __init__(self, model: Decoder, preprocessing: Preprocessing):
         self.model = model

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.embed import Embedder
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
-from sensorium.pretrained.family import Preprocessing, Verbs, require_type
+from sensorium.pretrained.family import Preprocessing, Verbs
 
 CLIP_IMAGE = Image(  # as OpenAI's CLIP was trained
     size=224,

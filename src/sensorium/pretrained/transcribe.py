@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.data.batching import iter_batches
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import as_lists, require_output
 from sensorium.modalities.audio import Audio
@@ -23,7 +23,7 @@ from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import greedy
 from sensorium.pretrained.chat import TextPrompt, load_text_prompt
-from sensorium.pretrained.family import Preprocessing, require_type
+from sensorium.pretrained.family import Preprocessing
 from sensorium.pretrained.weight_files import WeightFiles
 
 TASKS = ("transcribe", "translate")
@@ -43,6 +43,8 @@ class Transcriber:
     Raises:
         SensoriumError: If the tokenizer lacks a token of Whisper's.
     """
+
+    output_modality = "text"
 
     def __init__(self, model: Decoder, preprocessing: Preprocessing):
         self.model = model

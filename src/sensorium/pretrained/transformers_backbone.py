@@ -12,12 +12,12 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.modalities.image import Image
 from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.pretrained.bert import FirstTokenPool, is_cls_pooling
-from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily, require_type
+from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.preprocessing import (
     build_embed_verb,
     drop_missing,

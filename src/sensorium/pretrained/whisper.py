@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sensorium.errors import require_type
 from sensorium.modalities.audio import Audio, AudioStem
 from sensorium.models.decoder import Decoder
 from sensorium.models.towers import Encoder
@@ -17,7 +18,6 @@ from sensorium.pretrained.family import (
     Preprocessing,
     PretrainedFamily,
     Verbs,
-    require_type,
 )
 from sensorium.pretrained.transcribe import Transcriber, load_transcript_prompt
 from sensorium.pretrained.trunk import TrunkConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.evaluation.validate_prediction import BATCH_SIZE, calibrated_loss, concat_batches
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
@@ -118,7 +118,7 @@ def fit_trees(
         val_outputs = _ModelOutputs(model, prepared, validation)
         figures: dict[str, float] = {}
         for name, tree_head in zip(targets, model.tree_heads, strict=True):
-            assert isinstance(tree_head, TreeEnsemble)
+            tree_head = require_type(tree_head, TreeEnsemble)
             trainer = _TreeTrainer(tree_head, name, objective, train_outputs, val_outputs)
             linear_loss, trees_loss, tree_weight = trainer.select_best()
             prefix = "" if len(targets) == 1 else f"{name} "
@@ -138,7 +138,7 @@ def _fit_image_features(
 ) -> None:
     """Fit the principal components of the handcrafted features of images."""
     first = model.tree_heads[0]
-    assert isinstance(first, TreeEnsemble)
+    first = require_type(first, TreeEnsemble)
     columns = first.handcrafted_features.columns
     features: dict[str, list[Tensor]] = {
         name: [] for name, modality in columns.items() if isinstance(modality, Image)
@@ -149,7 +149,7 @@ def _fit_image_features(
         for name, batches in features.items():
             batches.append(compute_features(columns[name], batch[name][present[name]]))
     for tree_head in model.tree_heads:
-        assert isinstance(tree_head, TreeEnsemble)
+        tree_head = require_type(tree_head, TreeEnsemble)
         tree_head.handcrafted_features.fit([torch.cat(batches) for batches in features.values()])
 
 
@@ -166,7 +166,7 @@ class _ModelOutputs:
     @torch.no_grad()
     def __init__(self, model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray):
         tree_head = model.tree_heads[0]
-        assert isinstance(tree_head, TreeEnsemble)
+        tree_head = require_type(tree_head, TreeEnsemble)
         features: list[Tensor] = []
         present: list[Tensor] = []
         logits: list[dict[str, Tensor]] = []

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sensorium.data.schema import Schema
+from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_generation import loss_validator, text_sample_writer
 from sensorium.inference.generate_text import TextGenerator
@@ -87,7 +88,7 @@ def captioner(
     fitted = schema.with_settings(settings)
     inputs = {part: fitted[column] for part, column in columns.items() if part != "text"}
     output = fitted[columns["text"]]
-    assert isinstance(output, Text)
+    output = require_type(output, Text)
     embed_image = vision_source.build_embedding if vision_source else VISION_ENCODERS[vision]
     embeddings = {
         part: decoder.build_prompt_embedding(modality)
@@ -173,7 +174,7 @@ def _column_settings(
         for part, column in columns.items():
             if part != "image":
                 text = schema[column]
-                assert isinstance(text, Text)
+                text = require_type(text, Text)
                 settings[column] = decoder.text_settings(text)
     return settings
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sensorium.data.schema import Schema
+from sensorium.errors import require_type
 from sensorium.evaluation.retrieval import retrieval_evaluation
 from sensorium.inference.embed import Embedder
 from sensorium.modalities.image import Image, PatchEmbedding
@@ -82,8 +83,8 @@ def clip(
         schema.resolve_text_columns(text),
     )
     image_settings, text_settings = schema[image_column], schema[text_column]
-    assert isinstance(image_settings, Image)
-    assert isinstance(text_settings, Text)
+    image_settings = require_type(image_settings, Image)
+    text_settings = require_type(text_settings, Text)
     build_image_encoder = IMAGE_ENCODERS[image_encoder]
     encoders: dict[ColumnKey, Encoder] = {
         image_column: build_image_encoder(image_settings, dim, image_layers, patch_size, dropout),
@@ -196,7 +197,7 @@ def _add_subword_features(
     from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only needed by clip_small
 
     text = schema[column]
-    assert isinstance(text, Text)
+    text = require_type(text, Text)
     subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
     tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
 

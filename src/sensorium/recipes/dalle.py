@@ -8,6 +8,7 @@ from torch import nn
 from sensorium.data.cache.prepared import DataSource
 from sensorium.data.cache.token_cache import ImageTokenColumn, tokenize_images
 from sensorium.data.schema import Schema
+from sensorium.errors import require_type
 from sensorium.evaluation.sample_sheets import image_sample_writer
 from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_generation import loss_validator
@@ -63,7 +64,7 @@ def dalle(
         schema.resolve_text_columns(text),
     )
     text_settings = schema[text_column]
-    assert isinstance(text_settings, Text)
+    text_settings = require_type(text_settings, Text)
     frozen_tokenizer = resolve_tokenizer(tokenizer, schema, image_column)
     text_embedding = PaddedTokenEmbedding(dim, text_settings)
     image_embedding = ImageTokenEmbedding(dim, frozen_tokenizer.model)

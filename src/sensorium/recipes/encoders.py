@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sensorium.data.schema import MODALITIES, ROLES
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.modalities.audio import Audio, AudioStem
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image, PatchEmbedding
@@ -167,13 +167,12 @@ class ProjectedEncoder(Encoder):
     @property
     def inner(self) -> Encoder:
         """The encoder before the projection."""
-        assert isinstance(self.embed, ProjectedEmbedding)
-        return self.embed.encoder
+        return require_type(self.embed, ProjectedEmbedding).encoder
 
     def pooled(self, raw: Tensor) -> Float[Tensor, "B D"]:
         """Return the projection of the inner encoder's pooled embedding."""
-        assert isinstance(self.embed, ProjectedEmbedding)
-        return self.embed.dropout(self.embed.projection(self.inner.pooled(raw)))
+        embed = require_type(self.embed, ProjectedEmbedding)
+        return embed.dropout(embed.projection(embed.encoder.pooled(raw)))
 
 
 def _small_resnet(

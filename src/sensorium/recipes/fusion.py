@@ -9,6 +9,7 @@ import numpy as np
 from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
+from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
@@ -269,7 +270,7 @@ def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColu
     """Return a function that replaces columns of frozen encoders by their pooled embeddings."""
     frozen: dict[str, FrozenEncoder] = {}
     for name, column_encoder in zip(model.encoder_columns, model.encoders, strict=True):
-        assert isinstance(column_encoder, ColumnEncoder)
+        column_encoder = require_type(column_encoder, ColumnEncoder)
         encoder = column_encoder.encoder
         if (
             isinstance(encoder, ProjectedEncoder)

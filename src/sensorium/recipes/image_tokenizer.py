@@ -16,7 +16,7 @@ import torch
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Schema
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.evaluation.spec import EvaluationSpec, Validate, ValidationResult, WriteSamples
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import require_output
@@ -82,7 +82,7 @@ def image_tokenizer(
     check_choice("pixel_loss", pixel_loss, PIXEL_LOSSES)
     column = schema.resolve_column("image", image)
     settings = schema[column]
-    assert isinstance(settings, Image)
+    settings = require_type(settings, Image)
     built_quantizer: Quantizer
     match quantizer:
         case "fsq":
@@ -141,7 +141,7 @@ def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
         )
     run = restore_run(folder, image_tokenizer)
     image = run.schema[run.recipe.data.columns[0]]
-    assert isinstance(image, Image)
+    image = require_type(image, Image)
     freeze(run.recipe.model).eval()
     return FrozenImageTokenizer(run.recipe.model, image, run.fingerprint)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Column, Schema
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
 from sensorium.io.tensors import file_sha256
 from sensorium.modalities.image import Image
@@ -78,7 +78,7 @@ def _build_untrained(
 
 def _image_settings(schema: Schema, column: str) -> Image:
     image = schema[column]
-    assert isinstance(image, Image)
+    image = require_type(image, Image)
     return image
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource
 from sensorium.data.schema import Column, Schema
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
 from sensorium.io.tensors import file_sha256
 from sensorium.modalities.base import Modality
@@ -126,7 +126,7 @@ class VisionSource:
         opened = PretrainedSource.from_source(source)
         encoder, width = opened.build_encoder("image")
         image = opened.preprocessing().get("image")
-        assert image is None or isinstance(image, Image)
+        image = None if image is None else require_type(image, Image)
         tower = Tower(set_trainable(encoder, "none"), nn.Identity(), width)
         return cls(tower, image, opened.to_config())
 
@@ -169,7 +169,7 @@ def _load_clip_run(folder: str) -> VisionSource:
     run = restore_run(folder, CLIP_RECIPES[recipe])
     column = run.recipe.data.columns[0]
     image = run.schema[column]
-    assert isinstance(image, Image)
+    image = require_type(image, Image)
     metadata = {
         "source": folder,
         "fingerprint": run.fingerprint,
@@ -183,14 +183,14 @@ def _load_clip_run(folder: str) -> VisionSource:
 def _resnet(image: Modality, dim: int, patch_size: int | None, dropout: float) -> nn.Module:
     """Return a ResNet with one token per 8 x 8 pixels."""
     del patch_size  # convolutional
-    assert isinstance(image, Image)
+    image = require_type(image, Image)
     return Encoder(ResNet(dim, 1, dropout, image_size=image.size))
 
 
 def _patches(image: Modality, dim: int, patch_size: int | None, dropout: float) -> nn.Module:
     """Return a linear embedding of patches."""
     del dropout  # has none
-    assert isinstance(image, Image)
+    image = require_type(image, Image)
     return Encoder(PatchEmbedding(dim, image.size, patch_size or image.size // 8))
 
 

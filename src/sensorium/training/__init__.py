@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sensorium.training.checkpoint import Model, load_checkpoint
-    from sensorium.training.loop import Interrupted, train
+    from sensorium.training.interruption import Interrupted
+    from sensorium.training.loop import train
     from sensorium.training.nonfinite import NonFiniteError
 
 __all__ = ["Interrupted", "Model", "NonFiniteError", "load_checkpoint", "train"]
 
 _MODULES = {
-    "Interrupted": "loop",
+    "Interrupted": "interruption",
     "Model": "checkpoint",
     "NonFiniteError": "nonfinite",
     "load_checkpoint": "checkpoint",

@@ -24,7 +24,7 @@ import PIL.Image
 from jaxtyping import Float32, Integer, UInt8
 
 from sensorium.data.bundled.scenes_draw import GRID_SIZE, NUM_CELLS, cell_images, grid_bounds
-from sensorium.modalities.image_decode import resize_square
+from sensorium.modalities.image_resize import resize_square
 
 MAX_CELL_DISTANCE = 40.0  # of 255
 UNKNOWN_CODE = -1

@@ -83,12 +83,8 @@ def embed_column(
         return stored
     console = Console(stderr=True, quiet=quiet)
     if isinstance(stored, TextColumn) and stored.caption_counts.max() > 1:
-        console.print(
-            f"{column_label(column)}: several texts per row, so they are embedded in each epoch "
-            "and not cached",
-            highlight=False,
-            markup=False,
-        )
+        note = "several texts per row, so they are embedded in each epoch and not cached"
+        console.print(f"{column_label(column)}: {note}", highlight=False, markup=False)
         return stored
 
     @torch.inference_mode()

@@ -229,7 +229,7 @@ def _build_column(
     for name in names:
         if name not in schema.columns:
             raise SensoriumError(
-                f"there is no column {name!r}. The columns are {', '.join(schema.columns)}."
+                f"There is no column {name!r}. The columns are {', '.join(schema.columns)}."
             )
     name = names[0]
     modality = schema.columns[name].modality
