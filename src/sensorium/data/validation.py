@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,29 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
         return validated
     valid_rows = [row for row in range(len(table)) if row not in invalid_rows]
     return validated.take(np.array(valid_rows, np.int64))
+
+
+def mask_invalid_values(table: Table, kinds: Mapping[str, str]) -> Table:
+    """Return the table with typed columns, in which what is invalid is missing.
+
+    No row is left out: `bad_samples` has the row of each invalid value, and of each row that could
+    not be read.
+
+    Args:
+        table: the raw values.
+        kinds: the type of each column that is read; the others stay as they are.
+    """
+    columns = dict(table.columns)
+    bad_samples = list(table.bad_samples)
+    unreadable_rows = {sample.row for sample in bad_samples}
+    for name, kind in kinds.items():
+        values, faults = _convert_column(kind, table, table.columns[name])
+        invalid = [fault for fault in faults if fault[0] not in unreadable_rows]
+        for row, reason in invalid:
+            values[row] = math.nan if kind == "numeric" else None
+            bad_samples.append(BadSample(row, name, table.locations[row], reason))
+        columns[name] = values
+    return replace(table, columns=columns, bad_samples=bad_samples)
 
 
 def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, Faults]:
