@@ -10,6 +10,7 @@ from sensorium.data.cell_parsing import is_missing
 from sensorium.data.schema import (
     MODALITIES,
     ROLES,
+    SET_BY_USER,
     Column,
     Role,
     Schema,
@@ -60,7 +61,7 @@ def infer_schema(
     roles: dict[str, Role] = {}
     for name, values in table.columns.items():
         if name in given_types:
-            kind, reason = given_types[name], "set by the user"
+            kind, reason = given_types[name], SET_BY_USER
         else:
             kind, reason = _infer_type(table, name, values, max_invalid_fraction)
         if isinstance(kind, str) and kind in ("split", "group"):
