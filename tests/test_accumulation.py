@@ -23,7 +23,13 @@ COLUMNS = {
     "price": Numeric(10.0, 2.0, (8.0, 12.0), 9),
 }
 SCHEMA = Schema({name: Column(name, modality) for name, modality in COLUMNS.items()})
-FUSION = {"target": ["kind", "price"], "encoders": {"photo": "vit"}, "dim": 16, "layers": 1, "modality_dropout": 0.0}
+FUSION = {
+    "target": ["kind", "price"],
+    "encoders": {"photo": "vit"},
+    "dim": 16,
+    "layers": 1,
+    "modality_dropout": 0.0,
+}
 CASES = {
     "captioner": ({"image": "photo", "text": "caption", "vision": "patches"}, 32),
     "gpt": ({"text": "caption"}, 32),
@@ -66,9 +72,7 @@ def step_of(name: str, micro_batches: int) -> tuple[Recipe[torch.nn.Module], Tra
         del settings["layers"]
         settings |= {"image_layers": 1, "text_layers": 1}
     recipe, _ = build_recipe(RECIPES[recipe_name], SCHEMA, settings)
-    training = replace(
-        recipe.training, grad_accumulation_steps=micro_batches, stochastic_depth=0.0
-    )
+    training = replace(recipe.training, grad_accumulation_steps=micro_batches, stochastic_depth=0.0)
     recipe = replace(recipe, training=training)
     return recipe, TrainStep(recipe, 10, "fp32")
 

@@ -126,7 +126,7 @@ class NextTokenLoss:
     def _part_loss(
         self, model: Decoder, part: str, output: Tokens, ids: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Return the sum of the cross-entropies of a part's tokens after the first, and their count."""
+        """Return the summed cross-entropy of a part's tokens after the first, and their number."""
         x = output.x[:, :-1]
         targets = ids[:, 1 : output.x.shape[1]]
         is_target = valid_mask(output)[:, 1:]

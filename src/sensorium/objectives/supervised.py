@@ -370,9 +370,7 @@ def _contrastive_gradients(
     loss = weight * _pooled_infonce(whole)
     if loss.requires_grad:
         loss.backward()
-    grads = [
-        {key: x.grad for key, x in parts.items() if x.grad is not None} for parts in leaves
-    ]
+    grads = [{key: x.grad for key, x in parts.items() if x.grad is not None} for parts in leaves]
     return loss.detach(), grads
 
 

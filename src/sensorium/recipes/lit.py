@@ -98,6 +98,7 @@ def lit(
         objective=CachedContrastiveLoss(*pair),
         data=DataSpec(
             columns=pair,
+            required=pair,
             column_settings=settings,
             derived_columns=frozen_embeddings(model[image_column].encoder, image_column, fitted),
         ),
