@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import painting_page
+import generation_page
 import peers
 import PIL.Image
 import torch
@@ -356,4 +356,4 @@ if __name__ == "__main__":
             ),
             stage.replace("-", "_"),
         )()
-    painting_page.main()
+    generation_page.main()
