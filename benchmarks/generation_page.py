@@ -38,7 +38,7 @@ EmojiOne by the same studio is among them). Nearest caption: the training image 
 shares most words. Real Fréchet: between two halves of the real images. Nearest: difference (0 to
 1) to the most similar training image; copies: share below 0.02.
 
-![Emoji generated from captions: the best 6 of 16 by that CLIP](../painted.png)
+![Emoji generated from captions: the best 6 of 16 by that CLIP](../generated_emoji.png)
 
 """
 SCENES = """## Text to image: scenes
