@@ -109,7 +109,11 @@ def _next_commands(run: TrainingRun) -> list[str]:
             f'search {folder} "a red bicycle"',
         ]
     if "predict" in verbs:
-        return [f"evaluate {folder} {data}", f"predict {folder} new.csv -o predicted.csv"]
+        return [
+            f"evaluate {folder} {data}",
+            f"predict {folder} new.csv -o predicted.csv",
+            f"summary {folder}",
+        ]
     return [f"summary {folder}", f"evaluate {folder} {data}"]
 
 
