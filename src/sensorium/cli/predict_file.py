@@ -240,8 +240,8 @@ def _note_bad_samples(job: _Job, log: Callable[[str], object]) -> None:
     """Note what could not be read when the table was opened, and name the rows left out then."""
     for bad in job.dataset.bad_samples:
         if bad.row < 0:
-            place = f"{bad.location}, {bad.column}" if bad.column else bad.location
-            log(f"skipped {place}: {bad.reason}")
+            location = f"{bad.location}, {bad.column}" if bad.column else bad.location
+            log(f"skipped {location}: {bad.reason}")
             continue
         columns = [bad.column] if bad.column else list(job.columns)
         job.findings.unreadable.setdefault(bad.row, {}).update(dict.fromkeys(columns, bad.reason))

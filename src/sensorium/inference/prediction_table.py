@@ -15,7 +15,7 @@ SUFFIXES = {  # appended to an output column whose name is taken
     "row": "name",
     "low": "bound",
     "high": "bound",
-    "spread": "deviation",
+    "std": "deviation",
     "probability": "confidence",
     "unreadable": "columns",
 }
@@ -26,14 +26,14 @@ def name_headings(targets: Mapping[str, Modality], taken: Collection[str] = ()) 
     """Return a distinct output column for every part of every prediction.
 
     Targets keep their names. A part whose column would have a taken name, such as the lower bound
-    of `temp` beside a target `temp low`, gets a suffix: `temp low (bound)`.
+    of `temp` next to a target `temp low`, gets a suffix: `temp low (bound)`.
 
     Args:
         targets: The target columns.
         taken: Names of other output columns, such as inputs that are kept.
     """
     parts = {
-        name: ("low", "high", "spread") if isinstance(target, Numeric) else ("probability",)
+        name: ("low", "high", "std") if isinstance(target, Numeric) else ("probability",)
         for name, target in targets.items()
     }
     wanted = [(name, "", name) for name in targets]
@@ -55,13 +55,13 @@ def name_headings(targets: Mapping[str, Modality], taken: Collection[str] = ()) 
 def prediction_fields(prediction: Prediction, i: int) -> dict[str, Any]:
     """Return the prediction of one target for row i, part by part, numbers with few digits."""
     if prediction.std is not None and prediction.interval is not None:
-        spread = float(prediction.std[i])
+        std = float(prediction.std[i])
         low, high = (
-            shorten(end, spread) if math.isfinite(end) else None
+            shorten(end, std) if math.isfinite(end) else None
             for end in prediction.interval[i].tolist()
         )
-        value = shorten(prediction.value[i], spread)
-        return {"": value, "low": low, "high": high, "spread": shorten(spread, spread)}
+        value = shorten(prediction.value[i], std)
+        return {"": value, "low": low, "high": high, "std": shorten(std, std)}
     probability = () if prediction.probability is None else prediction.probability[i]
     confidences = {
         name: round(float(p), 6) for name, p in zip(prediction.classes, probability, strict=False)
@@ -69,12 +69,12 @@ def prediction_fields(prediction: Prediction, i: int) -> dict[str, Any]:
     return {"": prediction.value[i], "probability": confidences}
 
 
-def shorten(value: float, spread: float) -> float:
-    """Return a number with the digits of a float32, or more where `spread` needs them."""
+def shorten(value: float, std: float) -> float:
+    """Return a number with the digits of a float32, or more where `std` needs them."""
     short = float(str(np.float32(value)))
-    if abs(short - value) <= 1e-3 * spread or not math.isfinite(value):
+    if abs(short - value) <= 1e-3 * std or not math.isfinite(value):
         return short
-    decimals = 3 - math.floor(math.log10(spread)) if spread > 0 else 6
+    decimals = 3 - math.floor(math.log10(std)) if std > 0 else 6
     return round(value, max(0, decimals))
 
 

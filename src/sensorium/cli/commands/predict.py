@@ -32,8 +32,7 @@ def predict(
         out: Output file: .csv, or .jsonl with the probability of every class.
         coverage: Coverage of the prediction intervals of numeric targets.
         min_accuracy: Selective prediction: leave a label empty where the model is too uncertain to
-            reach this accuracy.
-            0: predict every row.
+            reach this accuracy; 0: predict every row.
         keep_columns: Write all input columns before the predictions.
         id_column: Input column that names a row in the output. Default: file and line.
         max_invalid_fraction: Largest fraction of rows with a value that cannot be read; with more,
