@@ -10,8 +10,8 @@ import pytest
 from fixtures import tiny_recipe
 from fixtures.interruption import call_at_step
 
-from sensorium import interruption
 from sensorium.errors import SensoriumError
+from sensorium.io import signals as io_signals
 from sensorium.recipes.from_run import require_finished
 from sensorium.training.interruption import Interrupted, handle_signals
 from sensorium.training.loop import train
@@ -44,7 +44,7 @@ def test_signals_save_once_and_stop(
 
 
 def test_later_ctrl_c_stops_a_step_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(io_signals, "QUICK_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt), handle_signals() as request:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert request.signal_number == signal.SIGINT

@@ -29,7 +29,7 @@ from sensorium.cli.recipe_signature import (
     run_user_file,
 )
 from sensorium.errors import SensoriumError
-from sensorium.interruption import raise_interrupt
+from sensorium.io.signals import raise_interrupt
 
 DESCRIPTION = """Train multimodal models on your own images, text, audio, time series and tables.
 

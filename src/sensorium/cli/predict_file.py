@@ -144,9 +144,7 @@ def predict_file(
     elif isinstance(predictor, Predictor):
         columns, missing = _input_columns(predictor, dataset)
         targets = predictor.targets
-        predict = partial(
-            _predict_rows, predictor, {"coverage": coverage, "min_accuracy": min_accuracy}
-        )
+        predict = partial(_predict_rows, predictor, coverage, min_accuracy)
     else:
         raise SensoriumError(f"{model} cannot predict a table.")
     job = _plan_output(dataset, columns, targets, predict, output)
@@ -160,11 +158,12 @@ def predict_file(
 
 def _predict_rows(
     predictor: Predictor,
-    options: Mapping[str, float],
+    coverage: float,
+    min_accuracy: float,
     rows: Sequence[Mapping[str, Any]],
     unreadable: list[Unreadable],
 ) -> dict[str, Prediction]:
-    return predictor(rows, unreadable=unreadable, **options)
+    return predictor(rows, coverage=coverage, min_accuracy=min_accuracy, unreadable=unreadable)
 
 
 def _input_columns(predictor: Predictor, dataset: Dataset) -> tuple[dict[str, Modality], list[str]]:

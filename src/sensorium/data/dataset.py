@@ -86,7 +86,6 @@ class Dataset:
         test: str | os.PathLike[str] | None = None,
         max_invalid_fraction: float = 0.01,
         synonyms: Mapping[str, str | os.PathLike[str]] | None = None,
-        known_types: Mapping[str, str] | None = None,
         **source_options: Any,
     ) -> "Dataset":
         """Open a folder, a file (CSV, TSV, JSONL, Parquet) or a bundled dataset (emoji, scenes).
@@ -103,15 +102,16 @@ class Dataset:
             synonyms: a synonym list for each text column to augment, e.g. {"title": "words.txt"}:
                 one comma-separated group per line. Training texts get paraphrases as additional
                 captions.
-            known_types: types and roles of columns that the source may have, such as those of the
-                data that a model was trained on, used where neither `types` nor `group` differs.
-            **source_options: the `encoding` of text files, or the options of a bundled dataset.
+            **source_options: the `encoding` of text files, or the options of a bundled dataset; and
+                `known_types`, types and roles of columns that the source may have, such as those of
+                a run, used where neither `types` nor `group` names another.
 
         Raises:
             SensoriumError: if something cannot be read or is missing.
         """
         from sensorium.data.open import open_table  # not needed where a model is served
 
+        known_types = source_options.pop("known_types", None)
         all_types = {**(types or {}), **({group: "group"} if group else {})}
         test_path = None if test is None else Path(test)
         opened = open_table(

@@ -180,7 +180,8 @@ class Predictor:
                 "The DataFrame has none of the columns that the model reads: "
                 f"{', '.join(self.columns)}."
             )
-        return to_frame(self(**options, **columns), self.targets, frame.index)
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return to_frame(self(rows, **options), self.targets, frame.index)
 
     def _compute_logits(
         self, inputs: RawInputs, start: int, unreadable: list[Unreadable] | None

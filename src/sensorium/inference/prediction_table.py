@@ -111,7 +111,7 @@ def to_frame(
     predictions: Mapping[str, Prediction], targets: Mapping[str, Modality], index: Any
 ) -> Any:
     """Return predictions as a DataFrame with the columns of `sensorium predict`."""
-    import pandas as pd  # only for callers who have it
+    import pandas as pd  # pyright: ignore[reportMissingImports] - the caller has it
 
     headings = name_headings(targets)
     columns: dict[str, list[Any]] = {}

@@ -5,7 +5,6 @@ Sampling supports temperature, top-k, top-p, classifier-free guidance and beam s
 B batch   T tokens   V vocabulary   N real targets of a batch   K beams
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,12 +56,11 @@ class NextTokenLoss:
         Each part's loss is divided by the number of its tokens in all micro-batches. Returns the
         loss of the large batch, without a graph.
         """
-        sizes = [len(batch) for batch in batches]
         inputs = self._prepare_inputs(model, Batch.concat(batches))
         num_targets, total = self._count_targets(model, inputs), torch.zeros(())
-        for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
-            loss = self._compute_loss(model, inputs.take(slice(start, start + size)), num_targets)
-            loss.backward()
+        for micro_batch in inputs.split(len(batches)):
+            loss = self._compute_loss(model, micro_batch, num_targets)
+            torch.autograd.backward(loss)
             total = total + loss.detach()
         return {"model": total}
 
@@ -131,8 +129,7 @@ class NextTokenLoss:
         targets = ids[:, 1 : output.x.shape[1]]
         is_target = valid_mask(output)[:, 1:]
         if x.device.type == "cpu":  # compute no logits for padding
-            x = x[is_target]
-            targets = targets[is_target]
+            x, targets = x[is_target], targets[is_target]
         else:
             targets = targets.masked_fill(~is_target, IGNORE_INDEX)
         logits = model.heads[part](x).float().flatten(0, -2)

@@ -61,7 +61,7 @@ class ReconstructionLoss:
         for batch, count in zip(batches, counts, strict=True):
             if count:
                 loss = self(model, batch)["model"] * (count / sum(counts))
-                loss.backward()
+                torch.autograd.backward(loss)
                 total = total + loss.detach()
         return {"model": total}
 

@@ -248,7 +248,7 @@ class SupervisedLoss:
             for key, grad in pooled_grads[i].items():
                 loss = loss + (mean_pool(parts[key]) * grad).sum()
             if loss.requires_grad:
-                loss.backward()
+                torch.autograd.backward(loss)
         return {"model": total}
 
     def _prediction_loss(
@@ -369,7 +369,7 @@ def _contrastive_gradients(
         whole[key] = (torch.cat(x), torch.cat(present))
     loss = weight * _pooled_infonce(whole)
     if loss.requires_grad:
-        loss.backward()
+        torch.autograd.backward(loss)
     grads = [{key: x.grad for key, x in parts.items() if x.grad is not None} for parts in leaves]
     return loss.detach(), grads
 

@@ -48,7 +48,8 @@ def resolve_targets(schema: Schema, target: str | Sequence[str]) -> dict[str, Mo
                 f"{name}=category."
             )
         targets[name] = column.modality
-        if isinstance(column.modality, Numeric) and column.reason != SET_BY_USER:
+        is_inferred = column.reason not in ("", SET_BY_USER)
+        if isinstance(column.modality, Numeric) and is_inferred:
             targets[name] = column.modality.as_classes() or column.modality
         _check_varies(name, targets[name])
     return targets
@@ -68,7 +69,7 @@ def _describe_target(schema: Schema, name: str, target: Modality) -> str:
         case Category(classes=classes):
             shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             task, change = f"classification into {len(classes)} classes ({shown})", "numeric"
-            if len(classes) == 2 and reason != SET_BY_USER:
+            if len(classes) == 2 and reason not in ("", SET_BY_USER):
                 reason = "it has two different values"
         case Multilabel(tags=tags):
             task, change = f"multilabel classification with {len(tags)} tags", "category"
