@@ -101,6 +101,8 @@ def predict_file(
     for bad in dataset.bad_samples:
         place = f"{bad.location}, {bad.column}" if bad.column else bad.location
         log(f"skipped {place}: {bad.reason}")
+    if isinstance(predictor, Predictor):
+        log_unseen_values(predictor, dataset, columns, log)
     headings = name_headings(targets)
     rows = _iter_predictions(predict, dataset, columns, headings, log)
     write = (
@@ -108,6 +110,24 @@ def predict_file(
     )
     atomic.write_file(out, write)
     return len(dataset)
+
+
+def log_unseen_values(
+    predictor: Predictor, dataset: Dataset, columns: Sequence[str], log: Callable[[str], object]
+) -> None:
+    """Say for each column how many values are classes that training did not see."""
+    for name in columns:
+        settings = predictor.columns[name]
+        if not isinstance(settings, Category):
+            continue
+        values = [value for value in dataset.table.columns[name] if value is not None]
+        unseen = [v for v in values if int(settings.load(v)) == len(settings.classes)]
+        if unseen:
+            examples = ", ".join(map(repr, list(dict.fromkeys(unseen))[:3]))
+            log(
+                f"{name}: {len(unseen):,} of {len(values):,} values were never seen in training, "
+                f"e.g. {examples}"
+            )
 
 
 def name_headings(targets: Mapping[str, Modality]) -> Headings:

@@ -18,6 +18,7 @@ from sensorium.data.tables import (
     parse_json,
 )
 from sensorium.errors import SensoriumError
+from sensorium.io.regular_files import check_regular, open_regular
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no file can hold
 _MAX_COLUMNS = 1024  # JSONL whose lines all have different keys would need quadratic memory
@@ -65,7 +66,7 @@ def read_table(path: Path, encoding: str = "utf-8", name: str = "") -> Table:
 
 def _undecodable_message(path: Path, encoding: str, error: UnicodeError) -> str:
     """Return an error that names the line, which the decoder's own error does not."""
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         for number, line in enumerate(f, 1):
             try:
                 line.decode(encoding)
@@ -266,8 +267,11 @@ def _read_parquet(path: Path, file_name: str) -> Table:
             f'{path} needs pyarrow. Install it: pip install "sensorium[data]".'
         ) from e
     try:
+        check_regular(path)
         with pq.ParquetFile(path) as f:
-            classes = _read_class_names(f.schema_arrow.metadata or {})
+            metadata = f.schema_arrow.metadata or {}
+            classes = _read_class_names(metadata)
+            index_columns = _read_index_columns(metadata)
             columns: dict[str, list[Any]] = {
                 name: [] for name in clean_column_names(f.schema_arrow.names, path)
             }
@@ -284,16 +288,26 @@ def _read_parquet(path: Path, file_name: str) -> Table:
     kinds = {name: "category" for name in classes if name in columns}
     reasons = {name: f"the file names its {len(classes[name])} classes" for name in kinds}
     locations = LineLocations(file_name, np.arange(1, num_rows + 1))
-    return Table(columns, locations, kinds=kinds, reasons=reasons)
+    index_columns = tuple(name for name in index_columns if name in columns)
+    return Table(columns, locations, kinds=kinds, reasons=reasons, index_columns=index_columns)
 
 
 def _convert_parquet_value(value: Any, class_names: list[str] | None) -> Any:
     """Convert what Hugging Face writes: an image as {"bytes", "path"}, a class as its number."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["bytes"] or value["path"] or None
-    if class_names and isinstance(value, int) and 0 <= value < len(class_names):
-        return class_names[value]
+    if class_names and isinstance(value, int):
+        if value < 0:  # -1 stands for no label
+            return None
+        return class_names[value] if value < len(class_names) else value
     return None if value == "" else value
+
+
+def _read_index_columns(metadata: dict[bytes, bytes]) -> list[str]:
+    """Return the columns that pandas' metadata declare to be the index."""
+    info = parse_json(metadata.get(b"pandas", b"{}").decode("utf-8", "replace"))
+    names = info.get("index_columns") if isinstance(info, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _read_class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

@@ -4,7 +4,9 @@ Nothing here decides what a column means, and no image is opened: see `type_infe
 `dataset`.
 """
 
+import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,6 +17,7 @@ import numpy as np
 
 from sensorium.data.bad_samples import BadSample
 from sensorium.errors import SensoriumError
+from sensorium.io.regular_files import open_regular
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -35,6 +38,7 @@ class Table:
         group_column: the column whose equal values mark one group.
         kinds: the type of a column ("image", ...), where the source knows it.
         reasons: how the source knows it.
+        index_columns: columns that pandas declares to be the index of a frame.
         root: the folder of relative paths; a list holds one for each row.
         bad_samples: rows that could not be read; their cells are None.
     """
@@ -45,6 +49,7 @@ class Table:
     group_column: str | None = None
     kinds: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    index_columns: tuple[str, ...] = ()
     root: Path | list[Path] = Path()
     bad_samples: list[BadSample] = field(default_factory=list)
 
@@ -133,6 +138,7 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
         group_column=next((t.group_column for t in tables if t.group_column), None),
         kinds={name: kind for t in tables for name, kind in t.kinds.items()},
         reasons=reasons | {"split": "the part of the source that a row is from"},
+        index_columns=tuple(dict.fromkeys(name for t in tables for name in t.index_columns)),
         root=[t.base_folder(i) for t in tables for i in range(len(t))],
         bad_samples=bad_samples,
     )
@@ -145,15 +151,17 @@ def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
         SensoriumError: if the encoding is unknown.
         OSError: if the file cannot be opened.
     """
-    with path.open("rb") as f:
-        mark = f.read(2)
+    file = open_regular(path)
+    mark = file.read(2)
+    file.seek(0)
     if mark in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
     elif encoding.lower().replace("-", "") == "utf8":
         encoding = "utf-8-sig"
     try:
-        return path.open(encoding=encoding, newline="")
+        return io.TextIOWrapper(file, encoding=encoding, newline="")
     except LookupError:
+        file.close()
         raise SensoriumError(
             f"unknown encoding {encoding!r}. Try utf-8, latin-1, cp1252, utf-16 or gb18030 "
             "(--source-option encoding=latin-1)."

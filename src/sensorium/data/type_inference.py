@@ -1,6 +1,7 @@
 """Infer the type of each column of a table, with a reason that can be checked against the data."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from sensorium.data.schema import (
     Column,
     Role,
     Schema,
+    extensions,
     split_pair,
     unknown_column_error,
 )
@@ -33,6 +35,7 @@ from sensorium.modalities.multilabel import Multilabel
 
 MAX_SAMPLED_ROWS = 10_000  # of each column; the inferred type is then checked against every row
 MAX_AUDIO_SECONDS = 60.0  # of a column, unless --type NAME=audio:max_seconds=300 sets another limit
+_PANDAS_INDEX_NAME = re.compile(r"__index_level_\d+__")
 _JSON_TYPES = {tuple: list, float: (int, float)}  # how JSON writes the values of settings
 
 
@@ -184,9 +187,16 @@ def _infer_type(table: Table, name: str, values: Any, max_invalid_fraction: floa
         return InferredType("ignore", "no value in any row")
     sample = Sample(name.lower(), [values[i] for i in rows], rows, table, max_invalid_fraction)
     kind, reason = infer_from_sample(sample)
+    if _is_index(table, name) and kind in MODALITIES and extensions(kind) is None:
+        return InferredType("ignore", "the index of a pandas table, which tells rows apart")
     if len(values) > MAX_SAMPLED_ROWS:
         reason += f" (in a sample of {MAX_SAMPLED_ROWS:,} of {len(values):,} rows)"
     return InferredType(kind, reason)
+
+
+def _is_index(table: Table, name: str) -> bool:
+    """Return whether pandas declares the column to be an index, or writes an index by this name."""
+    return name in table.index_columns or _PANDAS_INDEX_NAME.fullmatch(name) is not None
 
 
 def _declared_kind(table: Table, name: str) -> str:

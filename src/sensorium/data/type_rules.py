@@ -17,6 +17,7 @@ from sensorium.data.schema import MODALITIES, extensions
 from sensorium.data.splits import KNOWN_SPLITS
 from sensorium.data.tables import IMAGE_EXTENSIONS, Table
 
+BOOLEANS = ("true", "false")  # how text spells them, in lower case
 TAG_SEPARATORS = ("|", ";")  # of the tags in one cell
 IMAGE_URL = "image url"  # in place of a type: web addresses of images, which are not fetched
 MISSING_IMAGE = "missing image"  # in place of a type: paths of images, none of which exists
@@ -55,7 +56,37 @@ COMMON_NAMES = {  # of columns of a type
         "prompt",
     },
     "category": {"label", "class", "category", "target"},
-    "key": {"id", "index", "key", "uid", "uuid", "hash", "md5", "sha256", "column 1"},
+    "key": {
+        "id",
+        "index",
+        "key",
+        "uid",
+        "uuid",
+        "guid",
+        "hash",
+        "md5",
+        "sha256",
+        "row",
+        "rowid",
+        "rownum",
+        "row number",
+        "row_number",
+        "rowname",
+        "rownames",
+        "row.names",
+        "row_names",
+        "record",
+        "no",
+        "no.",
+        "nr",
+        "nr.",
+        "s.no",
+        "sno",
+        "sr no",
+        "serial",
+        "#",
+        "level_0",
+    },
 }
 _MAX_CHECKED_PATHS = 1000  # files whose existence is checked
 _MAX_CHECKED_STEPS = 100  # of a series, whose values are checked
@@ -63,6 +94,9 @@ _MAX_SPLITS = 20  # different values of a split column
 _MIN_PATH_FRACTION = 0.5  # of values that end like files
 _MIN_URL_FRACTION = 0.5  # of values that are web addresses
 _MAX_CATEGORY_CHARACTERS = 64  # of a class or tag
+_MIN_COUNTING_FRACTION = 0.9  # of steps by one in a counter, which may start again
+# What a first column without a name is called: here, by pandas and by R's readr.
+_UNNAMED = re.compile(r"column 1|unnamed: 0(\.\d+)*|\.\.\.1")
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _DATE_PATTERN = re.compile(r"[12]\d{3}-[01]\d-[0-3]\d([ T]\d|$)")
 
@@ -249,8 +283,12 @@ def _infer_numeric(sample: Sample) -> InferredType | None:
     name = sample.name
     num_distinct = len(set(finite))
     is_whole = all(n.is_integer() for n in finite)
+    if is_whole and len(finite) > 1 and _UNNAMED.fullmatch(name):
+        return InferredType("ignore", "whole numbers without a column name: they number the rows")
     if is_whole and num_distinct == len(finite) > 1 and _is_key_name(name):
         return InferredType("ignore", f"named {name!r} and all different: it only numbers the rows")
+    if is_whole and _is_counter(finite) and _is_key_name(name, "id"):
+        return InferredType("ignore", f"named {name!r} and counting up: it only numbers the rows")
     max_classes = max(20, min(1000, len(finite) // 10))
     if is_whole and name in COMMON_NAMES["category"] and num_distinct <= max_classes:
         return InferredType(
@@ -267,7 +305,7 @@ def _infer_numeric(sample: Sample) -> InferredType | None:
 
 def _infer_text(sample: Sample) -> InferredType | None:
     """Recognise strings: dates, tags, classes, identifiers and text."""
-    if isinstance(sample.values[0], bool):
+    if all(isinstance(v, bool) or str(v).strip().lower() in BOOLEANS for v in sample.values):
         return InferredType("category", "true or false")
     texts = [v for v in sample.values if isinstance(v, str)]
     if not sample.is_type(len(texts)):
@@ -302,6 +340,8 @@ def _infer_words(name: str, texts: Sequence[str]) -> InferredType:
             f"{num_distinct} different values among {len(texts)}, at most {max_characters} "
             "characters long",
         )
+    if num_distinct == len(texts) > 1 and _UNNAMED.fullmatch(name):
+        return InferredType("ignore", "all different, without a column name: it names the rows")
     if mean_words == 1 and num_distinct == len(texts) > 1 and _is_key_name(name):
         return InferredType("ignore", f"named {name!r} and all different: it only names the rows")
     return InferredType(
@@ -324,9 +364,16 @@ def _count_tags(texts: Sequence[str], separator: str) -> int:
     return len(distinct) if max(map(len, distinct)) <= _MAX_CATEGORY_CHARACTERS else 0
 
 
-def _is_key_name(name: str) -> bool:
+def _is_key_name(name: str, suffix: str = "_id") -> bool:
     """Return whether a column of this name identifies the rows."""
-    return name in COMMON_NAMES["key"] or name.endswith("_id")
+    return name in COMMON_NAMES["key"] or name.endswith(suffix)
+
+
+def _is_counter(numbers: Sequence[float]) -> bool:
+    """Return whether nearly every number is one more than the number before."""
+    steps = np.diff(numbers)
+    num_by_one = int((steps == 1).sum())
+    return num_by_one > 0 and num_by_one >= _MIN_COUNTING_FRACTION * len(steps)
 
 
 _RULES: tuple[Callable[[Sample], InferredType | None], ...] = (

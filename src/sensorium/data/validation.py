@@ -15,6 +15,8 @@ from sensorium.data.schema import Schema, extensions
 from sensorium.data.tables import Table
 from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.series_io import MAX_NUMBER
+from sensorium.modalities.tabular import spell_class
 
 Faults = list[tuple[int, str]]  # (row, why it is invalid)
 
@@ -99,6 +101,8 @@ def _convert_number(value: Any) -> float:
     number = parse_number(value)
     if number is None or math.isinf(number):
         raise ValueError(f"expected a number, not {str(value)[:40]!r}")
+    if abs(number) > MAX_NUMBER:
+        raise ValueError(f"{number:g} is beyond the limit of {MAX_NUMBER:g}")
     return number
 
 
@@ -118,15 +122,9 @@ def _convert_tags(value: Any) -> list[str] | str | None:
 
 def _convert_name(value: Any) -> str | None:
     """Return the name of a class, a split or a group."""
-    if isinstance(value, str):
-        return value.strip() or None
     if isinstance(value, (list, dict, bytes, np.ndarray)):
         raise ValueError(f"expected one name, not {type(value).__name__} {str(value)[:40]!r}")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+    return spell_class(value) or None
 
 
 def _convert_image(value: Any) -> str | bytes | np.ndarray:
