@@ -16,13 +16,13 @@ from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
 from sensorium.io.regular_files import check_regular, open_regular
+from sensorium.modalities.missing import is_missing_marker
 
 EXTENSIONS = (".csv", ".npy")
 MAX_FILE_BYTES = 64 << 20  # of a CSV file
 MAX_VALUES = 1 << 24  # of a series, all channels together
 MAX_CHANNELS = 1024
 MAX_NUMBER = 1e38  # as large as float32 can hold; squares and sums still fit float64
-MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}  # CSV cells without a value
 PLOT_SIZE = (480, 160)  # width and height in pixels
 PLOT_MARGIN = 16  # pixels around the lines
 
@@ -153,7 +153,7 @@ def _parse_row(
     for i in columns:
         text = row[i].strip()
         try:
-            yield math.nan if text.lower() in MISSING_MARKERS else float(text)
+            yield math.nan if is_missing_marker(text) else float(text)
         except ValueError:
             raise ValueError(
                 f"line {line_number}, channel {names[i]!r}: expected a number, got {text[:40]!r}"
