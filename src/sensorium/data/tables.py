@@ -7,20 +7,57 @@ Nothing here decides what a column means, and no image is opened: see `type_infe
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import Any, overload
 
 import numpy as np
 
 from sensorium.data.bad_samples import BadSample
 from sensorium.errors import SensoriumError
 from sensorium.io.regular_files import open_regular
+from sensorium.io.surrogates import replace_surrogates
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson", ".parquet")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
+UNSUPPORTED_IMAGE_EXTENSIONS = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".svg",
+    ".svgz",
+    ".psd",
+    ".jxl",
+    ".jp2",
+    ".j2k",
+    ".ico",
+    ".tga",
+    ".ppm",
+    ".pgm",
+    ".exr",
+    ".eps",
+    ".dcm",
+    ".raw",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".dng",
+)
+_MAY_HOLD_SURROGATES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # in JSON
 
 
 @dataclass
@@ -144,7 +181,7 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
     )
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
+def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:
     """Open a text file. A byte-order mark is skipped, and that of UTF-16 overrides the encoding.
 
     Raises:
@@ -168,10 +205,43 @@ def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
         ) from None
 
 
+def table_extension(path: Path) -> str:
+    """Return which of TABLE_EXTENSIONS a file has, "" if none."""
+    name = path.name.lower()
+    return next((e for e in TABLE_EXTENSIONS if name.endswith(e)), "")
+
+
+def clean_column_names(names: Iterable[str], source: Path | str) -> list[str]:
+    """Return column names in which each lone surrogate is replaced by U+FFFD.
+
+    Args:
+        names: the names as they were read.
+        source: what messages call the file.
+
+    Raises:
+        SensoriumError: if two names are equal.
+    """
+    cleaned = [replace_surrogates(name) for name in names]
+    duplicates = {name for name in cleaned if cleaned.count(name) > 1}
+    if duplicates:
+        raise SensoriumError(
+            f"{source}: the column name {min(duplicates)!r} occurs twice. Rename one of them."
+        )
+    return cleaned
+
+
 def parse_json(text: str) -> Any:
-    """Parse JSON; return, not raise, a ValueError where it is invalid."""
+    """Parse JSON; return, not raise, a ValueError where it is invalid.
+
+    Lone surrogates in values are replaced by U+FFFD; keys are left to `clean_column_names`.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if not _MAY_HOLD_SURROGATES.search(text):
+            return value
+        if isinstance(value, dict):
+            return {key: replace_surrogates(item) for key, item in value.items()}
+        return replace_surrogates(value)
     except ValueError as e:
         return ValueError(f"invalid JSON: {e}")
     except RecursionError:

@@ -1,9 +1,9 @@
 """Open files that someone else named: regular files only, up to a limit, without waiting."""
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 MAX_FILE_BYTES = 1 << 40  # a larger file is sparse or a mistake
 # Open without waiting: a FIFO or a terminal must not block.
@@ -16,7 +16,9 @@ class NotARegularFileError(OSError):
     """The path is a folder, a device, a FIFO or a socket, or the file is too large."""
 
 
-def open_regular(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> BinaryIO:
+def open_regular(
+    path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES
+) -> io.BufferedReader:
     """Open a regular file for reading bytes; links are followed.
 
     Args:

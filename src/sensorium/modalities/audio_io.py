@@ -4,8 +4,8 @@ N samples
 """
 
 import wave
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32
@@ -55,7 +55,7 @@ def _read_wav(file: wave.Wave_read, max_seconds: float) -> Float32[np.ndarray, "
 
 
 def _read_soundfile(
-    source: BinaryIO, max_seconds: float
+    source: BufferedReader, max_seconds: float
 ) -> tuple[Float32[np.ndarray, "N"], int]:
     try:
         import soundfile

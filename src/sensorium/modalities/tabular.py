@@ -61,6 +61,8 @@ class Numeric:
         std: Their standard deviation.
         edges: Edges of bins with equal shares of the training values, in the column's unit.
         count: Number of training values.
+        decimal: Decimal mark of numbers in text, "." or ",".
+        unit: Currency of numbers in text, or "%", which is left out.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -68,6 +70,8 @@ class Numeric:
     std: float = 1.0
     edges: tuple[float, ...] = ()
     count: int = 0
+    decimal: str = "."
+    unit: str = ""
 
     def fit(self, values: Iterable[float | None]) -> Numeric:
         """Return the settings with statistics of all values that are not None.
