@@ -15,6 +15,8 @@ OPEN_FLAGS = os.O_RDONLY | sum(
 class NotARegularFileError(OSError):
     """The path is a folder, a device, a FIFO or a socket, or the file is too large."""
 
+    strerror: str
+
 
 def open_regular(
     path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES
@@ -33,7 +35,7 @@ def open_regular(
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
-            raise NotARegularFileError(0, "not a file")
+            raise NotARegularFileError(0, "not a regular file")
         if info.st_size > max_bytes:
             raise NotARegularFileError(
                 0, f"{info.st_size:,} bytes, more than the limit of {max_bytes:,} bytes"

@@ -183,7 +183,7 @@ def resample(
     if source == target:
         return samples
     if target * source > MAX_FILTER_SIZE:  # rates with no small common multiple, as 16001 Hz
-        return _resample_interpolated(samples, source, target, num_zeros)
+        return resample_interpolated(samples, source, target, num_zeros)
     filters, reach = _sinc_kernel(source, target, num_zeros)
     padded = F.pad(samples[None, None], (reach, reach + source))
     # Each step of the convolution turns `source` samples into `target` samples.
@@ -191,7 +191,7 @@ def resample(
     return output[: math.ceil(len(samples) * target / source)]
 
 
-def _resample_interpolated(
+def resample_interpolated(
     samples: Float[Tensor, "N"], source_rate: int, target_rate: int, num_zeros: int
 ) -> Float[Tensor, "M"]:
     """Resample with filters interpolated between NUM_PHASES phases: bounded at any two rates.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from sensorium.io.regular_files import open_regular
+from sensorium.io.regular_files import NotARegularFileError, open_regular
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
@@ -34,6 +34,8 @@ def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"]
             except (wave.Error, EOFError):
                 file.seek(0)
                 return _read_soundfile(file, max_seconds)
+    except NotARegularFileError as e:
+        raise ValueError(e.strerror) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 

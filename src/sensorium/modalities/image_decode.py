@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sensorium.io.regular_files import open_regular
+from sensorium.io.regular_files import NotARegularFileError, open_regular
 from sensorium.modalities.image_resize import jpeg_scale, resize_square
 
 MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns
@@ -172,6 +172,8 @@ def _read_bytes(raw: Any) -> bytes:
     try:
         with open_regular(raw, MAX_FILE_BYTES) as file:
             return file.read()
+    except NotARegularFileError as e:
+        raise ValueError(e.strerror.replace("regular ", "")) from e
     except OSError as e:
         reason = e.strerror or type(e).__name__
         raise ValueError(reason[:1].lower() + reason[1:]) from e

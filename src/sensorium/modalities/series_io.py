@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
-from sensorium.io.regular_files import check_regular, open_regular
+from sensorium.io.regular_files import NotARegularFileError, check_regular, open_regular
 from sensorium.modalities.missing import is_missing_marker
 
 EXTENSIONS = (".csv", ".npy")
@@ -89,6 +89,10 @@ def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None,
         if extension == ".npy":
             return None, _read_npy(path)
         return _read_csv(path, skip)
+    except FileNotFoundError as e:
+        raise ValueError("no such file") from e
+    except NotARegularFileError as e:
+        raise ValueError(e.strerror) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 
