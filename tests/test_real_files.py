@@ -6,6 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,7 +22,7 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.series import Series
 
 
-def _columns(path: Path, **options: str) -> list[str]:
+def _columns(path: Path, **options: Any) -> list[str]:
     return list(Dataset.open(path, **options).table.columns)
 
 

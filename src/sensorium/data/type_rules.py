@@ -284,7 +284,7 @@ def _infer_text(sample: Sample) -> InferredType | None:
             return InferredType(
                 "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
             )
-    kind, reason = _infer_words(sample.name, texts)
+    kind, reason = _infer_from_strings(sample.name, texts)
     return InferredType(kind, reason + _describe_near_numbers(sample.values))
 
 
@@ -301,8 +301,8 @@ def _infer_dates(sample: Sample, texts: Sequence[str]) -> InferredType | None:
     return InferredType("datetime", f"{num_dates} of {len(present)} values are dates{written}")
 
 
-def _infer_words(name: str, texts: Sequence[str]) -> InferredType:
-    """Tell classes, identifiers and text apart."""
+def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
+    """Distinguish classes, identifiers and text."""
     num_distinct = len(set(texts))
     max_characters = max(map(len, texts))
     mean_words = sum(len(text.split()) for text in texts) / len(texts)

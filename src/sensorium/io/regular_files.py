@@ -15,8 +15,6 @@ OPEN_FLAGS = os.O_RDONLY | sum(
 class NotARegularFileError(OSError):
     """The path is a folder, a device, a FIFO or a socket, or the file is too large."""
 
-    strerror: str
-
 
 def open_regular(
     path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES

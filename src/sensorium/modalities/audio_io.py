@@ -35,7 +35,7 @@ def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"]
                 file.seek(0)
                 return _read_soundfile(file, max_seconds)
     except NotARegularFileError as e:
-        raise ValueError(e.strerror) from e
+        raise ValueError(str(e.strerror)) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 

@@ -112,7 +112,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
         settings["pad_token_id"],
     )
     trunk = Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps))
-    encoder = Encoder(embedding, trunk, FirstTokenPool() if config["first"] else None)
+    encoder = Encoder(embedding, trunk, FirstTokenPool() if config["cls_pooling"] else None)
     return nn.ModuleDict({"text": Tower(encoder, nn.Identity(), dim)})
 
 
@@ -154,7 +154,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
             f"{weight_files.path} is a BERT with relative positions, which is not supported."
         )
     prefix = "bert." if any(name.startswith("bert.") for name in weight_files.tensors) else ""
-    return {**weight_files.config, "prefix": prefix, "first": is_cls_pooling(weight_files)}
+    return {**weight_files.config, "prefix": prefix, "cls_pooling": is_cls_pooling(weight_files)}
 
 
 def is_cls_pooling(weight_files: WeightFiles) -> bool:

@@ -68,7 +68,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
     """Build one tower, `image` or `text`."""
     backbone = TransformersBackbone(config)
     kind = "image" if backbone.is_vision else "text"
-    encoder = Encoder(backbone, pool=FirstTokenPool() if config["first"] else None)
+    encoder = Encoder(backbone, pool=FirstTokenPool() if config["cls_pooling"] else None)
     return nn.ModuleDict({kind: Tower(encoder, nn.Identity(), backbone.model.config.hidden_size)})
 
 
@@ -125,7 +125,9 @@ def _to_hf_config(config: ModelConfig) -> Any:
         )
     from transformers import AutoConfig
 
-    settings = {key: value for key, value in config.items() if key not in ("first", "model_type")}
+    settings = {
+        key: value for key, value in config.items() if key not in ("cls_pooling", "model_type")
+    }
     return AutoConfig.for_model(config["model_type"], **settings)
 
 
@@ -145,7 +147,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
 
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
         return None
-    return {**weight_files.config, "first": is_cls_pooling(weight_files)}
+    return {**weight_files.config, "cls_pooling": is_cls_pooling(weight_files)}
 
 
 BACKBONE = PretrainedFamily(
