@@ -151,7 +151,7 @@ class Schema:
         named = [
             c for c in (*self.columns, *self.roles) if c.lower() in _COMMON_NAMES.get(kind, ())
         ]
-        remedy = f" If {named[0]!r} is {kind}, add --type {named[0]}={kind}." if named else ""
+        remedy = f" To read {named[0]!r} as {kind}, add --type {named[0]}={kind}." if named else ""
         raise SensoriumError(f"There is no {kind} column. {self._describe_columns()}{remedy}")
 
     def get_column(self, name: str) -> Column:
