@@ -11,7 +11,7 @@ from sensorium.cli.predict_file import log_unseen_values
 from sensorium.data.dataset import Dataset
 from sensorium.data.number_format import NumberFormat, find_number_format
 from sensorium.errors import SensoriumError
-from sensorium.inference.predict import decode_prediction
+from sensorium.inference.predict import Predictor, decode_prediction
 from sensorium.modalities.tabular import Category, Numeric, spell_class
 from sensorium.models.calibration import Calibration
 from sensorium.search.query import as_query_lists
