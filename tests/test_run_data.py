@@ -11,9 +11,9 @@ import pytest
 from sensorium.cli import app
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.loading import load
 from sensorium.modalities.tabular import Category, Numeric
 from sensorium.recipes import RECIPES
+from sensorium.training.checkpoint import load_checkpoint
 from sensorium.training.loop import train
 
 Row = dict[str, Any]
@@ -66,7 +66,7 @@ def evaluate(run: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> tupl
 def test_target_of_two_numbers_is_classified(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = load(run)
+    model = load_checkpoint(run)
     target = model.schema["survived"]
     assert isinstance(target, Category)
     assert target.classes == ("0", "1")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.data.number_format import PLAIN, NumberFormat, parse_number_as
 from sensorium.data.tables import parse_json
 
 NUMBER_TYPES = (int, float, np.number, Decimal)
-_MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}
 _URL_PREFIXES = ("http://", "https://", "s3://", "gs://", "ftp://")
 
 
@@ -33,28 +33,20 @@ def parse_list(cell: Any) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def parse_number(cell: Any) -> float | None:
+def parse_number(cell: Any, number_format: NumberFormat = PLAIN) -> float | None:
     """Return the number in a cell, NaN for 'n/a' and the like, None for anything else.
 
     A leading zero, as in '007', marks a code and not a number.
+
+    Args:
+        cell: a text or a number.
+        number_format: how numbers are written in its column.
     """
     if isinstance(cell, str):
-        cell = cell.strip()
-        if cell.lower() in _MISSING_MARKERS:
-            return math.nan
-        if not _looks_numeric(cell):
-            return None
-    elif isinstance(cell, bool) or not isinstance(cell, NUMBER_TYPES):
+        return parse_number_as(cell, number_format)
+    if isinstance(cell, bool) or not isinstance(cell, NUMBER_TYPES):
         return None
     try:
         return float(cell)
     except (ValueError, OverflowError):
         return None
-
-
-def _looks_numeric(cell: str) -> bool:
-    """Reject what float() accepts but people do not mean as a number: '1_000', '007', 'inf'."""
-    digits = cell.lstrip("+-")
-    if not digits or digits[0] not in "0123456789." or "_" in cell:
-        return False
-    return not (digits[0] == "0" and digits[1:2].isdigit())

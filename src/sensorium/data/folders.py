@@ -10,6 +10,7 @@ A table is CSV, TSV, JSONL or Parquet.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -20,25 +21,16 @@ from sensorium.data.table_files import columns_from_records, read_table
 from sensorium.data.tables import (
     IMAGE_EXTENSIONS,
     TABLE_EXTENSIONS,
+    UNSUPPORTED_IMAGE_EXTENSIONS,
     Table,
     concat_tables,
     open_text,
     parse_json,
+    table_extension,
 )
 from sensorium.errors import SensoriumError
+from sensorium.io.surrogates import replace_surrogates
 
-_UNSUPPORTED_IMAGE_EXTENSIONS = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".svg",
-    ".psd",
-    ".jxl",
-    ".raw",
-    ".cr2",
-    ".nef",
-    ".dng",
-)
 _NON_CAPTION_STEMS = (  # of text files that describe the whole folder
     "readme",
     "license",
@@ -48,6 +40,7 @@ _NON_CAPTION_STEMS = (  # of text files that describe the whole folder
     "requirements",
     "classes",
 )
+_MAX_LOOSE_FRACTION = 1 / 3  # of images that lie beside the folders of classes
 _METADATA_STEMS = ("metadata", "captions")
 _CAPTION_KEYS = ("caption", "captions", "text")
 _HIDDEN_PREFIXES = (".", "__MACOSX")
@@ -61,13 +54,16 @@ class _Listing(NamedTuple):
     has_images: bool
 
 
-def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
+def read_folder(
+    folder: Path, encoding: str = "utf-8", name: str = "", delimiter: str = ""
+) -> Table:
     """Read a folder in whichever of the layouts above it has.
 
     Args:
         folder: the folder.
         encoding: of its text files.
         name: a prefix of the row locations in messages.
+        delimiter: between the cells of its CSV or TSV files; by default it is recognised.
 
     Raises:
         SensoriumError: if there is nothing to read, or several tables to choose from.
@@ -75,11 +71,14 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
     listing = _list_folder(folder)
     table = _choose_table(listing.tables)
     if table is not None:
-        return read_table(table, encoding, name + table.name)
+        return read_table(table, encoding, name + table.name, delimiter)
     parts = _split_parts(listing)
     if parts:
         return concat_tables(
-            [(_split_from_name(p), _read_table_or_folder(p, encoding, name)) for p in parts]
+            [
+                (_split_from_name(p), _read_table_or_folder(p, encoding, name, delimiter))
+                for p in parts
+            ]
         )
     if listing.tables:
         names = ", ".join(t.name for t in listing.tables[:5])
@@ -89,14 +88,14 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
         )
     is_hub_layout = [f.name for f in listing.folders] == ["data"] and not listing.has_images
     if is_hub_layout:  # as the Hugging Face hub lays out Parquet shards
-        return read_folder(listing.folders[0], encoding, f"{name}data/")
+        return read_folder(listing.folders[0], encoding, f"{name}data/", delimiter)
     return _read_image_folder(folder, encoding, name)
 
 
 def _choose_table(tables: Sequence[Path]) -> Path | None:
     """Return the table that describes the whole folder, if there is one."""
     for table in tables:
-        if table.stem.lower() in _METADATA_STEMS:
+        if table.name.lower().split(".")[0] in _METADATA_STEMS:
             return table
     if len(tables) == 1 and not _split_from_name(tables[0]):
         return tables[0]
@@ -113,12 +112,12 @@ def _split_parts(listing: _Listing) -> list[Path]:
     return listing.folders
 
 
-def _read_table_or_folder(path: Path, encoding: str, name: str) -> Table:
+def _read_table_or_folder(path: Path, encoding: str, name: str, delimiter: str) -> Table:
     """Read one split."""
     name += path.name
     if path.is_dir():
-        return read_folder(path, encoding, f"{name}/")
-    return read_table(path, encoding, name)
+        return read_folder(path, encoding, f"{name}/", delimiter)
+    return read_table(path, encoding, name, delimiter)
 
 
 def _list_folder(folder: Path) -> _Listing:
@@ -128,7 +127,7 @@ def _list_folder(folder: Path) -> _Listing:
     except OSError as e:
         raise SensoriumError(f"could not read the folder {folder}: {e.strerror or e}.") from e
     return _Listing(
-        tables=[p for p in entries if p.suffix.lower() in TABLE_EXTENSIONS and p.is_file()],
+        tables=[p for p in entries if table_extension(p) and p.is_file()],
         folders=[p for p in entries if p.is_dir()],
         has_images=any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries),
     )
@@ -148,25 +147,46 @@ def _read_image_folder(folder: Path, encoding: str, name: str) -> Table:
         raise SensoriumError(
             f"could not read the folder {e.filename or folder}: {e.strerror or e}."
         ) from e
+    unnamed = [f for f in files if replace_surrogates(f) != f]
+    files = [f for f in files if f not in unnamed] if unnamed else files
     images = [f for f in files if f.lower().endswith(IMAGE_EXTENSIONS)]
+    unread = _count_unread(files)
     if not images:
         content = f"{len(files)} files, but no" if files else "no"
+        others = f"; not read: {unread}" if unread else ""
         raise SensoriumError(
             f"{folder} holds {content} image ({' '.join(IMAGE_EXTENSIONS)}) or table "
-            f"({' '.join(TABLE_EXTENSIONS)}). Choose another folder."
+            f"({' '.join(TABLE_EXTENSIONS)}){others}. Choose another folder."
         )
     table = Table(
         {"image": list(images)}, [name + f for f in images], root=folder, kinds={"image": "image"}
     )
     table.reasons["image"] = f"{len(images)} image files in the folder"
+    if unread:
+        table.reasons["image"] += f"; not read: {unread}"
     _add_labels(table, images)
     _add_sidecars(table, files, images, encoding, name)
     for file in files:
-        if file.lower().endswith(_UNSUPPORTED_IMAGE_EXTENSIONS):
+        if file.lower().endswith(UNSUPPORTED_IMAGE_EXTENSIONS):
             suffix = PurePosixPath(file).suffix
             reason = f"{suffix} files are not supported: save it as JPEG or PNG"
             _add_bad_sample(table, name + file, reason)
+    for file in unnamed:
+        if file.lower().endswith(IMAGE_EXTENSIONS):
+            reason = "its name is not UTF-8: rename the file or its folder"
+            _add_bad_sample(table, replace_surrogates(name + file), reason)
     return table
+
+
+def _count_unread(files: Sequence[str]) -> str:
+    """Return how many files of each kind are not read, such as "3 .mp4, 1 .pdf"."""
+    read = (*IMAGE_EXTENSIONS, *TABLE_EXTENSIONS, ".txt", ".json")
+    kinds = Counter(
+        PurePosixPath(f).suffix.lower() or "without an extension"
+        for f in files
+        if not f.lower().endswith(read) and PurePosixPath(f).stem.lower() not in _NON_CAPTION_STEMS
+    )
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
 
 
 def _walk_files(
@@ -277,13 +297,17 @@ def _merge_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_labels(table: Table, images: Sequence[str]) -> None:
-    """Add the folders of the images as classes, if all images lie in one and there are several."""
-    labels = [image.rpartition("/")[0] for image in images]
-    num_folders = len(set(labels))
-    if all(labels) and num_folders > 1:
-        table.columns["label"] = labels
-        table.kinds["label"] = "category"
-        table.reasons["label"] = f"the images lie in {num_folders} folders"
+    """Add the folders of the images as classes, if most images lie in one and there are several."""
+    labels = [image.rpartition("/")[0] or None for image in images]
+    num_folders = len(set(labels) - {None})
+    num_loose = labels.count(None)
+    if num_folders < 2 or num_loose > _MAX_LOOSE_FRACTION * len(labels):
+        return
+    table.columns["label"] = labels
+    table.kinds["label"] = "category"
+    table.reasons["label"] = f"the images lie in {num_folders} folders"
+    if num_loose:
+        table.reasons["label"] += f", {num_loose} beside them"
 
 
 def _add_bad_sample(table: Table, location: str, reason: str) -> None:

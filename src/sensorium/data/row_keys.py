@@ -16,6 +16,7 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.data.schema import Schema, extensions, unknown_column_error
 from sensorium.data.tables import Table
+from sensorium.io.regular_files import open_regular
 
 HASH_BATCH_SIZE = 256  # rows hashed at a time
 _CONTENT_TYPES = ("image", "text", "audio", "series")  # whose content identifies a row, best first
@@ -123,5 +124,5 @@ def _digest(content: bytes) -> str:
 
 def _file_digest(path: Path) -> str:
     """Return the MD5 of a file, as hex."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

@@ -149,7 +149,11 @@ class Schema:
             raise SensoriumError(
                 f"there are several {kind} columns: {', '.join(candidates)}. Name one of them."
             )
-        raise SensoriumError(f"There is no {kind} column. {self._describe_columns()}")
+        named = [
+            c for c in (*self.columns, *self.roles) if c.lower() in _COMMON_NAMES.get(kind, ())
+        ]
+        remedy = f" To read {named[0]!r} as {kind}, add --type {named[0]}={kind}." if named else ""
+        raise SensoriumError(f"There is no {kind} column. {self._describe_columns()}{remedy}")
 
     def get_column(self, name: str) -> Column:
         """Return the column of that name.
@@ -177,7 +181,7 @@ class Schema:
         if column.kind != kind:
             raise SensoriumError(
                 f"The column {name!r} is {column.kind}, not {kind}: {column.reason}. "
-                f"{self._describe_columns()}"
+                f"If that is wrong, add --type {name}={kind}. {self._describe_columns()}"
             )
 
     def _describe_columns(self) -> str:

@@ -4,20 +4,60 @@ Nothing here decides what a column means, and no image is opened: see `type_infe
 `dataset`.
 """
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import Any, overload
 
 import numpy as np
 
 from sensorium.data.bad_samples import BadSample
 from sensorium.errors import SensoriumError
+from sensorium.io.regular_files import open_regular
+from sensorium.io.surrogates import replace_surrogates
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson", ".parquet")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
+UNSUPPORTED_IMAGE_EXTENSIONS = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".svg",
+    ".svgz",
+    ".psd",
+    ".jxl",
+    ".jp2",
+    ".j2k",
+    ".ico",
+    ".tga",
+    ".ppm",
+    ".pgm",
+    ".exr",
+    ".eps",
+    ".dcm",
+    ".raw",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".dng",
+)
+_MAY_HOLD_SURROGATES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # in JSON
 
 
 @dataclass
@@ -35,6 +75,7 @@ class Table:
         group_column: the column whose equal values mark one group.
         kinds: the type of a column ("image", ...), where the source knows it.
         reasons: how the source knows it.
+        index_columns: columns that pandas declares to be the index of a frame.
         root: the folder of relative paths; a list holds one for each row.
         bad_samples: rows that could not be read; their cells are None.
     """
@@ -45,6 +86,7 @@ class Table:
     group_column: str | None = None
     kinds: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    index_columns: tuple[str, ...] = ()
     root: Path | list[Path] = Path()
     bad_samples: list[BadSample] = field(default_factory=list)
 
@@ -133,37 +175,73 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
         group_column=next((t.group_column for t in tables if t.group_column), None),
         kinds={name: kind for t in tables for name, kind in t.kinds.items()},
         reasons=reasons | {"split": "the part of the source that a row is from"},
+        index_columns=tuple(dict.fromkeys(name for t in tables for name in t.index_columns)),
         root=[t.base_folder(i) for t in tables for i in range(len(t))],
         bad_samples=bad_samples,
     )
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
+def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:
     """Open a text file. A byte-order mark is skipped, and that of UTF-16 overrides the encoding.
 
     Raises:
         SensoriumError: if the encoding is unknown.
         OSError: if the file cannot be opened.
     """
-    with path.open("rb") as f:
-        mark = f.read(2)
+    file = open_regular(path)
+    mark = file.read(2)
+    file.seek(0)
     if mark in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
     elif encoding.lower().replace("-", "") == "utf8":
         encoding = "utf-8-sig"
     try:
-        return path.open(encoding=encoding, newline="")
+        return io.TextIOWrapper(file, encoding=encoding, newline="")
     except LookupError:
+        file.close()
         raise SensoriumError(
             f"unknown encoding {encoding!r}. Try utf-8, latin-1, cp1252, utf-16 or gb18030 "
             "(--source-option encoding=latin-1)."
         ) from None
 
 
+def table_extension(path: Path) -> str:
+    """Return which of TABLE_EXTENSIONS a file has, "" if none."""
+    name = path.name.lower()
+    return next((e for e in TABLE_EXTENSIONS if name.endswith(e)), "")
+
+
+def clean_column_names(names: Iterable[str], source: Path | str) -> list[str]:
+    """Return column names in which each lone surrogate is replaced by U+FFFD.
+
+    Args:
+        names: the names as they were read.
+        source: what messages call the file.
+
+    Raises:
+        SensoriumError: if two names are equal.
+    """
+    cleaned = [replace_surrogates(name) for name in names]
+    duplicates = {name for name in cleaned if cleaned.count(name) > 1}
+    if duplicates:
+        raise SensoriumError(
+            f"{source}: the column name {min(duplicates)!r} occurs twice. Rename one of them."
+        )
+    return cleaned
+
+
 def parse_json(text: str) -> Any:
-    """Parse JSON; return, not raise, a ValueError where it is invalid."""
+    """Parse JSON; return, not raise, a ValueError where it is invalid.
+
+    Lone surrogates in values are replaced by U+FFFD; keys are left to `clean_column_names`.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if not _MAY_HOLD_SURROGATES.search(text):
+            return value
+        if isinstance(value, dict):
+            return {key: replace_surrogates(item) for key, item in value.items()}
+        return replace_surrogates(value)
     except ValueError as e:
         return ValueError(f"invalid JSON: {e}")
     except RecursionError:

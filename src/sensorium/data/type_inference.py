@@ -1,12 +1,14 @@
 """Infer the type of each column of a table, with a reason that can be checked against the data."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sensorium.data.cell_parsing import is_missing
+from sensorium.data.number_format import find_number_format
 from sensorium.data.schema import (
     MODALITIES,
     ROLES,
@@ -14,6 +16,7 @@ from sensorium.data.schema import (
     Column,
     Role,
     Schema,
+    extensions,
     split_pair,
     unknown_column_error,
 )
@@ -29,11 +32,15 @@ from sensorium.data.type_rules import (
 from sensorium.errors import SensoriumError
 from sensorium.modalities.audio import Audio
 from sensorium.modalities.base import Modality
+from sensorium.modalities.date_formats import find_date_order, parse_date
+from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.image import Image
 from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Numeric
 
 MAX_SAMPLED_ROWS = 10_000  # of each column; the inferred type is then checked against every row
 MAX_AUDIO_SECONDS = 60.0  # of a column, unless --type NAME=audio:max_seconds=300 sets another limit
+_PANDAS_INDEX_NAME = re.compile(r"__index_level_\d+__")
 _JSON_TYPES = {tuple: list, float: (int, float)}  # how JSON writes the values of settings
 
 
@@ -71,7 +78,7 @@ def infer_schema(
         if not isinstance(kind, str):
             columns[name] = Column(name, kind, reason)
         elif kind in MODALITIES:
-            columns[name] = Column(name, _default_modality(kind, values), reason)
+            columns[name] = Column(name, _default_modality(kind, name, values), reason)
         else:
             roles[name] = Role(name, kind, reason)
     return _drop_unusable_images(Schema(columns, roles))
@@ -128,24 +135,44 @@ def _parse_settings(name: str, kind: str, pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _default_modality(kind: str, values: Any) -> Modality:
+def _default_modality(kind: str, name: str, values: Any) -> Modality:
     """Return the default settings of a type, adapted to the values.
 
-    Arrays of pixels keep their size, tags have the separator that occurs most, and the length of
-    audio is limited.
+    Arrays of pixels keep their size, tags have the separator that occurs most, numbers and dates
+    are read as most of them are written, and the length of audio is limited.
     """
     if kind == "audio":
         return Audio(max_seconds=MAX_AUDIO_SECONDS)
-    if kind not in ("image", "multilabel"):
+    if kind not in ("image", "multilabel", "numeric", "datetime"):
         return MODALITIES[kind]()
     sample = [v for v in itertools.islice(values, MAX_SAMPLED_ROWS) if v is not None]
+    texts = [v for v in sample if isinstance(v, str)]
+    if kind == "numeric":
+        return Numeric(**find_number_format(texts)._asdict())
+    if kind == "datetime":
+        return Datetime(order=_date_order(name, texts))
     if kind == "multilabel":
-        texts = [v for v in sample if isinstance(v, str)]
         counts = {mark: sum(mark in text for text in texts) for mark in TAG_SEPARATORS}
         return Multilabel(separator=max(TAG_SEPARATORS, key=counts.__getitem__))
     if sample and isinstance(sample[0], np.ndarray):
         return Image(size=max(sample[0].shape[:2]))
     return MODALITIES[kind]()
+
+
+def _date_order(name: str, texts: list[str]) -> str:
+    """Return the order of day and month in a column of dates.
+
+    Raises:
+        SensoriumError: if the dates do not tell.
+    """
+    order = find_date_order(texts)
+    if order is None:
+        example = next(t for t in texts if parse_date(t, "dmy") != parse_date(t, "mdy"))
+        raise SensoriumError(
+            f"column {name!r}: {example!r} and the other dates may have the day or the month "
+            f"first. Say which: --type {name}=datetime:order=dmy (day) or order=mdy (month)."
+        )
+    return order
 
 
 def _drop_unusable_images(schema: Schema) -> Schema:
@@ -185,9 +212,16 @@ def _infer_type(table: Table, name: str, values: Any, max_invalid_fraction: floa
         return InferredType("ignore", "no value in any row")
     sample = Sample(name.lower(), [values[i] for i in rows], rows, table, max_invalid_fraction)
     kind, reason = infer_from_sample(sample)
+    if _is_index(table, name) and kind in MODALITIES and extensions(kind) is None:
+        return InferredType("ignore", "the index of a pandas table, which tells rows apart")
     if len(values) > MAX_SAMPLED_ROWS:
         reason += f" (in a sample of {MAX_SAMPLED_ROWS:,} of {len(values):,} rows)"
     return InferredType(kind, reason)
+
+
+def _is_index(table: Table, name: str) -> bool:
+    """Return whether pandas declares the column to be an index, or writes an index by this name."""
+    return name in table.index_columns or _PANDAS_INDEX_NAME.fullmatch(name) is not None
 
 
 def _declared_kind(table: Table, name: str) -> str:

@@ -6,65 +6,34 @@ it does not apply.
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_url, parse_list, parse_number
+from sensorium.data.common_names import COMMON_NAMES, UNNAMED, is_key_name, is_text_name
+from sensorium.data.number_format import NumberFormat, find_number_format
 from sensorium.data.schema import MODALITIES, extensions
 from sensorium.data.splits import KNOWN_SPLITS
-from sensorium.data.tables import IMAGE_EXTENSIONS, Table
+from sensorium.data.tables import IMAGE_EXTENSIONS, UNSUPPORTED_IMAGE_EXTENSIONS, Table
+from sensorium.modalities.date_formats import find_date_order, parse_date
+from sensorium.modalities.missing import is_missing_marker
 
+BOOLEANS = ("true", "false")  # how text spells them, in lower case
 TAG_SEPARATORS = ("|", ";")  # of the tags in one cell
 IMAGE_URL = "image url"  # in place of a type: web addresses of images, which are not fetched
 MISSING_IMAGE = "missing image"  # in place of a type: paths of images, none of which exists
-COMMON_NAMES = {  # of columns of a type
-    "split": {"split", "subset", "fold"},
-    "group": {
-        "group",
-        "group_id",
-        "concept",
-        "concept_id",
-        "product_id",
-        "item_id",
-        "sku",
-        "patient_id",
-        "subject_id",
-    },
-    "image": {
-        "image",
-        "picture",
-        "photo",
-        "img",
-        "url",
-        "filepath",
-        "file_name",
-        "image_path",
-        "image_url",
-    },
-    "text": {
-        "caption",
-        "captions",
-        "text",
-        "title",
-        "description",
-        "sentence",
-        "keywords",
-        "prompt",
-    },
-    "category": {"label", "class", "category", "target"},
-    "key": {"id", "index", "key", "uid", "uuid", "hash", "md5", "sha256", "column 1"},
-}
 _MAX_CHECKED_PATHS = 1000  # files whose existence is checked
 _MAX_CHECKED_STEPS = 100  # of a series, whose values are checked
 _MAX_SPLITS = 20  # different values of a split column
 _MIN_PATH_FRACTION = 0.5  # of values that end like files
 _MIN_URL_FRACTION = 0.5  # of values that are web addresses
 _MAX_CATEGORY_CHARACTERS = 64  # of a class or tag
+_MIN_COUNTING_FRACTION = 0.9  # of steps by one in a counter, which may start again
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_DATE_PATTERN = re.compile(r"[12]\d{3}-[01]\d-[0-3]\d([ T]\d|$)")
+_MAX_CHECKED_DATES = 100  # texts, of which one must be a date
+_MIN_NUMBER_FRACTION = 0.5  # of values that are numbers, where the others are named
 
 
 class InferredType(NamedTuple):
@@ -129,17 +98,19 @@ def _infer_paths(sample: Sample) -> InferredType | None:
     if sample.name in COMMON_NAMES["text"]:
         return None
     for kind in ("image", *(k for k in MODALITIES if k != "image" and extensions(k))):
+        endings = extensions(kind) or ()
+        if kind == "image":
+            endings = (*endings, *UNSUPPORTED_IMAGE_EXTENSIONS)
         paths = {
             row: value
             for row, value in zip(sample.rows, sample.values, strict=True)
-            if isinstance(value, str)
-            and value.lower().endswith(extensions(kind) or ())
-            and not is_url(value)
+            if isinstance(value, str) and value.lower().endswith(endings) and not is_url(value)
         }
         if len(paths) < _MIN_PATH_FRACTION * len(sample.values):
             continue
         num_existing, checked = _count_existing(sample.table, paths)
-        if num_existing or kind == "image":
+        is_supported = any(p.lower().endswith(extensions(kind) or ()) for p in paths.values())
+        if num_existing or (kind == "image" and is_supported):
             suffixes = sorted({path[path.rindex(".") :].lower() for path in paths.values()})
             reason = f"{len(paths)} of {len(sample.values)} values end in {', '.join(suffixes)}"
             return InferredType(
@@ -242,15 +213,20 @@ def _infer_captions(sample: Sample) -> InferredType | None:
 
 def _infer_numeric(sample: Sample) -> InferredType | None:
     """Recognise numbers, and among them row numbers, class numbers and constants."""
-    numbers = [n for n in map(parse_number, sample.values) if n is not None]
+    number_format = find_number_format(sample.values)
+    numbers = _parse_numbers(sample.values, number_format)
     finite = [n for n in numbers if math.isfinite(n)]
     if not finite or not sample.is_type(len(numbers)):
         return None
     name = sample.name
     num_distinct = len(set(finite))
     is_whole = all(n.is_integer() for n in finite)
-    if is_whole and num_distinct == len(finite) > 1 and _is_key_name(name):
+    if is_whole and len(finite) > 1 and UNNAMED.fullmatch(name):
+        return InferredType("ignore", "whole numbers without a column name: they number the rows")
+    if is_whole and num_distinct == len(finite) > 1 and is_key_name(name):
         return InferredType("ignore", f"named {name!r} and all different: it only numbers the rows")
+    if is_whole and _is_counter(finite) and is_key_name(name, "id"):
+        return InferredType("ignore", f"named {name!r} and counting up: it only numbers the rows")
     max_classes = max(20, min(1000, len(finite) // 10))
     if is_whole and name in COMMON_NAMES["category"] and num_distinct <= max_classes:
         return InferredType(
@@ -258,29 +234,71 @@ def _infer_numeric(sample: Sample) -> InferredType | None:
         )
     if num_distinct == 1 and len(finite) > 1:
         return InferredType("ignore", f"the same number in all of {len(finite)} values")
+    written = f" {number_format.describe()}".rstrip()
     return InferredType(
         "numeric",
-        f"{len(numbers)} of {len(sample.values)} values are numbers, {min(finite):g} to "
+        f"{len(numbers)} of {len(sample.values)} values are numbers{written}, {min(finite):g} to "
         f"{max(finite):g}",
+    )
+
+
+def _parse_numbers(values: Sequence[Any], number_format: NumberFormat) -> list[float]:
+    """Return the numbers among some values, NaN for a missing marker."""
+    return [n for n in (_parse_fitting(v, number_format) for v in values) if n is not None]
+
+
+def _parse_fitting(value: Any, number_format: NumberFormat) -> float | None:
+    """Return the number in a cell; among percentages, None for one without the sign."""
+    number = parse_number(value, number_format)
+    is_percent = number_format.unit == "%" and isinstance(value, str)
+    return None if is_percent and number and "%" not in value and number == number else number
+
+
+def _describe_near_numbers(values: Sequence[Any]) -> str:
+    """Return what keeps mostly numeric values from being numbers, "" if they are not."""
+    number_format = find_number_format(values)
+    others = [v for v in values if _parse_fitting(v, number_format) is None]
+    num_numbers = len(values) - len(others)
+    if not others or num_numbers < _MIN_NUMBER_FRACTION * len(values):
+        return ""
+    examples = [repr(str(v)[:20]) for v in dict.fromkeys(map(str, others))]
+    more = ", ..." if len(examples) > 5 else ""
+    return (
+        f"; {num_numbers} of {len(values)} are numbers; the others: {', '.join(examples[:5])}{more}"
     )
 
 
 def _infer_text(sample: Sample) -> InferredType | None:
     """Recognise strings: dates, tags, classes, identifiers and text."""
-    if isinstance(sample.values[0], bool):
+    if all(isinstance(v, bool) or str(v).strip().lower() in BOOLEANS for v in sample.values):
         return InferredType("category", "true or false")
     texts = [v for v in sample.values if isinstance(v, str)]
     if not sample.is_type(len(texts)):
         return None
-    if all(map(_DATE_PATTERN.match, texts)):
-        return InferredType("datetime", f"{len(texts)} of {len(texts)} values are dates")
-    for separator in TAG_SEPARATORS:
+    dates = _infer_dates(sample, texts)
+    if dates is not None:
+        return dates
+    for separator in TAG_SEPARATORS if not is_text_name(sample.name) else ():
         num_tags = _count_tags(texts, separator)
         if num_tags:
             return InferredType(
                 "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
             )
-    return _infer_from_strings(sample.name, texts)
+    kind, reason = _infer_from_strings(sample.name, texts)
+    return InferredType(kind, reason + _describe_near_numbers(sample.values))
+
+
+def _infer_dates(sample: Sample, texts: Sequence[str]) -> InferredType | None:
+    """Recognise dates and times that `Datetime.load` can read."""
+    present = [text for text in texts if not is_missing_marker(text)]
+    if not present or all(parse_date(text) is None for text in present[:_MAX_CHECKED_DATES]):
+        return None
+    order = find_date_order(present) or ""
+    num_dates = sum(parse_date(text, order) is not None for text in present)
+    if not sample.is_type(num_dates + len(texts) - len(present)):
+        return None
+    written = {"dmy": ", the day first", "mdy": ", the month first"}.get(order, "")
+    return InferredType("datetime", f"{num_dates} of {len(present)} values are dates{written}")
 
 
 def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
@@ -302,7 +320,9 @@ def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
             f"{num_distinct} different values among {len(texts)}, at most {max_characters} "
             "characters long",
         )
-    if mean_words == 1 and num_distinct == len(texts) > 1 and _is_key_name(name):
+    if num_distinct == len(texts) > 1 and UNNAMED.fullmatch(name):
+        return InferredType("ignore", "all different, without a column name: it names the rows")
+    if mean_words == 1 and num_distinct == len(texts) > 1 and is_key_name(name):
         return InferredType("ignore", f"named {name!r} and all different: it only names the rows")
     return InferredType(
         "text", f"{num_distinct} different values among {len(texts)}, {mean_words:.1f} words each"
@@ -324,9 +344,11 @@ def _count_tags(texts: Sequence[str], separator: str) -> int:
     return len(distinct) if max(map(len, distinct)) <= _MAX_CATEGORY_CHARACTERS else 0
 
 
-def _is_key_name(name: str) -> bool:
-    """Return whether a column of this name identifies the rows."""
-    return name in COMMON_NAMES["key"] or name.endswith("_id")
+def _is_counter(numbers: Sequence[float]) -> bool:
+    """Return whether nearly every number is one more than the number before."""
+    steps = np.diff(numbers)
+    num_by_one = int((steps == 1).sum())
+    return num_by_one > 0 and num_by_one >= _MIN_COUNTING_FRACTION * len(steps)
 
 
 _RULES: tuple[Callable[[Sample], InferredType | None], ...] = (

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import numpy as np
 
 from sensorium.data.bad_samples import BadSample, check_invalid_fraction
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_list, parse_number
+from sensorium.data.number_format import NumberFormat
 from sensorium.data.schema import Schema, extensions
-from sensorium.data.tables import Table
+from sensorium.data.tables import UNSUPPORTED_IMAGE_EXTENSIONS, Table
+from sensorium.io.surrogates import replace_surrogates
+from sensorium.modalities.base import Modality
 from sensorium.modalities.datetime import Datetime
+from sensorium.modalities.missing import is_missing_marker
 from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.series_io import MAX_NUMBER
+from sensorium.modalities.tabular import Numeric, spell_class
 
 Faults = list[tuple[int, str]]  # (row, why it is invalid)
 
@@ -35,7 +42,8 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
     kinds = {c.name: c.kind for c in schema.columns.values()}
     kinds |= {r.name: r.kind for r in schema.roles.values() if r.kind != "ignore"}
     for name, kind in kinds.items():
-        columns[name], faults = _convert_column(kind, table, table.columns[name])
+        settings = schema.columns[name].modality if name in schema.columns else None
+        columns[name], faults = _convert_column(kind, settings, table, table.columns[name])
         bad_samples += [
             BadSample(row, name, table.locations[row], reason)
             for row, reason in faults
@@ -54,7 +62,9 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
     return validated.take(np.array(valid_rows, np.int64))
 
 
-def mask_invalid_values(table: Table, kinds: Mapping[str, str]) -> Table:
+def mask_invalid_values(
+    table: Table, kinds: Mapping[str, str], settings: Mapping[str, Modality]
+) -> Table:
     """Return the table with typed columns, in which what is invalid is missing.
 
     No row is left out: `bad_samples` has the row of each invalid value, and of each row that could
@@ -63,12 +73,13 @@ def mask_invalid_values(table: Table, kinds: Mapping[str, str]) -> Table:
     Args:
         table: the raw values.
         kinds: the type of each column that is read; the others stay as they are.
+        settings: the modality of each column that is read as values.
     """
     columns = dict(table.columns)
     bad_samples = list(table.bad_samples)
     unreadable_rows = {sample.row for sample in bad_samples}
     for name, kind in kinds.items():
-        values, faults = _convert_column(kind, table, table.columns[name])
+        values, faults = _convert_column(kind, settings.get(name), table, table.columns[name])
         invalid = [fault for fault in faults if fault[0] not in unreadable_rows]
         for row, reason in invalid:
             values[row] = math.nan if kind == "numeric" else None
@@ -77,12 +88,18 @@ def mask_invalid_values(table: Table, kinds: Mapping[str, str]) -> Table:
     return replace(table, columns=columns, bad_samples=bad_samples)
 
 
-def _convert_column(kind: str, table: Table, values: Any) -> tuple[Any, Faults]:
+def _convert_column(
+    kind: str, settings: Modality | None, table: Table, values: Any
+) -> tuple[Any, Faults]:
     """Return the values converted to a type, None where that fails, and the rows where it does."""
     if isinstance(values, np.ndarray) and values.ndim > 1:
         return values, []
     from_files = extensions(kind) is not None
     convert = _CONVERTERS.get(kind, _convert_file_value if from_files else _convert_name)
+    if isinstance(settings, Numeric):
+        convert = partial(_convert_number, NumberFormat(settings.decimal, settings.unit))
+    elif isinstance(settings, Datetime):
+        convert = partial(_check_datetime, settings)
     is_interned = kind not in ("text", "image")  # their strings repeat, so each is stored once
     interned: dict[str, str] = {}
     converted: list[Any] = []
@@ -110,6 +127,7 @@ def _convert_text(value: Any) -> str | list[str] | None:
         value = value if captions is None else captions
     elif isinstance(value, NUMBER_TYPES) and not isinstance(value, bool):
         value = str(value)
+    value = replace_surrogates(value)
     if isinstance(value, str):
         return None if value.isspace() else value
     if not isinstance(value, list) or set(map(type, value)) - {str, type(None)}:
@@ -117,17 +135,21 @@ def _convert_text(value: Any) -> str | list[str] | None:
     return [caption for caption in value if caption and not caption.isspace()] or None
 
 
-def _convert_number(value: Any) -> float:
+def _convert_number(number_format: NumberFormat, value: Any) -> float:
     """Return a finite number, or NaN for a missing one."""
-    number = parse_number(value)
+    number = parse_number(value, number_format)
     if number is None or math.isinf(number):
         raise ValueError(f"expected a number, not {str(value)[:40]!r}")
+    if abs(number) > MAX_NUMBER:
+        raise ValueError(f"{number:g} is beyond the limit of {MAX_NUMBER:g}")
     return number
 
 
-def _check_datetime(value: Any) -> Any:
-    """Return the value if it is a date."""
-    Datetime().load(value)
+def _check_datetime(settings: Datetime, value: Any) -> Any:
+    """Return the value if it is a date, None for a missing marker."""
+    if isinstance(value, str) and is_missing_marker(value):
+        return None
+    settings.load(value)
     return value
 
 
@@ -141,20 +163,17 @@ def _convert_tags(value: Any) -> list[str] | str | None:
 
 def _convert_name(value: Any) -> str | None:
     """Return the name of a class, a split or a group."""
-    if isinstance(value, str):
-        return value.strip() or None
     if isinstance(value, (list, dict, bytes, np.ndarray)):
         raise ValueError(f"expected one name, not {type(value).__name__} {str(value)[:40]!r}")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+    return spell_class(replace_surrogates(value)) or None
 
 
 def _convert_image(value: Any) -> str | bytes | np.ndarray:
     """Return a path, an encoded image or an array of pixels."""
     if isinstance(value, str):
+        if value.lower().endswith(UNSUPPORTED_IMAGE_EXTENSIONS):
+            suffix = value[value.rindex(".") :].lower()
+            raise ValueError(f"{suffix} files are not supported: save it as JPEG or PNG")
         return _check_path(value)
     if not isinstance(value, (bytes, np.ndarray)):
         raise ValueError(
@@ -214,8 +233,6 @@ def _list_names(folder: Path) -> frozenset[str]:
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "text": _convert_text,
-    "numeric": _convert_number,
     "image": _convert_image,
-    "datetime": _check_datetime,
     "multilabel": _convert_tags,
 }

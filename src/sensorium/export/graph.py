@@ -117,7 +117,7 @@ class PredictionGraph(nn.Module):
             name = self.names.predictions[target]
             if isinstance(modality, Numeric):
                 distribution = calibration.distribution(logits)
-                outputs[name] = distribution.mean * modality.std + modality.mean
+                outputs[name] = distribution.mean.double() * modality.std + modality.mean
                 outputs[self.names.stds[target]] = distribution.std * modality.std
             else:
                 outputs[name] = calibration.probabilities(modality, logits)

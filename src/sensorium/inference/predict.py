@@ -225,11 +225,12 @@ def decode_prediction(
             return Prediction([target.decode(row) for row in p], tags, p.numpy())
         case Numeric():
             gaussian = calibration.distribution(logits)
-            bounds = gaussian.std[:, None] * torch.tensor([-quantile, quantile])
-            interval = gaussian.mean[:, None] + bounds
+            mean, std = gaussian.mean.double(), gaussian.std.double()  # float32 cuts large values
+            bounds = std[:, None] * torch.tensor([-quantile, quantile], dtype=torch.float64)
+            interval = mean[:, None] + bounds
             return Prediction(
-                [target.decode(value) for value in gaussian.mean],
-                std=gaussian.std.numpy() * target.std,
+                [target.decode(value) for value in mean],
+                std=std.numpy() * target.std,
                 interval=interval.numpy() * target.std + target.mean,
             )
         case _:

@@ -29,6 +29,8 @@ from sensorium.nn.tokens import Tokens, sequence_positions, valid_or_none
 
 WINDOW_SECONDS = 0.025  # length of an analysis window
 HOP_SECONDS = 0.010  # from the start of one frame to the next
+MAX_FILTER_SIZE = 1 << 22  # numbers in the filters of all phases
+NUM_PHASES = 1024  # between which filters are interpolated, with an error below 1e-6
 PADDING_VALUE = -math.inf  # padding frames in a batch: the logarithm of zero energy
 
 
@@ -183,11 +185,41 @@ def resample(
     target = target_rate // divisor
     if source == target:
         return samples
+    if target * source > MAX_FILTER_SIZE:  # rates with no small common multiple, as 16001 Hz
+        return resample_interpolated(samples, source, target, num_zeros)
     filters, reach = _sinc_kernel(source, target, num_zeros)
     padded = F.pad(samples[None, None], (reach, reach + source))
     # Each step of the convolution maps `source` samples to `target` samples.
     output = F.conv1d(padded, filters, stride=source)[0].T.flatten()
     return output[: math.ceil(len(samples) * target / source)]
+
+
+def resample_interpolated(
+    samples: Float[Tensor, "N"], source_rate: int, target_rate: int, num_zeros: int
+) -> Float[Tensor, "M"]:
+    """Resample with filters interpolated between NUM_PHASES phases: bounded at any two rates.
+
+    Far higher rates are first reduced by a whole factor, so that the filters stay short.
+    """
+    factor = source_rate // (4 * target_rate)
+    count = math.ceil(len(samples) * target_rate / source_rate)
+    if factor > 1:
+        samples = resample(samples, factor, 1, num_zeros=num_zeros)
+        target_rate *= factor
+    cutoff = min(source_rate, target_rate) * 0.95 / source_rate
+    reach = math.ceil(num_zeros / cutoff)
+    phases = torch.arange(NUM_PHASES + 1, dtype=torch.float64)[:, None] / NUM_PHASES
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    table = _windowed_sinc(offsets - phases, cutoff, num_zeros).float()
+    windows = F.pad(samples, (reach, reach + 2)).unfold(0, 2 * reach + 1, 1)
+    output: list[Tensor] = []
+    for numbers in torch.arange(count).split(max(1, MAX_FILTER_SIZE // (2 * reach + 1))):
+        position = numbers * source_rate
+        phase = (position % target_rate).double() * (NUM_PHASES / target_rate)
+        low = phase.long()
+        filters = table[low].lerp(table[low + 1], (phase - low).float()[:, None])
+        output.append((windows[position // target_rate] * filters).sum(1))
+    return torch.cat(output)
 
 
 @cache
@@ -201,8 +233,15 @@ def _sinc_kernel(
         torch.arange(-reach, reach + source_rate, dtype=torch.float64)
         - torch.arange(target_rate)[:, None] * source_rate / target_rate
     )
+    return _windowed_sinc(positions, cutoff, num_zeros).float()[:, None], reach
+
+
+def _windowed_sinc(
+    positions: Float[Tensor, "phases width"], cutoff: float, num_zeros: int
+) -> Float[Tensor, "phases width"]:
+    """Return a sinc of `num_zeros` zero crossings on each side under a Hann window."""
     window = torch.cos((positions * cutoff / num_zeros).clamp(-1, 1) * math.pi / 2) ** 2
-    return (torch.sinc(positions * cutoff) * window * cutoff).float()[:, None], reach
+    return torch.sinc(positions * cutoff) * window * cutoff
 
 
 def log_mel_spectrogram(

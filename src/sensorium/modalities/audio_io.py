@@ -4,10 +4,13 @@ N samples
 """
 
 import wave
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+
+from sensorium.io.regular_files import NotARegularFileError, open_regular
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
@@ -23,13 +26,16 @@ def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"]
     Raises:
         ValueError: If the file is damaged, of an unknown format, or too long.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
     try:
-        with wave.open(str(path), "rb") as file:
-            return _read_wav(file, max_seconds), file.getframerate()
-    except (wave.Error, EOFError):
-        return _read_soundfile(path, max_seconds)
+        with open_regular(path) as file:
+            try:
+                with wave.open(file, "rb") as wav:
+                    return _read_wav(wav, max_seconds), wav.getframerate()
+            except (wave.Error, EOFError):
+                file.seek(0)
+                return _read_soundfile(file, max_seconds)
+    except NotARegularFileError as e:
+        raise ValueError(str(e.strerror)) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 
@@ -50,7 +56,9 @@ def _read_wav(file: wave.Wave_read, max_seconds: float) -> Float32[np.ndarray, "
     return samples.reshape(-1, channels).mean(1)
 
 
-def _read_soundfile(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
+def _read_soundfile(
+    source: BufferedReader, max_seconds: float
+) -> tuple[Float32[np.ndarray, "N"], int]:
     try:
         import soundfile
     except ImportError as e:
@@ -58,7 +66,7 @@ def _read_soundfile(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray,
             'not a plain WAV file; FLAC, OGG and MP3 need: pip install "sensorium[audio]"'
         ) from e
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
             _check_duration(file.frames, file.samplerate, max_seconds)
             return file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
     except soundfile.SoundFileError as e:

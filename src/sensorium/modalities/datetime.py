@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.modalities.date_formats import parse_date
 
 SECONDS_PER_DAY = 86_400.0
 NUM_FEATURES = 9  # width of `collate`
@@ -29,11 +30,13 @@ class Datetime:
     Attributes:
         mean: Mean of the training dates, in seconds since 1970.
         std: Their standard deviation in seconds.
+        order: "dmy" or "mdy", of dates such as 03/04/2023; the day is first unless it is "mdy".
     """
 
     kind: ClassVar[str] = "datetime"
     mean: float = 0.0
     std: float = SECONDS_PER_DAY
+    order: str = ""
 
     def fit(self, values: Iterable[Any]) -> Datetime:
         """Return the settings with mean and standard deviation of all readable dates."""
@@ -49,17 +52,16 @@ class Datetime:
         return replace(self, mean=float(np.mean(seconds)), std=std)
 
     def load(self, raw: Any) -> np.ndarray:
-        """Return a date, a datetime or ISO 8601 text as seconds since 1970, float64 [].
+        """Return a date, a datetime or text (see `parse_date`) as seconds since 1970, float64 [].
 
         Raises:
             ValueError: If the value is none of these.
         """
-        try:
-            parsed = datetime.fromisoformat(raw.strip()) if isinstance(raw, str) else raw
-        except ValueError:
+        parsed = parse_date(raw, self.order) if isinstance(raw, str) else raw
+        if parsed is None:
             raise ValueError(
-                f"expected a date such as 2026-03-31 or 2026-03-31T14:05, got {raw[:40]!r}"
-            ) from None
+                f"expected a date such as 2026-03-31 or 2026-03-31T14:05, got {str(raw)[:40]!r}"
+            )
         if isinstance(parsed, date) and not isinstance(parsed, datetime):
             parsed = datetime(parsed.year, parsed.month, parsed.day)
         if not isinstance(parsed, datetime):

@@ -8,9 +8,7 @@ An image is uint8 with three channels. Transparent pixels and padding are white.
 from __future__ import annotations
 
 import io
-import os
 import re
-import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from sensorium.io.regular_files import NotARegularFileError, open_regular
 from sensorium.modalities.image_resize import jpeg_scale, resize_square
 
 MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns
 MAX_FILE_BYTES = 1 << 30
-# Open without waiting: a FIFO or a terminal must not block.
-OPEN_FLAGS = os.O_RDONLY | sum(
-    getattr(os, flag, 0) for flag in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY")
-)
 JPEG_MAGIC = b"\xff\xd8\xff"
 READERS_BY_MAGIC = {  # pattern of the first bytes -> the only reader that may open the file
     rb"\xff\xd8\xff": JpegImageFile,
@@ -175,23 +170,13 @@ def _read_bytes(raw: Any) -> bytes:
     if not isinstance(raw, str | Path):
         raise ValueError(f"expected an image or its path, got {type(raw).__name__}")
     try:
-        file = os.open(raw, OPEN_FLAGS)
-        try:
-            info = os.fstat(file)
-            if not stat.S_ISREG(info.st_mode):
-                raise ValueError("not a file")
-            if info.st_size > MAX_FILE_BYTES:
-                raise ValueError(
-                    f"{info.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,} bytes"
-                )
-            data = os.read(file, info.st_size + 1)
-            if len(data) == info.st_size:
-                return data
-            return b"".join([data, *iter(lambda: os.read(file, 1 << 20), b"")])
-        finally:
-            os.close(file)
+        with open_regular(raw, MAX_FILE_BYTES) as file:
+            return file.read()
+    except NotARegularFileError as e:
+        raise ValueError(str(e.strerror).replace("regular ", "")) from e
     except OSError as e:
-        raise ValueError((e.strerror or type(e).__name__).lower()) from e
+        reason = e.strerror or type(e).__name__
+        raise ValueError(reason[:1].lower() + reason[1:]) from e
 
 
 def _open_image(data: bytes) -> PIL.Image.Image:
@@ -241,6 +226,12 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError("the pixels have 32 bits; convert the image to 8 or 16 bits")
+        if 0 < wide.max() <= 255:  # 8 bits in a wider type, or nearly black: nothing tells
+            bits = 16 if image.mode.startswith("I;16") else 32
+            raise ValueError(
+                f"the pixels have {bits} bits, but none is above {wide.max()}: their scale is "
+                "unknown; convert the image to 8 bits"
+            )
         image = PIL.Image.fromarray((wide >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -7,6 +7,7 @@ import csv
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
+from sensorium.io.regular_files import NotARegularFileError, check_regular, open_regular
+from sensorium.modalities.missing import is_missing_marker
+
 EXTENSIONS = (".csv", ".npy")
 MAX_FILE_BYTES = 64 << 20  # of a CSV file
 MAX_VALUES = 1 << 24  # of a series, all channels together
 MAX_CHANNELS = 1024
-MISSING_MARKERS = {"", "na", "n/a", "nan", "null", "none", "-"}  # CSV cells without a value
+MAX_NUMBER = 1e38  # as large as float32 can hold; squares and sums still fit float64
 PLOT_SIZE = (480, 160)  # width and height in pixels
 PLOT_MARGIN = 16  # pixels around the lines
 
@@ -53,8 +57,10 @@ def read_series(raw: Any, skip: Sequence[str] = ()) -> NamedSeries:
             f"{MAX_CHANNELS:,} channels and {MAX_VALUES:,} values; rows are steps, columns channels"
         )
     x = np.asarray(x, np.float64)
-    if np.isinf(x).any():
-        raise ValueError("a value is infinite; leave a missing value empty")
+    largest = np.fmax.reduce(np.abs(x), axis=None, initial=0.0)  # which passes over NaN
+    if largest > MAX_NUMBER:
+        kind = "infinite" if np.isinf(largest) else f"{largest:g}, beyond {MAX_NUMBER:g}"
+        raise ValueError(f"a value is {kind}; leave a missing value empty")
     return names, x
 
 
@@ -79,11 +85,14 @@ def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None,
             f"got {path.suffix or 'none'}"
         )
     try:
-        if not path.is_file():
-            raise ValueError("no such file")
+        check_regular(path)
         if extension == ".npy":
             return None, _read_npy(path)
         return _read_csv(path, skip)
+    except FileNotFoundError as e:
+        raise ValueError("no such file") from e
+    except NotARegularFileError as e:
+        raise ValueError(str(e.strerror)) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 
@@ -109,7 +118,7 @@ def _read_csv(path: Path, skip: Sequence[str]) -> NamedSeries:
             "split the file, or save it as .npy"
         )
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             lines = csv.reader(file, delimiter=max(",;\t", key=header.count))
@@ -148,7 +157,7 @@ def _parse_row(
     for i in columns:
         text = row[i].strip()
         try:
-            yield math.nan if text.lower() in MISSING_MARKERS else float(text)
+            yield math.nan if is_missing_marker(text) else float(text)
         except ValueError:
             raise ValueError(
                 f"line {line_number}, channel {names[i]!r}: expected a number, got {text[:40]!r}"

@@ -6,6 +6,7 @@ B batch   C classes
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,37 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sensorium.modalities.base import settings_to_dict, validate_settings
+from sensorium.modalities.series_io import MAX_NUMBER
 
 MAX_BINS = 32  # quantile bins of a numeric column, at most
+_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,308})(\.0*)?")  # not 007, which is a code
+_DECIMAL_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def spell_class(value: Any) -> str:
+    """Return the one spelling of a class name, whichever file format it came from.
+
+    Numbers are spelled without trailing zeros or a plus sign, so that 1, 1.0, "1.0" and "1" are one
+    class, and Booleans are "true" and "false". A leading zero marks a code: "007" stays.
+
+    Args:
+        value: A text, number or Boolean.
+    """
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    text = repr(value.item()) if isinstance(value, np.generic) else str(value)
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    if _WHOLE_NUMBER.fullmatch(text):
+        return str(int(text.partition(".")[0] or 0))
+    is_code = text.lstrip("+-")[:1] == "0" and text.lstrip("+-")[1:2].isdigit()
+    if is_code or not _DECIMAL_NUMBER.fullmatch(text):
+        return text
+    number = float(text)
+    if not math.isfinite(number):
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 @dataclass(frozen=True)
@@ -31,6 +61,8 @@ class Numeric:
         std: Their standard deviation.
         edges: Edges of bins with equal shares of the training values, in the column's unit.
         count: Number of training values.
+        decimal: Decimal mark of numbers in text, "." or ",".
+        unit: Currency of numbers in text, or "%", which is left out.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -38,6 +70,8 @@ class Numeric:
     std: float = 1.0
     edges: tuple[float, ...] = ()
     count: int = 0
+    decimal: str = "."
+    unit: str = ""
 
     def fit(self, values: Iterable[float | None]) -> Numeric:
         """Return the settings with statistics of all values that are not None.
@@ -66,6 +100,8 @@ class Numeric:
             raise ValueError(f"expected a number, got {type(raw).__name__} {str(raw)[:40]!r}")
         if not math.isfinite(raw):
             raise ValueError(f"expected a finite number, got {raw}")
+        if abs(raw) > MAX_NUMBER:
+            raise ValueError(f"{raw:g} is beyond the limit of {MAX_NUMBER:g}")
         return np.array(raw, np.float64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B"]:
@@ -135,13 +171,14 @@ class Category:
 
     @cached_property
     def _class_to_index(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.classes)}
+        return {spell_class(name): i for i, name in enumerate(self.classes)}
 
     def fit(self, values: Iterable[str | None]) -> Category:
         """Return settings with counts of `classes`, by default those of the values, sorted."""
-        counts = Counter(v for v in values if v is not None)
+        counts = Counter(spell_class(v) for v in values if v is not None)
         classes = self.classes or tuple(self.sort_classes(counts))
-        return replace(self, classes=classes, counts=tuple(counts[name] for name in classes))
+        frequencies = tuple(counts[spell_class(name)] for name in classes)
+        return replace(self, classes=classes, counts=frequencies)
 
     def sort_classes(self, classes: Iterable[str]) -> list[str]:
         """Return the classes in index order: alphabetically."""
@@ -149,9 +186,8 @@ class Category:
 
     def load(self, raw: Any) -> np.ndarray:
         """Return the index of one class as int64 []; len(classes) for an unseen class."""
-        value = int(raw) if isinstance(raw, float) and raw.is_integer() else raw
-        name = str(value).lower() if isinstance(value, bool) else str(value)
-        return np.array(self._class_to_index.get(name, len(self.classes)), np.int64)
+        index = self._class_to_index.get(spell_class(raw), len(self.classes))
+        return np.array(index, np.int64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B"]:
         """Return the class indices of a batch."""

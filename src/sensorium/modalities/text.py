@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from sensorium.io.surrogates import replace_surrogates
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 
@@ -86,7 +87,9 @@ class Text:
         Raises:
             ValueError: If the column has no tokenizer yet.
         """
-        rows = self._fitted_tokenizer().encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = self._fitted_tokenizer().encode_batch_fast(
+            replace_surrogates(list(texts)), add_special_tokens=False
+        )
         prefix = [] if self.start is None else [self.start]
         max_ids = self.length - len(prefix) - 1
         return [np.array([*prefix, *row.ids[:max_ids], self.end], dtype=np.int32) for row in rows]

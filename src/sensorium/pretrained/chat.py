@@ -16,6 +16,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sensorium.io.surrogates import replace_surrogates
 from sensorium.modalities.base import settings_to_dict
 from sensorium.pretrained.decoder import PAD_ID
 from sensorium.pretrained.tokenizers import load_tokenizer
@@ -76,7 +77,10 @@ class TextPrompt:
             raise ValueError(f"expected text, found {type(raw).__name__}")
         if not raw:
             raise ValueError("expected text, found ''")
-        return np.array(self.tokenizer.encode(raw, add_special_tokens=False).ids, dtype=np.int32)
+        return np.array(
+            self.tokenizer.encode(replace_surrogates(raw), add_special_tokens=False).ids,
+            dtype=np.int32,
+        )
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
         """Stack rows of ids, the shorter ones padded with PAD_ID."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
+from sensorium.io.surrogates import replace_surrogates
 from sensorium.search.results import make_thumbnail
 
 QUERY_KINDS = ("text", "image", "vector")
@@ -40,13 +41,15 @@ def as_query_lists(inputs: Mapping[str, Any]) -> tuple[dict[str, list[Any]], boo
     lists = {
         kind: list(value) if kind in lengths else [value] * n for kind, value in inputs.items()
     }
+    if "text" in lists:
+        lists["text"] = replace_surrogates(lists["text"])
     return lists, bool(lengths)
 
 
 def describe_value(value: Any) -> str:
     """Return a query value as text."""
     if isinstance(value, str | Path):
-        return str(value)
+        return replace_surrogates(str(value))
     is_vector = isinstance(value, np.ndarray | list) and np.ndim(value) == 1
     return "a vector" if is_vector else "an image"
 
