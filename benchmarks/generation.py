@@ -13,7 +13,7 @@ OpenMoji and EmojiOne 1, which the generator has not seen), `emoji-tokenizer` an
 `scenes-tokenizer` and `scenes` (images for captions, checked by a program), `answers` and `blind`
 (questions on scenes, with and without images). Finished stages are skipped, interrupted ones
 resumed. Results go to results/generation.jsonl with CPU seconds of one thread, tables to
-docs/benchmarks/generation.md, images to docs/painted.png and docs/scenes.png.
+docs/benchmarks/generation.md, images to docs/generated_emoji.png and docs/scenes.png.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import generation_page
 import numpy as np
-import painting_page
 import peers
 import PIL.Image
 import torch
@@ -222,7 +222,7 @@ class Stages:
         images = model.generate(text=list(SHOWN), n=6, rerank=reference, candidates=16)
         draw_contact_sheet(
             [(caption, images[6 * i : 6 * i + 6]) for i, caption in enumerate(SHOWN)]
-        ).save(DOCS / "painted.png")
+        ).save(DOCS / "generated_emoji.png")
 
     def scenes(self) -> None:
         """Train and evaluate scenes for captions, also for unseen combinations."""
@@ -356,4 +356,4 @@ if __name__ == "__main__":
             ),
             stage.replace("-", "_"),
         )()
-    painting_page.main()
+    generation_page.main()

@@ -23,8 +23,7 @@ from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.models.towers import Encoder
 from sensorium.nn.linear import Linear
 from sensorium.nn.tokens import Tokens
-from sensorium.nn.transformer import build_transformer
-from sensorium.recipes.encoders import num_heads
+from sensorium.nn.transformer import build_transformer, num_heads
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -168,15 +167,15 @@ class PointEmbedding(nn.Module):
         return Tokens(self.layers(clouds[..., :3]), clouds[..., :3], valid=clouds[..., 3] > 0)
 
 
-def apart(points: Points, dim: int, depth: int, dropout: float) -> Encoder:  # noqa: ARG001
+def apart(points: Points, dim: int, layers: int, dropout: float) -> Encoder:  # noqa: ARG001
     """Build an encoder in which points do not interact."""
     return Encoder(PointEmbedding(dim))
 
 
-def together(points: Points, dim: int, depth: int, dropout: float) -> Encoder:  # noqa: ARG001
+def together(points: Points, dim: int, layers: int, dropout: float) -> Encoder:  # noqa: ARG001
     """Build an encoder with a Transformer over all points, without an order."""
     embedding = PointEmbedding(dim)
-    trunk = build_transformer(dim, depth, num_heads(dim), dropout=dropout)
+    trunk = build_transformer(dim, layers, num_heads(dim), dropout=dropout)
     return Encoder(embedding, trunk)
 
 

@@ -395,7 +395,7 @@ def test_bounds_and_targets_have_distinct_headings(tmp_path: Path) -> None:
         "temp low",
         "temp low low",
         "temp low high",
-        "temp low spread",
+        "temp low std",
         "temp",
         "temp probability",
     ]

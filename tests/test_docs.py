@@ -137,6 +137,20 @@ def test_python_names_exist(path: Path) -> None:
                 assert known is None or named <= known, f"{named - known} in {page_name(path)}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_source_files_and_benchmark_options_exist(path: Path) -> None:
+    """Check `nn/tokens.py` and `benchmarks/speech.py --peer`; x.py and ./mine.py are examples."""
+    text = path.read_text(encoding="utf-8")
+    roots = (ROOT, ROOT / "src" / "sensorium")
+    for file in re.findall(r"(?<![\w./])\w+/[\w/]+\.py\b", text):
+        is_example = file.endswith("/x.py")
+        assert is_example or any((root / file).exists() for root in roots), file
+    for file, rest in re.findall(r"(benchmarks/\w+\.py)([^`\n]*)", text):
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert f'"{option}"' in source, f"{file} has no {option}"
+
+
 def test_citation_has_the_version() -> None:
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {sn.__version__}\n" in text

@@ -127,7 +127,7 @@ CASES = {
         generate run x
         generate predictor x
         generate captioner --image nowhere.png
-        generate captioner --image photos/00.png --num-beams 99
+        generate captioner --image photos/00.png --num-beams 9999
         generate captioner --image photos/00.png --temperature -1
         generate captioner --image photos/00.png --question why
         generate captioner --image photos/00.png --guidance-scale 3

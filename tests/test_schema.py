@@ -158,8 +158,8 @@ def test_resolve_column() -> None:
     for kind, name, error in [
         ("image", "foto", "did you mean 'photo'"),
         ("image", "caption", "is text, not image"),
-        ("numeric", None, "there is no numeric column. Columns: photo (image)"),
-        ("text", "price", "the column 'price' cannot be used (ignore: set by the user)"),
+        ("numeric", None, "There is no numeric column. Columns: photo (image)"),
+        ("text", "price", "The column 'price' cannot be used (ignore: set by the user)"),
     ]:
         with pytest.raises(SensoriumError, match=re.escape(error)):
             s.resolve_column(kind, name)

@@ -1,6 +1,6 @@
 """Tests of chrF and CIDEr-D against reference implementations, and by identity.
 
-The reference values are written by benchmarks/words.py.
+The reference values are written by benchmarks/text_metric_reference.py.
 """
 
 import json

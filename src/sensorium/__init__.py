@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sensorium.training.loop import train as train
     from sensorium.tuning.compare import compare as compare
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _LAZY_IMPORTS = {
     "Dataset": "sensorium.data.dataset",

@@ -50,7 +50,7 @@ def build_app(argv: Sequence[str] = ()) -> App:
     """Build the command line.
 
     Args:
-        argv: arguments it will be given. Recipes become commands only where these ask for them, and
+        argv: arguments that it will parse. Recipes become commands only where these need them, and
             a recipe of the user's own (FILE:FUNCTION) becomes a command, too.
     """
     app = _create_app("sensorium", version=__version__, help=DESCRIPTION)

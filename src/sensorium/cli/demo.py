@@ -65,12 +65,12 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <style>{css}</style></head><body><main>
 <header><h1>Sensorium</h1><p>A model of {size:.1f} million parameters was trained on emoji by
 several artists and their names, on this machine, in minutes. Here it searches all of them,
-including concepts and artists that it was never shown. How well it does on those alone is shown
-below.</p>
+including concepts and artists that were not in its training data. The table below evaluates it
+on those alone.</p>
 </header>
 {results}
-<section><h2>How good is it?</h2>{table}<p><small>Fraction of queries with a correct answer. Images
-and texts compete within one split; chance and the nearest image by pixels are shown beside.</small>
+<section><h2>How good is it?</h2>{table}<p><small>Fraction of queries with a correct result. Images
+and texts compete within one split; chance and the nearest image by pixels are baselines.</small>
 </p></section>
 <section><h2>Training</h2><img class="curve" alt="loss and metric by step" src="{curve}"></section>
 <section><h2>What next?</h2><pre>{commands}</pre></section></main></body></html>
@@ -78,7 +78,7 @@ and texts compete within one split; chance and the nearest image by pixels are s
 
 
 def demo(out: Path = Path("demo")) -> Path:
-    """Run the demo, or what is left of it.
+    """Run the demo, or resume it.
 
     Args:
         out: output folder. What is already finished there is not repeated.
@@ -150,11 +150,14 @@ def _build_or_open_index(model: Model, dataset: Dataset, folder: Path) -> Index:
 
 def _search_examples(index: Index, dataset: Dataset) -> list[SearchResult]:
     """Search by text, by an image, and by both."""
-    unseen = dataset.raw("image", dataset.splits["test_unseen_concept"][:1])[0]
+    unseen_image = dataset.raw("image", dataset.splits["test_unseen_concept"][:1])[0]
     name, text = IMAGE_AND_TEXT_QUERY
-    known = dataset.raw("image", [_find_row(dataset, name)])[0]
+    training_image = dataset.raw("image", [_find_row(dataset, name)])[0]
     results = [index.search(text=query, k=6) for query in TEXT_QUERIES]
-    results += [index.search(image=unseen, k=6), index.search(image=known, text=text, k=6)]
+    results += [
+        index.search(image=unseen_image, k=6),
+        index.search(image=training_image, text=text, k=6),
+    ]
     for result in results:
         captions = ", ".join(hit.info.captions[0] for hit in result.hits[:3])
         print(f"      {result.query}: {captions}")
@@ -213,7 +216,7 @@ def _next_commands(run: Path) -> list[str]:
     folder = shlex.quote(str(run))
     return [
         f'sensorium search {folder} "a happy cat"',
-        f"sensorium search {folder} --image any-picture.png --out found.html",
-        "sensorium data your-pictures/",
-        "sensorium train clip_small your-pictures/ --out runs/yours",
+        f"sensorium search {folder} --image photo.png --out results.html",
+        "sensorium data photos/",
+        "sensorium train clip_small photos/ --out runs/photos",
     ]

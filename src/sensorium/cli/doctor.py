@@ -1,4 +1,4 @@
-"""Check this machine and this installation; the output belongs into every bug report."""
+"""Check this machine and this installation; attach the output to bug reports."""
 
 from __future__ import annotations
 

@@ -204,6 +204,6 @@ def _count_parameters(module: nn.Module) -> int:
 
 
 def _format_si(n: float) -> str:
-    """12.3 M, 4.5 G."""
-    place = min(4, int(math.log10(max(n, 1)) // 3))
-    return f"{n / 1000**place:.3g} {('', 'k', 'M', 'G', 'T')[place]}"
+    """Return a number with its SI prefix: "12.3 M"."""
+    exponent = min(4, int(math.log10(max(n, 1)) // 3))
+    return f"{n / 1000**exponent:.3g} {('', 'k', 'M', 'G', 'T')[exponent]}"

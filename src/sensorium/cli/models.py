@@ -1,4 +1,4 @@
-"""Load the model that a command is given: a run or pretrained weights."""
+"""Load the model of a command: a run or pretrained weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_model(source: str, recipe: str | None) -> Model | PretrainedModel:
 
 
 def load_run(source: str, recipe: str | None, command: str) -> Model:
-    """Load a run, for a command that has no meaning for pretrained weights.
+    """Load a run, for a command that does not apply to pretrained weights.
 
     Raises:
         SensoriumError: if the source is not a run.
@@ -80,7 +80,7 @@ def open_data(model: Model, path: str | None, data_options: DataOptions) -> Data
     """Open the named dataset, or the one that a run was trained on, read as it was then.
 
     Raises:
-        SensoriumError: if no dataset is named and the run does not know its own.
+        SensoriumError: if no dataset is named and the run has not recorded its own.
     """
     from sensorium.data.dataset import Dataset
 

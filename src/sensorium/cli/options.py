@@ -44,7 +44,10 @@ QuantizeOption = Annotated[
 ]
 SplitOption = Annotated[
     str | None,
-    Parameter(group="Data", help="Column or file that says which split each row belongs to."),
+    Parameter(
+        group="Data",
+        help="Column with the split of each row, or a file that lists rows and their splits.",
+    ),
 ]
 SynonymsOption = Annotated[
     tuple[str, ...],
@@ -99,7 +102,7 @@ class DataOptions:
     type: Annotated[tuple[str, ...], FLAG] = ()
     """Column type, NAME=TYPE: caption=text, price=ignore, photo=image:size=128. Repeatable."""
     group: str | None = None
-    """Column that identifies rows of the same thing, which stay in one split."""
+    """Column whose equal values mark rows of one group, which stay in one split."""
     max_invalid_fraction: float = 0.01
     """Largest fraction of rows that may be unreadable."""
     source_option: Annotated[tuple[str, ...], FLAG] = ()
@@ -136,14 +139,14 @@ class DataOptions:
         return Dataset.open(path, **{**keywords, **overrides, **options})
 
     def column_types(self) -> dict[str, str]:
-        """Return the type given for each column."""
+        """Return the type set for each column."""
         return dict(_split_pairs("type", self.type, "NAME=TYPE", "caption=text"))
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """What an evaluation may be told; each kind of model takes some of these."""
+    """Options of an evaluation; each kind of model takes some of these."""
 
     text_column: Annotated[tuple[str, ...], FLAG] = ()
     """Retrieval: caption column to evaluate with, if not the one trained on. Repeatable."""
@@ -184,7 +187,7 @@ class EvalOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What a model is given and how it samples; what is left out has the model's own default."""
+    """Inputs of a model and how it samples; an option that is left out has the model's default."""
 
     image: Annotated[tuple[Path, ...], FLAG] = ()
     """Input image: to describe, or to complete. Repeatable."""
@@ -241,10 +244,10 @@ def _split_pairs(
     """Return (before, after) the first "=" of each value; the name may be checked by the caller."""
     pairs = []
     for value in values:
-        name, equals, rest = value.partition("=")
+        name, equals, text = value.partition("=")
         if not (name and equals):
             raise SensoriumError(f"--{option} {value}: expected {form}, as in {example}.")
-        pairs.append((name, rest))
+        pairs.append((name, text))
     return pairs
 
 

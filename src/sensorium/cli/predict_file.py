@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.inference.predict import Prediction, Predictor
@@ -30,7 +31,7 @@ SUFFIXES = {  # appended to an output column whose name is taken
     "row": "name",
     "low": "bound",
     "high": "bound",
-    "spread": "deviation",
+    "std": "deviation",
     "probability": "confidence",
 }
 Headings = dict[tuple[str, str], str]  # (target, part of its prediction) -> output column
@@ -99,8 +100,8 @@ def predict_file(
     else:
         raise SensoriumError(f"{model} cannot predict a table.")
     for bad in dataset.bad_samples:
-        place = f"{bad.location}, {bad.column}" if bad.column else bad.location
-        log(f"skipped {place}: {bad.reason}")
+        location = f"{bad.location}, {bad.column}" if bad.column else bad.location
+        log(f"skipped {location}: {bad.reason}")
     headings = name_headings(targets)
     rows = _iter_predictions(predict, dataset, columns, headings, log)
     write = (
@@ -114,15 +115,19 @@ def name_headings(targets: Mapping[str, Modality]) -> Headings:
     """Return a distinct output column for every part of every prediction.
 
     Targets keep their names. A part whose column would have a taken name, such as the lower bound
-    of `temp` beside a target `temp low`, gets a suffix: `temp low (bound)`.
+    of `temp` next to a target `temp low`, gets a suffix: `temp low (bound)`.
     """
     headings: Headings = {(name, ""): name for name in targets}
     parts = {
-        name: ("low", "high", "spread") if isinstance(target, Numeric) else ("probability",)
+        name: ("low", "high", "std") if isinstance(target, Numeric) else ("probability",)
         for name, target in targets.items()
     }
-    wanted = [(name, part, f"{name} {part}") for name, several in parts.items() for part in several]
-    for name, part, heading in [("", "row", "row"), *wanted]:
+    part_headings = [
+        (name, part, f"{name} {part}")
+        for name, target_parts in parts.items()
+        for part in target_parts
+    ]
+    for name, part, heading in [("", "row", "row"), *part_headings]:
         while heading in headings.values():
             heading += f" ({SUFFIXES[part]})"
         headings[name, part] = heading
@@ -173,8 +178,7 @@ def _iter_predictions(
     headings: Headings,
     log: Callable[[str], object],
 ) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(dataset), CHUNK_ROWS):
-        rows = range(start, min(start + CHUNK_ROWS, len(dataset)))
+    for rows in iter_batches(range(len(dataset)), CHUNK_ROWS):
         raw = zip(*(dataset.raw(name, rows) for name in columns), strict=True)
         inputs = [dict(zip(columns, values, strict=True)) for values in raw]
         with warnings.catch_warnings(record=True) as caught:
@@ -194,8 +198,8 @@ def _prediction_fields(prediction: Prediction, i: int) -> dict[str, Any]:
     """Return the prediction of one target for row i, part by part."""
     if prediction.std is not None and prediction.interval is not None:
         low, high = (end if math.isfinite(end) else None for end in prediction.interval[i].tolist())
-        value, spread = prediction.value[i], float(prediction.std[i])
-        return {"": value, "low": low, "high": high, "spread": spread}
+        value, std = prediction.value[i], float(prediction.std[i])
+        return {"": value, "low": low, "high": high, "std": std}
     probability = () if prediction.probability is None else prediction.probability[i]
     confidences = {
         name: round(float(p), 6) for name, p in zip(prediction.classes, probability, strict=False)

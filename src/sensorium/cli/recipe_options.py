@@ -31,12 +31,12 @@ def add_recipe_options(
     def recipe_command(*args: Any, **options: Any) -> None:
         command(recipe.name, *args, **options)
 
-    own = [
+    command_parameters = [
         parameter
         for parameter in inspect.signature(command).parameters.values()
         if parameter.name not in ("recipe", "overrides")
     ]
-    clash = {p.name for p in own} & {k.name for k in recipe.model_options}
+    clash = {p.name for p in command_parameters} & {k.name for k in recipe.model_options}
     if clash:
         raise SensoriumError(
             f"{recipe.name}: the keyword {min(clash)!r} is already an option of the command. "
@@ -46,7 +46,7 @@ def add_recipe_options(
     options = [_build_option(k, "Model", build) for k in recipe.model_options]
     options += [build(k, "Training") for k in recipe.training_options]
     recipe_command.__doc__ = doc
-    vars(recipe_command)["__signature__"] = inspect.Signature([*own, *options])
+    vars(recipe_command)["__signature__"] = inspect.Signature([*command_parameters, *options])
     return recipe_command
 
 

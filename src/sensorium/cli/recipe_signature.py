@@ -1,6 +1,6 @@
 """Signatures of recipes, read from their source files without running them.
 
-So `sensorium train clip --help` and a mistyped option answer without importing torch.
+So `sensorium train clip --help`, or the error for a mistyped option, does not import torch.
 """
 
 import ast
@@ -30,7 +30,7 @@ class Keyword:
         type: type of its value.
         default: default value; None where `computed` describes it.
         doc: help text.
-        computed: for a default that is not a constant, what it depends on, in words.
+        computed: for a default that is not a constant, what it depends on, as text.
     """
 
     name: str
@@ -186,8 +186,14 @@ def _recipe_signature(name: str, function: ast.FunctionDef) -> RecipeSignature:
     )
     calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
     constants, declared = (
-        {k.arg: k.value for call in calls if _callee(call) == what for k in call.keywords if k.arg}
-        for what in ("TrainingConfig", "training_defaults")
+        {
+            k.arg: k.value
+            for call in calls
+            if _callee(call) == callee
+            for k in call.keywords
+            if k.arg
+        }
+        for callee in ("TrainingConfig", "training_defaults")
     )
     training = tuple(
         _with_default(k, {**constants, **declared}.get(k.name)) for k in training_options()
@@ -201,7 +207,7 @@ def _callee(call: ast.Call) -> str:
 
 
 def _with_default(field: Keyword, node: ast.expr | None) -> Keyword:
-    """Return a field of TrainingConfig with the recipe's default, constant or in words."""
+    """Return a field of TrainingConfig with the recipe's default, constant or as text."""
     if node is None:
         return field
     try:

@@ -39,7 +39,7 @@ class Dataset:
     Args:
         table: the raw values.
         schema: the type of each column.
-        name: what the dataset is called in reports.
+        name: its name in reports.
         max_invalid_fraction: the largest fraction of rows that may be invalid.
         splits: the rows of each split and a description of how they were made; by default they are
             taken from the split column, or else made by a hash of each row's group or content.
@@ -70,7 +70,7 @@ class Dataset:
         self.bad_samples: list[BadSample] = list(table.bad_samples)
         self.source: dict[str, Any] = {}
         self.synonyms: dict[str, Synonyms] = {}
-        self._given_splits = splits
+        self._fixed_splits = splits
         self._parent = parent
 
     @classmethod
@@ -206,7 +206,7 @@ class Dataset:
         return np.isin(np.arange(len(self)), self.splits.get("train", []))
 
     def location(self, row: int) -> str:
-        """Return what messages call a row: 'photos/a.jpg' or 'products.csv:17'."""
+        """Return the location of a row in messages: 'photos/a.jpg' or 'products.csv:17'."""
         return self.table.locations[int(row)]
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Dataset":
@@ -267,14 +267,14 @@ class Dataset:
 
     @property
     def split_rule(self) -> str:
-        """How the splits were made, for people."""
+        """How the splits were made, as text."""
         return self._splits_and_rule[1]
 
     @cached_property
     def _splits_and_rule(self) -> tuple[dict[str, np.ndarray], str]:
         """The rows of each split and how they were made."""
-        if self._given_splits is not None:
-            splits, rule = self._given_splits
+        if self._fixed_splits is not None:
+            splits, rule = self._fixed_splits
             return sort_splits(splits), rule
         if self._parent is not None:
             parent, rows = self._parent
@@ -289,9 +289,9 @@ class Dataset:
         if not splits.keys() - {"train"}:
             return split_by_hash(self._row_keys(), SPLIT_FRACTIONS), f"80 : 10 : 10 {hash_rule}"
         rule = f"from the column {column!r}"
-        rest = np.setdiff1d(np.arange(len(self)), np.concatenate(list(splits.values())))
-        if "train" not in splits and len(rest):
-            splits = {"train": rest, **splits}
+        unassigned = np.setdiff1d(np.arange(len(self)), np.concatenate(list(splits.values())))
+        if "train" not in splits and len(unassigned):
+            splits = {"train": unassigned, **splits}
             rule += ", the other rows are train"
         if "train" in splits and "val" not in splits:
             train = splits["train"]
@@ -344,7 +344,7 @@ class Dataset:
         return PreparedDataset(self, schema, columns, max_invalid_fraction=limit, **options)
 
     def describe(self) -> "DatasetSummary":
-        """Return what `sensorium data PATH` prints. Every file is read."""
+        """Return the summary that `sensorium data PATH` prints. Every file is read."""
         from sensorium.data.describe import describe_dataset
 
         return describe_dataset(self)

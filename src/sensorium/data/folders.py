@@ -73,9 +73,9 @@ def read_folder(folder: Path, encoding: str = "utf-8", name: str = "") -> Table:
         SensoriumError: if there is nothing to read, or several tables to choose from.
     """
     listing = _list_folder(folder)
-    chosen = _choose_table(listing.tables)
-    if chosen is not None:
-        return read_table(chosen, encoding, name + chosen.name)
+    table = _choose_table(listing.tables)
+    if table is not None:
+        return read_table(table, encoding, name + table.name)
     parts = _split_parts(listing)
     if parts:
         return concat_tables(
@@ -253,8 +253,8 @@ def _read_sidecar(path: Path, encoding: str) -> dict[str, Any]:
     key = next((k for k in _CAPTION_KEYS if k in value), None)
     if key is None:
         return value
-    rest = {k: v for k, v in value.items() if k != key}
-    return {"caption": _parse_captions(value[key]), **rest}
+    others = {k: v for k, v in value.items() if k != key}
+    return {"caption": _parse_captions(value[key]), **others}
 
 
 def _parse_captions(value: Any) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 Training can therefore resume exactly where it stopped.
 
-R rows   G groups   K rows of one piece
+R rows   S rows of an epoch   K rows of one chunk
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class BatchLoader:
         dataset: the prepared values.
         rows: the rows to sample.
         batch_size: rows per batch; fewer rows are one batch.
-        seed: of the order and the augmentation.
+        seed: random seed of the order and the augmentation.
         augment: the augmentation of each column, {column: {transform: strength}}.
         drop_last: end an epoch with its last full batch; the rows left over, which differ from
             epoch to epoch, are skipped. Otherwise the last batch is shorter, and every row occurs
             exactly once.
-        samples_per_group: k > 0 samples pieces of k rows of one group, so that every row has a
+        samples_per_group: k > 0 samples chunks of k rows of one group, so that every row has a
             partner. A row then occurs at least once an epoch, and more often where the size of its
             group is not a multiple of k.
 
@@ -85,7 +85,7 @@ class BatchLoader:
             yield batch
 
     def batch(self, epoch: int, position: int) -> Batch:
-        """Return the batch at some position of an epoch, whatever was loaded before."""
+        """Return the batch at a position of an epoch, independently of what was loaded before."""
         if self._cached_order[0] != epoch:
             self._cached_order = (epoch, self._epoch_order(epoch))
         order = self._cached_order[1]
@@ -141,17 +141,17 @@ def epoch_order(
 ) -> Int[np.ndarray, " S"]:
     """Return the rows of an epoch in random order.
 
-    With `groups`, these are shuffled pieces of `samples_per_group` rows of one group.
-    The rows of a group are shuffled and cut into pieces, the last filled up with its first rows.
-    The pieces of a group lie evenly over the epoch from a random start, so that two are in one
+    With `groups`, these are shuffled chunks of `samples_per_group` rows of one group.
+    The rows of a group are shuffled and cut into chunks, the last filled up with its first rows.
+    The chunks of a group lie evenly over the epoch from a random start, so that two are in one
     batch only where the group is a large part of the data.
 
     Args:
         rows: row numbers.
         groups: the group of each row.
-        samples_per_group: K, the rows of one piece.
-        epoch: which epoch.
-        seed: of the order.
+        samples_per_group: K, the rows of one chunk.
+        epoch: number of the epoch.
+        seed: random seed of the order.
     """
     rng = generator(seed, epoch)
     shuffled = torch.randperm(len(rows), generator=rng).numpy()
@@ -159,12 +159,12 @@ def epoch_order(
         return rows[shuffled]
     by_group = shuffled[np.argsort(groups[shuffled], kind="stable")]
     _, first, count = np.unique(groups[by_group], return_index=True, return_counts=True)
-    num_pieces = -(-count // samples_per_group)  # of each group
-    group = np.repeat(np.arange(len(count)), num_pieces)  # of each piece
-    number = np.arange(len(group)) - np.repeat(num_pieces.cumsum() - num_pieces, num_pieces)
+    num_chunks = -(-count // samples_per_group)  # of each group
+    group = np.repeat(np.arange(len(count)), num_chunks)  # of each chunk
+    number = np.arange(len(group)) - np.repeat(num_chunks.cumsum() - num_chunks, num_chunks)
     member = number[:, None] * samples_per_group + np.arange(samples_per_group)
     member %= count[group][:, None]
     start = torch.rand(len(count), generator=rng, dtype=torch.float64).numpy()
-    time = (number + start[group]) / num_pieces[group]  # in the epoch, 0 to 1
-    pieces = rows[by_group[first[group][:, None] + member]]
-    return pieces[time.argsort(kind="stable")].reshape(-1)
+    position = (number + start[group]) / num_chunks[group]  # in the epoch, 0 to 1
+    chunks = rows[by_group[first[group][:, None] + member]]
+    return chunks[position.argsort(kind="stable")].reshape(-1)

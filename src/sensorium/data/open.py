@@ -80,8 +80,8 @@ def open_table_with_schema(
             f"{source} has none of the columns {', '.join(schema.columns)}. It has "
             f"{', '.join(table.columns)}."
         )
-    known = replace(schema, columns=columns, roles={})
-    return validate_table(table, known, max_invalid_fraction), known, name
+    present = replace(schema, columns=columns, roles={})
+    return validate_table(table, present, max_invalid_fraction), present, name
 
 
 def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, str]:

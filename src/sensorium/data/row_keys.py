@@ -56,7 +56,7 @@ def row_keys(table: Table, schema: Schema, rows: np.ndarray) -> Iterator[str]:
 
 
 def describe_row_key(schema: Schema) -> str:
-    """Return what the keys are made of, for people."""
+    """Return what the keys are made of, as text."""
     group_column = schema.find_role("group")
     if group_column is not None:
         return f"the column {group_column!r}"

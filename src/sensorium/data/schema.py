@@ -374,6 +374,6 @@ def split_pair(text: str, known: Container[str]) -> tuple[str, str]:
 
 def unknown_column_error(name: str, known: Iterable[str], hint: str = "") -> SensoriumError:
     """Return the error for a column that does not exist, with the nearest name as a suggestion."""
-    near = get_close_matches(name, list(known), 1)
-    suggestion = f"; did you mean {near[0]!r}?" if near else "."
+    matches = get_close_matches(name, list(known), 1)
+    suggestion = f"; did you mean {matches[0]!r}?" if matches else "."
     return SensoriumError(f"There is no column {name!r}{suggestion} {hint}".strip())

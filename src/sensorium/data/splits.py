@@ -1,4 +1,4 @@
-"""Splits: given by the data, or made by a hash of what identifies a row.
+"""Splits: read from the data, or made by a hash of what identifies a row.
 
 The rule: u = the first 8 bytes of md5("sensorium:" + key) / 2^64; u < 0.8 is train, u < 0.9 is val,
 the rest is test. The key is the value of the group column, or else the row's content, so that
@@ -33,7 +33,7 @@ _HEADER_NAMES = ("split", "set", "subset", "fold")  # of the last column of a fi
 
 
 def normalize_split_name(value: str) -> str:
-    """Return the canonical name: 'val' for 'Validation'; other names are kept."""
+    """Return the canonical name: 'val' for 'Validation'; other names stay as they are."""
     lower = value.strip().lower()
     if lower in _SPLIT_ALIASES:
         return _SPLIT_ALIASES[lower]
@@ -62,8 +62,8 @@ def sort_splits(splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def split_by_hash(keys: Iterable[str], fractions: dict[str, float]) -> dict[str, np.ndarray]:
     """Return the rows of each split, by the hash of their key; rows of one key stay together.
 
-    A split that happens to get nothing is given one key of the first split, the last by hash, as
-    long as that keeps one: with ten images there is still one to evaluate on.
+    An empty split gets one key of the first split, the last by hash, as long as that has another:
+    with ten images there is still one to evaluate on.
 
     Args:
         keys: the key of each row.

@@ -28,7 +28,7 @@ class PhraseMatch(NamedTuple):
 
 
 class Synonyms:
-    """Words and phrases with what may replace them.
+    """Words and phrases with their synonyms.
 
     Args:
         groups: words and phrases that are interchangeable.

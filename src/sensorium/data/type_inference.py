@@ -50,17 +50,17 @@ def infer_schema(
     Raises:
         SensoriumError: for an unknown column or type, and where the only images are web addresses.
     """
-    given_types = _parse_types(table, types)
+    user_types = _parse_types(table, types)
     role_columns = {
         kind: name
-        for name, kind in given_types.items()
+        for name, kind in user_types.items()
         if isinstance(kind, str) and kind in ("split", "group")
     }
     columns: dict[str, Column] = {}
     roles: dict[str, Role] = {}
     for name, values in table.columns.items():
-        if name in given_types:
-            kind, reason = given_types[name], "set by the user"
+        if name in user_types:
+            kind, reason = user_types[name], "set by the user"
         else:
             kind, reason = _infer_type(table, name, values, max_invalid_fraction)
         if isinstance(kind, str) and kind in ("split", "group"):
@@ -128,7 +128,7 @@ def _parse_settings(name: str, kind: str, pairs: list[str]) -> dict[str, Any]:
 
 
 def _default_modality(kind: str, values: Any) -> Modality:
-    """Return the default settings of a type, fitted to the values where they tell.
+    """Return the default settings of a type, adapted to the values.
 
     Arrays of pixels keep their size, tags have the separator that occurs most, and the length of
     audio is limited.

@@ -280,11 +280,11 @@ def _infer_text(sample: Sample) -> InferredType | None:
             return InferredType(
                 "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
             )
-    return _infer_words(sample.name, texts)
+    return _infer_from_strings(sample.name, texts)
 
 
-def _infer_words(name: str, texts: Sequence[str]) -> InferredType:
-    """Tell classes, identifiers and text apart."""
+def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
+    """Distinguish classes, identifiers and text."""
     num_distinct = len(set(texts))
     max_characters = max(map(len, texts))
     mean_words = sum(len(text.split()) for text in texts) / len(texts)

@@ -174,10 +174,10 @@ def _find_missing_files(table: Table, paths: Sequence[Any]) -> Iterator[tuple[in
             continue
         folder, slash, name = path.rpartition("/")
         base = table.base_folder(row)
-        place = (base, folder + slash)
-        if place not in listed:
-            listed[place] = _list_names(Path(*place))
-        if name not in listed[place] and not os.path.isfile(base / path):  # noqa: PTH113 - no error for a path that cannot be one
+        key = (base, folder + slash)
+        if key not in listed:
+            listed[key] = _list_names(Path(*key))
+        if name not in listed[key] and not os.path.isfile(base / path):  # noqa: PTH113 - no error for a path that cannot be one
             yield row, f"there is no file {base / path}"
 
 

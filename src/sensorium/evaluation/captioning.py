@@ -278,7 +278,7 @@ def _answer_metrics(
 
 
 def _other_group_indices(groups: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-    """For each row, the first row of another group from half way round the list; itself if none."""
+    """Return for each row one of another group, from halfway round the list; itself if none."""
     n = len(groups)
     indices = []
     for i in range(n):
@@ -301,6 +301,8 @@ def _accuracy_by_kind(
     for i, kind in enumerate(dataset.raw("kind", rows)):
         indices[str(kind)].append(i)
     return {
-        f"accuracy of {kind}": exact_match([predictions[i] for i in at], [answers[i] for i in at])
-        for kind, at in sorted(indices.items())
+        f"accuracy of {kind}": exact_match(
+            [predictions[i] for i in kind_indices], [answers[i] for i in kind_indices]
+        )
+        for kind, kind_indices in sorted(indices.items())
     }

@@ -61,10 +61,10 @@ def line_chart(
         An SVG document of `WIDTH` x `HEIGHT` pixels.
     """
     finite = [[p for p in line.points if all(map(math.isfinite, p))] for line in series]
-    every = [point for points in finite for point in points]
+    all_points = [point for points in finite for point in points]
     axes = _Axes(
-        x_range or _padded_range([x for x, _ in every]),
-        y_range or _padded_range([y for _, y in every]),
+        x_range or _padded_range([x for x, _ in all_points]),
+        y_range or _padded_range([y for _, y in all_points]),
     )
     elements = list(axes.render(x_label, y_label))
     for i, (line, points) in enumerate(zip(series, finite, strict=True)):

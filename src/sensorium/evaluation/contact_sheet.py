@@ -1,4 +1,4 @@
-"""Contact sheets: rows of images with a text beside them."""
+"""Contact sheets: rows of images with a text next to them."""
 
 import textwrap
 from collections.abc import Sequence

@@ -79,5 +79,5 @@ def _check_options(evaluator: Evaluator, options: dict[str, Any], recipe_name: s
 
 
 def _option_name(keyword: str) -> str:
-    """A keyword as it is typed on the command line."""
+    """Return a keyword as it is typed on the command line."""
     return f"--{keyword.replace('_', '-')}"

@@ -111,7 +111,7 @@ def image_generation_evaluator(image_column: str, text_column: ColumnKey) -> Eva
 def _unique_caption_rows(
     prepared: PreparedDataset, text_column: ColumnKey, rows: Int[np.ndarray, "N"]
 ) -> Int[np.ndarray, "M"]:
-    """The first row of each distinct caption: the same caption and seed give the same image."""
+    """Return the first row of each distinct caption: equal captions give equal images."""
     first_rows: dict[str, int] = {}
     for row in rows.tolist():
         first_rows.setdefault(prepared.caption(text_column, row), row)
@@ -186,7 +186,7 @@ class _ImageComparison:
         return [self.prepared.image(self.image_column, row) for row in rows.tolist()]
 
     def _baseline_images(self, captions: Sequence[str]) -> dict[str, list[PILImage]]:
-        """The images of the baselines for each caption."""
+        """Return the images of the baselines for each caption."""
         if self.train_pixels is None:
             return {}
         candidates = [
@@ -206,7 +206,7 @@ class _ImageComparison:
         return torch.from_numpy(self.feature_model.embed(image=list(images)))
 
     def _copy_metrics(self, images: Sequence[PILImage]) -> dict[str, float]:
-        """The distance to the most similar training image, and the fraction of copies."""
+        """Return the distance to the most similar training image, and the fraction of copies."""
         if self.train_pixels is None:
             return {}
         distances, _ = nearest_neighbors(_image_vectors(images, self.image_size), self.train_pixels)
@@ -218,13 +218,13 @@ class _ImageComparison:
 
 
 def _image_vectors(images: Sequence[PILImage], size: int) -> Float[Tensor, "N P"]:
-    """Images resized to `size` x `size` pixels, as flat vectors of values from 0 to 1."""
+    """Return images resized to `size` x `size` pixels, as flat vectors of values from 0 to 1."""
     pixels = np.stack([resize_square(image.convert("RGB"), size, "stretch") for image in images])
     return torch.from_numpy(pixels).flatten(1).float() / 255
 
 
 def _nearest_captions(captions: Sequence[str], candidates: Sequence[str]) -> Int[Tensor, "N"]:
-    """The index of the candidate most similar to each caption, by cosine of tf-idf vectors."""
+    """Return the index of the candidate with the most similar tf-idf vector to each caption."""
     candidate_words = [set(normalize_text(text).split()) for text in candidates]
     counts = Counter(word for words in candidate_words for word in words)
     index = {word: i for i, word in enumerate(counts)}

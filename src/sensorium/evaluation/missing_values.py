@@ -1,4 +1,4 @@
-"""Evaluate a predictor with values hidden: masked, as it does itself, and imputed instead.
+"""Evaluate a predictor with values hidden: masked, and imputed instead.
 
 N rows of the dataset   B rows of a batch   C input columns
 """

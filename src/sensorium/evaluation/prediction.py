@@ -106,7 +106,7 @@ def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
 def _match_columns(
     model: Trained, dataset: Dataset, targets: Mapping[str, Modality]
 ) -> tuple[list[str], list[str]]:
-    """The columns of the model that the dataset has, and those that it lacks."""
+    """Return the columns of the model that the dataset has, and those that it lacks."""
     columns = [name for name in model.recipe.data.columns if isinstance(name, str)]
     present = [name for name in columns if name in dataset.table.columns]
     absent = [name for name in columns if name not in present]
@@ -188,13 +188,13 @@ class _PredictionEvaluation:
         return names
 
     def _metric_name(self, target: str, metric: str) -> str:
-        """The name in the report; that of the target is left out where there is only one."""
+        """Return the name in the report; that of the target is left out where there is only one."""
         return metric if len(self.targets) == 1 else f"{target}: {metric}"
 
     def _by_target(
         self, outputs: Mapping[str, Tensor], labels: Batch
     ) -> dict[str, TargetPredictions]:
-        """The predictions of each target for the rows that have it."""
+        """Return the predictions of each target for the rows that have it."""
         prior = self.model.predict_targets({}, 1)
         predictions = {}
         for name, modality in self.targets.items():
@@ -209,7 +209,7 @@ class _PredictionEvaluation:
         return predictions
 
     def _main_metrics(self, outputs: Mapping[str, Tensor], labels: Batch) -> dict[str, float]:
-        """The main metric of each target, where it is defined."""
+        """Return the main metric of each target, where it is defined."""
         scores = {}
         for name, predictions in self._by_target(outputs, labels).items():
             values = predictions.basic_metrics(predictions.calibration).values
@@ -219,7 +219,7 @@ class _PredictionEvaluation:
         return scores
 
     def _ablation_metrics(self, rows: np.ndarray) -> dict[str, dict[str, float]]:
-        """{part: {target: main metric}} with that part as the only input."""
+        """Return {part: {target: main metric}} with that part as the only input."""
         parts = {name: [name] for name in self.model.encoder_columns}
         if self.model.tabular is not None:
             row_name = "row" if "row" not in parts else "row (all single values)"
@@ -242,7 +242,7 @@ def _with_baseline(metric: str) -> tuple[str, str]:
 def _missing_value_metrics(
     points: Sequence[MissingValuePoint], target: str, metric: str
 ) -> dict[str, float]:
-    """The main metric with values hidden, and the relative loss."""
+    """Return the main metric with values hidden, and the relative loss."""
     values = {}
     for point in points:
         if target in point.masked and target in point.imputed:

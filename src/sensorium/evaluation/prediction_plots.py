@@ -59,7 +59,7 @@ def prediction_charts(
 
 
 def _missing_values_chart(name: str, points: Sequence[MissingValuePoint], metric: str) -> str:
-    """The metric by the fraction of values hidden."""
+    """Plot the metric by the fraction of values hidden."""
     masked = [(p.missing_fraction, p.masked[name]) for p in points if name in p.masked]
     imputed = [(p.missing_fraction, p.imputed[name]) for p in points if name in p.imputed]
     radii = [3.0] * len(points)
@@ -75,7 +75,7 @@ def _missing_values_chart(name: str, points: Sequence[MissingValuePoint], metric
 def _reliability_chart(
     name: str, modality: Modality, calibration: Calibration, logits: Tensor, y: Tensor
 ) -> str:
-    """Observed frequency by predicted probability, before and after calibration."""
+    """Plot the observed frequency by predicted probability, before and after calibration."""
     series = []
     for label, fitted in (("uncalibrated", Calibration()), ("calibrated", calibration)):
         probabilities = fitted.probabilities(modality, logits)
@@ -98,7 +98,7 @@ def _reliability_chart(
 
 
 def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tensor) -> str:
-    """Observed coverage of the intervals for each nominal coverage."""
+    """Plot the observed coverage of the intervals for each nominal coverage."""
     normal = [NormalDist().inv_cdf((1 + level) / 2) for level in CALIBRATION_LEVELS]
     conformal = [calibration.conformal_quantile(level) for level in CALIBRATION_LEVELS]
     series = []
@@ -121,7 +121,7 @@ def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tens
 
 
 def _risk_coverage_chart(name: str, modality: Category, probabilities: Tensor, y: Tensor) -> str:
-    """Error rate of the most confident rows, by how many of them are answered."""
+    """Plot the error rate of the most confident rows by the fraction of rows answered."""
     predicted = predicted_class(modality, probabilities)
     confidence = probabilities.gather(1, predicted[:, None])[:, 0]
     curve = risk_coverage_curve(confidence, (predicted != y).double())
@@ -136,7 +136,7 @@ def _risk_coverage_chart(name: str, modality: Category, probabilities: Tensor, y
 
 
 def _confusion_chart(name: str, modality: Category, probabilities: Tensor, y: Tensor) -> str:
-    """Counts of predicted classes for each true class; y = number of classes is an unseen one."""
+    """Plot counts of predicted by true class; y = the number of classes is an unseen class."""
     n = len(modality.classes)
     counts = torch.zeros(n + 1, n, dtype=torch.long).index_put(
         (y, predicted_class(modality, probabilities)), torch.tensor(1), accumulate=True

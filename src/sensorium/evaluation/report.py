@@ -22,7 +22,7 @@ class EvaluationReport:
         task: the evaluated task, in a word or two.
         headline_metrics: metrics of the table; all of them where none are named.
         definitions: the definition of each metric.
-        notes: what a reader must know besides, such as columns that were left out.
+        notes: remarks, such as columns that were left out.
         charts: SVG documents by their path in the report's folder.
     """
 
@@ -69,11 +69,11 @@ class EvaluationReport:
         atomic.write_file(folder / "evaluation.md", self.markdown().encode())
 
     def _metric_names(self) -> list[str]:
-        """The metrics of all splits, in order of first appearance."""
+        """Return the metrics of all splits, in order of first appearance."""
         return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
 
     def _format_row(self, name: str) -> list[str]:
-        """The value of one metric on each split."""
+        """Return the value of one metric on each split."""
         return [_format_value(values.get(name)) for values in self.metrics.values()]
 
 
@@ -81,7 +81,7 @@ _HIDDEN_METADATA = ("run", "fingerprint", "data")  # known to the reader of a ta
 
 
 def _escape_cell(name: str) -> str:
-    """A name as a Markdown table cell, which a bar or a newline would end."""
+    """Return a name as a Markdown table cell, which a bar or a newline would end."""
     return " ".join(name.replace("|", "\\|").split())
 
 

@@ -129,7 +129,7 @@ def _get_towers(model: Trained) -> Towers:
 def _embed_captions(
     model: Trained, dataset: Dataset, text_column: ColumnKey, rows: list[int]
 ) -> Float[Tensor, "N E"]:
-    """The normalized mean of the embeddings of all captions of each row."""
+    """Return the normalized mean of the embeddings of all captions of each row."""
     columns = [dataset.raw(name, rows) for name in column_names(text_column)]
     captions = [
         [text for value in values for text in unique(caption_list(value))]
@@ -146,7 +146,7 @@ def _pixel_neighbour_metrics(
     train_rows: Int[np.ndarray, "T"],
     rows: Int[np.ndarray, "N"],
 ) -> dict[str, float]:
-    """Recall of the groups of the training images that are most similar by pixels."""
+    """Return the recall of the groups of the training images that are most similar by pixels."""
     train_groups = prepared.groups[train_rows]
     query_groups = prepared.groups[rows]
     if not len(train_rows) or not np.isin(query_groups, train_groups).any():

@@ -1,4 +1,4 @@
-"""What a recipe says about evaluation, and the interfaces that the training loop calls.
+"""How a recipe is evaluated, and the interfaces that the training loop calls.
 
 T training rows   V validation rows
 """
@@ -43,7 +43,7 @@ class ValidationResult:
     """The result of `EvaluationSpec.validate`.
 
     Attributes:
-        figures: metrics by name.
+        metrics: values by name.
         predictions: the predictions behind the metrics, where `Hooks.calibrate` needs them.
     """
 

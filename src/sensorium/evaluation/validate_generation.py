@@ -23,8 +23,8 @@ def loss_validator(objective: NextTokenLoss, max_rows: int = 2_000) -> Validate[
     def validate(model: Decoder, prepared: PreparedDataset, rows: np.ndarray) -> ValidationResult:
         rows = rows[:: max(1, -(-len(rows) // max_rows))]
         losses = [
-            objective(model, prepared.batch(part))["model"].item() * len(part)
-            for part in iter_batches(rows, _ROWS_PER_BATCH)
+            objective(model, prepared.batch(batch_rows))["model"].item() * len(batch_rows)
+            for batch_rows in iter_batches(rows, _ROWS_PER_BATCH)
         ]
         return ValidationResult({"val_loss": sum(losses) / len(rows)})
 

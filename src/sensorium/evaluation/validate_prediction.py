@@ -40,14 +40,14 @@ def predict_rows(
         prepared: the dataset.
         rows: rows to predict.
         targets: target columns.
-        transform: changes each batch before the model reads it, if given.
+        transform: applied to each batch before the model reads it; None: nothing.
 
     Returns:
         (raw outputs of each target, the target columns of the same rows).
     """
     outputs, labels = [], []
-    for part in iter_batches(rows, BATCH_SIZE):
-        batch = prepared.batch(part)
+    for batch_rows in iter_batches(rows, BATCH_SIZE):
+        batch = prepared.batch(batch_rows)
         outputs.append(model(transform(batch) if transform else batch))
         labels.append(batch.select(targets))
     return concat_batches(outputs), Batch.concat(labels)

@@ -1,6 +1,6 @@
 """Validation and sample sheets of recipes that embed: retrieval among the held-out rows.
 
-N rows   E width of the embedding space
+N rows   C distinct captions   E width of the embedding space
 """
 
 from collections.abc import Callable, Sequence
@@ -60,13 +60,13 @@ def embed_rows(
         batch_size: rows at a time.
 
     Returns:
-        (embeddings of both columns, which rows they are of).
+        (embeddings of both columns, their rows).
     """
     was_training = model.training
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for part in iter_batches(rows, batch_size):
-        batch = drop_incomplete_rows(prepared.batch(part), *columns)
+    for batch_rows in iter_batches(rows, batch_size):
+        batch = drop_incomplete_rows(prepared.batch(batch_rows), *columns)
         embeddings = [
             model[tower](batch[column])
             for column, tower in zip(columns, tower_names or columns, strict=True)
@@ -149,7 +149,7 @@ def retrieval_validator(columns: Pair) -> Validate[Towers]:
 def retrieval_sample_writer(
     columns: Pair, num_queries: int = 8, num_results: int = 8
 ) -> WriteSamples[Towers]:
-    """Return a writer of contact sheets: captions with the images found for them.
+    """Return a writer of contact sheets: captions with the images retrieved for them.
 
     Matches have a green frame.
     """
@@ -159,9 +159,9 @@ def retrieval_sample_writer(
         queries = torch.linspace(0, len(texts) - 1, min(num_queries, len(texts))).long()
         hits = (texts[queries] @ images.T).topk(min(num_results, len(images))).indices
         lines = []
-        for query, found in zip(queries.tolist(), hits.tolist(), strict=True):
+        for query, query_hits in zip(queries.tolist(), hits.tolist(), strict=True):
             results = []
-            for hit in found:
+            for hit in query_hits:
                 image = prepared.image(columns[0], int(ids.row[hit]))
                 is_match = bool(ids.group[hit] == ids.group[query])
                 results.append(add_frame(image) if is_match else image)

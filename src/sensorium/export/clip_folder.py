@@ -68,8 +68,7 @@ def build_clip(model: Model) -> CLIPExport:
     text = require_type(text, Text)
     exported_text = _move_end_token_last(text)
     config = _build_config(towers, image, exported_text)
-    module = CLIP.build_module(config).eval()
-    module = require_type(module, Towers)
+    module = require_type(CLIP.build_module(config).eval(), Towers)
     _copy_weights(towers, module, model)
     with torch.no_grad():
         embedding = module.get_parameter("text.encoder.embed.token_embedding.weight")

@@ -196,7 +196,7 @@ def _describe_outputs(graph: ExportableGraph, predicts: bool) -> str:
     if not predicts:
         return EMBEDDING_OUTPUTS
     names = ", ".join(f"`{name}`" for name in graph.output_names)
-    renamed = "".join(f"\n\n`{name}` is {what}." for name, what in graph.renamed.items())
+    renamed = "".join(f"\n\n`{name}` is {text}." for name, text in graph.renamed.items())
     return PREDICTION_OUTPUTS.format(names=names) + renamed
 
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.predict import Predictor
 from sensorium.modalities.base import Modality
 from sensorium.modalities.tabular import Numeric
@@ -86,9 +86,9 @@ class ExportableGraph:
 class PredictionGraph(nn.Module):
     """The verb `predict` on tensors.
 
-    Its inputs are COLUMN and COLUMN.valid, which says which rows have a value. Its outputs are the
-    probabilities of a category, ordinal or multilabel target, and the mean and standard deviation
-    (TARGET.std) of a numeric one.
+    Its inputs are COLUMN and COLUMN.valid, the mask of the rows that have a value. Its outputs are
+    the probabilities of a category, ordinal or multilabel target, and the mean and standard
+    deviation (TARGET.std) of a numeric one.
 
     Args:
         model: the model.
@@ -102,7 +102,7 @@ class PredictionGraph(nn.Module):
         super().__init__()
         self.model = model
         self.targets = dict(targets)
-        self.names = GraphNames.of_columns(columns, targets)
+        self.names = GraphNames.from_columns(columns, targets)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Float[Tensor, "B *C"]]:
         """Return the calibrated predictions by output name."""
@@ -141,7 +141,7 @@ class GraphNames:
     stds: dict[str, str]
 
     @classmethod
-    def of_columns(cls, columns: Iterable[str], targets: Iterable[str]) -> GraphNames:
+    def from_columns(cls, columns: Iterable[str], targets: Iterable[str]) -> GraphNames:
         """Name inputs COLUMN and COLUMN.valid, and outputs TARGET and TARGET.std.
 
         Characters that the code of a graph cannot hold become "_", and "_" is appended to a name
@@ -354,8 +354,7 @@ def save_onnx(graph: ExportableGraph, program: torch.export.ExportedProgram, pat
             dynamo=True,
             verbose=False,
         )
-        if onnx_program is None:
-            raise RuntimeError("torch.onnx.export returned no program.")
+        onnx_program = require_type(onnx_program, torch.onnx.ONNXProgram)
         _rename_inner(onnx_program.model.graph, {*graph.input_names, *graph.output_names})
         onnx_program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@ B rows   T tokens
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
 from sensorium.inference.request import (
+    RawInputs,
     as_lists,
     collate_column,
     iter_request_batches,
@@ -43,7 +44,7 @@ class ImageGenerator:
     """Generate images: `generate(text=[...])`; with `image` and `prefix_tokens`, complete images.
 
     Args:
-        model: The trained model, whose parts `text` and `image` are read in this order.
+        model: The trained model, with the parts `text` and `image` in this order.
         text: Settings of the captions.
         image: Settings of the images.
     """
@@ -131,7 +132,7 @@ class ImageGenerator:
         """Return the tokens of whole images, without the start token.
 
         Args:
-            batch: `text` as the model's embedding tokenizes it, if given, and `image`: the start
+            batch: optional `text`, as the model's embedding tokenizes it, and `image`: the start
                 token and the tokens to complete.
             sampling: Options of sampling.
         """
@@ -157,13 +158,13 @@ class ImageGenerator:
         return embedding
 
     def start_tokens(self, batch_size: int) -> Int[Tensor, "B 1"]:
-        """Return the prefixes of images of which nothing is given: the start token."""
+        """Return empty prefixes: the start token alone."""
         return torch.full((batch_size, 1), self.token_embedding.start_token)
 
     def _num_tokens(self) -> int:
         return len(self.token_embedding.row_embedding) ** 2
 
-    def _check_prefix(self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int) -> None:
+    def _check_prefix(self, inputs: RawInputs, prefix_tokens: int) -> None:
         limit = self._num_tokens()
         if not 0 <= prefix_tokens <= limit:
             raise SensoriumError(
@@ -179,9 +180,7 @@ class ImageGenerator:
                 f"--prefix-tokens {prefix_tokens} needs an image in every row. Give --image."
             )
 
-    def _build_batch(
-        self, inputs: Mapping[str, Sequence[Any]], prefix_tokens: int, batch_size: int
-    ) -> Batch:
+    def _build_batch(self, inputs: RawInputs, prefix_tokens: int, batch_size: int) -> Batch:
         batch = Batch({})
         if "text" in inputs:
             batch = collate_column("text", self.text, inputs["text"])
@@ -196,7 +195,7 @@ class ImageGenerator:
         return batch.with_columns({"image": ids[:, : 1 + prefix_tokens]})
 
 
-def _check_guidance(inputs: Mapping[str, Sequence[Any]], guidance_scale: float) -> None:
+def _check_guidance(inputs: RawInputs, guidance_scale: float) -> None:
     if not 0 <= guidance_scale < math.inf:
         raise SensoriumError(f"--guidance-scale {guidance_scale} is out of range. Use 0 or more.")
     if guidance_scale != 1 and "text" not in inputs:
@@ -205,7 +204,7 @@ def _check_guidance(inputs: Mapping[str, Sequence[Any]], guidance_scale: float) 
         )
 
 
-def _check_rerank(inputs: Mapping[str, Sequence[Any]], rerank: object) -> None:
+def _check_rerank(inputs: RawInputs, rerank: object) -> None:
     if rerank is None:
         return
     if not isinstance(rerank, EmbeddingModel):

@@ -14,6 +14,7 @@ from torch import Tensor
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import (
+    RawInputs,
     as_lists,
     collate_column,
     iter_request_batches,
@@ -34,8 +35,8 @@ class TextGenerator:
 
     Args:
         model: The trained model.
-        inputs: Settings of the parts that the model reads before the text.
-        text: Settings of the generated text, whose prefix can be given as `text`.
+        inputs: Settings of the parts that precede the text.
+        text: Settings of the generated text, and of its optional prefix, the input `text`.
     """
 
     output_modality = "text"
@@ -166,7 +167,7 @@ class TextGenerator:
             )
 
     def start_tokens(self, batch_size: int) -> Int[Tensor, "B 1"]:
-        """Return the prefixes of texts of which nothing is given: the start token."""
+        """Return empty prefixes: the start token alone."""
         return torch.full((batch_size, 1), self._start_id)
 
     def _iter_tokens(
@@ -190,8 +191,8 @@ class TextGenerator:
                 "limit."
             )
         last = last_token_index(batch["text"], self.text.end, self.text.pad)
-        room = self.text.length - 1 - last
-        return room.clamp(max=max_tokens) if max_tokens else room
+        remaining = self.text.length - 1 - last
+        return remaining.clamp(max=max_tokens) if max_tokens else remaining
 
     @property
     def _start_id(self) -> int:
@@ -207,7 +208,7 @@ class TextGenerator:
         rows = max((len(values) for values in lists.values()), default=1)
         return {"text": [None] * rows, **lists}, rows
 
-    def _build_batch(self, inputs: Mapping[str, Sequence[Any]]) -> Batch:
+    def _build_batch(self, inputs: RawInputs) -> Batch:
         batch = Batch({"text": self.text.collate([self._prefix(v) for v in inputs["text"]])})
         for part, values in inputs.items():
             if part != "text":

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
-from sensorium.inference.request import as_lists, collate_column, iter_request_batches
+from sensorium.inference.request import (
+    RawInputs,
+    as_lists,
+    collate_column,
+    iter_request_batches,
+)
 from sensorium.metrics.calibration import conformal_sets
 from sensorium.modalities.base import Modality
 from sensorium.modalities.multilabel import Multilabel
@@ -31,7 +36,7 @@ class Prediction:
     """The predictions of one target.
 
     Attributes:
-        value: For each row a label, a number or a list of tags; None if the model abstains.
+        value: For each row a class, a number or a list of tags; None if the model abstains.
         classes: Names of the classes or tags.
         probability: Probability of each class or tag, in the order of `classes`.
         prediction_set: Classes that contain the true one with the requested coverage.
@@ -128,7 +133,7 @@ class Predictor:
             names = list(self.columns)[:1]  # all rows are empty
         return {name: [row.get(name) for row in rows] for name in names}
 
-    def _warn_empty_rows(self, inputs: Mapping[str, Sequence[Any]], num_rows: int) -> None:
+    def _warn_empty_rows(self, inputs: RawInputs, num_rows: int) -> None:
         empty = sum(all(values[i] is None for values in inputs.values()) for i in range(num_rows))
         if empty:
             warnings.warn(
@@ -137,7 +142,7 @@ class Predictor:
                 stacklevel=3,
             )
 
-    def _compute_logits(self, inputs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    def _compute_logits(self, inputs: RawInputs) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
         for name, values in inputs.items():
             batch = batch.merge(collate_column(name, self.columns[name], values))
@@ -162,7 +167,8 @@ def decode_prediction(
         min_accuracy: Accuracy that labels and ranks must reach; 0 predicts all rows.
 
     Raises:
-        SensoriumError: If the modality of the target cannot be predicted.
+        SensoriumError: If the modality of the target cannot be predicted, or `coverage` or
+            `min_accuracy` is out of range.
     """
     quantile = calibration.conformal_quantile(coverage)
     match target:

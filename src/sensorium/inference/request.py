@@ -15,7 +15,7 @@ from sensorium.inference.base import load_value
 from sensorium.modalities.base import Modality
 from sensorium.nn.tokens import Batch
 
-RawInputs = Mapping[str, Sequence[Any]]
+RawInputs = Mapping[str, Sequence[Any]]  # raw values of each input, one per row
 SINGLE_VALUE_TYPES = (str, bytes, Path, PIL.Image.Image, np.ndarray)
 
 

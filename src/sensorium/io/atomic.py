@@ -14,7 +14,7 @@ def write_file(path: str | Path, content: bytes | Callable[[Path], object]) -> N
 
     Args:
         path: the file to write. It gets the permissions that the umask allows.
-        content: the bytes, or a function that writes them to the temporary path it is called with.
+        content: the bytes, or a function that writes them to a temporary path.
 
     Raises:
         SensoriumError: the system refuses (disk full, no permission). The old file is unchanged.

@@ -19,8 +19,7 @@ def read_object(
         max_bytes: the largest file that is read; None: no limit.
 
     Raises:
-        FileNotFoundError: if the file is missing; what it is for, and so what to do, the caller
-            knows.
+        FileNotFoundError: if the file is missing; the caller reports what it is for.
         SensoriumError: if the file cannot be read, is too large or holds anything else.
     """
     try:

@@ -1,6 +1,6 @@
 """Calibration: temperature scaling, reliability, conformal prediction and selective prediction.
 
-    N rows   C classes   K tags, or cuts between ranks   L levels   P points of a curve
+N rows   C classes   K tags, or cuts between ranks   L levels   P points of a curve
 
 Fit on rows that the model was not trained on.
 """
@@ -29,10 +29,10 @@ def fit_softmax_temperature(
         logits: Logits of each class.
         y: True classes.
         label_smoothing: Share of each label that is spread over all classes; keeps the temperature
-            of a few rows that are all right from going to zero.
+            above zero if all predictions of a few rows are correct.
 
     Returns:
-        What to divide the logits by; 1 for no rows.
+        The divisor of the logits; 1 for no rows.
     """
     logits = logits.double()
     true_logits = logits.gather(1, y[:, None])[:, 0]
@@ -53,7 +53,7 @@ def fit_sigmoid_temperature(
         label_smoothing: As in fit_softmax_temperature.
 
     Returns:
-        What to divide the logits by; 1 for no rows.
+        The divisor of the logits; 1 for no rows.
     """
     logits = logits.double()
     target = (1 - label_smoothing) * y.double() + label_smoothing / 2
@@ -62,7 +62,8 @@ def fit_sigmoid_temperature(
 
 def _solve_temperature(slope: Callable[[float], Tensor]) -> float:
     """Return T where the mean of an increasing function of 1 / T is zero, by bisection."""
-    low, high = -math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    low = -math.log(MAX_TEMPERATURE)
+    high = math.log(MAX_TEMPERATURE)
     if not slope(1.0).numel():
         return 1.0
     for _ in range(_BISECTION_STEPS):
@@ -90,11 +91,11 @@ def fit_std_scale(errors: Float[Tensor, "N"]) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram: the non-empty ones of bins of equal width.
+    """A reliability diagram: bins of equal width, without empty ones.
 
     Attributes:
         confidence: Mean predicted probability of each bin.
-        accuracy: How often the prediction was right.
+        accuracy: Share of correct predictions of each bin.
         fraction: Share of all rows in the bin.
     """
 
@@ -187,44 +188,44 @@ class RiskCoverageCurve:
     """Risk against coverage of selective prediction, from the most confident rows on.
 
     Attributes:
-        threshold: Confidence from which rows are answered; decreasing.
-        num_answered: How many rows that is.
-        risk: Mean risk of these rows: their error rate, or mean error.
+        threshold: Confidence from which rows are accepted; decreasing.
+        num_accepted: Number of accepted rows.
+        risk: Mean risk of the accepted rows: their error rate, or mean error.
     """
 
     threshold: Float[Tensor, "P"]
-    num_answered: Int[Tensor, "P"]
+    num_accepted: Int[Tensor, "P"]
     risk: Float[Tensor, "P"]
 
     @property
     def coverage(self) -> Float[Tensor, "P"]:
-        """The share of rows that is answered."""
-        return self.num_answered / self.num_answered[-1:]
+        """The share of rows that are accepted."""
+        return self.num_accepted / self.num_accepted[-1:]
 
     @property
     def aurc(self) -> float:
         """The area under the curve: mean risk over all coverages (Geifman et al. 2018)."""
-        steps = self.num_answered.diff(prepend=self.num_answered.new_zeros(1))
-        return ((steps * self.risk).sum() / self.num_answered[-1]).item()
+        steps = self.num_accepted.diff(prepend=self.num_accepted.new_zeros(1))
+        return ((steps * self.risk).sum() / self.num_accepted[-1]).item()
 
     def threshold_for_risk(self, max_risk: float) -> float:
         """Return the lowest threshold with at most this error rate; infinity if there is none.
 
         One more wrong answer is assumed at each threshold: a few rows do not prove a small risk.
         """
-        corrected_risk = (self.risk * self.num_answered + 1) / (self.num_answered + 1)
+        corrected_risk = (self.risk * self.num_accepted + 1) / (self.num_accepted + 1)
         thresholds = self.threshold[corrected_risk <= max_risk + 1e-9]
         return thresholds[-1].item() if len(thresholds) else math.inf
 
     def threshold_for_coverage(self, min_coverage: float) -> float:
-        """Return the highest threshold that answers at least this share of the rows."""
+        """Return the highest threshold that accepts at least this share of the rows."""
         return self.threshold[self.coverage >= min_coverage - 1e-9][0].item()
 
 
 def risk_coverage_curve(
     confidence: Float[Tensor, "N"], risk: Float[Tensor, "N"]
 ) -> RiskCoverageCurve:
-    """Return the risk-coverage curve; rows of equal confidence are answered together.
+    """Return the risk-coverage curve; rows of equal confidence are accepted together.
 
     Args:
         confidence: Confidence of each prediction.
@@ -234,7 +235,7 @@ def risk_coverage_curve(
     sorted_confidence = confidence[order].double()
     total_risk = risk[order].double().cumsum(0)
     next_is_lower = sorted_confidence.diff(append=sorted_confidence.new_full((1,), -math.inf)) != 0
-    answered = torch.arange(1, len(sorted_confidence) + 1)[next_is_lower]
+    accepted = torch.arange(1, len(sorted_confidence) + 1)[next_is_lower]
     return RiskCoverageCurve(
-        sorted_confidence[next_is_lower], answered, total_risk[next_is_lower] / answered
+        sorted_confidence[next_is_lower], accepted, total_risk[next_is_lower] / accepted
     )

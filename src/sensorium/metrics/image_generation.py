@@ -6,7 +6,7 @@ N, M images   E features   K tokens of a codebook
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _CHUNK_ROWS = 1024  # rows compared with all references at a time
@@ -48,7 +48,7 @@ def _require_two_rows(x: Tensor) -> None:
 
 
 def _matrix_square_root(matrix: Float[Tensor, "E E"]) -> Float[Tensor, "E E"]:
-    """Return the square root of a positive semidefinite matrix, times an orthogonal matrix."""
+    """Return the symmetric square root of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -62,7 +62,8 @@ def kernel_distance(a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> float:
     Raises:
         ValueError: If a set has fewer than two rows.
     """
-    a, b = a.double(), b.double()
+    a = a.double()
+    b = b.double()
     _require_two_rows(a)
     _require_two_rows(b)
     within = _mean_self_kernel(a) + _mean_self_kernel(b)
@@ -92,7 +93,7 @@ def diversity(x: Float[Tensor, "N E"]) -> float:
 
 def nearest_neighbors(
     x: Float[Tensor, "N E"], references: Float[Tensor, "M E"]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
     """Return the distance to, and the index of, each row's nearest reference.
 
     A small distance to a training image suggests memorization.

@@ -1,6 +1,6 @@
 """Metrics of predictions by type of target, computed by scikit-learn.
 
-    N rows   C classes   K tags   E tags including those that training did not see
+N rows   C classes   K tags   E tags including those that training did not see
 
 A metric that is undefined on the given rows (one class only, no variance) is left out, with the
 reason; it is never zero or NaN.
@@ -85,9 +85,11 @@ def classification_metrics(
     metrics = MetricValues()
     if not len(y):
         return MetricValues({"rows": 0.0}, [_NO_ROWS])
-    true, predicted = y.numpy(), probabilities.argmax(1).numpy()
+    true = y.numpy()
+    predicted = probabilities.argmax(1).numpy()
     is_known = (y < probabilities.shape[1]).numpy()
-    known_true, known_p = true[is_known], probabilities.numpy()[is_known]
+    known_true = true[is_known]
+    known_p = probabilities.numpy()[is_known]
     _add_row_counts(metrics, is_known, "rows of unseen classes")
     metrics.add("accuracy", lambda: sk.accuracy_score(true, predicted))
     metrics.add(
@@ -127,7 +129,8 @@ def ordinal_metrics(probabilities: Float[Tensor, "N C"], y: Int[Tensor, "N"]) ->
     if not is_known.any():
         reason = "all metrics: there are no rows of a rank that training saw"
         return MetricValues({"rows": float(len(y))}, [reason])
-    true, predicted = y.numpy()[is_known], median_rank(probabilities).numpy()[is_known]
+    true = y.numpy()[is_known]
+    predicted = median_rank(probabilities).numpy()[is_known]
     _add_row_counts(metrics, is_known, "rows of unseen ranks")
     metrics.add("accuracy", lambda: np.mean(true == predicted))
     metrics.add("MAE", lambda: np.abs(true - predicted).mean())
@@ -154,7 +157,8 @@ def multilabel_metrics(probabilities: Float[Tensor, "N K"], y: Bool[Tensor, "N E
     if not len(y):
         return MetricValues({"rows": 0.0}, [_NO_ROWS])
     num_tags = probabilities.shape[1]
-    true, predicted = y.numpy(), np.zeros(y.shape, bool)
+    true = y.numpy()
+    predicted = np.zeros(y.shape, bool)
     predicted[:, :num_tags] = probabilities.numpy() >= 0.5
     known_true = true[:, :num_tags]
     is_known = np.logical_not(true[:, num_tags:].any(1))
@@ -186,7 +190,7 @@ def multilabel_metrics(probabilities: Float[Tensor, "N K"], y: Bool[Tensor, "N E
 def _add_mean_average_precision(
     metrics: MetricValues, true: np.ndarray, probabilities: np.ndarray
 ) -> None:
-    """Add the mean average precision over the tags that some row has."""
+    """Add the mean average precision over the tags that occur in any row."""
     sk = _import_sklearn_metrics()
     has_rows: np.ndarray = np.any(true, 0)
     metrics.add(
@@ -221,7 +225,8 @@ def regression_metrics(
     metrics = MetricValues()
     if not len(y):
         return MetricValues({"rows": 0.0}, [_NO_ROWS])
-    predicted, true = mean.double().numpy(), y.double().numpy()
+    predicted = mean.double().numpy()
+    true = y.double().numpy()
     errors = np.abs(true - predicted)
     constant_reason = "" if np.ptp(true) else "all true values are the same"
     spearman_reason = constant_reason

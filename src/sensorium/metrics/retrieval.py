@@ -15,8 +15,8 @@ def retrieval_ranks(
     """Return the rank, from 1, of each query's best relevant candidate.
 
     An irrelevant candidate with the same score counts as ahead of it, and one with a score of NaN
-    too; a query whose own score is NaN is in the last place. Any of several relevant
-    candidates (duplicate captions, images of one object) will do.
+    too; a query whose own score is NaN is in the last place. Of several
+    relevant candidates (duplicate captions, images of one object) the best one counts.
 
     Args:
         queries: Query embeddings.
@@ -62,8 +62,8 @@ def retrieval_metrics(
     Args:
         a: Unit embeddings of the first modality.
         b: Unit embeddings of the second.
-        relevant: Which belong together.
-        names: What to call both modalities.
+        relevant: Which items of `a` and `b` belong together.
+        names: Names of the two modalities.
 
     Returns:
         For example {"image to text recall@1": ..., "text to image recall@1": ..., "recall@1": ...}.

@@ -36,7 +36,8 @@ def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the Levenshtein distance: the fewest insertions, deletions and substitutions."""
     row = list(range(len(b) + 1))
     for i, word in enumerate(a, 1):
-        previous, row = row, [i]
+        previous = row
+        row = [i]
         for j, other in enumerate(b, 1):
             substitution = previous[j - 1] + (word != other)
             row.append(min(previous[j] + 1, row[-1] + 1, substitution))

@@ -22,8 +22,8 @@ def chrf(predictions: Sequence[str], references: References) -> float:
     Order 6, beta 2, without spaces. Of several references the best-matching one counts.
     """
     best_matches = [
-        max((_char_ngram_matches(text, reference) for reference in options), key=_f_score)
-        for text, options in zip(predictions, references, strict=True)
+        max((_char_ngram_matches(text, reference) for reference in row_references), key=_f_score)
+        for text, row_references in zip(predictions, references, strict=True)
     ]
     return _f_score(np.sum(best_matches, 0)) if best_matches else 0.0
 
@@ -65,18 +65,20 @@ def cider_d(predictions: Sequence[str], references: References) -> float:
     weighted by their inverse document frequency in these references: a corpus of one row scores 0,
     and scores of different corpora are not comparable.
     """
-    documents = [[_word_ngrams(text) for text in options] for options in references]
-    document_frequency = Counter(ngram for options in documents for ngram in set().union(*options))
+    documents = [[_word_ngrams(text) for text in row_references] for row_references in references]
+    document_frequency = Counter(
+        ngram for row_references in documents for ngram in set().union(*row_references)
+    )
     log_num_documents = math.log(max(1, len(documents)))
     idf = {
         ngram: log_num_documents - math.log(count) for ngram, count in document_frequency.items()
     }
     scores: list[float] = []
-    for text, options in zip(predictions, documents, strict=True):
+    for text, row_references in zip(predictions, documents, strict=True):
         prediction = _TfIdfVector(_word_ngrams(text), idf, log_num_documents)
         similarities = [
             _cider_similarity(prediction, _TfIdfVector(reference, idf, log_num_documents))
-            for reference in options
+            for reference in row_references
         ]
         scores.append(float(np.mean(similarities)))
     return 10 * float(np.mean(scores)) if scores else 0.0
@@ -136,8 +138,8 @@ def exact_match(predictions: Sequence[str], references: References) -> float:
     Case, punctuation and articles are ignored.
     """
     matches = [
-        _strip_articles(text) in map(_strip_articles, options)
-        for text, options in zip(predictions, references, strict=True)
+        _strip_articles(text) in map(_strip_articles, row_references)
+        for text, row_references in zip(predictions, references, strict=True)
     ]
     return float(np.mean(matches)) if matches else 0.0
 

@@ -2,7 +2,8 @@
 
 Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 
-B batch   N samples   F frames of 10 ms   M mel bands   T tokens of 20 ms   D width
+B batch   N samples   R samples at another rate   F frames of 10 ms   M mel bands
+T tokens of 20 ms   D width
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Audio:
         elif isinstance(raw, tuple):
             samples, rate = raw
         else:
-            samples, rate = raw, self.sample_rate
+            samples = raw
+            rate = self.sample_rate
         samples = np.asarray(samples, dtype=np.float32)
         if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
             raise ValueError(
@@ -84,8 +86,8 @@ class Audio:
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B M F"]:
         """Return log-mel spectrograms, padded with PADDING_VALUE to the longest.
 
-        With `seconds`, the samples are padded with zeros (silence) instead. A missing value, which
-        has no samples, is padding throughout.
+        With `seconds`, the samples are cut or padded with zeros (silence) instead. A missing value,
+        which has no samples, is padding throughout.
         """
         if self.seconds:
             size = round(self.seconds * self.sample_rate)
@@ -167,7 +169,7 @@ def _sample_spans(
 
 def resample(
     samples: Float[Tensor, "N"], source_rate: int, target_rate: int, *, num_zeros: int = 24
-) -> Float[Tensor, "M"]:
+) -> Float[Tensor, "R"]:
     """Return the samples at another rate, by a Hann-windowed sinc filter.
 
     Args:
@@ -177,12 +179,13 @@ def resample(
         num_zeros: Zero crossings of the sinc on each side: more is sharper and slower.
     """
     divisor = math.gcd(source_rate, target_rate)
-    source, target = source_rate // divisor, target_rate // divisor
+    source = source_rate // divisor
+    target = target_rate // divisor
     if source == target:
         return samples
     filters, reach = _sinc_kernel(source, target, num_zeros)
     padded = F.pad(samples[None, None], (reach, reach + source))
-    # Each step of the convolution turns `source` samples into `target` samples.
+    # Each step of the convolution maps `source` samples to `target` samples.
     output = F.conv1d(padded, filters, stride=source)[0].T.flatten()
     return output[: math.ceil(len(samples) * target / source)]
 
@@ -190,7 +193,7 @@ def resample(
 @cache
 def _sinc_kernel(
     source_rate: int, target_rate: int, num_zeros: int
-) -> tuple[Float[Tensor, "new 1 width"], int]:
+) -> tuple[Float[Tensor, "phases 1 width"], int]:
     """Return one filter for each output phase, and how many samples a filter reaches back."""
     cutoff = min(source_rate, target_rate) * 0.95 / source_rate  # of the source Nyquist frequency
     reach = math.ceil(num_zeros / cutoff)

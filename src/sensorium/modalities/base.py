@@ -16,7 +16,7 @@ from sensorium.errors import SensoriumError
 class Modality(Protocol):
     """The settings of one column: a frozen dataclass that is stored with the run.
 
-    A modality turns raw values into model inputs in three steps, and the same settings are used
+    A modality converts raw values to model inputs in three steps, and the same settings are used
     in training and in inference:
 
     1. `fit` learns what depends on the data (a tokenizer, a mean, the classes), once per run.
@@ -39,12 +39,12 @@ class Modality(Protocol):
     Two more methods are used by tests, by export and for display, and are recommended:
 
     - `fake(n, rng)`: n random values as a batch, in the form that `collate` returns.
-    - `decode(value)`: one collated value as something for people, such as an image or a string.
+    - `decode(value)`: one collated value in readable form, such as an image or a string.
 
     `examples/points.py` implements all of it.
 
     Attributes:
-        kind: Name of the modality, one identifier, as in `--type NAME=KIND`.
+        kind: Name of the modality, one identifier, as in `--type NAME=TYPE`.
     """
 
     kind: ClassVar[str]

@@ -24,7 +24,7 @@ _FIRST_MONDAY_SECONDS = 4 * SECONDS_PER_DAY  # 1970-01-05
 
 @dataclass(frozen=True)
 class Datetime:
-    """Settings of a datetime column, with or without a time of day; UTC unless a zone is given.
+    """Settings of a datetime column, with or without a time of day; UTC without a time zone.
 
     Attributes:
         mean: Mean of the training dates, in seconds since 1970.
@@ -55,18 +55,18 @@ class Datetime:
             ValueError: If the value is none of these.
         """
         try:
-            moment = datetime.fromisoformat(raw.strip()) if isinstance(raw, str) else raw
+            parsed = datetime.fromisoformat(raw.strip()) if isinstance(raw, str) else raw
         except ValueError:
             raise ValueError(
                 f"expected a date such as 2026-03-31 or 2026-03-31T14:05, got {raw[:40]!r}"
             ) from None
-        if isinstance(moment, date) and not isinstance(moment, datetime):
-            moment = datetime(moment.year, moment.month, moment.day)
-        if not isinstance(moment, datetime):
+        if isinstance(parsed, date) and not isinstance(parsed, datetime):
+            parsed = datetime(parsed.year, parsed.month, parsed.day)
+        if not isinstance(parsed, datetime):
             raise ValueError(f"expected a date, got {type(raw).__name__} {str(raw)[:40]!r}")
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return np.array(moment.timestamp(), np.float64)
+        if parsed.tzinfo is None:
+            parsed = parsed.replace(tzinfo=UTC)
+        return np.array(parsed.timestamp(), np.float64)
 
     def collate(self, values: Sequence[np.ndarray]) -> Float[Tensor, "B F"]:
         """Return the features of a batch.

@@ -1,6 +1,6 @@
 """Random augmentation of image batches: one affine map and one color map per image.
 
-    B batch   H side as stored   S side of the model input
+B batch   H side as stored   S side of the model input
 
 All images of a batch are changed at once, each with its own random values. Beyond its edges an
 image repeats its border pixels.
@@ -31,7 +31,7 @@ class ImageAugmentation:
     The order is: geometry, blur, color, outlines, erasing.
 
     Attributes:
-        crop: Random resized crop: smallest fraction of the area that is kept.
+        crop: Random resized crop: smallest fraction of the area that remains.
         flip: Probability of a horizontal flip.
         rotate: Largest rotation in degrees, either way.
         shift: Largest shift as a fraction of the side, either way, in both directions.
@@ -97,12 +97,12 @@ class ImageAugmentation:
         return self.has_color_jitter or any((self.blur, self.outline, self.erase))
 
 
-def sample_uniform(n: int, limit: float, rng: torch.Generator) -> Float[Tensor, " n"]:
+def sample_uniform(n: int, limit: float, rng: torch.Generator) -> Float[Tensor, "n"]:
     """Return n uniform random numbers between -limit and limit."""
     return (torch.rand(n, generator=rng) * 2 - 1) * limit
 
 
-def sample_mask(n: int, probability: float, rng: torch.Generator) -> Bool[Tensor, " n"]:
+def sample_mask(n: int, probability: float, rng: torch.Generator) -> Bool[Tensor, "n"]:
     """Return n random flags that are True with this probability."""
     return torch.rand(n, generator=rng) < probability
 
@@ -133,7 +133,7 @@ def shift_and_flip(
 
 
 def crop_windows(
-    x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, " B"], dx: Int[Tensor, " B"]
+    x: UInt8[Tensor, "B 3 H H"], side: int, dy: Int[Tensor, "B"], dx: Int[Tensor, "B"]
 ) -> UInt8[Tensor, "B 3 S S"]:
     """Return the square of each image that is centered (dy, dx) pixels off the image's center."""
     margin = (x.shape[-1] - side) // 2
@@ -198,7 +198,7 @@ def apply_pixel_ops(
     if augmentation.blur:
         apply_randomly(x, augmentation.blur, rng, gaussian_blur)
     outlined = sample_mask(len(x), augmentation.outline, rng)
-    # Edges are found before colors change, and drawn afterwards.
+    # Edges are detected before colors change, and drawn afterwards.
     edges = sketch_edges(x[outlined], rng) if augmentation.outline else None
     if augmentation.has_color_jitter:
         x = jitter_color(x, augmentation, rng)
@@ -274,7 +274,8 @@ def sample_color_matrix(
     tint = 1 + sample_uniform(3 * n, augmentation.tint, rng).view(n, 3, 1)
     brightness = (1 + sample_uniform(n, augmentation.brightness, rng))[:, None, None]
     matrix = brightness * tint * (saturation * torch.eye(3) + (1 - saturation) * luma)
-    return matrix @ torch.eye(3)[permutation], brightness * (1 - tint) * 255
+    offset = brightness * (1 - tint) * 255
+    return matrix @ torch.eye(3)[permutation], offset
 
 
 def erase_rectangle(x: Float[Tensor, "B 3 S S"], rng: torch.Generator) -> Float[Tensor, "B 3 S S"]:

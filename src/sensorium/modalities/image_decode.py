@@ -169,7 +169,7 @@ def _check_pixel_count(width: int, height: int) -> None:
 
 
 def _read_bytes(raw: Any) -> bytes:
-    """Return the bytes of a file that is given as bytes or by its path."""
+    """Return the bytes of a file, or `raw` itself if it is bytes."""
     if isinstance(raw, bytes):
         return raw
     if not isinstance(raw, str | Path):
@@ -264,7 +264,8 @@ def _decode_jpeg_fast(
         return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-        height, width = int(height), int(width)
+        height = int(height)
+        width = int(width)
         _check_pixel_count(width, height)
         if color_space not in ("YCbCr", "RGB", "Gray"):
             return None

@@ -75,9 +75,11 @@ def resize_exact(
         for length in image.size
     )
     if resize_mode == "centre":
-        left, top = round((width - side) / 2), round((height - side) / 2)
+        left = round((width - side) / 2)
+        top = round((height - side) / 2)
     else:
-        left, top = (width - side) // 2, (height - side) // 2
+        left = (width - side) // 2
+        top = (height - side) // 2
     resized = image.resize((width, height), method)
     return np.array(resized.crop((left, top, left + side, top + side)))
 
@@ -106,8 +108,10 @@ def trim_border(image: PIL.Image.Image) -> PIL.Image.Image:
     columns = np.flatnonzero(content.any(0))
     if not len(rows):
         return image
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(columns[0]), int(columns[-1]) + 1
+    top = int(rows[0])
+    bottom = int(rows[-1]) + 1
+    left = int(columns[0])
+    right = int(columns[-1]) + 1
     margin = max(1, round(max(bottom - top, right - left) / 30))
     return image.crop(
         (

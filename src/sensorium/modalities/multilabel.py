@@ -21,11 +21,11 @@ from sensorium.modalities.base import settings_to_dict, validate_settings
 
 @dataclass(frozen=True)
 class Multilabel:
-    """Settings of a multilabel column; models see a multi-hot vector.
+    """Settings of a multilabel column; models get a multi-hot vector.
 
     Attributes:
-        separator: What separates the tags of a value that is text; a value may also be a list.
-        tags: Names of the tags; those of the training rows unless given.
+        separator: Separator of the tags of a value that is text; a value may also be a list.
+        tags: Names of the tags; by default those of the training rows.
         counts: Training rows with each tag.
         rows: Number of training rows.
     """
@@ -56,7 +56,7 @@ class Multilabel:
         return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
     def fit(self, values: Iterable[Any]) -> Multilabel:
-        """Return the settings with the sorted tags of the values, unless given, and counts."""
+        """Return the settings with counts of `tags`, by default the sorted tags of the values."""
         counts = Counter[str]()
         rows = 0
         for raw in values:

@@ -1,6 +1,7 @@
 """Time series: many channels of any length, with missing values; windows of them as Tokens.
 
-B batch   T steps   C channels   R = 2 C: values of a step, then their presence mask   D width
+B batch   T steps   S steps after subsampling   C channels   D width
+R = 2 C: values of a step, then their presence mask
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Series:
     """Settings of a time series column. NaN is a missing value: masked, not imputed.
 
     Attributes:
-        channels: Channel names, in the order that a model sees.
-        mean: Mean of each channel; a model sees (value - mean) / std.
+        channels: Channel names, in the order of the model input.
+        mean: Mean of each channel; the model input is (value - mean) / std.
         std: Standard deviation of each channel.
         length: Largest number of steps.
         truncation: How a longer series is shortened: "subsample" (each step is the mean of
-            consecutive steps) or "cut" (the first steps are kept).
+            consecutive steps) or "cut" (only the first steps).
         typical_length: Median number of steps, from which encoders choose their window length.
         sample_rate: Steps per second, if known; only displayed.
         skip_columns: Names of file columns that are not channels, in lower case.
@@ -124,7 +125,7 @@ class Series:
         return ((x - np.array(self.mean or 0.0)) / np.array(self.std or 1.0)).astype(np.float32)
 
     def _align_channels(
-        self, names: tuple[str, ...] | None, x: Float64[np.ndarray, "T given"]
+        self, names: tuple[str, ...] | None, x: Float64[np.ndarray, "T _"]
     ) -> Float64[np.ndarray, "T C"]:
         """Return the values in the order of `channels`. Raise ValueError for other channels."""
         if not self.channels:
@@ -241,7 +242,7 @@ def _nanmean(x: Float64[np.ndarray, "E *rest"]) -> Float64[np.ndarray, "*rest"]:
 
 def _mean_std(
     x: Float64[np.ndarray, "T C"],
-) -> tuple[Float64[np.ndarray, " C"], Float64[np.ndarray, " C"]]:
+) -> tuple[Float64[np.ndarray, "C"], Float64[np.ndarray, "C"]]:
     """Return mean and standard deviation of each channel: 0 and 1 for an empty channel.
 
     The standard deviation of a constant channel is 1.
@@ -264,7 +265,7 @@ def crop_and_warp(
     Args:
         batch: Series as `Series.collate` returns them.
         rng: Random generator.
-        crop: Smallest fraction of the steps that is kept.
+        crop: Smallest fraction of the steps that remains.
         warp: Largest relative change of speed, either way.
     """
     if crop >= 1 and warp <= 0:
@@ -284,7 +285,7 @@ def crop_and_warp(
 def sample_channel_mask(
     rows: int, channels: int, probability: float, rng: torch.Generator
 ) -> Float[Tensor, "B C"]:
-    """Return 0 for dropped channels and 1 for the others, at least one of which is kept per row."""
+    """Return 0 for dropped channels and 1 for the others, at least one of them per row."""
     samples = torch.rand(rows, channels, generator=rng)
     return ((samples >= probability) | (samples == samples.amax(1, keepdim=True))).float()
 

@@ -26,7 +26,7 @@ NamedSeries = tuple[tuple[str, ...] | None, Float64[np.ndarray, "T C"]]
 
 
 def read_series(raw: Any, skip: Sequence[str] = ()) -> NamedSeries:
-    """Return the channel names of a series, if a file gives them, and its values.
+    """Return the channel names of a series, if its file has them, and its values.
 
     Args:
         raw: The path of a CSV or .npy file, or numbers [T] or [T C].
@@ -167,17 +167,19 @@ def plot_series(x: Float64[np.ndarray, "T C"], names: Sequence[str], duration: s
     """Return a line plot: all channels on one scale, with gaps where values are missing."""
     image = Image.new("RGB", PLOT_SIZE, "white")
     draw = ImageDraw.Draw(image)
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     if not np.isnan(x).all():
-        low, high = np.nanmin(x), np.nanmax(x)
+        low = np.nanmin(x)
+        high = np.nanmax(x)
     width, height = PLOT_SIZE
-    across = np.linspace(PLOT_MARGIN, width - PLOT_MARGIN, max(len(x), 1))
+    x_pixels = np.linspace(PLOT_MARGIN, width - PLOT_MARGIN, max(len(x), 1))
     relative = (x - low) / ((high - low) or 1)
-    down = height - 2 * PLOT_MARGIN - relative * (height - 3 * PLOT_MARGIN)
+    y_pixels = height - 2 * PLOT_MARGIN - relative * (height - 3 * PLOT_MARGIN)
     for i, name in enumerate(names):
         color = f"hsl({360 * i // len(names)}, 70%, 45%)"
-        for run in np.ma.clump_unmasked(np.ma.masked_invalid(down[:, i])):
-            points = [*zip(across[run].tolist(), down[run, i].tolist(), strict=True)]
+        for segment in np.ma.clump_unmasked(np.ma.masked_invalid(y_pixels[:, i])):
+            points = [*zip(x_pixels[segment].tolist(), y_pixels[segment, i].tolist(), strict=True)]
             if len(points) > 1:
                 draw.line(points, fill=color, width=1)
             else:

@@ -1,4 +1,4 @@
-"""Text as a bag of words and character n-grams: unseen words are known by the n-grams they share.
+"""Text as a bag of words and character n-grams, which unseen words share with known ones.
 
 B batch   T tokens   V token ids   L characters of a token   N, M, S characters of a text
 P n-grams of a text   W words   K known n-grams   D width
@@ -49,7 +49,8 @@ class SubwordBagEmbedding(nn.Module):
         self.embedding = nn.Embedding(table_size, dim)
         self.dropout = nn.Dropout(dropout)
         self.subword_dropout = subword_dropout
-        self.end, self.pad = text.end, text.pad
+        self.end = text.end
+        self.pad = text.pad
         nn.init.normal_(self.embedding.weight, std=0.01 / LR_MULTIPLIER)
         chars = token_chars(text)
         self.max_words_per_token = int((chars == WORD_BOUNDARY).sum(1).max())
@@ -77,7 +78,8 @@ class SubwordBagEmbedding(nn.Module):
             added = torch.cat([text_counts, torch.ones_like(unique)])
             text_counts = torch.zeros_like(known).index_add(0, index, added)
             num_texts += len(ids)
-        hashes, idf = self.get_buffer("ngram_hashes"), self.get_buffer("idf")
+        hashes = self.get_buffer("ngram_hashes")
+        idf = self.get_buffer("idf")
         repeated = text_counts.masked_fill(text_counts < 2, 0)
         top = repeated.topk(min(len(repeated), len(hashes)))
         selected, order = known[top.indices[top.values > 0]].sort()
@@ -119,7 +121,8 @@ class SubwordBagEmbedding(nn.Module):
         index, is_known = _lookup(self.get_buffer("ngram_hashes"), hashes[present])
         if self.training and self.subword_dropout:
             is_known &= torch.rand(len(is_known), device=index.device) >= self.subword_dropout
-        index, word_index = index[is_known], word_index[is_known]
+        index = index[is_known]
+        word_index = word_index[is_known]
         weight = self.get_buffer("idf")[index, None]
         x = self.embedding(index) * weight
         x = x.new_zeros(len(word_ids), x.shape[1]).index_add(0, word_index, x)
@@ -201,7 +204,8 @@ def hash_powers(n: int) -> Int[Tensor, "2 n"]:
 
 def compact(chars: Int[Tensor, "B N"]) -> Int[Tensor, "B M"]:
     """Remove the zeros between characters and append a word boundary to each text."""
-    is_char, n = chars > 0, chars.shape[1]
+    is_char = chars > 0
+    n = chars.shape[1]
     lengths = is_char.sum(1, keepdim=True)
     longest = n if torch.compiler.is_exporting() else int(lengths.max())
     target = torch.where(is_char, is_char.cumsum(1) - 1, n)  # zeros go behind all characters
@@ -249,7 +253,8 @@ def _word_hashes(
     # boundaries[w] is the index of the w-th boundary, from 1; column 0 takes all other characters.
     slot = torch.where(is_boundary, is_boundary.cumsum(1), 0)
     boundaries = torch.zeros_like(F.pad(chars, (0, 1))).scatter(1, slot, index)
-    start, end = boundaries[:, 1:-1], boundaries[:, 2:]
+    start = boundaries[:, 1:-1]
+    end = boundaries[:, 2:]
     sums = (chars * base_powers[:length]).cumsum(1)
     hashes = (sums.gather(1, end) - sums.gather(1, start)) * inverse_powers[start]
     return index[:, 1:], hashes, end - start > 1

@@ -24,7 +24,7 @@ MAX_BINS = 32  # quantile bins of a numeric column, at most
 
 @dataclass(frozen=True)
 class Numeric:
-    """Settings of a numeric column; models see (value - mean) / std.
+    """Settings of a numeric column; models get (value - mean) / std.
 
     Attributes:
         mean: Mean of the training values.
@@ -111,12 +111,12 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Category:
-    """Settings of a categorical column; models see the index of the class.
+    """Settings of a categorical column; models get the index of the class.
 
     A class that training did not see has the index after the last.
 
     Attributes:
-        classes: Names of the classes; those of the training rows unless given.
+        classes: Names of the classes; by default those of the training rows.
         counts: Training rows of each class.
     """
 
@@ -129,7 +129,7 @@ class Category:
         return {name: i for i, name in enumerate(self.classes)}
 
     def fit(self, values: Iterable[str | None]) -> Category:
-        """Return the settings with the sorted classes of the values, unless given, and counts."""
+        """Return settings with counts of `classes`, by default those of the values, sorted."""
         counts = Counter(v for v in values if v is not None)
         classes = self.classes or tuple(self.sort_classes(counts))
         return replace(self, classes=classes, counts=tuple(counts[name] for name in classes))

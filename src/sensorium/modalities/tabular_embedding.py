@@ -57,7 +57,8 @@ class PiecewiseLinearEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         """Embed standardized numbers."""
-        low, width = self.get_buffer("low"), self.get_buffer("width")
+        low = self.get_buffer("low")
+        width = self.get_buffer("width")
         encoding = ((x[..., None] - low) / width).clamp(0, 1) * self.get_buffer("mask")
         clipped = x.clamp(-MAX_ZSCORE, MAX_ZSCORE)[..., None]
         features = torch.cat([encoding, clipped], -1)
@@ -85,7 +86,7 @@ class DateEmbedding(Linear):
         dim: D.
     """
 
-    def __init__(self, column: Datetime, dim: int):  # noqa: ARG002 - as all of EMBEDDINGS
+    def __init__(self, column: Datetime, dim: int):  # noqa: ARG002 - signature of EMBEDDINGS
         super().__init__(NUM_FEATURES, dim)
 
 
@@ -93,13 +94,13 @@ class MultiHotEmbedding(nn.Module):
     """The sum of the vectors of all tags, divided by the square root of their number.
 
     Args:
-        tags: Settings of the column.
+        multilabel: Settings of the column.
         dim: D.
     """
 
-    def __init__(self, tags: Multilabel, dim: int):
+    def __init__(self, multilabel: Multilabel, dim: int):
         super().__init__()
-        self.projection = Linear(len(tags.tags) + 1, dim)
+        self.projection = Linear(len(multilabel.tags) + 1, dim)
         nn.init.normal_(self.projection.weight, std=0.5)
 
     def forward(self, x: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:

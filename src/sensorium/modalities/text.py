@@ -1,6 +1,6 @@
 """Text: a byte-pair tokenizer trained on the column, and embeddings of token ids as Tokens.
 
-B batch   T tokens   L full length   D width
+B batch   T tokens   S tokens of the longest text   L full length   D width
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Text:
         """
         rows = self._fitted_tokenizer().encode_batch_fast(list(texts), add_special_tokens=False)
         prefix = [] if self.start is None else [self.start]
-        room = self.length - len(prefix) - 1
-        return [np.array([*prefix, *row.ids[:room], self.end], dtype=np.int32) for row in rows]
+        max_ids = self.length - len(prefix) - 1
+        return [np.array([*prefix, *row.ids[:max_ids], self.end], dtype=np.int32) for row in rows]
 
     def load(self, raw: Any) -> np.ndarray:
         """Return one text as int32 ids [n <= length].
@@ -127,8 +127,8 @@ class Text:
         removed = inner & (torch.rand(batch.shape, generator=rng) < token_dropout)
         removed &= ((inner & ~removed).sum(1) > 0)[:, None]  # a text never loses all tokens
         remaining_first = removed.to(torch.int8).argsort(dim=1, stable=True)
-        closed = batch.masked_fill(removed, self.pad).gather(1, remaining_first)
-        return closed[:, : int((~removed & (batch != self.pad)).sum(1).max())]
+        compacted = batch.masked_fill(removed, self.pad).gather(1, remaining_first)
+        return compacted[:, : int((~removed & (batch != self.pad)).sum(1).max())]
 
     def fake(self, n: int, rng: torch.Generator) -> Int[Tensor, "n T"]:
         """Return n random texts of 3 to `length` tokens, for tests and dry runs."""
@@ -208,12 +208,12 @@ class TextEmbedding(nn.Module):
         return Tokens(x, sequence_positions(x), CAUSAL if self.causal else None, valid)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        """Return tokens for ids at given positions of their texts, for step-by-step decoding."""
+        """Return tokens for ids at these positions of their texts, for step-by-step decoding."""
         x = self.token_embedding(ids) + self.position_embedding[positions]
         return Tokens(x, _time_positions(positions), CAUSAL)
 
     def tokenize(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        """Return the ids unchanged: a batch of texts is what this embedding reads."""
+        """Return the ids unchanged: texts are collated as token ids."""
         return ids
 
 
@@ -280,7 +280,7 @@ class PaddedTokenEmbedding(nn.Module):
         return Tokens(x, sequence_positions(x), CAUSAL)
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        """Return tokens for ids at given positions of their texts, for step-by-step decoding."""
+        """Return tokens for ids at these positions of their texts, for step-by-step decoding."""
         x = self.token_embedding(ids) + self.position_embedding[positions]
         return Tokens(x, _time_positions(positions), CAUSAL)
 

@@ -1,6 +1,7 @@
 """Boosted trees as tensors: trained by another library, evaluated and stored by this one.
 
-B batch   F features   D width   T trees   N nodes, L leaves of all trees   K outputs
+B batch   C columns   F features   D width   T trees   N nodes, L leaves of all trees
+K outputs of a head   O outputs of the trees: K, or 1 for two classes and for numbers
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,8 @@ class Trees(nn.Module):
 
     def __init__(self, num_features: int, num_outputs: int):
         super().__init__()
-        self.num_features, self.num_outputs = num_features, num_outputs
+        self.num_features = num_features
+        self.num_outputs = num_outputs
         for name, dtype in BUFFER_DTYPES.items():
             self.register_buffer(name, torch.zeros(0, dtype=dtype))
 
@@ -89,7 +91,8 @@ class Trees(nn.Module):
 
     def _validate_values(self, buffers: Mapping[str, Tensor]) -> None:
         """Check that all indices and numbers of the buffers are valid."""
-        num_nodes, num_leaves = len(buffers["feature"]), len(buffers["leaf"])
+        num_nodes = len(buffers["feature"])
+        num_leaves = len(buffers["leaf"])
         first_child = torch.arange(num_nodes) + 1
         valid_indices = (
             _are_valid_nodes(buffers["root"], 0 * buffers["root"], num_nodes, num_leaves)
@@ -114,8 +117,10 @@ class Trees(nn.Module):
 
     def _traverse(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
         """Walk all rows down all trees, one level per iteration."""
-        feature, threshold = self.get_buffer("feature"), self.get_buffer("threshold")
-        left, right = self.get_buffer("left"), self.get_buffer("right")
+        feature = self.get_buffer("feature")
+        threshold = self.get_buffer("threshold")
+        left = self.get_buffer("left")
+        right = self.get_buffer("right")
         missing = self.get_buffer("missing")
         index = self.get_buffer("root").expand(len(x), -1)
         is_node = index >= 0
@@ -133,9 +138,9 @@ class Trees(nn.Module):
 class TreeEnsemble(nn.Module):
     """A second head of a target: boosted trees, blended with the linear head.
 
-    The trees read scalar columns, handcrafted features of images and series, and the fused vector.
-    They are used only for rows whose missing columns were also missing in training rows; all other
-    rows use the linear head alone, which is trained with missing values.
+    The inputs of the trees are scalar columns, handcrafted features of images and series, and the
+    fused vector. Trees are used only for rows whose missing columns were also missing in
+    training rows; all other rows use the linear head alone, which is trained with missing values.
 
     Args:
         modality: The target.
@@ -219,7 +224,7 @@ class TreeEnsemble(nn.Module):
     def blend(
         self,
         linear: Float[Tensor, "B K"],
-        tree_output: Float[Tensor, "B T"],
+        tree_output: Float[Tensor, "B O"],
         blend_weights: Float[Tensor, "3"],
         applicable: Bool[Tensor, "B"],
     ) -> Float[Tensor, "B K"]:

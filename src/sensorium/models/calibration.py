@@ -183,7 +183,8 @@ def _best_scale(modality: Modality, calibration: Calibration, logits: Tensor, y:
 
 def _level_index(level: float) -> int:
     """Return the index of the lowest calibration level that is at least `level`."""
-    lowest, highest = CALIBRATION_LEVELS[0], CALIBRATION_LEVELS[-1]
+    lowest = CALIBRATION_LEVELS[0]
+    highest = CALIBRATION_LEVELS[-1]
     if not lowest <= level <= highest:
         raise SensoriumError(
             f"A coverage or accuracy of {level:g} is out of range. Choose one from {lowest} to "

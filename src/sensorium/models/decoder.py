@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         parts: The input embedding of each part, in sequence order.
         heads: The output layer (D to V) of each generated part; these must be the last parts.
         trunk: The transformer.
-        context_encoders: Encoders of inputs outside the sequence, which the trunk reads through
+        context_encoders: Encoders of inputs outside the sequence, to which the trunk attends by
             cross-attention.
 
     Raises:

@@ -1,7 +1,7 @@
 """Fixed (not learned) features of images and series, as inputs of boosted trees.
 
 B batch   H, W sides in pixels   T steps   C channels   M features   N rows   Q quantiles
-R = 2 C: values of a step, then their presence mask   W = RAW_IMAGE_FEATURES
+R = 2 C: values of a step, then their presence mask   F = RAW_IMAGE_FEATURES
 """
 
 import itertools
@@ -38,8 +38,8 @@ class HandcraftedFeatures(nn.Module):
         columns: The image and series columns.
 
     Attributes:
-        mean: [images W] Mean raw features of each image column.
-        components: [images W PCA_COMPONENTS] Principal components of each image column.
+        mean: [images F] Mean raw features of each image column.
+        components: [images F PCA_COMPONENTS] Principal components of each image column.
         num_features: M.
     """
 
@@ -74,7 +74,7 @@ class HandcraftedFeatures(nn.Module):
             features.append(values.masked_fill(~present[name][:, None], torch.nan))
         return torch.cat(features, 1)
 
-    def fit(self, features: Sequence[Float[Tensor, "N W"]]) -> None:
+    def fit(self, features: Sequence[Float[Tensor, "N F"]]) -> None:
         """Compute the principal components of each image column.
 
         Args:
@@ -250,7 +250,7 @@ def _quantiles(
     return low + (high - low) * position.frac()
 
 
-def _eigh(matrix: Float[Tensor, "W W"]) -> tuple[Tensor, Tensor]:
+def _eigh(matrix: Float[Tensor, "F F"]) -> tuple[Tensor, Tensor]:
     """Return ascending eigenvalues and their eigenvectors (torch.linalg.eigh, typed)."""
     return torch.linalg.eigh(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 

@@ -84,7 +84,8 @@ class ImageTokenizer(nn.Module):
                 "Choose 2, 4, 8 or another power of two that divides the side."
             )
         widths = [max(MIN_CHANNELS, dim >> i) for i in range(num_scales)]  # coarse to fine
-        self.quantizer, self.laplace = quantizer, laplace
+        self.quantizer = quantizer
+        self.laplace = laplace
         self.vocab_size = quantizer.vocab_size
         self.grid_size = image.size // patch_size
         self.encoder = _build_encoder(widths[::-1], quantizer.in_dim, blocks_per_scale)

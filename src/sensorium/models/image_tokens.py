@@ -53,7 +53,8 @@ class ImageTokenEmbedding(nn.Module):
         """Embed tokens at the given positions of the sequence; the start token is at 0."""
         side = len(self.row_embedding)
         cell = (positions - 1).clamp(min=0)
-        row, column = cell // side, cell % side
+        row = cell // side
+        column = cell % side
         position_embedding = self.row_embedding[row] + self.column_embedding[column]
         position_embedding = position_embedding * (positions > 0)[..., None]  # none for the start
         return Tokens(
@@ -63,5 +64,5 @@ class ImageTokenEmbedding(nn.Module):
         )
 
     def decode_image(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B 3 S S"]:
-        """Return the normalized images of h w tokens, given without the start token."""
+        """Return the normalized images of sequences of h w tokens, without the start token."""
         return self.tokenizer.decode(rearrange(ids, "b (h w) -> b h w", h=len(self.row_embedding)))

@@ -1,11 +1,12 @@
 """Int8 weights for inference on the CPU: a quarter of the memory, and faster with VNNI or AMX.
 
-    D width in   E width out   N rows   V vocabulary   M = 2 N: low bytes, then high bytes
+D width in   E width out   P part of it   N rows   V vocabulary
+M = 2 N: low bytes, then high bytes
 
 Weights are quantized symmetrically to -127..127 with one scale per output row (per vector for
 embeddings). Inputs are quantized dynamically, each row by itself, so that a row's result does not
-depend on its batch. Decoders are more sensitive to rounding than encoders: there an input takes
-two bytes, a high and a low one, which are multiplied as separate rows.
+depend on its batch. Decoders are more sensitive to rounding than encoders: each of their inputs
+takes two bytes, a high and a low one, which are multiplied as separate rows.
 
 oneDNN takes inputs as unsigned bytes with a zero point of 128: without AMX it multiplies signed
 ones a thousand times more slowly. Without VNNI, sums of unsigned bytes may saturate, so signed
@@ -142,10 +143,12 @@ class Int8Linear(nn.Module):
         if x.dtype is not torch.float32 or not x.is_contiguous():
             x = x.float().contiguous()
         row_abs_max = x.abs().amax(1, keepdim=True)  # 0 for a row of zeros: any scale will do
-        num_rows, bias = x.shape[0], buffers["bias"]
+        num_rows = x.shape[0]
+        bias = buffers["bias"]
         if self.two_byte_activations:
             products = _int8_matmul(split_bytes(x, row_abs_max), buffers)
-            low, high = products[:num_rows], products[num_rows : 2 * num_rows]
+            low = products[:num_rows]
+            high = products[num_rows : 2 * num_rows]
             output = torch.add(high, low, alpha=1 / BYTE_BASE)
         else:
             quantized = torch.addcdiv(ROUNDING_OFFSET, x, row_abs_max, value=INT8_MAX)
@@ -176,7 +179,8 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        self.embedding_dim, self.num_embeddings = embedding.embedding_dim, embedding.num_embeddings
+        self.embedding_dim = embedding.embedding_dim
+        self.num_embeddings = embedding.num_embeddings
         quantized, scale = quantize_rows(embedding.weight.detach())
         self.register_buffer("int8_weight", quantized)
         self.register_buffer("scale", scale)
@@ -204,7 +208,8 @@ def _forward_one_row(
     byte_rows = scaled.view(torch.int32).bitwise_right_shift(BYTE_SHIFTS).byte()
     products = _int8_matmul(byte_rows, buffers, abs_max)
     low, high, _ = products.split_with_sizes([1, 1, 2], -2)
-    output, bias = high.add_(low, alpha=1 / BYTE_BASE), buffers["bias"]
+    output = high.add_(low, alpha=1 / BYTE_BASE)
+    bias = buffers["bias"]
     return output if bias is None else output.add_(bias)
 
 
@@ -214,7 +219,8 @@ def _int8_matmul(
     """Multiply unsigned bytes around ZERO_POINT, each step `scale` wide, by packed weights."""
     zero_point = ZERO_POINT
     if not has_int8_dot_product():
-        quantized, zero_point = (quantized ^ ZERO_POINT).view(torch.int8), 0
+        quantized = (quantized ^ ZERO_POINT).view(torch.int8)
+        zero_point = 0
     return _qlinear_operator()(
         quantized,
         scale,

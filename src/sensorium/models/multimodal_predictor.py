@@ -42,7 +42,8 @@ class ColumnEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder, projection: nn.Module):
         super().__init__()
-        self.encoder, self.projection = encoder, projection
+        self.encoder = encoder
+        self.projection = projection
 
     def forward(self, raw: Tensor, return_tokens: bool) -> Tokens:
         """Return all tokens or one pooled token; a multi-scale projection uses both."""
@@ -76,7 +77,8 @@ class Head(nn.Module):
 
     def __init__(self, dim: int, prior: Float[Tensor, "K"], dropout: float):
         super().__init__()
-        self.dropout, self.linear = nn.Dropout(dropout), Linear(dim, len(prior))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = Linear(dim, len(prior))
         nn.init.normal_(self.linear.weight, std=0.1 * dim**-0.5)
         with torch.no_grad():
             self.linear.bias.copy_(prior)
@@ -97,14 +99,14 @@ class MultimodalPredictor(nn.Module):
 
     Args:
         encoders: The encoder of each column that has one of its own.
-        tabular: The embedding of all scalar columns; None if there are none.
+        tabular: The embedding of all scalar columns; None without scalar columns.
         fusion: One of `nn.fusion.FUSIONS`.
         heads: The linear head of each target.
         dim: D.
         modality_dropout: Share of training rows of which some values are hidden, from a few to all
             but one (`drop_values`).
-        residual: Add the unnormalized fused vector to the heads' input; its norm tells how many
-            values a row has.
+        residual: Add the unnormalized fused vector to the heads' input; its norm reflects how
+            many values a row has.
     """
 
     def __init__(
@@ -124,7 +126,9 @@ class MultimodalPredictor(nn.Module):
         self.encoder_columns = list(encoders)
         self.modality_dropout = modality_dropout
         self.residual = residual
-        self.encoders, self.tabular, self.fusion = nn.ModuleList(encoders.values()), tabular, fusion
+        self.encoders = nn.ModuleList(encoders.values())
+        self.tabular = tabular
+        self.fusion = fusion
         self.norm = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim, 2 * dim)
         self.final_norm = nn.LayerNorm(dim)
@@ -203,7 +207,7 @@ def drop_values(present: Bool[Tensor, "B C"], row_share: float) -> Bool[Tensor, 
     """Hide values at random in a share of the rows (modality dropout).
 
     Each such row hides every value with its own probability, uniform in 0 to 1, so that rows with
-    few and with many missing values are trained on alike. At least one value of a row is kept.
+    few and with many missing values are trained on alike. At least one value of a row stays.
 
     Args:
         present: Which values exist.

@@ -25,7 +25,7 @@ from sensorium.nn.tokens import (
 
 @runtime_checkable
 class InputEmbedding(Protocol):
-    """A module that turns a batch of values into Tokens."""
+    """A module that maps a batch of values to Tokens."""
 
     def __call__(self, raw: Tensor, /) -> Tokens:
         """Embed a batch of values."""
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
     """A column encoder: input embedding, trunk and pooling.
 
     Args:
-        embed: Turns raw values into Tokens.
+        embed: Maps raw values to Tokens.
         trunk: A Transformer, or another module that maps Tokens to Tokens and takes
             `query_positions`; None for no trunk.
         pool: Reduces all tokens to one; by default their mean. Unused if the embedding has a
@@ -51,7 +51,9 @@ class Encoder(nn.Module):
         self, embed: InputEmbedding, trunk: nn.Module | None = None, pool: nn.Module | None = None
     ):
         super().__init__()
-        self.embed, self.trunk, self.pool = embed, trunk, pool
+        self.embed = embed
+        self.trunk = trunk
+        self.pool = pool
 
     def forward(self, raw: Tensor) -> Tokens:
         """Return all tokens after the trunk."""
@@ -106,7 +108,9 @@ class Tower(nn.Module):
 
     def __init__(self, encoder: Encoder, projection: nn.Module, embed_dim: int):
         super().__init__()
-        self.encoder, self.projection, self.embed_dim = encoder, projection, embed_dim
+        self.encoder = encoder
+        self.projection = projection
+        self.embed_dim = embed_dim
 
     def forward(self, raw: Tensor) -> Float[Tensor, "B E"]:
         """Return the unit embedding of each value."""
@@ -172,7 +176,8 @@ class Towers(nn.ModuleDict):
             {new: self[old] for old, new in names.items()},
             use_logit_bias=self.logit_bias is not None,
         )
-        result.logit_scale, result.logit_bias = self.logit_scale, self.logit_bias
+        result.logit_scale = self.logit_scale
+        result.logit_bias = self.logit_bias
         return result
 
     @torch.no_grad()

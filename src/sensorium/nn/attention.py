@@ -95,8 +95,8 @@ def attention_context(t: Tokens, cache: KVCache | None = None) -> AttentionConte
     A causal order promises that padding comes last, so that no real token can attend to it.
 
     Args:
-        t: Tokens about to be read.
-        cache: Cache that they are added to.
+        t: Input tokens of the forward pass.
+        cache: Key-value cache, to which they are added.
     """
     if cache is not None:
         visible = cache.append(t) if cache.length else cache.prefill(t)
@@ -275,7 +275,7 @@ class CrossAttention(nn.Module):
             x: Queries.
             context: Tokens attended to.
             mask: True where a query may attend to a context token.
-            cache: Cache that keeps the keys and values of the context.
+            cache: Cache that stores the keys and values of the context.
         """
         q = rearrange(self.q(x), "b t (h k) -> b h t k", h=self.heads)
         if cache is None:

@@ -2,7 +2,7 @@
 
 B batch   P modalities   T tokens of a modality   S tokens of all modalities   D width   R rank
 
-`uses_tokens` tells whether a fusion reads all tokens of a modality or its pooled embedding.
+`uses_tokens` is True for a fusion of all tokens of a modality, False for one of pooled embeddings.
 Modalities are passed by name; one that no row of a batch has may be left out.
 """
 
@@ -195,7 +195,7 @@ class CrossAttentionFusion(nn.Module):
 
 
 class EarlyFusion(nn.Module):
-    """One transformer over the tokens of all modalities, read at a class token (early fusion).
+    """One transformer over the tokens of all modalities, pooled by a class token (early fusion).
 
     Args:
         names: Names of the modalities.
@@ -224,7 +224,7 @@ class EarlyFusion(nn.Module):
 
 
 class BottleneckLayer(nn.Module):
-    """One transformer block for each modality, which also reads the bottleneck tokens.
+    """One transformer block for each modality, over its tokens and the bottleneck tokens.
 
     Args:
         names: Names of the modalities.

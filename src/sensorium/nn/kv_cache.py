@@ -84,8 +84,8 @@ class KVCache:
             kv: Heads of the keys, then heads of the values.
         """
         if layer not in self._layers:
-            room = kv.new_empty(kv.shape[0], self._capacity, kv.shape[1], kv.shape[3])
-            self._layers[layer] = room.transpose(1, 2)
+            storage = kv.new_empty(kv.shape[0], self._capacity, kv.shape[1], kv.shape[3])
+            self._layers[layer] = storage.transpose(1, 2)
         buffer = self._layers[layer]
         buffer.narrow(2, self.length - kv.shape[2], kv.shape[2]).copy_(kv)
         return buffer.narrow(2, 0, self.length)
@@ -110,16 +110,16 @@ class KVCache:
         self.context = None if self.context is None else take_rows(self.context, rows)
 
     def _register(self, t: Tokens) -> None:
-        """Take over order, validity and number of the new tokens."""
+        """Record order, validity and number of the new tokens."""
         start = self.length
         if self._order is not None or t.order is not CAUSAL:
             offset = start if t.order is CAUSAL else 0
             self._order = torch.cat([self._full_order(t), order_tensor(t) + offset], 1)
         if self._valid is not None or not (t.valid is None or t.valid.all()):
-            before = self._valid
-            if before is None:
-                before = t.x.new_ones(t.x.shape[0], start, dtype=torch.bool)
-            self._valid = torch.cat([before, valid_mask(t)], 1)
+            cached_valid = self._valid
+            if cached_valid is None:
+                cached_valid = t.x.new_ones(t.x.shape[0], start, dtype=torch.bool)
+            self._valid = torch.cat([cached_valid, valid_mask(t)], 1)
         self.length = start + t.x.shape[1]
 
     def _full_mask(self, t: Tokens) -> Bool[Tensor, "B 1 T S"]:

@@ -64,7 +64,8 @@ def linear(
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
+        x = x.to(dtype)
+        weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     backend = linear_backend(x.dtype)
     if backend == "torch" or x.dtype != weight.dtype or not x.numel() or not _is_dense(weight):

@@ -34,7 +34,8 @@ class Rotary(nn.Module):
     ) -> Float[Tensor, "B H T K"]:
         """Rotate the pairs of each head by the angles of these positions."""
         angle = (pos[:, :, :1] * self.inv_freq)[:, None]
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos = angle.cos().to(x.dtype)
+        sin = angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 

@@ -1,4 +1,4 @@
-"""Learned queries that read a sequence: pooling, fusion bottleneck or Flamingo's resampler.
+"""Learned queries that attend to a sequence: pooling, fusion bottleneck or Flamingo's resampler.
 
 D width
 """

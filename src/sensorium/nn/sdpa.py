@@ -87,7 +87,7 @@ def self_attend(
 def _use_explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two products and a softmax are faster than PyTorch's operator.
 
-    Its backward pass is slow, most of all in bf16.
+    The backward pass of the operator is slow, most of all in bf16.
     """
     trains_in_float32 = q.dtype == torch.float32 and q.requires_grad and torch.is_grad_enabled()
     if q.dtype != torch.bfloat16 and not trains_in_float32:
@@ -120,7 +120,8 @@ class ExplicitAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         """Return softmax(q kᵀ · scale) v over the keys that `mask` allows."""
-        ctx.shape, ctx.scale = q.shape, scale
+        ctx.shape = q.shape
+        ctx.scale = scale
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # (B H) T K, one copy each
         p = _attention_probabilities(q, k, mask, ctx.shape[0], scale)
         ctx.save_for_backward(q, k, v, p)
@@ -150,7 +151,8 @@ class ExplicitSelfAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, heads: int, mask: Tensor | None, scale: float
     ) -> Tensor:
         """Return the attention of a sequence over itself."""
-        ctx.batch, ctx.scale = len(qkv), scale
+        ctx.batch = len(qkv)
+        ctx.scale = scale
         parts = rearrange(qkv, "b t (n h k) -> n (b h) t k", n=3, h=heads).contiguous()
         p = _attention_probabilities(parts[0], parts[1], mask, ctx.batch, scale)
         ctx.save_for_backward(parts, p)

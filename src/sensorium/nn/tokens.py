@@ -1,6 +1,6 @@
 """Batches of columns, batches of token sequences, and the attention masks that follow from them.
 
-B batch   T tokens   S context tokens   D width
+B batch   T tokens   S context tokens   C selected rows   D width   E width of any vectors
 """
 
 import itertools
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 ColumnKey = str | tuple[str, ...]
-"""A column by name, or several text columns that are read as one."""
+"""A column by name, or several text columns that are joined into one."""
 
 
 def column_names(key: ColumnKey) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def column_names(key: ColumnKey) -> tuple[str, ...]:
 
 
 def column_key(names: str | Sequence[str]) -> ColumnKey:
-    """Return the key of one column, or of several that are read as one."""
+    """Return the key of one column, or of several that are joined into one."""
     if isinstance(names, str):
         return names
     return names[0] if len(names) == 1 else tuple(names)
@@ -183,7 +183,7 @@ def sequence_positions(x: Float[Tensor, "B T D"], start: int = 0) -> Float[Tenso
 
 
 def grid_positions(x: Float[Tensor, "B T D"], columns: int) -> Float[Tensor, "B T 3"]:
-    """Return positions of a grid read row by row, `columns` tokens to a row; time is 0."""
+    """Return positions of a grid in raster order, `columns` tokens to a row; time is 0."""
     i = torch.arange(x.shape[1], device=x.device)
     pos = torch.stack([torch.zeros_like(i), i // columns, i % columns], -1).float()
     return pos.expand(x.shape[0], -1, -1)
@@ -193,7 +193,8 @@ def order_tensor(t: Tokens) -> Int[Tensor, "B T"]:
     """Return the order as a tensor: 0 everywhere without an order, 1..T if causal."""
     if isinstance(t.order, Tensor):
         return t.order
-    shape, device = t.x.shape[:2], t.x.device
+    shape = t.x.shape[:2]
+    device = t.x.device
     if t.order is None:
         return torch.zeros(shape, dtype=torch.long, device=device)
     return torch.arange(1, shape[1] + 1, device=device).expand(shape)
@@ -213,7 +214,7 @@ def make_causal(t: Tokens, start: int = 1) -> Tokens:
 
 
 def join(*parts: Tokens) -> Tokens:
-    """Concatenate sequences along time. Their orders are kept: the caller chooses them to match."""
+    """Concatenate sequences along time. Orders stay as they are: the caller makes them match."""
     if len(parts) == 1:
         return parts[0]
     order = None
@@ -228,7 +229,7 @@ def join(*parts: Tokens) -> Tokens:
 
 
 def take_last(t: Tokens, n: int) -> Tokens:
-    """Return the last n tokens of each sequence, with the order they had."""
+    """Return the last n tokens of each sequence, with their order among all tokens."""
     order = None if t.order is None else order_tensor(t)[:, -n:]
     valid = None if t.valid is None else t.valid[:, -n:]
     return Tokens(t.x[:, -n:], t.pos[:, -n:], order, valid)

@@ -221,7 +221,7 @@ class Transformer(nn.Module):
 
         Args:
             t: The tokens; with a cache, those that follow the cached ones.
-            context: Tokens for cross-attention. A cache keeps the context of earlier calls.
+            context: Tokens for cross-attention. A cache stores the context of earlier calls.
             query_positions: Index of the only token of each sequence to return. The last block
                 then leaves out the others; the result is the same.
             cache: Key-value cache, which is extended by `t`.
@@ -300,8 +300,8 @@ def num_heads(dim: int, head_dim: int = 64) -> int:
     """Return the largest number of attention heads, of at least `head_dim`, that divides a width.
 
     Args:
-        dim: width of the transformer.
-        head_dim: smallest width of a head, where the width allows it.
+        dim: Width of the transformer.
+        head_dim: Smallest width of a head; a narrower transformer has one head.
     """
     return next(n for n in range(max(1, dim // head_dim), 0, -1) if dim % n == 0)
 

@@ -326,12 +326,12 @@ class GumbelQuantizer(nn.Module):
         return ((logits + noise) / temperature_schedule(self.progress)).softmax(-1)
 
 
-def temperature_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def temperature_schedule(progress: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the temperature of the relaxation: 1 at progress 0, 1/16 at progress 1."""
     return 1 + (MIN_TEMPERATURE - 1) * _cosine_ramp(progress)
 
 
-def kl_schedule(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def kl_schedule(progress: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the factor on the KL term: 0 at progress 0, 6.6 at progress 1."""
     return MAX_KL_WEIGHT * _cosine_ramp(progress)
 
@@ -350,7 +350,7 @@ def _validate_codebook(vocab_size: int, dim: int) -> None:
         )
 
 
-def _cosine_ramp(progress: Float[Tensor, "*at"]) -> Float[Tensor, "*at"]:
+def _cosine_ramp(progress: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return half a cosine from 0 to 1."""
     return (1 - (math.pi * progress).cos()) / 2
 

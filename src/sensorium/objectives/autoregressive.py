@@ -33,7 +33,7 @@ class NextTokenLoss:
     """Cross-entropy of every real token after the first of a part, given all tokens before it.
 
     Attributes:
-        columns: Column of the batch that each part of the Decoder reads.
+        columns: Input column of each part of the Decoder.
         loss_weights: Weight of the loss of each part with a head, such as {"text": 1, "image": 7}
             (DALL-E, Ramesh et al. 2021).
         part_dropout: Probability that a part is masked in a row while training, for
@@ -97,7 +97,8 @@ class NextTokenLoss:
         targets = ids[:, 1 : output.x.shape[1]]
         is_target = valid_mask(output)[:, 1:]
         if x.device.type == "cpu":  # compute no logits for padding
-            x, targets = x[is_target], targets[is_target]
+            x = x[is_target]
+            targets = targets[is_target]
         else:
             targets = targets.masked_fill(~is_target, IGNORE_INDEX)
         logits = model.heads[part](x).float().flatten(0, -2)
@@ -269,7 +270,8 @@ def beam_search(
         end_token: Token that ends a hypothesis.
         suppressed_tokens: Tokens that are never generated.
     """
-    num_rows, num_beams = len(inputs), beam_config.num_beams
+    num_rows = len(inputs)
+    num_beams = beam_config.num_beams
     max_steps, limits = _token_limits(max_tokens, num_rows)
     cache = KVCache(max_steps)
     lengths = _part_lengths(model, inputs, part)
@@ -319,7 +321,8 @@ def _extend(
     lengths = (beams.lengths + ~beams.ended)[..., None].clamp(min=1)
     num_beams, vocab = log_p.shape[1:]
     best = (total / lengths**length_penalty).flatten(1).topk(num_beams).indices
-    parents, ids = best // vocab, best % vocab
+    parents = best // vocab
+    ids = best % vocab
     prefixes = beams.ids.gather(1, parents[..., None].expand(-1, -1, beams.ids.shape[2]))
     extended = _Hypotheses(
         ids=torch.cat([prefixes, ids[..., None]], 2),

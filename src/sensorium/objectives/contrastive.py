@@ -1,7 +1,7 @@
 """Contrastive losses of paired columns: InfoNCE (CLIP) or one sigmoid per pair (SigLIP).
 
 B batch   C captions of a batch   E width of the shared space   T tokens of the first column
-S tokens of the second column   N texts   U distinct texts
+S tokens of the second column   K texts of a row   N texts   U distinct texts
 
 With projected tokens, half of the similarity is the late interaction of FILIP (Yao et al. 2021):
 each token's best match among the tokens of the other side, averaged over real tokens.
@@ -59,6 +59,9 @@ class ContrastiveLoss:
             a: Embeddings of the first column.
             b: Embeddings of the second column.
             positive_mask: True where a row of `a` and a row of `b` belong together.
+
+        Raises:
+            ValueError: The loss is `siglip`, but the towers have no logit bias.
         """
         a_to_b, b_to_a = similarity(a, b)
         scale = model.logit_scale.exp()
@@ -75,7 +78,7 @@ class ContrastiveLoss:
         return (forward + backward) / 2
 
     def accumulate(self, model: Towers, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Add the gradients of one large batch, given as micro-batches, to the parameters.
+        """Add the gradients of one large batch, split into micro-batches, to the parameters.
 
         GradCache (Gao et al. 2021) in three passes: every pair of all micro-batches is a negative,
         with memory for the graph of one micro-batch. Dropout is the same in both encoding passes.
@@ -172,9 +175,10 @@ def drop_incomplete_rows(batch: Batch, *columns: ColumnKey) -> Batch:
 def positive_mask(batch: Batch, a: ColumnKey, b: ColumnKey) -> Bool[Tensor, "B C"]:
     """Return which rows of `a` belong to which texts (or rows) of `b`.
 
-    Those of one row, of one group, and those that share a text in either column do.
+    These are the pairs of one row, of one group, and those that share a text in either column.
     """
-    values_a, values_b = batch[a], batch[b]
+    values_a = batch[a]
+    values_b = batch[b]
     same_row = torch.eye(len(values_a), dtype=torch.bool, device=values_a.device)
     if batch.group is not None:
         same_row = same_row | (batch.group[:, None] == batch.group)
@@ -197,7 +201,8 @@ def similarity(a: TowerOutput, b: TowerOutput) -> tuple[Float[Tensor, "B C"], Fl
     if a.tokens is None or b.tokens is None:
         return cosine, cosine.T
     pairs = torch.einsum("ite,jse->ijts", a.tokens.x, b.tokens.x)
-    valid_a, valid_b = valid_mask(a.tokens), valid_mask(b.tokens)
+    valid_a = valid_mask(a.tokens)
+    valid_b = valid_mask(b.tokens)
     best_b = pairs.masked_fill(~valid_b[None, :, None, :], -1).amax(3) * valid_a[:, None]
     best_a = pairs.masked_fill(~valid_a[:, None, :, None], -1).amax(2) * valid_b
     tokens_a_to_b = best_b.sum(2) / valid_a.sum(1).clamp(min=1)[:, None]

@@ -1,6 +1,6 @@
-"""Supervised losses of prediction targets: classes, ranks, labels and numbers.
+"""Supervised losses of prediction targets: classes, ranks, tag sets and numbers.
 
-B batch   K outputs of a head   C classes   L labels   N rows with a pair of modalities
+B batch   K outputs of a head   C classes   L tags   E tags and one for all unseen ones
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ INFONCE_TEMPERATURE = 0.1
 """Temperature of the contrastive loss between modalities."""
 
 MAX_POSITIVE_WEIGHT = 100
-"""Largest weight of a rare label."""
+"""Largest weight of a rare tag."""
 
 MIN_PRIOR = 1e-6
 """Prior probabilities are clipped to this distance from 0 and 1."""
@@ -44,7 +44,7 @@ class Target(Protocol):
         ...
 
     def has_target(self, y: Tensor) -> Bool[Tensor, "B"]:
-        """Return the rows with a target that was seen in training."""
+        """Return True for rows whose target was seen in training."""
         ...
 
     def loss(self, logits: Float[Tensor, "B K"], y: Tensor) -> Float[Tensor, "B"]:
@@ -76,7 +76,7 @@ class ClassificationTarget:
         return _tensor(np.log((self.counts + 1) / (self.counts + 1).sum()))
 
     def has_target(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
-        """Return the rows whose class was seen in training."""
+        """Return True for rows whose class was seen in training."""
         return y < self.num_classes
 
     def loss(self, logits: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -109,7 +109,7 @@ class OrdinalTarget:
         return _logit((1 - frequency.cumsum()[:-1]).clip(MIN_PRIOR, 1 - MIN_PRIOR))
 
     def has_target(self, y: Int[Tensor, "B"]) -> Bool[Tensor, "B"]:
-        """Return the rows whose rank was seen in training."""
+        """Return True for rows whose rank was seen in training."""
         return y < self.num_classes
 
     def loss(self, logits: Float[Tensor, "B K"], y: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -120,24 +120,24 @@ class OrdinalTarget:
 
 
 class MultilabelTarget:
-    """A set of labels, predicted by one logit per label; K = L.
+    """A set of tags, predicted by one logit per tag; K = L.
 
     Args:
         modality: The target column.
-        class_weight: Whether a label weighs more in rows that have it, the rarer it is.
+        class_weight: Whether a tag weighs more in rows that have it, the rarer it is.
     """
 
     def __init__(self, modality: Multilabel, class_weight: bool = False):
-        self.num_labels = max(1, len(modality.tags))
+        self.num_tags = max(1, len(modality.tags))
         self.num_rows = modality.rows
-        self.counts = np.array(modality.counts or (0,) * self.num_labels, np.float32)
+        self.counts = np.array(modality.counts or (0,) * self.num_tags, np.float32)
         self.weight = None
         if class_weight:
             odds = (modality.rows - self.counts) / self.counts.clip(1)
             self.weight = _tensor(odds.clip(1, MAX_POSITIVE_WEIGHT))
 
     def prior(self) -> Float[Tensor, "K"]:
-        """Return the logit of each label's frequency."""
+        """Return the logit of each tag's frequency."""
         return _logit((self.counts + 1) / (self.num_rows + 2))
 
     def has_target(self, y: Float[Tensor, "B E"]) -> Bool[Tensor, "B"]:
@@ -145,9 +145,9 @@ class MultilabelTarget:
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
     def loss(self, logits: Float[Tensor, "B K"], y: Float[Tensor, "B E"]) -> Float[Tensor, "B"]:
-        """Return the mean binary cross-entropy over the labels of each row."""
+        """Return the mean binary cross-entropy over the tags of each row."""
         return F.binary_cross_entropy_with_logits(
-            logits, y[:, : self.num_labels], reduction="none", pos_weight=self.weight
+            logits, y[:, : self.num_tags], reduction="none", pos_weight=self.weight
         ).mean(1)
 
 
@@ -178,7 +178,7 @@ def build_target(
     Args:
         modality: The target column.
         label_smoothing: Label smoothing of classes.
-        class_weight: Whether rare classes and labels weigh more.
+        class_weight: Whether rare classes and tags weigh more.
 
     Raises:
         ValueError: Columns of this type cannot be predicted.
@@ -213,7 +213,8 @@ class SupervisedLoss:
 
     def __call__(self, model: MultimodalPredictor, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of a batch."""
-        parts, num_rows = model.encode_inputs(batch), len(batch)
+        parts = model.encode_inputs(batch)
+        num_rows = len(batch)
         contrastive_loss = torch.zeros(())
         if self.contrastive_weight:
             contrastive_loss = self.contrastive_weight * cross_modal_infonce(parts)
@@ -239,7 +240,7 @@ class SupervisedLoss:
         return torch.stack(losses).sum()
 
     def has_target(self, name: str, batch: Batch) -> Bool[Tensor, "B"]:
-        """Return the rows that have this target."""
+        """Return True for rows that have this target."""
         mask = self.targets[name].has_target(batch[name])
         return mask & batch.present[name] if name in batch.present else mask
 
@@ -276,7 +277,7 @@ def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
 
 
 def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
-    """Convert what NumPy computed; PyTorch's arithmetic would load its compiler in a dry build.
+    """Convert an array from NumPy; PyTorch's arithmetic would load its compiler in a dry build.
 
     See `nn.linear.normal_parameter`.
     """
@@ -284,7 +285,7 @@ def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
 
 
 def _masked_mean(losses: Float[Tensor, "B"], mask: Bool[Tensor, "B"]) -> Float[Tensor, ""]:
-    """Return the mean over masked rows; zero where there are none."""
+    """Return the mean over the rows where `mask` is True; zero without any."""
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 

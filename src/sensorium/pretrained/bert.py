@@ -150,7 +150,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
         end_id=text_end_id(settings),
     )
     trunk = Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps))
-    encoder = Encoder(embedding, trunk, FirstTokenPool() if config["first"] else None)
+    encoder = Encoder(embedding, trunk, FirstTokenPool() if config["cls_pooling"] else None)
     return nn.ModuleDict({"text": Tower(encoder, nn.Identity(), dim)})
 
 
@@ -189,7 +189,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
         **config,
         **find_text_ids(weight_files, config.get("pad_token_id")),
         "prefix": prefix,
-        "first": is_cls_pooling(weight_files),
+        "cls_pooling": is_cls_pooling(weight_files),
     }
 
 

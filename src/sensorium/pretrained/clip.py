@@ -83,7 +83,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
         kind: builders[kind][0](builders[kind][1], _projection_dim(config))
         for kind in tower_kinds(config)
     }
-    return Towers(towers) if len(towers) == 2 else nn.ModuleDict(towers)
+    return Towers({**towers}) if len(towers) == 2 else nn.ModuleDict(towers)
 
 
 def _projection_dim(config: ModelConfig) -> int | None:

@@ -52,7 +52,7 @@ class CausalTokenEmbedding(nn.Module):
         return ids
 
     def embed_at(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Tokens:
-        """Return the tokens of ids at given positions of their texts."""
+        """Return the tokens of ids at these positions of their texts."""
         x = self.token_embedding(ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding[positions]

@@ -79,7 +79,7 @@ class InvertedResidual(nn.Module):
         out_channels: Channels of the output.
         kernel_size: Kernel of the depthwise convolution.
         stride: Its stride.
-        expansion: How many times wider the inside is; 1: there is no expansion layer.
+        expansion: Ratio of the inner to the input channels; 1: there is no expansion layer.
     """
 
     def __init__(

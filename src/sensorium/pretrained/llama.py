@@ -159,7 +159,7 @@ def _config_from_gguf(weight_files: WeightFiles) -> dict[str, Any]:
         factor = keys.get(f"{architecture}.rope.scaling.factor")
         config["rope_scaling"] = {"type": scaling_type, "factor": factor}
     if "rope_freqs.weight" in weight_files.tensors:
-        config["slower"] = weight_files.tensors["rope_freqs.weight"].tolist()
+        config["rope_freq_factors"] = weight_files.tensors["rope_freqs.weight"].tolist()
     embedding_shape = weight_files.tensors.get_shape("token_embd.weight") or (0,)
     return {
         **config,
@@ -241,7 +241,7 @@ def build_rotary(head_dim: int, config: ModelConfig) -> Rotary:
         raise SensoriumError(
             f"The config scales positions by {scaling!r}. Supported are default, linear and llama3."
         )
-    rotary.inv_freq = rotary.inv_freq / torch.tensor(config.get("slower", 1.0))
+    rotary.inv_freq = rotary.inv_freq / torch.tensor(config.get("rope_freq_factors", 1.0))
     return rotary
 
 
@@ -269,12 +269,13 @@ def scale_rope_rates(
         factor: How many times slower low frequencies become.
         low_freq_factor: Frequencies with fewer turns over the original length become `factor`
             times slower.
-        high_freq_factor: Frequencies with more turns are kept; between the two, rates are blended.
+        high_freq_factor: Frequencies with more turns do not change; between the two, rates are
+            blended.
         original_max_position_embeddings: The original length.
     """
     turns = original_max_position_embeddings * rate / (2 * math.pi)
-    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
-    return rate * (kept + (1 - kept) / factor)
+    blend = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return rate * (blend + (1 - blend) / factor)
 
 
 def map_weights(config: ModelConfig) -> Iterator[WeightMapping]:

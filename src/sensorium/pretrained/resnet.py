@@ -150,7 +150,7 @@ def build_module(config: ModelConfig) -> Classifier:
 
 def map_weights(config: ModelConfig) -> WeightMappings:
     """Map torchvision's and timm's names to ours."""
-    has_batch_count = config["counted"]
+    has_batch_count = config["has_batch_count"]
     num_convs = 3 if config["bottleneck"] else 2
     mappings = conv_bn("image.encoder.embed.stem", "conv1", "bn1", has_batch_count)
     in_channels = config["stem"]
@@ -199,7 +199,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
         "stem": stem[0],
         "stages": stages,
         "bottleneck": bottleneck,
-        "counted": "bn1.num_batches_tracked" in tensors,
+        "has_batch_count": "bn1.num_batches_tracked" in tensors,
         "labels": class_labels(weight_files.config, head[0] if head else 0),
     }
 

@@ -148,7 +148,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
     """Build the towers `image` and `text`, or the one that the files have."""
     builders = {"image": _build_image_tower, "text": _build_text_tower}
     towers = {kind: builders[kind](config) for kind in tower_kinds(config)}
-    return Towers(towers, use_logit_bias=True) if len(towers) == 2 else nn.ModuleDict(towers)
+    return Towers({**towers}, use_logit_bias=True) if len(towers) == 2 else nn.ModuleDict(towers)
 
 
 def _build_image_tower(config: ModelConfig) -> Tower:

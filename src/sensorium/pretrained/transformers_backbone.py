@@ -36,7 +36,7 @@ from sensorium.pretrained.weight_mapping import WeightMappings
 
 DERIVED_KEYS = (  # of our config, which are not those of transformers
     "model_type",
-    "first",
+    "cls_pooling",
     "text_pad_id",
     "text_end_id",
     "num_positions",
@@ -112,7 +112,7 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
     """Build one tower, `image` or `text`."""
     backbone = TransformersBackbone(config)
     kind = "image" if backbone.is_vision else "text"
-    encoder = Encoder(backbone, pool=FirstTokenPool() if config["first"] else None)
+    encoder = Encoder(backbone, pool=FirstTokenPool() if config["cls_pooling"] else None)
     return nn.ModuleDict({kind: Tower(encoder, nn.Identity(), backbone.model.config.hidden_size)})
 
 
@@ -212,7 +212,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     hf_config = _to_hf_config(CONFIG_RULES.apply(weight_files.config, weight_files))
     is_vision = _require_encoder(hf_config, weight_files)
     model = _build_on_meta(hf_config)
-    config = {**weight_files.config, "first": is_cls_pooling(weight_files)}
+    config = {**weight_files.config, "cls_pooling": is_cls_pooling(weight_files)}
     if is_vision:
         return {**config, "image_size": hf_config.image_size}
     return {

@@ -1,6 +1,6 @@
 """Gradient-boosted tree heads: trained by LightGBM, evaluated by `models.boosted_trees`.
 
-N rows   F features   K outputs of a head   S blend weights tried
+N rows   C input columns   F features   K outputs of a head   S blend weights tried
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError, require_type
@@ -116,18 +117,18 @@ def fit_trees(
         _fit_image_features(model, prepared, sample_evenly(rows, MAX_PCA_ROWS))
         train_outputs = _ModelOutputs(model, prepared, sample_evenly(rows, MAX_TRAIN_ROWS))
         val_outputs = _ModelOutputs(model, prepared, validation)
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, tree_head in zip(targets, model.tree_heads, strict=True):
             tree_head = require_type(tree_head, TreeEnsemble)
             trainer = _TreeTrainer(tree_head, name, objective, train_outputs, val_outputs)
             linear_loss, trees_loss, tree_weight = trainer.select_best()
             prefix = "" if len(targets) == 1 else f"{name} "
-            figures |= {
+            metrics |= {
                 f"{prefix}linear val_loss": linear_loss,
                 f"{prefix}trees val_loss": trees_loss,
                 f"{prefix}tree weight": tree_weight,
             }
-        return figures
+        return metrics
 
     return fit
 
@@ -137,14 +138,13 @@ def _fit_image_features(
     model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray
 ) -> None:
     """Fit the principal components of the handcrafted features of images."""
-    first = model.tree_heads[0]
-    first = require_type(first, TreeEnsemble)
+    first = require_type(model.tree_heads[0], TreeEnsemble)
     columns = first.handcrafted_features.columns
     features: dict[str, list[Tensor]] = {
         name: [] for name, modality in columns.items() if isinstance(modality, Image)
     }
-    for start in range(0, len(rows) if features else 0, BATCH_SIZE):
-        batch = prepared.batch(rows[start : start + BATCH_SIZE])
+    for batch_rows in iter_batches(rows if features else rows[:0], BATCH_SIZE):
+        batch = prepared.batch(batch_rows)
         present = dict(zip(model.columns, model.presence(batch).unbind(1), strict=True))
         for name, batches in features.items():
             batches.append(compute_features(columns[name], batch[name][present[name]]))
@@ -165,14 +165,13 @@ class _ModelOutputs:
 
     @torch.no_grad()
     def __init__(self, model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray):
-        tree_head = model.tree_heads[0]
-        tree_head = require_type(tree_head, TreeEnsemble)
+        tree_head = require_type(model.tree_heads[0], TreeEnsemble)
         features: list[Tensor] = []
         present: list[Tensor] = []
         logits: list[dict[str, Tensor]] = []
         targets: list[Batch] = []
-        for start in range(0, len(rows), BATCH_SIZE):
-            batch = prepared.batch(rows[start : start + BATCH_SIZE])
+        for batch_rows in iter_batches(rows, BATCH_SIZE):
+            batch = prepared.batch(batch_rows)
             presence = model.presence(batch)
             parts = model.encode_inputs(batch)
             if not parts:
@@ -222,7 +221,7 @@ class _TreeTrainer:
             )
 
     def select_best(self) -> tuple[float, float, float]:
-        """Fit trees on each set of features, and keep those with the lowest blended loss.
+        """Fit trees on each set of features, and select those with the lowest blended loss.
 
         Returns:
             (validation loss of the linear head, of the trees alone, weight of the trees).
@@ -288,7 +287,7 @@ def _lightgbm_objective(modality: Modality) -> dict[str, Any]:
 def from_lightgbm(trees: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Convert the trees of a LightGBM model dump into buffers of `Trees`.
 
-    A missing value goes in the direction that LightGBM learned; where it saw none in training, in
+    A missing value goes in the direction that LightGBM learned; where training had none, in
     that of the majority of the rows.
 
     Args:

@@ -54,7 +54,7 @@ def captioner(
     dropout: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Recipe[Decoder]:
-    """Image captioning, and visual question answering (--question).
+    """Caption images, or answer questions about them (--question).
 
     Args:
         schema: columns of the data.
@@ -64,7 +64,7 @@ def captioner(
         question: column of questions about the image; the text is the answer.
         vision: image encoder trained from scratch: resnet (convolutional) or patches (linear patch
             embedding).
-        clip_run: run folder of a clip or clip_small, whose frozen image encoder is used.
+        clip_run: run folder of clip or clip_small, whose image encoder is used, frozen.
         vision_weights: pretrained image encoder, used frozen: a folder, a file or a Hugging Face
             id. Image embeddings are computed once and cached.
         language_model: pretrained language model, used frozen: a folder, a file or a Hugging Face
@@ -87,8 +87,7 @@ def captioner(
     settings = _column_settings(schema, columns, vision_source, decoder)
     fitted = schema.with_settings(settings)
     inputs = {part: fitted[column] for part, column in columns.items() if part != "text"}
-    output = fitted[columns["text"]]
-    output = require_type(output, Text)
+    output = require_type(fitted[columns["text"]], Text)
     embed_image = vision_source.build_embedding if vision_source else VISION_ENCODERS[vision]
     embeddings = {
         part: decoder.build_prompt_embedding(modality)
@@ -141,7 +140,7 @@ def _resolve_vision(
     vision_weights: str | Mapping[str, Any],
     columns: Mapping[str, ColumnKey],
 ) -> VisionSource | None:
-    """Return the trained image encoder that is named; None for one trained from scratch."""
+    """Return the trained image encoder that a keyword names; None to train one from scratch."""
     if clip_run and vision_weights:
         raise InvalidKeywordError(
             "--clip-run and --vision-weights both name an image encoder. Give only one of them."
@@ -166,15 +165,14 @@ def _column_settings(
     vision_source: VisionSource | None,
     decoder: ScratchDecoder | PretrainedDecoder,
 ) -> dict[ColumnKey, Modality]:
-    """Return the settings of the columns that pretrained weights read or generate."""
+    """Return the settings of the columns that trained weights read or generate."""
     settings: dict[ColumnKey, Modality] = {}
     if vision_source and vision_source.image:
         settings[columns["image"]] = vision_source.image
     if isinstance(decoder, PretrainedDecoder):
         for part, column in columns.items():
             if part != "image":
-                text = schema[column]
-                text = require_type(text, Text)
+                text = require_type(schema[column], Text)
                 settings[column] = decoder.text_settings(text)
     return settings
 
@@ -189,7 +187,7 @@ def _augment(columns: Mapping[str, ColumnKey]) -> dict[str, Augment]:
 
 
 def _training_config(decoder: ScratchDecoder | PretrainedDecoder) -> TrainingConfig:
-    """Return small batches for a pretrained decoder, whose cost per row hardly depends on them."""
+    """Return small batches for a pretrained decoder, whose cost per row they hardly change."""
     if isinstance(decoder, PretrainedDecoder):
         return TrainingConfig(epochs=4, batch_size=8, lr=5e-4)
     return TrainingConfig()

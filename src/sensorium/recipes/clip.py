@@ -56,7 +56,7 @@ def clip(
     dropout: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
-    """Image and text embeddings in one space: retrieval, search and zero-shot classification.
+    """Embed images and texts in one space: retrieval, search and zero-shot classification.
 
     Args:
         schema: columns of the data.
@@ -78,13 +78,10 @@ def clip(
     check_choice("projection", projection, list(PROJECTIONS))
     check_choice("loss", loss, CONTRASTIVE_LOSSES)
     check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))
-    image_column, text_column = (
-        schema.resolve_column("image", image),
-        schema.resolve_text_columns(text),
-    )
-    image_settings, text_settings = schema[image_column], schema[text_column]
-    image_settings = require_type(image_settings, Image)
-    text_settings = require_type(text_settings, Text)
+    image_column = schema.resolve_column("image", image)
+    text_column = schema.resolve_text_columns(text)
+    image_settings = require_type(schema[image_column], Image)
+    text_settings = require_type(schema[text_column], Text)
     build_image_encoder = IMAGE_ENCODERS[image_encoder]
     encoders: dict[ColumnKey, Encoder] = {
         image_column: build_image_encoder(image_settings, dim, image_layers, patch_size, dropout),
@@ -136,10 +133,10 @@ def clip_small(
     dropout: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
-    """CLIP for small datasets: ResNet, Muon, strong augmentation and several captions per step.
+    """Train CLIP on a small dataset: ResNet, Muon, strong augmentation, several captions per step.
 
-    Rows of the same group are batched together: it works best with several images per concept, or
-    with a group column.
+    Rows of one group are batched together: it works best with several images per concept, marked
+    by a group column.
 
     Args:
         schema: columns of the data.
@@ -196,8 +193,7 @@ def _add_subword_features(
 ) -> None:
     from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only needed by clip_small
 
-    text = schema[column]
-    text = require_type(text, Text)
+    text = require_type(schema[column], Text)
     subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
     tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
 

@@ -45,7 +45,7 @@ def dalle(
     caption_dropout: float = 0.1,
     copies: int = 4,
 ) -> Recipe[Decoder]:
-    """Text-to-image generation with an autoregressive transformer over image tokens.
+    """Generate images from text with an autoregressive transformer over image tokens.
 
     Args:
         schema: columns of the data.
@@ -59,12 +59,9 @@ def dalle(
         caption_dropout: fraction of captions dropped in training, for classifier-free guidance.
         copies: number of times each image is tokenized; all copies but the first are augmented.
     """
-    image_column, text_column = (
-        schema.resolve_column("image", image),
-        schema.resolve_text_columns(text),
-    )
-    text_settings = schema[text_column]
-    text_settings = require_type(text_settings, Text)
+    image_column = schema.resolve_column("image", image)
+    text_column = schema.resolve_text_columns(text)
+    text_settings = require_type(schema[text_column], Text)
     frozen_tokenizer = resolve_tokenizer(tokenizer, schema, image_column)
     text_embedding = PaddedTokenEmbedding(dim, text_settings)
     image_embedding = ImageTokenEmbedding(dim, frozen_tokenizer.model)
@@ -110,7 +107,7 @@ def dalle(
 def _prerequisites(
     tokenizer: str | Mapping[str, Any],
 ) -> dict[str, tuple[RecipeFunction[Any], Mapping[str, Any]]]:
-    """Return the image tokenizer to train first, unless one is given."""
+    """Return the image tokenizer to train first, unless a trained one is named."""
     if isinstance(tokenizer, str):
         return {} if tokenizer else {"tokenizer": (image_tokenizer, {})}
     if "source" in tokenizer:

@@ -58,10 +58,8 @@ def finetune(
             f"--weights {source.source!r} is a {source.family.name} model, which does not embed "
             "both images and text. Use the recipe lit for a pretrained image or text encoder."
         )
-    image_column, text_column = (
-        schema.resolve_column("image", image),
-        schema.resolve_text_columns(text),
-    )
+    image_column = schema.resolve_column("image", image)
+    text_column = schema.resolve_text_columns(text)
     columns: dict[ColumnKey, ColumnKey] = {"image": image_column, "text": text_column}
     model = module.renamed(columns)
     for column in columns.values():

@@ -110,7 +110,7 @@ def fusion(
 ) -> Recipe[MultimodalPredictor]:
     """Predict classes, numbers, ranks or tag sets from any columns.
 
-    Missing values are masked, not imputed. Sizes that are not given follow the number of training
+    Missing values are masked, not imputed. Sizes default to a preset for the number of training
     rows.
 
     Args:
@@ -241,7 +241,7 @@ def _data_spec(
     targets: Mapping[str, Modality],
     model: MultimodalPredictor,
 ) -> DataSpec:
-    """Return the input and target columns; pretrained weights bring the settings of theirs."""
+    """Return the input and target columns; pretrained weights set those that they encode."""
     settings: dict[ColumnKey, Modality] = {
         name: column.modality
         for name, column in inputs.items()
@@ -295,7 +295,7 @@ def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColu
 
 
 def _training_config(preset: Preset, inputs: Mapping[str, ColumnInput]) -> TrainingConfig:
-    """Return the preset's settings, with fewer and smaller steps where pretrained weights train."""
+    """Return the preset's settings, with others where pretrained weights are trained."""
     modes = [column.train for column in inputs.values() if column.pretrained]
     mode = max(modes, key=TRAIN_MODES.index, default="none")
     return replace(preset.training_config(), **TRAIN_MODE_CONFIG[mode])

@@ -73,17 +73,17 @@ def resolve_inputs(
         SensoriumError: where a column or an encoder does not exist, or does not fit.
     """
     names = _input_names(schema, columns, targets)
-    encoded = [name for name in names if schema[name].kind not in SCALAR_KINDS]
+    encoder_columns = [name for name in names if schema[name].kind not in SCALAR_KINDS]
     specs = parse_pairs(encoders, schema, "--encoders")
     for name, spec in specs.items():
         schema.get_column(name)
-        if name not in encoded or not spec:
+        if name not in encoder_columns or not spec:
             raise InvalidKeywordError(
                 f"--encoders {name!r} is not an input column with an encoder. Give COLUMN=ENCODER "
-                f"for {', '.join(encoded) or 'an image, text, audio or series column'}."
+                f"for {', '.join(encoder_columns) or 'an image, text, audio or series column'}."
             )
     inputs = {name: ColumnInput(schema[name]) for name in names}
-    for name in encoded:
+    for name in encoder_columns:
         inputs[name] = _encoded_input(schema[name], specs.get(name))
     for name, mode in parse_pairs(encoder_train, schema, "--encoder-train").items():
         if name not in inputs or not inputs[name].pretrained or mode not in TRAIN_MODES:
@@ -110,7 +110,7 @@ def parse_pairs(pairs: ColumnPairs, schema: Schema, option: str) -> dict[str, An
     """Parse COLUMN=VALUE pairs into a mapping.
 
     Raises:
-        InvalidKeywordError: for a column that is given twice.
+        InvalidKeywordError: for a column that occurs twice.
     """
     if isinstance(pairs, Mapping):
         return dict(pairs)

@@ -74,7 +74,7 @@ class Preset:
     def with_overrides(
         self, dim: int | None, layers: int | None, dropout: float | None
     ) -> "Preset":
-        """Return a copy with these values where they are given."""
+        """Return a copy with those of the values that are not None."""
         return replace(
             self,
             dim=self.dim if dim is None else dim,

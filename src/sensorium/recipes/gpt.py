@@ -17,7 +17,7 @@ def gpt(
     dropout: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Recipe[Decoder]:
-    """Causal language modelling: text generation and completion.
+    """Generate and continue text with a causal language model.
 
     Args:
         schema: columns of the data.

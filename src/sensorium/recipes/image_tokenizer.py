@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Schema
@@ -69,7 +70,7 @@ def image_tokenizer(
         quantizer: quantizer: fsq (no codebook, cannot collapse), vq (learned codebook) or dvae
             (Gumbel softmax, as in DALL-E).
         vocab: vocabulary size; for fsq one of 64, 512, 1000, 4096, 16384.
-        patch_size: side in pixels of the patch that one token stands for: 2, 4, 8, ...
+        patch_size: side in pixels of the patch of one token: a power of two, such as 4 or 8.
         dim: channels at the token grid; half as many at each finer scale.
         layers: residual blocks at each scale.
         codebook_dim: width of a codebook vector (vq, dvae).
@@ -81,8 +82,7 @@ def image_tokenizer(
     check_choice("quantizer", quantizer, QUANTIZERS)
     check_choice("pixel_loss", pixel_loss, PIXEL_LOSSES)
     column = schema.resolve_column("image", image)
-    settings = schema[column]
-    settings = require_type(settings, Image)
+    settings = require_type(schema[column], Image)
     built_quantizer: Quantizer
     match quantizer:
         case "fsq":
@@ -140,8 +140,7 @@ def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
             "sensorium train image_tokenizer DATA."
         )
     run = restore_run(folder, image_tokenizer)
-    image = run.schema[run.recipe.data.columns[0]]
-    image = require_type(image, Image)
+    image = require_type(run.schema[run.recipe.data.columns[0]], Image)
     freeze(run.recipe.model).eval()
     return FrozenImageTokenizer(run.recipe.model, image, run.fingerprint)
 
@@ -167,10 +166,9 @@ def reconstruction_verb(
         images = [load_value(image_settings, value) for value in image]
         outputs: list[PIL.Image.Image] = []
         with eval_mode(model), torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                pixels = image_settings.collate(images[start : start + batch_size])
-                reconstruction = model.decode(model.encode(pixels))
-                outputs += [image_settings.decode(picture) for picture in reconstruction]
+            for batch in iter_batches(images, batch_size):
+                reconstructions = model.decode(model.encode(image_settings.collate(batch)))
+                outputs += [image_settings.decode(pixels) for pixels in reconstructions]
         return outputs
 
     return generate
@@ -190,8 +188,8 @@ def reconstruction_validator(column: str) -> Validate[ImageTokenizer]:
         rows = prepared.complete_rows(rows)
         squared_errors: list[torch.Tensor] = []
         counts = torch.zeros(model.vocab_size)
-        for start in range(0, len(rows), BATCH_SIZE):
-            pixels = prepared.batch(rows[start : start + BATCH_SIZE])[column]
+        for batch_rows in iter_batches(rows, BATCH_SIZE):
+            pixels = prepared.batch(batch_rows)[column]
             ids = model.encode(pixels)
             reconstruction = model.denormalize(model.decode(ids)).clamp(0, 1)
             error = reconstruction - model.denormalize(pixels)

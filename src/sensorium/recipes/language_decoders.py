@@ -107,17 +107,18 @@ class PretrainedDecoder:
         Raises:
             SensoriumError: where the weights are not those of a causal language model.
         """
-        opened = PretrainedSource.from_source(source)
-        model = opened.build_module()
+        pretrained = PretrainedSource.from_source(source)
+        model = pretrained.build_module()
         embedding = None
         if isinstance(model, Decoder) and "text" in model.parts and not model.context_encoders:
             embedding = model.parts["text"]
         if not isinstance(model, Decoder) or not isinstance(embedding, CausalTokenEmbedding):
             raise SensoriumError(
-                f"--language-model {opened.source!r} is a {opened.family.name} model, which is not "
-                "a causal language model. Name one that is, such as SmolLM2, Llama or GPT-2."
+                f"--language-model {pretrained.source!r} is a {pretrained.family.name} model, "
+                "which is not a causal language model. Name one that is, such as SmolLM2, Llama or "
+                "GPT-2."
             )
-        return cls(opened, model.requires_grad_(False), embedding)
+        return cls(pretrained, model.requires_grad_(False), embedding)
 
     @property
     def dim(self) -> int:

@@ -63,10 +63,8 @@ def lit(
         embed_dim: width of the embeddings.
         projection: projection into the embedding space: linear or nonlinear (MLP).
     """
-    image_column, text_column = (
-        schema.resolve_column("image", image),
-        schema.resolve_text_columns(text),
-    )
+    image_column = schema.resolve_column("image", image)
+    text_column = schema.resolve_text_columns(text)
     pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
     sources = {
         "image": PretrainedSource.from_source(require_weights("image_weights", image_weights)),

@@ -77,9 +77,7 @@ def _build_untrained(
 
 
 def _image_settings(schema: Schema, column: str) -> Image:
-    image = schema[column]
-    image = require_type(image, Image)
-    return image
+    return require_type(schema[column], Image)
 
 
 def _is_available(source: Mapping[str, Any]) -> bool:

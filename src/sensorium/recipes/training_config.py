@@ -64,8 +64,8 @@ def training_defaults(**defaults: str | float) -> Callable[[F], F]:
     """Declare the training defaults that a recipe computes, for its `--help`.
 
     The command line reads recipes without running them, so it sees only the literals in a
-    recipe's own `TrainingConfig(...)`. What depends on the data or on a keyword is described here
-    in words:
+    recipe's own `TrainingConfig(...)`. A default that depends on the data or on a keyword is
+    described here as text:
 
         @training_defaults(epochs="by number of rows", lr="0.0003 with --train lora, else 1e-05")
         def my_recipe(schema: Schema, *, train: str = "all") -> Recipe: ...

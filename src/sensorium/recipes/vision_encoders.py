@@ -123,12 +123,12 @@ class VisionSource:
         Raises:
             SensoriumError: where the weights have no image encoder.
         """
-        opened = PretrainedSource.from_source(source)
-        encoder, width = opened.build_encoder("image")
-        image = opened.preprocessing().get("image")
+        pretrained = PretrainedSource.from_source(source)
+        encoder, width = pretrained.build_encoder("image")
+        image = pretrained.preprocessing().get("image")
         image = None if image is None else require_type(image, Image)
         tower = Tower(set_trainable(encoder, "none"), nn.Identity(), width)
-        return cls(tower, image, opened.to_config())
+        return cls(tower, image, pretrained.to_config())
 
     def build_embedding(
         self, image: Modality, dim: int, patch_size: int | None, dropout: float
@@ -140,7 +140,7 @@ class VisionSource:
     def derived_columns(self, column: ColumnKey, schema: Schema) -> DeriveColumns:
         """Return a function that computes the embeddings of a pretrained encoder once.
 
-        It raises SensoriumError where the encoder has not got its trained weights.
+        The function raises SensoriumError where the encoder lacks its trained weights.
 
         Args:
             column: the image column.
@@ -168,8 +168,7 @@ def _load_clip_run(folder: str) -> VisionSource:
         )
     run = restore_run(folder, CLIP_RECIPES[recipe])
     column = run.recipe.data.columns[0]
-    image = run.schema[column]
-    image = require_type(image, Image)
+    image = require_type(run.schema[column], Image)
     metadata = {
         "source": folder,
         "fingerprint": run.fingerprint,

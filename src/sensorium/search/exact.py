@@ -98,13 +98,13 @@ class ExactEngine:
         if not self._alive.any():
             return scores, rows
         max_norm = max(float(block.norm.max()) for block in self._blocks)
-        for start in range(0, len(queries), QUERY_BATCH_SIZE):
-            batch = np.ascontiguousarray(queries[start : start + QUERY_BATCH_SIZE], np.float32)
+        for indices in iter_batches(range(len(queries)), QUERY_BATCH_SIZE):
+            batch = np.ascontiguousarray(queries[indices.start : indices.stop], np.float32)
             candidates = self._candidate_groups(torch.from_numpy(batch), k)
-            for i, groups in enumerate(candidates):
-                best_scores, best_rows = self._rescore(batch[i], groups, k, max_norm)
-                scores[start + i, : len(best_scores)] = best_scores
-                rows[start + i, : len(best_rows)] = best_rows
+            for i, query, groups in zip(indices, batch, candidates, strict=True):
+                best_scores, best_rows = self._rescore(query, groups, k, max_norm)
+                scores[i, : len(best_scores)] = best_scores
+                rows[i, : len(best_rows)] = best_rows
         return scores, rows
 
     def _update_blocks(self, groups: Rows) -> None:
@@ -339,8 +339,7 @@ def _rounding_error(dim: int) -> float:
 
 def _iter_row_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Yield rows in batches; no rows are one empty batch."""
-    for start in range(0, max(len(rows), 1), RESCORE_BATCH_ROWS):
-        yield rows[start : start + RESCORE_BATCH_ROWS]
+    yield from iter_batches(rows, RESCORE_BATCH_ROWS) if len(rows) else [rows]
 
 
 def _int8_matmul(rows: Int[Tensor, "n D"], queries: Int[Tensor, "B D"]) -> Int[Tensor, "n B"]:

@@ -68,13 +68,13 @@ class FaissEngine:
         contiguous = np.ascontiguousarray(queries, np.float32)
         all_scores, all_rows = self._index.search(contiguous, num_candidates)
         for i in range(len(queries)):
-            kept = [
+            positions = [
                 position
                 for position, row in enumerate(all_rows[i].tolist())
                 if row >= 0 and row not in self._deleted
             ][:k]
-            scores[i, : len(kept)] = all_scores[i, kept]
-            rows[i, : len(kept)] = all_rows[i, kept]
+            scores[i, : len(positions)] = all_scores[i, positions]
+            rows[i, : len(positions)] = all_rows[i, positions]
         return scores, rows
 
     def _build_index(self, vectors: Vectors) -> None:
@@ -104,8 +104,10 @@ class FaissEngine:
         exact = ExactEngine()
         exact.add(vectors)
         expected = exact.search(queries, RECALL_K)[1]
-        found = self._index.search(queries, RECALL_K)[1]
-        overlaps = [len(set(a) & set(b)) / RECALL_K for a, b in zip(expected, found, strict=True)]
+        approximate = self._index.search(queries, RECALL_K)[1]
+        overlaps = [
+            len(set(a) & set(b)) / RECALL_K for a, b in zip(expected, approximate, strict=True)
+        ]
         self.recall = float(np.mean(overlaps))
         print(
             f"faiss: {self._index.nlist} cells, {self._index.nprobe} scanned; recall@{RECALL_K} "

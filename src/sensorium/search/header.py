@@ -17,7 +17,7 @@ class IndexHeader:
 
     Attributes:
         dim: D.
-        fingerprint: SHA-256 of the weights of the model that made the vectors.
+        fingerprint: SHA-256 of the weights of the model that computed the vectors.
         run: folder of that model, relative to the index; "" if it has none.
         generation: number of the current generation.
         first_id: the smallest id that a new row may get.

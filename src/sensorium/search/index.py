@@ -32,8 +32,8 @@ from sensorium.search.header import HEADER_FILE, IndexHeader
 from sensorium.search.query import (
     QUERY_KINDS,
     as_query_lists,
+    collect_inputs,
     describe_value,
-    given_values,
     query_thumbnail,
 )
 from sensorium.search.results import Hit, RowInfo, SearchResult
@@ -48,7 +48,8 @@ class Index:
 
     Args:
         store: the rows on disk.
-        model: the model that embeds queries; None: the run that made the index, loaded when needed.
+        model: the model that embeds queries; None: the run that built the index, loaded when
+            needed.
         engine: "exact" or "faiss".
 
     Attributes:
@@ -130,12 +131,12 @@ class Index:
 
         Args:
             path: the folder.
-            model: the model that embeds queries; None: the run that made the index, loaded when
+            model: the model that embeds queries; None: the run that built the index, loaded when
                 needed.
             engine: "exact", or "faiss" (approximate, for millions of rows).
 
         Raises:
-            SensoriumError: there is no index, a file of it is damaged, or another model made it.
+            SensoriumError: there is no index, a file of it is damaged, or another model built it.
         """
         path = Path(path)
         in_run = path / "index"
@@ -182,7 +183,7 @@ class Index:
         Raises:
             SensoriumError: a query is empty, cannot be read or has no direction.
         """
-        inputs = given_values(text, image, vector)
+        inputs = collect_inputs(text, image, vector)
         lists, is_list = as_query_lists(inputs)
         weights = weights or {}
         if k < 1:
@@ -228,7 +229,7 @@ class Index:
         Raises:
             SensoriumError: there is not exactly one kind, or a value cannot be read.
         """
-        inputs = given_values(text, image, vector)
+        inputs = collect_inputs(text, image, vector)
         if len(inputs) != 1:
             raise SensoriumError(
                 f"add() takes one of {', '.join(QUERY_KINDS)}, not {', '.join(inputs) or 'none'}."
@@ -299,7 +300,7 @@ class Index:
         return normalize(vectors, "a vector")
 
     def _load_model(self) -> EmbeddingModel:
-        """Return the model that made this index."""
+        """Return the model that built this index."""
         if self._model is None:
             header = self._store.header
             run = self._store.folder / header.run
@@ -314,7 +315,7 @@ class Index:
         return self._model
 
     def _check_fingerprint(self, model: EmbeddingModel) -> EmbeddingModel:
-        """Return the model if it made this index."""
+        """Return the model if it built this index."""
         expected = self._store.header.fingerprint
         if model.fingerprint != expected:
             raise SensoriumError(
@@ -342,7 +343,7 @@ class Index:
 
 
 def _relative_run_path(model: EmbeddingModel, folder: Path) -> str:
-    """Return the run folder of a model as seen from the index folder; "" if it has none."""
+    """Return the run folder of a model, relative to the index folder; "" if it has none."""
     run = getattr(model, "folder", None)
     return os.path.relpath(Path(run).resolve(), folder.resolve()) if run else ""
 

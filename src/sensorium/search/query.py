@@ -1,4 +1,4 @@
-"""Queries: values of several kinds as lists of one length, and how they are shown."""
+"""Queries: values of several kinds as lists of one length, and their display."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from sensorium.search.results import make_thumbnail
 QUERY_KINDS = ("text", "image", "vector")
 
 
-def given_values(text: Any, image: Any, vector: Any) -> dict[str, Any]:
+def collect_inputs(text: Any, image: Any, vector: Any) -> dict[str, Any]:
     """Return the values that are not None, by kind."""
     values = dict(zip(QUERY_KINDS, (text, image, vector), strict=True))
     return {kind: value for kind, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What is stored of a row to show it, and the results of a search."""
+"""The information stored about each row, and the results of a search."""
 
 import io
 import json
@@ -36,7 +36,7 @@ class RowInfo:
 
     @classmethod
     def unpack(cls, data: bytes) -> "tuple[RowInfo, bytes]":
-        """Return the row info and the thumbnail that `pack` was given.
+        """Return the row info and the thumbnail that `pack` encoded.
 
         Raises:
             SensoriumError: the bytes were not written by `pack`.
@@ -70,7 +70,7 @@ def make_thumbnail(raw: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Hit:
-    """One row that was found.
+    """One row of a search result.
 
     Attributes:
         id: its id in the index.

@@ -69,7 +69,7 @@ class Store:
 
         Args:
             folder: a new or empty folder, or an index.
-            header: what index.json will say.
+            header: the content of index.json.
 
         Raises:
             SensoriumError: the folder holds something else, or another process changes the index.

@@ -1,6 +1,6 @@
 """The training loop, checkpoints and logs.
 
-The names are imported on first use: a model that only answers needs `checkpoint`, not the loop.
+The names are imported on first use: inference needs `checkpoint`, not the loop.
 """
 
 from importlib import import_module

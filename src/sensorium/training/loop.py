@@ -239,7 +239,7 @@ def _interrupted_error(run: TrainingRun, signal_number: int) -> Interrupted:
 
 
 def _resume_hint(folder: Path) -> str:
-    """Return the sentence that says how to resume a run."""
+    """Return how to resume a run, as a sentence."""
     return (
         f'Resume with the same command and --out {folder} --resume (out="{folder}", resume=True).'
     )

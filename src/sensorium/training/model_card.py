@@ -85,7 +85,7 @@ def write_model_card(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> 
 
 
 def summary_message(run: TrainingRun) -> str:
-    """Return where the model is, how good it is, and commands to try next."""
+    """Return the best metric, the run folder, and commands to try next."""
     progress = run.progress
     result = ""
     if progress.best_metric is not None:
@@ -108,13 +108,21 @@ def _next_commands(run: TrainingRun) -> list[str]:
             f"index {folder} {data}",
             f'search {folder} "a red bicycle"',
         ]
-    return [f"summary {folder}", f"evaluate {folder} {data}", "--help"]
+    if "predict" in verbs:
+        return [
+            f"evaluate {folder} {data}",
+            f"predict {folder} new.csv -o predicted.csv",
+            f"summary {folder}",
+        ]
+    return [f"summary {folder}", f"evaluate {folder} {data}"]
 
 
 def _generate_example(output_modality: str, num_columns: int) -> str:
     """Return example arguments of `sensorium generate`."""
     if output_modality == "image":
         return '"a red apple" -n 4 -o apples.png'
+    if num_columns > 2:
+        return '--image photo.png --question "what is this?"'
     if num_columns > 1:
         return "--image photo.png"
     return '"once" --temperature 0.8'

@@ -1,4 +1,4 @@
-"""A training run: its state, what of it is saved, and how it is restored bit for bit."""
+"""A training run: its state, and how that is saved and restored bit for bit."""
 
 import json
 import math
@@ -120,7 +120,7 @@ class TrainingRun:
         return self.checkpoints.save(self.progress.step, files)
 
     def initialize(self) -> None:
-        """Let the recipe fit what it needs on the training rows, before the first step."""
+        """Run the recipe's `on_start` hook, before the first step."""
         if self.recipe.hooks.on_start:
             self.recipe.hooks.on_start(self.recipe.model, self.prepared, self.train_rows)
 

@@ -34,7 +34,7 @@ from sensorium.training.checkpoint import get_recipe_name
 from sensorium.training.run import LogFunction, TrainingRun
 from sensorium.training.train_step import TrainStep, check_training_config, choose_precision
 
-MIN_STEPS_TO_BENCHMARK = 100  # a shorter run does not win back the time of measuring bf16
+MIN_STEPS_TO_BENCHMARK = 100  # a shorter run does not repay the time of measuring bf16
 QUARANTINE_FILE = "quarantine.jsonl"
 # Temporary files of a killed process: ours, and those of safetensors.
 TEMPORARY_PATTERNS = (".*.tmp", ".tmp??????")
@@ -56,7 +56,7 @@ def create_run(
         dataset: the data.
         folder: the run folder.
         keywords: keywords of the recipe and of `TrainingConfig`.
-        plan: a dry build of the same recipe, which says which columns are read.
+        plan: a dry build of the same recipe, for the columns that it reads.
 
     Raises:
         SensoriumError: the data lack training rows, or validation rows that the recipe needs.
@@ -103,9 +103,9 @@ def resume_run(
 
     Args:
         recipe_fn: the recipe function of the run.
-        dataset: the data of the run, wherever they are now.
+        dataset: the data of the run, which may have moved.
         folder: the run folder.
-        keywords: keywords given again; they must not differ from those of the run.
+        keywords: keywords of this call; they must not differ from those of the run.
         log: called with messages.
 
     Raises:
@@ -116,8 +116,8 @@ def resume_run(
     schema = Schema.load(folder)
     checkpoints = CheckpointStore(folder / "state")
     checkpoint = checkpoints.latest(log)
-    kept_keywords = config.keywords if checkpoint else _restore_sources(config.keywords)
-    recipe, _ = _build_recipe(recipe_fn, schema, kept_keywords)
+    stored_keywords = config.keywords if checkpoint else _restore_sources(config.keywords)
+    recipe, _ = _build_recipe(recipe_fn, schema, stored_keywords)
     if checkpoint:  # before the data are prepared: derived columns may depend on the weights
         load_weights(recipe.model, checkpoint / WEIGHTS_FILE)
     run = _assemble(config, recipe, dataset, schema, folder)
@@ -137,15 +137,15 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     digest = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
     for name, rows in dataset.splits.items():
         digest.update(name.encode() + np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-    facts: dict[str, Any] = {
+    record: dict[str, Any] = {
         "name": dataset.name,
         "rows": len(dataset),
         "splits": {name: len(rows) for name, rows in dataset.splits.items()},
         "sha256": digest.hexdigest(),
     }
     if dataset.synonyms:
-        facts["synonyms"] = {name: table.fingerprint for name, table in dataset.synonyms.items()}
-    return facts
+        record["synonyms"] = {name: table.fingerprint for name, table in dataset.synonyms.items()}
+    return record
 
 
 def _check_unchanged(
@@ -175,18 +175,18 @@ def _check_unchanged(
 
 def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: Any) -> None:
     """Raise SensoriumError where the value of a keyword differs from that of the run."""
-    kept = _restore_sources({name: config.keywords[name]})[name]
-    if isinstance(kept, dict) and "source" in kept:  # pretrained weights
-        kept = kept["source"]
-    if isinstance(value, Mapping) and isinstance(kept, str):
-        return  # settings of a prerequisite run, of which the config keeps the folder
-    if isinstance(kept, Mapping) and isinstance(value, str | list | tuple):
-        value = _parse_pairs(value, kept)
-    if _as_json(kept) != _as_json(value):
+    stored = _restore_sources({name: config.keywords[name]})[name]
+    if isinstance(stored, dict) and "source" in stored:  # pretrained weights
+        stored = stored["source"]
+    if isinstance(value, Mapping) and isinstance(stored, str):
+        return  # settings of a prerequisite run, of which the config stores the folder
+    if isinstance(stored, Mapping) and isinstance(value, str | list | tuple):
+        value = _parse_pairs(value, stored)
+    if _as_json(stored) != _as_json(value):
         option = option_name(name)
         raise SensoriumError(
-            f"{folder} was trained with {option} {kept!r}, not {value!r}. A resumed run keeps its "
-            f"settings: leave out {option}, or train into a new folder."
+            f"{folder} was trained with {option} {stored!r}, not {value!r}. A resumed run keeps "
+            f"its settings: leave out {option}, or train into a new folder."
         )
 
 
@@ -202,7 +202,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _restore_sources(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords that name pretrained weights by their source again, as first given."""
+    """Return keywords in which the config of pretrained weights is replaced by their source."""
     from sensorium.pretrained.source import from_config  # not needed once weights are saved
 
     return from_config(keywords)

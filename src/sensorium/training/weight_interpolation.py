@@ -223,7 +223,7 @@ def _inner_factor_names(model: Model) -> set[str]:
 
 
 def _embed_sample(model: Model, dataset: Dataset) -> Tensor:
-    """Return unit embeddings [N, D] of both columns of some held-out rows."""
+    """Return unit embeddings [N, D] of both columns of a sample of the held-out rows."""
     rows = dataset.splits.get("val", np.arange(len(dataset)))[:SIMILARITY_ROWS]
     towers = model.module
     if not isinstance(towers, Towers):

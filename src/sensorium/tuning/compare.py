@@ -33,14 +33,18 @@ from sensorium.tuning.comparison import Comparison, RunResult
 
 RESULTS_FILE = "comparison.json"
 DEFAULT_MAX_INVALID_FRACTION = 0.01
-SEVERAL_NAMES = ("Sequence[str]", "tuple[str", "list[str")  # annotations of keywords that are lists
+LIST_ANNOTATIONS = (
+    "Sequence[str]",
+    "tuple[str",
+    "list[str",
+)  # annotations of keywords that are lists
 DATA_OPTIONS = ("split", "group", "test", "max_invalid_fraction")
 LogFunction = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run to be made.
+    """One run of a comparison.
 
     Attributes:
         name: name of its folder and of its result.
@@ -165,7 +169,7 @@ def _split_varied(
         if not _is_several(recipe, name, value):
             fixed[name] = value
             continue
-        distinct = [one for i, one in enumerate(value) if one not in value[:i]]
+        distinct = [item for i, item in enumerate(value) if item not in value[:i]]
         if not distinct:
             raise InvalidKeywordError(f"{name} has no value. Give at least one.")
         if len(distinct) == 1:
@@ -180,7 +184,7 @@ def _split_varied(
 
 
 def _is_several(recipe: RecipeFunction[Any], name: str, value: Any) -> bool:
-    """Return whether a keyword was given several values to compare."""
+    """Return whether a keyword has several values to compare."""
     return isinstance(value, list) or (isinstance(value, tuple) and not _takes_names(recipe, name))
 
 
@@ -188,7 +192,7 @@ def _takes_names(recipe: RecipeFunction[Any], keyword: str) -> bool:
     """Return whether a keyword takes several names at once, such as columns read as one input."""
     parameter = inspect.signature(recipe).parameters.get(keyword)
     return parameter is not None and any(
-        annotation in str(parameter.annotation) for annotation in SEVERAL_NAMES
+        annotation in str(parameter.annotation) for annotation in LIST_ANNOTATIONS
     )
 
 
@@ -255,14 +259,15 @@ class _ComparisonState:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             self.results = {name: RunResult(**result) for name, result in state["runs"].items()}
-            self.cpu_seconds, before = state["cpu_seconds"], state["plan"]
+            self.cpu_seconds = state["cpu_seconds"]
+            stored_plan = state["plan"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise SensoriumError(f"{path} cannot be read: {e}. Choose a new folder.") from e
         for name, value in self.plan.items():
-            if before.get(name) != value:
+            if stored_plan.get(name) != value:
                 raise SensoriumError(
-                    f"{self.folder} holds a comparison with other {name}: {before.get(name)}, not "
-                    f"{value}. Choose a new folder."
+                    f"{self.folder} holds a comparison with other {name}: "
+                    f"{stored_plan.get(name)}, not {value}. Choose a new folder."
                 )
 
     def save(self) -> None:
@@ -272,27 +277,30 @@ class _ComparisonState:
         atomic.write_json(self.folder / RESULTS_FILE, state)
 
     def run_trial(self, recipe: RecipeFunction[Any], trial: Trial) -> RunResult:
-        """Return the result of a run, which is made or resumed if it is not finished."""
+        """Return the result of a run; train or resume it if it is not finished."""
         folder = self.folder / _folder_name(trial.name)
         result = self.results.get(trial.name)
         if result and (result.error or (folder / "README.md").exists()):
             return result
-        start, before = time.process_time(), self.cpu_seconds.get(trial.name, 0.0)
-        metrics, parameters, error = dict[str, float](), 0, ""
+        start = time.process_time()
+        earlier_seconds = self.cpu_seconds.get(trial.name, 0.0)
+        metrics: dict[str, float] = {}
+        parameters = 0
+        error = ""
         try:
             metrics, parameters = _evaluate_trial(_train_or_load(recipe, trial, folder), trial)
             error = _nonfinite_metric(metrics)
         except NonFiniteError as e:
             error = str(e)
         except Interrupted as e:
-            self.cpu_seconds[trial.name] = before + time.process_time() - start
+            self.cpu_seconds[trial.name] = earlier_seconds + time.process_time() - start
             self.save()
             raise Interrupted(
                 f"Interrupted; progress is saved in {self.folder}. Resume with the same command "
                 f"and --out {self.folder}.",
                 e.exit_code,
             ) from None
-        seconds = before + time.process_time() - start
+        seconds = earlier_seconds + time.process_time() - start
         result = RunResult(folder.name, {} if error else metrics, parameters, seconds, error)
         self.results[trial.name] = result
         self.save()

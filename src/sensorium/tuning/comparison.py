@@ -54,17 +54,17 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Return the setting as text."""
+        """The setting as text."""
         return " ".join(f"{name}={value}" for name, value in self.values.items()) or "defaults"
 
     @property
     def error(self) -> str:
-        """Return why one of its runs has no metrics; "" if all have."""
+        """Why one of its runs has no metrics; "" if all have."""
         return next((run.error for run in self.runs.values() if run.error), "")
 
     @property
     def num_parameters(self) -> int:
-        """Return the number of parameters of the largest of its models."""
+        """The number of parameters of the largest of its models."""
         return max(run.num_parameters for run in self.runs.values())
 
     def metric_values(self, metric: str) -> Float[np.ndarray, "R"]:
@@ -108,7 +108,7 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """Return all settings, the best first and those that failed last."""
+        """All settings, the best first and those that failed last."""
         settings: dict[str, Setting] = {}
         for values, repetition, result in self.results:
             settings.setdefault(str(values), Setting(values)).runs[repetition] = result
@@ -122,14 +122,13 @@ class Comparison:
 
     @property
     def best(self) -> Setting | None:
-        """Return the best setting; None if all failed."""
+        """The best setting; None if all failed."""
         return None if self.settings[0].error else self.settings[0]
 
     @cached_property
     def tied(self) -> list[Setting]:
-        """Return the settings that are not significantly worse than the best.
+        """The settings that are not significantly worse than the best (paired t-test, 95 %).
 
-        By paired differences at 95 %.
         The variance of differences between folds is corrected for their overlapping training rows
         (Nadeau and Bengio 2003).
         """
@@ -214,8 +213,10 @@ class Comparison:
             return f"All settings failed: {self.settings[0].error}"
         n = len(best.runs)
         rows = f"{self.folds} folds of the training split" if self.folds else "the validation split"
-        where = f", {n} runs on {rows}" if n > 1 else ""
-        lines = [f"Best: {best.name}, {self.metric} {best.format_metric(self.metric)}{where}."]
+        repetitions = f", {n} runs on {rows}" if n > 1 else ""
+        lines = [
+            f"Best: {best.name}, {self.metric} {best.format_metric(self.metric)}{repetitions}."
+        ]
         lines.append(self._significance_note())
         lines += [f"{s.name} failed: {s.error}" for s in self.settings if s.error]
         lines.append(self._next_command(best))
@@ -244,15 +245,15 @@ class Comparison:
             return f"Its run: {self.folder / next(iter(setting.runs.values())).folder}"
         arguments = [self.recipe, *self.dataset_arguments]
         for name, value in {**self.fixed_keywords, **setting.values}.items():
-            for one in _option_values(value):
-                arguments += [f"--{name.replace('_', '-')}", _format_option_value(one)]
+            for item in _option_values(value):
+                arguments += [f"--{name.replace('_', '-')}", _format_option_value(item)]
         return f"Train it on the whole training split: sensorium train {shlex.join(arguments)}"
 
 
 def _option_values(value: Any) -> list[Any]:
-    """Return the values that an option is given, one for each time it is repeated."""
+    """Return the values of an option, one for each time it is repeated."""
     if isinstance(value, dict):
-        return [f"{name}={one}" for name, one in value.items()]
+        return [f"{name}={item}" for name, item in value.items()]
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

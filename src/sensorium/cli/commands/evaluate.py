@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from sensorium.cli.models import load_for_data, load_model, load_run, open_data
+from sensorium.cli.models import is_run, load_for_data, load_model, load_run, open_data
 from sensorium.cli.options import (
     DEFAULT_DATA_OPTIONS,
     DEFAULT_EVAL_OPTIONS,
@@ -41,14 +41,14 @@ def evaluate(
     Args:
         data: Dataset. Default: the one that the run was trained on.
         split: Split to evaluate. Repeatable. Default: all but train and extra.
-        out: Folder of the report. Default: the run folder.
+        out: Folder of the report. Default: the run folder; pretrained weights have none.
     """
     from sensorium.evaluation.evaluate import evaluate
 
     loaded, dataset = load_for_data(model, recipe, data, data_options)
     options = eval_options.to_keywords(lambda source: load_model(source, None))
     report = evaluate(loaded, dataset, splits=split or None, **options)
-    folder = out or (loaded.folder if Path(model, "config.json").is_file() else None)
+    folder = out or (loaded.folder if is_run(model) else None)
     if folder:
         report.save(folder)
     result = {"metrics": report.metrics, "metadata": report.metadata}

@@ -1,4 +1,4 @@
-"""Commands that look at models and at this machine: `summary`, `demo`, `doctor`."""
+"""Commands that describe models and this machine: `summary`, `demo`, `doctor`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -30,8 +30,7 @@ def predict(
         out: Output file: .csv, or .jsonl with the probability of every class.
         coverage: Coverage of the prediction intervals of numeric targets.
         min_accuracy: Selective prediction: leave a label empty where the model is too uncertain to
-            reach this accuracy.
-            0: predict every row.
+            reach this accuracy; 0: predict every row.
         max_invalid_fraction: Largest fraction of rows that may be unreadable.
     """
     from sensorium.cli.predict_file import open_table_to_predict, predict_file

@@ -45,7 +45,7 @@ class ColumnStore(Protocol):
 
         Args:
             rows: row numbers.
-            rng: what random choices are drawn from; None: no augmentation, and the first caption.
+            rng: source of random choices; None: no augmentation, and the first caption.
             augment: the strength of each transform.
             group: the group of each row; rows of one group make the same choice of caption. None:
                 each its own.
@@ -129,7 +129,7 @@ class TextColumn:
                 augmentation.
             augment: "captions" is the number of captions per row, spread evenly over its list from
                 a random start; the rest is for `Text.augment`.
-            group: the group of each row; rows of one group use the same places of their lists.
+            group: the group of each row; rows of one group use the same positions in their lists.
         """
         transforms = {name: value for name, value in augment.items() if name != "captions"}
         num_captions = int(augment.get("captions", 1)) if rng is not None else 1
@@ -154,8 +154,8 @@ class TextColumn:
         start = torch.rand(len(rows), generator=rng).double().numpy()[:, None]
         if group is not None:
             start = start[np.unique(group, return_inverse=True)[1]]
-        place = (start + np.arange(num_captions)) / num_captions  # in the row's list, 0 to 1
-        return first + (place * self.caption_counts[rows, None]).astype(np.int64)
+        position = (start + np.arange(num_captions)) / num_captions  # in the row's list, 0 to 1
+        return first + (position * self.caption_counts[rows, None]).astype(np.int64)
 
     def _pad_ids(
         self, captions: Int[np.ndarray, " C"], is_present: Bool[np.ndarray, " C"]

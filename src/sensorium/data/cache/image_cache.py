@@ -1,4 +1,4 @@
-"""Images decoded once into a memory-mapped file, which is found again by a hash of its content.
+"""Images decoded once into a memory-mapped file, whose name is a hash of its content.
 
 N rows   H side of an image as stored
 
@@ -134,9 +134,11 @@ def _decode_chunks(
 
     def read_chunks() -> Iterator[tuple[Sequence[Any], int]]:
         for rows in row_ranges:
-            values = raw(rows)
-            for start in range(0, len(values), IMAGES_PER_CHUNK):
-                yield values[start : start + IMAGES_PER_CHUNK], rows.start + start
+            values = iter_batches(raw(rows), IMAGES_PER_CHUNK)
+            for chunk_values, chunk in zip(
+                values, iter_batches(rows, IMAGES_PER_CHUNK), strict=True
+            ):
+                yield chunk_values, chunk.start
 
     return prefetch(lambda chunk: _decode_chunk(image, *chunk), read_chunks())
 

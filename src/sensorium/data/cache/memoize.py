@@ -1,4 +1,4 @@
-"""Tensors that are costly to compute and always the same: computed once, then read from disk."""
+"""Cache of tensors on disk: computed once, then read."""
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ def memoize_tensor(
     A damaged file is reported, removed and computed again.
 
     Args:
-        folder_name: the folder of the file, beside the decoded images.
+        folder_name: the folder of the file, next to the decoded images.
         key: everything that the tensor depends on, as JSON values.
         compute: computes the tensor.
-        status: what is shown meanwhile.
+        status: the message shown meanwhile.
         console: where it is shown.
 
     Raises:

@@ -55,7 +55,7 @@ class DataSource(Protocol):
         ...
 
     def location(self, row: int) -> str:
-        """Return what messages call a row."""
+        """Return the location of a row in messages."""
         ...
 
     def groups(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class DataSource(Protocol):
 
 
 class PreparedDataset:
-    """N rows whose values are at hand. One that is missing, or could not be read, is not `valid`.
+    """N rows with decoded values. A value that is missing, or could not be read, is not `valid`.
 
     Args:
         dataset: the raw values.
@@ -73,7 +73,7 @@ class PreparedDataset:
             captions of all.
         max_invalid_fraction: the largest fraction of rows that may be invalid, including those that
             `dataset` left out.
-        derived_columns: further columns that are ready already.
+        derived_columns: further columns, which are prepared already.
         quiet: do not report progress and bad values on stderr.
 
     Attributes:
@@ -140,10 +140,10 @@ class PreparedDataset:
 
         Args:
             rows: row numbers.
-            rng: what captions and augmentations are sampled from; the same state gives the same
+            rng: source of random captions and augmentations; the same state gives the same
                 batch. None: the first caption of each row, without augmentation.
             augment: the augmentation of each column, {column: {transform: strength}}.
-            share_captions: rows of one group use the same place of their lists of captions.
+            share_captions: rows of one group use the same position in their lists of captions.
 
         Raises:
             SensoriumError: if `augment` names an unknown column.

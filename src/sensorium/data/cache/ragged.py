@@ -116,7 +116,7 @@ def _check_layout(layout: np.ndarray | None, loaded: np.ndarray) -> None:
 
 
 def _open_temporary_file() -> IO[bytes]:
-    """Open a file beside the decoded images that vanishes once it is unused."""
+    """Open a temporary file next to the decoded images; it is removed when it is closed."""
     folder = image_cache.image_cache_folder().with_name(CACHE_FOLDER)
     try:
         folder.mkdir(parents=True, exist_ok=True)

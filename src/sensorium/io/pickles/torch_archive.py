@@ -56,7 +56,7 @@ class TorchArchive:
         num_bytes: size of the file.
 
     Raises:
-        UnsafePickle: the file is no checkpoint, or asks for what is not done.
+        UnsafePickle: the file is no checkpoint, or needs something that is not allowed.
     """
 
     def __init__(self, path: Path):

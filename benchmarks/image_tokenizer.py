@@ -1,7 +1,8 @@
 """Measure the reconstructions of image tokenizers (FSQ, VQ, dVAE) and of baselines.
 
-    OMP_NUM_THREADS=1 python benchmarks/codes.py        # all, on the bundled emoji: ten CPU minutes
-    OMP_NUM_THREADS=1 python benchmarks/codes.py --only fsq --epochs 20 --image docs/codes.png
+    export OMP_NUM_THREADS=1
+    python benchmarks/image_tokenizer.py        # all, on the bundled emoji: ten CPU minutes
+    python benchmarks/image_tokenizer.py --only fsq --epochs 20 --image docs/image_tokenizer.png
 
 32 pixels, 8 x 8 codes, 512 of them, the same network, batches and number of steps for each;
 evaluated on held-out concepts and artists. MSE and PSNR on pixels in 0..1. CPU seconds of one
@@ -69,7 +70,7 @@ def main() -> None:
                 cell: metrics_of(reconstruct, images(prepared, data.splits[cell])) for cell in CELLS
             }
             rows_drawn.append((what, reconstruct(rows_drawn[0][1])))
-            record("codes", who=what, **about, **figures, machine=machine())
+            record("image_tokenizer", who=what, **about, **figures, machine=machine())
     if args.image:
         draw(rows_drawn, args.image)
 

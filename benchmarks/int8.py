@@ -1,6 +1,6 @@
 """Measure the perplexity of a pretrained decoder with int8 weights, and print an answer.
 
-PYTHONPATH=src python benchmarks/quantized.py WEIGHTS/smollm2
+PYTHONPATH=src python benchmarks/int8.py WEIGHTS/smollm2
 """
 
 import argparse

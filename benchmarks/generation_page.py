@@ -1,6 +1,6 @@
 """Write the text-to-image section of docs/benchmarks/generation.md.
 
-Run it with `python benchmarks/painting_page.py`.
+Run it with `python benchmarks/generation_page.py`.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from peers import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "generation.md"
-BEGIN = "<!-- text-to-image: written by benchmarks/painting_page.py -->\n"
+BEGIN = "<!-- text-to-image: written by benchmarks/generation_page.py -->\n"
 END = "<!-- end of text-to-image -->\n"
 SPLITS = {
     "val": "validation (chose the settings)",
@@ -38,7 +38,7 @@ EmojiOne by the same studio is among them). Nearest caption: the training image 
 shares most words. Real Fréchet: between two halves of the real images. Nearest: difference (0 to
 1) to the most similar training image; copies: share below 0.02.
 
-![Emoji generated from captions: the best 6 of 16 by that CLIP](../painted.png)
+![Emoji generated from captions: the best 6 of 16 by that CLIP](../generated_emoji.png)
 
 """
 SCENES = """## Text to image: scenes

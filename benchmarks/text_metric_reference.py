@@ -1,6 +1,7 @@
 """Print chrF and CIDEr-D of a small corpus by reference implementations, for tests.
 
-pip install sacrebleu && pip install --no-deps pycocoevalcap && python benchmarks/words.py
+Run: pip install sacrebleu && pip install --no-deps pycocoevalcap, then
+python benchmarks/text_metric_reference.py.
 """
 
 import json
