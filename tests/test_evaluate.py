@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sensorium as sn
@@ -183,3 +184,16 @@ def test_unknown_split_or_column_is_named_in_the_error(
 ) -> None:
     with pytest.raises(SensoriumError, match=message):
         sn.evaluate(model, data, **options)
+
+
+def test_model_with_nan_in_its_weights_is_refused(model: Model, data: Dataset) -> None:
+    weight = model.module.get_parameter("logit_scale")
+    value = weight.item()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    try:
+        with pytest.raises(SensoriumError, match="NaN or infinity in the weight logit_scale"):
+            sn.evaluate(model, data)
+    finally:
+        with torch.no_grad():
+            weight.fill_(value)

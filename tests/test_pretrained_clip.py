@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from fixtures.parity import (
@@ -18,10 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import sensorium as sn
-from sensorium.modalities.image import Image
 from sensorium.modalities.text import train_tokenizer
 from sensorium.pretrained.clip import CLIP
-from sensorium.pretrained.preprocessing import image_preprocessing
 
 BATCH = 4
 VISION = {
@@ -84,26 +81,6 @@ def test_outputs_and_gradients_match_reference(overrides: dict, tmp_path: Path) 
     assert torch.equal(
         reloaded(input_ids=ids, pixel_values=images).logits_per_text, expected.logits_per_text
     )
-
-
-@pytest.mark.parametrize("size", [(97, 61), (61, 97), (40, 40), (33, 131)])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"size": {"shortest_edge": 32}, "crop_size": 32},
-        {"size": {"shortest_edge": 36}, "crop_size": 32, "resample": 2},
-        {"size": {"height": 32, "width": 32}, "do_center_crop": False},
-    ],
-    ids=["crop", "inside", "stretch"],
-)
-def test_pixels_match_the_processor(size: tuple[int, int], settings: dict) -> None:
-    transformers = pytest.importorskip("transformers")
-    processor = transformers.CLIPImageProcessorPil(**settings)
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    expected = processor(PIL.Image.fromarray(pixels), return_tensors="pt").pixel_values
-    ours = image_preprocessing(processor.to_dict(), 32, Image())
-    assert ours.std == pytest.approx(processor.image_std)
-    assert (ours.collate([ours.load(pixels)]) - expected).abs().max() < 1e-5
 
 
 def test_folder_embeds_images_and_texts(tmp_path: Path) -> None:

@@ -34,6 +34,23 @@ def test_ties_rank_last() -> None:
     assert retrieval_ranks(equal_vectors, equal_vectors, IDENTITY[:3, :3]).tolist() == [3, 3, 3]
 
 
+def test_nan_ranks_last() -> None:
+    nan = torch.full((3, 2), torch.nan)
+    relevant = IDENTITY[:3, :3]
+    assert retrieval_ranks(nan, nan, relevant).tolist() == [3, 3, 3]
+    assert retrieval_metrics(nan, nan, relevant, ("image", "text"))["recall@1"] == 0.0
+    vectors = torch.eye(3)
+    vectors[1] = torch.nan
+    assert retrieval_ranks(vectors, torch.eye(3), relevant).tolist() == [1, 3, 1]
+    assert retrieval_ranks(torch.eye(3), vectors, relevant).tolist() == [2, 3, 2]
+
+
+def test_accuracy_counts_nan_as_wrong() -> None:
+    scores = torch.tensor([[0.1, 0.9], [torch.nan, 0.5], [torch.nan, torch.nan]])
+    assert accuracy(scores, torch.tensor([1, 0, 0])) == pytest.approx(1 / 3)
+    assert accuracy(scores, torch.tensor([1, 1, 1]), k=2) == pytest.approx(1 / 3)
+
+
 def test_best_of_several_relevant_candidates_counts() -> None:
     candidates = torch.eye(3)
     relevant = torch.tensor([[True, False, True]])

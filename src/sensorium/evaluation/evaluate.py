@@ -29,7 +29,7 @@ def evaluate(
 
     Raises:
         SensoriumError: if a split or column is missing, if the evaluator does not take an option,
-            or if the recipe has no evaluator.
+            if the recipe has no evaluator, or if weights of the model are not finite.
     """
     recipe_name = model.config.recipe
     evaluator = model.recipe.evaluation.evaluator
@@ -38,6 +38,7 @@ def evaluate(
             f"{recipe_name} has no evaluation report. Compare runs by their validation metric; "
             "a recipe of your own needs an EvaluationSpec with an evaluator."
         )
+    _check_weights(model)
     _check_options(evaluator, options, recipe_name)
     for split in splits or ():
         if split not in dataset.splits:
@@ -52,6 +53,16 @@ def evaluate(
         "data": dataset.name,
     }
     return replace(report, metadata={**metadata, **report.metadata})
+
+
+def _check_weights(model: Trained) -> None:
+    """Reject a model with NaN or infinity in its weights, of which no metric means anything."""
+    for name, weight in model.module.named_parameters():
+        if not weight.isfinite().all():
+            raise SensoriumError(
+                f"{model.folder} holds NaN or infinity in the weight {name}, so that its output "
+                "means nothing. Train it again, or download it again."
+            )
 
 
 def _check_options(evaluator: Evaluator, options: dict[str, Any], recipe_name: str) -> None:

@@ -21,8 +21,8 @@ from sensorium.models.towers import Encoder, Towers
 from sensorium.nn.transformer import Block, FeedForward, Transformer
 from sensorium.pretrained.clip import CLIP
 from sensorium.pretrained.family import PretrainedFamily
+from sensorium.pretrained.image_processor import RESAMPLE_NAMES
 from sensorium.pretrained.open_clip import OPEN_CLIP
-from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
 from sensorium.pretrained.trunk import QuickGELU
 from sensorium.pretrained.weight_mapping import export_from
 from sensorium.training.checkpoint import Model
@@ -275,6 +275,7 @@ def _write_tokenizer(text: Text, out: Path) -> None:
 
 def _processor_config(image: Image) -> dict[str, Any]:
     """Return preprocessor_config.json of transformers' CLIPImageProcessor."""
+    edge = image.shortest_edge or image.size  # before cropping
     stretched = image.resize_mode == "stretch"
     square = {"height": image.size, "width": image.size}
     filters = {name: number for number, name in RESAMPLE_NAMES.items()}
@@ -283,8 +284,8 @@ def _processor_config(image: Image) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": filters[image.resample or "bicubic"],
-        "size": square if stretched else {"shortest_edge": image.shortest_edge or image.size},
-        "do_center_crop": not stretched,
+        "size": {"height": edge, "width": edge} if stretched else {"shortest_edge": edge},
+        "do_center_crop": not stretched or edge > image.size,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -14,8 +14,9 @@ def retrieval_ranks(
 ) -> Int[Tensor, "Q"]:
     """Return the rank, from 1, of each query's best relevant candidate.
 
-    An irrelevant candidate with the same score counts as ahead of it. Of several relevant
-    candidates (duplicate captions, images of one object) the best one counts.
+    An irrelevant candidate with the same score counts as ahead of it, and one with a score of NaN
+    too; a query whose own score is NaN is in the last place. Of several
+    relevant candidates (duplicate captions, images of one object) the best one counts.
 
     Args:
         queries: Query embeddings.
@@ -24,7 +25,7 @@ def retrieval_ranks(
     """
     scores = queries @ candidates.T
     best = scores.masked_fill(~relevant, -float("inf")).amax(1, keepdim=True)
-    return 1 + ((scores >= best) & ~relevant).sum(1)
+    return 1 + (~(scores < best) & ~relevant).sum(1)  # a comparison with NaN is false
 
 
 def recall_at_k(ranks: Int[Tensor, "Q"], k: int) -> float:
@@ -76,6 +77,10 @@ def retrieval_metrics(
 
 
 def accuracy(scores: Float[Tensor, "Q C"], labels: Int[Tensor, "Q"], k: int = 1) -> float:
-    """Return the top-k accuracy: the share of rows whose label is among the k highest scores."""
+    """Return the top-k accuracy: the share of rows whose label is among the k highest scores.
+
+    A row with a score of NaN counts as wrong.
+    """
     top = scores.topk(min(k, scores.shape[1])).indices
-    return (top == labels[:, None]).any(1).double().mean().item()
+    is_hit = (top == labels[:, None]).any(1) & ~scores.isnan().any(1)
+    return is_hit.double().mean().item()

@@ -242,14 +242,23 @@ class PatchEmbedding(nn.Module):
         image_size: Side of the image in pixels.
         patch_size: Side of a patch in pixels.
         bias: Give the projection a bias.
+        crop: Leave out the pixels at the right and at the bottom that make no whole patch.
 
     Raises:
-        ValueError: If the image size is not a multiple of the patch size.
+        ValueError: If the image size is not a multiple of the patch size, without `crop`.
     """
 
-    def __init__(self, dim: int, image_size: int, patch_size: int, *, bias: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        image_size: int,
+        patch_size: int,
+        *,
+        bias: bool = False,
+        crop: bool = False,
+    ):
         super().__init__()
-        if image_size % patch_size:
+        if image_size % patch_size and not crop:
             raise ValueError(
                 f"image size {image_size} is not a multiple of the patch size {patch_size}"
             )
@@ -261,10 +270,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         """Return the class token and one token per patch, row by row."""
-        patches = rearrange(
-            image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size
-        )
-        x = self.projection(patches)
+        x = self.projection(split_patches(image, self.patch_size))
         cls_token = self.cls_token.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls_token, x], 1) + self.position_embedding.to(x.dtype)
         pos = grid_positions(x[:, 1:], self.grid_size)
@@ -273,3 +279,14 @@ class PatchEmbedding(nn.Module):
     def pool_index(self, image: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B"]:
         """Return the index of the class token, 0."""
         return torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
+
+
+def split_patches(image: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B T P"]:
+    """Return the pixels of each whole patch, row by row, as a convolution reads them."""
+    height, width = (side // patch_size * patch_size for side in image.shape[-2:])
+    return rearrange(
+        image[..., :height, :width],
+        "b c (h p) (w q) -> b (h w) (c p q)",
+        p=patch_size,
+        q=patch_size,
+    )

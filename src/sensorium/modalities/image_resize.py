@@ -58,15 +58,17 @@ def resize_exact(
     Args:
         image: An RGB image.
         side: Side of the square in pixels.
-        resize_mode: "stretch"; or the shorter side is resized to `shortest_edge` and the center cut
-            out. An odd remainder is rounded down by "crop", as in Hugging Face transformers, and
-            half to even by "centre", as in torchvision.
-        shortest_edge: Shorter side before cropping, in pixels.
+        resize_mode: "stretch" resizes both sides to `shortest_edge`, the others the shorter side.
+            Then the center is cut out; an odd remainder is rounded down, as in Hugging Face
+            transformers, but half to even by "centre", as in torchvision.
+        shortest_edge: Shorter side before cropping, in pixels; at least `side`.
         resample: Name of a Pillow filter, such as "bicubic".
     """
     method = PIL.Image.Resampling[resample.upper()]
     if resize_mode == "stretch":
-        return np.array(image.resize((side, side), method))
+        edge, margin = shortest_edge, (shortest_edge - side) // 2
+        resized = image.resize((edge, edge), method)
+        return np.array(resized.crop((margin, margin, margin + side, margin + side)))
     short = min(image.size)
     width, height = (
         shortest_edge if length == short else int(shortest_edge * length / short)

@@ -4,19 +4,28 @@ B batch   T tokens   D width
 """
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Int
+from tokenizers import normalizers
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
+from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.attention import Attention
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.nn.transformer import FeedForward, PostNormBlock, Transformer
+from sensorium.pretrained.config_rules import ConfigRules
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing
+from sensorium.pretrained.text_ids import (
+    NO_END_ID,
+    find_text_ids,
+    text_end_id,
+    text_pad_id,
+    unpadded_mask,
+)
 from sensorium.pretrained.tokenizers import text_preprocessing
 from sensorium.pretrained.trunk import get_activation
 from sensorium.pretrained.weight_files import WeightFiles
@@ -34,6 +43,25 @@ CONFIG_DEFAULTS = {
     "type_vocab_size": 2,
     "pad_token_id": 0,
 }
+CONFIG_RULES = ConfigRules(
+    sizes={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    },
+    layers={"num_hidden_layers": 12},
+    heads={"num_attention_heads": ("hidden_size", 12)},
+    numbers={"layer_norm_eps": 1e-12},
+    names={"hidden_act": "gelu"},
+    fixed={
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "position_embedding_type": (None, "absolute"),
+    },
+    unused=frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}),
+)
 BLOCK_LAYERS = {  # ours -> theirs
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention.out": "attention.output.dense",
@@ -60,16 +88,25 @@ class SegmentEmbedding(nn.Module):
         max_length: Number of positions.
         num_token_types: Number of segment ids.
         pad_id: Id of padding.
+        end_id: Id that ends every text, or one that no text has.
     """
 
     def __init__(
-        self, dim: int, vocab_size: int, max_length: int, num_token_types: int, pad_id: int
+        self,
+        dim: int,
+        vocab_size: int,
+        max_length: int,
+        num_token_types: int,
+        *,
+        pad_id: int,
+        end_id: int = NO_END_ID,
     ):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.position_embedding = nn.Embedding(max_length, dim)
         self.token_type_embedding = nn.Embedding(num_token_types, dim)
         self.pad_id = pad_id
+        self.end_id = end_id
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         """Return None: the text is pooled over all tokens."""
@@ -81,7 +118,7 @@ class SegmentEmbedding(nn.Module):
             + self.position_embedding.weight[: ids.shape[1]]
             + self.token_type_embedding.weight[0]
         )
-        return Tokens(x, sequence_positions(x), valid=ids != self.pad_id)
+        return Tokens(x, sequence_positions(x), valid=unpadded_mask(ids, self.end_id, self.pad_id))
 
 
 class FirstTokenPool(nn.Module):
@@ -109,7 +146,8 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
         settings["vocab_size"],
         settings["max_position_embeddings"],
         settings["type_vocab_size"],
-        settings["pad_token_id"],
+        pad_id=text_pad_id(settings),
+        end_id=text_end_id(settings),
     )
     trunk = Transformer(blocks, input_norm=nn.LayerNorm(dim, eps=eps))
     encoder = Encoder(embedding, trunk, FirstTokenPool() if config["cls_pooling"] else None)
@@ -137,24 +175,68 @@ def _apply_defaults(config: ModelConfig) -> dict[str, Any]:
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the tokenizer's text settings, with the length limit of sentence-transformers."""
     settings = _apply_defaults(config)
-    text = text_preprocessing(
-        weight_files, settings["max_position_embeddings"], settings["vocab_size"]
-    )
-    max_length = weight_files.read_json("sentence_bert_config.json").get("max_seq_length")
-    if text is not None and max_length:
-        text = replace(text, length=max_length)
+    num_positions, vocab_size = settings["max_position_embeddings"], settings["vocab_size"]
+    text = sentence_preprocessing(weight_files, num_positions, vocab_size, text_pad_id(settings))
     return drop_missing(text=text)
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     if weight_files.config.get("model_type") != "bert":
         return None
-    if weight_files.config.get("position_embedding_type", "absolute") != "absolute":
-        raise SensoriumError(
-            f"{weight_files.path} is a BERT with relative positions, which is not supported."
-        )
+    config = CONFIG_RULES.apply(weight_files.config, weight_files)
     prefix = "bert." if any(name.startswith("bert.") for name in weight_files.tensors) else ""
-    return {**weight_files.config, "prefix": prefix, "cls_pooling": is_cls_pooling(weight_files)}
+    return {
+        **config,
+        **find_text_ids(weight_files, config.get("pad_token_id")),
+        "prefix": prefix,
+        "cls_pooling": is_cls_pooling(weight_files),
+    }
+
+
+def sentence_preprocessing(
+    weight_files: WeightFiles, num_positions: int, vocab_size: int, pad_id: int
+) -> Text | None:
+    """Return the text settings of an encoder, with those of sentence-transformers.
+
+    Args:
+        weight_files: The opened files.
+        num_positions: The most tokens that the model takes.
+        vocab_size: Its vocabulary size.
+        pad_id: Id of padding.
+    """
+    length = max_text_length(weight_files, num_positions)
+    text = text_preprocessing(weight_files, length, vocab_size, pad_id)
+    if text is None or text.tokenizer is None:
+        return text
+    if weight_files.read_json("sentence_bert_config.json").get("do_lower_case"):
+        steps = [normalizers.Lowercase(), text.tokenizer.normalizer]
+        text.tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
+    return text
+
+
+def max_text_length(weight_files: WeightFiles, num_positions: int) -> int:
+    """Return the most tokens of a text: those of the files, but no more than the model takes.
+
+    As in sentence-transformers, `max_seq_length` of sentence_bert_config.json goes before the
+    `model_max_length` of the tokenizer.
+
+    Raises:
+        SensoriumError: If it is not a whole number.
+    """
+    for file, key in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        length = weight_files.read_json(file).get(key)
+        if length is None:
+            continue
+        if isinstance(length, bool) or not isinstance(length, int | float) or length < 3:
+            raise SensoriumError(
+                f"{weight_files.path}/{file} sets {key}={length!r}. Give a whole number of tokens, "
+                "at least 3."
+            )
+        return int(min(length, num_positions))
+    return num_positions
 
 
 def is_cls_pooling(weight_files: WeightFiles) -> bool:

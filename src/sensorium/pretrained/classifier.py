@@ -18,7 +18,7 @@ from sensorium.modalities.image import Image
 from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.linear import Linear
 from sensorium.pretrained.family import ModelConfig, Preprocessing, Verbs
-from sensorium.pretrained.preprocessing import RESAMPLE_NAMES
+from sensorium.pretrained.image_processor import RESAMPLE_NAMES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -145,5 +145,11 @@ def timm_image_preprocessing(
 def class_labels(config: ModelConfig, num_classes: int) -> list[str]:
     """Return the class names of `id2label` (transformers) or `label_names` (timm), or "class N"."""
     names = config.get("id2label") or dict(enumerate(config.get("label_names") or []))
-    names = {int(index): str(name) for index, name in names.items()}
+    try:
+        names = {int(index): str(name) for index, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise SensoriumError(
+            f"The config names its classes by id2label={str(names)[:80]}. Give an object of "
+            "numbers and names."
+        ) from error
     return [names.get(index, f"class {index}") for index in range(num_classes)]

@@ -6,6 +6,7 @@ test checks the round trip of the weights, theirs -> ours -> theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sensorium.errors import SensoriumError
 from sensorium.modalities.base import Modality
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMapping, load_into
 
+MAX_GROWTH_FACTOR = 2  # parameters of a model per value in its files
+FREE_PARAMETERS = 10_000_000
 ModelConfig = Mapping[str, Any]
 Verbs = Mapping[str, Callable[..., Any]]
 Preprocessing = Mapping[str, Modality]
@@ -68,6 +72,7 @@ def load_pretrained(
     Raises:
         SensoriumError: If the files do not fit the config, see `load_into`.
     """
+    _check_num_parameters(family, config, weight_files)
     with torch.random.fork_rng(), skip_init():
         module = family.build_module(config).to(dtype)
     if family.custom_load is not None:
@@ -81,6 +86,22 @@ def load_pretrained(
         path=str(weight_files.path),
     )
     return module
+
+
+def _check_num_parameters(
+    family: PretrainedFamily, config: ModelConfig, weight_files: WeightFiles
+) -> None:
+    """Check, before memory is allocated, that a model is not far larger than its files."""
+    with torch.device("meta"), skip_init():
+        module = family.build_module(config)
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    num_stored = sum(math.prod(entry.shape) for entry in weight_files.tensors.entries.values())
+    if num_parameters > MAX_GROWTH_FACTOR * num_stored + FREE_PARAMETERS:
+        raise SensoriumError(
+            f"The config of {weight_files.path} describes a model of {num_parameters:,} "
+            f"parameters, but the files hold {num_stored:,} values. It is incomplete, or not the "
+            "model that its config describes."
+        )
 
 
 class skip_init(TorchFunctionMode):  # noqa: N801 - used as a context manager, like torch.no_grad

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 
+from sensorium.errors import require_type
 from sensorium.models.decoder import Decoder
+from sensorium.nn.attention import Attention
+from sensorium.nn.transformer import Block
+from sensorium.pretrained.config_rules import ConfigRules
 from sensorium.pretrained.decoder import CausalTokenEmbedding, build_text_decoder
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.generate_text import build_verbs, prompt_preprocessing
@@ -18,6 +22,31 @@ LINEAR_NAMES = {
     "mlp.down": "mlp.c_proj",
 }
 DEFAULT_EOS_TOKEN_ID = 50256
+CONFIG_RULES = ConfigRules(
+    sizes={"n_embd": 768, "vocab_size": 50257, "n_positions": 1024, "n_inner": None},
+    layers={"n_layer": 12},
+    heads={"n_head": ("n_embd", 12)},
+    numbers={"layer_norm_epsilon": 1e-5},
+    names={"activation_function": "gelu_new"},
+    fixed={
+        "scale_attn_weights": (True, False),
+        "scale_attn_by_inverse_layer_idx": (True, False),
+        "add_cross_attention": (False,),
+    },
+    unused=frozenset(
+        {
+            "resid_pdrop",
+            "embd_pdrop",
+            "attn_pdrop",
+            "reorder_and_upcast_attn",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+        }
+    ),
+)
 
 
 def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
@@ -25,7 +54,7 @@ def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     if weight_files.config.get("model_type") != "gpt2" or weight_files.layout != "safetensors":
         return None
     prefix = "transformer." if "transformer.wte.weight" in weight_files.tensors else ""
-    return {**weight_files.config, "prefix": prefix}
+    return {**CONFIG_RULES.apply(weight_files.config, weight_files), "prefix": prefix}
 
 
 def build_module(config: ModelConfig) -> Decoder:
@@ -40,7 +69,15 @@ def build_module(config: ModelConfig) -> Decoder:
         config.get("layer_norm_epsilon", 1e-5),
     )
     embedding = CausalTokenEmbedding(config["vocab_size"], dim, config["n_positions"])
-    return build_text_decoder(embedding, trunk.build_trunk())
+    transformer = trunk.build_trunk()
+    scales_logits = config.get("scale_attn_weights", True)
+    scales_by_layer = config.get("scale_attn_by_inverse_layer_idx", False)
+    if scales_by_layer or not scales_logits:
+        scale = (dim // config["n_head"]) ** -0.5 if scales_logits else 1.0
+        for i, block in enumerate(transformer.blocks):
+            attention = require_type(require_type(block, Block).attention, Attention)
+            attention.scale = scale / (i + 1) if scales_by_layer else scale
+    return build_text_decoder(embedding, transformer)
 
 
 def map_weights(config: ModelConfig) -> Iterator[WeightMapping]:

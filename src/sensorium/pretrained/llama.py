@@ -18,9 +18,11 @@ from sensorium.nn.attention import Attention
 from sensorium.nn.linear import Linear
 from sensorium.nn.positional import Rotary
 from sensorium.nn.transformer import Block, GatedFeedForward, Transformer
+from sensorium.pretrained.config_rules import ConfigRules, json_name
 from sensorium.pretrained.decoder import CausalTokenEmbedding, build_text_decoder
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.generate_text import build_verbs, prompt_preprocessing
+from sensorium.pretrained.trunk import get_activation
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMapping, concat, rename
 
@@ -75,6 +77,34 @@ ROPE_SCALING_KEYS = (
     "original_max_position_embeddings",
 )
 DEFAULT_ROPE_THETA = 10_000.0
+CONFIG_RULES = ConfigRules(
+    sizes={
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+        "head_dim": None,
+    },
+    layers={"num_hidden_layers": 32},
+    heads={"num_attention_heads": ("", 32), "num_key_value_heads": ("num_attention_heads", None)},
+    lengths={"max_position_embeddings": 2048},
+    numbers={"rms_norm_eps": 1e-6, "rope_theta": DEFAULT_ROPE_THETA},
+    names={"hidden_act": "silu"},
+    fixed={
+        "attention_bias": (True, False),
+        "mlp_bias": (True, False),
+    },
+    unused=frozenset(
+        {
+            "pretraining_tp",  # splits the same products
+            "rope_scaling",  # this and those below are checked where they are read
+            "rope_parameters",
+            "sliding_window",
+            "use_sliding_window",
+            "max_window_layers",
+            "layer_types",
+        }
+    ),
+)
 
 
 def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
@@ -88,6 +118,8 @@ def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES or weight_files.layout not in TENSOR_NAMES:
         return None
+    config = CONFIG_RULES.apply(config, weight_files)
+    _check_layer_types(config, weight_files)
     uses_window = model_type != "qwen2" or config.get("use_sliding_window")
     if config.get("sliding_window") and uses_window:
         raise SensoriumError(
@@ -102,6 +134,15 @@ def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
         "qkv_bias": has_bias,
         "out_bias": has_bias and model_type != "qwen2",
     }
+
+
+def _check_layer_types(config: Mapping[str, Any], weight_files: WeightFiles) -> None:
+    for layer_type in config.get("layer_types") or ():
+        if layer_type != "full_attention":
+            raise SensoriumError(
+                f"{weight_files.path} sets layer_types to {layer_type!r}. Supported is full "
+                "attention in all layers."
+            )
 
 
 def _config_from_gguf(weight_files: WeightFiles) -> dict[str, Any]:
@@ -146,7 +187,12 @@ def build_module(config: ModelConfig) -> Decoder:
             position=rotary,
         )
         attention.out = Linear(heads * head_dim, dim, bias=config["out_bias"])
-        mlp = GatedFeedForward(dim, config["intermediate_size"], bias=bool(config.get("mlp_bias")))
+        mlp = GatedFeedForward(
+            dim,
+            config["intermediate_size"],
+            get_activation(config.get("hidden_act", "silu")),
+            bias=bool(config.get("mlp_bias")),
+        )
         return Block(attention, mlp, (build_norm(), build_norm()))
 
     blocks = [build_block() for _ in range(config["num_hidden_layers"])]
@@ -176,8 +222,15 @@ def build_rotary(head_dim: int, config: ModelConfig) -> Rotary:
         **(config.get("rope_parameters") or {}),
     }
     theta = parameters.get("rope_theta") or config.get("rope_theta") or DEFAULT_ROPE_THETA
-    rotary = Rotary(head_dim, theta)
     scaling = parameters.get("rope_type") or parameters.get("type") or "default"
+    keys = {"llama3": ROPE_SCALING_KEYS, "linear": ("factor",)}.get(str(scaling), ())
+    _check_rope_numbers({"rope_theta": theta, **{key: parameters.get(key) for key in keys}})
+    if parameters.get("partial_rotary_factor") not in (None, 1):
+        raise SensoriumError(
+            "The config rotates a part of each head, "
+            f"partial_rotary_factor={parameters['partial_rotary_factor']!r}. Supported is 1."
+        )
+    rotary = Rotary(head_dim, theta)
     if scaling == "llama3":
         rotary.inv_freq = scale_rope_rates(
             rotary.inv_freq, **{key: parameters[key] for key in ROPE_SCALING_KEYS}
@@ -190,6 +243,15 @@ def build_rotary(head_dim: int, config: ModelConfig) -> Rotary:
         )
     rotary.inv_freq = rotary.inv_freq / torch.tensor(config.get("rope_freq_factors", 1.0))
     return rotary
+
+
+def _check_rope_numbers(numbers: Mapping[str, Any]) -> None:
+    for key, value in numbers.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise SensoriumError(
+                f"The config scales positions by {key}={json_name(value)}. Give a number above 0."
+            )
 
 
 def scale_rope_rates(
@@ -287,7 +349,7 @@ def _concat_interleaved_qkv(
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the tokenizer's settings."""
     length = config["max_position_embeddings"]
-    return prompt_preprocessing(weight_files, length, config["eos_token_id"])
+    return prompt_preprocessing(weight_files, length, config.get("eos_token_id"))
 
 
 LLAMA = PretrainedFamily(

@@ -7,12 +7,13 @@ from sensorium.modalities.image import PatchEmbedding
 from sensorium.models.towers import Encoder, Tower, Towers
 from sensorium.nn.projection import LinearProjection
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
+from sensorium.pretrained.image_processor import RESAMPLE_NAMES
 from sensorium.pretrained.preprocessing import (
     CLIP_IMAGE,
-    RESAMPLE_NAMES,
     build_embed_verb,
     drop_missing,
 )
+from sensorium.pretrained.text_ids import find_ending_pad_id, text_pad_id
 from sensorium.pretrained.tokenizers import text_preprocessing
 from sensorium.pretrained.trunk import ArgmaxPooledEmbedding, TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
@@ -77,7 +78,7 @@ def build_module(config: ModelConfig) -> Towers:
         int(text["width"] * text["mlp_ratio"]),
         activation,
     )
-    patches = PatchEmbedding(image_trunk.dim, vision["image_size"], vision["patch_size"])
+    patches = PatchEmbedding(image_trunk.dim, vision["image_size"], vision["patch_size"], crop=True)
     tokens = ArgmaxPooledEmbedding(text_trunk.dim, text["vocab_size"], text["context_length"])
     return Towers(
         {
@@ -184,12 +185,16 @@ def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessi
     )
     return drop_missing(
         image=image,
-        text=text_preprocessing(weight_files, text["context_length"], text["vocab_size"]),
+        text=text_preprocessing(
+            weight_files, text["context_length"], text["vocab_size"], text_pad_id(config)
+        ),
     )
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    return weight_files.config if weight_files.layout == "open_clip" else None
+    if weight_files.layout != "open_clip":
+        return None
+    return {**weight_files.config, **find_ending_pad_id(weight_files)}
 
 
 OPEN_CLIP = PretrainedFamily(

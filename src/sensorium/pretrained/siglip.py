@@ -11,18 +11,21 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sensorium.modalities.image import Image
+from sensorium.modalities.image import Image, split_patches
 from sensorium.models.towers import Encoder, Tower, Towers
 from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.sdpa import attend
 from sensorium.nn.tokens import Tokens, grid_positions, sequence_positions
 from sensorium.pretrained.clip import map_trunk, trunk_config
+from sensorium.pretrained.config_rules import ConfigRules
+from sensorium.pretrained.dual_encoder import detect_dual_encoder, tower_kinds, tower_prefix
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
+from sensorium.pretrained.image_processor import image_preprocessing
 from sensorium.pretrained.preprocessing import (
     build_embed_verb,
     drop_missing,
-    image_preprocessing,
 )
+from sensorium.pretrained.text_ids import find_text_ids, text_pad_id
 from sensorium.pretrained.tokenizers import text_preprocessing
 from sensorium.pretrained.trunk import TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
@@ -34,28 +37,30 @@ from sensorium.pretrained.weight_mapping import (
     weight_bias,
 )
 
-VISION_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}
-TEXT_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "vocab_size": 32000,
-    "max_position_embeddings": 64,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-    "pad_token_id": 1,
-    "projection_size": None,
-}
+VISION_RULES = ConfigRules(
+    sizes={"hidden_size": 768, "intermediate_size": 3072, "patch_size": 16},
+    layers={"num_hidden_layers": 12},
+    heads={"num_attention_heads": ("hidden_size", 12)},
+    lengths={"image_size": 224},
+    numbers={"layer_norm_eps": 1e-6},
+    names={"hidden_act": "gelu_pytorch_tanh"},
+    fixed={"vision_use_head": (True,)},
+)
+TEXT_RULES = ConfigRules(
+    sizes={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "vocab_size": 32000,
+        "max_position_embeddings": 64,
+        "projection_size": None,
+    },
+    layers={"num_hidden_layers": 12},
+    heads={"num_attention_heads": ("hidden_size", 12)},
+    numbers={"layer_norm_eps": 1e-6},
+    names={"hidden_act": "gelu_pytorch_tanh"},
+)
+DEFAULT_PAD_ID = 1
+PAD_TOKENS = ("</s>",)  # with which the tokenizer pads where no file says otherwise
 DEFAULT_IMAGE = Image(size=224, resize_mode="stretch", resample="bicubic")
 
 
@@ -80,10 +85,7 @@ class PatchEmbeddingWithoutCls(nn.Module):
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Tokens:
         """Return one token per patch, row by row."""
-        flat = rearrange(
-            image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size
-        )
-        x = self.projection(flat) + self.position_embedding
+        x = self.projection(split_patches(image, self.patch_size)) + self.position_embedding
         return Tokens(x, grid_positions(x, self.grid_size))
 
 
@@ -142,58 +144,69 @@ class AttentionPool(nn.Module):
         return Tokens(x + self.mlp(self.norm(x)), tokens.pos[:, :1])
 
 
-def build_module(config: ModelConfig) -> Towers:
-    """Build the towers `image` and `text`."""
-    vision, text = _vision_config(config), _text_config(config)
-    image_trunk, text_trunk = trunk_config(vision), trunk_config(text)
-    text_dim = text["projection_size"] or text_trunk.dim
-    patches = PatchEmbeddingWithoutCls(image_trunk.dim, vision["image_size"], vision["patch_size"])
+def build_module(config: ModelConfig) -> nn.ModuleDict:
+    """Build the towers `image` and `text`, or the one that the files have."""
+    builders = {"image": _build_image_tower, "text": _build_text_tower}
+    towers = {kind: builders[kind](config) for kind in tower_kinds(config)}
+    return Towers({**towers}, use_logit_bias=True) if len(towers) == 2 else nn.ModuleDict(towers)
+
+
+def _build_image_tower(config: ModelConfig) -> Tower:
+    vision = _vision_config(config)
+    trunk = trunk_config(vision)
+    patches = PatchEmbeddingWithoutCls(trunk.dim, vision["image_size"], vision["patch_size"])
+    encoder = Encoder(patches, trunk.build_trunk(), AttentionPool(trunk))
+    return Tower(encoder, nn.Identity(), trunk.dim)
+
+
+def _build_text_tower(config: ModelConfig) -> Tower:
+    text = _text_config(config)
+    trunk = trunk_config(text)
+    embed_dim = text.get("projection_size") or trunk.dim
     tokens = FixedLengthTokenEmbedding(
-        text_trunk.dim, text["vocab_size"], text["max_position_embeddings"], text["pad_token_id"]
+        trunk.dim, text["vocab_size"], text["max_position_embeddings"], text_pad_id(config, text)
     )
-    return Towers(
-        {
-            "image": Tower(
-                Encoder(patches, image_trunk.build_trunk(), AttentionPool(image_trunk)),
-                nn.Identity(),
-                image_trunk.dim,
-            ),
-            "text": Tower(
-                Encoder(tokens, text_trunk.build_trunk()),
-                Linear(text_trunk.dim, text_dim),
-                text_dim,
-            ),
-        },
-        use_logit_bias=True,
-    )
+    return Tower(Encoder(tokens, trunk.build_trunk()), Linear(trunk.dim, embed_dim), embed_dim)
 
 
 def map_weights(config: ModelConfig) -> WeightMappings:
     """Map transformers' names to ours."""
-    vision, text = _vision_config(config), _text_config(config)
-    image_embed, image_trunk = "image.encoder.embed", "image.encoder.trunk"
-    text_embed, text_trunk = "text.encoder.embed", "text.encoder.trunk"
-    vision_embeddings, text_embeddings = "vision_model.embeddings", "text_model.embeddings"
+    maps = {"image": _map_image_tower, "text": _map_text_tower}
+    kinds = tower_kinds(config)
+    mappings = [mapping for kind in kinds for mapping in maps[kind](config)]
+    if len(kinds) == 1:
+        return mappings
+    return [*(squeeze(name, name) for name in ("logit_scale", "logit_bias")), *mappings]
+
+
+def _map_image_tower(config: ModelConfig) -> WeightMappings:
+    vision, prefix = _vision_config(config), tower_prefix(config, "image")
+    embed, trunk = "image.encoder.embed", "image.encoder.trunk"
+    embeddings = f"{prefix}embeddings"
     return [
-        squeeze("logit_scale", "logit_scale"),
-        squeeze("logit_bias", "logit_bias"),
         patch_kernel(
-            f"{image_embed}.projection.weight",
-            f"{vision_embeddings}.patch_embedding.weight",
+            f"{embed}.projection.weight",
+            f"{embeddings}.patch_embedding.weight",
             vision["patch_size"],
         ),
-        rename(f"{image_embed}.projection.bias", f"{vision_embeddings}.patch_embedding.bias"),
-        rename(
-            f"{image_embed}.position_embedding", f"{vision_embeddings}.position_embedding.weight"
-        ),
-        *map_trunk(image_trunk, "vision_model.encoder", vision["num_hidden_layers"]),
-        *weight_bias(f"{image_trunk}.final_norm", "vision_model.post_layernorm"),
-        *_map_pool("image.encoder.pool", "vision_model.head"),
-        rename(f"{text_embed}.token_embedding.weight", f"{text_embeddings}.token_embedding.weight"),
-        rename(f"{text_embed}.position_embedding", f"{text_embeddings}.position_embedding.weight"),
-        *map_trunk(text_trunk, "text_model.encoder", text["num_hidden_layers"]),
-        *weight_bias(f"{text_trunk}.final_norm", "text_model.final_layer_norm"),
-        *weight_bias("text.projection", "text_model.head"),
+        rename(f"{embed}.projection.bias", f"{embeddings}.patch_embedding.bias"),
+        rename(f"{embed}.position_embedding", f"{embeddings}.position_embedding.weight"),
+        *map_trunk(trunk, f"{prefix}encoder", vision["num_hidden_layers"]),
+        *weight_bias(f"{trunk}.final_norm", f"{prefix}post_layernorm"),
+        *_map_pool("image.encoder.pool", f"{prefix}head"),
+    ]
+
+
+def _map_text_tower(config: ModelConfig) -> WeightMappings:
+    text, prefix = _text_config(config), tower_prefix(config, "text")
+    embed, trunk = "text.encoder.embed", "text.encoder.trunk"
+    embeddings = f"{prefix}embeddings"
+    return [
+        rename(f"{embed}.token_embedding.weight", f"{embeddings}.token_embedding.weight"),
+        rename(f"{embed}.position_embedding", f"{embeddings}.position_embedding.weight"),
+        *map_trunk(trunk, f"{prefix}encoder", text["num_hidden_layers"]),
+        *weight_bias(f"{trunk}.final_norm", f"{prefix}final_layer_norm"),
+        *weight_bias("text.projection", f"{prefix}head"),
     ]
 
 
@@ -210,25 +223,37 @@ def _map_pool(target: str, source: str) -> WeightMappings:
 
 
 def _vision_config(config: ModelConfig) -> ModelConfig:
-    return VISION_DEFAULTS | config.get("vision_config", {})
+    return VISION_RULES.defaults | config.get("vision_config", {})
 
 
 def _text_config(config: ModelConfig) -> ModelConfig:
-    return TEXT_DEFAULTS | config.get("text_config", {})
+    return TEXT_RULES.defaults | {"pad_token_id": DEFAULT_PAD_ID} | config.get("text_config", {})
 
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the image processor's and the tokenizer's settings."""
     vision, text = _vision_config(config), _text_config(config)
-    processor_config = weight_files.read_json("preprocessor_config.json")
-    return drop_missing(
-        image=image_preprocessing(processor_config, vision["image_size"], DEFAULT_IMAGE),
-        text=text_preprocessing(weight_files, text["max_position_embeddings"], text["vocab_size"]),
-    )
+    kinds = tower_kinds(config)
+    image_settings = text_settings = None
+    if "image" in kinds:
+        image_settings = image_preprocessing(weight_files, vision["image_size"], DEFAULT_IMAGE)
+    if "text" in kinds:
+        text_settings = text_preprocessing(
+            weight_files,
+            text["max_position_embeddings"],
+            text["vocab_size"],
+            text_pad_id(config, text),
+        )
+    return drop_missing(image=image_settings, text=text_settings)
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    return weight_files.config if weight_files.config.get("model_type") == "siglip" else None
+    rules = {"image": VISION_RULES, "text": TEXT_RULES}
+    config = detect_dual_encoder(weight_files, "siglip", rules)
+    if config is None or "text" not in tower_kinds(config):
+        return config
+    pad_id = _text_config(config)["pad_token_id"]
+    return {**config, **find_text_ids(weight_files, pad_id, PAD_TOKENS)}
 
 
 SIGLIP = PretrainedFamily(
@@ -238,5 +263,5 @@ SIGLIP = PretrainedFamily(
     map_weights,
     preprocessing,
     build_embed_verb,
-    ("*.embeddings.position_ids",),
+    ("*embeddings.position_ids",),
 )

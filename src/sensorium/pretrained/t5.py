@@ -13,8 +13,16 @@ from sensorium.nn.attention import Attention
 from sensorium.nn.positional import RelativeBias
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from sensorium.pretrained.config_rules import ConfigRules
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
 from sensorium.pretrained.preprocessing import build_embed_verb, drop_missing
+from sensorium.pretrained.text_ids import (
+    NO_END_ID,
+    find_text_ids,
+    text_end_id,
+    text_pad_id,
+    unpadded_mask,
+)
 from sensorium.pretrained.tokenizers import text_preprocessing
 from sensorium.pretrained.trunk import get_activation
 from sensorium.pretrained.weight_files import WeightFiles
@@ -33,6 +41,31 @@ CONFIG_DEFAULTS = {
     "layer_norm_epsilon": 1e-6,
     "pad_token_id": 0,
 }
+CONFIG_RULES = ConfigRules(
+    sizes={
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "vocab_size": 32128,
+        "relative_attention_num_buckets": 32,
+    },
+    layers={"num_layers": 6},
+    heads={"num_heads": ("", 8)},
+    lengths={"relative_attention_max_distance": 128},
+    numbers={"layer_norm_epsilon": 1e-6},
+    names={"feed_forward_proj": "relu"},
+    fixed={"is_decoder": (False,)},
+    unused=frozenset(
+        {
+            "num_decoder_layers",
+            "dropout_rate",
+            "classifier_dropout",
+            "scale_decoder_outputs",
+            "dense_act_fn",  # this and the next follow from feed_forward_proj
+            "is_gated_act",
+        }
+    ),
+)
 MAX_LENGTH = 512  # tokens in training; relative positions set no limit
 UNUSED_TENSORS = ("decoder.*", "lm_head.*")
 
@@ -44,12 +77,14 @@ class PositionlessTokenEmbedding(nn.Module):
         dim: Width of a token.
         vocab_size: Number of token ids.
         pad_id: Id of padding.
+        end_id: Id that ends every text, or one that no text has.
     """
 
-    def __init__(self, dim: int, vocab_size: int, pad_id: int):
+    def __init__(self, dim: int, vocab_size: int, pad_id: int, end_id: int = NO_END_ID):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.pad_id = pad_id
+        self.end_id = end_id
 
     def pool_index(self, ids: Int[Tensor, "B T"]) -> None:
         """Return None: the text is pooled over all tokens."""
@@ -57,7 +92,7 @@ class PositionlessTokenEmbedding(nn.Module):
     def forward(self, ids: Int[Tensor, "B T"]) -> Tokens:
         """Return the tokens; padding is not valid."""
         x = self.token_embedding(ids)
-        return Tokens(x, sequence_positions(x), valid=ids != self.pad_id)
+        return Tokens(x, sequence_positions(x), valid=unpadded_mask(ids, self.end_id, self.pad_id))
 
 
 def build_module(config: ModelConfig) -> nn.ModuleDict:
@@ -85,7 +120,9 @@ def build_module(config: ModelConfig) -> nn.ModuleDict:
         for _ in range(settings["num_layers"])
     ]
     encoder = Encoder(
-        PositionlessTokenEmbedding(dim, settings["vocab_size"], settings["pad_token_id"]),
+        PositionlessTokenEmbedding(
+            dim, settings["vocab_size"], text_pad_id(settings), text_end_id(settings)
+        ),
         Transformer(blocks, final_norm=nn.RMSNorm(dim, eps)),
     )
     return nn.ModuleDict({"text": Tower(encoder, nn.Identity(), dim)})
@@ -145,11 +182,18 @@ def _apply_defaults(config: ModelConfig) -> dict[str, Any]:
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the tokenizer's text settings."""
     vocab_size = _apply_defaults(config)["vocab_size"]
-    return drop_missing(text=text_preprocessing(weight_files, MAX_LENGTH, vocab_size))
+    return drop_missing(
+        text=text_preprocessing(
+            weight_files, MAX_LENGTH, vocab_size, text_pad_id(_apply_defaults(config))
+        )
+    )
 
 
 def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
-    return weight_files.config if weight_files.config.get("model_type") in ("t5", "mt5") else None
+    if weight_files.config.get("model_type") not in ("t5", "mt5"):
+        return None
+    config = CONFIG_RULES.apply(weight_files.config, weight_files)
+    return {**config, **find_text_ids(weight_files, config.get("pad_token_id"))}
 
 
 T5 = PretrainedFamily(

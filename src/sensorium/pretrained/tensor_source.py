@@ -26,6 +26,7 @@ SIDECAR_FILES = (
     "vocabulary.json",
     "vocabulary.txt",
     "preprocessor_config.json",
+    "processor_config.json",
     "generation_config.json",
     "modules.json",
     "1_Pooling/config.json",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,22 @@ from sensorium.pretrained.weight_files import WeightFiles
 CLIP_SPLIT_PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
+PAD_TOKENS = ("[PAD]", "<pad>")  # as tokenizer classes name them where no file does
 NUM_EXTRA_IDS = 100  # T5's <extra_id_99> ... <extra_id_0>, whose ids follow those of the pieces
 Vocabulary = dict[str, int]
 Merges = list[tuple[str, str]]
 
 
-def text_preprocessing(weight_files: WeightFiles, length: int, vocab_size: int) -> Text | None:
+def text_preprocessing(
+    weight_files: WeightFiles, length: int, vocab_size: int, pad_id: int | None = None
+) -> Text | None:
     """Return the text settings of an encoder with its tokenizer; None if there is no tokenizer.
 
     Args:
         weight_files: The opened files.
         length: The most tokens of a text, special tokens included.
         vocab_size: Vocabulary size of the model, which may exceed the tokenizer's.
+        pad_id: Id of padding; None: that of the tokenizer.
 
     Raises:
         SensoriumError: If the tokenizer adds no end token.
@@ -64,16 +68,43 @@ def text_preprocessing(weight_files: WeightFiles, length: int, vocab_size: int) 
             f"The tokenizer of {weight_files.path} adds no token at the end of a text, which the "
             "encoder needs."
         )
-    pad_token = _special_token(weight_files.read_json("tokenizer_config.json"), "pad_token")
-    pad = None if pad_token is None else tokenizer.token_to_id(pad_token)
     return Text(
         length=length,
         vocab_size=vocab_size,
         start=start,
         end=end,
-        pad=0 if pad is None else pad,
+        pad=find_pad_id(weight_files, tokenizer) if pad_id is None else pad_id,
         tokenizer=tokenizer,
     )
+
+
+def find_pad_id(
+    weight_files: WeightFiles,
+    tokenizer: Tokenizer,
+    config_pad_id: Any = None,
+    pad_tokens: Sequence[str] = PAD_TOKENS,
+) -> int:
+    """Return the id that a tokenizer pads with.
+
+    Args:
+        weight_files: The opened files: tokenizer_config.json or special_tokens_map.json names the
+            pad token.
+        tokenizer: The tokenizer.
+        config_pad_id: The id of the model's config, for a tokenizer without a pad token; if it is
+            no id, the result is 0.
+        pad_tokens: Names of the pad token where no file names it.
+    """
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _special_token(weight_files.read_json(file), "pad_token")
+        pad_id = None if token is None else tokenizer.token_to_id(token)
+        if pad_id is not None:
+            return pad_id
+    for token in pad_tokens:
+        pad_id = tokenizer.token_to_id(token)
+        if pad_id is not None:
+            return pad_id
+    is_id = isinstance(config_pad_id, int) and not isinstance(config_pad_id, bool)
+    return config_pad_id if is_id and config_pad_id >= 0 else 0
 
 
 def find_bos_eos_ids(tokenizer: Tokenizer) -> tuple[int | None, int | None]:

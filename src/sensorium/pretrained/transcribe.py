@@ -208,9 +208,8 @@ def load_transcript_prompt(weight_files: WeightFiles, length: int) -> TextPrompt
         weight_files: The opened files, whose configs also list suppressed tokens.
         length: The most tokens of a window.
     """
-    config = weight_files.read_json("generation_config.json") | weight_files.config
-    suppressed = config.get("suppress_ids") or config.get("suppress_tokens") or ()
-    begin_suppressed = config.get("suppress_ids_begin") or config.get("begin_suppress_tokens") or ()
+    suppressed = _token_ids(weight_files, "suppress_ids", "suppress_tokens")
+    begin_suppressed = _token_ids(weight_files, "suppress_ids_begin", "begin_suppress_tokens")
     text = load_text_prompt(
         weight_files,
         length,
@@ -220,3 +219,27 @@ def load_transcript_prompt(weight_files: WeightFiles, length: int) -> TextPrompt
     )
     end_id = None if text is None else text.tokenizer.token_to_id("<|endoftext|>")
     return None if text is None or end_id is None else replace(text, stop_ids=(end_id,))
+
+
+def _token_ids(weight_files: WeightFiles, *keys: str) -> list[int]:
+    """Return the list of token ids under the first of some keys that a config has.
+
+    generation_config.json goes before config.json. A list may be empty, which is no reason to look
+    further; null says nothing.
+
+    Raises:
+        SensoriumError: If it is not a list of token ids.
+    """
+    for config in (weight_files.read_json("generation_config.json"), weight_files.config):
+        for key in keys:
+            ids = config.get(key)
+            if ids is None:
+                continue
+            if not isinstance(ids, list) or any(
+                isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids
+            ):
+                raise SensoriumError(
+                    f"{weight_files.path} sets {key}={ids!r}. Give a list of token ids."
+                )
+            return ids
+    return []

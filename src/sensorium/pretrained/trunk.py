@@ -26,10 +26,13 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "quick_gelu": QuickGELU,
     "gelu": nn.GELU,
+    "gelu_python": nn.GELU,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "tanh": nn.Tanh,
 }
-TANH_GELU_NAMES = ("gelu_new", "gelu_pytorch_tanh")
+TANH_GELU_NAMES = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 
 def get_activation(name: str) -> nn.Module:

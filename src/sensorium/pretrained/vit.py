@@ -10,8 +10,9 @@ from sensorium.pretrained.classifier import (
     class_labels,
     timm_image_preprocessing,
 )
+from sensorium.pretrained.config_rules import ConfigRules
 from sensorium.pretrained.family import ModelConfig, Preprocessing, PretrainedFamily
-from sensorium.pretrained.preprocessing import image_preprocessing
+from sensorium.pretrained.image_processor import image_preprocessing
 from sensorium.pretrained.trunk import TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import (
@@ -23,16 +24,24 @@ from sensorium.pretrained.weight_mapping import (
     weight_bias,
 )
 
-CONFIG_DEFAULTS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "image_size": 224,
-    "patch_size": 16,
-}
+CONFIG_RULES = ConfigRules(
+    sizes={"hidden_size": 768, "intermediate_size": 3072, "patch_size": 16},
+    layers={"num_hidden_layers": 12},
+    heads={"num_attention_heads": ("hidden_size", 12)},
+    lengths={"image_size": 224},
+    numbers={"layer_norm_eps": 1e-12},
+    names={"hidden_act": "gelu"},
+    fixed={"qkv_bias": (True,)},
+    unused=frozenset(
+        {
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "encoder_stride",  # of another task
+            "pooler_output_size",
+            "pooler_act",
+        }
+    ),
+)
 BLOCK_LAYERS = {  # ours -> transformers'
     "attention.qkv": (
         "attention.attention.query",
@@ -69,7 +78,7 @@ def build_module(config: ModelConfig) -> Classifier:
         config["layer_norm_eps"],
     )
     patches = PatchEmbedding(
-        trunk_config.dim, config["image_size"], config["patch_size"], bias=True
+        trunk_config.dim, config["image_size"], config["patch_size"], bias=True, crop=True
     )
     encoder = Encoder(patches, trunk_config.build_trunk())
     return Classifier(encoder, trunk_config.dim, config["labels"])
@@ -118,8 +127,7 @@ def _detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     head = weight_files.tensors.get_shape("classifier.weight")
     prefix = "vit." if "vit.layernorm.weight" in weight_files.tensors else ""
     return {
-        **CONFIG_DEFAULTS,
-        **weight_files.config,
+        **CONFIG_RULES.apply(weight_files.config, weight_files),
         "prefix": prefix,
         "labels": class_labels(weight_files.config, head[0] if head else 0),
     }
@@ -160,8 +168,7 @@ def count_layers(prefix: str, names: Iterable[str]) -> int:
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the image processor's settings."""
-    processor_config = weight_files.read_json("preprocessor_config.json")
-    return {"image": image_preprocessing(processor_config, config["image_size"], DEFAULT_IMAGE)}
+    return {"image": image_preprocessing(weight_files, config["image_size"], DEFAULT_IMAGE)}
 
 
 def _timm_preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:

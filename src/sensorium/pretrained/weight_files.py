@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorium.errors import SensoriumError
+from sensorium.io.wrapper_prefixes import strip_wrapper_prefixes
 from sensorium.pretrained.ctranslate2 import read_ctranslate2
 from sensorium.pretrained.gguf import read_gguf
 from sensorium.pretrained.hub import download_snapshot
@@ -87,15 +88,24 @@ def open_weights(source: str | Path) -> WeightFiles:
     """
     path = Path(source)
     if path.is_dir():
-        return _open_folder(path)
+        return _strip_wrappers(_open_folder(path))
     if path.is_file():
-        return _add_sidecar_files(path.parent, _open_file(path), path)
+        return _strip_wrappers(_add_sidecar_files(path.parent, _open_file(path), path))
     if isinstance(source, str) and re.fullmatch(HUB_ID_PATTERN, source) and ".." not in source:
-        return _open_folder(download_snapshot(source))
+        return _strip_wrappers(_open_folder(download_snapshot(source)))
     raise SensoriumError(
         f"{source} is neither a folder nor a file, nor a hub id. "
         "Give a path or an id such as openai/clip-vit-base-patch32."
     )
+
+
+def _strip_wrappers(weight_files: WeightFiles) -> WeightFiles:
+    """Drop what DistributedDataParallel or torch.compile put before all names."""
+    entries = weight_files.tensors.entries
+    stripped = strip_wrapper_prefixes(entries)
+    if stripped.keys() == entries.keys():
+        return weight_files
+    return replace(weight_files, tensors=LazyTensors(stripped))
 
 
 def _open_folder(folder: Path) -> WeightFiles:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sensorium.errors import require_type
+from sensorium.errors import SensoriumError, require_type
 from sensorium.modalities.audio import Audio, AudioStem
 from sensorium.models.decoder import Decoder
 from sensorium.models.towers import Encoder
 from sensorium.nn.attention import Attention, CrossAttention
 from sensorium.nn.decoder_block import DecoderBlock
 from sensorium.nn.transformer import Transformer
+from sensorium.pretrained.config_rules import ConfigRules
 from sensorium.pretrained.decoder import CausalTokenEmbedding
 from sensorium.pretrained.family import (
     ModelConfig,
@@ -19,11 +20,57 @@ from sensorium.pretrained.family import (
     PretrainedFamily,
     Verbs,
 )
+from sensorium.pretrained.image_processor import read_processor_config
 from sensorium.pretrained.transcribe import Transcriber, load_transcript_prompt
 from sensorium.pretrained.trunk import TrunkConfig
 from sensorium.pretrained.weight_files import WeightFiles
 from sensorium.pretrained.weight_mapping import WeightMapping, concat, rename, weight_bias
 
+CONFIG_RULES = ConfigRules(
+    sizes={
+        "d_model": 384,
+        "vocab_size": 51865,
+        "num_mel_bins": 80,
+        "encoder_ffn_dim": 1536,
+        "decoder_ffn_dim": 1536,
+        "max_source_positions": 1500,
+        "max_target_positions": 448,
+    },
+    layers={"encoder_layers": 4, "decoder_layers": 4},
+    heads={"encoder_attention_heads": ("d_model", 6), "decoder_attention_heads": ("d_model", 6)},
+    names={"activation_function": "gelu"},
+    fixed={"scale_embedding": (False,)},
+    unused=frozenset(
+        {
+            "encoder_layerdrop",
+            "decoder_layerdrop",
+            "dropout",
+            "activation_dropout",
+            "init_std",
+            "decoder_start_token_id",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "use_weighted_layer_sum",  # of the audio classifier
+            "classifier_proj_size",
+            "apply_spec_augment",
+            "mask_time_prob",
+            "mask_time_length",
+            "mask_time_min_masks",
+            "mask_feature_prob",
+            "mask_feature_length",
+            "mask_feature_min_masks",
+            "median_filter_width",  # of word timestamps
+        }
+    ),
+)
+FEATURE_SETTINGS = {  # of the feature extractor
+    "sampling_rate": 16_000,
+    "n_fft": 400,
+    "hop_length": 160,
+    "do_normalize": False,
+    "dither": 0.0,
+    "padding_value": 0.0,
+}
 AUDIO, TEXT = "context_encoders.audio", "parts.text"  # our modules
 TRUNKS = {"encoder": f"{AUDIO}.trunk", "decoder": "trunk"}  # their side -> our trunk
 NORM_LAYERS = {  # of each block: ours -> transformers'
@@ -61,10 +108,13 @@ def detect_config(weight_files: WeightFiles) -> ModelConfig | None:
     """Return transformers' config; of a CTranslate2 model, it is derived from the shapes."""
     if weight_files.layout == "ctranslate2":
         is_whisper = weight_files.config["ctranslate2"]["spec"] == "WhisperSpec"
-        return _config_from_shapes(weight_files) if is_whisper else None
+        if not is_whisper:
+            return None
+        return CONFIG_RULES.apply(_config_from_shapes(weight_files), weight_files)
     if weight_files.config.get("model_type") != "whisper" or weight_files.layout != "safetensors":
         return None
-    return {**weight_files.config, "layout": weight_files.layout}
+    config = CONFIG_RULES.apply(weight_files.config, weight_files)
+    return {**config, "layout": weight_files.layout}
 
 
 def _config_from_shapes(weight_files: WeightFiles) -> ModelConfig:
@@ -218,8 +268,26 @@ def _map_ctranslate2_norm(target: str, source: str) -> list[WeightMapping]:
 
 def preprocessing(config: ModelConfig, weight_files: WeightFiles) -> Preprocessing:
     """Return the settings of the audio and of the transcripts; {} without a tokenizer."""
+    _check_feature_extractor(config, weight_files)
     text = load_transcript_prompt(weight_files, config["max_target_positions"])
     return {} if text is None else {"audio": Audio(n_mels=config["num_mel_bins"]), "text": text}
+
+
+def _check_feature_extractor(config: ModelConfig, weight_files: WeightFiles) -> None:
+    """Check that the log-mel spectrogram is the one that `Audio` computes.
+
+    Raises:
+        SensoriumError: If a setting differs.
+    """
+    settings, file = read_processor_config(weight_files, "feature_extractor")
+    supported = {"feature_size": config["num_mel_bins"], **FEATURE_SETTINGS}
+    for key, value in supported.items():
+        found = settings.get(key)
+        if found is not None and found != value:
+            raise SensoriumError(
+                f"{weight_files.path}/{file} sets {key}={found!r}, which is not supported. "
+                f"Supported is {value!r}."
+            )
 
 
 def build_verbs(module: nn.Module, preprocessing: Preprocessing) -> Verbs:

@@ -11,6 +11,7 @@ from typing import Any
 from sensorium.io.pickles.sandbox import enter
 from sensorium.io.pickles.torch_archive import DTYPE_BYTES, TorchArchive, get_dtype
 from sensorium.io.pickles.unpickler import TensorRef, UnsafePickle
+from sensorium.io.wrapper_prefixes import strip_wrapper_prefixes
 
 STATE_DICT_KEYS = (  # entries that may hold the weights, most likely first
     "state_dict",
@@ -76,9 +77,7 @@ def find_state_dict(value: Any, key: str | None = None) -> tuple[dict[str, Tenso
     tensors = _flatten_dict(value, prefix, dropped, MAX_DEPTH)
     if not tensors or len(tensors) > MAX_TENSORS:
         raise UnsafePickle(f"it holds {len(tensors):,} tensors; 1 to {MAX_TENSORS:,} are supported")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors, dropped
+    return strip_wrapper_prefixes(tensors), dropped
 
 
 def write_safetensors(archive: TorchArchive, tensors: dict[str, TensorRef], out: Path) -> int:
