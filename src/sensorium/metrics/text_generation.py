@@ -117,7 +117,8 @@ class _TfIdfVector:
 def _cider_similarity(prediction: _TfIdfVector, reference: _TfIdfVector) -> float:
     """Return the mean clipped cosine over all n, times the length penalty."""
     dots = np.zeros(CIDER_MAX_NGRAM)
-    for ngram in prediction.weights.keys() & reference.weights.keys():
+    shared = [ngram for ngram in prediction.weights if ngram in reference.weights]
+    for ngram in shared:  # in a fixed order, so that the sum is the same in every process
         clipped = min(prediction.weights[ngram], reference.weights[ngram])
         dots[len(ngram) - 1] += clipped * reference.weights[ngram]
     norms = prediction.norms * reference.norms
