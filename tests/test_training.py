@@ -106,6 +106,7 @@ def test_training_learns_and_writes_log_curve_and_card(
         "model.safetensors",
         "schema.json",
         "state",
+        "trained_rows.safetensors",
     }
 
 

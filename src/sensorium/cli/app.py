@@ -122,7 +122,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _exit_on_signal)
-    signal.signal(signal.SIGINT, raise_interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, raise_interrupt)
     try:
         exit_code = run(sys.argv[1:])
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ class Predictor:
 
     def __call__(
         self,
-        rows: Sequence[Mapping[str, Any]] | None = None,
+        rows: Any = None,
         /,
         *,
         coverage: float = 0.9,
@@ -96,7 +96,7 @@ class Predictor:
         batch_size: int = 256,
         unreadable: list[Unreadable] | None = None,
         **columns: Any,
-    ) -> dict[str, Prediction]:
+    ) -> Any:
         """Return the predictions of each target for all rows; of a DataFrame, as a DataFrame.
 
         A column that is not given is missing in all rows. For a row without any value the model

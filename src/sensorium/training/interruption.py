@@ -37,10 +37,7 @@ class StopRequest:
 
 @contextmanager
 def handle_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a stop request.
-
-    One that follows within seconds of another, as of an impatient Ctrl-C, changes nothing;
-    a later one acts as before, so that a run that does not reach its next step can be stopped.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a stop request; a second one acts as before.
 
     Signals can only be handled in the main thread; elsewhere no request is ever made.
     """
@@ -48,23 +45,18 @@ def handle_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {
-        number: handler
-        for number in STOP_SIGNALS
-        if (handler := signal.getsignal(number)) is not signal.SIG_IGN  # nohup ignores SIGHUP
-    }
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:  # started by nohup
+        del previous[signal.SIGHUP]
 
     def restore_handlers() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
     def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
-        repeated = is_repeated()
-        if not request.signal_number:
-            request.signal_number = number
-        elif not repeated:
-            restore_handlers()
-            signal.raise_signal(number)
+        request.signal_number = number
+        is_repeated()  # the command line ignores what follows quickly
+        restore_handlers()
 
     for number in previous:
         signal.signal(number, on_signal)
