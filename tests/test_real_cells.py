@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sensorium.cli.predict_file import log_unseen_values
 from sensorium.data.dataset import Dataset
 from sensorium.data.number_format import NumberFormat, find_number_format
 from sensorium.errors import SensoriumError
-from sensorium.inference.predict import Predictor, decode_prediction
+from sensorium.inference.predict import decode_prediction
 from sensorium.modalities.tabular import Category, Numeric, spell_class
 from sensorium.models.calibration import Calibration
 from sensorium.search.query import as_query_lists
@@ -266,14 +265,3 @@ def test_lone_surrogates_are_replaced_at_the_door(tmp_path: Path, text: str) -> 
     assert len(caption.load(text)) > 0
     lists, _ = as_query_lists({"text": text})
     assert "\ufffd" in lists["text"][0]
-
-
-def test_values_never_seen_in_training_are_counted(tmp_path: Path) -> None:
-    lines = "".join(f"{i % 5 + 1}.0,{i}\n" for i in range(40))
-    (tmp_path / "a.csv").write_text("grade,size\n" + lines)
-    data = Dataset.open(tmp_path / "a.csv", types={"grade": "category"})
-    logged: list[str] = []
-    predictor = Predictor.__new__(Predictor)  # without a model, which is not asked
-    predictor.columns = {"grade": Category(classes=("1", "2", "3")), "size": Numeric()}
-    log_unseen_values(predictor, data, ["grade", "size"], logged.append)
-    assert logged == ["grade: 16 of 40 values were never seen in training, e.g. '4', '5'"]

@@ -29,6 +29,7 @@ from sensorium.cli.recipe_signature import (
     run_user_file,
 )
 from sensorium.errors import SensoriumError
+from sensorium.io.signals import raise_interrupt
 
 DESCRIPTION = """Train multimodal models on your own images, text, audio, time series and tables.
 
@@ -118,8 +119,16 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process; the entry point of the command `sensorium`."""
-    signal.signal(signal.SIGTERM, _handle_sigterm)
-    sys.exit(run(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _exit_on_signal)
+    signal.signal(signal.SIGINT, raise_interrupt)
+    try:
+        exit_code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        exit_code = EXIT_INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
+    sys.exit(exit_code)
 
 
 def _requested_recipes(argv: Sequence[str]) -> Iterator[RecipeSignature]:
@@ -171,5 +180,5 @@ def _report_error(exit_code: int, message: str) -> int:
     return exit_code
 
 
-def _handle_sigterm(signal_number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a handler's signature
+def _exit_on_signal(signal_number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a handler's signature
     sys.exit(128 + signal_number)

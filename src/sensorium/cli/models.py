@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensorium.cli.output import log
 from sensorium.cli.recipe_signature import resolve_recipe
 from sensorium.errors import SensoriumError
 
@@ -69,7 +70,7 @@ def load_for_data(
 
     model = load_model(source, recipe)
     if isinstance(model, Model):
-        return model, open_data(model, path, data_options)
+        return model, leave_out_trained_rows(model, open_data(model, path, data_options))
     if path is None:
         raise SensoriumError(f"{source} holds pretrained weights. Name the data: {source} DATA.")
     dataset = data_options.open(path)
@@ -79,20 +80,57 @@ def load_for_data(
 def open_data(model: Model, path: str | None, data_options: DataOptions) -> Dataset:
     """Open the named dataset, or the one that a run was trained on, read as it was then.
 
+    The splits and groups of a named dataset are those of the run: the same columns, or for the file
+    that it was trained on the same file of splits.
+
     Raises:
         SensoriumError: if no dataset is named and the run has not recorded its own.
     """
     from sensorium.data.dataset import Dataset
 
-    if path is not None:
-        return data_options.open(path)
     source = dict(model.config.data["source"])
+    if path is not None:
+        same_source = source and Path(path).expanduser().resolve() == Path(source["path"])
+        options = {k: v for k, v in source.items() if k != "path"} if same_source else {}
+        given = {"group": data_options.group, "types": data_options.column_types()}
+        columns = {c.name: c.kind for c in model.schema.columns.values()}
+        roles = {role.name: role.kind for role in model.schema.roles.values()}
+        overrides = {name: options[name] for name in options if not given.get(name)}
+        return data_options.open(path, known_types={**columns, **roles}, **overrides)
     if not source:
         raise SensoriumError(
             f"{model.folder} does not know its data. Name it, as in sensorium evaluate "
             f"{model.folder} DATA."
         )
     return Dataset.open(source.pop("path"), **source)
+
+
+def leave_out_trained_rows(model: Model, dataset: Dataset) -> Dataset:
+    """Return the dataset without the rows outside the split train that the run was trained on.
+
+    They are counted on stderr.
+    """
+    from sensorium.training.data_fingerprint import find_trained_rows
+
+    recorded, columns = model.config.data, model.recipe.data.columns
+    trained = find_trained_rows(model.folder, recorded, dataset, columns)
+    counts: dict[str, int] = {}
+    splits = dict(dataset.splits)
+    for name, rows in dataset.splits.items():
+        if name != "train" and trained[rows].any():
+            counts[name] = int(trained[rows].sum())
+            splits[name] = rows[~trained[rows]]
+    if not counts:
+        return dataset
+    listed = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    log(f"{model.folder} was trained on rows of {dataset.name}, which are left out: {listed}")
+    splits = {name: rows for name, rows in splits.items() if len(rows)}
+    if not splits.keys() - {"train", "extra"}:
+        raise SensoriumError(
+            f"{model.folder} was trained on all rows of {dataset.name} that would be evaluated. "
+            "Evaluate on other rows, or on the training rows with --split train."
+        )
+    return dataset.with_splits(splits, f"{dataset.split_rule}, without rows trained on")
 
 
 def is_run(source: str) -> bool:

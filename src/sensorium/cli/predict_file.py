@@ -1,25 +1,35 @@
-"""Predict a whole file, one chunk of rows at a time."""
+"""Predict a whole file, one chunk of rows at a time: no row is lost."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sensorium.data.batching import iter_batches
+from sensorium.data.cell_parsing import parse_number
 from sensorium.data.dataset import Dataset
+from sensorium.data.open import open_rows_to_predict
 from sensorium.errors import SensoriumError
-from sensorium.inference.predict import Prediction, Predictor
+from sensorium.inference.base import load_value
+from sensorium.inference.predict import Prediction, Predictor, Unreadable
+from sensorium.inference.prediction_table import (
+    Headings,
+    confidence,
+    name_headings,
+    prediction_fields,
+)
 from sensorium.io import atomic
 from sensorium.modalities.base import Modality
-from sensorium.modalities.tabular import Category, Numeric
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category
 from sensorium.pretrained.classifier import ImageClassifier
 from sensorium.pretrained.load import PretrainedModel
 from sensorium.training.checkpoint import Model
@@ -27,35 +37,67 @@ from sensorium.training.checkpoint import Model
 CHUNK_ROWS = 4096  # rows whose raw values are in memory at a time
 OUTPUT_FORMATS = (".csv", ".jsonl")
 CLASS_HEADING = "class"  # output column of a pretrained classifier
-SUFFIXES = {  # appended to an output column whose name is taken
-    "row": "name",
-    "low": "bound",
-    "high": "bound",
-    "std": "deviation",
-    "probability": "confidence",
-}
-Headings = dict[tuple[str, str], str]  # (target, part of its prediction) -> output column
-PredictRows = Callable[[Sequence[Mapping[str, Any]]], dict[str, Prediction]]
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that a spreadsheet would compute
+MAX_EXAMPLES = 3  # values or rows named in a summary
+PredictRows = Callable[[Sequence[Mapping[str, Any]], list[Unreadable]], dict[str, Prediction]]
 
 
-def open_table_to_predict(
-    model: Model | PretrainedModel, path: str, max_invalid_fraction: float
-) -> Dataset:
-    """Open a table with the column types that the model was trained on.
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written beside the predictions.
+
+    Attributes:
+        keep_columns: write all input columns before the predictions.
+        id_column: the input column that names a row, instead of its line ("products.csv:17").
+        max_unreadable: the largest fraction of rows that may have a value that cannot be read.
+    """
+
+    keep_columns: bool = False
+    id_column: str | None = None
+    max_unreadable: float = 1.0
+
+
+@dataclass
+class _Findings:
+    """What was masked or never seen in training, by column."""
+
+    unreadable: dict[int, dict[str, str]] = field(default_factory=dict)  # row -> column -> reason
+    unseen: dict[str, Counter[str]] = field(default_factory=dict)  # column -> value -> rows
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How the rows of a dataset are predicted and written."""
+
+    dataset: Dataset
+    columns: Mapping[str, Modality]  # that the model reads and the data have
+    predict: PredictRows
+    headings: Headings
+    kept: Mapping[str, Any]  # output column -> its raw values
+    id_values: Any = None
+    findings: _Findings = field(default_factory=_Findings)
+
+
+def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
+    """Open a table to predict. What cannot be read in a column of the model is missing.
+
+    Columns that the model does not read, such as its targets, are not looked at.
 
     Args:
-        model: a run, whose schema is used; or pretrained weights, for which types are inferred.
+        model: a run, whose column types are used; or pretrained weights, for which they are
+            inferred.
         path: table or folder.
-        max_invalid_fraction: largest fraction of rows that may be unreadable.
 
     Raises:
         SensoriumError: if it cannot be read.
     """
-    if isinstance(model, Model):
-        return Dataset.open_with_schema(
-            path, model.schema, max_invalid_fraction=max_invalid_fraction
-        )
-    return Dataset.open(path, max_invalid_fraction=max_invalid_fraction)
+    predictor = model.predict
+    names = list(predictor.columns) if isinstance(predictor, Predictor) else []
+    schema = model.schema if isinstance(model, Model) else None
+    opened = open_rows_to_predict(Path(path), schema, names)
+    dataset = Dataset(opened.table, opened.schema, opened.name)
+    dataset.input_columns = opened.raw_columns
+    return dataset
 
 
 def predict_file(
@@ -66,11 +108,13 @@ def predict_file(
     *,
     coverage: float = 0.9,
     min_accuracy: float = 0.0,
+    output: OutputOptions | None = None,
 ) -> int:
-    """Write the predictions for each row of a dataset to a .csv or .jsonl file.
+    """Write the predictions for each row of a dataset to a .csv or .jsonl file, in its order.
 
-    A row starts with its name ("products.csv:17"). Rows that could not be read, and columns that
-    the model reads but the data lack, are named to `log`.
+    A row starts with its name ("products.csv:17") and ends with the columns whose value could not
+    be read and was masked. These, values never seen in training, and columns that the model reads
+    but the data lack, are counted to `log` at the end.
 
     Args:
         model: a run, or a pretrained image classifier.
@@ -79,6 +123,7 @@ def predict_file(
         log: receives warnings, one line each.
         coverage: coverage of prediction intervals.
         min_accuracy: accuracy below which a label is withheld; 0: predict every row.
+        output: what is written beside the predictions.
 
     Returns:
         The number of rows written.
@@ -87,6 +132,7 @@ def predict_file(
         SensoriumError: if the output format is unknown, or the data have no column that the model
             reads.
     """
+    output = output or OutputOptions()
     if out.suffix not in OUTPUT_FORMATS:
         raise SensoriumError(
             f"{out} does not end in {' or '.join(OUTPUT_FORMATS)}. Name such a file with -o."
@@ -94,91 +140,65 @@ def predict_file(
     predictor = model.predict
     if isinstance(predictor, ImageClassifier):
         columns, targets, predict = _classifier(predictor, dataset)
+        missing: list[str] = []
     elif isinstance(predictor, Predictor):
-        columns, targets = _input_columns(predictor, dataset, log), predictor.targets
-        predict = partial(predictor, coverage=coverage, min_accuracy=min_accuracy)
+        columns, missing = _input_columns(predictor, dataset)
+        targets = predictor.targets
+        predict = partial(_predict_rows, predictor, coverage, min_accuracy)
     else:
         raise SensoriumError(f"{model} cannot predict a table.")
-    for bad in dataset.bad_samples:
-        location = f"{bad.location}, {bad.column}" if bad.column else bad.location
-        log(f"skipped {location}: {bad.reason}")
-    if isinstance(predictor, Predictor):
-        log_unseen_values(predictor, dataset, columns, log)
-    headings = name_headings(targets)
-    rows = _iter_predictions(predict, dataset, columns, headings, log)
-    write = (
-        partial(_write_csv, rows, headings) if out.suffix == ".csv" else partial(_write_jsonl, rows)
-    )
-    atomic.write_file(out, write)
+    job = _plan_output(dataset, columns, targets, predict, output)
+    _note_bad_samples(job, log)
+    write = _write_csv if out.suffix == ".csv" else _write_jsonl
+    atomic.write_file(out, partial(write, _iter_predictions(job, output, log), job.headings))
+    for line in _summarize(job, missing):
+        log(line)
     return len(dataset)
 
 
-def log_unseen_values(
-    predictor: Predictor, dataset: Dataset, columns: Sequence[str], log: Callable[[str], object]
-) -> None:
-    """Say for each column how many values are classes that training did not see."""
-    for name in columns:
-        settings = predictor.columns[name]
-        if not isinstance(settings, Category):
-            continue
-        values = [value for value in dataset.table.columns[name] if value is not None]
-        unseen = [v for v in values if int(settings.load(v)) == len(settings.classes)]
-        if unseen:
-            examples = ", ".join(map(repr, list(dict.fromkeys(unseen))[:3]))
-            log(
-                f"{name}: {len(unseen):,} of {len(values):,} values were never seen in training, "
-                f"e.g. {examples}"
-            )
+def _predict_rows(
+    predictor: Predictor,
+    coverage: float,
+    min_accuracy: float,
+    rows: Sequence[Mapping[str, Any]],
+    unreadable: list[Unreadable],
+) -> dict[str, Prediction]:
+    return predictor(rows, coverage=coverage, min_accuracy=min_accuracy, unreadable=unreadable)
 
 
-def name_headings(targets: Mapping[str, Modality]) -> Headings:
-    """Return a distinct output column for every part of every prediction.
-
-    Targets keep their names. A part whose column would have a taken name, such as the lower bound
-    of `temp` next to a target `temp low`, gets a suffix: `temp low (bound)`.
-    """
-    headings: Headings = {(name, ""): name for name in targets}
-    parts = {
-        name: ("low", "high", "std") if isinstance(target, Numeric) else ("probability",)
-        for name, target in targets.items()
+def _input_columns(predictor: Predictor, dataset: Dataset) -> tuple[dict[str, Modality], list[str]]:
+    """Return the columns that the model reads and the data have, and those that they lack."""
+    columns = {
+        name: modality
+        for name, modality in predictor.columns.items()
+        if name in dataset.table.columns
     }
-    part_headings = [
-        (name, part, f"{name} {part}")
-        for name, target_parts in parts.items()
-        for part in target_parts
-    ]
-    for name, part, heading in [("", "row", "row"), *part_headings]:
-        while heading in headings.values():
-            heading += f" ({SUFFIXES[part]})"
-        headings[name, part] = heading
-    return headings
-
-
-def _input_columns(
-    predictor: Predictor, dataset: Dataset, log: Callable[[str], object]
-) -> list[str]:
-    """Return the columns that the model reads and the data have."""
-    columns = [name for name in predictor.columns if name in dataset.table.columns]
     if not columns:
         raise SensoriumError(
             f"{dataset.name} has none of the columns that the model reads: "
             f"{', '.join(predictor.columns)}."
         )
-    missing = [name for name in predictor.columns if name not in columns]
-    if missing:
-        log(f"{dataset.name} has no column {', '.join(missing)}: masked as missing in every row")
-    return columns
+    return columns, [name for name in predictor.columns if name not in columns]
 
 
 def _classifier(
     classifier: ImageClassifier, dataset: Dataset
-) -> tuple[list[str], dict[str, Modality], PredictRows]:
+) -> tuple[dict[str, Modality], dict[str, Modality], PredictRows]:
     """Return a classifier's image column, target and prediction function."""
     column = dataset.schema.resolve_column("image", None)
     classes = tuple(dict.fromkeys(classifier.model.labels))
 
-    def predict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Prediction]:
-        present = [i for i, row in enumerate(rows) if row[column] is not None]
+    def predict(
+        rows: Sequence[Mapping[str, Any]], unreadable: list[Unreadable]
+    ) -> dict[str, Prediction]:
+        present: list[int] = []
+        for i, row in enumerate(rows):
+            try:
+                if row[column] is not None:
+                    load_value(classifier.image, row[column])
+                    present.append(i)
+            except (SensoriumError, OSError) as error:
+                unreadable.append(Unreadable(i, column, str(error.__cause__ or error)))
         ranked = classifier(image=[rows[i][column] for i in present], top_k=len(classes))
         probability = np.zeros((len(rows), len(classes)), np.float32)
         values: list[str | None] = [None] * len(rows)
@@ -188,48 +208,132 @@ def _classifier(
                 probability[i, classes.index(prediction.label)] += prediction.probability
         return {CLASS_HEADING: Prediction(values, classes=classes, probability=probability)}
 
-    return [column], {CLASS_HEADING: Category(classes=classes)}, predict
+    return {column: classifier.image}, {CLASS_HEADING: Category(classes=classes)}, predict
+
+
+def _plan_output(
+    dataset: Dataset,
+    columns: Mapping[str, Modality],
+    targets: Mapping[str, Modality],
+    predict: PredictRows,
+    output: OutputOptions,
+) -> _Job:
+    """Return how the rows are predicted and written."""
+    inputs = dataset.input_columns or dataset.table.columns
+    id_column = output.id_column
+    if id_column is not None and id_column not in inputs:
+        raise SensoriumError(
+            f"--id {id_column}: {dataset.name} has no such column. Choose one of "
+            f"{', '.join(inputs)}."
+        )
+    kept = {n: v for n, v in inputs.items() if n != id_column} if output.keep_columns else {}
+    taken = [*kept, *([id_column] if id_column is not None else [])]
+    headings = name_headings(targets, taken)
+    if id_column is not None:
+        headings["", "row"] = id_column
+    id_values = None if id_column is None else inputs[id_column]
+    return _Job(dataset, columns, predict, headings, kept, id_values)
+
+
+def _note_bad_samples(job: _Job, log: Callable[[str], object]) -> None:
+    """Note what could not be read when the table was opened, and name the rows left out then."""
+    for bad in job.dataset.bad_samples:
+        if bad.row < 0:
+            location = f"{bad.location}, {bad.column}" if bad.column else bad.location
+            log(f"skipped {location}: {bad.reason}")
+            continue
+        columns = [bad.column] if bad.column else list(job.columns)
+        job.findings.unreadable.setdefault(bad.row, {}).update(dict.fromkeys(columns, bad.reason))
 
 
 def _iter_predictions(
-    predict: PredictRows,
-    dataset: Dataset,
-    columns: list[str],
-    headings: Headings,
-    log: Callable[[str], object],
+    job: _Job, output: OutputOptions, log: Callable[[str], object]
 ) -> Iterator[dict[str, Any]]:
-    for rows in iter_batches(range(len(dataset)), CHUNK_ROWS):
-        raw = zip(*(dataset.raw(name, rows) for name in columns), strict=True)
-        inputs = [dict(zip(columns, values, strict=True)) for values in raw]
+    dataset, headings = job.dataset, job.headings
+    for start in range(0, len(dataset), CHUNK_ROWS):
+        rows = range(start, min(start + CHUNK_ROWS, len(dataset)))
+        raw = {name: dataset.raw(name, rows) for name in job.columns}
+        _count_unseen(job, raw)
+        inputs = [dict(zip(raw, values, strict=True)) for values in zip(*raw.values(), strict=True)]
+        unreadable: list[Unreadable] = []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            predictions = predict(inputs)
+            predictions = job.predict(inputs, unreadable)
         for warning in caught:
             log(str(warning.message))
+        for bad in unreadable:
+            job.findings.unreadable.setdefault(start + bad.row, {})[bad.column] = bad.reason
         for i, row in enumerate(rows):
-            output: dict[str, Any] = {headings["", "row"]: dataset.location(row)}
+            named = dataset.location(row) if job.id_values is None else job.id_values[row]
+            cells: dict[str, Any] = {headings["", "row"]: named}
+            cells |= {name: values[row] for name, values in job.kept.items()}
             for name, prediction in predictions.items():
-                for part, value in _prediction_fields(prediction, i).items():
-                    output[headings[name, part]] = value
-            yield output
+                for part, value in prediction_fields(prediction, i).items():
+                    cells[headings[name, part]] = value
+            cells[headings["", "unreadable"]] = list(job.findings.unreadable.get(row, ()))
+            yield cells
+    num_bad = len(job.findings.unreadable)
+    if num_bad > output.max_unreadable * len(dataset):
+        lines = [f"{num_bad} of {len(dataset)} rows have a value that cannot be read, more than "]
+        lines[0] += f"--max-invalid-fraction {output.max_unreadable:g} allows."
+        raise SensoriumError("\n".join([*lines, *_summarize(job, [])]))
 
 
-def _prediction_fields(prediction: Prediction, i: int) -> dict[str, Any]:
-    """Return the prediction of one target for row i, part by part."""
-    if prediction.std is not None and prediction.interval is not None:
-        low, high = (end if math.isfinite(end) else None for end in prediction.interval[i].tolist())
-        value, std = prediction.value[i], float(prediction.std[i])
-        return {"": value, "low": low, "high": high, "std": std}
-    probability = () if prediction.probability is None else prediction.probability[i]
-    confidences = {
-        name: round(float(p), 6) for name, p in zip(prediction.classes, probability, strict=False)
-    }
-    return {"": prediction.value[i], "probability": confidences}
+def _count_unseen(job: _Job, raw: Mapping[str, Sequence[Any]]) -> None:
+    """Count the classes and tags that training did not see."""
+    for name, modality in job.columns.items():
+        present = [value for value in raw[name] if value is not None]
+        unseen: list[str] = []
+        if isinstance(modality, Category):
+            known = len(modality.classes)
+            unseen = [str(value) for value in present if int(modality.load(value)) >= known]
+        elif isinstance(modality, Multilabel):
+            known_tags = set(modality.tags)
+            tags = (set(modality.split_tags(value)) - known_tags for value in present)
+            unseen = [min(new) for new in tags if new]
+        if unseen:
+            job.findings.unseen.setdefault(name, Counter()).update(unseen)
 
 
-def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
+def _summarize(job: _Job, missing: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each column with values that were masked or never seen, or without any."""
+    dataset, findings = job.dataset, job.findings
+    if missing:
+        yield f"{dataset.name} has no column {', '.join(missing)}: masked as missing in every row"
+    for name in job.columns:
+        bad = [(row, why[name]) for row, why in sorted(findings.unreadable.items()) if name in why]
+        if bad:
+            examples = "; ".join(
+                f"{dataset.location(row)}: {why}" for row, why in bad[:MAX_EXAMPLES]
+            )
+            more = f"; and {len(bad) - MAX_EXAMPLES:,} more" if len(bad) > MAX_EXAMPLES else ""
+            yield (
+                f"column {name}: {len(bad):,} of {len(dataset):,} values cannot be read and are "
+                f"masked as missing ({examples}{more})"
+            )
+        unseen = findings.unseen.get(name)
+        if unseen:
+            examples = ", ".join(repr(value) for value, _ in unseen.most_common(MAX_EXAMPLES))
+            more = ", ..." if len(unseen) > MAX_EXAMPLES else ""
+            yield (
+                f"column {name}: {unseen.total():,} of {len(dataset):,} values were never seen in "
+                f"training ({examples}{more})"
+            )
+
+
+def _write_jsonl(rows: Iterator[dict[str, Any]], headings: Headings, path: Path) -> None:
+    del headings
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(
+            json.dumps(row, ensure_ascii=False, default=_plain_json) + "\n" for row in rows
+        )
+
+
+def _plain_json(value: Any) -> Any:
+    """Return a kept value that JSON lacks as text; numbers and arrays as they are."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
 def _write_csv(rows: Iterator[dict[str, Any]], headings: Headings, path: Path) -> None:
@@ -252,11 +356,16 @@ def _write_csv(rows: Iterator[dict[str, Any]], headings: Headings, path: Path) -
 
 
 def _csv_cell(value: Any, label: Any) -> Any:
-    """Return a cell; `label` is the prediction that a dict of probabilities belongs to."""
+    """Return a cell; `label` is the prediction that a dict of probabilities belongs to.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     if isinstance(value, dict):
-        if isinstance(label, list):
-            return "|".join(str(value[tag]) for tag in label)
-        if label is None:
-            return max(value.values(), default=None)
-        return value[label]
-    return "|".join(value) if isinstance(value, list) else value
+        value = confidence(value, label)
+    if isinstance(value, list):
+        value = "|".join(map(str, value))
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
+        return value
+    return value if parse_number(value) is not None else f"'{value}"

@@ -50,6 +50,7 @@ class Dataset:
         bad_samples: the rows that were left out when the table was read.
         source: the arguments of `Dataset.open`, so that the dataset can be opened again.
         synonyms: the synonym list of each augmented text column.
+        input_columns: all columns as they were read, where every row is predicted.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Dataset:
         self.bad_samples: list[BadSample] = list(table.bad_samples)
         self.source: dict[str, Any] = {}
         self.synonyms: dict[str, Synonyms] = {}
+        self.input_columns: dict[str, Any] = {}
         self._fixed_splits = splits
         self._parent = parent
 
@@ -100,17 +102,26 @@ class Dataset:
             synonyms: a synonym list for each text column to augment, e.g. {"title": "words.txt"}:
                 one comma-separated group per line. Training texts get paraphrases as additional
                 captions.
-            **source_options: the `encoding` of text files, or the options of a bundled dataset.
+            **source_options: the `encoding` of text files, or the options of a bundled dataset; and
+                `known_types`, types and roles of columns that the source may have, such as those of
+                a run, used where neither `types` nor `group` names another.
 
         Raises:
             SensoriumError: if something cannot be read or is missing.
         """
         from sensorium.data.open import open_table  # not needed where a model is served
 
+        known_types = source_options.pop("known_types", None)
         all_types = {**(types or {}), **({group: "group"} if group else {})}
         test_path = None if test is None else Path(test)
         opened = open_table(
-            Path(source), all_types, split, test_path, max_invalid_fraction, source_options
+            Path(source),
+            all_types,
+            split,
+            test_path,
+            max_invalid_fraction,
+            source_options,
+            known_types,
         )
         dataset = cls(*opened, max_invalid_fraction=max_invalid_fraction)
         synonym_files = dataset._load_synonyms(synonyms)
@@ -239,14 +250,14 @@ class Dataset:
         train = self.splits.get("train", np.zeros(0, np.int64))
         fold = assign_folds(list(self._row_keys(train)), num_folds)
         return [
-            self._with_splits(
+            self.with_splits(
                 {**self.splits, "train": train[fold != i], "fold": train[fold == i]},
                 f"{self.split_rule}; fold is {i + 1} of {num_folds} of train",
             )
             for i in range(num_folds)
         ]
 
-    def _with_splits(self, splits: Splits, rule: str) -> "Dataset":
+    def with_splits(self, splits: Splits, rule: str) -> "Dataset":
         """Return the same rows in other splits."""
         other = Dataset(
             self.table,

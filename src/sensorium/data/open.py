@@ -1,10 +1,10 @@
 """Open a source: find its reader, infer the column types and set the invalid rows aside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sensorium.data.bundled.registry import BUNDLED_DATASETS, is_sheets_folder, open_sheets
 from sensorium.data.folders import read_folder
@@ -13,11 +13,20 @@ from sensorium.data.splits import read_splits
 from sensorium.data.table_files import read_table
 from sensorium.data.tables import Table, concat_tables
 from sensorium.data.type_inference import infer_schema
-from sensorium.data.validation import validate_table
+from sensorium.data.validation import mask_invalid_values, validate_table
 from sensorium.errors import SensoriumError
 from sensorium.modalities.base import Modality
 
 _READER_ARGUMENTS = ("path", "folder", "name")  # of readers, which are not options of a source
+
+
+class OpenedRows(NamedTuple):
+    """Rows to predict: typed, part of a schema, named, and the columns as they were read."""
+
+    table: Table
+    schema: Schema
+    name: str
+    raw_columns: dict[str, Any]
 
 
 def open_table(
@@ -27,6 +36,7 @@ def open_table(
     test: Path | None = None,
     max_invalid_fraction: float = 0.01,
     source_options: dict[str, Any] | None = None,
+    known_types: Mapping[str, str] | None = None,
 ) -> tuple[Table, Schema, str]:
     """Open a folder, a file or a bundled dataset.
 
@@ -37,6 +47,7 @@ def open_table(
         test: another source, whose rows become the split "test".
         max_invalid_fraction: the largest fraction of rows that may be invalid.
         source_options: options of the reader.
+        known_types: types of columns that the source may have, used where `types` has none.
 
     Returns:
         The table without its invalid rows, its schema, and the name of the dataset.
@@ -55,7 +66,8 @@ def open_table(
             split = "split" if "split" not in table.columns else f"split ({split_file.name})"
             table.columns[split] = read_splits(split_file, table)
         types = {**types, split: "split"}
-    schema = infer_schema(table, types, max_invalid_fraction)
+    known = {name: kind for name, kind in (known_types or {}).items() if name in table.columns}
+    schema = infer_schema(table, {**known, **types}, max_invalid_fraction)
     return validate_table(table, schema, max_invalid_fraction), schema, name
 
 
@@ -82,6 +94,24 @@ def open_table_with_schema(
         )
     present = replace(schema, columns=columns, roles={})
     return validate_table(table, present, max_invalid_fraction), present, name
+
+
+def open_rows_to_predict(source: Path, schema: Schema | None, columns: Sequence[str]) -> OpenedRows:
+    """Open a source of which every row is predicted, reading only the columns that a model reads.
+
+    Args:
+        source: a path or the name of a bundled dataset.
+        schema: the schema of the model; None: the types are inferred.
+        columns: the columns that the model reads; none: the only image column.
+
+    Raises:
+        SensoriumError: if the source cannot be read.
+    """
+    table, name = _read_source(source, {})
+    schema = infer_schema(table, {}) if schema is None else schema
+    columns = columns or [schema.resolve_column("image")]
+    known = {n: schema.columns[n] for n in columns if n in table.columns}
+    return OpenedRows(mask_invalid_values(table, known), Schema(known), name, dict(table.columns))
 
 
 def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, str]:

@@ -32,6 +32,7 @@ MODALITIES: dict[str, Any] = {
     for m in (Image, Text, Numeric, Category, Ordinal, Datetime, Multilabel, Series, Audio)
 }
 ROLES = ("split", "group", "ignore")
+SET_BY_USER = "set by the user"  # the reason of a type that was not inferred
 _COMMON_NAMES = {
     "image": ("image", "picture", "photo", "img", "file_name", "filepath"),
     "text": ("caption", "captions", "text", "title", "description"),

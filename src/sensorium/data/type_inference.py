@@ -12,6 +12,7 @@ from sensorium.data.number_format import find_number_format
 from sensorium.data.schema import (
     MODALITIES,
     ROLES,
+    SET_BY_USER,
     Column,
     Role,
     Schema,
@@ -67,7 +68,7 @@ def infer_schema(
     roles: dict[str, Role] = {}
     for name, values in table.columns.items():
         if name in user_types:
-            kind, reason = user_types[name], "set by the user"
+            kind, reason = user_types[name], SET_BY_USER
         else:
             kind, reason = _infer_type(table, name, values, max_invalid_fraction)
         if isinstance(kind, str) and kind in ("split", "group"):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from sensorium.data.bad_samples import BadSample, check_invalid_fraction
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_list, parse_number
 from sensorium.data.number_format import NumberFormat
-from sensorium.data.schema import Schema, extensions
+from sensorium.data.schema import Column, Schema, extensions
 from sensorium.data.tables import UNSUPPORTED_IMAGE_EXTENSIONS, Table
 from sensorium.io.surrogates import replace_surrogates
 from sensorium.modalities.base import Modality
@@ -60,6 +60,29 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
         return validated
     valid_rows = [row for row in range(len(table)) if row not in invalid_rows]
     return validated.take(np.array(valid_rows, np.int64))
+
+
+def mask_invalid_values(table: Table, columns_read: Mapping[str, Column]) -> Table:
+    """Return the table with typed columns, in which what is invalid is missing.
+
+    No row is left out: `bad_samples` has the row of each invalid value, and of each row that could
+    not be read.
+
+    Args:
+        table: the raw values.
+        columns_read: the columns that are read; the others stay as they are.
+    """
+    columns = dict(table.columns)
+    bad_samples = list(table.bad_samples)
+    unreadable_rows = {sample.row for sample in bad_samples}
+    for name, column in columns_read.items():
+        values, faults = _convert_column(column.kind, column.modality, table, table.columns[name])
+        invalid = [fault for fault in faults if fault[0] not in unreadable_rows]
+        for row, reason in invalid:
+            values[row] = math.nan if column.kind == "numeric" else None
+            bad_samples.append(BadSample(row, name, table.locations[row], reason))
+        columns[name] = values
+    return replace(table, columns=columns, bad_samples=bad_samples)
 
 
 def _convert_column(

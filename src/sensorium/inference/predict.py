@@ -52,6 +52,21 @@ class Prediction:
     interval: Float[np.ndarray, "N 2"] | None = None
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that could not be read and was masked.
+
+    Attributes:
+        row: Its row, from 0.
+        column: Its column.
+        reason: Why it could not be read.
+    """
+
+    row: int
+    column: str
+    reason: str
+
+
 class Predictor:
     """Predict targets: `predict(photo=["a.jpg"], title=["red shoe"])` → {target: Prediction}.
 
@@ -79,26 +94,36 @@ class Predictor:
         coverage: float = 0.9,
         min_accuracy: float = 0.0,
         batch_size: int = 256,
+        unreadable: list[Unreadable] | None = None,
         **columns: Any,
     ) -> dict[str, Prediction]:
-        """Return the predictions of each target for all rows.
+        """Return the predictions of each target for all rows; of a DataFrame, as a DataFrame.
 
         A column that is not given is missing in all rows. For a row without any value the model
         predicts from no input, with a warning.
 
         Args:
-            rows: One mapping per row, from column to raw value. Alternatively, give `columns`.
+            rows: One mapping per row, from column to raw value, or a pandas DataFrame, of which
+                only the columns that the model reads are used. Alternatively, give `columns`.
             coverage: Probability that intervals and prediction sets contain the true value (split
                 conformal prediction on the validation rows; unbounded if these were too few).
             min_accuracy: Selective prediction: accuracy that labels and ranks must reach; rows with
                 a lower confidence get None. 0 predicts all rows.
             batch_size: Rows per forward pass.
+            unreadable: A list to which values that cannot be read are appended; these are masked.
+                None: they are an error.
             **columns: Column → list of raw values, with None or NaN for a missing value.
 
         Raises:
             SensoriumError: If there is no row, the model does not read a column, or a value cannot
                 be read.
         """
+        from sensorium.inference.prediction_table import is_data_frame  # it knows Prediction
+
+        if is_data_frame(rows):
+            return self._predict_frame(
+                rows, coverage=coverage, min_accuracy=min_accuracy, batch_size=batch_size
+            )
         inputs = as_lists(
             columns if rows is None else self._to_columns(rows),
             list(self.columns),
@@ -115,7 +140,11 @@ class Predictor:
         }
         self._warn_empty_rows(inputs, num_rows)
         batches = iter_request_batches(inputs, num_rows, 1, batch_size)
-        outputs = [self._compute_logits(batch) for batch, _ in batches]
+        starts = range(0, num_rows, batch_size)
+        outputs = [
+            self._compute_logits(batch, start, unreadable)
+            for start, (batch, _) in zip(starts, batches, strict=True)
+        ]
         return {
             name: decode_prediction(
                 target,
@@ -142,10 +171,27 @@ class Predictor:
                 stacklevel=3,
             )
 
-    def _compute_logits(self, inputs: RawInputs) -> dict[str, Tensor]:
+    def _predict_frame(self, frame: Any, **options: Any) -> Any:
+        from sensorium.inference.prediction_table import frame_columns, to_frame
+
+        columns = frame_columns(frame, list(self.columns))
+        if not columns:
+            raise SensoriumError(
+                "The DataFrame has none of the columns that the model reads: "
+                f"{', '.join(self.columns)}."
+            )
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return to_frame(self(rows, **options), self.targets, frame.index)
+
+    def _compute_logits(
+        self, inputs: RawInputs, start: int, unreadable: list[Unreadable] | None
+    ) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
         for name, values in inputs.items():
-            batch = batch.merge(collate_column(name, self.columns[name], values))
+            errors: dict[int, str] | None = None if unreadable is None else {}
+            batch = batch.merge(collate_column(name, self.columns[name], values, errors))
+            if unreadable is not None and errors:
+                unreadable += [Unreadable(start + i, name, why) for i, why in errors.items()]
         with eval_mode(self.model), torch.inference_mode():
             return self.model(batch)
 

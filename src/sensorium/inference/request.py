@@ -104,13 +104,29 @@ def row_seed(values: Mapping[str, Any], sample_index: int) -> int:
     return int.from_bytes(hashlib.sha256(message).digest()[:8], "little")
 
 
-def collate_column(name: str, modality: Modality, values: Sequence[Any]) -> Batch:
+def collate_column(
+    name: str, modality: Modality, values: Sequence[Any], errors: dict[int, str] | None = None
+) -> Batch:
     """Return the raw values of one column as a batch; without the column if all are missing.
 
+    Args:
+        name: The column.
+        modality: Its settings.
+        values: Its raw values, None where missing.
+        errors: Receives, by position, why a value cannot be read; the value is then missing.
+
     Raises:
-        SensoriumError: If a value cannot be read.
+        SensoriumError: If a value cannot be read and `errors` is None.
     """
-    loaded = [None if value is None else load_value(modality, value) for value in values]
+    loaded: list[np.ndarray | None] = []
+    for i, value in enumerate(values):
+        try:
+            loaded.append(None if value is None else load_value(modality, value))
+        except (SensoriumError, OSError) as error:
+            if errors is None:
+                raise
+            errors[i] = str(error.__cause__ or error)
+            loaded.append(None)
     first = next((array for array in loaded if array is not None), None)
     if first is None:
         return Batch({})

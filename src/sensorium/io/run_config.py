@@ -17,6 +17,9 @@ FORMAT_VERSION = 2  # of a run folder; any other version is refused
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INITIAL_WEIGHTS_FILE = "start.safetensors"
+MODEL_CARD_FILE = "README.md"  # written last
+CHECKPOINT_FOLDER = "state"
+TRAINED_ROWS_FILE = "trained_rows.safetensors"
 
 
 def package_versions() -> dict[str, str]:
@@ -37,7 +40,7 @@ class RunConfig:
         recipe: a name in RECIPES, or FILE:FUNCTION of a custom recipe.
         keywords: all keywords of the recipe and of `TrainingConfig`.
         precision: fp32 or bf16, as chosen where `precision` is "auto".
-        data: name, number of rows, splits, and a hash of the split of each row.
+        data: name, number of rows, splits, and hashes of the splits and of the values read.
         versions: package versions at the time of training.
         format: format version of the run folder.
         library_name: read by model hubs.

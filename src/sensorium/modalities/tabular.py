@@ -131,6 +131,15 @@ class Numeric:
         """Return a standardized value in the column's unit."""
         return float(value) * self.std + self.mean
 
+    def as_classes(self) -> Category | None:
+        """Return the settings of the same column as classes, if it has two values in training."""
+        if len(self.edges) != 2:
+            return None
+        low, high = self.edges
+        num_high = round(self.count * (self.mean - low) / (high - low))
+        names = [str(int(value)) if value.is_integer() else str(value) for value in self.edges]
+        return Category(tuple(names), (self.count - num_high, num_high))
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return settings_to_dict(self)

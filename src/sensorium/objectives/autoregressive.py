@@ -48,20 +48,52 @@ class NextTokenLoss:
 
     def __call__(self, model: Decoder, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted mean of the parts' losses."""
+        return {"model": self._compute_loss(model, self._prepare_inputs(model, batch))}
+
+    def accumulate(self, model: Decoder, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of one large batch, given as micro-batches, to the parameters.
+
+        Each part's loss is divided by the number of its tokens in all micro-batches. Returns the
+        loss of the large batch, without a graph.
+        """
+        inputs = self._prepare_inputs(model, Batch.concat(batches))
+        num_targets, total = self._count_targets(model, inputs), torch.zeros(())
+        for micro_batch in inputs.split(len(batches)):
+            loss = self._compute_loss(model, micro_batch, num_targets)
+            torch.autograd.backward(loss)
+            total = total + loss.detach()
+        return {"model": total}
+
+    def _prepare_inputs(self, model: Decoder, batch: Batch) -> Batch:
+        """Return the inputs by part, tokenized and, while training, with parts dropped."""
         inputs = self.select_inputs(batch)
         ids: dict[ColumnKey, Tensor] = {
             part: model.output_part(part).tokenize(inputs[part]) for part in self.loss_weights
         }
         inputs = inputs.with_columns(ids)
-        if model.training:
-            inputs = self._drop_parts(inputs)
+        return self._drop_parts(inputs) if model.training else inputs
+
+    @torch.no_grad()
+    def _count_targets(self, model: Decoder, inputs: Batch) -> dict[str, Int[Tensor, ""]]:
+        """Return the number of tokens of each part that the model learns to predict."""
+        embedded = model.embed_inputs(inputs.select(self.loss_weights))
+        return {part: valid_mask(embedded[part])[:, 1:].sum() for part in self.loss_weights}
+
+    def _compute_loss(
+        self, model: Decoder, inputs: Batch, num_targets: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return the weighted mean of the parts' losses.
+
+        Each is divided by `num_targets`, by default the number of its tokens in `inputs`.
+        """
         outputs = model(inputs)
         total_weight = sum(self.loss_weights.values())
-        losses = [
-            self._part_loss(model, part, outputs[part], ids[part]) * weight / total_weight
-            for part, weight in self.loss_weights.items()
-        ]
-        return {"model": torch.stack(losses).sum()}
+        losses: list[Tensor] = []
+        for part, weight in self.loss_weights.items():
+            loss_sum, num_tokens = self._part_loss(model, part, outputs[part], inputs[part])
+            count = num_tokens if num_targets is None else num_targets[part]
+            losses.append(loss_sum / count.clamp(min=1) * weight / total_weight)
+        return torch.stack(losses).sum()
 
     def select_inputs(self, batch: Batch) -> Batch:
         """Return the inputs of the Decoder by part.
@@ -91,14 +123,13 @@ class NextTokenLoss:
 
     def _part_loss(
         self, model: Decoder, part: str, output: Tokens, ids: Int[Tensor, "B T"]
-    ) -> Float[Tensor, ""]:
-        """Return the mean cross-entropy of a part's tokens after the first."""
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Return the summed cross-entropy of a part's tokens after the first, and their number."""
         x = output.x[:, :-1]
         targets = ids[:, 1 : output.x.shape[1]]
         is_target = valid_mask(output)[:, 1:]
         if x.device.type == "cpu":  # compute no logits for padding
-            x = x[is_target]
-            targets = targets[is_target]
+            x, targets = x[is_target], targets[is_target]
         else:
             targets = targets.masked_fill(~is_target, IGNORE_INDEX)
         logits = model.heads[part](x).float().flatten(0, -2)
@@ -109,7 +140,7 @@ class NextTokenLoss:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        return loss / is_target.sum().clamp(min=1)
+        return loss, is_target.sum()
 
 
 @dataclass(frozen=True)

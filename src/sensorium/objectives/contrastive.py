@@ -44,8 +44,10 @@ class ContrastiveLoss:
     label_smoothing: float = 0.0
 
     def __call__(self, model: Towers, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of a batch."""
+        """Return the loss of a batch; zero where no row has both columns."""
         batch = drop_incomplete_rows(batch, self.a, self.b)
+        if not len(batch):
+            return {"model": model.logit_scale.sum() * 0}
         a, b = self._encode(model, batch)
         return {"model": self.compute_loss(model, a, b, positive_mask(batch, self.a, self.b))}
 
@@ -87,6 +89,9 @@ class ContrastiveLoss:
             The loss of the large batch, without a graph.
         """
         batches = [drop_incomplete_rows(batch, self.a, self.b) for batch in batches]
+        batches = [batch for batch in batches if len(batch)]
+        if not batches:
+            return {"model": torch.zeros(())}
         rng_states, outputs = self._encode_without_graph(model, batches)
         rng_state_after = torch.get_rng_state()
         loss, full_outputs = self._backward_to_outputs(model, batches, outputs)

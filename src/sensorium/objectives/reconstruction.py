@@ -5,6 +5,7 @@ B batch   H, W image size   C decoder outputs per pixel: 3 colours, or 3 locatio
 All distances are computed on pixels in 0..1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,23 @@ class ReconstructionLoss:
             edges = edge_distance(model.denormalize(output.pixels), target)
             loss = loss + self.edge_weight * edges
         return {"model": loss}
+
+    def accumulate(self, model: ImageTokenizer, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of one large batch, given as micro-batches, to the parameters.
+
+        A micro-batch weighs as many images as it has; rows without one do not count.
+
+        Returns:
+            The loss of the large batch, without a graph.
+        """
+        counts = [int(batch.presence(self.column).sum()) for batch in batches]
+        total = torch.zeros(())
+        for batch, count in zip(batches, counts, strict=True):
+            if count:
+                loss = self(model, batch)["model"] * (count / sum(counts))
+                torch.autograd.backward(loss)
+                total = total + loss.detach()
+        return {"model": total}
 
     def _compute_pixel_loss(
         self, model: ImageTokenizer, output: Tensor, target: Float[Tensor, "B 3 H W"]

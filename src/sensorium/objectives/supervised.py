@@ -3,7 +3,7 @@
 B batch   K outputs of a head   C classes   L tags   E tags and one for all unseen ones
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -214,29 +214,81 @@ class SupervisedLoss:
     def __call__(self, model: MultimodalPredictor, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of a batch."""
         parts = model.encode_inputs(batch)
-        num_rows = len(batch)
         contrastive_loss = torch.zeros(())
         if self.contrastive_weight:
             contrastive_loss = self.contrastive_weight * cross_modal_infonce(parts)
+        return {"model": self._prediction_loss(model, parts, batch) + contrastive_loss}
+
+    def accumulate(self, model: MultimodalPredictor, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of one large batch, given as micro-batches, to the parameters.
+
+        Each target's loss is divided by the number of rows with this target in all micro-batches.
+        The contrastive loss compares the rows of all micro-batches (GradCache, Gao et al. 2021).
+
+        Returns:
+            The loss of the large batch, without a graph.
+        """
+        counts = {
+            name: torch.stack([self.has_target(name, batch).sum() for batch in batches]).sum()
+            for name in self.targets
+        }
+        rng_states: list[Tensor] = []
+        pooled_grads: list[dict[ColumnKey, Tensor]] = [{} for _ in batches]
+        total = torch.zeros(())
+        if self.contrastive_weight:
+            rng_states, pooled = _pool_without_graph(model, batches)
+            contrastive_loss, pooled_grads = _contrastive_gradients(pooled, self.contrastive_weight)
+            total = total + contrastive_loss
+        for i, batch in enumerate(batches):
+            if rng_states:
+                torch.set_rng_state(rng_states[i])  # the dropout of the first pass
+            parts = model.encode_inputs(batch)
+            loss = self._prediction_loss(model, parts, batch, counts)
+            total = total + loss.detach()
+            for key, grad in pooled_grads[i].items():
+                loss = loss + (mean_pool(parts[key]) * grad).sum()
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+        return {"model": total}
+
+    def _prediction_loss(
+        self,
+        model: MultimodalPredictor,
+        parts: Mapping[ColumnKey, Tokens],
+        batch: Batch,
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of the targets, predicted from the encoded parts of a batch."""
+        num_rows = len(batch)
         if not (model.training and self.mixup):
-            outputs = model.predict_targets(parts, num_rows)
-            return {"model": self.compute_loss(outputs, batch) + contrastive_loss}
+            return self.compute_loss(model.predict_targets(parts, num_rows), batch, counts)
         weight = _sample_beta(self.mixup)
         permutation = torch.randperm(num_rows)
         mixed = {name: mix_tokens(t, permutation, weight) for name, t in parts.items()}
         outputs = model.predict_targets(mixed, num_rows)
-        own_loss = self.compute_loss(outputs, batch)
-        other_loss = self.compute_loss(outputs, batch.take(permutation))
-        return {"model": weight * own_loss + (1 - weight) * other_loss + contrastive_loss}
+        own_loss = self.compute_loss(outputs, batch, counts)
+        other_loss = self.compute_loss(outputs, batch.take(permutation), counts)
+        return weight * own_loss + (1 - weight) * other_loss
 
-    def compute_loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of the predictions of each target."""
-        losses = [
-            _masked_mean(
-                target.loss(outputs[name].float(), batch[name]), self.has_target(name, batch)
-            )
-            for name, target in self.targets.items()
-        ]
+    def compute_loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of the predictions of each target.
+
+        Args:
+            outputs: Outputs of each target's head.
+            batch: The rows, with their targets.
+            counts: What the loss of each target is divided by; by default the rows that have it.
+        """
+        losses: list[Tensor] = []
+        for name, target in self.targets.items():
+            mask = self.has_target(name, batch)
+            row_losses = target.loss(outputs[name].float(), batch[name])
+            count = mask.sum() if counts is None else counts[name]
+            losses.append((row_losses * mask).sum() / count.clamp(min=1))
         return torch.stack(losses).sum()
 
     def has_target(self, name: str, batch: Batch) -> Bool[Tensor, "B"]:
@@ -258,18 +310,68 @@ def mix_tokens(t: Tokens, permutation: Int[Tensor, "B"], weight: float) -> Token
     return replace(t, x=torch.where(both_valid, mixed, t.x))
 
 
+_PooledParts = dict[ColumnKey, tuple[Tensor, Tensor]]
+"""The mean token of each part, [B D], and the rows that have one, [B]."""
+
+
+def _pool_parts(parts: Mapping[ColumnKey, Tokens]) -> _PooledParts:
+    """Return the mean token of each part, and which rows have the part."""
+    return {key: (mean_pool(t), valid_mask(t).any(1)) for key, t in parts.items()}
+
+
 def cross_modal_infonce(parts: Mapping[ColumnKey, Tokens]) -> Float[Tensor, ""]:
     """Return the mean InfoNCE loss over all pairs of modalities, on rows that have both."""
+    return _pooled_infonce(_pool_parts(parts))
+
+
+def _pooled_infonce(parts: _PooledParts) -> Float[Tensor, ""]:
     losses: list[Tensor] = []
-    for a, b in combinations(parts.values(), 2):
-        rows = (valid_mask(a).any(1) & valid_mask(b).any(1)).nonzero().squeeze(1)
+    for (a, present_a), (b, present_b) in combinations(parts.values(), 2):
+        rows = (present_a & present_b).nonzero().squeeze(1)
         if len(rows) > 1:
-            embeddings_a = l2_normalize(mean_pool(a)[rows])
-            embeddings_b = l2_normalize(mean_pool(b)[rows])
-            logits = embeddings_a @ embeddings_b.T / INFONCE_TEMPERATURE
+            logits = l2_normalize(a[rows]) @ l2_normalize(b[rows]).T / INFONCE_TEMPERATURE
             positives = torch.eye(len(rows), dtype=torch.bool, device=logits.device)
             losses.append((infonce(logits, positives) + infonce(logits.T, positives)) / 2)
     return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+@torch.no_grad()
+def _pool_without_graph(
+    model: MultimodalPredictor, batches: Sequence[Batch]
+) -> tuple[list[Tensor], list[_PooledParts]]:
+    """Return the random state before each micro-batch, and its pooled parts."""
+    rng_states: list[Tensor] = []
+    pooled: list[_PooledParts] = []
+    for batch in batches:
+        rng_states.append(torch.get_rng_state())
+        pooled.append(_pool_parts(model.encode_inputs(batch)))
+    return rng_states, pooled
+
+
+def _contrastive_gradients(
+    pooled: Sequence[_PooledParts], weight: float
+) -> tuple[Tensor, list[dict[ColumnKey, Tensor]]]:
+    """Return the contrastive loss of all micro-batches, and its gradients by micro-batch and part.
+
+    A micro-batch lacks a part that none of its rows has.
+    """
+    sizes = [len(next(iter(parts.values()))[1]) if parts else 0 for parts in pooled]
+    leaves: list[dict[ColumnKey, Tensor]] = [
+        {key: x.detach().requires_grad_() for key, (x, _) in parts.items()} for parts in pooled
+    ]
+    whole: _PooledParts = {}
+    for key, width in {key: x.shape[1] for parts in leaves for key, x in parts.items()}.items():
+        x = [leaf.get(key, torch.zeros(n, width)) for leaf, n in zip(leaves, sizes, strict=True)]
+        present = [
+            parts[key][1] if key in parts else torch.zeros(n, dtype=torch.bool)
+            for parts, n in zip(pooled, sizes, strict=True)
+        ]
+        whole[key] = (torch.cat(x), torch.cat(present))
+    loss = weight * _pooled_infonce(whole)
+    if loss.requires_grad:
+        torch.autograd.backward(loss)
+    grads = [{key: x.grad for key, x in parts.items() if x.grad is not None} for parts in leaves]
+    return loss.detach(), grads
 
 
 def _logit(p: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
@@ -282,11 +384,6 @@ def _tensor(values: Float32[np.ndarray, "K"]) -> Float[Tensor, "K"]:
     See `nn.linear.normal_parameter`.
     """
     return torch.tensor(values)
-
-
-def _masked_mean(losses: Float[Tensor, "B"], mask: Bool[Tensor, "B"]) -> Float[Tensor, ""]:
-    """Return the mean over the rows where `mask` is True; zero without any."""
-    return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _sample_beta(alpha: float) -> float:

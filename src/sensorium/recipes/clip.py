@@ -104,7 +104,7 @@ def clip(
     return Recipe(
         model=model,
         objective=ContrastiveLoss(*pair, loss, label_smoothing),
-        data=DataSpec(columns=pair, augment=image_augment(*pair)),
+        data=DataSpec(columns=pair, required=pair, augment=image_augment(*pair)),
         verbs={"embed": Embedder(model, verb_inputs)},
         hooks=Hooks(after_step=Towers.clamp_logit_scale),
         evaluation=retrieval_evaluation(pair),

@@ -76,7 +76,9 @@ def finetune(
     return Recipe(
         model=model,
         objective=ContrastiveLoss(*pair, loss, label_smoothing),
-        data=DataSpec(columns=pair, column_settings=settings, augment=image_augment(*pair)),
+        data=DataSpec(
+            columns=pair, required=pair, column_settings=settings, augment=image_augment(*pair)
+        ),
         training=TrainingConfig(
             epochs=5,
             lr=LEARNING_RATES[train],

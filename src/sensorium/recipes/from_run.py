@@ -7,7 +7,13 @@ from typing import Generic
 import torch
 
 from sensorium.data.schema import Schema
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
+from sensorium.errors import SensoriumError
+from sensorium.io.run_config import (
+    CHECKPOINT_FOLDER,
+    MODEL_CARD_FILE,
+    WEIGHTS_FILE,
+    RunConfig,
+)
 from sensorium.io.tensors import file_sha256, load_weights
 from sensorium.recipes.recipe import M, Recipe, RecipeFunction, build_recipe
 
@@ -48,3 +54,16 @@ def restore_run(folder: str | Path, recipe_fn: RecipeFunction[M]) -> RestoredRun
         recipe, _ = build_recipe(recipe_fn, schema, config.keywords)
     load_weights(recipe.model, folder / WEIGHTS_FILE)
     return RestoredRun(recipe, schema, config, file_sha256(folder / WEIGHTS_FILE), folder)
+
+
+def require_finished(folder: str | Path) -> None:
+    """Raise SensoriumError where the run of a folder is still training or was interrupted.
+
+    Its model card is written last; a finished run that was copied without checkpoints needs none.
+    """
+    folder = Path(folder)
+    if not (folder / MODEL_CARD_FILE).is_file() and (folder / CHECKPOINT_FOLDER).is_dir():
+        raise SensoriumError(
+            f"{folder} is an unfinished run. Finish it first: run its command again with --out "
+            f"{folder} --resume."
+        )

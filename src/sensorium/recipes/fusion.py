@@ -30,7 +30,12 @@ from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.supervised import SupervisedLoss, Target, build_target
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.encoders import ProjectedEncoder, build_encoder
-from sensorium.recipes.fusion_columns import encoders_to_config, resolve_inputs, resolve_targets
+from sensorium.recipes.fusion_columns import (
+    describe_task,
+    encoders_to_config,
+    resolve_inputs,
+    resolve_targets,
+)
 from sensorium.recipes.fusion_config import ColumnInput, FusionConfig, Preset, select_preset
 from sensorium.recipes.recipe import (
     Augment,
@@ -178,6 +183,7 @@ def fusion(
             evaluator=_evaluator(targets),
             sweep=SWEEP,
         ),
+        task=describe_task(schema, targets),
         stored_keywords={"encoders": encoders_to_config(encoders, schema, inputs)},
         extras={"lightgbm": "boosting"} if boosting else {},
     )
@@ -247,6 +253,8 @@ def _data_spec(
         for name, column in inputs.items()
         if isinstance(column.encoder, PretrainedSource) and column.encoder.weight_files
     }
+    # A number with two values is a class: its column becomes one.
+    settings |= {name: target for name, target in targets.items() if target != schema[name]}
     return DataSpec(
         columns=(*inputs, *targets),
         column_settings=settings,

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sensorium.data.schema import Schema, split_pair
+from sensorium.data.schema import SET_BY_USER, Schema, split_pair
 from sensorium.errors import SensoriumError
 from sensorium.modalities.base import Modality
-from sensorium.modalities.tabular import Category, Numeric
+from sensorium.modalities.multilabel import Multilabel
+from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.modalities.tabular_embedding import SCALAR_KINDS
 from sensorium.models.lora import TRAIN_MODES
 from sensorium.pretrained.source import PretrainedSource
@@ -46,9 +47,36 @@ def resolve_targets(schema: Schema, target: str | Sequence[str]) -> dict[str, Mo
                 f"be predicted. If it is one of {', '.join(TARGET_TYPES)}, say so: --type "
                 f"{name}=category."
             )
-        targets[name] = schema[name]
+        targets[name] = column.modality
+        is_inferred = column.reason not in ("", SET_BY_USER)
+        if isinstance(column.modality, Numeric) and is_inferred:
+            targets[name] = column.modality.as_classes() or column.modality
         _check_varies(name, targets[name])
     return targets
+
+
+def describe_task(schema: Schema, targets: Mapping[str, Modality]) -> str:
+    """Return what is predicted of each target, why, and how to change it."""
+    return "; ".join(_describe_target(schema, name, target) for name, target in targets.items())
+
+
+def _describe_target(schema: Schema, name: str, target: Modality) -> str:
+    column = schema.get_column(name)
+    reason = column.reason
+    match target:
+        case Ordinal(classes=classes):
+            task, change = f"ordinal regression on {len(classes)} ranks", "category"
+        case Category(classes=classes):
+            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            task, change = f"classification into {len(classes)} classes ({shown})", "numeric"
+            if len(classes) == 2 and reason not in ("", SET_BY_USER):
+                reason = "it has two different values"
+        case Multilabel(tags=tags):
+            task, change = f"multilabel classification with {len(tags)} tags", "category"
+        case _:
+            task, change = "regression", "category"
+    because = f" because: {reason}" if reason else ""
+    return f"target {name}: {task}{because} (to change it: --type {name}={change})"
 
 
 def resolve_inputs(

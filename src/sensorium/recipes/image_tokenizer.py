@@ -28,7 +28,7 @@ from sensorium.models.image_tokenizer import ImageTokenizer
 from sensorium.models.towers import freeze
 from sensorium.nn.vector_quantize import FSQ, VQ, GumbelQuantizer, Quantizer
 from sensorium.objectives.reconstruction import PIXEL_LOSSES, ReconstructionLoss
-from sensorium.recipes.from_run import restore_run
+from sensorium.recipes.from_run import require_finished, restore_run
 from sensorium.recipes.recipe import DataSpec, Hooks, InvalidKeywordError, Recipe, check_choice
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -110,6 +110,7 @@ def image_tokenizer(
         objective=ReconstructionLoss(column, pixel_loss, edge_loss_weight),
         data=DataSpec(
             columns=(column,),
+            required=(column,),
             augment={
                 "light": {column: {"flip": 0.5}},
                 "strong": {column: {"flip": 0.5, "shift": 0.1, "scale": 0.25}},
@@ -131,7 +132,7 @@ def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
     """Load the frozen image tokenizer of a finished run; see `tokenize_images` for its use.
 
     Raises:
-        SensoriumError: where the folder is not a run of image_tokenizer.
+        SensoriumError: where the folder is not a run of image_tokenizer, or not finished.
     """
     recipe = RunConfig.load(Path(folder)).recipe
     if recipe != image_tokenizer.__name__:
@@ -139,6 +140,7 @@ def load_frozen_tokenizer(folder: str | Path) -> FrozenImageTokenizer:
             f"{folder} is a run of {recipe}. Name a run of image_tokenizer: train one with "
             "sensorium train image_tokenizer DATA."
         )
+    require_finished(folder)
     run = restore_run(folder, image_tokenizer)
     image = require_type(run.schema[run.recipe.data.columns[0]], Image)
     freeze(run.recipe.model).eval()

@@ -1,6 +1,7 @@
 """LiT (Zhai et al. 2022): pretrained image and text encoders aligned on image-text pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from sensorium.recipes.recipe import (
     DataSpec,
     DeriveColumns,
     Hooks,
-    Objective,
     Recipe,
     check_choice,
     require_weights,
@@ -93,9 +93,10 @@ def lit(
     }
     return Recipe(
         model=model,
-        objective=_contrastive_objective(*pair),
+        objective=CachedContrastiveLoss(*pair),
         data=DataSpec(
             columns=pair,
+            required=pair,
             column_settings=settings,
             derived_columns=frozen_embeddings(model[image_column].encoder, image_column, fitted),
         ),
@@ -121,17 +122,21 @@ def _build_tower(
     return Tower(set_trainable(encoder, train), build_projection(width, embed_dim), embed_dim)
 
 
-def _contrastive_objective(image_column: ColumnKey, text_column: ColumnKey) -> Objective[Towers]:
-    """Return InfoNCE, computed on cached image embeddings where a batch has them."""
-    loss = ContrastiveLoss(image_column, text_column)
-    key = embedding_key(image_column)
+@dataclass(frozen=True)
+class CachedContrastiveLoss(ContrastiveLoss):
+    """Contrastive loss, computed on cached embeddings of column `a` where a batch has them."""
 
-    def objective(model: Towers, batch: Batch) -> dict[str, Tensor]:
-        if key in batch:
-            batch = batch.with_columns({image_column: batch[key]})
-        return loss(model, batch)
+    def __call__(self, model: Towers, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of a batch."""
+        return super().__call__(model, self._use_cached(batch))
 
-    return objective
+    def accumulate(self, model: Towers, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of one large batch, given as micro-batches, to the parameters."""
+        return super().accumulate(model, [self._use_cached(batch) for batch in batches])
+
+    def _use_cached(self, batch: Batch) -> Batch:
+        key = embedding_key(self.a)
+        return batch.with_columns({self.a: batch[key]}) if key in batch else batch
 
 
 def frozen_embeddings(

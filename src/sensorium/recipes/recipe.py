@@ -107,12 +107,14 @@ class DataSpec:
         columns: columns that are read; a tuple of names is several text columns read as one.
         column_settings: fixed settings of columns, instead of settings fitted on the training rows.
         derived_columns: computes further columns once from the data.
+        required: columns that a row must all have to be drawn in training.
         augment: random augmentation during training: strength -> column -> parameters.
     """
 
     columns: tuple[ColumnKey, ...]
     column_settings: Mapping[ColumnKey, Modality] = field(default_factory=dict)
     derived_columns: DeriveColumns | None = None
+    required: tuple[ColumnKey, ...] = ()
     augment: Mapping[str, Augment] = field(default_factory=dict)
 
 
@@ -151,6 +153,7 @@ class Recipe(Generic[M]):
             and after training.
         prerequisites: keyword -> (recipe, keywords) of a run to train first; the folder of that
             run becomes the value of the keyword.
+        task: what the model learns, which training says first; "" for nothing to say.
         extras: modules that training imports -> the extra of Sensorium that installs each.
     """
 
@@ -168,6 +171,7 @@ class Recipe(Generic[M]):
     prerequisites: Mapping[str, tuple[Callable[..., Recipe[Any]], Mapping[str, Any]]] = field(
         default_factory=dict
     )
+    task: str = ""
     extras: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -28,7 +28,7 @@ from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, sequence_positions
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.clip import clip, clip_small
-from sensorium.recipes.from_run import restore_run
+from sensorium.recipes.from_run import require_finished, restore_run
 from sensorium.recipes.recipe import DeriveColumns, RecipeFunction, build_recipe
 
 NUM_PREFIX_TOKENS = 8  # tokens that an image embedding is projected to
@@ -166,6 +166,7 @@ def _load_clip_run(folder: str) -> VisionSource:
         raise SensoriumError(
             f"--clip-run {folder} is a run of {recipe}. Name a run of {' or '.join(CLIP_RECIPES)}."
         )
+    require_finished(folder)
     run = restore_run(folder, CLIP_RECIPES[recipe])
     column = run.recipe.data.columns[0]
     image = require_type(run.schema[column], Image)

@@ -6,6 +6,7 @@ config.json          recipe, keywords, versions, dataset
 schema.json          the columns and their settings; tokenizer.json next to it
 model.safetensors    the best weights (averaged, where the run averages)
 start.safetensors    the initial weights, where the run starts from pretrained ones
+trained_rows.safetensors   a hash of each row that was trained on
 state/               checkpoints that `train(resume=True)` continues from
 """
 

@@ -1,17 +1,19 @@
 """The training loop, for any recipe and any dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.io.run_config import CONFIG_FILE, WEIGHTS_FILE
+from sensorium.io.run_config import CONFIG_FILE, MODEL_CARD_FILE, WEIGHTS_FILE
 from sensorium.io.tensors import file_sha256, load_weights
 from sensorium.nn.cpu_dispatch import configure_allocator
+from sensorium.nn.tokens import column_label
 from sensorium.recipes.recipe import (
     Recipe,
     RecipeFunction,
@@ -22,12 +24,13 @@ from sensorium.recipes.recipe import (
 from sensorium.training.checkpoint import Model
 from sensorium.training.interruption import Interrupted, StopRequest, handle_signals
 from sensorium.training.metrics_log import MetricsLog
-from sensorium.training.model_card import MODEL_CARD_FILE, summary_message, write_model_card
+from sensorium.training.model_card import summary_message, write_model_card
 from sensorium.training.nonfinite import NonFiniteError
 from sensorium.training.run import LogFunction, TrainingRun
 from sensorium.training.run_folder import lock_folder, resolve_folder
 from sensorium.training.run_setup import create_run, resume_run
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MAX_ROWS_NAMED = 4  # in an error message
 
 
@@ -106,6 +109,8 @@ def _run_to_end(run: TrainingRun, dataset: Dataset, resumed: bool, quiet: bool) 
     training = run.recipe.training
     start_step = run.progress.step
     with MetricsLog(run.folder, run.total_steps, start_step, training.batch_size, quiet) as log:
+        for note in _starting_notes(run):
+            log.log(note)
         resumed_from = f", resuming at step {start_step}" if resumed else ""
         log.log(
             f"training {training.epochs:g} epochs of {len(run.train_rows):,} rows into "
@@ -119,6 +124,23 @@ def _run_to_end(run: TrainingRun, dataset: Dataset, resumed: bool, quiet: bool) 
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             log.log(f"final: {values}")
     write_model_card(run, log.entries)
+
+
+def _starting_notes(run: TrainingRun) -> Iterator[str]:
+    """Yield what to know before the first step: the task, rows left out, and batch norm."""
+    if run.recipe.task:
+        yield run.recipe.task
+    if run.incomplete_rows:
+        required = " and ".join(column_label(key) for key in run.recipe.data.required)
+        yield f"{run.incomplete_rows:,} rows without {required} are not trained on"
+    steps = run.recipe.training.grad_accumulation_steps
+    modules = run.recipe.model.modules()
+    if steps > 1 and any(isinstance(module, BATCH_NORMS) for module in modules):
+        yield (
+            f"batch norm takes its statistics from each of the {steps} micro-batches "
+            "(--grad-accumulation-steps), not from the whole batch: results differ slightly from "
+            "those of --grad-accumulation-steps 1"
+        )
 
 
 def _load_best(run: TrainingRun) -> Model:

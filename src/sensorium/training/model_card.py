@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sensorium.io import atomic
-from sensorium.io.run_config import WEIGHTS_FILE
+from sensorium.io.run_config import MODEL_CARD_FILE, WEIGHTS_FILE
 from sensorium.io.tensors import file_sha256
 from sensorium.nn.tokens import column_label
 from sensorium.training.run import TrainingRun
 
-MODEL_CARD_FILE = "README.md"
 _CARD_TEMPLATE = """---
 library_name: sensorium
 tags:

@@ -17,7 +17,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.evaluation.spec import ValidationResult
 from sensorium.io import atomic
-from sensorium.io.run_config import FORMAT_VERSION, WEIGHTS_FILE, RunConfig
+from sensorium.io.run_config import CHECKPOINT_FOLDER, FORMAT_VERSION, WEIGHTS_FILE, RunConfig
 from sensorium.io.snapshots import CheckpointStore
 from sensorium.io.tensors import load_weights, read_tensors, state_tensors, tensor_writer
 from sensorium.recipes.recipe import Recipe, check_extras
@@ -60,6 +60,8 @@ class TrainingRun:
         schema: the columns, fitted on the training rows.
         prepared: the cached dataset.
         train_rows: rows trained on.
+        incomplete_rows: number of training rows that are not drawn, because they lack a column
+            that the recipe requires.
         validation_rows: rows evaluated on; may be empty.
         loader: the batches.
         total_steps: optimizer steps of the whole run.
@@ -79,9 +81,10 @@ class TrainingRun:
     total_steps: int
     train_step: TrainStep
     progress: Progress = field(default_factory=Progress)
+    incomplete_rows: int = 0
 
     def __post_init__(self) -> None:
-        self.checkpoints = CheckpointStore(self.folder / "state")
+        self.checkpoints = CheckpointStore(self.folder / CHECKPOINT_FOLDER)
 
     @property
     def is_finished(self) -> bool:

@@ -8,10 +8,16 @@ from pathlib import Path
 
 from sensorium.errors import SensoriumError
 from sensorium.io.file_lock import try_lock
-from sensorium.io.run_config import CONFIG_FILE, INITIAL_WEIGHTS_FILE
+from sensorium.io.run_config import CONFIG_FILE, INITIAL_WEIGHTS_FILE, TRAINED_ROWS_FILE
 
 # Everything that a run killed before its first config.json may leave.
-FILES_BEFORE_CONFIG = ("schema.json", "tokenizer.json", "quarantine.jsonl", INITIAL_WEIGHTS_FILE)
+FILES_BEFORE_CONFIG = (
+    "schema.json",
+    "tokenizer.json",
+    "quarantine.jsonl",
+    TRAINED_ROWS_FILE,
+    INITIAL_WEIGHTS_FILE,
+)
 MAX_NUMBERED_FOLDERS = 9_999
 
 

@@ -1,6 +1,5 @@
 """Create a training run, or resume one from its last checkpoint."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from sensorium.io.run_config import (
 )
 from sensorium.io.snapshots import CheckpointStore
 from sensorium.io.tensors import load_weights, state_tensors, tensor_writer
+from sensorium.nn.tokens import column_label
 from sensorium.recipes.recipe import (
     Recipe,
     RecipeFunction,
@@ -31,6 +31,12 @@ from sensorium.recipes.recipe import (
     split_keywords,
 )
 from sensorium.training.checkpoint import get_recipe_name
+from sensorium.training.data_fingerprint import (
+    describe_difference,
+    fingerprint,
+    hash_columns,
+    save_trained_rows,
+)
 from sensorium.training.run import LogFunction, TrainingRun
 from sensorium.training.train_step import TrainStep, check_training_config, choose_precision
 
@@ -69,11 +75,13 @@ def create_run(
         )
     schema = dataset.schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
     recipe, all_keywords = _build_recipe(recipe_fn, schema, keywords)
+    schema = schema.with_settings(recipe.data.column_settings)
+    hashes = hash_columns(dataset, plan.data.columns)
     config = RunConfig(
         recipe=get_recipe_name(recipe_fn),
         keywords=all_keywords,
         precision="fp32",
-        data=fingerprint(dataset) | {"source": dataset.source},
+        data=fingerprint(dataset, hashes) | {"source": dataset.source},
     )
     run = _assemble(config, recipe, dataset, schema, folder)
     run.initialize()
@@ -86,6 +94,7 @@ def create_run(
         run.config = replace(config, precision="bf16")
         run.train_step.precision = "bf16"
     schema.save(folder)
+    save_trained_rows(folder, dataset, hashes, rows)
     if recipe.measures_forgetting:
         atomic.write_file(folder / INITIAL_WEIGHTS_FILE, tensor_writer(state_tensors(recipe.model)))
     run.config.save(folder)
@@ -132,22 +141,6 @@ def resume_run(
     return run
 
 
-def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """Return what config.json records of a dataset, enough to notice that it differs."""
-    digest = hashlib.sha256(f"{len(dataset)} {sorted(dataset.schema.columns)}".encode())
-    for name, rows in dataset.splits.items():
-        digest.update(name.encode() + np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-    record: dict[str, Any] = {
-        "name": dataset.name,
-        "rows": len(dataset),
-        "splits": {name: len(rows) for name, rows in dataset.splits.items()},
-        "sha256": digest.hexdigest(),
-    }
-    if dataset.synonyms:
-        record["synonyms"] = {name: table.fingerprint for name, table in dataset.synonyms.items()}
-    return record
-
-
 def _check_unchanged(
     config: RunConfig,
     recipe_fn: RecipeFunction[Any],
@@ -165,11 +158,11 @@ def _check_unchanged(
     for name, value in keywords.items():
         if name in config.keywords:
             _check_keyword_unchanged(config, folder, name, value)
-    data = fingerprint(dataset)
-    if {**config.data, "source": {}} != {**data, "source": {}}:  # the source may have moved
+    difference = describe_difference(config.data, dataset)
+    if difference:
         raise SensoriumError(
-            f"{dataset.name} differs from the data that {folder} was trained on: then "
-            f"{config.data}, now {data}. Name the same data, or train into a new folder."
+            f"{dataset.name} differs from the data that {folder} was trained on: {difference}. "
+            "Name the same data, or train into a new folder."
         )
 
 
@@ -231,7 +224,13 @@ def _assemble(
     """Prepare the data and put the parts of a run together."""
     training = recipe.training
     prepared, splits = _prepare_data(recipe, dataset, schema, folder)
-    train_rows = splits["train"]
+    train_rows = prepared.complete_rows(splits["train"], recipe.data.required)
+    if len(splits["train"]) and not len(train_rows):
+        raise SensoriumError(
+            f"No training row of {dataset.name} has a value in each of the columns "
+            f"{', '.join(map(column_label, recipe.data.required))}, which a row needs to be "
+            "trained on. Check these columns."
+        )
     if len(train_rows) == 0:
         raise SensoriumError(
             f"{dataset.name} has no valid training row. See {folder / QUARANTINE_FILE} for the "
@@ -253,6 +252,7 @@ def _assemble(
         schema=schema,
         prepared=prepared,
         train_rows=train_rows,
+        incomplete_rows=len(splits["train"]) - len(train_rows),
         validation_rows=splits.get("val", train_rows[:0]),
         loader=loader,
         total_steps=total_steps,

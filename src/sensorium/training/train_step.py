@@ -44,7 +44,11 @@ FRACTIONS = ("ema_decay", "warmup_ratio", "beta2", "layer_decay")  # at most 1
 
 @runtime_checkable
 class AccumulatesGradients(Protocol):
-    """An objective whose rows depend on each other, so that micro-batches need GradCache."""
+    """An objective whose loss is not the mean of its rows' losses.
+
+    It may be a mean over tokens or known targets, or its rows may depend on each other. The losses
+    of other objectives are weighed by the rows of each micro-batch.
+    """
 
     def accumulate(self, model: Any, batches: Sequence[Batch]) -> Losses:
         """Compute the losses of all micro-batches as one, and add their gradients."""

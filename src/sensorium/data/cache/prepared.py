@@ -5,7 +5,7 @@ N rows   R some rows   B batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -120,13 +120,16 @@ class PreparedDataset:
         return self.dataset.groups()
 
     def complete_rows(
-        self, rows: Int[np.ndarray, " R"] | Sequence[int] | None = None
+        self,
+        rows: Int[np.ndarray, " R"] | Sequence[int] | None = None,
+        columns: Iterable[ColumnKey] | None = None,
     ) -> Int[np.ndarray, " K"]:
-        """Return those of `rows` (default: all) that have a value in every column."""
+        """Return those of `rows` (default: all) that have a value in each of `columns` (all)."""
         rows = np.asarray(range(len(self)) if rows is None else rows, np.int64)
-        if not self.columns:
+        stored = [self.columns[key] for key in (self.columns if columns is None else columns)]
+        if not stored:
             return rows
-        return rows[np.all([column.valid[rows] for column in self.columns.values()], axis=0)]
+        return rows[np.all([column.valid[rows] for column in stored], axis=0)]
 
     def batch(
         self,
