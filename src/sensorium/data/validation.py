@@ -15,10 +15,9 @@ from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_
 from sensorium.data.number_format import NumberFormat
 from sensorium.data.schema import Column, Schema, extensions
 from sensorium.data.tables import UNSUPPORTED_IMAGE_EXTENSIONS, Table
-from sensorium.io.surrogates import replace_surrogates
-from sensorium.modalities.base import Modality
+from sensorium.io.untrusted import replace_surrogates
+from sensorium.modalities.base import Modality, is_missing_marker
 from sensorium.modalities.datetime import Datetime
-from sensorium.modalities.missing import is_missing_marker
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.series_io import MAX_NUMBER
 from sensorium.modalities.tabular import Numeric, spell_class
