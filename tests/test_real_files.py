@@ -16,7 +16,7 @@ import torch
 from sensorium.data.dataset import Dataset
 from sensorium.data.row_keys import content_digest
 from sensorium.errors import SensoriumError
-from sensorium.io.regular_files import open_regular
+from sensorium.io.untrusted import open_regular
 from sensorium.modalities.audio import Audio, resample, resample_interpolated
 from sensorium.modalities.image import Image
 from sensorium.modalities.series import Series

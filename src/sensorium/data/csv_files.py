@@ -26,7 +26,7 @@ from sensorium.data.tables import (
     table_extension,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.regular_files import open_regular
+from sensorium.io.untrusted import open_regular
 
 MAX_CELL_CHARACTERS = 64 << 20
 _SEPARATORS = ",\t;|"

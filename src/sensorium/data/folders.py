@@ -29,7 +29,7 @@ from sensorium.data.tables import (
     table_extension,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.surrogates import replace_surrogates
+from sensorium.io.untrusted import replace_surrogates
 
 _NON_CAPTION_STEMS = (  # of text files that describe the whole folder
     "readme",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
-from sensorium.modalities.missing import is_missing_marker
+from sensorium.modalities.base import is_missing_marker
 
 _CURRENCY = (
     r"US\$|A\$|C\$|R\$|[$€£¥₹₽₩₺₪₫฿]|USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|AUD|CAD|NZD|SEK|NOK|DKK|PLN|"

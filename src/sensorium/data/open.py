@@ -111,10 +111,7 @@ def open_rows_to_predict(source: Path, schema: Schema | None, columns: Sequence[
     schema = infer_schema(table, {}) if schema is None else schema
     columns = columns or [schema.resolve_column("image")]
     known = {n: schema.columns[n] for n in columns if n in table.columns}
-    kinds = {n: column.kind for n, column in known.items()}
-    settings = {n: column.modality for n, column in known.items()}
-    masked = mask_invalid_values(table, kinds, settings)
-    return OpenedRows(masked, Schema(known), name, dict(table.columns))
+    return OpenedRows(mask_invalid_values(table, known), Schema(known), name, dict(table.columns))
 
 
 def _read_source(source: Path, source_options: dict[str, Any]) -> tuple[Table, str]:

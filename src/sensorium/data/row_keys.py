@@ -16,7 +16,7 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.data.schema import Schema, extensions, unknown_column_error
 from sensorium.data.tables import Table
-from sensorium.io.regular_files import open_regular
+from sensorium.io.untrusted import open_regular
 
 HASH_BATCH_SIZE = 256  # rows hashed at a time
 _CONTENT_TYPES = ("image", "text", "audio", "series")  # whose content identifies a row, best first

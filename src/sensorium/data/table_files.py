@@ -19,7 +19,7 @@ from sensorium.data.tables import (
     table_extension,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.regular_files import check_regular, open_regular
+from sensorium.io.untrusted import check_regular, open_regular
 
 _MAX_COLUMNS = 1024  # JSONL whose lines all have different keys would need quadratic memory
 _PARQUET_BATCH_ROWS = 4096  # rows converted at a time

@@ -17,8 +17,7 @@ import numpy as np
 
 from sensorium.data.bad_samples import BadSample
 from sensorium.errors import SensoriumError
-from sensorium.io.regular_files import open_regular
-from sensorium.io.surrogates import replace_surrogates
+from sensorium.io.untrusted import open_regular, replace_surrogates
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson", ".parquet")
 IMAGE_EXTENSIONS = (

@@ -17,8 +17,8 @@ from sensorium.data.number_format import NumberFormat, find_number_format
 from sensorium.data.schema import MODALITIES, extensions
 from sensorium.data.splits import KNOWN_SPLITS
 from sensorium.data.tables import IMAGE_EXTENSIONS, UNSUPPORTED_IMAGE_EXTENSIONS, Table
+from sensorium.modalities.base import is_missing_marker
 from sensorium.modalities.date_formats import find_date_order, parse_date
-from sensorium.modalities.missing import is_missing_marker
 
 BOOLEANS = ("true", "false")  # how text spells them, in lower case
 TAG_SEPARATORS = ("|", ";")  # of the tags in one cell

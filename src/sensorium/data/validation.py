@@ -13,12 +13,11 @@ import numpy as np
 from sensorium.data.bad_samples import BadSample, check_invalid_fraction
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_list, parse_number
 from sensorium.data.number_format import NumberFormat
-from sensorium.data.schema import Schema, extensions
+from sensorium.data.schema import Column, Schema, extensions
 from sensorium.data.tables import UNSUPPORTED_IMAGE_EXTENSIONS, Table
-from sensorium.io.surrogates import replace_surrogates
-from sensorium.modalities.base import Modality
+from sensorium.io.untrusted import replace_surrogates
+from sensorium.modalities.base import Modality, is_missing_marker
 from sensorium.modalities.datetime import Datetime
-from sensorium.modalities.missing import is_missing_marker
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.series_io import MAX_NUMBER
 from sensorium.modalities.tabular import Numeric, spell_class
@@ -62,9 +61,7 @@ def validate_table(table: Table, schema: Schema, max_invalid_fraction: float) ->
     return validated.take(np.array(valid_rows, np.int64))
 
 
-def mask_invalid_values(
-    table: Table, kinds: Mapping[str, str], settings: Mapping[str, Modality]
-) -> Table:
+def mask_invalid_values(table: Table, columns_read: Mapping[str, Column]) -> Table:
     """Return the table with typed columns, in which what is invalid is missing.
 
     No row is left out: `bad_samples` has the row of each invalid value, and of each row that could
@@ -72,17 +69,16 @@ def mask_invalid_values(
 
     Args:
         table: the raw values.
-        kinds: the type of each column that is read; the others stay as they are.
-        settings: the modality of each column that is read as values.
+        columns_read: the columns that are read; the others stay as they are.
     """
     columns = dict(table.columns)
     bad_samples = list(table.bad_samples)
     unreadable_rows = {sample.row for sample in bad_samples}
-    for name, kind in kinds.items():
-        values, faults = _convert_column(kind, settings.get(name), table, table.columns[name])
+    for name, column in columns_read.items():
+        values, faults = _convert_column(column.kind, column.modality, table, table.columns[name])
         invalid = [fault for fault in faults if fault[0] not in unreadable_rows]
         for row, reason in invalid:
-            values[row] = math.nan if kind == "numeric" else None
+            values[row] = math.nan if column.kind == "numeric" else None
             bad_samples.append(BadSample(row, name, table.locations[row], reason))
         columns[name] = values
     return replace(table, columns=columns, bad_samples=bad_samples)

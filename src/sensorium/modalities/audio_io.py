@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from sensorium.io.regular_files import NotARegularFileError, open_regular
+from sensorium.io.untrusted import NotARegularFileError, open_regular
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000

@@ -11,6 +11,46 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 
+# Cells that stand for a missing value among numbers and dates, as common programs write them.
+MISSING_MARKERS = frozenset(
+    {
+        "",
+        "na",
+        "n/a",
+        "n.a.",
+        "<na>",
+        "(na)",
+        "#na",
+        "#n/a",
+        "#n/a n/a",
+        "#value!",
+        "#div/0!",
+        "#ref!",
+        "#name?",
+        "#num!",
+        "#null!",
+        "nan",
+        "-nan",
+        "1.#ind",
+        "-1.#ind",
+        "1.#qnan",
+        "nat",
+        "null",
+        "(null)",
+        "none",
+        "nil",
+        "-",
+        "--",
+        "---",
+        "\u2013",
+        "\u2014",
+        ".",
+        "..",
+        "?",
+        "missing",
+    }
+)
+
 
 @runtime_checkable
 class Modality(Protocol):
@@ -128,3 +168,8 @@ def validate_settings(cls: type, values: dict[str, Any]) -> dict[str, Any]:
                 "The file was written by another version or edited by hand."
             )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def is_missing_marker(cell: str) -> bool:
+    """Return whether a cell stands for a missing value."""
+    return cell.strip().lower() in MISSING_MARKERS

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sensorium.io.regular_files import NotARegularFileError, open_regular
+from sensorium.io.untrusted import NotARegularFileError, open_regular
 from sensorium.modalities.image_resize import jpeg_scale, resize_square
 
 MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns

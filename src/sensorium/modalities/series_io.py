@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
-from sensorium.io.regular_files import NotARegularFileError, check_regular, open_regular
-from sensorium.modalities.missing import is_missing_marker
+from sensorium.io.untrusted import NotARegularFileError, check_regular, open_regular
+from sensorium.modalities.base import is_missing_marker
 
 EXTENSIONS = (".csv", ".npy")
 MAX_FILE_BYTES = 64 << 20  # of a CSV file

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sensorium.io.surrogates import replace_surrogates
+from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 

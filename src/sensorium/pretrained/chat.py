@@ -16,7 +16,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sensorium.io.surrogates import replace_surrogates
+from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.base import settings_to_dict
 from sensorium.pretrained.decoder import PAD_ID
 from sensorium.pretrained.tokenizers import load_tokenizer

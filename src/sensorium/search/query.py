@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
-from sensorium.io.surrogates import replace_surrogates
+from sensorium.io.untrusted import replace_surrogates
 from sensorium.search.results import make_thumbnail
 
 QUERY_KINDS = ("text", "image", "vector")

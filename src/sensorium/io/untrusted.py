@@ -1,15 +1,18 @@
-"""Open files that someone else named: regular files only, up to a limit, without waiting."""
+"""Files and texts from outside: regular files only, and texts that every tool takes."""
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Any
 
 MAX_FILE_BYTES = 1 << 40  # a larger file is sparse or a mistake
 # Open without waiting: a FIFO or a terminal must not block.
 OPEN_FLAGS = os.O_RDONLY | sum(
     getattr(os, flag, 0) for flag in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY")
 )
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character
 
 
 class NotARegularFileError(OSError):
@@ -51,3 +54,18 @@ def check_regular(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES)
         OSError: as `open_regular`.
     """
     open_regular(Path(path), max_bytes).close()
+
+
+def replace_surrogates(value: Any) -> Any:
+    """Return a value in whose texts, keys and lists each lone surrogate is replaced by U+FFFD.
+
+    Half a character comes from JSON that was cut within an emoji, and from file names and
+    arguments that are not UTF-8; no file, terminal or tokenizer takes it.
+    """
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+    return value
