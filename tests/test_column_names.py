@@ -367,7 +367,7 @@ def train_and_predict(names: list[str]) -> tuple[list[Any], list[list[str]]]:
         with (folder / "out.csv").open(newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))
         assert list(lines[0]) == cells[0]
-        assert len({*cells[0]}) == 7
+        assert len({*cells[0]}) == 8
         assert all(line[name] is not None for line in lines for name in names[2:])
         price, label = predictions
         return [price.value, label.value, label.probability.tolist()], cells
@@ -398,6 +398,7 @@ def test_bounds_and_targets_have_distinct_headings(tmp_path: Path) -> None:
         "temp low std",
         "temp",
         "temp probability",
+        "unreadable",
     ]
     kinds = write_table(tmp_path / "t.jsonl", ["temp", "kind", "temp low", "label"])
     data = Dataset.open(tmp_path / "t.jsonl", types=kinds)

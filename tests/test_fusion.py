@@ -343,7 +343,14 @@ def test_train_and_predict_from_table(tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open() as file:
         written = list(csv.DictReader(file))
     assert len(written) == 160
-    assert list(written[0]) == ["row", "price", "price low", "price high", "price std"]
+    assert list(written[0]) == [
+        "row",
+        "price",
+        "price low",
+        "price high",
+        "price std",
+        "unreadable",
+    ]
     covered = [
         float(w["price low"]) <= y <= float(w["price high"])
         for w, y in zip(written, data.raw("price", range(160)), strict=True)
