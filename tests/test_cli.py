@@ -170,9 +170,9 @@ def test_failure_exits_with_1(
 
 
 def test_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(run_command(capsys, "data", "photos", "--json"))
-    assert found["num_rows"] == 16
-    assert [c["kind"] for c in found["columns"]][:2] == ["image", "text"]
+    result = json.loads(run_command(capsys, "data", "photos", "--json"))
+    assert result["num_rows"] == 16
+    assert [c["kind"] for c in result["columns"]][:2] == ["image", "text"]
     assert "16 rows" in run_command(capsys, "data", "photos")
     ignored = json.loads(
         run_command(capsys, "data", "photos", "--json", "--type", "caption=ignore")
@@ -187,19 +187,19 @@ def test_evaluate_prints_and_saves_a_report(
     assert "recall" in run_command(
         capsys, "evaluate", "run", "--split", "train"
     )  # the data it was trained on
-    found = json.loads(
+    result = json.loads(
         run_command(capsys, "evaluate", "run", "photos", "--split", "train", "--json")
     )
-    assert set(found["metrics"]) == {"train"}
+    assert set(result["metrics"]) == {"train"}
     assert (
-        json.loads((place / "run" / "evaluation.json").read_text())["metrics"] == found["metrics"]
+        json.loads((place / "run" / "evaluation.json").read_text())["metrics"] == result["metrics"]
     )
-    found = json.loads(
+    result = json.loads(
         run_command(
             capsys, "evaluate", "run", "photos", "--split", "train", "--average-captions", "--json"
         )
     )
-    assert found["metadata"]["captions"] == "all, averaged"
+    assert result["metadata"]["captions"] == "all, averaged"
 
 
 def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,7 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
         len(run_command(capsys, "search", "run", "a picture of colour", "-k", "3").splitlines())
         == 3
     )
-    found = json.loads(
+    result = json.loads(
         run_command(
             capsys,
             "search",
@@ -220,8 +220,8 @@ def test_index_and_search(place: Path, capsys: pytest.CaptureFixture[str]) -> No
             "found.png",
         )
     )
-    assert len(found["hits"]) == 10
-    assert "03.png" in found["hits"][0]["info"]["name"]
+    assert len(result["hits"]) == 10
+    assert "03.png" in result["hits"][0]["info"]["name"]
     with Image.open(place / "found.png") as sheet:
         assert sheet.size[0] > 100
     run_command(capsys, "search", "run", "red", "--image", "photos/03.png", "--out", "found.html")
@@ -254,11 +254,11 @@ def test_summary_counts_the_parameters_of_the_model(
 ) -> None:
     from sensorium.training.checkpoint import load_checkpoint
 
-    found = json.loads(run_command(capsys, "summary", "run", "--json"))
+    result = json.loads(run_command(capsys, "summary", "run", "--json"))
     size = sum(p.numel() for p in load_checkpoint(place / "run").module.parameters())
-    assert found["parameters"] == size
-    assert found["memory_bytes"]["weights"] == 4 * size
-    assert 2.5 < found["flops_training"] / found["flops_forward"] < 3.5
+    assert result["parameters"] == size
+    assert result["memory_bytes"]["weights"] == 4 * size
+    assert 2.5 < result["flops_training"] / result["flops_forward"] < 3.5
     small, large = (
         json.loads(run_command(capsys, "summary", "clip", "--dim", dim, "--json"))
         for dim in ("128", "1024")
@@ -276,39 +276,39 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_parsed_signatures_are_those_of_the_recipes() -> None:
     assert list(builtin_recipes()) == sorted(RECIPES)
-    for name, taken in builtin_recipes().items():
-        there = [
+    for name, signature in builtin_recipes().items():
+        parameters = [
             p
             for p in inspect.signature(RECIPES[name]).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         ]
-        assert {k.name: k.default for k in taken.model_options} == {
-            p.name: p.default for p in there
+        assert {k.name: k.default for k in signature.model_options} == {
+            p.name: p.default for p in parameters
         }
-        assert {k.name: k.type for k in taken.training_options} == inspect.get_annotations(
+        assert {k.name: k.type for k in signature.training_options} == inspect.get_annotations(
             TrainingConfig, eval_str=True
         )
-        assert all(k.doc for k in taken.model_options + taken.training_options), (
+        assert all(k.doc for k in signature.model_options + signature.training_options), (
             f"{name}: an undocumented keyword"
         )
 
 
 def test_help_shows_the_training_defaults_that_are_used() -> None:
     """Constants are shown as they are; defaults that depend on data or keywords in words."""
-    for name, how in RECIPE_CASES.items():
-        taken = builtin_recipes()[name]
-        found = [
-            asdict(build_recipe(RECIPES[name], how.schema, {**how.small, **more})[0].training)
-            for more in how.variants
+    for name, case in RECIPE_CASES.items():
+        signature = builtin_recipes()[name]
+        configs = [
+            asdict(build_recipe(RECIPES[name], case.schema, {**case.small, **more})[0].training)
+            for more in case.variants
         ]
-        for field in taken.training_options:
+        for field in signature.training_options:
             if not field.computed:
-                assert all(one[field.name] == field.default for one in found), (
+                assert all(config[field.name] == field.default for config in configs), (
                     f"{name}: {field.name}"
                 )
             for option in re.findall(r"--([a-z-]+)", field.computed):
                 assert option.replace("-", "_") in {
-                    keyword.name for keyword in taken.model_options
+                    keyword.name for keyword in signature.model_options
                 }, f"{name}: --{option}"
 
 

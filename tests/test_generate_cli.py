@@ -48,14 +48,14 @@ def generate(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) ->
 
 def test_images_are_written_to_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 in apple.png" in generate(capsys, "dalle", "a red apple", "-o", "apple.png")
-    with Image.open("apple.png") as picture:
-        assert picture.size == (16, 16)
-    found = json.loads(
+    with Image.open("apple.png") as image:
+        assert image.size == (16, 16)
+    result = json.loads(
         generate(
             capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png", "--json"
         )
     )
-    assert found == {"file": "grid.png", "images": 6, "captions": ["one", "two"]}
+    assert result == {"file": "grid.png", "images": 6, "captions": ["one", "two"]}
     first = Path("grid.png").read_bytes()
     generate(capsys, "dalle", "one", "two", "-n", "3", "--seed", "2", "-o", "grid.png")
     assert Path("grid.png").read_bytes() == first

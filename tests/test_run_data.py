@@ -1,12 +1,14 @@
 """A run and its data: the task, splits and groups, rows trained on, changed data, whole pairs."""
 
 import csv
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sensorium.cli import app
 from sensorium.data.dataset import Dataset
@@ -15,6 +17,7 @@ from sensorium.modalities.tabular import Category, Numeric
 from sensorium.recipes import RECIPES
 from sensorium.training.checkpoint import load_checkpoint
 from sensorium.training.loop import train
+from sensorium.training.metrics_log import read_metrics
 
 Row = dict[str, Any]
 FUSION = {"target": "survived", "epochs": 1, "dim": 16, "layers": 1, "quiet": True}
@@ -146,3 +149,38 @@ def test_resume_accepts_moved_data(run: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "data.csv", passengers())
     data = Dataset.open(table, split="part", group="family")
     assert train(RECIPES["fusion"], data, out=run, resume=True, **FUSION)
+
+
+@pytest.mark.parametrize("recipe", ["clip", "clip_small"])
+def test_rows_without_a_whole_pair_are_left_out(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most rows lack the image or the caption: a batch of them alone would have no pair at all."""
+    rows = []
+    for i in range(60):
+        Image.new("RGB", (16, 16), (4 * i, 255 - 4 * i, 90)).save(tmp_path / f"{i}.png")
+        rows.append(
+            {
+                "image": f"{i}.png" if i % 5 in (0, 1) else "",
+                "caption": f"colour number {i}" if i % 5 in (0, 2) else "",
+                "part": "val" if i >= 40 else "train",
+            }
+        )
+    table = write_table(tmp_path / "data.csv", rows)
+    dataset = Dataset.open(table, split="part", types={"image": "image:size=16", "caption": "text"})
+    model = train(
+        RECIPES[recipe],
+        dataset,
+        out=tmp_path / "run",
+        dim=32,
+        text_layers=1,
+        embed_dim=8,
+        epochs=2,
+        batch_size=2,
+        precision="fp32",
+    )
+    assert "32 rows without image and caption are not trained on" in capsys.readouterr().err
+    losses = [e["loss"] for e in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in e]
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(p.isfinite().all() for p in model.module.parameters())

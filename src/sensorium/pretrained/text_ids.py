@@ -50,8 +50,8 @@ def find_text_ids(
 def find_ending_pad_id(weight_files: WeightFiles) -> dict[str, int]:
     """Return "text_pad_id" for a text that is read up to its highest id, which ends it.
 
-    A pad token of a higher id would be taken for the end; the end token then pads, as what follows
-    the first one is not read.
+    A pad token of a higher id would be read as the end token; the end token then pads, as what
+    follows the first one is not read.
     """
     ids = find_text_ids(weight_files, None)
     if not ids:

@@ -107,7 +107,7 @@ class DataSpec:
         columns: columns that are read; a tuple of names is several text columns read as one.
         column_settings: fixed settings of columns, instead of settings fitted on the training rows.
         derived_columns: computes further columns once from the data.
-        required: columns that a row must all have to be drawn in training.
+        required: columns that a row must all have to be trained on.
         augment: random augmentation during training: strength -> column -> parameters.
     """
 

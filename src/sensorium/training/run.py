@@ -60,7 +60,7 @@ class TrainingRun:
         schema: the columns, fitted on the training rows.
         prepared: the cached dataset.
         train_rows: rows trained on.
-        incomplete_rows: number of training rows that are not drawn, because they lack a column
+        incomplete_rows: number of training rows that are left out because they lack a column
             that the recipe requires.
         validation_rows: rows evaluated on; may be empty.
         loader: the batches.
