@@ -56,7 +56,7 @@ th{font-weight:500;color:var(--pale);font-size:13px}td b{font-size:17px}
 .curve{max-width:100%;height:auto;border-radius:14px;aspect-ratio:auto}
 pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px}
 pre{overflow:auto}
-header p{font-size:17px;max-width:46em}small{color:var(--pale)}
+header{margin-bottom:28px}header p{font-size:17px;max-width:46em}small{color:var(--pale)}
 """
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sensorium</title>
 <meta http-equiv="Content-Security-Policy"
