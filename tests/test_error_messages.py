@@ -117,8 +117,8 @@ CASES = {
         search run
         search run --image nowhere.png
         search run red --out found.gif
-        search run red --run nowhere
-        search run red --run predictor
+        search run red --model nowhere
+        search run red --model predictor
         search run red -k many""",
     "generate": """
         generate

@@ -1,4 +1,4 @@
-"""Models with the verbs embed, generate and predict, and the helpers that all verbs share."""
+"""Models with the verbs embed, generate, predict and classify, and what all verbs share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 
 from sensorium.errors import SensoriumError
+from sensorium.inference.verbs import ClassifyVerb, EmbedVerb, GenerateVerb, PredictVerb
 from sensorium.modalities.base import Modality
 
-VERBS = ("embed", "generate", "predict")
+VERBS = ("embed", "generate", "predict", "classify")
 
 
 class UnsupportedVerb(SensoriumError, AttributeError):  # noqa: N818 - it names the request
@@ -30,18 +31,44 @@ class VerbModel:
         self.kind = kind
         self.verbs = verbs
 
+    @property
+    def embed(self) -> EmbedVerb:
+        """Embed values of one modality: `embed(image=[...])`, `embed(text=[...])`."""
+        return self._verb("embed")
+
+    @property
+    def generate(self) -> GenerateVerb:
+        """Generate images or texts from inputs: `generate(text=[...])`."""
+        return self._verb("generate")
+
+    @property
+    def predict(self) -> PredictVerb:
+        """Predict targets from columns: `predict(rows)`, `predict(price=[...], photo=[...])`."""
+        return self._verb("predict")
+
+    @property
+    def classify(self) -> ClassifyVerb:
+        """Classify by labels given as words: `classify(image=[...], labels=["cat", "dog"])`."""
+        return self._verb("classify")
+
+    def _verb(self, name: str) -> Any:
+        if name not in self.verbs:
+            raise UnsupportedVerb(
+                f"A {self.kind} cannot {name}. It supports: {', '.join(self.verbs) or 'no verb'}."
+            )
+        return self.verbs[name]
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         verbs = self.__dict__.get("verbs", {})
         if name in verbs:
             return verbs[name]
-        if name in VERBS:
-            raise UnsupportedVerb(
-                f"A {self.kind} cannot {name}. It supports: {', '.join(verbs) or 'no verb'}."
-            )
+        if name in VERBS and "verbs" in self.__dict__:
+            return self._verb(name)  # a property that failed ends here, too
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self.verbs]
+        names = {*super().__dir__(), *self.verbs}
+        return sorted(names - {name for name in VERBS if name not in self.verbs})
 
 
 def load_value(modality: Modality, value: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
+from sensorium.inference.classify import add_classify
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
@@ -43,7 +44,8 @@ class PretrainedModel(VerbModel):
         preprocessing: Preprocessing,
         weight_files: WeightFiles,
     ):
-        super().__init__(f"pretrained {family.name}", family.build_verbs(module, preprocessing))
+        verbs = family.build_verbs(module, preprocessing)
+        super().__init__(f"pretrained {family.name}", add_classify(verbs, is_pretrained=True))
         self.family = family
         self.config = config
         self.module = module.eval()

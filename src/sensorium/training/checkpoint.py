@@ -17,6 +17,7 @@ from typing import Any
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
+from sensorium.inference.classify import add_classify
 from sensorium.io.run_config import RunConfig
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import Recipe, RecipeFunction
@@ -24,6 +25,8 @@ from sensorium.recipes.recipe import Recipe, RecipeFunction
 
 class Model(VerbModel):
     """A trained model with the verbs of its recipe: some of `embed`, `generate`, `predict`.
+
+    A model that embeds text also has `classify`.
 
     Args:
         recipe: the recipe, with the trained weights in `recipe.model`.
@@ -39,7 +42,9 @@ class Model(VerbModel):
     def __init__(
         self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path
     ):
-        super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
+        super().__init__(
+            f"model of recipe {config.recipe}", add_classify(recipe.verbs, is_pretrained=False)
+        )
         self.recipe = recipe
         self.schema = schema
         self.config = config
@@ -48,7 +53,7 @@ class Model(VerbModel):
         self.module = recipe.model.eval()
 
     def __repr__(self) -> str:
-        verbs = ", ".join(self.recipe.verbs)
+        verbs = ", ".join(self.verbs)
         return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
 
 
