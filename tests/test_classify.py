@@ -11,14 +11,16 @@ from fixtures.export_cases import example_images, untrained_run
 from fixtures.squares import clip_folder as clip_folder
 
 import sensorium as sn
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.classification import Classification
 from sensorium.inference.classify import ZeroShotClassifier
 from sensorium.inference.embed import Embedder
 from sensorium.inference.predict import Unreadable
 from sensorium.modalities.audio import Audio
+from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Tower, Towers
 from sensorium.nn.tokens import Tokens
+from sensorium.pretrained.load import load_pretrained_model
 
 transformers = pytest.importorskip("transformers")
 LABELS = ["red", "green", "a blue square"]
@@ -60,13 +62,13 @@ IMAGES = [square((230, 20, 20)), square((20, 30, 220)), square((250, 250, 250))]
 
 
 def test_pretrained_clip_gives_the_probabilities_of_transformers(clip_folder: Path) -> None:
-    model = sn.load(clip_folder)
+    model = load_pretrained_model(clip_folder)
     found = model.classify(image=IMAGES, labels=LABELS, templates="{}")
     theirs = transformers.CLIPModel.from_pretrained(clip_folder)
     image = model.preprocessing["image"].collate(
         [model.preprocessing["image"].load(i) for i in IMAGES]
     )
-    text = model.preprocessing["text"]
+    text = require_type(model.preprocessing["text"], Text)
     ids = text.collate(text.encode(LABELS))
     with torch.no_grad():
         expected = theirs(input_ids=ids, pixel_values=image).logits_per_image.softmax(1)
@@ -79,12 +81,12 @@ def test_pretrained_siglip_gives_the_probabilities_of_transformers(
     clip_folder: Path, tmp_path: Path
 ) -> None:
     folder = tiny_siglip(tmp_path, clip_folder)
-    model = sn.load(folder)
+    model = load_pretrained_model(folder)
     found = model.classify(image=IMAGES, labels=LABELS, templates=["{}"])
     theirs = transformers.SiglipModel.from_pretrained(folder).eval()
     settings = model.preprocessing
     image = settings["image"].collate([settings["image"].load(i) for i in IMAGES])
-    text = settings["text"]
+    text = require_type(settings["text"], Text)
     ids = text.collate(text.encode(LABELS))
     ids = torch.nn.functional.pad(ids, (0, 12 - ids.shape[1]), value=text.pad)
     with torch.no_grad():
@@ -239,7 +241,7 @@ def test_audio_is_classified_where_a_model_embeds_it(clip_folder: Path) -> None:
     text = embed.modalities["text"]
     torch.manual_seed(0)
     sound = Tower(Encoder(MeanOfFrames()), torch.nn.Linear(80, 16), 16)
-    towers = Towers({"audio": sound, "text": text[0]})
+    towers = Towers({"audio": sound, "text": require_type(text[0], Tower)})
     classify = ZeroShotClassifier(
         Embedder(towers, {"audio": (sound, Audio()), "text": text}), ["{}"], is_pretrained=True
     )

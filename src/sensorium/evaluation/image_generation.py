@@ -29,6 +29,7 @@ from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.evaluation.spec import Evaluator
 from sensorium.inference.generate_image import EmbeddingModel
+from sensorium.io.picklable import picklable
 from sensorium.metrics.image_generation import (
     clip_score,
     diversity,
@@ -61,6 +62,7 @@ caption states and nothing else; objects and relations are the fractions of thos
 present."""
 
 
+@picklable
 def image_generation_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
     """Return an evaluator of images generated from captions, for the columns of a recipe."""
 

@@ -30,6 +30,7 @@ from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.evaluation.spec import Evaluator
 from sensorium.evaluation.validate_prediction import predict_rows
+from sensorium.io.picklable import picklable
 from sensorium.modalities.base import Modality
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch
@@ -51,6 +52,7 @@ hidden, divided by what imputation loses. only NAME: with that column, or all si
 as the only input."""
 
 
+@picklable
 def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
     """Return an evaluator of the predictions of these columns.
 

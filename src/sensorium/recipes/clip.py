@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
 from sensorium.evaluation.retrieval import retrieval_evaluation
@@ -180,12 +182,16 @@ def clip_small(
         data=replace(recipe.data, augment={**recipe.data.augment, "strong": strong}),
         hooks=replace(
             recipe.hooks,
-            on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
+            on_start=_fit_towers,
         ),
         training=TrainingConfig(
             samples_per_group=2, augment="strong", optimizer="muon", lr=0.012, max_grad_norm=0.0
         ),
     )
+
+
+def _fit_towers(model: Towers, prepared: PreparedDataset, rows: np.ndarray) -> None:
+    fit_encoders(model.by_column(), prepared, rows)
 
 
 def _add_subword_features(

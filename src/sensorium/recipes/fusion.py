@@ -13,6 +13,7 @@ from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec, Evaluator
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
+from sensorium.io.picklable import picklable
 from sensorium.io.tensors import state_tensors, tensors_sha256
 from sensorium.modalities.base import Modality
 from sensorium.modalities.subword_bag import SubwordBagEmbedding
@@ -274,6 +275,7 @@ def _augment(
     }
 
 
+@picklable
 def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColumns | None:
     """Return a function that replaces columns of frozen encoders by their pooled embeddings."""
     frozen: dict[str, FrozenEncoder] = {}
