@@ -34,17 +34,24 @@ class Model(VerbModel):
         config: the config of the run.
         fingerprint: SHA-256 of the weights file.
         folder: the run folder.
+        is_pretrained: whether the weights are pretrained ones, untrained here.
 
     Attributes:
         module: the torch module, in eval mode.
     """
 
     def __init__(
-        self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path
+        self,
+        recipe: Recipe[Any],
+        schema: Schema,
+        config: RunConfig,
+        fingerprint: str,
+        folder: Path,
+        *,
+        is_pretrained: bool = False,
     ):
-        super().__init__(
-            f"model of recipe {config.recipe}", add_classify(recipe.verbs, is_pretrained=False)
-        )
+        verbs = add_classify(recipe.verbs, is_pretrained=is_pretrained)
+        super().__init__(f"model of recipe {config.recipe}", verbs)
         self.recipe = recipe
         self.schema = schema
         self.config = config
