@@ -15,7 +15,7 @@ from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.classification import Classification
 from sensorium.inference.classify import ZeroShotClassifier
 from sensorium.inference.embed import Embedder
-from sensorium.inference.predict import Unreadable
+from sensorium.inference.request import Unreadable
 from sensorium.modalities.audio import Audio
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Tower, Towers

@@ -18,7 +18,7 @@ from sensorium.data.tables import TABLE_EXTENSIONS
 from sensorium.errors import SensoriumError
 from sensorium.inference.classification import LabelScore
 from sensorium.inference.classify import ZeroShotClassifier, check_labels
-from sensorium.inference.predict import Unreadable
+from sensorium.inference.request import Unreadable
 from sensorium.io import atomic
 from sensorium.io.untrusted import open_regular
 from sensorium.modalities.tabular import spell_class

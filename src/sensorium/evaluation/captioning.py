@@ -27,9 +27,8 @@ from sensorium.evaluation.baselines import (
 )
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
-from sensorium.evaluation.spec import Evaluator
+from sensorium.evaluation.spec import Evaluator, picklable
 from sensorium.inference.generate_image import EmbeddingModel
-from sensorium.io.picklable import picklable
 from sensorium.metrics.text_generation import chrf, cider_d, exact_match, normalize_text
 from sensorium.nn.tokens import ColumnKey, column_label
 

@@ -28,9 +28,8 @@ from sensorium.evaluation.prediction_metrics import (
 from sensorium.evaluation.prediction_plots import prediction_charts
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
-from sensorium.evaluation.spec import Evaluator
+from sensorium.evaluation.spec import Evaluator, picklable
 from sensorium.evaluation.validate_prediction import predict_rows
-from sensorium.io.picklable import picklable
 from sensorium.modalities.base import Modality
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch

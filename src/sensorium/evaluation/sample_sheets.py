@@ -6,10 +6,9 @@ import numpy as np
 
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import WriteSamples
+from sensorium.evaluation.spec import WriteSamples, picklable
 from sensorium.evaluation.validate_generation import spread_rows
 from sensorium.inference.generate_image import ImageGenerator
-from sensorium.io.picklable import picklable
 from sensorium.models.decoder import Decoder
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig

@@ -8,9 +8,8 @@ import torch
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
 from sensorium.inference.generate_text import TextGenerator
-from sensorium.io.picklable import picklable
 from sensorium.models.decoder import Decoder
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig
 

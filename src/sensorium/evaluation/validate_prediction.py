@@ -8,8 +8,7 @@ from torch import Tensor
 
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
-from sensorium.evaluation.spec import Calibrate, Predictions, Validate, ValidationResult
-from sensorium.io.picklable import picklable
+from sensorium.evaluation.spec import Calibrate, Predictions, Validate, ValidationResult, picklable
 from sensorium.modalities.base import Modality
 from sensorium.models.calibration import Calibration, monotone_logits
 from sensorium.models.multimodal_predictor import MultimodalPredictor

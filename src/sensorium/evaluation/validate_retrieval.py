@@ -15,8 +15,7 @@ from torch import Tensor
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import add_frame, draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
-from sensorium.io.picklable import picklable
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
 from sensorium.metrics.retrieval import random_recall, retrieval_metrics
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey

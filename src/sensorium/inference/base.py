@@ -1,16 +1,20 @@
 """Models with the verbs embed, generate, predict and classify, and what all verbs share."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from sensorium.errors import SensoriumError
-from sensorium.inference.verbs import ClassifyVerb, EmbedVerb, GenerateVerb, PredictVerb
 from sensorium.modalities.base import Modality
+
+if TYPE_CHECKING:
+    from sensorium.inference.verbs import ClassifyVerb, EmbedVerb, GenerateVerb, PredictVerb
 
 VERBS = ("embed", "generate", "predict", "classify")
 
@@ -24,12 +28,19 @@ class VerbModel:
 
     Args:
         kind: What the model is called in error messages, such as "model of recipe clip".
-        verbs: Verb → function.
+        verbs: Verb → function. A model that embeds text also gets the verb `classify`.
+        is_pretrained: Whether its weights are pretrained ones, untrained here.
     """
 
-    def __init__(self, kind: str, verbs: Mapping[str, Callable[..., Any]]):
+    def __init__(
+        self, kind: str, verbs: Mapping[str, Callable[..., Any]], *, is_pretrained: bool = False
+    ):
         self.kind = kind
         self.verbs = verbs
+        if "embed" in verbs:
+            from sensorium.inference.classify import add_classify  # not for other models
+
+            self.verbs = add_classify(verbs, is_pretrained=is_pretrained)
 
     @property
     def embed(self) -> EmbedVerb:

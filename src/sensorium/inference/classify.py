@@ -17,8 +17,7 @@ from sensorium.errors import SensoriumError
 from sensorium.inference.base import load_value
 from sensorium.inference.classification import Classification
 from sensorium.inference.embed import Embedder
-from sensorium.inference.predict import Unreadable
-from sensorium.inference.request import as_lists
+from sensorium.inference.request import Unreadable, as_lists
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import l2_normalize
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
-from sensorium.inference.classify import add_classify
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
@@ -45,7 +44,7 @@ class PretrainedModel(VerbModel):
         weight_files: WeightFiles,
     ):
         verbs = family.build_verbs(module, preprocessing)
-        super().__init__(f"pretrained {family.name}", add_classify(verbs, is_pretrained=True))
+        super().__init__(f"pretrained {family.name}", verbs, is_pretrained=True)
         self.family = family
         self.config = config
         self.module = module.eval()

@@ -15,8 +15,8 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError, require_type
+from sensorium.evaluation.spec import picklable
 from sensorium.evaluation.validate_prediction import BATCH_SIZE, calibrated_loss, concat_batches
-from sensorium.io.picklable import picklable
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.tabular import Category, Numeric, Ordinal

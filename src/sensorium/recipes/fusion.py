@@ -10,10 +10,9 @@ from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
-from sensorium.evaluation.spec import EvaluationSpec, Evaluator
+from sensorium.evaluation.spec import EvaluationSpec, Evaluator, picklable
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
-from sensorium.io.picklable import picklable
 from sensorium.io.tensors import state_tensors, tensors_sha256
 from sensorium.modalities.base import Modality
 from sensorium.modalities.subword_bag import SubwordBagEmbedding

@@ -18,10 +18,15 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError, require_type
-from sensorium.evaluation.spec import EvaluationSpec, Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import (
+    EvaluationSpec,
+    Validate,
+    ValidationResult,
+    WriteSamples,
+    picklable,
+)
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import require_output
-from sensorium.io.picklable import picklable
 from sensorium.io.run_config import RunConfig
 from sensorium.metrics.image_generation import codebook_perplexity, psnr
 from sensorium.modalities.image import Image

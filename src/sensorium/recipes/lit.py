@@ -11,8 +11,8 @@ from sensorium.data.cache.embedding_cache import embed_column
 from sensorium.data.cache.prepared import DataSource, embedding_key
 from sensorium.data.schema import Schema
 from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.evaluation.spec import picklable
 from sensorium.inference.embed import Embedder
-from sensorium.io.picklable import picklable
 from sensorium.io.tensors import state_tensors, tensors_sha256
 from sensorium.models.lora import TRAIN_MODES, FrozenEncoder, set_trainable
 from sensorium.models.towers import Encoder, Tower, Towers

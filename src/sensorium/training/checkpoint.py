@@ -17,7 +17,6 @@ from typing import Any
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
-from sensorium.inference.classify import add_classify
 from sensorium.io.run_config import RunConfig
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import Recipe, RecipeFunction
@@ -50,8 +49,8 @@ class Model(VerbModel):
         *,
         is_pretrained: bool = False,
     ):
-        verbs = add_classify(recipe.verbs, is_pretrained=is_pretrained)
-        super().__init__(f"model of recipe {config.recipe}", verbs)
+        kind = f"model of recipe {config.recipe}"
+        super().__init__(kind, recipe.verbs, is_pretrained=is_pretrained)
         self.recipe = recipe
         self.schema = schema
         self.config = config
