@@ -5,7 +5,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sensorium.cli.models import is_model, is_run, load_model, order_sources
+from sensorium.cli.models import (
+    is_model,
+    is_run,
+    load_model,
+    load_run,
+    open_data,
+    order_sources,
+)
 from sensorium.cli.options import (
     DEFAULT_DATA_OPTIONS,
     MODEL_HELP,
@@ -31,7 +38,8 @@ def index(
 ) -> None:
     """Embed the images of a dataset (or its texts, if it has no images) and store them for search.
 
-    A pretrained CLIP or SigLIP needs no training: sensorium index photos/ --model FOLDER.
+    A pretrained CLIP or SigLIP needs no training: sensorium index photos/ --model FOLDER. A run is
+    indexed with the data that it was trained on, unless others are named.
 
     Args:
         model_option: The model, if it is not named before the data.
@@ -42,14 +50,20 @@ def index(
     from sensorium.search.index import Index
 
     model, source = _model_and_data(model, data, model_option)
-    folder = out or (Path(model) / "index" if is_run(model) else _default_index_folder(source))
-    loaded, dataset = load_model(model, recipe), data_options.open(source)
+    folder = out or (
+        Path(model) / "index" if is_run(model) else _default_index_folder(source or model)
+    )
+    if source is None:
+        loaded = load_run(model, recipe, "index")
+        dataset = open_data(loaded, None, data_options)
+    else:
+        loaded, dataset = load_model(model, recipe), data_options.open(source)
     with Index.build(loaded, dataset, folder, split=split) as built:
         print(f'{len(built):,} rows in {folder}. Search them: sensorium search {folder} "..."')
 
 
-def _model_and_data(first: str, second: str | None, model: str | None) -> tuple[str, str]:
-    """Return the model and the data: MODEL DATA, DATA MODEL or DATA --model MODEL."""
+def _model_and_data(first: str, second: str | None, model: str | None) -> tuple[str, str | None]:
+    """Return the model and the data: MODEL DATA, DATA MODEL, DATA --model MODEL, or RUN alone."""
     if model is not None and second is not None:
         raise SensoriumError(
             f"The model is named twice, by --model {model} and before the options. "
@@ -57,6 +71,8 @@ def _model_and_data(first: str, second: str | None, model: str | None) -> tuple[
         )
     if model is not None:
         return model, first
+    if second is None and is_run(first):
+        return first, None  # the data that it was trained on
     if second is None:
         missing = f"{first} DATA" if is_model(first) else f"{first} --model MODEL"
         what = "the data" if is_model(first) else "the model: a run, or pretrained weights"
