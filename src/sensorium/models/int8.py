@@ -166,7 +166,7 @@ class Int8Linear(nn.Module):
         return {**vars(self), "_buffers": buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # pyright: ignore[reportUnknownMemberType]
         weight = self.packed_weight.t().contiguous()
         self._buffers["packed_weight"] = torch.ops.onednn.qlinear_prepack(weight, None)
 

@@ -64,7 +64,7 @@ def _reduce_parametrized(layer: nn.Module, protocol: object) -> tuple[Any, ...]:
 
 def _restore_parametrized(cls: type[nn.Module], state: dict[str, Any], lora: "LoRA") -> nn.Module:
     layer = cls.__new__(cls)
-    layer.__setstate__(state)
+    layer.__setstate__(state)  # pyright: ignore[reportUnknownMemberType]
     _parametrize(layer, lora)
     layer.train(state["training"])
     return layer

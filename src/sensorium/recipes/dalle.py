@@ -107,7 +107,7 @@ def dalle(
 def _derive_columns(
     frozen_tokenizer: FrozenImageTokenizer,
     tokenizer: str | Mapping[str, Any],
-    image_column: ColumnKey,
+    image_column: str,
     copies: int,
     data: DataSource,
 ) -> dict[ColumnKey, ImageTokenColumn]:
