@@ -90,7 +90,20 @@ ReferenceOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[
-    bool, FLAG, Parameter(group="Output", help="Resume the run in --out exactly where it stopped.")
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="Resume the run in --out exactly where it stopped; more --epochs extend it.",
+    ),
+]
+NewRowsOption = Annotated[
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="With --resume: rows were added to the data; train on them, too.",
+    ),
 ]
 
 

@@ -42,6 +42,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     reference: Dataset | None = None,
+    new_rows: bool = False,
     **keywords: Any,
 ) -> Model:
     """Train a recipe on a dataset.
@@ -51,9 +52,13 @@ def train(
         dataset: the data.
         out: the run folder, new or empty; None: the next free one of runs/RECIPE-0001, ...
         resume: continue the run in `out` from its last checkpoint, with its keywords; the result
-            equals that of an uninterrupted run.
+            equals that of an uninterrupted run. More `epochs` than before extend the run, also a
+            finished one: the learning rate is then that of a run of this length from the start,
+            so it may rise again.
         quiet: print nothing.
         reference: data of the original task of pretrained weights, to measure forgetting.
+        new_rows: with `resume`: train on rows that were added to the data, too. A new epoch begins
+            with them, and the best weights are measured on the validation rows of now.
         keywords: keywords of the recipe and fields of `TrainingConfig` (epochs, batch_size, ...).
 
     Returns:
@@ -73,7 +78,7 @@ def train(
         with lock_folder(folder):
             configure_allocator()
             if has_run:
-                run = resume_run(recipe_fn, dataset, folder, keywords, log)
+                run = resume_run(recipe_fn, dataset, folder, keywords, log, new_rows)
             else:
                 plan = plan or dry_build(recipe_fn, dataset.schema, keywords)
                 run = _start_run(recipe_fn, dataset, folder, keywords, plan, log)
