@@ -117,8 +117,8 @@ def describe_lost_rows(folder: Path, dataset: Dataset, columns: Sequence[str]) -
     if not num_lost:
         return ""
     return (
-        f"{num_lost:,} of the {len(trained):,} rows that were trained on have changed, are gone, or "
-        "are in another split"
+        f"{num_lost:,} of the {len(trained):,} rows that were trained on have changed, are gone, "
+        "or are in another split"
     )
 
 

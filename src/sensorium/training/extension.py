@@ -55,7 +55,8 @@ def extend_config(
         raise SensoriumError(
             f"{dataset.name} differs from the data that {folder} was trained on: {difference}. "
             "Name the same data. If rows were added, train on them, too, with --new-rows "
-            f"(new_rows=True). After any other change, start a new run from these weights with --init {folder}."
+            "(new_rows=True). After any other change, start a new run from these weights with "
+            f"--init {folder}."
         )
     columns = list(config.data.get("values", {}))
     lost = describe_lost_rows(folder, dataset, columns)
@@ -67,8 +68,8 @@ def extend_config(
     step, epochs = _position(config, checkpoint)
     if epochs >= config.keywords["epochs"]:
         raise SensoriumError(
-            f"{folder} has finished its {config.keywords['epochs']:g} epochs, so new rows would not "
-            f"be trained on. Add epochs: --epochs {epochs + 5:.0f} trains 5 more."
+            f"{folder} has finished its {config.keywords['epochs']:g} epochs, so new rows would "
+            f"not be trained on. Add epochs: --epochs {epochs + 5:.0f} trains 5 more."
         )
     data = fingerprint(dataset, hash_columns(dataset, columns)) | {
         "source": dataset.source,

@@ -73,15 +73,15 @@ def train(
     split_keywords(recipe_fn, keywords)  # refuse an unknown keyword before any work
     log: LogFunction = _discard if quiet else print
     with torch.random.fork_rng():  # keep the caller's random state
-        plan = None if resume else dry_build(recipe_fn, dataset.schema, keywords)
+        plan = None if resume else _plan(recipe_fn, dataset, keywords)
         folder, has_run = resolve_folder(out, recipe_fn.__name__, resume)
         with lock_folder(folder):
             configure_allocator()
             if has_run:
                 run = resume_run(recipe_fn, dataset, folder, keywords, log, new_rows)
             else:
-                plan = plan or dry_build(recipe_fn, dataset.schema, keywords)
-                run = _start_run(recipe_fn, dataset, folder, keywords, plan, log)
+                plan = plan or _plan(recipe_fn, dataset, keywords)
+                run = _start_run(recipe_fn, dataset, folder, *plan, log)
             _run_to_end(run, dataset, has_run, quiet)
             log(summary_message(run))
     model = _load_best(run)
@@ -92,6 +92,17 @@ def train(
 
 def _discard(message: str) -> None:
     """Log nothing."""
+
+
+def _plan(
+    recipe_fn: RecipeFunction[Any], dataset: Dataset, keywords: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Recipe[Any]]:
+    """Return all keywords of a new run, with those of the run `init`, and a dry build."""
+    if keywords.get("init"):
+        from sensorium.training.initial_weights import inherit_keywords
+
+        keywords = inherit_keywords(recipe_fn, dataset.schema, keywords)
+    return keywords, dry_build(recipe_fn, dataset.schema, keywords)
 
 
 def _start_run(
@@ -135,6 +146,7 @@ def _starting_notes(run: TrainingRun) -> Iterator[str]:
     """Yield what to know before the first step: the task, rows left out, and batch norm."""
     if run.recipe.task:
         yield run.recipe.task
+    yield from run.notes
     if run.incomplete_rows:
         required = " and ".join(column_label(key) for key in run.recipe.data.required)
         yield f"{run.incomplete_rows:,} rows without {required} are not trained on"

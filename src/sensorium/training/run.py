@@ -67,6 +67,7 @@ class TrainingRun:
         total_steps: optimizer steps of the whole run.
         train_step: the optimizer step.
         progress: how far it has come.
+        notes: what to say before the first step.
         checkpoints: the saved states.
     """
 
@@ -82,6 +83,7 @@ class TrainingRun:
     train_step: TrainStep
     progress: Progress = field(default_factory=Progress)
     incomplete_rows: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.checkpoints = CheckpointStore(self.folder / CHECKPOINT_FOLDER)

@@ -68,7 +68,8 @@ def create_run(
             f"{dataset.name} has no training rows; its splits are {', '.join(dataset.splits)}. "
             "Mark rows as train with --split."
         )
-    schema = dataset.schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
+    schema = _unfitted_schema(recipe_fn, dataset, keywords, plan)
+    schema = schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
     recipe, all_keywords = _build_recipe(recipe_fn, schema, keywords)
     schema = schema.with_settings(recipe.data.column_settings)
     hashes = hash_columns(dataset, plan.data.columns)
@@ -79,7 +80,7 @@ def create_run(
         data=fingerprint(dataset, hashes) | {"source": dataset.source},
     )
     run = _assemble(config, recipe, dataset, schema, folder)
-    run.initialize()
+    _initialize(run, recipe_fn)
     if recipe.hooks.on_end and not len(run.validation_rows):
         raise SensoriumError(
             f"{dataset.name} has no validation rows, which {recipe_fn.__name__} needs with these "
@@ -138,10 +139,34 @@ def resume_run(
     if checkpoint:
         run.restore(checkpoint)
     else:
-        run.initialize()
+        _initialize(run, recipe_fn)
     if config != stored:
         save_extension(run, stored, dataset, log)
     return run
+
+
+def _unfitted_schema(
+    recipe_fn: RecipeFunction[Any],
+    dataset: Dataset,
+    keywords: Mapping[str, Any],
+    plan: Recipe[Any],
+) -> Schema:
+    """Return the schema of a dataset, in which images are read as in the run `init`, if any."""
+    if not keywords.get("init"):
+        return dataset.schema
+    from sensorium.training.initial_weights import SourceRun, inherit_settings
+
+    source = SourceRun.load(keywords["init"], recipe_fn)
+    return inherit_settings(source, dataset.schema, plan.data.columns)
+
+
+def _initialize(run: TrainingRun, recipe_fn: RecipeFunction[Any]) -> None:
+    """Fit a new model on the training rows, and copy weights of the run `init` into it."""
+    run.initialize()
+    if run.recipe.training.init:
+        from sensorium.training.initial_weights import copy_weights
+
+        run.notes.append(copy_weights(run, recipe_fn))
 
 
 def _check_unchanged(

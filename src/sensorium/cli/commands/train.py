@@ -45,7 +45,8 @@ def train(
 
     recipe_fn = resolve_recipe(recipe)
     dataset = data_options.open(data, split=split, test=test, synonyms=synonyms)
-    dry_build(recipe_fn, dataset.schema, overrides)  # reports bad keywords before any work
+    if not overrides.get("init"):
+        dry_build(recipe_fn, dataset.schema, overrides)  # reports bad keywords before any work
     original = data_options.open(reference) if reference else None
     train(
         recipe_fn,
