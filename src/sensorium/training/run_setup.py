@@ -37,7 +37,7 @@ from sensorium.training.train_step import TrainStep, check_training_config, choo
 
 MIN_STEPS_TO_BENCHMARK = 100  # a shorter run does not repay the time of measuring bf16
 QUARANTINE_FILE = "quarantine.jsonl"
-# Temporary files of a killed process: ours, and those of safetensors.
+# Temporary files of a killed process of version 0.1, and those of safetensors.
 TEMPORARY_PATTERNS = (".*.tmp", ".tmp??????")
 
 
@@ -133,9 +133,11 @@ def resume_run(
         load_weights(recipe.model, checkpoint / WEIGHTS_FILE)
     run = _assemble(config, recipe, dataset, schema, folder)
     run.checkpoints = checkpoints
+    atomic.sweep(folder)
     for pattern in TEMPORARY_PATTERNS:
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
     if checkpoint:
         run.restore(checkpoint)
     else:
