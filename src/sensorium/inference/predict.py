@@ -122,7 +122,11 @@ class Predictor:
 
         if is_data_frame(rows):
             return self._predict_frame(
-                rows, coverage=coverage, min_accuracy=min_accuracy, batch_size=batch_size
+                rows,
+                coverage=coverage,
+                min_accuracy=min_accuracy,
+                batch_size=batch_size,
+                unreadable=unreadable,
             )
         inputs = as_lists(
             columns if rows is None else self._to_columns(rows),
@@ -188,9 +192,15 @@ class Predictor:
     ) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
         for name, values in inputs.items():
-            errors: dict[int, str] | None = None if unreadable is None else {}
+            errors: dict[int, str] = {}
             batch = batch.merge(collate_column(name, self.columns[name], values, errors))
-            if unreadable is not None and errors:
+            if errors and unreadable is None:
+                i, why = min(errors.items())
+                raise SensoriumError(
+                    f"Row {start + i}, column {name!r}: {why.rstrip('.')}. Give None for a missing "
+                    "value, or unreadable=[], a list that gets such values; they are then missing."
+                )
+            if unreadable is not None:
                 unreadable += [Unreadable(start + i, name, why) for i, why in errors.items()]
         with eval_mode(self.model), torch.inference_mode():
             return self.model(batch)
