@@ -185,13 +185,16 @@ def _check_unchanged(
             "that recipe, or train into a new folder."
         )
     for name, value in keywords.items():
-        more_epochs = name == "epochs" and value > config.keywords[name]
+        is_number = isinstance(value, int | float)
+        more_epochs = name == "epochs" and is_number and value > config.keywords[name]
         if name in config.keywords and not more_epochs:
             _check_keyword_unchanged(config, folder, name, value)
 
 
 def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: Any) -> None:
     """Raise SensoriumError where the value of a keyword differs from that of the run."""
+    if value in (None, "auto"):
+        return  # leaves the choice to the recipe, which made it when the run was created
     stored = _restore_sources({name: config.keywords[name]})[name]
     if isinstance(stored, dict) and "source" in stored:  # pretrained weights
         stored = stored["source"]
