@@ -17,7 +17,8 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, spell_class
 from sensorium.modalities.text import Text
-from sensorium.models.towers import module_name
+from sensorium.models.lora import ORIGINAL_WEIGHT, merge_lora_tensors
+from sensorium.models.towers import Encoder, module_name
 from sensorium.nn.tokens import ColumnKey, column_label, column_names
 from sensorium.pretrained.source import from_config
 from sensorium.recipes.recipe import RecipeFunction, dry_build, split_keywords
@@ -149,7 +150,7 @@ def copy_weights(run: TrainingRun, recipe_fn: RecipeFunction[Any]) -> str:
     renames = {module_name(old): module_name(new) for new, old in pairs.items()}
     old = {
         ".".join(renames.get(part, part) for part in name.split(".")): value
-        for name, value in read_tensors(source.folder / WEIGHTS_FILE).items()
+        for name, value in merge_lora_tensors(read_tensors(source.folder / WEIGHTS_FILE)).items()
     }
     model = run.recipe.model
     result = _CopyResult()
@@ -166,7 +167,8 @@ def copy_weights(run: TrainingRun, recipe_fn: RecipeFunction[Any]) -> str:
     axes = _named_axes(run, recipe_fn, source, pairs)
     for name, value in state_tensors(model).items():
         if name not in skipped:
-            counts = _copy_tensor(value, old.get(name), axes.get(name))
+            merged = old.get(name.replace(ORIGINAL_WEIGHT, ".weight"))
+            counts = _copy_tensor(value, old.get(name, merged), axes.get(name))
             result.add(name, *counts)
             any_matrix |= value.ndim > 1 and counts[1] > 0
     if not any_matrix:
@@ -318,8 +320,12 @@ def _with_one_more(modality: Modality) -> Modality:
 
 
 def _tensors_of_the_data(model: nn.Module) -> set[str]:
-    """Return the tensors that another run does not set: frozen ones, and those fitted on data."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    """Return the tensors that another run does not set: of frozen parts, and fitted on data."""
+    frozen = {
+        name
+        for name, p in model.named_parameters()
+        if not p.requires_grad and not _is_in_trained_encoder(model, name)
+    }
     fitted: set[str] = set()
     for prefix, module in model.named_modules():
         names: Sequence[str] = getattr(module, "fitted_buffers", ())
@@ -327,6 +333,17 @@ def _tensors_of_the_data(model: nn.Module) -> set[str]:
             names = [name for name, _ in state_tensors(model.get_submodule(prefix)).items()]
         fitted.update(f"{prefix}.{name}" for name in names)
     return frozen | fitted | set(_buffers_of_frozen_parts(model))
+
+
+def _is_in_trained_encoder(model: nn.Module, name: str) -> bool:
+    """Return whether a tensor belongs to an encoder of which some part is trained (LoRA)."""
+    owner = name
+    while "." in owner:
+        owner = owner.rpartition(".")[0]
+        module = model.get_submodule(owner)
+        if isinstance(module, Encoder):
+            return any(p.requires_grad for p in module.parameters())
+    return False
 
 
 def _buffers_of_frozen_parts(model: nn.Module) -> Iterator[str]:

@@ -71,6 +71,12 @@ def train(
             finite.
     """
     split_keywords(recipe_fn, keywords)  # refuse an unknown keyword before any work
+    if new_rows and not resume:
+        raise SensoriumError(
+            "--new-rows (new_rows=True) is for a run that is resumed. Add --resume (resume=True)."
+        )
+    if "init" in keywords:
+        keywords["init"] = str(keywords["init"] or "")
     log: LogFunction = _discard if quiet else print
     with torch.random.fork_rng():  # keep the caller's random state
         plan = None if resume else _plan(recipe_fn, dataset, keywords)
