@@ -104,15 +104,17 @@ class DataOptions:
     group: str | None = None
     """Column whose equal values mark rows of one group, which stay in one split."""
     max_invalid_fraction: float = 0.01
-    """Largest fraction of rows that may be unreadable."""
+    """Largest fraction of rows that may be unreadable. It counts from ten such rows on, or if not
+    even half of the rows are readable; 0 allows none."""
     source_option: Annotated[tuple[str, ...], FLAG] = ()
     """Option of a bundled dataset or file reader: n=5000, encoding=latin-1. Repeatable."""
 
-    def open(self, path: str, **overrides: Any) -> "Dataset":
-        """Open a dataset.
+    def open(self, path: str, *, quiet: bool = False, **overrides: Any) -> "Dataset":
+        """Open a dataset, and name on stderr what is left out and not used.
 
         Args:
             path: folder, file or name of a bundled dataset.
+            quiet: name nothing.
             **overrides: further keywords of `Dataset.open`.
 
         Raises:
@@ -136,11 +138,25 @@ class DataOptions:
             "types": self.column_types(),
             "max_invalid_fraction": self.max_invalid_fraction,
         }
-        return Dataset.open(path, **{**keywords, **overrides, **options})
+        dataset = Dataset.open(path, **{**keywords, **overrides, **options})
+        if not quiet:
+            report_unused(dataset)
+        return dataset
 
     def column_types(self) -> dict[str, str]:
         """Return the type set for each column."""
         return dict(_split_pairs("type", self.type, "NAME=TYPE", "caption=text"))
+
+
+def report_unused(dataset: "Dataset") -> None:
+    """Name on stderr the rows left out when a dataset was read, and what it holds unused."""
+    from sensorium.cli.output import log
+    from sensorium.data.bad_samples import summarize_bad_samples
+
+    for line in summarize_bad_samples(dataset.bad_samples):
+        log(f"left out: {line}")
+    for note in dataset.notes:
+        log(f"unused: {note}")
 
 
 @Parameter(name="*")

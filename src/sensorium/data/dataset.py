@@ -160,6 +160,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def notes(self) -> list[str]:
+        """What lay in the source and is not used, and choices between readings, a line each."""
+        return self.table.notes
+
     def __repr__(self) -> str:
         names = [f"{c.name} ({c.kind})" for c in self.schema.columns.values()]
         if len(names) > 5:
