@@ -315,6 +315,9 @@ class _CaptionRows:
             table.kinds["caption"] = "text"
             num_captions = sum(len(c) for c in columns["caption"] if isinstance(c, list))
             table.reasons["caption"] = f"{num_captions:,} captions of {len(found):,} images"
+        if "categories" in columns:
+            table.kinds["categories"] = "multilabel"
+            table.reasons["categories"] = "the categories of each image's annotations"
         if any(names):
             table.columns["split"] = [n or None for n in names]
             table.split_column = "split"

@@ -372,7 +372,7 @@ def _source_arguments(
     """Return the arguments of `Dataset.open` as JSON values, without those that are not set."""
     path = Path(source)
     arguments: dict[str, Any] = {
-        "path": str(path.resolve() if path.exists() else path),
+        "path": _absolute_source(path),
         "max_invalid_fraction": max_invalid_fraction,
     }
     for name, value in options.items():
@@ -380,6 +380,14 @@ def _source_arguments(
             plain = isinstance(value, dict | list | tuple | int | float)
             arguments[name] = value if plain else str(value)
     return arguments
+
+
+def _absolute_source(path: Path) -> str:
+    """Return a source that is found from another folder; the name of a bundled dataset stays."""
+    if path.exists():
+        return str(path.resolve())
+    is_pattern = any(mark in str(path) for mark in "*?[{")
+    return str(path.expanduser().absolute() if is_pattern else path)
 
 
 def _add_paraphrases(value: Any, synonyms: Synonyms) -> Any:

@@ -26,7 +26,7 @@ from sensorium.data.media_folders import (
 from sensorium.data.named_files import note_unnamed_files, resolve_files
 from sensorium.data.shards import PACKED_TAR_ENDINGS, TAR_ENDING, read_shards
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
-from sensorium.data.table_files import read_table
+from sensorium.data.table_files import is_text_table, read_table
 from sensorium.data.tables import (
     IMAGE_EXTENSIONS,
     Table,
@@ -38,6 +38,7 @@ from sensorium.errors import SensoriumError
 
 _METADATA_STEMS = ("metadata", "captions")
 _MAX_COMPARED_TABLES = 8  # of which that is read that names the most files
+_MAX_TEXT_FILES = 16  # of a folder that are looked into
 _DIGITS = re.compile(r"\d+")
 
 
@@ -114,12 +115,15 @@ def _list_folder(folder: Path) -> _Listing:
     archives = [p for p in entries if p.name.lower().endswith((TAR_ENDING, *PACKED_TAR_ENDINGS))]
     stems = {p.name for p in folders} | {p.name.removesuffix(TAR_ENDING) for p in archives}
     is_file = [p for p in entries if p not in set(folders) | set(archives)]
+    images = [p for p in is_file if p.suffix.lower() in IMAGE_EXTENSIONS]
     tables = [
         p
         for p in is_file
         if table_extension(p) and p.is_file() and not (p.stem in stems and p.stem.isdigit())
     ]
-    images = [p for p in is_file if p.suffix.lower() in IMAGE_EXTENSIONS]
+    texts = [p for p in is_file if p.suffix.lower() == ".txt"]
+    if len(texts) <= _MAX_TEXT_FILES:  # more are captions of one image each
+        tables += [p for p in texts if is_text_table(p)]
     known = {*tables, *images}
     return _Listing(tables, folders, archives, images, [p for p in is_file if p not in known])
 

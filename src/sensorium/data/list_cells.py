@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from typing import Any
 
 NUMPY_ELLIPSIS = "..."  # numpy's sign for values that it left out when it wrote a long array
@@ -33,7 +34,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 _SCALAR = re.compile(r"np\.(?:float|int|uint|str|bool)\w*\(([^()]*)\)")  # as numpy 2 writes
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(x[\da-f]{2}|u[\da-f]{4}|U[\da-f]{8}|.)", re.DOTALL)
 
 
 def parse_python_list(cell: str) -> list[Any] | None:
@@ -129,7 +130,7 @@ class _Parser:
         elif kind == "word":
             value = _WORDS[token.lower()]
         else:
-            value = _ESCAPED.sub(lambda m: _ESCAPES.get(m[1], m[1]), token[1:-1])
+            value = _ESCAPED.sub(_unescape, token[1:-1])
         items = self.stack[-1][1]
         if isinstance(value, str) and not self.may_append and not _is_text(items):
             return False
@@ -143,6 +144,16 @@ def _is_text(items: list[Any]) -> bool:
     return bool(items) and all(isinstance(item, str) for item in items)
 
 
+def _unescape(match: re.Match[str]) -> str:
+    """Return the character that an escape stands for."""
+    escape = match[1]
+    if len(escape) == 1:
+        return _ESCAPES.get(escape, escape)
+    number = int(escape[1:], 16)
+    is_character = number <= sys.maxunicode and not 0xD800 <= number < 0xE000
+    return chr(number) if is_character else "\ufffd"
+
+
 def _parse_number(token: str) -> int | float:
     plain = token.replace("_", "")
-    return int(plain) if re.fullmatch(r"[-+]?\d{1,18}", plain) else float(plain)
+    return int(plain) if re.fullmatch(r"[-+]?\d{1,400}", plain) else float(plain)

@@ -138,8 +138,8 @@ def _no_media_error(folder: Path, files: FolderFiles) -> SensoriumError:
     unread = _unread_files(files.others)
     others = f"; not read: {count_kinds(unread)}" if unread else ""
     return SensoriumError(
-        f"{folder} holds {content} image ({' '.join(IMAGE_EXTENSIONS)}) or table "
-        f"({' '.join(TABLE_EXTENSIONS)}), audio file or .tar{others}. Choose another folder."
+        f"{folder} holds {content} image ({' '.join(IMAGE_EXTENSIONS)}), table "
+        f"({' '.join(TABLE_EXTENSIONS)}), audio or .tar file{others}. Choose another folder."
     )
 
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.data.common_names import COMMON_NAMES, is_key_name
+from sensorium.data.common_names import COMMON_NAMES, is_key_name, is_text_name
 from sensorium.data.file_names import FileFinder, NameIndex
 from sensorium.data.media_folders import HIDDEN_PREFIXES, FolderFiles
+from sensorium.data.schema import extensions
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
 from sensorium.data.tables import IMAGE_EXTENSIONS, Table
 from sensorium.data.unused_files import describe_unused
 
+_MEDIA_EXTENSIONS = (*IMAGE_EXTENSIONS, *(extensions("audio") or ()))
 _MAX_CHECKED_VALUES = 200  # of a column
 _MIN_FOUND_FRACTION = 0.5  # of values that name files, for a column that does
 _MIN_KEYED_FRACTION = 0.9  # of values that name files without ending
@@ -75,7 +77,7 @@ def list_subfolder_files(folder: Path) -> FolderFiles:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith(HIDDEN_PREFIXES))
         for entry in islice((p for p in entries if p.is_dir()), _MAX_SUBFOLDERS):
             names = sorted(p.name for p in entry.iterdir())
-            images += [f"{entry.name}/{n}" for n in names if n.lower().endswith(IMAGE_EXTENSIONS)]
+            images += [f"{entry.name}/{n}" for n in names if n.lower().endswith(_MEDIA_EXTENSIONS)]
     except OSError:  # a folder that may not be listed has no file for the table
         return FolderFiles(images, [], [], [])
     return FolderFiles(images, [], [], [])
@@ -86,7 +88,7 @@ def lacks_files(table: Table) -> bool:
     finder = FileFinder()
     for column, values in table.columns.items():
         sample = _sample_texts(values)
-        if any(t.lower().endswith(IMAGE_EXTENSIONS) for t in sample):
+        if any(t.lower().endswith(_MEDIA_EXTENSIONS) for t in sample):
             return not any(_exists(finder, table, t) for t in sample)
         if column.lower() in COMMON_NAMES["image"] or is_key_name(column.lower()):
             return True
@@ -108,9 +110,9 @@ def _exists(finder: FileFinder, table: Table, path: str) -> bool:
 def _names_files(table: Table, column: str, values: Any, index: NameIndex, split: str) -> bool:
     """Return whether a column names files that lie elsewhere than it says."""
     sample = _sample_texts(values)
-    has_endings = sum(t.lower().endswith(IMAGE_EXTENSIONS) for t in sample) * 2 > len(sample)
+    has_endings = sum(t.lower().endswith(_MEDIA_EXTENSIONS) for t in sample) * 2 > len(sample)
     is_image_name = _IMAGE_WORDS.search(column.lower()) is not None
-    if not sample or not (has_endings or is_image_name):
+    if not sample or is_text_name(column.lower()) or not (has_endings or is_image_name):
         return False
     finder = FileFinder()
     num_existing = sum(_exists(finder, table, text) for text in sample)
@@ -125,7 +127,7 @@ def _names_existing_files(table: Table) -> bool:
         _exists(finder, table, text)
         for values in table.columns.values()
         for text in _sample_texts(values)
-        if text.lower().endswith(IMAGE_EXTENSIONS)
+        if text.lower().endswith(_MEDIA_EXTENSIONS)
     )
 
 
@@ -226,7 +228,7 @@ def expand_file_lists(table: Table) -> None:
 
 
 def _is_file_list(items: Sequence[Any]) -> bool:
-    return all(isinstance(v, str) and v.lower().endswith(IMAGE_EXTENSIONS) for v in items)
+    return all(isinstance(v, str) and v.lower().endswith(_MEDIA_EXTENSIONS) for v in items)
 
 
 def group_captions(table: Table) -> Table:
@@ -268,7 +270,8 @@ def _caption_columns(table: Table) -> tuple[str, str] | None:
         if name == table.split_column:
             continue
         sample = _sample_texts(values)
-        if sample and all(t.lower().endswith(IMAGE_EXTENSIONS) for t in sample):
+        has_endings = all(t.lower().endswith(_MEDIA_EXTENSIONS) for t in sample)
+        if sample and has_endings and not is_text_name(name.lower()):
             images.append(name)
         elif sample and all(t.strip().isdigit() for t in sample):
             if not _COUNTER_NAMES.fullmatch(name.lower()):
