@@ -24,7 +24,7 @@ from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
 from sensorium.io import tar_files
-from sensorium.io.tar_files import read_tar_index
+from sensorium.io.tar_index import read_tar_index
 from sensorium.io.untrusted import open_regular
 from sensorium.modalities.audio import Audio
 from sensorium.modalities.image import Image

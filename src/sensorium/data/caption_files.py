@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -268,12 +269,16 @@ class _CaptionRows:
 
     def __init__(self, files: FolderFiles):
         self.files = files
-        self.index = NameIndex(files.images)
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self.bad: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def index(self) -> NameIndex:
+        """The images by name, made once a file names some."""
+        return NameIndex(self.files.images)
 
     def add_all(self, records: Iterable[dict[str, Any]], split: str) -> None:
         """Add records whose field `image` or `file_name` names an image."""

@@ -109,7 +109,7 @@ class Dataset:
         Raises:
             SensoriumError: if something cannot be read or is missing.
         """
-        from sensorium.data.open import open_table  # not needed where a model is served
+        from sensorium.data.open import open_table, source_arguments  # to load models needs neither
 
         known_types = source_options.pop("known_types", None)
         all_types = {**(types or {}), **({group: "group"} if group else {})}
@@ -128,7 +128,7 @@ class Dataset:
         named_types = {name: kind for name, kind in (types or {}).items() if isinstance(kind, str)}
         options = {"split": split, "group": group, "test": test, **source_options}
         options |= {"types": named_types, "synonyms": synonym_files}
-        dataset.source = _source_arguments(source, max_invalid_fraction, options)
+        dataset.source = source_arguments(source, max_invalid_fraction, options)
         return dataset
 
     @classmethod
@@ -364,30 +364,6 @@ class Dataset:
         from sensorium.data.describe import describe_dataset
 
         return describe_dataset(self)
-
-
-def _source_arguments(
-    source: str | os.PathLike[str], max_invalid_fraction: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of `Dataset.open` as JSON values, without those that are not set."""
-    path = Path(source)
-    arguments: dict[str, Any] = {
-        "path": _absolute_source(path),
-        "max_invalid_fraction": max_invalid_fraction,
-    }
-    for name, value in options.items():
-        if value not in (None, {}):
-            plain = isinstance(value, dict | list | tuple | int | float)
-            arguments[name] = value if plain else str(value)
-    return arguments
-
-
-def _absolute_source(path: Path) -> str:
-    """Return a source that is found from another folder; the name of a bundled dataset stays."""
-    if path.exists():
-        return str(path.resolve())
-    is_pattern = any(mark in str(path) for mark in "*?[{")
-    return str(path.expanduser().absolute() if is_pattern else path)
 
 
 def _add_paraphrases(value: Any, synonyms: Synonyms) -> Any:

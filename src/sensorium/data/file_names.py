@@ -31,7 +31,7 @@ class FileFinder:
     def __init__(self) -> None:
         self._names: dict[Path, dict[str, list[str]]] = {}
         self._exact: dict[Path, frozenset[str]] = {}
-        self._folders: dict[tuple[Path, str], Path | str] = {}
+        self._listed: dict[tuple[Path, str], frozenset[str]] = {}
 
     def find(self, base: Path, path: str) -> str | None:
         """Return the path of a file as it is spelled on the disk, None if there is none.
@@ -56,8 +56,10 @@ class FileFinder:
     def _find(self, base: Path, path: str) -> tuple[str | None, list[str]]:
         """Return the path found and, where several are alike, their names."""
         folder, slash, name = path.rpartition("/")
-        directory = base / (folder + slash)
-        if name in self._list(directory) or _is_file(base / path):
+        key = (base, folder + slash)
+        if key not in self._listed:
+            self._listed[key] = self._list(Path(*key))
+        if name in self._listed[key] or _is_file(base / path):
             return path, []
         actual = self._find_folder(base, folder) if slash else ""
         if actual is None:

@@ -1,5 +1,6 @@
 """Open a source: find its reader, infer the column types and set the invalid rows aside."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -197,3 +198,27 @@ def _call_reader(
                 "max_invalid_fraction and synonyms."
             )
     return reader(*arguments, **source_options)
+
+
+def source_arguments(
+    source: str | os.PathLike[str], max_invalid_fraction: float, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `Dataset.open` as JSON values, without those that are not set."""
+    path = Path(source)
+    arguments: dict[str, Any] = {
+        "path": _absolute_source(path),
+        "max_invalid_fraction": max_invalid_fraction,
+    }
+    for name, value in options.items():
+        if value not in (None, {}):
+            plain = isinstance(value, dict | list | tuple | int | float)
+            arguments[name] = value if plain else str(value)
+    return arguments
+
+
+def _absolute_source(path: Path) -> str:
+    """Return a source that is found from another folder; the name of a bundled dataset stays."""
+    if path.exists():
+        return str(path.resolve())
+    is_pattern = any(mark in str(path) for mark in "*?[{")
+    return str(path.expanduser().absolute() if is_pattern else path)

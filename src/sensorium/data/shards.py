@@ -28,7 +28,8 @@ from sensorium.data.table_files import columns_from_records
 from sensorium.data.tables import TABLE_EXTENSIONS, Table, concat_tables
 from sensorium.data.unused_files import count_kinds, describe_unused, describes_folder
 from sensorium.errors import SensoriumError
-from sensorium.io.tar_files import TarIndex, TarMember, read_tar_index
+from sensorium.io.tar_files import TarMember
+from sensorium.io.tar_index import TarIndex, read_tar_index
 
 TAR_ENDING = ".tar"
 PACKED_TAR_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
