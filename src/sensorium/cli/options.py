@@ -104,8 +104,7 @@ class DataOptions:
     group: str | None = None
     """Column whose equal values mark rows of one group, which stay in one split."""
     max_invalid_fraction: float = 0.01
-    """Largest fraction of rows that may be unreadable. It counts from ten such rows on, or if not
-    even half of the rows are readable; 0 allows none."""
+    """Largest fraction of unreadable rows. Up to 9 are left out if most rows are good; 0: none."""
     source_option: Annotated[tuple[str, ...], FLAG] = ()
     """Option of a bundled dataset or file reader: n=5000, encoding=latin-1. Repeatable."""
 

@@ -88,7 +88,7 @@ class Dataset:
         synonyms: Mapping[str, str | os.PathLike[str]] | None = None,
         **source_options: Any,
     ) -> "Dataset":
-        """Open a folder, a file (CSV, TSV, JSONL, Parquet) or a bundled dataset (emoji, scenes).
+        """Open a folder, a file (CSV, TSV, JSON, Parquet, tar), a pattern of files or bundled data.
 
         Args:
             source: a path or the name of a bundled dataset.
@@ -98,7 +98,8 @@ class Dataset:
             types: column types where the inferred ones are wrong, e.g.
                 {"price": "ignore", "caption": "text", "photo": Image(size=128)}.
             test: another source, whose rows become the split "test".
-            max_invalid_fraction: the largest fraction of rows that may be invalid.
+            max_invalid_fraction: the largest fraction of rows that may be invalid. Fewer than ten
+                are left out whatever the fraction, as long as most rows are valid; 0 allows none.
             synonyms: a synonym list for each text column to augment, e.g. {"title": "words.txt"}:
                 one comma-separated group per line. Training texts get paraphrases as additional
                 captions.
