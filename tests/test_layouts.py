@@ -216,6 +216,54 @@ def test_sidecar_names_in_another_unicode_form_or_case(tmp_path: Path) -> None:
     assert not data.notes
 
 
+def test_masks_in_a_parallel_folder_are_a_column(tmp_path: Path) -> None:
+    for i in range(8):
+        picture(tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.jpg", i)
+        picture(tmp_path / "masks" / ("cat", "dog")[i % 2] / f"{i}.png", i + 90)
+    picture(tmp_path / "masks" / "cat" / "99.png", 1)
+    data = Dataset.open(tmp_path)
+    assert kinds(data) == {"image": "image", "label": "category", "masks": "image"}
+    assert values(data, "masks")[0] == tmp_path / "masks" / "cat" / "0.png"
+    assert data.notes == ["masks/cat/99.png: no image of that name"]
+
+
+def test_class_folders_called_like_kinds_of_files_are_classes(tmp_path: Path) -> None:
+    for i in range(9):
+        picture(tmp_path / ("masks", "labels", "gloves")[i % 3] / f"{i // 3}.jpg", i)
+    assert set(values(Dataset.open(tmp_path), "label")) == {"masks", "labels", "gloves"}
+
+
+def test_sound_and_text_of_the_same_name(tmp_path: Path) -> None:
+    for i in range(8):
+        picture(tmp_path / f"{i}.jpg", i)
+        sound(tmp_path / f"{i}.wav", i)
+        text(tmp_path / f"{i}.txt", f"word {i}")
+    sound(tmp_path / "other.wav")
+    data = Dataset.open(tmp_path)
+    assert kinds(data) == {"image": "image", "audio": "audio", "caption": "text"}
+    assert values(data, "audio")[3] == tmp_path / "3.wav"
+    assert data.notes == ["other.wav: not read"]
+
+
+def test_splits_with_equal_names_and_captions_stay_apart(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(4):
+            picture(tmp_path / split / f"{i}.png", i)
+            text(tmp_path / split / f"{i}.txt", f"{split} {i}")
+    data = Dataset.open(tmp_path)
+    assert len(data) == 8
+    assert sorted(map(str, values(data, "caption")))[0] == "['train 0']"
+
+
+def test_repeated_images_with_classes_are_not_grouped(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / f"{i}.png", i)
+    table = [["image", "label"], *([f"{i % 4}.png", "ab"[i // 4 % 2]] for i in range(16))]
+    data = Dataset.open(rows(tmp_path / "a.csv", table))
+    assert len(data) == 16
+    assert kinds(data)["label"] == "category"
+
+
 # COCO and Flickr ---------------------------------------------------------------------------------
 
 
@@ -336,6 +384,48 @@ def test_predict_keeps_every_row_of_repeated_images(tmp_path: Path) -> None:
     assert len(open_rows_to_predict(tmp_path, None, ["image"]).table) == 12
 
 
+def test_captions_without_a_header(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "images" / f"{i}.jpg", i)
+    text(tmp_path / "captions.txt", "\n".join(f"{i}.jpg\ta thing {i}, and more" for i in range(6)))
+    data = Dataset.open(tmp_path)
+    assert values(data, "caption")[2] == ["a thing 2, and more"]
+
+
+def test_json_of_captions_and_of_records(tmp_path: Path) -> None:
+    sentences = [{"raw": "one", "tokens": ["one"]}, {"raw": "two", "tokens": ["two"]}]
+    values_of: dict[str, Any] = {
+        "mapping": {f"{i}.jpg": ["one", "two"] for i in range(6)},
+        "records": [{"file_name": f"{i}.jpg", "captions": sentences} for i in range(6)],
+        "karpathy": {
+            "dataset": "x",
+            "images": [{"filename": f"{i}.jpg", "sentences": sentences} for i in range(6)],
+        },
+    }
+    for name, value in values_of.items():
+        for i in range(6):
+            picture(tmp_path / name / "images" / f"{i}.jpg", i)
+        text(tmp_path / name / "captions.json", json.dumps(value))
+        data = Dataset.open(tmp_path / name)
+        assert kinds(data) == {"image": "image", "caption": "text"}, name
+        assert values(data, "caption")[3] == ["one", "two"]
+        assert_images_load(data)
+
+
+def test_a_json_file_is_opened_directly(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "images" / f"{i:06}.jpg", i)
+    text(tmp_path / "coco.json", json.dumps(coco(range(6))))
+    text(tmp_path / "list.json", json.dumps([{"image": "000001.jpg", "n": 1}] * 3))
+    data = Dataset.open(tmp_path / "coco.json")
+    assert values(data, "image")[4] == tmp_path / "images" / "000004.jpg"
+    assert values(data, "caption")[4] == ["thing 4, version 0", "thing 4, version 1"]
+    assert len(Dataset.open(tmp_path / "list.json")) == 3
+    text(tmp_path / "wrong.json", "[1, 2]")
+    with pytest.raises(SensoriumError, match="holds no rows"):
+        Dataset.open(tmp_path / "wrong.json")
+
+
 # Kaggle ------------------------------------------------------------------------------------------
 
 
@@ -387,6 +477,42 @@ def test_table_that_names_most_files_is_read(tmp_path: Path) -> None:
     data = Dataset.open(tmp_path)
     assert len(data) == 10
     assert "images.csv: not read, since styles.csv names the most files" in data.notes
+
+
+def test_table_beside_folders_of_splits(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / ("train", "test")[i // 8] / f"{i}abc.jpg", i)
+    rows(tmp_path / "labels.csv", [["id", "breed"], *([f"{i}abc", "ab"[i % 2]] for i in range(8))])
+    data = Dataset.open(tmp_path)
+    assert len(data) == 8
+    assert data.notes == ["4 .jpg: not named in labels.csv"]
+    rows(tmp_path / "labels.csv", [["wordnet", "breed"], *([f"n{i}", "a"] for i in range(8))])
+    data = Dataset.open(tmp_path)
+    assert len(data) == 12
+    assert data.notes == ["labels.csv: not read, since the splits beside it are"]
+
+
+def test_table_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "images" / f"{i}.jpg", i)
+    table = [["image", "caption"], *([f"{i}.jpg", f"thing {i}"] for i in range(6))]
+    rows(tmp_path / "annotations" / "captions.csv", table)
+    data = Dataset.open(tmp_path)
+    assert values(data, "image")[1] == tmp_path / "images" / "1.jpg"
+    assert values(data, "caption")[1] == "thing 1"
+    assert not data.notes
+
+
+def test_paths_of_another_machine(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "images" / f"{i}.jpg", i)
+    for prefix in ("/kaggle/input/x/images/", "C:\\data\\images\\", "./old/"):
+        rows(
+            tmp_path / "a.csv",
+            [["image", "n"], *([f"{prefix}{i}.jpg", i * 5 % 3] for i in range(6))],
+        )
+        data = Dataset.open(tmp_path)
+        assert values(data, "image")[2] == tmp_path / "images" / "2.jpg", prefix
 
 
 # img2dataset -------------------------------------------------------------------------------------

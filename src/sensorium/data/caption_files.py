@@ -11,7 +11,7 @@ from sensorium.data.media_folders import FolderFiles, add_bad_rows
 from sensorium.data.sidecars import parse_captions
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
 from sensorium.data.table_files import columns_from_records
-from sensorium.data.tables import Table, open_text, parse_json
+from sensorium.data.tables import IMAGE_EXTENSIONS, Table, open_text, parse_json
 from sensorium.data.unused_files import describe_unused
 from sensorium.errors import SensoriumError
 from sensorium.io.untrusted import open_regular
@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 2 << 30
 _MAX_FILES = 64  # JSON files that are looked into
 _HEAD_BYTES = 1 << 12
 _DETECTION_NAME = re.compile(r"instances|keypoints|panoptic|stuff|image_info", re.IGNORECASE)
-_TOKEN = re.compile(r"(?P<name>[^\t]+?\.\w{3,4})#\d+\t(?P<caption>.*)")
+_TOKEN = re.compile(r"(?P<name>[^\t,|;]+?\.\w{3,4})(#\d+)? *[\t,|;] *(?P<caption>.*)")
 _SPLIT_WORD = re.compile(r"train|val|valid|validation|dev|test", re.IGNORECASE)
 _METADATA_STEMS = ("metadata", "captions", "annotations", "dataset")
 _MAX_FORMATS_CHECKED = 5  # lines by which a file of tokens is recognised
@@ -196,17 +196,33 @@ def json_records(value: Any) -> list[dict[str, Any]] | None:
     return None
 
 
+def _unwrap_sentences(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the texts in a list of objects as its captions."""
+    for name in ("sentences", "captions", "comments"):
+        items = record.get(name)
+        if not isinstance(items, list) or not items or not isinstance(items[0], dict):
+            continue
+        key = next((k for k in ("raw", "caption", "text", "sentence") if k in items[0]), "")
+        texts = [item.get(key) for item in items if isinstance(item, dict)]
+        if key and all(isinstance(t, str) for t in texts):
+            rest = {k: v for k, v in record.items() if k != name}
+            return {"caption": parse_captions(texts), **rest}
+    return record
+
+
 # Flickr8k --------------------------------------------------------------------------------------
 
 
 def _holds_tokens(path: Path, encoding: str) -> bool:
-    """Return whether the lines of a file are like "a.jpg#0<TAB>a caption"."""
+    """Return whether the lines of a file are like "a.jpg#0<TAB>a caption", without a header."""
     try:
         with open_text(path, encoding) as f:
             lines = [f.readline(1 << 14) for _ in range(_MAX_FORMATS_CHECKED)]
     except (OSError, UnicodeError):
         return False
-    return all(_TOKEN.fullmatch(line.rstrip("\r\n")) for line in lines if line) and bool(lines[0])
+    matches = [_TOKEN.fullmatch(line.rstrip("\r\n")) for line in lines if line.strip()]
+    names = [m["name"].lower() for m in matches if m is not None]
+    return 0 < len(names) == len(matches) and all(n.endswith(IMAGE_EXTENSIONS) for n in names)
 
 
 def _read_tokens(
@@ -225,7 +241,7 @@ def _read_tokens(
                 record = {"image": match["name"], "caption": [match["caption"].strip()]}
                 records.add(record, "")
             elif line.strip():
-                records.bad.append((f"{name}{chosen}:{number}", "not NAME#NUMBER<TAB>CAPTION"))
+                records.bad.append((f"{name}{chosen}:{number}", "not NAME<TAB>CAPTION"))
     splits = _read_name_lists(folder, [f for f in files.others if f.endswith(".txt")], encoding)
     table = records.to_table(folder, name, splits)
     others = {f"other captions of the images; {chosen} is read": [f for f in tokens if f != chosen]}
@@ -286,7 +302,7 @@ class _CaptionRows:
             name = next((k for k in ("image", "file_name", "filename", "file") if k in record), "")
             if isinstance(record.get(name), str):
                 rest = {k: v for k, v in record.items() if k != name}
-                self.add({"image": record[name], **rest}, split)
+                self.add({"image": record[name], **_unwrap_sentences(rest)}, split)
 
     def add(self, record: dict[str, Any], split: str) -> None:
         """Add the captions and fields of one image."""

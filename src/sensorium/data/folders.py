@@ -23,7 +23,7 @@ from sensorium.data.media_folders import (
     list_files,
     read_media_folder,
 )
-from sensorium.data.named_files import note_unnamed_files, resolve_files
+from sensorium.data.named_files import count_named, note_unnamed_files, resolve_files
 from sensorium.data.shards import PACKED_TAR_ENDINGS, TAR_ENDING, read_shards
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
 from sensorium.data.table_files import is_text_table, read_table
@@ -88,16 +88,23 @@ def _read_folder(folder: Path, reader: _Reader, name: str, split: str = "") -> T
     if metadata:
         return _read_named_table(folder, metadata[0], listing, reader, name, split)
     parts = _split_parts(listing)
+    single = [t for t in listing.tables if not _split_from_name(t)]
+    if parts and len(listing.tables) == len(single) == 1:  # such as labels.csv beside train/
+        table = _read_named_table(folder, single[0], listing, reader, name, split)
+        if count_named(table, list_files(folder)):
+            return table
     if parts:
         return _read_splits(folder, parts, listing, reader, name)
-    single = [t for t in listing.tables if not _split_from_name(t)]
-    if len(listing.tables) == 1 and single:
+    if len(listing.tables) == len(single) == 1:
         return _read_named_table(folder, single[0], listing, reader, name, split)
     if listing.tables:
         return _read_one_of_tables(folder, listing, reader, name)
     if len(listing.folders) == 1 and not listing.images and not _has_data(listing.others):
         return _read_folder(listing.folders[0], reader, f"{name}{listing.folders[0].name}/")
     files = list_files(folder)
+    nested = _read_nested_table(folder, files, reader, name)
+    if nested is not None:
+        return nested
     captions = read_caption_files(folder, files, reader.encoding, name)
     return read_media_folder(folder, reader.encoding, name) if captions is None else captions
 
@@ -192,7 +199,7 @@ def _read_one_of_tables(folder: Path, listing: _Listing, reader: _Reader, name: 
     for path in tables[:_MAX_COMPARED_TABLES] if files.images or files.audio else []:
         table = reader.read_table(path, name + path.name)
         resolve_files(table, files)
-        candidates.append((_count_named(table, files), path, table))
+        candidates.append((count_named(table, files), path, table))
     best = max(candidates, key=lambda candidate: candidate[0], default=None)
     if best is None or not best[0]:
         names = ", ".join(t.name for t in tables[:5])
@@ -207,11 +214,26 @@ def _read_one_of_tables(folder: Path, listing: _Listing, reader: _Reader, name: 
     return table
 
 
-def _count_named(table: Table, files: FolderFiles) -> int:
-    """Return how many different files the rows name."""
-    known = {*files.images, *files.audio}
-    values = (v for column in table.columns.values() for v in column if isinstance(v, str))
-    return len(known.intersection(values))
+def _read_nested_table(
+    folder: Path, files: FolderFiles, reader: _Reader, name: str
+) -> Table | None:
+    """Read the table in a folder of its own that names the most files, None if none names one."""
+    nested = [f for f in files.others if table_extension(Path(f)) and f.count("/") == 1]
+    nested = [f for f in nested if not Path(f).stem.isdigit()][:_MAX_COMPARED_TABLES]
+    best: tuple[int, str, Table] | None = None
+    for file in nested:
+        table = reader.read_table(folder / file, name + file)
+        if resolve_files(table, files, _split_from_name(Path(file))):
+            table.root = folder
+            num_named = count_named(table, files)
+            best = max(best or (0, "", table), (num_named, file, table), key=lambda c: c[0])
+    if best is None or not best[0]:
+        return None
+    _, file, table = best
+    note_unnamed_files(table, files, file)
+    others = [f for f in nested if f != file]
+    table.notes += describe_unused({f"not read, since {file} names the most files": others}, name)
+    return table
 
 
 def concat_shards(tables: Sequence[Table]) -> Table:

@@ -14,6 +14,7 @@ from sensorium.data.sidecars import (
     match_sidecars,
     merge_records,
     read_sidecar,
+    separate_parallel_images,
     tag_captions,
 )
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
@@ -28,7 +29,7 @@ from sensorium.data.unused_files import count_kinds, describe_unused, describes_
 from sensorium.errors import SensoriumError
 from sensorium.io.untrusted import replace_surrogates
 
-HIDDEN_PREFIXES = (".", "__MACOSX")
+HIDDEN_PREFIXES = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 _MAX_LOOSE_FRACTION = 1 / 3  # of images that lie beside the folders of classes
 _SHARD_NAME = re.compile(r"\d{4,}")
 _STATISTICS_ENDING = "_stats.json"  # which img2dataset writes for each shard
@@ -114,7 +115,8 @@ def read_media_folder(folder: Path, encoding: str, name: str) -> Table:
         SensoriumError: if there are no such files.
     """
     files = list_files(folder)
-    kind, media = ("image", files.images) if files.images else ("audio", files.audio)
+    images, parallel = separate_parallel_images(files.images)
+    kind, media = ("image", images) if images else ("audio", files.audio)
     if not media:
         raise _no_media_error(folder, files)
     table = Table(
@@ -124,7 +126,11 @@ def read_media_folder(folder: Path, encoding: str, name: str) -> Table:
     folders = [file.split("/")[:-1] for file in media]
     add_splits_and_labels(table, folders, shards=_shard_folders(files.others))
     sidecars = _SidecarReader(table, kind, encoding, name)
+    unpaired = [
+        f for column, of in parallel.items() for f in sidecars.add_files(column, "image", of)
+    ]
     unused = sidecars.read(files, media)
+    unused[f"no {kind} of that name"] += unpaired
     _set_aside_unsupported(table, files, name)
     is_other_kind = files.audio if kind == "image" else []
     unused["not read"] = [*_unread_files(files.others), *_not_in(is_other_kind, sidecars.used)]
@@ -272,8 +278,7 @@ class _SidecarReader:
         matched, unmatched = match_sidecars(candidates, media)
         unmatched = [f for f in unmatched if not describes_folder(f)]
         if self.kind == "image" and files.audio:
-            audio, _ = match_sidecars(files.audio, media, extensions("audio") or ())
-            self._add_audio(audio)
+            self.add_files("audio", "audio", files.audio)
         if matched:
             self._add_records(matched)
             used_folders = {s.file.rpartition("/")[0] for found in matched.values() for s in found}
@@ -317,18 +322,24 @@ class _SidecarReader:
             return {}
         return tag_captions(record, sidecar.tag)
 
-    def _add_audio(self, matched: Mapping[str, Sequence[Sidecar]]) -> None:
-        """Add the audio file of each image's name."""
+    def add_files(self, column: str, kind: str, files: Sequence[str]) -> list[str]:
+        """Add a column with the file of each image's name; return the files of no image.
+
+        Args:
+            column: its name.
+            kind: its type.
+            files: candidates, as paths below the folder.
+        """
+        media = self.table.columns[self.kind]
+        matched, unmatched = match_sidecars(files, media, extensions(kind) or ())
         if not matched:
-            return
-        values = [
-            matched[image][0].file if image in matched else None
-            for image in self.table.columns[self.kind]
-        ]
-        self.used = {sidecars[0].file for sidecars in matched.values()}
-        self.table.columns["audio"] = values
-        self.table.kinds["audio"] = "audio"
+            return unmatched
+        values = [matched[m][0].file if m in matched else None for m in media]
+        self.used |= {sidecars[0].file for sidecars in matched.values()}
+        self.table.columns[column] = values
+        self.table.kinds[column] = kind
         num_found = sum(v is not None for v in values)
-        self.table.reasons["audio"] = (
-            f"{num_found:,} of {len(values):,} images have an audio file of the same name"
+        self.table.reasons[column] = (
+            f"{num_found:,} of {len(values):,} {self.kind}s have such a file of the same name"
         )
+        return unmatched

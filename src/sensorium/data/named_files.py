@@ -28,13 +28,15 @@ _MAX_CHECKED_VALUES = 200  # of a column
 _MIN_FOUND_FRACTION = 0.5  # of values that name files, for a column that does
 _MIN_KEYED_FRACTION = 0.9  # of values that name files without ending
 _MIN_CAPTIONS_PER_IMAGE = 1.5  # from which on the captions of an image are grouped
+_MIN_CAPTION_WORDS = 3.0  # on average
+_CAPTION_WORDS = re.compile(r"comment|caption|sentence|descri")
 _MAX_IMAGE_COLUMNS = 4  # made of a column of lists of files
 _MAX_SUBFOLDERS = 100
 _IMAGE_WORDS = re.compile(r"image|img|photo|pic|file|path|frame|scan")
 _COUNTER_NAMES = re.compile(r"(comment|caption|sent\w*|raw)?_?(number|no|nr|index|idx|id)|")
 
 
-def resolve_files(table: Table, files: FolderFiles, split: str = "") -> None:
+def resolve_files(table: Table, files: FolderFiles, split: str = "") -> bool:
     """Replace names of files by paths, in place, where the files are found in another folder.
 
     A column of identifiers that name images stays, and a column `image` is added. Paths that begin
@@ -44,16 +46,27 @@ def resolve_files(table: Table, files: FolderFiles, split: str = "") -> None:
         table: the rows of a table in the folder, or of the folder.
         files: what lies below the folder.
         split: the split that the table is, which tells equal names in two folders apart.
+
+    Returns:
+        Whether names were replaced or images added.
     """
     index = NameIndex([*files.images, *files.audio])
     if not len(index):
-        return
+        return False
     columns = [c for c, v in table.columns.items() if _names_files(table, c, v, index, split)]
     for column in columns:
         _replace_names(table, column, index, split)
-    if not columns and not _names_existing_files(table):
-        _add_keyed_images(table, index, split)
+    is_keyed = not columns and not _names_existing_files(table)
+    is_keyed = is_keyed and _add_keyed_images(table, index, split)
     _add_split_from_paths(table)
+    return bool(columns) or is_keyed
+
+
+def count_named(table: Table, files: FolderFiles) -> int:
+    """Return how many different files the rows name."""
+    known = {*files.images, *files.audio}
+    values = (v for column in table.columns.values() for v in column if isinstance(v, str))
+    return len(known.intersection(values))
 
 
 def note_unnamed_files(table: Table, files: FolderFiles, name: str) -> None:
@@ -143,8 +156,8 @@ def _replace_names(table: Table, column: str, index: NameIndex, split: str) -> N
     )
 
 
-def _add_keyed_images(table: Table, index: NameIndex, split: str) -> None:
-    """Add the images that a column of identifiers names without ending."""
+def _add_keyed_images(table: Table, index: NameIndex, split: str) -> bool:
+    """Add the images that a column of identifiers names without ending; return whether one does."""
     for column, values in table.columns.items():
         sample = _sample_texts(values)
         is_key = is_key_name(column.lower()) or column == next(iter(table.columns))
@@ -167,7 +180,8 @@ def _add_keyed_images(table: Table, index: NameIndex, split: str) -> None:
             table.notes.append(
                 f"{num_missing:,} of {len(paths):,} rows: no image of their {column}"
             )
-        return
+        return True
+    return False
 
 
 def _are_images(paths: Iterable[str | None]) -> bool:
@@ -241,10 +255,10 @@ def group_captions(table: Table) -> Table:
         return table
     image, text = found
     bad_rows = {sample.row for sample in table.bad_samples}
-    rows_of: dict[str, list[int]] = {}
+    rows_of: dict[tuple[Path, Any], list[int]] = {}
     for row, value in enumerate(table.columns[image]):
-        key = value if value is not None and row not in bad_rows else f"\0{row}"
-        rows_of.setdefault(key, []).append(row)
+        is_alone = value is None or row in bad_rows
+        rows_of.setdefault((table.base_folder(row), row if is_alone else value), []).append(row)
     if len(table) < _MIN_CAPTIONS_PER_IMAGE * len(rows_of):
         return table
     groups = list(rows_of.values())
@@ -262,6 +276,13 @@ def group_captions(table: Table) -> Table:
     return replace(grouped, columns=columns, bad_samples=bad_samples, kinds=kinds, reasons=reasons)
 
 
+def _are_captions(name: str, sample: Sequence[str]) -> bool:
+    """Return whether texts are captions, not classes."""
+    is_named = is_text_name(name.lower()) or _CAPTION_WORDS.search(name.lower()) is not None
+    num_words = sum(len(text.split()) for text in sample)
+    return is_named or num_words >= _MIN_CAPTION_WORDS * len(sample) > 0
+
+
 def _caption_columns(table: Table) -> tuple[str, str] | None:
     """Return the columns of images and of captions, None if the table holds anything else."""
     images: list[str] = []
@@ -269,6 +290,8 @@ def _caption_columns(table: Table) -> tuple[str, str] | None:
     for name, values in table.columns.items():
         if name == table.split_column:
             continue
+        if any(isinstance(v, list) for v in values):
+            return None
         sample = _sample_texts(values)
         has_endings = all(t.lower().endswith(_MEDIA_EXTENSIONS) for t in sample)
         if sample and has_endings and not is_text_name(name.lower()):
@@ -276,6 +299,8 @@ def _caption_columns(table: Table) -> tuple[str, str] | None:
         elif sample and all(t.strip().isdigit() for t in sample):
             if not _COUNTER_NAMES.fullmatch(name.lower()):
                 return None
-        else:
+        elif _are_captions(name, sample) and table.kinds.get(name, "text") == "text":
             texts.append(name)
+        else:
+            return None
     return (images[0], texts[0]) if len(images) == 1 and len(texts) == 1 else None

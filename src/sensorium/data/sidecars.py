@@ -49,6 +49,25 @@ _FOLDERS_BY_ROLE = frozenset(  # which hold one kind of file of each sample
         "wavs",
     }
 )
+_IMAGE_FOLDERS = frozenset(
+    {"image", "images", "img", "imgs", "input", "inputs", "jpegimages", "photos", "pictures"}
+)
+_PARALLEL_FOLDERS = frozenset(  # of images that belong to others, such as masks
+    {
+        "annotations",
+        "depth",
+        "edges",
+        "gt",
+        "labels",
+        "mask",
+        "masks",
+        "segmentation",
+        "segmentationclass",
+        "segmentations",
+        "target",
+        "targets",
+    }
+)
 _CAPTION_KEYS = ("caption", "captions", "text")
 _TAG = re.compile(r"[A-Za-z][\w-]{0,15}")  # the language in a.de.txt
 _BOX = re.compile(r"\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}", re.IGNORECASE)  # as YOLO writes one
@@ -68,7 +87,26 @@ class Sidecar(NamedTuple):
 
 def is_role_folder(name: str) -> bool:
     """Return whether a folder of this name holds one kind of file, not a class."""
-    return name.lower() in _FOLDERS_BY_ROLE
+    return name.lower() in _FOLDERS_BY_ROLE | _IMAGE_FOLDERS | _PARALLEL_FOLDERS
+
+
+def separate_parallel_images(images: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the images, and those in parallel folders, such as masks/, by folder.
+
+    Only where another folder is called images/ or the like; else every folder is a class.
+    """
+    parallel: dict[str, list[str]] = {}
+    others: list[str] = []
+    has_image_folder = False
+    for image in images:
+        folders = image.split("/")[:-1]
+        has_image_folder |= any(folder.lower() in _IMAGE_FOLDERS for folder in folders)
+        name = next((f for f in folders if f.lower() in _PARALLEL_FOLDERS), "")
+        if name:
+            parallel.setdefault(name, []).append(image)
+        else:
+            others.append(image)
+    return (others, parallel) if has_image_folder and others else (list(images), {})
 
 
 def match_sidecars(

@@ -84,7 +84,7 @@ def is_text_table(path: Path) -> bool:
         return False
     cells = [re.split(r"[,;|\t]", line, maxsplit=1) for line in lines]
     is_row = [len(c) > 1 and c[0].strip(' "').lower().endswith(IMAGE_EXTENSIONS) for c in cells]
-    return len(cells[0]) > 1 and any(is_row)
+    return len(cells[0]) > 1 and is_row == [False, True]
 
 
 def _undecodable_message(path: Path, encoding: str, error: UnicodeError) -> str:
@@ -120,7 +120,7 @@ def _read_jsonl(path: Path, encoding: str, file_name: str) -> Table:
                 bad_samples.append(BadSample(len(line_numbers), "", location, error))
                 value = {}
             line_numbers.append(number)
-            yield value
+            yield {name: _unwrap_media(item) for name, item in value.items()}
 
     with open_text(path, encoding) as f:
         columns = columns_from_records(records(f))
@@ -193,13 +193,19 @@ def _read_parquet(path: Path, file_name: str) -> Table:
 
 def _convert_parquet_value(value: Any, class_names: list[str] | None) -> Any:
     """Convert what Hugging Face writes: an image as {"bytes", "path"}, a class as its number."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return value["bytes"] or value["path"] or None
+    value = _unwrap_media(value)
     if class_names and isinstance(value, int):
         if value < 0:  # -1 stands for no label
             return None
         return class_names[value] if value < len(class_names) else value
     return None if value == "" else value
+
+
+def _unwrap_media(value: Any) -> Any:
+    """Return the content or the path of a file that Hugging Face writes as {"bytes", "path"}."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] or value["path"] or None
+    return value
 
 
 def _read_index_columns(metadata: dict[bytes, bytes]) -> list[str]:
