@@ -515,6 +515,26 @@ def test_paths_of_another_machine(tmp_path: Path) -> None:
         assert values(data, "image")[2] == tmp_path / "images" / "2.jpg", prefix
 
 
+def test_images_named_in_other_spellings_are_not_unused(tmp_path: Path) -> None:
+    for i in range(8):
+        picture(tmp_path / "sub" / f"É{i}.jpg", i)
+    picture(tmp_path / "sub" / "other.jpg", 9)
+    forms = [
+        "./sub/É0.jpg",
+        "sub\\É1.jpg",
+        f"{tmp_path}/sub/É2.jpg",
+        unicodedata.normalize("NFD", "sub/É3.jpg"),
+        *(f"SUB/é{i}.JPG" for i in range(4, 8)),
+    ]
+    rows(
+        tmp_path / "metadata.csv", [["file_name", "n"], *([f, i % 3] for i, f in enumerate(forms))]
+    )
+    data = Dataset.open(tmp_path)
+    assert not data.bad_samples
+    assert data.notes == ["sub/other.jpg: not named in metadata.csv"]
+    assert_images_load(data, "file_name")
+
+
 # img2dataset -------------------------------------------------------------------------------------
 
 
@@ -637,6 +657,42 @@ def test_base64_images_in_cells(tmp_path: Path, ending: str, form: str) -> None:
     lines = [json.dumps({"picture": c}) for c in cells]
     text(tmp_path / "a.jsonl", "\n".join(lines))
     assert values(Dataset.open(tmp_path / "a.jsonl"), "picture")[3] == encoded(3, ending)
+
+
+def test_files_in_columns_of_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    sounds = [sound(tmp_path / f"{i}.wav", i).read_bytes() for i in range(20)]
+    columns = {
+        "audio": [{"bytes": s, "path": f"{i}.wav"} for i, s in enumerate(sounds)],
+        "plain": sounds,
+        "image": [{"bytes": encoded(i), "path": None} for i in range(20)],
+        "photo": [base64.b64encode(encoded(i)).decode() for i in range(20)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    data = Dataset.open(tmp_path / "a.parquet")
+    assert kinds(data) == {"audio": "audio", "plain": "audio", "image": "image", "photo": "image"}
+    settings = data.schema.columns["audio"].modality
+    assert len(settings.load(data.raw("audio", [3])[0])) == len(settings.load(tmp_path / "3.wav"))
+    assert_images_load(data)
+    assert_images_load(data, "photo")
+    assert not data.describe().bad_samples
+
+
+def test_structs_of_files_in_json(tmp_path: Path) -> None:
+    cells = [{"bytes": base64.b64encode(encoded(i)).decode(), "path": None} for i in range(20)]
+    text(tmp_path / "a.jsonl", "\n".join(json.dumps({"image": c}) for c in cells))
+    assert values(Dataset.open(tmp_path / "a.jsonl"), "image")[3] == encoded(3)
+
+
+def test_data_urls_of_another_kind_are_bad_rows(tmp_path: Path) -> None:
+    cells = [f"data:image/png;base64,{base64.b64encode(encoded(i)).decode()}" for i in range(20)]
+    cells[3] = "data:image/svg+xml;base64," + base64.b64encode(b"<svg>" * 5000).decode()
+    rows(tmp_path / "a.csv", [["image"], *([c] for c in cells)])
+    data = Dataset.open(tmp_path / "a.csv")
+    assert [b.location for b in data.bad_samples] == ["a.csv:5"]
+    assert len(data.bad_samples[0].reason) < 200
 
 
 def test_damaged_base64_is_a_bad_row(tmp_path: Path) -> None:

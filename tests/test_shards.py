@@ -268,6 +268,38 @@ def test_changed_archive_is_an_error_of_the_row(tmp_path: Path) -> None:
         Image(size=6).load(data.raw("image", [0])[0])
 
 
+def test_json_fields_do_not_hide_the_files_of_a_sample(tmp_path: Path) -> None:
+    files = []
+    for i in range(20):
+        fields = {"image": f"http://a.b/{i}.png", "label": f"long name {i}", "caption": f"c {i}"}
+        files += [
+            (f"{i}.json", json.dumps(fields).encode()),
+            (f"{i}.png", png(i)),
+            (f"{i}.cls", b"cat"),
+        ]
+    data = Dataset.open(write_tar(tmp_path / "a.tar", files))
+    assert kinds(data) == {
+        "image": "image",
+        "label": "category",
+        "image (json)": "ignore",
+        "label (json)": "text",
+        "caption": "text",
+    }
+    assert open_regular(data.raw("image", [4])[0]).read() == png(4)
+
+
+def test_archive_beside_the_folder_that_was_unpacked_from_it(tmp_path: Path) -> None:
+    (tmp_path / "flowers.tgz").write_bytes(b"\x1f\x8b" + bytes(100))
+    write_tar(tmp_path / "flowers.tar", sample(1))
+    for i in range(6):
+        (tmp_path / "jpg" / ("rose", "lily")[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "jpg" / ("rose", "lily")[i % 2] / f"{i}.png").write_bytes(png(i))
+    data = Dataset.open(tmp_path)
+    assert len(data) == 6
+    assert kinds(data) == {"image": "image", "label": "category"}
+    assert data.notes == ["1 .tar, 1 .tgz: not read"]
+
+
 # Hostile and damaged archives --------------------------------------------------------------------
 
 

@@ -51,6 +51,10 @@ def decode_base64_file(cell: str) -> bytes | None:
         ValueError: if it is too long or damaged.
     """
     if not detect_base64(cell):
+        if cell[:5].lower() == "data:" and "," in cell[:200]:
+            raise ValueError(
+                f"{cell[:40]!r} is not base64 of an image or audio of a kind that is read"
+            )
         return None
     if len(cell) > MAX_BASE64_CHARACTERS:
         raise ValueError(

@@ -7,9 +7,11 @@ tell "A.JPG" from "a.jpg".
 import os
 import unicodedata
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 _MAX_LISTED = 3  # names shown in an error
+_MAX_SHOWN = 200  # characters of a path
 
 
 def normalize_name(name: str) -> str:
@@ -47,7 +49,8 @@ class FileFinder:
         """Return why there is no such file, with the names that are like it."""
         _, alike = self._find(base, path)
         name = path.rpartition("/")[2]
-        reason = f"there is no file {base / path}"
+        shown_path = path if len(path) <= _MAX_SHOWN else f"{path[:_MAX_SHOWN]}..."
+        reason = f"there is no file {base / shown_path}"
         if not alike:
             return reason
         shown = ", ".join(describe_name_difference(name, other) for other in alike[:_MAX_LISTED])
@@ -74,14 +77,14 @@ class FileFinder:
 
     def _find_folder(self, base: Path, folder: str) -> str | None:
         """Return the path of a folder as it is spelled on the disk, None if there is none."""
-        if (base / folder).is_dir() if "\0" not in folder else False:
+        if _is_folder(base / folder):
             return folder
         parent, slash, name = folder.rpartition("/")
         actual_parent = self._find_folder(base, parent) if parent else parent
         if actual_parent is None:
             return None
         directory = base / (actual_parent + slash)
-        alike = [n for n in self._alike(directory, name) if (directory / n).is_dir()]
+        alike = [n for n in self._alike(directory, name) if _is_folder(directory / n)]
         return f"{actual_parent}{slash}{alike[0]}" if len(alike) == 1 else None
 
     def _alike(self, folder: Path, name: str) -> list[str]:
@@ -107,6 +110,10 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - no error for a path that cannot be one
 
 
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - no error for a path that cannot be one
+
+
 class NameIndex:
     """Files by their name, with or without folder and ending.
 
@@ -117,15 +124,20 @@ class NameIndex:
     def __init__(self, files: Iterable[str]):
         self.files = list(files)
         self._exact = set(self.files)
-        self._by_key: dict[str, list[str]] = {}
-        for file in self.files:
-            name = PurePosixPath(file).name
-            keys = {file, name, _without_ending(file), _without_ending(name)}
-            for key in {normalize_name(key) for key in keys}:
-                self._by_key.setdefault(key, []).append(file)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def _by_key(self) -> dict[str, list[str]]:
+        """The files by path and name, each with and without ending."""
+        by_key: dict[str, list[str]] = {}
+        for file in self.files:
+            path = normalize_name(file)
+            name = path.rpartition("/")[2]
+            for key in {path, name, _without_ending(path), _without_ending(name)}:
+                by_key.setdefault(key, []).append(file)
+        return by_key
 
     def find(self, name: str, folder_hint: str = "") -> str | None:
         """Return the only file of a name, None if there is none or more than one.

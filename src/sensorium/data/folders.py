@@ -1,6 +1,6 @@
 """Read folders of data in the layouts people already have; the first that fits is read.
 
-000.tar, 001.tar                                    archives (WebDataset, img2dataset)
+000.tar, 001.tar, without images in folders         archives (WebDataset, img2dataset)
 metadata.csv (or captions.*)                        rows that name the files
 train.csv, test.csv; train/..., val/..., test/...   one file or folder per split
 captions.txt, annotations/captions_train2017.json   captions of Flickr8k and COCO
@@ -20,6 +20,7 @@ from sensorium.data.caption_files import read_caption_files
 from sensorium.data.media_folders import (
     HIDDEN_PREFIXES,
     FolderFiles,
+    has_media,
     list_files,
     read_media_folder,
 )
@@ -82,7 +83,7 @@ def read_folder(
 
 def _read_folder(folder: Path, reader: _Reader, name: str, split: str = "") -> Table:
     listing = _list_folder(folder)
-    if listing.archives and not listing.images:
+    if listing.archives and not listing.images and not any(map(has_media, listing.folders)):
         return _read_archives(listing, reader, name)
     metadata = [t for t in listing.tables if t.name.lower().split(".")[0] in _METADATA_STEMS]
     if metadata:
@@ -100,7 +101,9 @@ def _read_folder(folder: Path, reader: _Reader, name: str, split: str = "") -> T
     if listing.tables:
         return _read_one_of_tables(folder, listing, reader, name)
     if len(listing.folders) == 1 and not listing.images and not _has_data(listing.others):
-        return _read_folder(listing.folders[0], reader, f"{name}{listing.folders[0].name}/")
+        table = _read_folder(listing.folders[0], reader, f"{name}{listing.folders[0].name}/")
+        table.notes += _describe_rest([*listing.archives, *listing.others], "not read")
+        return table
     files = list_files(folder)
     nested = _read_nested_table(folder, files, reader, name)
     if nested is not None:
@@ -180,7 +183,7 @@ def _read_named_table(
     files = list_files(folder)
     resolve_files(table, files, split)
     note_unnamed_files(table, files, path.name)
-    others = [t for t in listing.tables if t != path]
+    others = [p for p in (*listing.tables, *listing.archives) if p != path]
     table.notes += _describe_rest(others, f"not read, since {path.name} describes the folder")
     return table
 
@@ -275,7 +278,8 @@ def _read_splits(
         named.append((split, table))
     tables = {p for p in parts if p.is_file()}
     used = {*parts, *(listing.folders if tables else ())}
-    rest = [p for p in (*listing.folders, *listing.tables, *listing.images) if p not in used]
+    rest = [*listing.folders, *listing.tables, *listing.images, *listing.archives]
+    rest = [p for p in rest if p not in used]
     table = concat_tables(named)
     if files is not None:
         note_unnamed_files(table, files, "the tables")

@@ -81,6 +81,15 @@ def list_files(folder: Path) -> FolderFiles:
     return FolderFiles(images, audio, others, unnamed)
 
 
+def has_media(folder: Path) -> bool:
+    """Return whether an image or audio file lies below a folder."""
+    endings = (*IMAGE_EXTENSIONS, *(extensions("audio") or ()))
+    try:
+        return any(file.lower().endswith(endings) for file in _walk_files(folder))
+    except OSError:
+        return False
+
+
 def _walk_files(
     folder: Path, subfolder: str = "", ancestors: frozenset[str] = frozenset()
 ) -> Iterator[str]:

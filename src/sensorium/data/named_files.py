@@ -7,7 +7,7 @@ metadata.csv + train/, test/      paths that begin with a split
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.data.common_names import COMMON_NAMES, is_key_name, is_text_name
-from sensorium.data.file_names import FileFinder, NameIndex
+from sensorium.data.file_names import FileFinder, NameIndex, normalize_name
 from sensorium.data.media_folders import HIDDEN_PREFIXES, FolderFiles
 from sensorium.data.schema import extensions
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
@@ -69,6 +69,16 @@ def count_named(table: Table, files: FolderFiles) -> int:
     return len(known.intersection(values))
 
 
+def _texts(table: Table) -> Iterator[str]:
+    """Yield the texts in all cells, also those in lists."""
+    for values in table.columns.values():
+        for value in values:
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                yield from (item for item in value if isinstance(item, str))
+
+
 def note_unnamed_files(table: Table, files: FolderFiles, name: str) -> None:
     """Note the images that no row names, if some row names one.
 
@@ -77,8 +87,12 @@ def note_unnamed_files(table: Table, files: FolderFiles, name: str) -> None:
         files: what lies below the folder.
         name: what messages call the table.
     """
-    used = {v for values in table.columns.values() for v in values if isinstance(v, str)}
+    prefix = f"{table.base_folder(0).as_posix()}/" if len(table) else ""
+    used = {v.replace("\\", "/").removeprefix("./").removeprefix(prefix) for v in _texts(table)}
     unnamed = [file for file in files.images if file not in used]
+    if unnamed:  # or named in another spelling
+        names = set(map(normalize_name, used))
+        unnamed = [file for file in unnamed if normalize_name(file) not in names]
     if len(unnamed) < len(files.images):
         table.notes += describe_unused({f"not named in {name}": unnamed})
 
@@ -129,6 +143,8 @@ def _names_files(table: Table, column: str, values: Any, index: NameIndex, split
         return False
     finder = FileFinder()
     num_existing = sum(_exists(finder, table, text) for text in sample)
+    if num_existing == len(sample):
+        return False
     num_found = sum(index.find(text, split) is not None for text in sample)
     return num_found > num_existing and num_found >= _MIN_FOUND_FRACTION * len(sample)
 

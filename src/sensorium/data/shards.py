@@ -165,7 +165,10 @@ class _SampleReader:
     def read(self, row: int, sample: _Sample) -> dict[str, Any]:
         """Return the fields of a row; none if no file of it is read."""
         record: dict[str, Any] = {}
-        for ending, member in sample.members:
+        last = [
+            m for m in sample.members if m[0].endswith("json")
+        ]  # other files name columns first
+        for ending, member in [*(m for m in sample.members if m not in last), *last]:
             try:
                 fields = self._read_member(ending, member)
             except (ValueError, OSError) as e:

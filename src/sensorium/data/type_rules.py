@@ -30,7 +30,7 @@ MISSING_IMAGE = "missing image"  # in place of a type: paths of images, none of 
 _MAX_CHECKED_PATHS = 1000  # files whose existence is checked
 _MAX_CHECKED_STEPS = 100  # of a series, whose values are checked
 _MAX_SPLITS = 20  # different values of a split column
-_MIN_PATH_FRACTION = 0.5  # of values that end like files
+_MIN_PATH_FRACTION = 0.5  # of values that are files or end like them
 _MIN_URL_FRACTION = 0.5  # of values that are web addresses
 _MIN_COUNTING_FRACTION = 0.9  # of steps by one in a counter, which may start again
 _MAX_CHECKED_DATES = 100  # texts, of which one must be a date
@@ -82,7 +82,7 @@ def _infer_pixels(sample: Sample) -> InferredType | None:
     contents = Counter(map(_detect_content, sample.values))
     for kind, described in (("image", "images"), ("audio", "audio files")):
         num_fit = contents[kind]
-        if sample.is_type(num_fit):
+        if num_fit and num_fit >= _MIN_PATH_FRACTION * len(sample.values):
             is_base64 = any(isinstance(value, str) for value in sample.values)
             written = " in base64" if is_base64 else ""
             return InferredType(
