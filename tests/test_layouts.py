@@ -192,6 +192,28 @@ def test_languages_are_columns(tmp_path: Path) -> None:
     assert values(data, "caption_pt-BR")[3] == ["figura 3"]
 
 
+@pytest.mark.parametrize(
+    "form", ["{i}_{tag}.txt", "{i}-{tag}.txt", "{tag}/{i}.txt", "texts/{tag}/{i}.txt"]
+)
+def test_languages_in_other_forms(tmp_path: Path, form: str) -> None:
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", i)
+        for tag in ("de", "en"):
+            text(tmp_path / form.format(i=i, tag=tag), f"{tag} {i}")
+    data = Dataset.open(tmp_path)
+    assert kinds(data) == {"image": "image", "caption_de": "text", "caption_en": "text"}
+    assert values(data, "caption_de")[4] == ["de 4"]
+
+
+def test_languages_in_json(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", i)
+        text(tmp_path / f"{i}.json", json.dumps({"caption": {"de": f"D {i}", "en": [f"E {i}"]}}))
+    data = Dataset.open(tmp_path)
+    assert values(data, "caption_de")[4] == ["D 4"]
+    assert values(data, "caption_en")[4] == ["E 4"]
+
+
 def test_sidecars_without_an_image_are_named(tmp_path: Path) -> None:
     for i in range(30):
         picture(tmp_path / f"{i}.png", i)
@@ -444,6 +466,21 @@ def test_identifiers_name_images(tmp_path: Path, direct: bool) -> None:
     assert "1 of 21 rows: no image of their id" in data.notes
     if not direct:
         assert "images/77.jpg: not named in styles.csv" in data.notes
+
+
+def test_numbers_name_padded_files(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / "images" / f"{i:06}.jpg", i)
+    rows(tmp_path / "data.csv", [["id", "price"], *([i, i * 5 % 3] for i in range(12))])
+    data = Dataset.open(tmp_path)
+    assert values(data, "image")[7] == tmp_path / "images" / "000007.jpg"
+
+
+def test_images_that_no_row_names_are_said(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "images" / str(i) / "front.jpg", i)
+    rows(tmp_path / "data.csv", [["product", "price"], *([f"p{i}", i * 5 % 3] for i in range(6))])
+    assert Dataset.open(tmp_path).notes == ["6 .jpg: not named in data.csv"]
 
 
 def test_names_without_ending_and_tables_of_splits(tmp_path: Path) -> None:

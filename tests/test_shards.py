@@ -288,6 +288,13 @@ def test_json_fields_do_not_hide_the_files_of_a_sample(tmp_path: Path) -> None:
     assert open_regular(data.raw("image", [4])[0]).read() == png(4)
 
 
+def test_table_in_an_archive_is_no_sample(tmp_path: Path) -> None:
+    files = [*sample(1), *sample(2), ("metadata.csv", b"a,b"), (".hidden.png", b"x")]
+    data = Dataset.open(write_tar(tmp_path / "a.tar", files))
+    assert len(data) == 2
+    assert data.notes == ["a.tar/: 1 .csv, 1 .png: not read"]
+
+
 def test_archive_beside_the_folder_that_was_unpacked_from_it(tmp_path: Path) -> None:
     (tmp_path / "flowers.tgz").write_bytes(b"\x1f\x8b" + bytes(100))
     write_tar(tmp_path / "flowers.tar", sample(1))

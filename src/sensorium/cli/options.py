@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
 FLAG = Parameter(negative="", show_default=False)
-DATA_HELP = "A folder, a CSV, TSV, JSONL or Parquet file, or a bundled dataset: emoji, scenes."
+DATA_HELP = (
+    "A folder, a CSV, TSV, JSON, JSONL, Parquet or tar file, a pattern (shards/{000..004}.tar), or a "
+    "bundled dataset: emoji, scenes."
+)
 MODEL_HELP = "A run folder, or pretrained weights: a folder, a file or a Hugging Face id."
 
 DataArgument = Annotated[str, Parameter(help=DATA_HELP)]

@@ -135,7 +135,10 @@ class NameIndex:
         for file in self.files:
             path = normalize_name(file)
             name = path.rpartition("/")[2]
-            for key in {path, name, _without_ending(path), _without_ending(name)}:
+            stem = _without_ending(name)
+            number = stem.lstrip("0") or "0"  # 0007.jpg is also 7
+            keys = {path, name, _without_ending(path), stem, *([number] * stem.isdecimal())}
+            for key in keys:
                 by_key.setdefault(key, []).append(file)
         return by_key
 

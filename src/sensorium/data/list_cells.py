@@ -61,6 +61,8 @@ def is_abbreviated_array(cell: Any) -> bool:
     """Return whether numpy left values out of the array in a cell."""
     if not isinstance(cell, str) or NUMPY_ELLIPSIS not in cell:
         return False
+    if not cell.lstrip().startswith(_STARTS):
+        return False
     shortened = re.sub(r",?\s*\.\.\.\s*,?", " ", cell)
     items = parse_python_list(shortened)
     return items is not None and not any(isinstance(item, str) for item in items)

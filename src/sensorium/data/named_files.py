@@ -80,7 +80,7 @@ def _texts(table: Table) -> Iterator[str]:
 
 
 def note_unnamed_files(table: Table, files: FolderFiles, name: str) -> None:
-    """Note the images that no row names, if some row names one.
+    """Note the images that no row names.
 
     Args:
         table: the rows.
@@ -93,8 +93,7 @@ def note_unnamed_files(table: Table, files: FolderFiles, name: str) -> None:
     if unnamed:  # or named in another spelling
         names = set(map(normalize_name, used))
         unnamed = [file for file in unnamed if normalize_name(file) not in names]
-    if len(unnamed) < len(files.images):
-        table.notes += describe_unused({f"not named in {name}": unnamed})
+    table.notes += describe_unused({f"not named in {name}": unnamed})
 
 
 def list_subfolder_files(folder: Path) -> FolderFiles:

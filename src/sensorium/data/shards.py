@@ -40,6 +40,8 @@ _TEXT_ENDINGS = ("txt", "text", "caption", "captions", "cap")
 _LABEL_ENDINGS = ("cls", "class", "label")
 _PLAIN_ENDINGS = ("cls2", "count", "index", "inx", "id", "transcript", "url", "lang", "source")
 _SERIES_ENDINGS = ("npy", "csv")
+_TABLE_ENDINGS = ("csv", "tsv", "jsonl", "parquet")
+_METADATA_STEMS = ("metadata", "captions", "train", "test", "val", "labels")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]+)\}")
 
@@ -125,7 +127,9 @@ def _group_members(index: TarIndex) -> tuple[list[_Sample], list[str]]:
     for member in index.members:
         key, ending = _split_key(member.name, by_last_dot)
         file = member.name.rpartition("/")[2]
-        if not key or not ending or describes_folder(member.name) or file.startswith("._"):
+        is_table = ending in _TABLE_ENDINGS and file.partition(".")[0].lower() in _METADATA_STEMS
+        is_hidden = file.startswith(".") or describes_folder(member.name)
+        if not key or not ending or is_hidden or is_table:
             if not describes_folder(member.name):
                 others.append(member.name)
             continue

@@ -69,6 +69,8 @@ _PARALLEL_FOLDERS = frozenset(  # of images that belong to others, such as masks
     }
 )
 _CAPTION_KEYS = ("caption", "captions", "text")
+_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
+_LANGUAGE_ENDING = re.compile(r"(?P<base>.+)[_-](?P<tag>[a-z]{2}([-_][A-Za-z]{2})?)")
 _TAG = re.compile(r"[A-Za-z][\w-]{0,15}")  # the language in a.de.txt
 _BOX = re.compile(r"\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}", re.IGNORECASE)  # as YOLO writes one
 
@@ -163,12 +165,27 @@ class _Lookups:
         for lookup, key, is_loose in steps:
             found = _unambiguous(lookup.get(key, []), is_loose)
             if found:
-                return found, ""
-            shorter, dot, tag = key.rpartition(".")
-            found = _unambiguous(lookup.get(shorter, []), is_loose) if dot else []
-            if found and _TAG.fullmatch(tag):
-                return found, base.rpartition(".")[2]
+                return found, _language_folder(base) if lookup is self.by_name else ""
+            shorter, tag = _split_tag(key)
+            found = _unambiguous(lookup.get(shorter, []), is_loose) if tag else []
+            if found:
+                return found, base[-len(tag) :]
         return [], ""
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    """Return a name without its tag, and the tag: a.de, a_de and a-de have the tag de."""
+    shorter, dot, tag = name.rpartition(".")
+    if dot and _TAG.fullmatch(tag):
+        return shorter, tag
+    match = _LANGUAGE_ENDING.fullmatch(name)
+    return (match["base"], match["tag"]) if match else (name, "")
+
+
+def _language_folder(path: str) -> str:
+    """Return the innermost folder of a path if it is named like a language, else ""."""
+    name = path.rpartition("/")[0].rpartition("/")[2]
+    return name if _LANGUAGE.fullmatch(name) and not is_role_folder(name) else ""
 
 
 def _unambiguous(images: list[str], is_loose: bool) -> list[str]:
@@ -215,6 +232,9 @@ def parse_sidecar(text: str, *, is_json: bool) -> dict[str, Any] | None:
     if key is None:
         return value
     others = {k: v for k, v in value.items() if k != key}
+    texts = value[key]
+    if isinstance(texts, dict) and texts and all(_TAG.fullmatch(name) for name in texts):
+        return {**{f"caption_{n}": parse_captions(t) for n, t in texts.items()}, **others}
     return {"caption": parse_captions(value[key]), **others}
 
 
