@@ -41,7 +41,7 @@ from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.search.store import Store
 from sensorium.search.word_index import WordIndex
 
-MEAN_SAMPLE_ROWS = 4096  # from which the mean vector is taken
+MAX_SAMPLE_ROWS = 4096  # from which the distribution of a query's cosines is taken
 ENGINES = ("exact", "faiss")
 
 
@@ -73,7 +73,7 @@ class Index:
         self._engine_name = engine
         self._engine: SearchEngine | None = None  # created by the first search
         self._synced_alive = np.zeros(0, bool)  # which rows the engine has and returns
-        self._mean_vector = np.zeros(store.header.dim)
+        self._sample = np.zeros((0, store.header.dim), np.float32)
         self._words = WordIndex(store)
         self._model = self._check_fingerprint(model) if model is not None else None
 
@@ -139,6 +139,7 @@ class Index:
         return len(self._store)
 
     def __enter__(self) -> "Index":
+        self._store.check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,14 +285,14 @@ class Index:
                 rank_by_vectors(*found) for found in zip(*engine.search(queries, k), strict=True)
             ]
         _, nearest = engine.search(queries, num_candidates(k))
-        vectors, mean = self._store.vectors, self._mean_vector
+        vectors, num_rows = self._store.vectors, len(self)
         rankings: list[Ranking] = []
         for query, text, near in zip(queries, texts, nearest, strict=True):
             matches = self._words.search(text)
             near = near[near >= 0]
             rows = np.union1d(near, matches.best(num_candidates(k)))
             cosines = (vectors[rows].astype(np.float64) @ query).astype(np.float32)
-            candidates = VectorCandidates(rows, cosines, float(mean @ query), near[:k])
+            candidates = VectorCandidates(rows, cosines, self._sample @ query, near[:k], num_rows)
             rankings.append(rank_by_both(matches, candidates, k))
         return rankings
 
@@ -311,7 +312,7 @@ class Index:
         if deleted.any():
             self._engine.remove(np.flatnonzero(deleted))
         if num_new or deleted.any():
-            self._mean_vector = _mean_vector(self._store.vectors, alive)
+            self._sample = _sample_rows(self._store.vectors, alive)
         self._synced_alive = alive
         return self._engine
 
@@ -366,10 +367,8 @@ class Index:
         return SearchResult(text, hits, thumbnails, image)
 
 
-def _mean_vector(vectors: np.ndarray, alive: np.ndarray) -> Float[np.ndarray, " D"]:
-    """Return the mean of the rows that are not deleted, of a sample if there are many."""
+def _sample_rows(vectors: np.ndarray, alive: np.ndarray) -> Float[np.ndarray, "n D"]:
+    """Return the vectors that are not deleted; evenly spaced ones if there are many."""
     rows = np.flatnonzero(alive)
-    if not len(rows):
-        return np.zeros(vectors.shape[1])
-    step = -(-len(rows) // MEAN_SAMPLE_ROWS)
-    return vectors[rows[::step]].mean(0, dtype=np.float64)
+    step = max(1, -(-len(rows) // MAX_SAMPLE_ROWS))
+    return vectors[rows[::step]]

@@ -130,7 +130,9 @@ class Journal:
         """Record the current length, in the place of the smaller record."""
         lengths = [-1 if length is None else length for length in self._read_records()]
         smaller = lengths.index(min(lengths))
-        with contextlib.suppress(OSError):  # the change itself is safe, and the next one tries again
+        with contextlib.suppress(
+            OSError
+        ):  # the change itself is safe, and the next one tries again
             _write_at(self.fd, smaller * RECORD_BYTES, _pack_record(self._end))
 
     def _committed_length(self) -> int:

@@ -115,7 +115,7 @@ class Store:
         self.close()
 
     def __len__(self) -> int:
-        return sum(self.rows.alive)
+        return self.rows.alive.count(1)
 
     def close(self) -> None:
         """Close the files and release the lock."""

@@ -53,17 +53,25 @@ class WordIndex:
         return WordMatches(self._sync(), text)
 
     def save_if_needed(self) -> None:
-        """Save the postings if many rows are not in the file; for the writer."""
+        """Save the postings if many rows are not in the file; for the writer.
+
+        A failure is a warning: the rows are safe, and their words are read from them.
+        """
         num_rows = len(self._store.rows)
         if self._num_saved is None:
             self._num_saved = _read_num_rows(self._path)
         unsaved = num_rows - self._num_saved
         if unsaved >= max(MIN_UNSAVED_ROWS, int(num_rows * MAX_UNSAVED_FRACTION)):
-            self.save()
+            try:
+                self.save()
+            except SensoriumError as e:
+                logging.getLogger("sensorium").warning("The words of new rows are not saved: %s", e)
 
     def save(self) -> None:
         """Save the postings of all rows; for the writer."""
         postings = self._sync().postings
+        if not len(postings):
+            return
         self._num_saved = len(postings)
         writer = tensor_writer(_to_tensors(postings, self._store), {"rows": str(self._num_saved)})
         atomic.write_file(self._path, writer)
