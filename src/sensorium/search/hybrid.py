@@ -28,7 +28,8 @@ FULL_WORD_SCORE = 0.4  # BM25 of the best row from which on it counts in full; t
 WEAK_VECTOR_WEIGHT = 0.05  # of a standard deviation
 STRONG_VECTOR_WEIGHT = 1.0  # of a standard deviation above the noise
 NOISE_FRACTION = 0.8
-MIN_CANDIDATES = 100  # of each kind
+CANDIDATES_PER_RESULT = 3  # of each kind
+MIN_CANDIDATES = 30
 MIN_STD = 1e-6
 
 
@@ -66,7 +67,7 @@ class VectorCandidates(NamedTuple):
 
 def num_candidates(k: int) -> int:
     """Return how many rows of each kind are merged for k results."""
-    return max(k, MIN_CANDIDATES)
+    return max(CANDIDATES_PER_RESULT * k, MIN_CANDIDATES)
 
 
 def rank_by_vectors(scores: Float[np.ndarray, " k"], rows: Int[np.ndarray, " k"]) -> Ranking:

@@ -73,7 +73,7 @@ class Index:
         self._engine_name = engine
         self._engine: SearchEngine | None = None  # created by the first search
         self._synced_alive = np.zeros(0, bool)  # which rows the engine has and returns
-        self._sample = np.zeros((0, store.header.dim), np.float32)
+        self._vectors = self._sample = np.zeros((0, store.header.dim), np.float32)
         self._words = WordIndex(store)
         self._model = self._check_fingerprint(model) if model is not None else None
 
@@ -285,13 +285,13 @@ class Index:
                 rank_by_vectors(*found) for found in zip(*engine.search(queries, k), strict=True)
             ]
         _, nearest = engine.search(queries, num_candidates(k))
-        vectors, num_rows = self._store.vectors, len(self)
+        num_rows = len(self)
         rankings: list[Ranking] = []
         for query, text, near in zip(queries, texts, nearest, strict=True):
             matches = self._words.search(text)
             near = near[near >= 0]
             rows = np.union1d(near, matches.best(num_candidates(k)))
-            cosines = (vectors[rows].astype(np.float64) @ query).astype(np.float32)
+            cosines = (self._vectors[rows].astype(np.float64) @ query).astype(np.float32)
             candidates = VectorCandidates(rows, cosines, self._sample @ query, near[:k], num_rows)
             rankings.append(rank_by_both(matches, candidates, k))
         return rankings
@@ -305,14 +305,15 @@ class Index:
         alive = np.frombuffer(bytes(self._store.rows.alive), bool)
         num_new = len(alive) - len(self._synced_alive)
         if num_new:
-            self._engine.add(self._store.vectors)
+            self._vectors = self._store.vectors
+            self._engine.add(self._vectors)
             self._store.release_memory()  # the engine keeps what it needs of all rows
         returned = np.concatenate([self._synced_alive, np.ones(num_new, bool)])
         deleted = returned > alive
         if deleted.any():
             self._engine.remove(np.flatnonzero(deleted))
         if num_new or deleted.any():
-            self._sample = _sample_rows(self._store.vectors, alive)
+            self._sample = _sample_rows(self._vectors, alive)
         self._synced_alive = alive
         return self._engine
 

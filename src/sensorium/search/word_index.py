@@ -143,7 +143,7 @@ class WordMatches:
 
         Of equal scores, those of lower row numbers are taken.
         """
-        rows = np.flatnonzero(self.scores)
+        rows = np.flatnonzero(self.scores > 0)  # of booleans, which is faster
         if len(rows) > k:
             scores = self.scores[rows]
             threshold = np.partition(scores, len(rows) - k)[len(rows) - k]
