@@ -230,7 +230,11 @@ def known_items(model: Any, language: str) -> dict[str, float]:
             text in index.search(text=text, k=1, text_only=True)[0].info.captions
             for text in queries
         ]
-    return {"queries": len(queries), "first": np.mean(right), "first by words": np.mean(words)}
+    return {
+        "queries": len(queries),
+        "first": float(np.mean(right)),
+        "first by words": float(np.mean(words)),
+    }
 
 
 def main() -> None:

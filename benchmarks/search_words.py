@@ -123,7 +123,7 @@ def fts5(captions: list[str]) -> Callable[[str], list[int]]:
 def bm25s_search(captions: list[str]) -> Callable[[str], list[int]] | None:
     """Return the search of bm25s; None if it is not installed."""
     try:
-        import bm25s
+        import bm25s  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     retriever = bm25s.BM25(k1=1.2, b=0.75, method="lucene")

@@ -143,6 +143,20 @@ def test_every_caption_finds_its_own_row(tmp_path: Path) -> None:
             assert found(index, text.upper(), text_only=True, k=1) == [row]
 
 
+def test_accents_tell_captions_apart(tmp_path: Path) -> None:
+    """Words are found with and without accents, but the caption as it is written comes first."""
+    with make_index(tmp_path / "i", ["Bar", "Bär", "schon schön", "schön schon"]) as index:
+        for row, caption in enumerate(["bar", "BÄR", "Schon schön", "schön Schon"]):
+            hits = index.search(text=caption, k=1)
+            assert (hits[0].id, hits[0].score) == (row, 1.0)
+        index.add(text=["bar"])
+        assert found(index, "bar", k=1) == [4]
+        assert found(index, "Bar", k=1) == [0]
+        assert set(found(index, "schon", text_only=True)) == {2, 3}
+        assert found(index, "ba\u0308r", k=1) == [1]
+        assert index.search(text="schòn schon", k=1)[0].score == 1.0  # as no caption is written
+
+
 def test_results_say_what_matched(tmp_path: Path) -> None:
     with make_index(tmp_path / "i", [f"picture number {n}" for n in range(50)]) as index:
         assert found(index, "nothing of that", text_only=True) == []
@@ -170,7 +184,11 @@ def test_other_queries_compare_vectors_alone(tmp_path: Path) -> None:
             hits = index.search(**query, k=9)
             assert {hit.matched for hit in hits} == {"vectors"}
             assert [hit.id for hit in hits] == found(index, "a dog at night", vector_only=True, k=9)
-        for options in ({"text_only": True, "vector_only": True}, {"text_only": True}):
+        contradictions: list[dict[str, Any]] = [
+            {"text_only": True, "vector_only": True},
+            {"text_only": True},
+        ]
+        for options in contradictions:
             with pytest.raises(SensoriumError, match="-only"):
                 index.search(text="a", vector=vector, **options)
 

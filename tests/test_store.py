@@ -14,6 +14,7 @@ import pytest
 
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
+from sensorium.search import store as store_module
 from sensorium.search.header import IndexHeader
 from sensorium.search.index import Index
 from sensorium.search.results import RowInfo
@@ -303,6 +304,7 @@ def test_closed_store_says_so(tmp_path: Path) -> None:
 
 REBUILDER_SCRIPT = """
 import sys, numpy as np
+from sensorium.search import store as store_module
 from sensorium.search.header import IndexHeader
 from sensorium.search.store import Store
 while True:
@@ -335,14 +337,14 @@ def test_missing_file_is_damage_only_if_the_generation_is_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_store(tmp_path / "i")
-    real = Store._open_files
+    real = store_module.open_parts
 
-    def rebuild_first(store: Store, flags: int) -> None:
+    def rebuild_first(folder: Path, generation: int, flags: int) -> list[int]:
         monkeypatch.undo()
         fill_store(tmp_path / "i", 3)
-        real(store, flags)
+        return real(folder, generation, flags)
 
-    monkeypatch.setattr(Store, "_open_files", rebuild_first)
+    monkeypatch.setattr(store_module, "open_parts", rebuild_first)
     with Store.open(tmp_path / "i") as store:
         assert len(store) == 3
         assert store.header.generation == 2

@@ -16,6 +16,7 @@ N rows   n candidates
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Ranking(NamedTuple):
 
     rows: list[int]
     scores: list[float]
-    matched: list[Matched]
+    matched: Sequence[Matched]
 
 
 class VectorCandidates(NamedTuple):

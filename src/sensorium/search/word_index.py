@@ -125,7 +125,8 @@ class WordMatches:
     Attributes:
         scores: BM25 of each row, at most 1; 0 without any of the words. A row with the text as a
             category, tag or identifier has at least the score of the best row.
-        exact: the rows of which one caption is the text.
+        exact: the rows of which one caption is the text; if there are none, in any case; if there
+            are none either, but for accents.
     """
 
     def __init__(self, scorer: RowScorer, text: str) -> None:
@@ -133,7 +134,8 @@ class WordMatches:
         self._scorer = scorer
         self._weights = scorer.weights(query.words)
         self.scores: Float[np.ndarray, " N"] = scorer.scores(self._weights)
-        self.exact: Int[np.ndarray, " n"] = scorer.rows_with(query.caption)
+        candidates = (scorer.rows_with(term) for term in query.captions)
+        self.exact = next((rows for rows in candidates if len(rows)), np.zeros(0, np.int32))
         self._with_attribute = scorer.rows_with(query.attribute)
         if len(self._with_attribute):
             self.scores[self._with_attribute] = self.scores.max() or 1.0

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 MAX_CHARACTERS = 1 << 16  # of a row that are searched
-CAPTION_PREFIX, ATTRIBUTE_PREFIX = "=", ":"  # no word begins so
+CAPTION_PREFIXES, ATTRIBUTE_PREFIX = ("===", "==", "="), ":"  # no word begins so
 CACHED_TERMS = 1 << 17
 
 _UNSPACED = (  # scripts without spaces between words, and Hangul
@@ -42,12 +42,13 @@ class QueryTerms(NamedTuple):
 
     Attributes:
         words: one for each of its words.
-        caption: that of a caption that is the query; None if it has no words.
-        attribute: that of an attribute that is the query.
+        captions: those of a caption that is the query as written, in any case, or but for accents;
+            none if it has no words.
+        attribute: that of an attribute that is the query; None if it has no words.
     """
 
     words: list[int]
-    caption: int | None
+    captions: list[int]
     attribute: int | None
 
 
@@ -61,8 +62,7 @@ def caption_terms(captions: Iterable[str]) -> Counter[int]:
         words = split_words(caption[:remaining])
         remaining -= len(caption)
         counts.update(hash_term(part) for word in words for part in _parts(word))
-        if words:
-            counts[_whole_term(CAPTION_PREFIX, words)] += 1
+        counts.update(_whole_terms(caption, words))
     return counts
 
 
@@ -85,28 +85,30 @@ def query_terms(text: str) -> QueryTerms:
     """Return the terms by which rows are searched, each once."""
     words = split_words(text[:MAX_CHARACTERS])
     if not words:
-        return QueryTerms([], None, None)
+        return QueryTerms([], [], None)
     parts = dict.fromkeys(part for word in words for part in _parts(word))
     return QueryTerms(
         [hash_term(part) for part in parts],
-        _whole_term(CAPTION_PREFIX, words),
+        _whole_terms(text, words),
         _whole_term(ATTRIBUTE_PREFIX, words),
     )
 
 
-def split_words(text: str) -> list[str]:
+def split_words(text: str, *, keep_accents: bool = False) -> list[str]:
     """Return the normalized words of a text; a run without spaces is one word."""
-    text = text.lower() if text.isascii() else normalize_text(text)
+    text = text.lower() if text.isascii() else normalize_text(text, keep_accents=keep_accents)
     return (_ASCII_WORDS if text.isascii() else _patterns()[0]).findall(text)
 
 
-def normalize_text(text: str) -> str:
+def normalize_text(text: str, *, keep_accents: bool = False) -> str:
     """Return a text in which spellings of the same words are equal.
 
     Case, width, ligatures and composition are folded, invisible characters are left out, and so
     are accents of Latin and Greek letters, which many people do not type.
     """
     visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    if keep_accents:
+        return unicodedata.normalize("NFKC", visible)
     decomposed = unicodedata.normalize("NFKD", visible)
     plain = _ACCENTS.sub(r"\1", decomposed)
     return unicodedata.normalize("NFKC", plain).translate(_VARIANTS)
@@ -122,6 +124,20 @@ def hash_term(word: str) -> int:
 def _whole_term(prefix: str, words: list[str]) -> int:
     """Return the term of a whole text."""
     return hash_term(prefix + " ".join(words))
+
+
+def _whole_terms(caption: str, words: list[str]) -> list[int]:
+    """Return the terms of a caption as a whole: as written, in any case, and without accents."""
+    if not words:
+        return []
+    caption = caption[:MAX_CHARACTERS]
+    spellings = (
+        unicodedata.normalize("NFC", caption).split(),
+        split_words(caption, keep_accents=True),
+        words,
+    )
+    prefixed = zip(CAPTION_PREFIXES, spellings, strict=True)
+    return [_whole_term(prefix, spelling) for prefix, spelling in prefixed]
 
 
 def _parts(word: str) -> list[str]:
