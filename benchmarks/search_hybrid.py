@@ -41,7 +41,7 @@ from sensorium.search.words import caption_terms
 
 RESULTS = Path(__file__).parent / "results" / "search_hybrid.jsonl"
 UNSEEN = ("test_unseen_artist", "test_unseen_concept", "test_unseen_both", "val_unseen_concept")
-MAX_QUERIES = 1200
+MAX_QUERIES = 600
 BATCH = 256
 K = 10
 

@@ -6,8 +6,8 @@ Captions of 4 to 20 words with Zipf's distribution over 50,000 words: the most f
 most captions. Sensorium uses the index as shipped, opened from disk. The peers hold the same texts
 in memory: an FTS5 table of the standard library's SQLite (words joined by OR, ordered by its bm25),
 and bm25s, if it is installed. The same queries in alternating order, one at a time, one thread; top
-10. Prints milliseconds a query (median over rounds) by kind of query and the ratio to Sensorium,
-the time and memory to open the index, and how many results agree; appends a line to
+10. Prints CPU milliseconds a query (median over rounds; less disturbed by load than wall time) by
+kind of query and the ratio to Sensorium, the time and memory to open the index, and how many results agree; appends a line to
 benchmarks/results/search_words.jsonl.
 """
 
@@ -194,10 +194,10 @@ def main() -> None:
             took: dict[str, list[float]] = {way: [] for way in ways}
             for i in range(args.rounds):
                 for way in list(ways)[:: 1 if i % 2 else -1]:
-                    began = time.perf_counter()
+                    began = time.process_time()
                     for query in queries:
                         ways[way](query)
-                    took[way].append(1e3 * (time.perf_counter() - began) / len(queries))
+                    took[way].append(1e3 * (time.process_time() - began) / len(queries))
             ms = {way: float(np.median(times)) for way, times in took.items()}
             agree = {
                 way: np.mean([len({*ways[way](q)} & {*ways["words"](q)}) / K for q in queries[:20]])
@@ -208,7 +208,7 @@ def main() -> None:
                 kind=kind,
                 rows=args.rows,
                 dim=args.dim,
-                ms={way: round(value, 2) for way, value in ms.items()},
+                cpu_ms={way: round(value, 2) for way, value in ms.items()},
                 words_beside_vectors=round(ms["hybrid"] - ms["vectors"], 2),
                 ratio={way: round(ms[way] / ms["words"], 2) for way in agree},
                 agreement={way: round(float(value), 3) for way, value in agree.items()},
