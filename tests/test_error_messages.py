@@ -131,7 +131,9 @@ CASES = {
         search run red --out found.gif
         search run red --model nowhere
         search run red --model predictor
-        search run red -k many""",
+        search run red -k many
+        search run red --text-only --vector-only
+        search run --image photos/03.png --text-only""",
     "generate": """
         generate
         generate nowhere x
