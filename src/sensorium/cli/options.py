@@ -156,12 +156,14 @@ class EvalOptions:
     """Captioning, text-to-image, prediction: evaluate at most this many rows of a split."""
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
+    importance_repeats: int | None = None
+    """Prediction: shuffles of each column to measure its importance. Default: 5; 0: none."""
     class_column: str | None = None
     """Retrieval: category column of zero-shot classification. Default: the only one."""
     templates: Annotated[tuple[str, ...], FLAG] = ()
     """Retrieval: text with {} for the name of a class, for zero-shot classification. Repeatable."""
     seed: int | None = None
-    """Text-to-image: random seed of the generated images."""
+    """Text-to-image, prediction: random seed of the generated images, or of the shuffles."""
     feature_model: str | None = None
     """Captioning, text-to-image: model that embeds images and text, used to compare them."""
     blind_model: str | None = None
@@ -174,6 +176,7 @@ class EvalOptions:
             "average_captions": self.average_captions or None,
             "max_samples": self.max_samples,
             "ablate_columns": self.ablate_columns or None,
+            "importance_repeats": self.importance_repeats,
             "class_column": self.class_column,
             "templates": self.templates or None,
             "seed": self.seed,
