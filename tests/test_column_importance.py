@@ -1,11 +1,11 @@
 """Tests of permutation importance: every column by itself, with its noise, on the terminal too."""
 
-import html.parser
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.html_pages import Page, assert_self_contained
 from PIL import Image
 
 import sensorium as sn
@@ -197,46 +197,17 @@ def test_long_tables_are_cut_on_the_terminal_only(capsys: pytest.CaptureFixture[
 # The page of the report
 
 
-class _Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 def test_page_of_the_report(report: EvaluationReport, tmp_path: Path) -> None:
     report.save(tmp_path)
     source = (tmp_path / "evaluation.html").read_text(encoding="utf-8")
-    page = _Page(source)
-    names = [tag for tag, _ in page.tags]
-    assert names.count("title") == 1
-    assert "script" not in names
-    assert "i" not in names, "the name of a column is no markup"
+    assert_self_contained(source)
+    page = Page(source)
+    assert page.names.count("title") == 1
+    assert "i" not in page.names, "the name of a column is no markup"
     assert "a|b <i>" in page.text
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(report.charts)
-    assert all(image["alt"] and str(image["src"]).startswith("data:") for image in images)
-    assert "price: intervals" in [image["alt"] for image in images]
-    assert all("href" not in attributes for _, attributes in page.tags)
+    assert len(page.images) == len(report.charts)
+    assert "price: intervals" in [image["alt"] for image in page.images]
+    assert page.links == []
     policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert "prefers-color-scheme:dark" in source

@@ -33,7 +33,9 @@ figure{margin:0}figure img{display:block;max-width:100%;height:auto;border-radiu
 th,td{padding:8px 10px}}
 """
 _NOTEBOOK_STYLE = "font-family:inherit;overflow-x:auto;max-width:100%"
-_CELL_STYLE = "text-align:left;vertical-align:top;max-width:24em;overflow-wrap:anywhere"
+_CELL_STYLE = "text-align:left;vertical-align:top;max-width:24em;overflow-wrap:break-word"
+_THUMBNAIL_STYLE = "width:48px;height:48px;object-fit:contain"
+MAX_CELL_CHARS = 160  # of a cell in a notebook
 
 
 def render_page(title: str, body: str, css: str = "") -> str:
@@ -95,12 +97,12 @@ def notebook_html(
 
     Args:
         title: the heading.
-        rows: cells of a table.
+        rows: cells of a table; bytes are a PNG.
         header: names of its columns.
         facts: name and value of lines before the table.
         note: a remark after the table.
     """
-    parts = [f"<strong>{escape_text(title)}</strong>"]
+    parts = [f'<div style="overflow-wrap:anywhere"><strong>{escape_text(title)}</strong></div>']
     parts += [
         f"<div>{escape_text(name)}: {escape_text(value)}</div>"
         for name, value in (facts or {}).items()
@@ -117,4 +119,9 @@ def notebook_html(
 
 
 def _notebook_cell(tag: str, value: object) -> str:
-    return f'<{tag} style="{_CELL_STYLE}">{escape_text(value)}</{tag}>'
+    if isinstance(value, bytes):
+        content = f'<img alt="" style="{_THUMBNAIL_STYLE}" src="{data_uri(value, "image/png")}">'
+        return f"<{tag}>{content if value else ''}</{tag}>"
+    text = str(value)
+    text = text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 1] + "…"
+    return f'<{tag} style="{_CELL_STYLE}">{escape_text(text)}</{tag}>'

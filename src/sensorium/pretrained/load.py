@@ -10,6 +10,7 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
+from sensorium.io.web_page import notebook_html
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
@@ -54,6 +55,16 @@ class PretrainedModel(VerbModel):
     def __repr__(self) -> str:
         verbs = ", ".join(self.verbs) or "none"
         return f"PretrainedModel({self.family.name} from {self.folder}, verbs: {verbs})"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(
+            f"pretrained {self.family.name} from {self.folder}",
+            facts={
+                "inputs": ", ".join(self.preprocessing) or "none",
+                "verbs": ", ".join(self.verbs) or "none",
+                "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            },
+        )
 
 
 def load_pretrained_model(

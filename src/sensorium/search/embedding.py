@@ -4,6 +4,7 @@ N rows   D width
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -101,8 +102,15 @@ def read_batch(
             continue
         captions = list(dict.fromkeys(flatten_captions(column_texts[i] for column_texts in texts)))
         values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
-        infos.append(RowInfo(location, kind, captions).pack(thumbnail))
+        info = RowInfo(location, kind, captions, _file_path(images[i], raw_values[i]))
+        infos.append(info.pack(thumbnail))
     return values, infos
+
+
+def _file_path(*values: Any) -> str:
+    """Return the absolute path of the first value that is a file; "" where none is."""
+    path = next((value for value in values if isinstance(value, Path)), None)
+    return "" if path is None else str(path.absolute())
 
 
 def embed_values(

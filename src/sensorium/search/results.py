@@ -24,11 +24,13 @@ class RowInfo:
         name: where the row came from.
         kind: column type that was embedded.
         captions: its texts, if any.
+        path: absolute path of its file; "" where it has none.
     """
 
     name: str
     kind: str
     captions: list[str]
+    path: str = ""
 
     def pack(self, thumbnail: bytes) -> bytes:
         """Return the row info and its thumbnail (a PNG, or b"") as bytes."""
@@ -46,7 +48,9 @@ class RowInfo:
             values = json.loads(header)
         except ValueError:
             values = None
-        types = {"name": str, "kind": str, "captions": list}
+        types = {"name": str, "kind": str, "captions": list, "path": str}
+        if isinstance(values, dict):
+            values = {"path": "", **values}  # indexes of earlier versions lack it
         if not isinstance(values, dict) or {k: type(v) for k, v in values.items()} != types:
             raise SensoriumError(
                 "A row of the index was not written by Sensorium. Build the index again."
@@ -120,6 +124,15 @@ class SearchResult(Sequence[Hit]):
             captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
             lines.append(f"{hit.score:6.3f}  {hit.info.name}  {captions}")
         return "\n".join(lines) or "no results"
+
+    def __repr__(self) -> str:
+        best = f", best {self.hits[0].info.name!r}" if self.hits else ""
+        return f"SearchResult({self.query!r}, {len(self.hits)} hits{best})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.search.render import render_notebook
+
+        return render_notebook(self)
 
     def save(self, path: str | Path) -> None:
         """Write the result as a contact sheet (.png) or a self-contained page (.html)."""
