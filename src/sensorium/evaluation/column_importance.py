@@ -20,7 +20,6 @@ from sensorium.evaluation.validate_prediction import concat_batches
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch
 
-IMPORTANCE_REPEATS = 5  # shuffles of each column
 MAX_IMPORTANCE_ROWS = 1000
 MIN_IMPORTANCE_ROWS = 200
 MAX_ENCODED_ROWS = 30_000  # rows predicted in all, where columns have encoders
@@ -71,7 +70,7 @@ def permutation_importance(
     rows: Int[np.ndarray, "N"],
     columns: Sequence[str],
     score: ScoreFunction,
-    repeats: int = IMPORTANCE_REPEATS,
+    repeats: int = 5,
     seed: int = 0,
 ) -> list[ColumnImportance]:
     """Return the importance of each column, the most important one first.

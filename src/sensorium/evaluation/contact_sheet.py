@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
-from sensorium.io.fonts import MAX_TEXT_CHARS, clean_text, fit_line
-
 TEXT_WIDTH = 260  # pixels of the text column
 CELL_SIZE = 72  # side of an image with its margin
 MAX_LINE_CHARS, MAX_TEXT_LINES = 40, 4  # longer texts are wrapped, then cut
@@ -35,6 +33,8 @@ def draw_contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Ima
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, top: int) -> None:
     """Draw the lines of a text in the middle of a row of images."""
+    from sensorium.io.fonts import MAX_TEXT_CHARS, clean_text, fit_line  # for sheets alone
+
     cleaned = clean_text(text[:MAX_TEXT_CHARS])
     is_wide = any(unicodedata.east_asian_width(c) in "WF" for c in cleaned)
     max_chars = MAX_LINE_CHARS // 2 if is_wide else MAX_LINE_CHARS

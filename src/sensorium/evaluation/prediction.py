@@ -12,13 +12,6 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.dataset import Dataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError
-from sensorium.evaluation.column_importance import (
-    IMPORTANCE_DEFINITION,
-    IMPORTANCE_REPEATS,
-    importance_rows,
-    importance_table,
-    permutation_importance,
-)
 from sensorium.evaluation.missing_values import (
     MISSING_FRACTIONS,
     MissingValuePoint,
@@ -41,6 +34,7 @@ from sensorium.modalities.base import Modality
 from sensorium.models.multimodal_predictor import MultimodalPredictor
 from sensorium.nn.tokens import Batch
 
+IMPORTANCE_REPEATS = 5  # shuffles of each column
 MAX_MASKED_ROWS = 2000  # rows of a split that are evaluated with values hidden
 COMMON_DEFINITIONS = """\
 baseline: the metric of a constant prediction, the output without any input: the most common class,
@@ -101,19 +95,26 @@ def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
             evaluation.evaluate_split(split, rows, ablate_columns)
             evaluation.add_importance(split, rows, importance_repeats, seed)
         absent_notes = [f"no column {name}: evaluated without it" for name in absent]
-        definitions = dict.fromkeys(METRIC_DEFINITIONS[m.kind] for m in targets.values())
         return EvaluationReport(
             evaluation.metrics,
             {"target": ", ".join(targets)},
             task="prediction",
             headline_metrics=evaluation.headline_metrics(),
-            definitions="\n\n".join([*definitions, COMMON_DEFINITIONS, IMPORTANCE_DEFINITION]),
+            definitions=_definitions(targets),
             notes=absent_notes + evaluation.notes,
             charts=evaluation.charts,
             tables=evaluation.tables,
         )
 
     return evaluate
+
+
+def _definitions(targets: Mapping[str, Modality]) -> str:
+    """Return the definitions of all metrics of these targets."""
+    from sensorium.evaluation.column_importance import IMPORTANCE_DEFINITION
+
+    metrics = dict.fromkeys(METRIC_DEFINITIONS[m.kind] for m in targets.values())
+    return "\n\n".join([*metrics, COMMON_DEFINITIONS, IMPORTANCE_DEFINITION])
 
 
 def _match_columns(
@@ -193,16 +194,19 @@ class _PredictionEvaluation:
 
     def add_importance(self, split: str, rows: np.ndarray, repeats: int, seed: int) -> None:
         """Add the table of the columns' importance on these rows."""
+        from sensorium.evaluation import column_importance as importance  # training has no use
+
         columns = [name for name in self.inputs if name in self.model.columns]
         if repeats < 1 or not len(rows) or len(columns) < 2:
             return
-        sample = importance_rows(self.model, rows, len(columns), repeats)
-        importance = permutation_importance(
+        sample = importance.importance_rows(self.model, rows, len(columns), repeats)
+        result = importance.permutation_importance(
             self.model, self.prepared, sample, columns, self._main_metrics, repeats, seed
         )
         metrics = {name: MAIN_METRICS[modality.kind] for name, modality in self.targets.items()}
         sizes = (len(sample), len(rows))
-        self.tables.append(importance_table(split, importance, metrics, self.ablation, sizes))
+        table = importance.importance_table(split, result, metrics, self.ablation, sizes)
+        self.tables.append(table)
 
     def headline_metrics(self) -> list[str]:
         """Return the most important metrics of all targets."""

@@ -10,7 +10,6 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
-from sensorium.io.web_page import notebook_html
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import (
     ModelConfig,
@@ -57,6 +56,8 @@ class PretrainedModel(VerbModel):
         return f"PretrainedModel({self.family.name} from {self.folder}, verbs: {verbs})"
 
     def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
         return notebook_html(
             f"pretrained {self.family.name} from {self.folder}",
             facts={

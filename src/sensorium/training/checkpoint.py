@@ -19,7 +19,6 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
 from sensorium.io.run_config import RunConfig
-from sensorium.io.web_page import notebook_html
 from sensorium.nn.tokens import ColumnKey, column_label, column_names
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import Recipe, RecipeFunction
@@ -55,6 +54,8 @@ class Model(VerbModel):
         return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
 
     def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
         kinds = {name: column.kind for name, column in self.schema.columns.items()}
         return notebook_html(
             f"{self.config.recipe} from {self.folder}",
