@@ -46,7 +46,7 @@ METRIC_DESCRIPTIONS = {
     "pixel neighbour recall@10": "nearest pixels, first ten",
 }
 DEMO_CSS = """
-.curve{max-width:100%;height:auto;border-radius:14px}td b{font-size:17px}
+.curve{max-width:640px}
 header{margin-bottom:28px}header p{font-size:17px;max-width:46em}
 """
 DEMO_BODY = """<header><h1>Sensorium</h1><p>A model of {size:.1f} million parameters was trained on

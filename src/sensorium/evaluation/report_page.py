@@ -1,11 +1,14 @@
 """The page of an evaluation report: tables and charts in one HTML file."""
 
+import html
+import re
+
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.io.web_page import escape_text, image_tag, render_page, render_table
 
 _CSS = """
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
-.charts img{width:100%;background:#fff;padding:4px}dl{margin:0 0 20px}
+dl{margin:0 0 20px}
 dl{display:grid;grid-template-columns:auto 1fr;gap:2px 14px}dt{color:var(--pale)}
 dd{margin:0;overflow-wrap:anywhere;min-width:0}ul{margin:14px 0 0;padding-left:20px}
 li{overflow-wrap:anywhere}.legend{margin:12px 0 0;font-size:13px}summary{cursor:pointer}
@@ -30,13 +33,8 @@ def render_report(report: EvaluationReport) -> str:
         note = f'<p class="legend">{escape_text(table.note)}</p>'
         body.append(f"<section><h2>{escape_text(table.title)}</h2>{cells}{note}</section>")
     if report.charts:
-        figures = (
-            f"<figure>{image_tag(svg.encode(), _chart_title(svg, path), 'image/svg+xml')}</figure>"
-            for path, svg in report.charts.items()
-        )
-        body.append(
-            f'<section><h2>Charts</h2><div class="charts">{"".join(figures)}</div></section>'
-        )
+        figures = "".join(_figure(svg, path) for path, svg in report.charts.items())
+        body.append(f'<section><h2>Charts</h2><div class="charts">{figures}</div></section>')
     body.append(
         "<section><h2>All metrics</h2><details><summary>Show</summary>"
         f"{_metric_table(report, report.metric_names())}</details>"
@@ -54,9 +52,17 @@ def _paragraph(text: str) -> str:
     return f'<p class="legend">{escape_text(text)}</p>' if text.strip() else ""
 
 
+def _figure(svg: str, path: str) -> str:
+    """Return a chart, which scrolls in its own box where it would be too small to read."""
+    found = re.search(r'<svg[^>]* width="(\d+)', svg)
+    style = f"min-width:{min(2000, int(found[1])) * 3 // 4}px" if found else ""
+    image = image_tag(svg.encode(), _chart_title(svg, path), "image/svg+xml")
+    return (
+        f'<figure tabindex="0">{image.replace("<img ", f"""<img style="{style}" """, 1)}</figure>'
+    )
+
+
 def _chart_title(svg: str, path: str) -> str:
     """Return the title of a chart, its alternative text."""
-    import html
-
     _, found, rest = svg.partition("<title>")
     return html.unescape(rest.partition("</title>")[0]) if found else path

@@ -28,7 +28,8 @@ th:first-child,td:first-child{text-align:left;min-width:9em;max-width:24em;overf
 th{font-weight:500;color:var(--pale);font-size:13px;vertical-align:bottom}
 pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px;
 overflow-x:auto}
-figure{margin:0}figure img{display:block;max-width:100%;height:auto;border-radius:14px}
+figure{margin:0;overflow-x:auto;border-radius:14px;background:#fff;min-width:0}
+figure img{display:block;width:100%;min-width:440px;height:auto}
 @media(max-width:480px){main{padding:24px 12px 48px}h2{font-size:20px}section{margin-bottom:36px}
 th,td{padding:8px 10px}}
 """
