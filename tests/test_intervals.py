@@ -6,6 +6,7 @@ calibration: what is tested is the interval alone.
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +111,23 @@ def test_bounds_are_those_that_the_values_show(
 def test_bounds_that_are_set_stay() -> None:
     fitted = Numeric(lower=-10, upper=1000).fit([3.0, 5.0, 4.0])
     assert (fitted.lower, fitted.upper) == (-10, 1000)
+
+
+def test_bounds_that_are_set_may_lie_beyond_the_data() -> None:
+    assert Numeric(upper=-5).fit([3.0, 5.0, 4.0]).lower is None
+    with pytest.raises(SensoriumError, match="lower bound 5 of a numeric column is not below"):
+        Numeric(lower=5, upper=1)
+
+
+def test_bounds_are_set_by_the_type_of_a_column(tmp_path: Path) -> None:
+    path = write_sizes(tmp_path / "sizes.csv", 60)
+    data = Dataset.open(path, types={"size": "numeric:lower=-2:upper=900.5"})
+    fitted = data.schema.fit(data, data.splits["train"], ["size"])["size"]
+    assert isinstance(fitted, Numeric)
+    assert (fitted.lower, fitted.upper) == (-2, 900.5)
+    for setting in ("lower=abc", "lower=true", "lower=[1]", "bound=3"):
+        with pytest.raises(SensoriumError, match=f"'{re.escape(setting)}' is not a setting"):
+            Dataset.open(path, types={"size": f"numeric:{setting}"})
 
 
 def test_nothing_is_predicted_beyond_the_bounds() -> None:

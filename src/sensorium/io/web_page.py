@@ -25,7 +25,7 @@ table{border-collapse:collapse;width:100%}
 th,td{padding:9px 14px;text-align:right;font-variant-numeric:tabular-nums;vertical-align:top}
 tr+tr>*{border-top:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;min-width:9em;max-width:24em;overflow-wrap:anywhere}
-th{font-weight:500;color:var(--pale);font-size:13px;vertical-align:bottom}
+th{min-width:5.5em;font-weight:500;color:var(--pale);font-size:13px;vertical-align:bottom}
 pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px;
 overflow-x:auto}
 figure{margin:0;overflow-x:auto;border-radius:14px;background:#fff;min-width:0}

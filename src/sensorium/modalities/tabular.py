@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sensorium.errors import SensoriumError
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.modalities.series_io import MAX_NUMBER
 
@@ -79,6 +80,15 @@ class Numeric:
     lower: float | None = None
     upper: float | None = None
 
+    def __post_init__(self) -> None:
+        lower = -math.inf if self.lower is None else self.lower
+        upper = math.inf if self.upper is None else self.upper
+        if not lower < upper:
+            raise SensoriumError(
+                f"The lower bound {lower:g} of a numeric column is not below its upper bound "
+                f"{upper:g}."
+            )
+
     def fit(self, values: Iterable[float | None]) -> Numeric:
         """Return the settings with statistics of all values that are not None.
 
@@ -90,14 +100,20 @@ class Numeric:
             return self
         edges = np.unique(np.quantile(present, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
         lower, upper = natural_bounds(present)
+        lower = lower if self.lower is None else self.lower
+        upper = upper if self.upper is None else self.upper
+        if (
+            lower is not None and upper is not None and lower >= upper
+        ):  # one was set beyond the data
+            lower, upper = self.lower, self.upper
         return replace(
             self,
             mean=float(present.mean()),
             std=float(present.std()) or 1.0,
             edges=tuple(edges.tolist()),
             count=len(present),
-            lower=lower if self.lower is None else self.lower,
-            upper=upper if self.upper is None else self.upper,
+            lower=lower,
+            upper=upper,
         )
 
     def clamp(self, values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
