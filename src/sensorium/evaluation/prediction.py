@@ -49,7 +49,8 @@ selective accuracy at L: accuracy of these rows. at S missing: the main metric w
 the values hidden at random and masked; imputed: with the mean, the most common class, an image of
 the mean color or an empty text instead. relative loss: what masking loses with half of the values
 hidden, divided by what imputation loses. only NAME: with that column, or all single values (row),
-as the only input. Intervals of numbers stay within the natural bounds of the column."""
+as the only input."""
+BOUNDS_DEFINITION = "Predicted numbers and intervals stay within the natural bounds of the target."
 
 
 def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
@@ -114,7 +115,7 @@ def _definitions(targets: Mapping[str, Modality]) -> str:
     from sensorium.evaluation.column_importance import IMPORTANCE_DEFINITION
 
     metrics = dict.fromkeys(METRIC_DEFINITIONS[m.kind] for m in targets.values())
-    return "\n\n".join([*metrics, COMMON_DEFINITIONS, IMPORTANCE_DEFINITION])
+    return "\n\n".join([*metrics, COMMON_DEFINITIONS, BOUNDS_DEFINITION, IMPORTANCE_DEFINITION])
 
 
 def _match_columns(
