@@ -34,10 +34,11 @@ NO_FONT_NOTE = (
     "[ ] stands for a text whose letters no font found here has: save an .html file to see it."
 )
 SCORE_LEGEND = (
-    "The number is the score of a result: the cosine similarity of query and result for the model, "
-    "1 at most. Higher is closer; compare scores within one query."
+    "The number is the score of a result, at most 1: the cosine similarity of query and result if "
+    "only vectors were compared, and otherwise how well words and vectors match together (1: a "
+    "caption is the query). The word beside it says what matched. Compare scores within one query."
 )
-MATCHED_LABELS = {"words": "words", "vectors": "similar", "both": "words, similar"}
+MATCHED_LABELS = {"words": "words", "vectors": "vectors", "both": "words + vectors"}
 RESULTS_CSS = """
 .results{list-style:none;margin:0;padding:0;display:grid;gap:16px;
 grid-template-columns:repeat(auto-fill,minmax(152px,1fr))}
@@ -150,9 +151,8 @@ def _render_card(hit: Hit, png: bytes, folder: Path | None) -> str:
         name = f'<a href="{address}">{name}</a>'
     width = max(0.0, min(hit.score, 1.0)) * 58
     bar = f'<i style="width:{width:.0f}%"></i>' if width >= 1 else ""
-    matched = MATCHED_LABELS.get(str(getattr(hit, "matched", "")), "")
     return (
-        f'<li>{image}<div class="score">{bar}<b>{hit.score:.3f}</b>{matched}</div>'
+        f'<li>{image}<div class="score">{bar}<b>{hit.score:.3f}</b>{_matched(hit)}</div>'
         f'<p class="caption">{escape_text(captions)}</p><p class="name">{name}</p></li>'
     )
 
@@ -169,6 +169,11 @@ def file_link(path: str, folder: Path) -> str | None:
     except ValueError:  # on another drive
         return Path(path).as_uri()
     return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
+
+
+def _matched(hit: Hit) -> str:
+    """Return by what a hit was found."""
+    return MATCHED_LABELS.get(str(getattr(hit, "matched", "")), "")
 
 
 def _join_captions(hit: Hit) -> str:
@@ -211,7 +216,7 @@ class _Sheet:
             self.image.paste(_open_png(png), position)
         texts = ["; ".join(hit.info.captions) or hit.info.name, f"[{hit.info.name}]", "[caption]"]
         self._add_text((x, bottom + 4), texts, THUMBNAIL_SIZE, 12)
-        line = fit_line(f"{hit.score:.3f}", 12, THUMBNAIL_SIZE)
+        line = fit_line(f"{hit.score:.3f} {_matched(hit)}", 12, THUMBNAIL_SIZE)
         if line is not None:
             line.draw(self.draw, (x, bottom + 20), MUTED_COLOR)
 
