@@ -213,11 +213,12 @@ def _text(
 
 def _svg_document(width: float, height: float, title: str, elements: Iterable[str]) -> str:
     shown = truncate_title(title, width - 32)
+    style = f'font-size="{TITLE_SIZE}" font-weight="bold"'
     lines = [
         _svg_tag(width, height),
         f"<title>{escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="16" y="22" font-size="{TITLE_SIZE}" font-weight="bold">{escape(shown)}</text>',
+        f'<text x="16" y="22" {style}>{escape(shown)}</text>',
         *elements,
         "</svg>",
     ]
