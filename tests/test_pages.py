@@ -18,7 +18,7 @@ from sensorium.search.render import SCORE_LEGEND, render_html, save_results
 from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.training.checkpoint import Model
 
-HOSTILE = "<img src=x onerror=alert(1)> & \"quoted\" 'single' \u202eabc"
+HOSTILE = "<img src=x onerror=alert(1)> & \"quoted\" 'single' قطة"
 
 
 def make_png() -> bytes:
