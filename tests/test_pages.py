@@ -57,7 +57,7 @@ def test_page_of_results(tmp_path: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    info = RowInfo(HOSTILE, "image", [HOSTILE, "<b>bold</b>"], str(tmp_path / "x.png"))
+    info = RowInfo(HOSTILE, "image", [HOSTILE, "<b>bold</b>"], path=str(tmp_path / "x.png"))
     source = render_html([make_result(info, query=HOSTILE)], tmp_path)
     assert_self_contained(source)
     page = Page(source)
@@ -73,7 +73,7 @@ def test_results_link_to_their_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "pages").mkdir()
     path = tmp_path / "photos" / name
     path.write_bytes(b"x")
-    result = make_result(RowInfo(name, "image", ["cat"], str(path)))
+    result = make_result(RowInfo(name, "image", ["cat"], path=str(path)))
     save_results([result], tmp_path / "pages" / "results.html")
     page = Page((tmp_path / "pages" / "results.html").read_text(encoding="utf-8"))
     assert len(page.links) == 2, "the image and its name"
@@ -84,9 +84,9 @@ def test_results_link_to_their_files(tmp_path: Path, name: str) -> None:
 
 def test_missing_files_are_not_linked(tmp_path: Path) -> None:
     infos = [
-        RowInfo("gone", "image", [], str(tmp_path / "gone.png")),
+        RowInfo("gone", "image", [], path=str(tmp_path / "gone.png")),
         RowInfo("t.csv:3", "image", []),
-        RowInfo("bad", "image", [], "a\0b"),
+        RowInfo("bad", "image", [], path="a\0b"),
     ]
     assert Page(render_html([make_result(*infos)], tmp_path)).links == []
     (tmp_path / "gone.png").write_bytes(b"x")

@@ -102,15 +102,15 @@ def read_batch(
             continue
         captions = list(dict.fromkeys(flatten_captions(column_texts[i] for column_texts in texts)))
         values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
-        info = RowInfo(location, kind, captions, _file_path(images[i], raw_values[i]))
+        info = RowInfo(location, kind, captions, path=_file_path(images[i], raw_values[i]))
         infos.append(info.pack(thumbnail))
     return values, infos
 
 
 def _file_path(*values: Any) -> str:
-    """Return the absolute path of the first value that is a file; "" where none is."""
+    """Return the absolute path of the first value that is a file, as text; "" where none is."""
     path = next((value for value in values if isinstance(value, Path)), None)
-    return "" if path is None else str(path.absolute())
+    return "" if path is None else str(path.absolute()).encode(errors="replace").decode()
 
 
 def embed_values(
