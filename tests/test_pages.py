@@ -14,6 +14,7 @@ import sensorium as sn
 from sensorium.data.dataset import Dataset
 from sensorium.evaluation.report import EvaluationReport, ReportTable
 from sensorium.recipes.fusion import fusion
+from sensorium.search.index import Index
 from sensorium.search.render import SCORE_LEGEND, render_html, save_results
 from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.training.checkpoint import Model
@@ -93,16 +94,25 @@ def test_missing_files_are_not_linked(tmp_path: Path) -> None:
     assert Page(render_html([make_result(*infos)])).links == [], "no page, no links"
 
 
-def test_files_are_stored_with_the_rows_of_an_index(tmp_path: Path) -> None:
-    from sensorium.search.embedding import read_batch
+class RowNumbers:
+    """A model that embeds every value alike."""
 
+    fingerprint = "f" * 64
+
+    def embed(self, **columns: list[object]) -> np.ndarray:
+        (values,) = columns.values()
+        return np.ones((len(values), 2), np.float32)
+
+
+def test_files_are_stored_with_the_rows_of_an_index(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for i in range(3):
-        Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
-    data = Dataset.open(tmp_path)
-    _, infos = read_batch(data, "image", np.arange(3), [])
-    paths = [RowInfo.unpack(info)[0].path for info in infos]
-    assert sorted(paths) == [str(tmp_path / f"{i}.png") for i in range(3)]
+        Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    with Index.build(RowNumbers(), Dataset.open(folder), tmp_path / "index") as index:
+        result = index.search(vector=np.ones(2, np.float32), k=3)
+    assert sorted(hit.info.path for hit in result) == [str(folder / f"{i}.png") for i in range(3)]
 
 
 def test_rows_of_earlier_indexes_have_no_file() -> None:
