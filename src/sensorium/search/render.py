@@ -173,7 +173,7 @@ def file_link(path: str, folder: Path) -> str | None:
 
 def _matched(hit: Hit) -> str:
     """Return by what a hit was found."""
-    return MATCHED_LABELS.get(str(getattr(hit, "matched", "")), "")
+    return MATCHED_LABELS[hit.matched]
 
 
 def _join_captions(hit: Hit) -> str:
