@@ -107,7 +107,7 @@ class DatasetSummary:
             rows,
             header=("column", "type", "missing", "reason", "examples"),
             facts={"splits": f"{sizes} ({self.split_rule})"},
-            note="; ".join(str(sample) for sample in self.bad_samples[:_MAX_BAD_SAMPLES]),
+            note="; ".join([*self.notes, *summarize_bad_samples(self.bad_samples)]),
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
