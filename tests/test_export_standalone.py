@@ -25,7 +25,7 @@ import sensorium as sn
 from sensorium.cli import app
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError
-from sensorium.export.example import decode
+from sensorium.export.example import decode, interval_of
 from sensorium.export.export import export_model
 from sensorium.export.preprocessing import Preprocessor
 from sensorium.io.run_config import RunConfig
@@ -35,6 +35,7 @@ from sensorium.modalities.image import Image
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.series import Series
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
+from sensorium.models.calibration import Calibration
 from sensorium.recipes import RECIPES
 from sensorium.recipes.recipe import build_recipe
 from sensorium.training.checkpoint import Model
@@ -358,6 +359,28 @@ def test_exported_tokenizer_and_processor_are_those_of_transformers(tmp_path: Pa
     pixels = processor(image, return_tensors="np")["pixel_values"]
     settings = model.schema["picture"]
     assert np.allclose(pixels, settings.collate([settings.load(image)]).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_intervals_are_those_of_the_model(log_scale: bool) -> None:
+    price = Numeric(mean=20.0, std=15.0, lower=0.0, edges=(0.0, 2.0, 10.0, 60.0), count=99)
+    calibration = Calibration()
+    calibration.conformal_quantiles.fill_(1.7)
+    calibration.log_offset = torch.tensor(0.2) if log_scale else None
+    output = torch.tensor([[-2.0, 0.1], [0.0, -1.0], [1.5, 0.3]])
+    expected = calibration.interval(price, output, 1.7)
+    prediction = calibration.decode(price, output)
+    target = {
+        "interval_quantiles": {"0.9": 1.7},
+        "lower": 0.0,
+        "upper": None,
+        "log_offset": 0.2 * 15 if log_scale else None,
+    }
+    found = [
+        interval_of(target, mean, std)
+        for mean, std in zip(prediction.mean.tolist(), prediction.std.tolist(), strict=True)
+    ]
+    assert np.allclose(np.array(found), expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_decode_of_ordinal_and_uncalibrated_targets() -> None:

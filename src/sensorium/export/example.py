@@ -89,10 +89,7 @@ def decode(target: Mapping[str, Any], output: Any, std: Any = None) -> dict[str,
         std: The standard deviation of a number.
     """
     if target["kind"] == "numeric":
-        quantile = target["interval_quantiles"]["0.9"]
-        interval = None
-        if quantile is not None:
-            interval = [float(output - quantile * std), float(output + quantile * std)]
+        interval = interval_of(target, float(output), float(std))
         return {"value": float(output), "std": float(std), "interval": interval}
     probability = {
         name: float(p) for name, p in zip(target["classes"], output.tolist(), strict=False)
@@ -104,6 +101,29 @@ def decode(target: Mapping[str, Any], output: Any, std: Any = None) -> dict[str,
         reached = np.cumsum(np.asarray(output, np.float64)) < 0.5 - 1e-9
         index = min(int(reached.sum()), len(output) - 1)
     return {"value": target["classes"][index], "probability": probability}
+
+
+def interval_of(
+    target: Mapping[str, Any], mean: float, std: float, coverage: str = "0.9"
+) -> list[float] | None:
+    """Return the bounds that contain a number with a probability; None if that was not calibrated.
+
+    With a log offset, the distance from it is log-normal; else the bounds are symmetric.
+    """
+    quantile, offset = target["interval_quantiles"][coverage], target.get("log_offset")
+    lower, upper = target.get("lower"), target.get("upper")
+    if quantile is None:
+        return None
+    bounds = [mean - quantile * std, mean + quantile * std]
+    if offset is not None:
+        origin = (lower or 0.0) - offset
+        variance = np.log1p((std / (mean - origin)) ** 2)
+        median, width = np.log(mean - origin) - variance / 2, quantile * np.sqrt(variance)
+        low, high = np.exp(median - width) + origin, np.exp(median + width) + origin
+        bounds = [min(float(low), mean), max(float(high), mean)]
+    low = -np.inf if lower is None else lower
+    high = np.inf if upper is None else upper
+    return [float(min(max(bound, low), high)) for bound in bounds]
 
 
 def main() -> None:

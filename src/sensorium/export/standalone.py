@@ -127,6 +127,9 @@ def _describe_predictor(graph: PredictionGraph) -> dict[str, Any]:
         calibration = graph.model.get_calibration(target)
         if isinstance(modality, Numeric):
             entry["std"] = names.stds[target]
+            offset = calibration.log_offset
+            entry["lower"], entry["upper"] = modality.lower, modality.upper
+            entry["log_offset"] = None if offset is None else offset.item() * modality.std
             entry["interval_quantiles"] = _by_level(calibration, "conformal_quantile", COVERAGES)
         elif isinstance(modality, Category):
             entry["classes"] = list(modality.classes)
