@@ -201,10 +201,10 @@ def build_graphs(model: Model) -> dict[str, ExportableGraph]:
             f"{model.folder} can be exported neither as towers nor as a predictor. Graphs are "
             "exported of runs of clip, clip_small, finetune, lit and fusion."
         )
-    if len(predictor.model.tree_heads):
+    if predictor.model.blended is not None and predictor.model.blended.is_used:
         raise SensoriumError(
-            f"{model.folder} has boosted trees, which cannot be exported. Train it without "
-            "--head boosting."
+            f"{model.folder} blends the network with a linear model or boosted trees, which cannot "
+            "be exported. Train it with --head network."
         )
     return {"predict": _prediction_graph(predictor)}
 

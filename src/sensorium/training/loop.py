@@ -133,6 +133,7 @@ def _starting_notes(run: TrainingRun) -> Iterator[str]:
     if run.incomplete_rows:
         required = " and ".join(column_label(key) for key in run.recipe.data.required)
         yield f"{run.incomplete_rows:,} rows without {required} are not trained on"
+    yield from run.notes
     steps = run.recipe.training.grad_accumulation_steps
     modules = run.recipe.model.modules()
     if steps > 1 and any(isinstance(module, BATCH_NORMS) for module in modules):
