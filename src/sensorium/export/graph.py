@@ -5,6 +5,7 @@ B batch   C classes
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -219,7 +220,9 @@ def file_name(key: ColumnKey) -> str:
 
 
 def _prediction_graph(predictor: Predictor) -> ExportableGraph:
-    module = PredictionGraph(predictor.model, predictor.columns, predictor.targets).eval()
+    network = copy.deepcopy(predictor.model)
+    network.blended = None  # it has no weight, and a graph needs no tensors that it doesn't read
+    module = PredictionGraph(network, predictor.columns, predictor.targets).eval()
     names = module.names
 
     def example(num_rows: int) -> dict[str, Tensor]:

@@ -199,9 +199,29 @@ class BlendedHeads(nn.Module):
             Trees(num_features, num_tree_outputs(target)) for target in targets.values()
         )
         self.missing_ok = nn.Buffer(torch.zeros(len(columns), dtype=torch.bool))
-        alone = torch.eye(len(PARTS))[NETWORK]
-        self.weights = nn.Buffer(alone.repeat(len(targets), 2, 1))
+        alone = [float(i == NETWORK) for i in range(len(PARTS))]
+        self.weights = nn.Buffer(torch.tensor([[alone, alone] for _ in targets]))
         self.scales = nn.Buffer(torch.ones(len(targets), len(PARTS)))
+
+    def load_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Check that the sizes of the parts' tensors match; the parts load their own.
+
+        Raises:
+            ValueError: If they do not match.
+        """
+        text_widths = [
+            len(buffers.get(f"wide.texts.{i}.idf", ())) for i in range(len(self.wide.texts))
+        ]
+        width = self.wide.num_dense + sum(self.wide.class_widths) + sum(text_widths)
+        for i in range(len(self.targets)):
+            if len(buffers.get(f"linear.{i}.weight", ())) not in (0, width):
+                raise ValueError("The weights of the linear model do not match its features.")
+        for i, text_width in enumerate(text_widths):
+            if len(buffers.get(f"tree_features.text_components.{i}.weight", ())) not in (
+                0,
+                text_width,
+            ):
+                raise ValueError("The components of a text column do not match its n-grams.")
 
     @property
     def is_used(self) -> bool:

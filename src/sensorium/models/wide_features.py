@@ -220,7 +220,7 @@ def dense_features(modality: Modality, values: Tensor) -> Float[Tensor, "B D"]:
         case Numeric():
             return values[:, None]
         case Ordinal(classes=classes):
-            return values[:, None].clamp(max=max(0, len(classes) - 1))
+            return values[:, None].float().clamp(max=max(0, len(classes) - 1))
         case Datetime():
             return torch.cat([values, calendar_features(values)], 1)
         case Multilabel():

@@ -47,6 +47,7 @@ HEAD_PARTS = {  # which parts may have a weight
     "linear": (NETWORK, LINEAR),
     "boosting": (NETWORK, BOOSTING),
 }
+NUM_STANDARD_ERRORS = 1.0  # of the loss, within which combinations count as equal
 WEIGHT_STEPS = {1: 1, 2: 20, 3: 10}  # parts -> steps between 0 and 1 that are tried
 MAX_ROWS = 200_000  # training rows that the parts are fitted on
 MAX_FEATURES = 1 << 27  # their dense features; of wider rows, fewer are used
@@ -270,9 +271,14 @@ class _TargetFit:
 
     def _loss(self, outputs: Tensor) -> float:
         """Return the loss by which parts are chosen: calibrated, or the squared error."""
+        return self._row_losses(outputs).mean().item()
+
+    def _row_losses(self, outputs: Tensor) -> Float[Tensor, "N"]:
+        """Return this loss of each validation row."""
         if isinstance(self.modality, Numeric):
-            return squared_error(outputs, self.val_y).mean().item()
-        return calibrated_loss(self.target, self.modality, outputs, self.val_y)[0]
+            return squared_error(outputs, self.val_y)
+        _, calibration = calibrated_loss(self.target, self.modality, outputs, self.val_y)
+        return self.target.loss(calibration.scale_logits(self.modality, outputs), self.val_y)
 
     def _choose_weights(
         self,
@@ -287,11 +293,11 @@ class _TargetFit:
         without_trees = [i for i in usable if i != BOOSTING]
         other = self._weights_if_hidden(scales, without_trees, hidden)
 
-        def loss(weights: Tensor) -> float:
+        def losses(weights: Tensor) -> Tensor:
             both = torch.stack([weights, other]) / scales
-            return self._loss(blended.blend(self.number, outputs, both, applicable))
+            return self._row_losses(blended.blend(self.number, outputs, both, applicable))
 
-        return torch.stack([best_weights(usable, loss), other])
+        return torch.stack([choose_weights(usable, losses, NUM_STANDARD_ERRORS), other])
 
     def _weights_if_hidden(
         self, scales: Float[Tensor, "P"], usable: Sequence[int], hidden: Sequence[PartInputs]
@@ -310,30 +316,47 @@ class _TargetFit:
         outputs = [torch.cat(logits), torch.cat(linear), torch.zeros_like(torch.cat(logits))]
         none = torch.zeros(len(y), dtype=torch.bool)
 
-        def loss(weights: Tensor) -> float:
+        def losses(weights: Tensor) -> Tensor:
             both = (weights / scales).expand(2, -1)
             blend = self.blended.blend(self.number, outputs, both, none)
             if isinstance(self.modality, Numeric):
-                return squared_error(blend, y).mean().item()
-            return self.target.loss(blend, y).mean().item()
+                return squared_error(blend, y)
+            return self.target.loss(blend, y)
 
-        return best_weights(usable if len(y) else [NETWORK], loss)
+        return choose_weights(usable if len(y) else [NETWORK], losses)
 
 
-def best_weights(
-    usable: Sequence[int], loss: Callable[[Float[Tensor, "P"]], float]
+def choose_weights(
+    usable: Sequence[int],
+    row_losses: Callable[[Float[Tensor, "P"]], Float[Tensor, "N"]],
+    standard_errors: float = 0.0,
 ) -> Float[Tensor, "P"]:
-    """Return the convex combination of the usable parts with the lowest loss.
+    """Return the convex combination of the usable parts with the lowest mean loss.
+
+    The validation rows have also chosen the network's weights and the number of trees, which makes
+    them look better than they are. Of combinations that are not clearly worse, the most even one is
+    therefore taken.
 
     Args:
         usable: indices of the parts that may have a weight.
-        loss: the loss of a combination.
+        row_losses: the loss of each row for a combination.
+        standard_errors: how many standard errors of the paired difference are not clear; 0: the
+            best is taken.
     """
     steps = WEIGHT_STEPS[len(usable)]
-    candidates: list[tuple[float, Tensor]] = []
+    candidates: list[tuple[Tensor, Tensor]] = []
     for shares in product(range(steps + 1), repeat=len(usable) - 1):
         if sum(shares) <= steps:
             weights = torch.zeros(len(PARTS))
             weights[[*usable]] = torch.tensor([*shares, steps - sum(shares)]) / steps
-            candidates.append((loss(weights), weights))
-    return min(candidates, key=lambda candidate: candidate[0])[1]
+            candidates.append((row_losses(weights), weights))
+    best, weights = min(candidates, key=lambda candidate: float(candidate[0].mean()))
+    if not standard_errors or len(best) < 2:
+        return weights
+    tied = []
+    for losses, weights in candidates:
+        difference = losses - best
+        standard_error = difference.std() / len(best) ** 0.5
+        if difference.mean() <= standard_errors * standard_error:
+            tied.append((float(weights.square().sum()), float(losses.mean()), weights))
+    return min(tied, key=lambda candidate: candidate[:2])[2]

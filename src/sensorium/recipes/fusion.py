@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -326,8 +325,10 @@ def _add_parts(
 
 def _describe_head(head: str, targets: Mapping[str, Modality]) -> str:
     """Return what is missing for the best prediction."""
+    from sensorium.recipes.boosting import lightgbm_is_installed  # not needed in training
+
     can_boost = any(target.kind in ("category", "numeric") for target in targets.values())
-    if head != "auto" or not can_boost or find_spec("lightgbm") is not None:
+    if head != "auto" or not can_boost or lightgbm_is_installed():
         return ""
     return (
         "\nLightGBM is not installed: no boosted trees are tried (to have them: pip install "

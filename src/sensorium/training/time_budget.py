@@ -38,7 +38,7 @@ def fit_to_budget(run: TrainingRun, start: float) -> str:
     budget = 60 * training.minutes
     step_seconds, eval_seconds = _measure(run, min(MAX_MEASURED_SECONDS, MEASURED_SHARE * budget))
     usable = USABLE_SHARE * (ON_END_SHARE if run.recipe.hooks.on_end else 1.0) * budget
-    left = usable - (time.monotonic() - start) - eval_seconds  # the last step is evaluated too
+    left = usable - _elapsed(start) - eval_seconds  # the last step is evaluated too
     per_epoch = run.loader.steps_per_epoch
     per_step = step_seconds
     if training.eval_interval:
@@ -60,6 +60,11 @@ def fit_to_budget(run: TrainingRun, start: float) -> str:
     if steps < run.total_steps:
         _set_epochs(run, epochs, steps)
     return message
+
+
+def _elapsed(start: float) -> float:
+    """Return the seconds since `start`."""
+    return time.monotonic() - start
 
 
 def _set_epochs(run: TrainingRun, epochs: float, steps: int) -> None:
