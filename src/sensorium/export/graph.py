@@ -5,7 +5,6 @@ B batch   C classes
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -202,10 +201,9 @@ def build_graphs(model: Model) -> dict[str, ExportableGraph]:
             f"{model.folder} can be exported neither as towers nor as a predictor. Graphs are "
             "exported of runs of clip, finetune, lit and fusion."
         )
-    if predictor.model.blended is not None and predictor.model.blended.is_used:
+    if predictor.model.is_blended:
         raise SensoriumError(
-            f"{model.folder} blends the network with a linear model or boosted trees, which cannot "
-            "be exported. Train it with --head network."
+            f"{model.folder} is a blend, which has no graph. Train it with --head network."
         )
     return {"predict": _prediction_graph(predictor)}
 
@@ -220,8 +218,7 @@ def file_name(key: ColumnKey) -> str:
 
 
 def _prediction_graph(predictor: Predictor) -> ExportableGraph:
-    network = copy.deepcopy(predictor.model)
-    network.blended = None  # it has no weight, and a graph needs no tensors that it doesn't read
+    network = predictor.model.without_blend()
     module = PredictionGraph(network, predictor.columns, predictor.targets).eval()
     names = module.names
 
@@ -236,12 +233,12 @@ def _prediction_graph(predictor: Predictor) -> ExportableGraph:
     example_inputs = example(NUM_EXAMPLE_ROWS)
     with torch.inference_mode():
         output_names = tuple(module(example_inputs))
-    dynamic_axes = _dynamic_axes(predictor.columns)
+    axes = _dynamic_axes(predictor.columns).items()
     return ExportableGraph(
         module,
         example_inputs,
         example(NUM_CHECK_ROWS),
-        {names.values[column]: axis for column, axis in dynamic_axes.items()},
+        {names.values[column]: axis for column, axis in axes},
         output_names,
         next(iter(predictor.columns)),
         names.renamed,

@@ -5,6 +5,7 @@ Column encoders → fusion into one vector → a head per target.
 B batch   C columns   T tokens   D width   K outputs of a head
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -169,6 +170,17 @@ class MultimodalPredictor(nn.Module):
         else:
             fused = self.norm.weight.new_zeros(inputs.rows, len(self.norm.weight))
         return self.blended.predict_parts(logits, inputs.columns, present, fused)
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether another part than the network has a weight."""
+        return self.blended is not None and self.blended.is_used
+
+    def without_blend(self) -> "MultimodalPredictor":
+        """Return a copy that is the network alone."""
+        network = copy.deepcopy(self)
+        network.blended = None
+        return network
 
     def encode_inputs(self, inputs: Batch) -> dict[ColumnKey, Tokens]:
         """Return the tokens of each column, and of TABULAR_PART, that any row has a value of."""
