@@ -110,10 +110,14 @@ def model_table(results: Results, cell: str) -> str:
     rows = []
     for task in TASKS:
         by_model = [[*results.get((task, model), {}).values()] for model in MODELS]
+        if (task, "majority") not in results:
+            continue
         metric = main_metric(results[task, "majority"][0])
         best = max(mean(line[metric] for line in lines) for lines in by_model if lines)
         key = metric if cell == "metric" else cell
-        cells = [_format([line[key] for line in lines], cell, best) for lines in by_model]
+        cells = [
+            _format([line[key] for line in lines if key in line], cell, best) for lines in by_model
+        ]
         rows.append(f"| {task} | {f'{metric} | ' if cell == 'metric' else ''}{' | '.join(cells)} |")
     return markdown(header, rows)
 
