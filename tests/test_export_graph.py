@@ -265,8 +265,9 @@ def test_graph_with_other_outputs_is_not_written(
 
 def test_models_without_a_graph_are_reported(tmp_path: Path) -> None:
     model = untrained_predictor(tmp_path, {"size": COLUMNS["size"]})
-    model.module.tree_heads.append(torch.nn.Identity())
-    with pytest.raises(SensoriumError, match="boosting"):
+    assert model.module.blended is not None
+    model.module.blended.weights[:, :, 1] = 0.5
+    with pytest.raises(SensoriumError, match="--head network"):
         build_graphs(model)
     schema = Schema({"words": Column("words", COLUMNS["words"])})
     recipe, stored_keywords = build_recipe(RECIPES["gpt"], schema, {"dim": 32, "layers": 1})

@@ -76,6 +76,17 @@ class Validate(Protocol[M_contra]):
 
 
 @runtime_checkable
+class Baselines(Protocol[M_contra]):
+    """Compute metrics of simple models on rows, for comparison."""
+
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
+    ) -> dict[str, float]:
+        """Return metrics by name."""
+        ...
+
+
+@runtime_checkable
 class WriteSamples(Protocol[M_contra]):
     """Write an image of the model's outputs for a sample of the validation rows."""
 
@@ -116,6 +127,7 @@ class EvaluationSpec(Generic[M]):
         write_samples: writes an image of model outputs for a sample of the validation rows.
         evaluator: runs `sensorium evaluate`: (trained model, dataset, split names, options) ->
             EvaluationReport.
+        baselines: computes metrics of simple models on rows, which `sensorium compare` shows.
         sweep: keywords with the values that `sensorium compare` tries where none is varied.
     """
 
@@ -124,6 +136,7 @@ class EvaluationSpec(Generic[M]):
     validate: Validate[M] | None = None
     write_samples: WriteSamples[M] | None = None
     evaluator: Evaluator | None = None
+    baselines: Baselines[M] | None = None
     sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
