@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021): an image and a text encoder trained with a contrastive loss."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -19,7 +19,15 @@ from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, column_names
 from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
-from sensorium.recipes.recipe import Augment, DataSpec, Hooks, Recipe, check_choice, fit_encoders
+from sensorium.recipes.recipe import (
+    Augment,
+    DataSpec,
+    Hooks,
+    InvalidKeywordError,
+    Recipe,
+    check_choice,
+    fit_encoders,
+)
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
 IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
@@ -38,6 +46,7 @@ IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
     },
 }
 MIN_CAPTIONS_PER_ROW = 3  # of size small
+MIN_TRAINING_ROWS = 500  # fewer give little more than chance
 BASE_MIN_ROWS = 50_000  # training rows from which `size="auto"` takes the vision transformer
 BASE_MIN_IMAGE_SIZE = 64  # pixels, likewise
 
@@ -66,18 +75,10 @@ class CLIPSize:
     training: TrainingConfig
     summary: str
 
-    def override(self, **keywords: Any) -> "CLIPSize":
+    def override(self, keywords: Mapping[str, Any]) -> "CLIPSize":
         """Return a copy with the keywords that are not None."""
-        return replace(
-            self, **{name: value for name, value in keywords.items() if value is not None}
-        )
-
-    def keywords(self) -> dict[str, Any]:
-        """Return the keywords of `clip` as config.json stores them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value for name, value in values.items() if name not in ("training", "summary")
-        }
+        given = {name: value for name, value in keywords.items() if value is not None}
+        return replace(self, **given)
 
 
 SIZES = {
@@ -146,7 +147,7 @@ def clip(
             images), base (vision transformer), or auto: base from 50,000 training rows of at least
             64 pixels on, else small. It sets the defaults of the options below.
         image_encoder: image encoder: vit (vision transformer) or resnet (convolutional). Default:
-            resnet for small, vit for base.
+            resnet for small, vit for base or where there is a patch size.
         dim: width of both encoders. Default: 128 for small, 192 for base.
         image_layers: layers of the image encoder; of a resnet, a multiple of 3. Default: 3 for
             small, 6 for base.
@@ -170,15 +171,15 @@ def clip(
     text_column = schema.resolve_text_columns(text)
     image_settings = require_type(schema[image_column], Image)
     size_name = _choose_size(schema, image_settings) if size == "auto" else size
-    chosen = SIZES[size_name].override(
-        image_encoder=image_encoder,
-        dim=dim,
-        image_layers=image_layers,
-        text_layers=text_layers,
-        embed_dim=embed_dim,
-        subword_features=subword_features,
-    )
-    check_choice("image_encoder", chosen.image_encoder, list(IMAGE_ENCODERS))
+    keywords = {
+        "image_encoder": _resolve_image_encoder(image_encoder, patch_size),
+        "dim": dim,
+        "image_layers": image_layers,
+        "text_layers": text_layers,
+        "embed_dim": embed_dim,
+        "subword_features": subword_features,
+    }
+    chosen = SIZES[size_name].override(keywords)
     pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
     model = _build_towers(schema, pair, chosen, patch_size, dropout, projection, loss == "siglip")
     verb_inputs = {
@@ -198,11 +199,40 @@ def clip(
             on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
             after_step=Towers.clamp_logit_scale,
         ),
-        evaluation=retrieval_evaluation(pair),
+        evaluation=retrieval_evaluation(
+            pair, min_training_rows=MIN_TRAINING_ROWS, remedies=_remedies(size_name)
+        ),
         training=chosen.training,
-        stored_keywords={"size": size_name, **chosen.keywords()},
+        stored_keywords={"size": size_name, "image_encoder": chosen.image_encoder}
+        | {name: getattr(chosen, name) for name, value in keywords.items() if value is None},
         task=_describe_size(size, size_name, schema, image_settings),
     )
+
+
+def _resolve_image_encoder(image_encoder: str | None, patch_size: int | None) -> str | None:
+    """Return the image encoder, which is a vision transformer where a patch size is given.
+
+    Raises:
+        InvalidKeywordError: for an unknown image encoder, or one that has no patches.
+    """
+    if image_encoder is not None:
+        check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))
+    if patch_size is not None and image_encoder not in (None, "vit"):
+        raise InvalidKeywordError(
+            f"--patch-size {patch_size} is of a vision transformer, but the image encoder is "
+            f"{image_encoder}. Leave out one of them."
+        )
+    return image_encoder if patch_size is None else "vit"
+
+
+def _remedies(size_name: str) -> list[str]:
+    """Return what may help a model that is near chance."""
+    return [
+        "more pairs of image and text",
+        *(["--size small, which learns from fewer rows"] if size_name == "base" else []),
+        "more epochs (--epochs)",
+        "a pretrained model: sensorium train finetune DATA --weights WEIGHTS, or lit",
+    ]
 
 
 def _choose_size(schema: Schema, image: Image) -> str:
