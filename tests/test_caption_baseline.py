@@ -6,7 +6,7 @@ import pytest
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import Column, Schema
 from sensorium.data.tables import Table
-from sensorium.evaluation.caption_baseline import Vectorizer, pixel_caption_metrics, terms
+from sensorium.evaluation.caption_baseline import PixelCaptionBaseline, Vectorizer, terms
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 
@@ -33,7 +33,7 @@ def metrics_of(dataset: Dataset) -> dict[str, float]:
     train, test = dataset.splits["train"], dataset.splits["test"]
     pair = ("image", "caption")
     prepared = dataset.prepare(dataset.schema.fit(dataset, train), pair)
-    return pixel_caption_metrics(dataset, prepared, pair, train, test)
+    return PixelCaptionBaseline(dataset, prepared, pair, train).metrics(test)
 
 
 TRAIN = [(0, "eine schwarze Katze"), (120, "ein roter Apfel"), (250, "das grüne Haus")]
@@ -85,4 +85,4 @@ def test_no_training_rows_give_no_metrics() -> None:
     pair = ("image", "caption")
     prepared = dataset.prepare(dataset.schema.fit(dataset, [0, 1]), pair)
     rows = dataset.splits["test"]
-    assert pixel_caption_metrics(dataset, prepared, pair, rows[:0], rows) == {}
+    assert PixelCaptionBaseline(dataset, prepared, pair, rows[:0]).metrics(rows) == {}

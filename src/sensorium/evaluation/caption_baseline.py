@@ -27,14 +27,8 @@ _CAPTIONS_PER_BATCH = 256
 _TIE_BREAK = 1e-6  # largest random addition to a score
 
 
-def pixel_caption_metrics(
-    dataset: Dataset,
-    prepared: PreparedDataset,
-    columns: Pair,
-    train_rows: Int[np.ndarray, "T"],
-    rows: Int[np.ndarray, "N"],
-) -> dict[str, float]:
-    """Return the recall of retrieval by pixels and captions, in both directions.
+class PixelCaptionBaseline:
+    """Retrieval by pixels and captions, in both directions.
 
     Each image stands for the captions of the training image that is nearest by pixels. They are
     compared with the captions of the split by the cosine of their TF-IDF vectors, whose terms are
@@ -45,28 +39,46 @@ def pixel_caption_metrics(
         prepared: its stored images and captions.
         columns: the image and the text column.
         train_rows: rows of the training split; at most `MAX_TRAINING_ROWS` are used.
-        rows: rows to evaluate.
-
-    Returns:
-        For example {"pixel caption image to text recall@1": ..., "pixel caption recall@1": ...}.
     """
-    if not len(train_rows):
-        return {}
-    train_rows = sample_evenly(train_rows, MAX_TRAINING_ROWS)
-    image_column, text_column = columns
-    queries, candidates = (inverted_pixels(prepared, image_column, r) for r in (rows, train_rows))
-    nearest = nearest_indices(queries, candidates).tolist()
-    train_captions = [" ".join(texts) for texts in references(dataset, text_column, train_rows)]
-    captions = [prepared.caption(text_column, row) for row in rows.tolist()]
-    first_rows, relevant = match_captions(captions, torch.from_numpy(prepared.groups[rows]))
-    vectorizer = Vectorizer(train_captions)
-    scores = vectorizer.similarity(
-        [train_captions[i] for i in nearest], [captions[i] for i in first_rows.tolist()]
-    )
-    noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
-    scores = scores + _TIE_BREAK * noise
-    metrics = retrieval_metrics(scores, torch.eye(scores.shape[1]), relevant, ("image", "text"))
-    return {f"pixel caption {name}": value for name, value in metrics.items() if "recall" in name}
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        prepared: PreparedDataset,
+        columns: Pair,
+        train_rows: Int[np.ndarray, "T"],
+    ):
+        self._prepared = prepared
+        self._image_column, self._text_column = columns
+        train_rows = sample_evenly(train_rows, MAX_TRAINING_ROWS)
+        self._captions = [
+            " ".join(texts) for texts in references(dataset, self._text_column, train_rows)
+        ]
+        self._vectorizer = Vectorizer(self._captions)
+        self._train_rows = train_rows
+
+    def metrics(self, rows: Int[np.ndarray, "N"]) -> dict[str, float]:
+        """Return recall on rows of a split, such as "pixel caption image to text recall@1".
+
+        Without training rows there is none.
+        """
+        if not self._captions:
+            return {}
+        prepared, image_column = self._prepared, self._image_column
+        nearest = nearest_indices(
+            inverted_pixels(prepared, image_column, rows),
+            inverted_pixels(prepared, image_column, self._train_rows),
+        )
+        captions = [prepared.caption(self._text_column, row) for row in rows.tolist()]
+        first_rows, relevant = match_captions(captions, torch.from_numpy(prepared.groups[rows]))
+        scores = self._vectorizer.similarity(
+            [self._captions[i] for i in nearest.tolist()],
+            [captions[i] for i in first_rows.tolist()],
+        )
+        noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+        scores = scores + _TIE_BREAK * noise
+        metrics = retrieval_metrics(scores, torch.eye(scores.shape[1]), relevant, ("image", "text"))
+        return {f"pixel caption {name}": metrics[name] for name in metrics if "recall" in name}
 
 
 class Vectorizer:

@@ -16,7 +16,7 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.captions import caption_list
 from sensorium.data.dataset import Dataset
 from sensorium.evaluation.baselines import inverted_pixels, training_rows, unique
-from sensorium.evaluation.caption_baseline import pixel_caption_metrics
+from sensorium.evaluation.caption_baseline import PixelCaptionBaseline
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.evaluation.retrieval_verdict import (
@@ -122,6 +122,7 @@ def evaluate_retrieval(
     prepared = dataset.prepare(model.schema, (image_column, text))
     labels = ClassLabels.from_column(dataset, class_column)
     train_rows = training_rows(dataset, prepared)
+    baseline = PixelCaptionBaseline(dataset, prepared, (image_column, text), train_rows)
     embed_text = partial(_embed_captions, model, dataset, text) if average_captions else None
     metrics = {}
     for split in splits:
@@ -136,9 +137,7 @@ def evaluate_retrieval(
             tower_names=(image_column, trained_text),
             embed_text=embed_text,
         )
-        metrics[split] |= pixel_caption_metrics(
-            dataset, prepared, (image_column, text), train_rows, rows
-        )
+        metrics[split] |= baseline.metrics(rows)
         metrics[split] |= _pixel_neighbour_metrics(prepared, image_column, train_rows, rows)
         if labels is not None:
             metrics[split] |= labels.zero_shot_metrics(model, prepared, rows, templates)

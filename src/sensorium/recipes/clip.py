@@ -46,6 +46,9 @@ IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
     },
 }
 MIN_CAPTIONS_PER_ROW = 3  # of size small
+IMAGE_ENCODERS = ("vit", "resnet")
+SMALL_SAMPLES = 100_000  # rows that size small sees in training, if it needs more epochs for them
+MAX_SMALL_EPOCHS = 100
 MIN_TRAINING_ROWS = 500  # fewer give little more than chance
 BASE_MIN_ROWS = 50_000  # training rows from which `size="auto"` takes the vision transformer
 BASE_MIN_IMAGE_SIZE = 64  # pixels, likewise
@@ -64,6 +67,8 @@ class CLIPSize:
         subword_features: whether words are also embedded by their character n-grams.
         training: defaults of the training loop.
         summary: what it is, for the first line of training.
+        scales_stem: whether the stem of a ResNet reduces larger images more, so that they cost
+            about as much as small ones.
     """
 
     image_encoder: str
@@ -74,6 +79,7 @@ class CLIPSize:
     subword_features: bool
     training: TrainingConfig
     summary: str
+    scales_stem: bool = False
 
     def override(self, keywords: Mapping[str, Any]) -> "CLIPSize":
         """Return a copy with the keywords that are not None."""
@@ -93,6 +99,7 @@ SIZES = {
             samples_per_group=2, augment="strong", optimizer="muon", lr=0.012, max_grad_norm=0.0
         ),
         summary="ResNet, subword features, strong augmentation",
+        scales_stem=True,
     ),
     "base": CLIPSize(
         image_encoder="vit",
@@ -108,6 +115,9 @@ SIZES = {
 
 
 @training_defaults(
+    epochs="20; for --size small 100,000 / training rows, from 20 to 100",
+    eval_interval="a twentieth of the epochs for --size small, else 1",
+    checkpoint_interval="a twentieth of the epochs for --size small, else 1",
     samples_per_group="2 for --size small, else 0",
     augment="strong for --size small, else light",
     optimizer="muon for --size small, else adamw",
@@ -202,10 +212,22 @@ def clip(
         evaluation=retrieval_evaluation(
             pair, min_training_rows=MIN_TRAINING_ROWS, remedies=_remedies(size_name)
         ),
-        training=chosen.training,
+        training=_training(chosen, size_name, schema),
         stored_keywords={"size": size_name, "image_encoder": chosen.image_encoder}
         | {name: getattr(chosen, name) for name, value in keywords.items() if value is None},
         task=_describe_size(size, size_name, schema, image_settings),
+    )
+
+
+def _training(chosen: CLIPSize, size_name: str, schema: Schema) -> TrainingConfig:
+    """Return the defaults of training: size small sees few rows more often."""
+    if size_name != "small" or not schema.num_rows:
+        return chosen.training
+    default = chosen.training.epochs
+    epochs = min(max(default, round(SMALL_SAMPLES / schema.num_rows)), MAX_SMALL_EPOCHS)
+    interval = epochs / default  # as many evaluations as by default
+    return replace(
+        chosen.training, epochs=epochs, eval_interval=interval, checkpoint_interval=interval
     )
 
 
@@ -216,7 +238,7 @@ def _resolve_image_encoder(image_encoder: str | None, patch_size: int | None) ->
         InvalidKeywordError: for an unknown image encoder, or one that has no patches.
     """
     if image_encoder is not None:
-        check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))
+        check_choice("image_encoder", image_encoder, IMAGE_ENCODERS)
     if patch_size is not None and image_encoder not in (None, "vit"):
         raise InvalidKeywordError(
             f"--patch-size {patch_size} is of a vision transformer, but the image encoder is "
@@ -272,9 +294,14 @@ def _build_towers(
     image = require_type(schema[image_column], Image)
     text = require_type(schema[text_column], Text)
     dim = size.dim
-    build_image_encoder = IMAGE_ENCODERS[size.image_encoder]
+    if size.image_encoder == "vit":
+        image_encoder = _vit_encoder(image, dim, size.image_layers, patch_size, dropout)
+    else:
+        stem_stride = scaled_stem_stride(image.size) if size.scales_stem else 2
+        blocks = max(1, size.image_layers // 3)
+        image_encoder = Encoder(ResNet(dim, blocks, dropout, stem_stride=stem_stride))
     encoders: dict[ColumnKey, Encoder] = {
-        image_column: build_image_encoder(image, dim, size.image_layers, patch_size, dropout),
+        image_column: image_encoder,
         text_column: Encoder(
             TextEmbedding(dim, text),
             build_transformer(dim, size.text_layers, num_heads(dim), dropout=dropout),
@@ -288,6 +315,11 @@ def _build_towers(
     if size.subword_features:
         _add_subword_features(model[text_column], text, dim, dropout)
     return model
+
+
+def scaled_stem_stride(image_size: int) -> int:
+    """Return the stride of a ResNet's stem: 2 below 64 pixels, 4 below 128, else 8."""
+    return 2 if image_size < 64 else 4 if image_size < 128 else 8
 
 
 def image_augment(image_column: ColumnKey, text_column: ColumnKey) -> dict[str, Augment]:
@@ -317,7 +349,7 @@ def _augment(
 def _add_subword_features(tower: Tower, text: Text, dim: int, dropout: float) -> None:
     from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only for these features
 
-    subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
+    subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout, unicode=True))
     tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
 
 
@@ -350,13 +382,3 @@ def _vit_encoder(
         PatchEmbedding(dim, image.size, patch_size or image.size // 8),
         build_transformer(dim, layers, num_heads(dim), input_norm=True, dropout=dropout),
     )
-
-
-def _resnet_encoder(
-    image: Image, dim: int, layers: int, patch_size: int | None, dropout: float
-) -> Encoder:
-    del image, patch_size  # convolutional, for any image size
-    return Encoder(ResNet(dim, max(1, layers // 3), dropout))
-
-
-IMAGE_ENCODERS = {"vit": _vit_encoder, "resnet": _resnet_encoder}
