@@ -47,7 +47,7 @@ IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
 }
 MIN_CAPTIONS_PER_ROW = 3  # of size small
 IMAGE_ENCODERS = ("vit", "resnet")
-SMALL_SAMPLES = 100_000  # rows that size small sees in training, if it needs more epochs for them
+SMALL_SAMPLES = 64_000  # rows that size small sees in training, if it needs more epochs for them
 MAX_SMALL_EPOCHS = 100
 MIN_TRAINING_ROWS = 500  # fewer give little more than chance
 BASE_MIN_ROWS = 50_000  # training rows from which `size="auto"` takes the vision transformer
@@ -115,7 +115,7 @@ SIZES = {
 
 
 @training_defaults(
-    epochs="20; for --size small 100,000 / training rows, from 20 to 100",
+    epochs="20; for --size small 64,000 / training rows, from 20 to 100",
     eval_interval="a twentieth of the epochs for --size small, else 1",
     checkpoint_interval="a twentieth of the epochs for --size small, else 1",
     samples_per_group="2 for --size small, else 0",
