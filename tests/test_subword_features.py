@@ -107,7 +107,7 @@ def test_bytes_are_read_as_the_characters_they_encode() -> None:
     text = Text(length=32, vocab_size=400).fit(LANGUAGES * 4)
     embedding = SubwordBagEmbedding(8, text, unicode=True)
     for string in [*LANGUAGES, "neues Wort café", "未知の言葉"]:
-        chars, _ = embedding._text_chars(text.collate([text.load(string)]))
+        chars, _ = embedding.text_chars(text.collate([text.load(string)]))
         codes = [code for code in chars[0].tolist() if code]
         decoded = [
             " " if code == WORD_BOUNDARY else code.to_bytes(4, "little").rstrip(b"\0").decode()
@@ -120,10 +120,10 @@ def test_plain_english_has_the_same_ngrams_as_bytes() -> None:
     text = Text(length=32, vocab_size=400).fit(LANGUAGES * 4)
     ids = text.collate([text.load("two red bicycles, and 12 more")])
     by_character, by_byte = (SubwordBagEmbedding(8, text, unicode=u) for u in (True, False))
-    chars = by_character._text_chars(ids)[0]
-    assert torch.equal(chars, by_byte._text_chars(ids)[0])
+    chars = by_character.text_chars(ids)[0]
+    assert torch.equal(chars, by_byte.text_chars(ids)[0])
     expected = char_ngram_hashes(chars, by_byte.get_buffer("hash_powers"))
-    for part, other in zip(by_character._ngrams(chars), expected, strict=True):
+    for part, other in zip(by_character.ngrams(chars), expected, strict=True):
         assert torch.equal(part, other)
 
 

@@ -142,16 +142,16 @@ def _write_weights(
 
 def _check_layout(towers: Towers, model: Model) -> None:
     """Raise SensoriumError naming all parts that CLIP of transformers and OpenCLIP lacks."""
-    unsupported = []
+    unsupported: dict[str, str] = {}  # part -> the option that leaves it out
     if not isinstance(towers["image"].encoder.embed, PatchEmbedding):
-        unsupported.append("an image encoder that is no vision transformer")
+        unsupported["an image encoder that is no vision transformer"] = "--image-encoder vit"
     if any(isinstance(module, SubwordBagEmbedding) for module in towers["text"].modules()):
-        unsupported.append("subword features")
+        unsupported["subword features"] = "--no-subword-features"
     if unsupported:
         raise SensoriumError(
             f"{model.folder} has {' and '.join(unsupported)}, for which the CLIP of transformers "
             "and OpenCLIP has no place. Export it with --format onnx or torch, which keep them, or "
-            "train it with --size base, which exports to every format."
+            f"train it with {' '.join(unsupported.values())}."
         )
 
 

@@ -109,8 +109,8 @@ class SubwordBagEmbedding(nn.Module):
 
     def _unique_ngrams(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "P"]:
         """Return the hashes of a batch's n-grams, each once for every text that has it."""
-        chars, _ = self._text_chars(ids)
-        _, hashes, present = self._ngrams(chars)
+        chars, _ = self.text_chars(ids)
+        _, hashes, present = self.ngrams(chars)
         row = present.nonzero()[:, 0]
         return torch.stack([row, hashes[present]], 1).unique(dim=0)[:, 1]
 
@@ -119,8 +119,8 @@ class SubwordBagEmbedding(nn.Module):
         if ids.is_meta:  # no characters to hash: estimate as many n-grams as ids
             x = self.dropout(self.embedding(ids))
             return Tokens(x, sequence_positions(x))
-        chars, ids = self._text_chars(ids)
-        word, hashes, present = self._ngrams(chars)
+        chars, ids = self.text_chars(ids)
+        word, hashes, present = self.ngrams(chars)
         if torch.compiler.is_exporting():
             return self._forward_padded(word, hashes, present, ids)
         return self._forward_packed(word, hashes, present, max_words=chars.shape[1])
@@ -182,14 +182,14 @@ class SubwordBagEmbedding(nn.Module):
         x = x * (LR_MULTIPLIER * valid.sum(1) / text_norm)[:, None, None]
         return Tokens(x, sequence_positions(x), valid=valid)
 
-    def _text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
+    def text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
         """Return the characters of each text, and its ids without common padding."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
         chars = self.get_buffer("token_chars")[ids].masked_fill(~valid[..., None], 0)
         chars = compact(chars.flatten(1))
         return decode_utf8(chars) if self.is_byte_level else chars, ids
 
-    def _ngrams(self, chars: Int[Tensor, "B M"]) -> tuple[Tensor, Tensor, Tensor]:
+    def ngrams(self, chars: Int[Tensor, "B M"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return word number, hash and presence of each n-gram."""
         ngrams = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
         if not self.unicode:
