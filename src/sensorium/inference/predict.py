@@ -41,7 +41,8 @@ class Prediction:
         probability: Probability of each class or tag, in the order of `classes`.
         prediction_set: Classes that contain the true one with the requested coverage.
         std: Standard deviation of each number.
-        interval: Lower and upper bound that contain the true number with the requested coverage.
+        interval: Lower and upper bound that contain the true number with the requested coverage,
+            within the natural bounds of the column.
     """
 
     value: list[Any]
@@ -243,14 +244,11 @@ def decode_prediction(
             p = calibration.probabilities(target, logits)
             return Prediction([target.decode(row) for row in p], tags, p.numpy())
         case Numeric():
-            gaussian = calibration.distribution(logits)
-            mean, std = gaussian.mean.double(), gaussian.std.double()  # float32 cuts large values
-            bounds = std[:, None] * torch.tensor([-quantile, quantile], dtype=torch.float64)
-            interval = mean[:, None] + bounds
+            prediction = calibration.decode(target, logits)
             return Prediction(
-                [target.decode(value) for value in mean],
-                std=std.numpy() * target.std,
-                interval=interval.numpy() * target.std + target.mean,
+                prediction.mean.tolist(),
+                std=prediction.std.numpy(),
+                interval=calibration.interval(target, logits, quantile).numpy(),
             )
         case _:
             raise SensoriumError(

@@ -55,6 +55,18 @@ class PretrainedModel(VerbModel):
         verbs = ", ".join(self.verbs) or "none"
         return f"PretrainedModel({self.family.name} from {self.folder}, verbs: {verbs})"
 
+    def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
+        return notebook_html(
+            f"pretrained {self.family.name} from {self.folder}",
+            facts={
+                "inputs": ", ".join(self.preprocessing) or "none",
+                "verbs": ", ".join(self.verbs) or "none",
+                "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            },
+        )
+
 
 def load_pretrained_model(
     source: str | Path,

@@ -11,6 +11,7 @@ state/               checkpoints that `train(resume=True)` continues from
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
 from sensorium.io.run_config import RunConfig
+from sensorium.nn.tokens import ColumnKey, column_label, column_names
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import Recipe, RecipeFunction
 
@@ -50,6 +52,25 @@ class Model(VerbModel):
     def __repr__(self) -> str:
         verbs = ", ".join(self.recipe.verbs)
         return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
+        kinds = {name: column.kind for name, column in self.schema.columns.items()}
+        return notebook_html(
+            f"{self.config.recipe} from {self.folder}",
+            [(column_label(key), _kind(key, kinds)) for key in self.recipe.data.columns],
+            header=("column", "type"),
+            facts={
+                "verbs": ", ".join(self.verbs) or "none",
+                "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            },
+        )
+
+
+def _kind(key: ColumnKey, kinds: Mapping[str, str]) -> str:
+    """Return the type of a column; of several text columns, that of the first."""
+    return kinds.get(column_names(key)[0], "")
 
 
 def load_checkpoint(folder: str | Path, *, recipe_fn: RecipeFunction[Any] | None = None) -> Model:
