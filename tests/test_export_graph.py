@@ -1,10 +1,8 @@
 """Export of towers and of predictors as graphs, which return what the run returns."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -116,14 +114,6 @@ def predictions(model: Model, raw: dict[str, list[Any]]) -> dict[str, np.ndarray
         else:
             outputs[name] = prediction.probability
     return outputs
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """Disable runtime shape checks, which would fix a graph to the shapes of its example."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("no_shape_checks")

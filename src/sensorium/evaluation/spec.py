@@ -116,6 +116,23 @@ class Calibrate(Protocol[M_contra]):
         ...
 
 
+@runtime_checkable
+class Assess(Protocol):
+    """Say in sentences what a model is worth, before training (without metrics) and after it."""
+
+    def __call__(
+        self, metrics: Mapping[str, float], training_rows: int, validation_rows: int, /
+    ) -> Sequence[str]:
+        """Return a verdict, where there are validation metrics, and cautions.
+
+        Args:
+            metrics: validation metrics of the best weights; empty before training.
+            training_rows: number of rows trained on.
+            validation_rows: number of validation rows.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec(Generic[M]):
     """How a model is evaluated, during training and afterwards.
@@ -128,6 +145,8 @@ class EvaluationSpec(Generic[M]):
         evaluator: runs `sensorium evaluate`: (trained model, dataset, split names, options) ->
             EvaluationReport.
         baselines: computes metrics of simple models on rows, which `sensorium compare` shows.
+        assess: says what the model is worth by its validation metrics, and whether there are
+            enough rows.
         sweep: keywords with the values that `sensorium compare` tries where none is varied.
     """
 
@@ -137,6 +156,7 @@ class EvaluationSpec(Generic[M]):
     write_samples: WriteSamples[M] | None = None
     evaluator: Evaluator | None = None
     baselines: Baselines[M] | None = None
+    assess: Assess | None = None
     sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 

@@ -153,7 +153,8 @@ class Recipe(Generic[M]):
         hooks: functions that it adds to the training loop.
         evaluation: how it is evaluated.
         stored_keywords: keywords as config.json stores them, where that differs from what was
-            passed.
+            passed. Those that the recipe function does not take are not stored: they are of
+            another recipe, which it calls.
         measures_forgetting: whether the abilities of its pretrained weights are measured before
             and after training.
         prerequisites: keyword -> (recipe, keywords) of a run to train first; the folder of that
@@ -243,7 +244,8 @@ def build_recipe(
     recipe = replace(recipe, training=replace(recipe.training, **training_values))
     if recipe.data.augment:
         check_choice("augment", recipe.training.augment, ["none", *recipe.data.augment])
-    return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
+    stored = {k: v for k, v in recipe.stored_keywords.items() if k in bound.kwargs}
+    return recipe, {**bound.kwargs, **stored, **asdict(recipe.training)}
 
 
 def dry_build(
