@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
+<<<<<<< HEAD
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
+from sensorium.search.results import make_thumbnail
+=======
 from sensorium.io.untrusted import replace_surrogates
 from sensorium.search.results import RowInfo, file_names, make_thumbnail
+>>>>>>> w3
 
 QUERY_KINDS = ("text", "image", "vector")
 
@@ -84,7 +89,7 @@ def row_info_of(kind: str, value: Any) -> RowInfo:
 
 def describe_value(value: Any) -> str:
     """Return a query value as text."""
-    if isinstance(value, str | Path):
+    if isinstance(value, str | Path | EmbeddedFile):
         return replace_surrogates(str(value))
     is_vector = isinstance(value, np.ndarray | list) and np.ndim(value) == 1
     return "a vector" if is_vector else "an image"
