@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
-<<<<<<< HEAD
 from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
-from sensorium.search.results import make_thumbnail
-=======
-from sensorium.io.untrusted import replace_surrogates
 from sensorium.search.results import RowInfo, file_names, make_thumbnail
->>>>>>> w3
 
 QUERY_KINDS = ("text", "image", "vector")
 
@@ -83,7 +78,8 @@ def check_search(
 def row_info_of(kind: str, value: Any) -> RowInfo:
     """Return what to show of an added value, by default."""
     captions = [value] if kind == "text" else []
-    files = file_names(value) if kind != "text" and isinstance(value, str | Path) else []
+    is_file = kind != "text" and isinstance(value, str | Path | EmbeddedFile)
+    files = file_names(value) if is_file else []
     return RowInfo(describe_value(value), kind, captions, {"file": files} if files else {})
 
 
