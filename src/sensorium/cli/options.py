@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
 FLAG = Parameter(negative="", show_default=False)
-DATA_HELP = "A folder, a CSV, TSV, JSONL or Parquet file, or a bundled dataset: emoji, scenes."
+DATA_HELP = (
+    "A folder, a CSV, TSV, JSON, JSONL, Parquet or tar file, a pattern (shards/{000..004}.tar), or a "
+    "bundled dataset: emoji, scenes."
+)
 MODEL_HELP = "A run folder, or pretrained weights: a folder, a file or a Hugging Face id."
 
 DataArgument = Annotated[str, Parameter(help=DATA_HELP)]
@@ -117,15 +120,16 @@ class DataOptions:
     group: str | None = None
     """Column whose equal values mark rows of one group, which stay in one split."""
     max_invalid_fraction: float = 0.01
-    """Largest fraction of rows that may be unreadable."""
+    """Largest fraction of unreadable rows. Up to 9 are left out if most rows are good; 0: none."""
     source_option: Annotated[tuple[str, ...], FLAG] = ()
     """Option of a bundled dataset or file reader: n=5000, encoding=latin-1. Repeatable."""
 
-    def open(self, path: str, **overrides: Any) -> "Dataset":
-        """Open a dataset.
+    def open(self, path: str, *, quiet: bool = False, **overrides: Any) -> "Dataset":
+        """Open a dataset, and name on stderr what is left out and not used.
 
         Args:
             path: folder, file or name of a bundled dataset.
+            quiet: name nothing.
             **overrides: further keywords of `Dataset.open`.
 
         Raises:
@@ -149,11 +153,25 @@ class DataOptions:
             "types": self.column_types(),
             "max_invalid_fraction": self.max_invalid_fraction,
         }
-        return Dataset.open(path, **{**keywords, **overrides, **options})
+        dataset = Dataset.open(path, **{**keywords, **overrides, **options})
+        if not quiet:
+            report_unused(dataset)
+        return dataset
 
     def column_types(self) -> dict[str, str]:
         """Return the type set for each column."""
         return dict(_split_pairs("type", self.type, "NAME=TYPE", "caption=text"))
+
+
+def report_unused(dataset: "Dataset") -> None:
+    """Name on stderr the rows left out when a dataset was read, and what it holds unused."""
+    from sensorium.cli.output import log
+    from sensorium.data.bad_samples import summarize_bad_samples
+
+    for line in summarize_bad_samples(dataset.bad_samples):
+        log(f"left out: {line}")
+    for note in dataset.notes:
+        log(f"unused: {note}")
 
 
 @Parameter(name="*")

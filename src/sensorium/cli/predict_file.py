@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.data.bad_samples import summarize_bad_samples
 from sensorium.data.cell_parsing import parse_number
 from sensorium.data.dataset import Dataset
 from sensorium.data.open import open_rows_to_predict
@@ -241,10 +242,12 @@ def _plan_output(
 
 def _note_bad_samples(job: _Job, log: Callable[[str], object]) -> None:
     """Note what could not be read when the table was opened, and name the rows left out then."""
+    for line in summarize_bad_samples([bad for bad in job.dataset.bad_samples if bad.row < 0]):
+        log(f"skipped {line}")
+    for note in job.dataset.notes:
+        log(f"unused: {note}")
     for bad in job.dataset.bad_samples:
         if bad.row < 0:
-            location = f"{bad.location}, {bad.column}" if bad.column else bad.location
-            log(f"skipped {location}: {bad.reason}")
             continue
         columns = [bad.column] if bad.column else list(job.columns)
         job.findings.unreadable.setdefault(bad.row, {}).update(dict.fromkeys(columns, bad.reason))

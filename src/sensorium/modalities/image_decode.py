@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sensorium.io.untrusted import NotARegularFileError, open_regular
+from sensorium.io.untrusted import EmbeddedFile, NotARegularFileError, open_regular
 from sensorium.modalities.image_resize import jpeg_scale, resize_square
 
 MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns
@@ -167,7 +167,7 @@ def _read_bytes(raw: Any) -> bytes:
     """Return the bytes of a file, or `raw` itself if it is bytes."""
     if isinstance(raw, bytes):
         return raw
-    if not isinstance(raw, str | Path):
+    if not isinstance(raw, str | Path | EmbeddedFile):
         raise ValueError(f"expected an image or its path, got {type(raw).__name__}")
     try:
         with open_regular(raw, MAX_FILE_BYTES) as file:

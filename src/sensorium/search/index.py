@@ -39,7 +39,6 @@ from sensorium.search.query import (
 from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.search.store import Store
 
-MAX_INVALID_FRACTION = 0.01
 ENGINES = ("exact", "faiss")
 
 
@@ -97,8 +96,8 @@ class Index:
             batch_size: rows embedded at once.
 
         Raises:
-            SensoriumError: more than 1 % of the values cannot be read, or the column or split does
-                not exist.
+            SensoriumError: too many values cannot be read (the data set's `max_invalid_fraction`),
+                or the column or split does not exist.
         """
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
         name = column or find_image_column(dataset) or dataset.schema.resolve_column("text", None)
@@ -115,7 +114,7 @@ class Index:
                 values, infos = read_batch(dataset, name, batch_rows, bad_samples)
                 if values:
                     store.add(embed_values(model, kind, values), infos)
-            check_invalid_fraction(bad_samples, len(rows), MAX_INVALID_FRACTION)
+            check_invalid_fraction(bad_samples, len(rows), dataset.max_invalid_fraction)
             store.publish()
         index = cls.open(folder, model=model)
         index.bad_samples = bad_samples

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.search.results import make_thumbnail
 
 QUERY_KINDS = ("text", "image", "vector")
@@ -48,7 +48,7 @@ def as_query_lists(inputs: Mapping[str, Any]) -> tuple[dict[str, list[Any]], boo
 
 def describe_value(value: Any) -> str:
     """Return a query value as text."""
-    if isinstance(value, str | Path):
+    if isinstance(value, str | Path | EmbeddedFile):
         return replace_surrogates(str(value))
     is_vector = isinstance(value, np.ndarray | list) and np.ndim(value) == 1
     return "a vector" if is_vector else "an image"

@@ -20,6 +20,7 @@ from sensorium.data.row_keys import content_digest
 from sensorium.io import atomic
 from sensorium.io.run_config import TRAINED_ROWS_FILE
 from sensorium.io.tensors import read_tensors, tensor_writer
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.nn.tokens import ColumnKey, column_names
 
 ROWS_PER_READ = 4096  # rows whose raw values are in memory at a time
@@ -184,7 +185,7 @@ def hash_column(dataset: Dataset, column: str) -> CellHashes:
     parts: list[np.ndarray] = []
     for rows in iter_batches(range(len(dataset)), ROWS_PER_READ):
         values = dataset.raw(column, rows)
-        if any(isinstance(value, Path) for value in values):
+        if any(isinstance(value, Path | EmbeddedFile) for value in values):
             named = list(zip(values, map(dataset.location, rows), strict=True))
             hashes = [h for part in _hash_files(named) for h in part]
         else:
@@ -215,7 +216,7 @@ def _hash_files(named: Sequence[tuple[Any, str]]) -> Any:
     def hash_batch(batch: Sequence[tuple[Any, str]]) -> list[int]:
         return [
             _hash_value(value, {})
-            if not isinstance(value, Path)
+            if not isinstance(value, Path | EmbeddedFile)
             else _digest(f"file {content_digest(value, location)}".encode())
             for value, location in batch
         ]

@@ -14,7 +14,7 @@ from sensorium.cli.options import (
     ModelArgument,
     RecipeOption,
 )
-from sensorium.cli.output import emit
+from sensorium.cli.output import emit, log
 from sensorium.errors import SensoriumError
 
 
@@ -34,6 +34,7 @@ def index(
         split: Index the rows of this split only.
         out: Index folder. Default: `index` in the run folder; pretrained weights need one.
     """
+    from sensorium.data.bad_samples import summarize_bad_samples
     from sensorium.search.index import Index
 
     if out is None and not is_run(model):
@@ -43,6 +44,8 @@ def index(
     folder = out or Path(model) / "index"
     loaded, dataset = load_model(model, recipe), data_options.open(data)
     with Index.build(loaded, dataset, folder, split=split) as built:
+        for line in summarize_bad_samples(built.bad_samples):
+            log(f"left out: {line}")
         print(f'{len(built):,} rows in {folder}. Search them: sensorium search {folder} "..."')
 
 

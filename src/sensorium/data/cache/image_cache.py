@@ -30,6 +30,7 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.image import Image
 
 CACHE_VERSION = 1  # of what decoding returns: another version is decoded again
@@ -119,6 +120,8 @@ def _identity_bytes(value: Any) -> bytes:
             return f"absent {value}\0".encode()
         identity = f"file {value.absolute()}\0{stat.st_size} {stat.st_mtime_ns}\0"
         return identity.encode("utf-8", "surrogateescape")
+    if isinstance(value, EmbeddedFile):
+        return f"embedded {value!r}\0".encode("utf-8", "surrogateescape")
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value).tobytes()
         return f"array {value.dtype.str} {value.shape}\0".encode() + content
