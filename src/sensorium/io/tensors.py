@@ -150,5 +150,6 @@ def tensors_sha256(named_tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(named_tensors):
         value = named_tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():  # an empty tensor may have a stride that cannot be viewed as bytes
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
