@@ -93,7 +93,20 @@ ReferenceOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[
-    bool, FLAG, Parameter(group="Output", help="Resume the run in --out exactly where it stopped.")
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="Resume the run in --out exactly where it stopped; more --epochs extend it.",
+    ),
+]
+NewRowsOption = Annotated[
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="With --resume: rows were added to the data; train on them, too.",
+    ),
 ]
 
 
@@ -171,7 +184,7 @@ class EvalOptions:
     average_captions: Annotated[bool, FLAG] = False
     """Retrieval: average the embeddings of all captions of a row instead of taking the first."""
     max_samples: int | None = None
-    """Captioning, text-to-image, prediction: evaluate at most this many rows of a split."""
+    """Most rows per split. Default: 1000 to caption, 2000 to answer, 500 to draw, else 100000."""
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
     class_column: str | None = None
@@ -179,7 +192,7 @@ class EvalOptions:
     templates: Annotated[tuple[str, ...], FLAG] = ()
     """Retrieval: text with {} for the name of a class, for zero-shot classification. Repeatable."""
     seed: int | None = None
-    """Text-to-image: random seed of the generated images."""
+    """Text-to-image: random seed of the generated images. Default: 0."""
     feature_model: str | None = None
     """Captioning, text-to-image: model that embeds images and text, used to compare them."""
     blind_model: str | None = None
@@ -214,29 +227,29 @@ class SamplingOptions:
     question: Annotated[tuple[str, ...], FLAG] = ()
     """Question about an image. Repeatable."""
     n: Annotated[int | None, Parameter(name="-n")] = None
-    """Number of samples per prompt."""
+    """Number of samples per prompt. Default: 1."""
     seed: int | None = None
-    """Random seed of sampling."""
+    """Random seed of sampling. Default: 0."""
     temperature: float | None = None
-    """Sampling temperature; 0 is greedy decoding."""
+    """Sampling temperature; 0 is greedy decoding. Default: 1 for images, 0 for text."""
     top_k: int | None = None
-    """Sample from the k most likely tokens only."""
+    """Sample from the k most likely tokens only. Default: 0, all."""
     top_p: float | None = None
-    """Sample from the most likely tokens with this total probability (nucleus sampling)."""
+    """Nucleus sampling: from the likeliest tokens with this total probability. Default: 1, all."""
     num_beams: int | None = None
-    """Beam search with this many beams (text)."""
+    """Beam search with this many beams (text). Default: 0, no beam search."""
     max_tokens: int | None = None
-    """Largest number of generated text tokens."""
+    """Most tokens of a text. Default: 256 of pretrained models, else 0: the model's limit."""
     guidance_scale: float | None = None
-    """Classifier-free guidance scale (images); 1 is no guidance."""
+    """Classifier-free guidance scale (images); 1 is no guidance. Default: 1."""
     prefix_tokens: int | None = None
-    """Number of image tokens kept from --image; the rest is completed."""
+    """Number of image tokens kept from --image; the rest is completed. Default: 0."""
     region: str | None = None
     """Region of --image to edit. Not possible with an autoregressive model such as dalle."""
     rerank: str | None = None
     """Model that embeds images and text (CLIP), to select the best of --candidates."""
     candidates: int | None = None
-    """Number of images sampled per prompt for --rerank."""
+    """Number of images sampled per prompt for --rerank. Default: 16."""
 
     def to_keywords(self, text: Sequence[str]) -> dict[str, Any]:
         """Return the options that were set, and the prompts, as keywords of the verb `generate`."""

@@ -79,7 +79,9 @@ class _Job:
     findings: _Findings = field(default_factory=_Findings)
 
 
-def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
+def open_table_to_predict(
+    model: Model | PretrainedModel, path: str, encoding: str | None = None
+) -> Dataset:
     """Open a table to predict. What cannot be read in a column of the model is missing.
 
     Columns that the model does not read, such as its targets, are not looked at.
@@ -88,6 +90,7 @@ def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
         model: a run, whose column types are used; or pretrained weights, for which they are
             inferred.
         path: table or folder.
+        encoding: of a text table; None: UTF-8.
 
     Raises:
         SensoriumError: if it cannot be read.
@@ -95,7 +98,8 @@ def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
     predictor = model.predict
     names = list(predictor.columns) if isinstance(predictor, Predictor) else []
     schema = model.schema if isinstance(model, Model) else None
-    opened = open_rows_to_predict(Path(path), schema, names)
+    options = {"encoding": encoding} if encoding else {}
+    opened = open_rows_to_predict(Path(path), schema, names, options)
     dataset = Dataset(opened.table, opened.schema, opened.name)
     dataset.input_columns = opened.raw_columns
     return dataset

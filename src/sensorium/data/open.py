@@ -115,18 +115,24 @@ def open_table_with_schema(
     return validate_table(table, present, max_invalid_fraction), present, name
 
 
-def open_rows_to_predict(source: Path, schema: Schema | None, columns: Sequence[str]) -> OpenedRows:
+def open_rows_to_predict(
+    source: Path,
+    schema: Schema | None,
+    columns: Sequence[str],
+    source_options: dict[str, Any] | None = None,
+) -> OpenedRows:
     """Open a source of which every row is predicted, reading only the columns that a model reads.
 
     Args:
         source: a path or the name of a bundled dataset.
         schema: the schema of the model; None: the types are inferred.
         columns: the columns that the model reads; none: the only image column.
+        source_options: options of the reader, such as the `encoding` of a text file.
 
     Raises:
         SensoriumError: if the source cannot be read.
     """
-    table, name = _read_source(source, {})
+    table, name = _read_source(source, source_options or {})
     schema = infer_schema(table, {}) if schema is None else schema
     columns = columns or [schema.resolve_column("image")]
     known = {n: schema.columns[n] for n in columns if n in table.columns}

@@ -94,6 +94,35 @@ def describe_difference(recorded: Mapping[str, Any], dataset: Dataset) -> str:
     return ""
 
 
+def describe_lost_rows(folder: Path, dataset: Dataset, columns: Sequence[str]) -> str:
+    """Return in words which rows that a run was trained on are not training rows of other data.
+
+    Args:
+        folder: the run folder.
+        dataset: the data.
+        columns: the columns that the run reads.
+
+    Returns:
+        "" where the training rows contain all rows that the run was trained on.
+    """
+    path = folder / TRAINED_ROWS_FILE
+    if not path.is_file():
+        return f"{path.name}, the record of the rows that it was trained on, is missing"
+    missing = [name for name in columns if name not in dataset.table.columns]
+    if missing:
+        return f"it has no column {', '.join(missing)}"
+    trained = read_tensors(path)["read"].numpy().view(np.uint64)
+    rows = dataset.splits.get("train", np.zeros(0, np.int64))
+    current = hash_rows(hash_columns(dataset, columns))[rows]
+    num_lost = int((~np.isin(trained, current)).sum())
+    if not num_lost:
+        return ""
+    return (
+        f"{num_lost:,} of the {len(trained):,} rows that were trained on have changed, are gone, "
+        "or are in another split"
+    )
+
+
 def save_trained_rows(
     folder: Path, dataset: Dataset, hashes: Mapping[str, CellHashes], rows: np.ndarray
 ) -> None:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from sensorium.cli.models import is_run, load_model
 from sensorium.cli.options import (
     DEFAULT_DATA_OPTIONS,
+    FLAG,
     DataArgument,
     DataOptionsGroup,
     JsonOption,
@@ -16,6 +17,8 @@ from sensorium.cli.options import (
 )
 from sensorium.cli.output import emit, log
 from sensorium.errors import SensoriumError
+
+MAX_EXAMPLES = 5  # of rows that were left out
 
 
 def index(
@@ -29,6 +32,9 @@ def index(
     recipe: RecipeOption = None,
 ) -> None:
     """Embed the images of a dataset (or its texts, if it has no images) and store them for search.
+
+    The words of captions, categories, tags, identifiers and file names are stored, too. Rows that
+    cannot be used are left out and counted, up to --max-invalid-fraction.
 
     Args:
         split: Index the rows of this split only.
@@ -44,8 +50,15 @@ def index(
     folder = out or Path(model) / "index"
     loaded, dataset = load_model(model, recipe), data_options.open(data)
     with Index.build(loaded, dataset, folder, split=split) as built:
+<<<<<<< HEAD
         for line in summarize_bad_samples(built.bad_samples):
             log(f"left out: {line}")
+=======
+        for sample in built.bad_samples[:MAX_EXAMPLES]:
+            print(f"left out: {sample}")
+        if len(built.bad_samples) > MAX_EXAMPLES:
+            print(f"and {len(built.bad_samples) - MAX_EXAMPLES:,} more rows")
+>>>>>>> w3
         print(f'{len(built):,} rows in {folder}. Search them: sensorium search {folder} "..."')
 
 
@@ -57,23 +70,32 @@ def search(
     image: Path | None = None,
     k: Annotated[int, Parameter(name="-k")] = 10,
     out: Path | None = None,
+    vector_only: Annotated[bool, FLAG] = False,
+    text_only: Annotated[bool, FLAG] = False,
     run: str | None = None,
     recipe: RecipeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search an index by text, by an image, or by both.
 
+    A text finds rows by its words and by its vector; the second column of the results says which. A
+    row with a caption equal to the text comes first. With an image, vectors alone are compared.
+
     Args:
         image: Image query.
         k: Number of results.
         out: Draw the results into a .png or .html file.
+        vector_only: Compare vectors alone; the score is the cosine similarity.
+        text_only: Compare words alone, without the model.
         run: Model that built the index, if it was moved.
     """
     from sensorium.search.index import Index
 
     model = load_model(run, recipe) if run else None
     with Index.open(index, model=model) as opened:
-        result = opened.search(text=text, image=image, k=k)
+        result = opened.search(
+            text=text, image=image, k=k, vector_only=vector_only, text_only=text_only
+        )
     if out:
         result.save(out)
     emit(result, as_json)

@@ -283,7 +283,8 @@ def _list_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     files: list[tuple[Path, os.stat_result]] = []
     for path in folder.iterdir():
         try:
-            files.append((path, path.stat()))
+            if path.is_file():
+                files.append((path, path.stat()))
         except FileNotFoundError:  # removed by another process
             continue
     return files
