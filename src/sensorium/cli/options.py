@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 FLAG = Parameter(negative="", show_default=False)
 DATA_HELP = (
-    "A folder, a CSV, TSV, JSON, JSONL, Parquet or tar file, a pattern (shards/{000..004}.tar) or a "
-    "bundled dataset: emoji, scenes."
+    "A folder, a CSV, TSV, JSON, JSONL, Parquet or tar file, a pattern (shards/{000..004}.tar), or "
+    "a bundled dataset: emoji, scenes."
 )
 MODEL_HELP = "A run folder, or pretrained weights: a folder, a file or a Hugging Face id."
 

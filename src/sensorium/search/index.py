@@ -41,10 +41,7 @@ from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.search.store import Store
 from sensorium.search.word_index import WordIndex
 
-<<<<<<< HEAD
-=======
 MAX_SAMPLE_ROWS = 4096  # from which the distribution of a query's cosines is taken
->>>>>>> w3
 ENGINES = ("exact", "faiss")
 
 
@@ -104,28 +101,13 @@ class Index:
             batch_size: rows embedded at once.
 
         Raises:
-<<<<<<< HEAD
             SensoriumError: too many values cannot be read (the data set's `max_invalid_fraction`),
                 or the column or split does not exist.
-=======
-            SensoriumError: a larger fraction of the values than the dataset's
-                `max_invalid_fraction` cannot be used, or the column or split does not exist.
->>>>>>> w3
         """
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
         bad_samples = build_store(
             model, dataset, folder, column=column, split=split, batch_size=batch_size
         )
-<<<<<<< HEAD
-        with Store.create(folder, header) as store:
-            for batch_rows in iter_batches(rows, batch_size):
-                values, infos = read_batch(dataset, name, batch_rows, bad_samples)
-                if values:
-                    store.add(embed_values(model, kind, values), infos)
-            check_invalid_fraction(bad_samples, len(rows), dataset.max_invalid_fraction)
-            store.publish()
-=======
->>>>>>> w3
         index = cls.open(folder, model=model)
         index.bad_samples = bad_samples
         if path is None:

@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
-<<<<<<< HEAD
 from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
-from sensorium.search.results import make_thumbnail
-=======
-from sensorium.io.untrusted import replace_surrogates
 from sensorium.search.results import RowInfo, file_names, make_thumbnail
->>>>>>> w3
 
 QUERY_KINDS = ("text", "image", "vector")
 

@@ -50,15 +50,8 @@ def index(
     folder = out or Path(model) / "index"
     loaded, dataset = load_model(model, recipe), data_options.open(data)
     with Index.build(loaded, dataset, folder, split=split) as built:
-<<<<<<< HEAD
         for line in summarize_bad_samples(built.bad_samples):
             log(f"left out: {line}")
-=======
-        for sample in built.bad_samples[:MAX_EXAMPLES]:
-            print(f"left out: {sample}")
-        if len(built.bad_samples) > MAX_EXAMPLES:
-            print(f"and {len(built.bad_samples) - MAX_EXAMPLES:,} more rows")
->>>>>>> w3
         print(f'{len(built):,} rows in {folder}. Search them: sensorium search {folder} "..."')
 
 
