@@ -1,7 +1,6 @@
 """Demo of the whole workflow on the bundled emoji: train, evaluate, index, search."""
 
 import base64
-import html
 import json
 import shlex
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sensorium.data.dataset import Dataset
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_html
 from sensorium.evaluation.evaluate import evaluate
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.io import atomic
@@ -187,18 +186,18 @@ def render_page(model: Model, report: EvaluationReport, results: list[SearchResu
         results="".join(render_section(result) for result in results),
         table=_metrics_table(report),
         curve=f"data:image/svg+xml;base64,{curve}",
-        commands=html.escape("\n".join(_next_commands(model.folder))),
+        commands=escape_html("\n".join(_next_commands(model.folder))),
     )
 
 
 def _metrics_table(report: EvaluationReport) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in METRIC_DESCRIPTIONS.values())
+    head = "".join(f"<th>{escape_html(text)}</th>" for text in METRIC_DESCRIPTIONS.values())
     rows = "".join(_metrics_row(split, metrics) for split, metrics in report.metrics.items())
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
 
 
 def _metrics_row(split: str, metrics: dict[str, float]) -> str:
-    name = html.escape(SPLIT_DESCRIPTIONS.get(split, split))
+    name = escape_html(SPLIT_DESCRIPTIONS.get(split, split))
     cells = "".join(
         f"<td>{_format_share(metrics.get(metric), metric)}</td>" for metric in METRIC_DESCRIPTIONS
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_line
 
 _MAX_EXAMPLES = 5
 
@@ -27,7 +27,7 @@ class BadSample:
 
     def __str__(self) -> str:
         column = f", {self.column}" if self.column else ""
-        return f"{self.location}{column}: {self.reason}"
+        return escape_line(f"{self.location}{column}: {self.reason}")
 
 
 def check_invalid_fraction(

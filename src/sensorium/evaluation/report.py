@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from sensorium.errors import escape_controls, escape_line
 from sensorium.io import atomic
 
 
@@ -41,10 +42,14 @@ class EvaluationReport:
             for name, value in self.metadata.items()
             if name not in _HIDDEN_METADATA
         )
-        table = Table(self.task, *self.metrics, caption=Text("\n".join([caption, *self.notes])))
+        table = Table(
+            self.task,
+            *self.metrics,
+            caption=Text(escape_controls("\n".join([caption, *self.notes]))),
+        )
         for name in self.headline_metrics or self._metric_names():
             if any(name in values for values in self.metrics.values()):
-                table.add_row(Text(name), *self._format_row(name))
+                table.add_row(Text(escape_line(name)), *self._format_row(name))
         return table
 
     def markdown(self) -> str:

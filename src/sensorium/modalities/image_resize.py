@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+BAND_PIXELS = 1 << 22  # of a large image that are compared at a time
 BORDER_TOLERANCE = 24  # a pixel that differs less from the corner pixel belongs to the border
 BICUBIC = PIL.Image.Resampling.BICUBIC
 
@@ -102,10 +103,17 @@ def trim_border(image: PIL.Image.Image) -> PIL.Image.Image:
 
     A plain border has the color of the top left pixel.
     """
-    pixels = np.asarray(image).astype(np.int16)
-    content = np.abs(pixels - pixels[0, 0]).max(-1) > BORDER_TOLERANCE
-    rows = np.flatnonzero(content.any(1))
-    columns = np.flatnonzero(content.any(0))
+    pixels = np.asarray(image)
+    row_has_content = np.zeros(len(pixels), bool)
+    column_has_content = np.zeros(pixels.shape[1], bool)
+    num_rows = max(1, BAND_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), num_rows):
+        band = pixels[top : top + num_rows].astype(np.int16)
+        content = np.abs(band - pixels[0, 0].astype(np.int16)).max(-1) > BORDER_TOLERANCE
+        row_has_content[top : top + num_rows] = content.any(1)
+        column_has_content |= content.any(0)
+    rows = np.flatnonzero(row_has_content)
+    columns = np.flatnonzero(column_has_content)
     if not len(rows):
         return image
     top = int(rows[0])

@@ -1,7 +1,6 @@
 """Render search results as a contact sheet (PNG) or a self-contained HTML page."""
 
 import base64
-import html
 import io
 import math
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_html
 from sensorium.io import atomic
 from sensorium.search.results import MAX_CAPTIONS_SHOWN, THUMBNAIL_SIZE, Hit, SearchResult
 
@@ -89,7 +88,7 @@ def render_section(result: SearchResult) -> str:
         query_image = _img_tag(result.query_thumbnail, "query image")
     hits = zip(result.hits, result.thumbnails, strict=True)
     cards = "".join(_render_card(hit, png) for hit, png in hits)
-    heading = f"<h2>{query_image}{html.escape(result.query)}</h2>"
+    heading = f"<h2>{query_image}{escape_html(result.query)}</h2>"
     return f"<section>{heading}<ol>{cards or '<li>no results</li>'}</ol></section>"
 
 
@@ -123,15 +122,15 @@ def _render_card(hit: Hit, png: bytes) -> str:
     width = max(0.0, min(hit.score, 1.0)) * 70
     bar = f'<i style="width:{width:.0f}%"></i>'
     return (
-        f'<li>{image}<div class="score">{bar}{hit.score:.3f}</div><p>{html.escape(captions)}</p>'
-        f'<p class="name">{html.escape(hit.info.name)}</p></li>'
+        f'<li>{image}<div class="score">{bar}{hit.score:.3f}</div><p>{escape_html(captions)}</p>'
+        f'<p class="name">{escape_html(hit.info.name)}</p></li>'
     )
 
 
 def _img_tag(png: bytes, alt_text: str) -> str:
     """Return an <img> with the PNG inside."""
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alt_text, quote=True)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape_html(alt_text)}" src="data:image/png;base64,{data}">'
 
 
 def _draw_heading(
