@@ -18,7 +18,7 @@ from sensorium.modalities import image_decode
 from sensorium.modalities.image import Image
 from sensorium.modalities.image_resize import trim_border
 
-MAX_SECONDS = 60  # of a child process that decodes one file
+MAX_SECONDS = 240  # of a child process that decodes one file
 LIMIT_AND_DECODE = """import resource, sys, time
 from sensorium.modalities.image_decode import decode_image
 import simplejpeg
@@ -84,7 +84,7 @@ def test_a_side_beyond_the_limit_is_refused(size: tuple[int, int]) -> None:
 
 
 def test_a_jpeg_of_many_scans_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ValueError, match=r"300 scans of 9000 x 9000 pixels.*limit of 17 scans.*not"):
+    with pytest.raises(ValueError, match=r"300 scans of 9000 x 9000 .*limit of 17 scans.*not"):
         Image().load(jpeg(9000, 9000, 300))
     with pytest.raises(ValueError, match="more than the limit"):
         image_decode.decode_full_image(jpeg(9000, 9000, 300))

@@ -28,11 +28,12 @@ MAX_AUDIO_CHANNELS = 64
 
 # Tables
 MAX_TABLE_COLUMNS = 16_384  # as in Excel
+MAX_MISSING_CELLS = 100_000_000  # of rows that lack columns which others have
 MAX_CELL_CHARACTERS = 64 << 20  # of CSV
 MAX_LINE_CHARACTERS = 256 << 20  # of CSV and JSONL
 MIN_UNPACKED_BYTES = 2 << 30  # any table may unpack to this size,
 MAX_UNPACKED_RATIO = 100  # a larger one to this multiple of its file
-MIN_GZIP_BYTES = 256 << 20  # the same for a packed text, whose rows are read one by one
+MIN_GZIP_BYTES = 64 << 20  # the same for a packed text, whose rows are read one by one
 
 # All threads together
 MAX_BYTES_READ_AT_ONCE = MAX_IMAGE_FILE_BYTES

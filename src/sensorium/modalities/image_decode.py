@@ -235,16 +235,14 @@ def _open_image(data: bytes) -> PIL.Image.Image:
         _check_webp_size(data)
     elif reader is PngImageFile:
         _check_png_chunks(data)
-    elif reader is JpegImageFile:
-        num_scans = _count_jpeg_scans(data)
+    num_scans = _count_jpeg_scans(data) if reader is JpegImageFile else 1
     try:
         image = reader(io.BytesIO(data))
     except DECODE_ERRORS as e:
         raise ValueError(f"the image header is broken ({e or type(e).__name__})") from e
     _check_pixel_count(*image.size)
-    if isinstance(image, JpegImageFile):
-        _check_scans(num_scans, *image.size)
-    elif isinstance(image, TiffImageFile):
+    _check_scans(num_scans, *image.size)
+    if isinstance(image, TiffImageFile):
         _check_tiff_parts(image)
     return image
 

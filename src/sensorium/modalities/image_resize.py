@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+from sensorium.io.untrusted import MAX_IMAGE_PIXELS
+
 BAND_PIXELS = 1 << 22  # of a large image that are compared at a time
 BORDER_TOLERANCE = 24  # a pixel that differs less from the corner pixel belongs to the border
 BICUBIC = PIL.Image.Resampling.BICUBIC
@@ -75,6 +77,11 @@ def resize_exact(
         shortest_edge if length == short else int(shortest_edge * length / short)
         for length in image.size
     )
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, resized to {width} x {height}: more than the "
+            f"limit of {MAX_IMAGE_PIXELS:,} pixels"
+        )
     if resize_mode == "centre":
         left = round((width - side) / 2)
         top = round((height - side) / 2)

@@ -100,8 +100,9 @@ def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None,
 def _read_npy(path: Path) -> np.ndarray:
     """Return the array of a .npy file, memory-mapped; objects are never unpickled."""
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError) as e:
+        with np.errstate(over="raise"):  # of the product of the sizes
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, ArithmeticError) as e:
         raise ValueError(f"damaged, or not an array of numbers: {str(e)[:80]}") from e
     if not isinstance(mapped, np.ndarray):
         mapped.close()

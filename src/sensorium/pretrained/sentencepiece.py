@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sensorium.errors import SensoriumError
+from sensorium.modalities.tokenizer_json import check_charsmap
 
 SPACE_SYMBOL = "▁"  # a space inside of pieces
 # Types of pieces.
@@ -86,6 +87,7 @@ def build_tokenizer(model: SentencePieceModel, extra_tokens: Sequence[str] = ())
         tokenizer = Tokenizer(_build_bpe(model))
     steps: list[normalizers.Normalizer] = []
     if model.precompiled_charsmap:
+        check_charsmap(model.precompiled_charsmap)
         steps.append(normalizers.Precompiled(model.precompiled_charsmap))
     if model.remove_extra_whitespaces:
         prepend_scheme = "always" if model.add_dummy_prefix else "never"
