@@ -200,7 +200,6 @@ def test_banded_conversion_equals_that_of_the_whole(monkeypatch: pytest.MonkeyPa
     framed[5:20, 7:15] = 10
     whole = [np.asarray(image_decode._to_rgb(i)) for i in (image, palette)]
     trimmed = np.asarray(trim_border(PIL.Image.fromarray(framed)))
-    monkeypatch.setattr(image_decode, "BAND_PIXELS", 100)
     monkeypatch.setattr("sensorium.modalities.image_resize.BAND_PIXELS", 100)
     for expected, banded in zip(whole, (image, palette), strict=True):
         assert np.array_equal(np.asarray(image_decode._to_rgb(banded)), expected)

@@ -34,7 +34,7 @@ from sensorium.io.untrusted import (
     NotARegularFileError,
     open_regular,
 )
-from sensorium.modalities.image_resize import jpeg_scale, resize_square
+from sensorium.modalities.image_resize import flatten_transparency, jpeg_scale, resize_square
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 READERS_BY_MAGIC = {  # pattern of the first bytes -> the only reader that may open the file
@@ -72,7 +72,6 @@ ORIENTATION_TAG = 0x112
 EXIF_SHORT = 3  # type code of a 16-bit number
 MAX_EXIF_BYTES = 1 << 16  # as far as a file is searched for its EXIF block
 MAX_EXIF_ENTRIES = 64
-BAND_PIXELS = 1 << 22  # of a large image that are converted at a time
 JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing nor a restart
 START_OF_SCAN = 0xDA
 END_OF_IMAGE = 0xD9
@@ -342,19 +341,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
                 "unknown; convert the image to 8 bits"
             )
         image = PIL.Image.fromarray((wide >> 8).astype(np.uint8))
-    return _flatten(image) if image.has_transparency_data else image.convert("RGB")
-
-
-def _flatten(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert a transparent image to RGB on white, in bands that need little memory."""
-    flat = PIL.Image.new("RGB", image.size)
-    num_rows = max(1, BAND_PIXELS // image.width)
-    for top in range(0, image.height, num_rows):
-        bottom = min(top + num_rows, image.height)
-        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
-        white = PIL.Image.new("RGBA", band.size, "white")
-        flat.paste(PIL.Image.alpha_composite(white, band).convert("RGB"), (0, top))
-    return flat
+    return flatten_transparency(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _decode_jpeg_fast(

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from sensorium.io.untrusted import MAX_IMAGE_PIXELS
 
-BAND_PIXELS = 1 << 22  # of a large image that are compared at a time
+BAND_PIXELS = 1 << 22  # of a large image that are converted or compared at a time
 BORDER_TOLERANCE = 24  # a pixel that differs less from the corner pixel belongs to the border
 BICUBIC = PIL.Image.Resampling.BICUBIC
 
@@ -103,6 +103,18 @@ def jpeg_scale(width: int, height: int, side: int, resize_mode: str) -> int:
     if resize_mode == "pad":
         edge = min(max(width, height), 2 * side * edge)
     return 1 << min(3, max(0, (edge // (2 * side)).bit_length() - 1))
+
+
+def flatten_transparency(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert a transparent image to RGB on white, in bands that need little memory."""
+    flat = PIL.Image.new("RGB", image.size)
+    num_rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white = PIL.Image.new("RGBA", band.size, "white")
+        flat.paste(PIL.Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return flat
 
 
 def trim_border(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -14,7 +14,6 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.tokenizer_json import check_charsmap
 
 SPACE_SYMBOL = "▁"  # a space inside of pieces
 # Types of pieces.
@@ -87,6 +86,8 @@ def build_tokenizer(model: SentencePieceModel, extra_tokens: Sequence[str] = ())
         tokenizer = Tokenizer(_build_bpe(model))
     steps: list[normalizers.Normalizer] = []
     if model.precompiled_charsmap:
+        from sensorium.modalities.tokenizer_json import check_charsmap
+
         check_charsmap(model.precompiled_charsmap)
         steps.append(normalizers.Precompiled(model.precompiled_charsmap))
     if model.remove_extra_whitespaces:

@@ -30,7 +30,6 @@ from tokenizers import (
 
 from sensorium.errors import SensoriumError
 from sensorium.modalities.text import Text, tokenizer_errors
-from sensorium.modalities.tokenizer_json import parse_tokenizer
 from sensorium.pretrained import sentencepiece
 from sensorium.pretrained.gguf_tokenizer import load_gguf_tokenizer
 from sensorium.pretrained.special_tokens import add_special_tokens, set_template
@@ -154,6 +153,8 @@ def load_tokenizer(weight_files: WeightFiles) -> Tokenizer | None:
 
 
 def _load_tokenizer_json(weight_files: WeightFiles) -> Tokenizer:
+    from sensorium.modalities.tokenizer_json import parse_tokenizer
+
     path = weight_files.files["tokenizer.json"]
     return parse_tokenizer(_read_text(path), str(path))
 

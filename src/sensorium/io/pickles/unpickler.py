@@ -170,6 +170,7 @@ ALLOWED_CALLS: dict[str, Callable[..., Any]] = {
     "builtins.dict": _build_dict,
     "torch.Size": lambda shape=(): tuple(shape),
 }
+BUILTINS = ("builtins", "__builtin__")  # of Python 3 and 2
 OPAQUE_TYPES = {
     "argparse.Namespace",
     "pathlib.PosixPath",
@@ -178,17 +179,10 @@ OPAQUE_TYPES = {
     "datetime.datetime",
     "torch.device",
     "numpy.dtype",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
     "_codecs.encode",
-    "builtins.set",
-    "builtins.frozenset",
-    "builtins.complex",
-    "__builtin__.set",
-    "__builtin__.frozenset",
-    "__builtin__.complex",
+    *(f"{module}.{name}" for module in BUILTINS for name in ("set", "frozenset", "complex")),
     "builtins.slice",
     "collections.Counter",
 }
@@ -209,8 +203,7 @@ class Unpickler:
         stack: the values above the last mark.
         metastack: the stacks below each mark.
         memo: values that the pickle refers to again.
-        copied: items of sequences that calls have copied.
-        count: opcodes executed.
+        copied: items of sequences that calls have copied; count: opcodes executed.
     """
 
     def __init__(self) -> None:
