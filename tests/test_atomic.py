@@ -83,14 +83,6 @@ def test_content_is_synced_before_the_rename_and_the_folder_after(
     assert calls == ["file", "rename", "folder"]
 
 
-def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    leftover = tmp_path / ".model.safetensors.123.tmp"
-    leftover.write_bytes(b"half")
-    atomic.write_file(tmp_path / "kept", b"x")
-    assert atomic.remove_temporary_files(tmp_path) == [leftover]
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
-
-
 def test_lock_is_exclusive_until_closed(tmp_path: Path) -> None:
     first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:

@@ -119,7 +119,9 @@ CASES = {
         search run red --out found.gif
         search run red --run nowhere
         search run red --run predictor
-        search run red -k many""",
+        search run red -k many
+        search run red --text-only --vector-only
+        search run --image photos/03.png --text-only""",
     "generate": """
         generate
         generate nowhere x

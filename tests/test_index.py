@@ -134,6 +134,44 @@ def test_invalid_queries_and_indexes_are_refused(tmp_path: Path, data: Dataset) 
         Index.build(FakeModel(), data, tmp_path / "data")
 
 
+def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(40):
+        PIL.Image.new("RGB", (40, 24), (5 * i, 0, 0)).save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text(f"picture {i}")
+    for i in (3, 17):  # cut in the middle
+        content = (folder / f"{i:02}.png").read_bytes()
+        (folder / f"{i:02}.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SensoriumError, match=r"(?s)2 of 40 rows cannot be used, more.*03.png"):
+        Index.build(FakeModel(), Dataset.open(folder), tmp_path / "i")
+    assert not (tmp_path / "i" / "index.json").exists()
+    data = Dataset.open(folder, max_invalid_fraction=0.2)
+    with Index.build(FakeModel(), data, tmp_path / "i", batch_size=7) as index:
+        assert len(index) == 38
+        assert sorted(Path(bad.location).name for bad in index.bad_samples) == ["03.png", "17.png"]
+        assert index.search(text="picture 3")[0].info.captions != ["picture 3"]
+        assert index.search(text="picture 4")[0].info.captions == ["picture 4"]
+
+
+class PickyModel(FakeModel):
+    """Refuses one text."""
+
+    def _embed(self, **inputs: Sequence[Any]) -> np.ndarray:
+        if any("7" in str(value) for values in inputs.values() for value in values):
+            raise SensoriumError("text 7 is refused.")
+        return super()._embed(**inputs)
+
+
+def test_a_value_that_cannot_be_embedded_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["title", *(f"the title {i}" for i in range(7, 17))]))
+    data = Dataset.open(tmp_path / "t.csv", max_invalid_fraction=0.1)
+    with Index.build(PickyModel(), data, tmp_path / "i") as index:
+        assert len(index) == 9
+        assert "text 7 is refused" in str(index.bad_samples[0])
+        assert index.search(text="the title 8")[0].info.captions == ["the title 8"]
+
+
 def test_rebuild_replaces_the_index_at_once(tmp_path: Path, data: Dataset) -> None:
     old = Index.build(FakeModel(), data, tmp_path / "i")
     Index.build(FakeModel(), data.take([0, 1]), tmp_path / "i")

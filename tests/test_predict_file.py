@@ -14,6 +14,8 @@ from PIL import Image
 
 from sensorium.cli import app
 from sensorium.data.dataset import Dataset
+from sensorium.errors import SensoriumError
+from sensorium.inference.predict import Unreadable
 from sensorium.inference.prediction_table import is_data_frame, shorten
 from sensorium.loading import load
 from sensorium.recipes import RECIPES
@@ -203,3 +205,35 @@ def test_data_frame_gives_a_data_frame(folder: Path) -> None:
         size=[1.0, None, 2.0],
     )
     assert result["kind"].tolist() == expected["kind"].value
+
+
+def test_encoding_of_the_table(folder: Path, tmp_path: Path) -> None:
+    """A table of Windows: "größe" is a column that the model would otherwise not find."""
+    lines = ["größe,kind", *(f"{i % 7},{'ab'[i % 2]}" for i in range(60))]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines), encoding="latin-1")
+    data = Dataset.open(table, encoding="latin-1")
+    run = tmp_path / "run"
+    train(RECIPES["fusion"], data, out=run, quiet=True, target="kind", epochs=1, dim=16, layers=1)
+    command = ["predict", str(run), str(table), "-o", str(tmp_path / "out.csv"), "--keep-columns"]
+    assert app.run(command) == 1
+    assert app.run([*command, "--encoding", "latin-1"]) == 0
+    assert "größe" in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_unreadable_values_of_rows_and_frames(folder: Path) -> None:
+    """They are one clear error, or masked and listed where a list is given, as if missing."""
+    model = load(folder / "run")
+    rows = [{"size": 1.0, "colour": "green"}, {"size": "abc", "colour": "white"}]
+    missing = [rows[0], {"size": None, "colour": "white"}]
+    with pytest.raises(SensoriumError, match=r"Row 1, column 'size': .*'abc'\. Give None .*=\[\]"):
+        model.predict(rows)
+    found: list[Unreadable] = []
+    result = model.predict(rows, unreadable=found)
+    assert [(u.row, u.column) for u in found] == [(1, "size")]
+    assert result["kind"].value == model.predict(missing)["kind"].value
+    pd = pytest.importorskip("pandas")
+    found.clear()
+    frame = model.predict(pd.DataFrame(rows), unreadable=found)
+    assert [(u.row, u.column) for u in found] == [(1, "size")]
+    assert frame["kind"].tolist() == result["kind"].value

@@ -13,6 +13,7 @@ from sensorium.errors import SensoriumError
 from sensorium.io.pickles import convert_checkpoint
 from sensorium.io.wrapper_prefixes import strip_wrapper_prefixes
 from sensorium.nn.tokens import l2_normalize
+from sensorium.pretrained.generate_text import find_stop_ids, prompt_preprocessing
 from sensorium.pretrained.load import load_pretrained_model
 from sensorium.pretrained.tensor_source import LazyTensors
 from sensorium.pretrained.transcribe import load_transcript_prompt
@@ -250,6 +251,35 @@ def test_first_suppressed_tokens_are_found_likewise(tmp_path: Path) -> None:
     text = load_transcript_prompt(whisper_files(tmp_path, config, generation), 20)
     assert text is not None
     assert text.begin_suppressed_tokens == (4,)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (2, None, (2,)),
+        (2, {}, (2,)),
+        (2, {"eos_token_id": None}, (2,)),
+        (2, {"eos_token_id": 5}, (5,)),
+        (2, {"eos_token_id": [5, 2]}, (2, 5)),
+        ([3, 4], {"eos_token_id": [4, 7]}, (4, 7)),
+        (None, {"eos_token_id": 0}, (0,)),
+        (None, None, ()),
+    ],
+)
+def test_stop_ids_are_those_of_the_generation_config(
+    config: Any, generation: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    files = whisper_files(tmp_path, {}, generation)
+    assert find_stop_ids(files, config) == expected
+    text = prompt_preprocessing(files, 20, config)["text"]
+    assert vars(text)["stop_ids"] == expected
+
+
+@pytest.mark.parametrize("value", ["</s>", [1, "2"], -1, True, 1.5])
+def test_stop_ids_of_another_type_are_refused(value: Any, tmp_path: Path) -> None:
+    files = whisper_files(tmp_path, {}, {"eos_token_id": value})
+    with pytest.raises(SensoriumError, match=r"generation_config.json sets eos_token_id="):
+        find_stop_ids(files, 2)
 
 
 @pytest.mark.parametrize("value", ["all", [1, "2"], [-1], 5])

@@ -204,6 +204,27 @@ def test_cased_wordpiece(folders: Folders, tmp_path: Path) -> None:
     assert load_ours(tmp_path).encode("The").ids != load_ours(tmp_path).encode("the").ids
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("lower", [True, False])
+def test_lower_case_of_the_tokenizer_config(
+    lower: bool, stored: bool, folders: Folders, tmp_path: Path
+) -> None:
+    """tokenizer_config.json goes before the normalizer that tokenizer.json stores."""
+    tokenizer = load_ours(folders("BertTokenizer"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=stored)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").write_bytes((folders("BertTokenizer") / "vocab.txt").read_bytes())
+    config = {"do_lower_case": lower, "tokenizer_class": "BertTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert differing(load_ours(tmp_path), reference_encoder("BertTokenizer", tmp_path)) == []
+    same = load_ours(tmp_path).encode("The").ids == load_ours(tmp_path).encode("the").ids
+    assert same is lower
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    same = load_ours(tmp_path).encode("The").ids == load_ours(tmp_path).encode("the").ids
+    assert same is stored
+
+
 def has_stacked_marks(text: str) -> bool:
     """Whether a letter has several marks, which SentencePiece, unlike tokenizers, does not sort."""
     return any(

@@ -107,7 +107,7 @@ def test_broken_sidecars_are_bad_samples(photos: Path) -> None:
     (photos / "alone.txt").write_text("no picture")
     (photos / "README.txt").write_text("not a caption")
     (photos / "p99.heic").write_bytes(b"x")
-    message = open_error(photos)
+    message = open_error(photos, max_invalid_fraction=0)
     assert "5 of 22 rows" in message
     assert "--max-invalid-fraction" in message
     assert "p00.txt" in message
@@ -180,9 +180,18 @@ def test_folder_of_tables_per_split(photos: Path) -> None:
     assert "val is 10 % of train" in data.split_rule
 
 
-def test_folder_with_several_tables_is_an_error(photos: Path) -> None:
+def test_folder_with_several_tables_is_read_by_the_one_that_names_images(photos: Path) -> None:
     for name in ("a.csv", "b.csv"):
         table(photos / name, [["file", "text"], ["p00.png", "x"]])
+    assert (
+        Dataset.open(photos).table.notes
+        == [
+            "b.csv: not read, since a.csv names the most files",
+            "19 .png: not named in a.csv",
+        ][::-1]
+    )
+    for name in ("a.csv", "b.csv"):
+        table(photos / name, [["price", "text"], ["1", "x"]])
     assert "a.csv, b.csv" in open_error(photos)
 
 
@@ -233,7 +242,7 @@ def test_unreadable_rows_are_bad_samples(photos: Path) -> None:
     assert "1 cells, but the header has 2" in data.bad_samples[0].reason
     assert "quotation marks" in data.bad_samples[2].reason
     assert data.raw("file", [5]) == [photos / "p08.png"]  # reading went on with the next line
-    assert "3 of 20 rows" in open_error(photos / "a.csv")
+    assert "3 of 20 rows" in open_error(photos / "a.csv", max_invalid_fraction=0)
     (photos / "a.csv").write_text("file,caption\np00.png,x\n" + 'p01.png,"x\np02.png,"y"\n')
     assert (
         Dataset.open(photos / "a.csv", max_invalid_fraction=0.5).bad_samples[0].location
@@ -626,7 +635,7 @@ def test_undecodable_images_are_found_by_prepare(
     monkeypatch.setenv("SENSORIUM_HOME", str(photos / ".home"))
     (photos / "p03.png").write_bytes(b"not a picture")
     assert len(Dataset.open(photos)) == 20
-    data = Dataset.open(photos)
+    data = Dataset.open(photos, max_invalid_fraction=0)
     with pytest.raises(SensoriumError, match=r"1 of 20 rows.*\n.*p03\.png"):
         data.prepare(data.schema, ["image"])
     data = Dataset.open(photos, max_invalid_fraction=0.1)

@@ -116,6 +116,13 @@ def _run(argv: Sequence[str]) -> int:
         if os.environ.get("SENSORIUM_DEBUG"):
             raise
         return _report_error(getattr(e, "exit_code", EXIT_FAILED), str(e))
+    except ImportError as e:
+        if os.environ.get("SENSORIUM_DEBUG"):
+            raise
+        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
+        return _report_error(
+            EXIT_FAILED, f"A package does not load: {reason} Check it: sensorium doctor"
+        )
     except KeyboardInterrupt:
         return _report_error(EXIT_INTERRUPTED, "Interrupted.")
     except BrokenPipeError:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from sensorium.data.dataset import Dataset
 
 FLAG = Parameter(negative="", show_default=False)
-DATA_HELP = "A folder, a CSV, TSV, JSONL or Parquet file, or a bundled dataset: emoji, scenes."
+DATA_HELP = (
+    "A folder, a CSV, TSV, JSON, JSONL, Parquet or tar file, a pattern (shards/{000..004}.tar), or "
+    "a bundled dataset: emoji, scenes."
+)
 MODEL_HELP = "A run folder, or pretrained weights: a folder, a file or a Hugging Face id."
 
 DataArgument = Annotated[str, Parameter(help=DATA_HELP)]
@@ -90,7 +93,20 @@ ReferenceOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[
-    bool, FLAG, Parameter(group="Output", help="Resume the run in --out exactly where it stopped.")
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="Resume the run in --out exactly where it stopped; more --epochs extend it.",
+    ),
+]
+NewRowsOption = Annotated[
+    bool,
+    FLAG,
+    Parameter(
+        group="Output",
+        help="With --resume: rows were added to the data; train on them, too.",
+    ),
 ]
 
 
@@ -104,15 +120,16 @@ class DataOptions:
     group: str | None = None
     """Column whose equal values mark rows of one group, which stay in one split."""
     max_invalid_fraction: float = 0.01
-    """Largest fraction of rows that may be unreadable."""
+    """Largest fraction of unreadable rows. Up to 9 are left out if most rows are good; 0: none."""
     source_option: Annotated[tuple[str, ...], FLAG] = ()
     """Option of a bundled dataset or file reader: n=5000, encoding=latin-1. Repeatable."""
 
-    def open(self, path: str, **overrides: Any) -> "Dataset":
-        """Open a dataset.
+    def open(self, path: str, *, quiet: bool = False, **overrides: Any) -> "Dataset":
+        """Open a dataset, and name on stderr what is left out and not used.
 
         Args:
             path: folder, file or name of a bundled dataset.
+            quiet: name nothing.
             **overrides: further keywords of `Dataset.open`.
 
         Raises:
@@ -136,11 +153,25 @@ class DataOptions:
             "types": self.column_types(),
             "max_invalid_fraction": self.max_invalid_fraction,
         }
-        return Dataset.open(path, **{**keywords, **overrides, **options})
+        dataset = Dataset.open(path, **{**keywords, **overrides, **options})
+        if not quiet:
+            report_unused(dataset)
+        return dataset
 
     def column_types(self) -> dict[str, str]:
         """Return the type set for each column."""
         return dict(_split_pairs("type", self.type, "NAME=TYPE", "caption=text"))
+
+
+def report_unused(dataset: "Dataset") -> None:
+    """Name on stderr the rows left out when a dataset was read, and what it holds unused."""
+    from sensorium.cli.output import log
+    from sensorium.data.bad_samples import summarize_bad_samples
+
+    for line in summarize_bad_samples(dataset.bad_samples):
+        log(f"left out: {line}")
+    for note in dataset.notes:
+        log(f"unused: {note}")
 
 
 @Parameter(name="*")
@@ -153,7 +184,7 @@ class EvalOptions:
     average_captions: Annotated[bool, FLAG] = False
     """Retrieval: average the embeddings of all captions of a row instead of taking the first."""
     max_samples: int | None = None
-    """Captioning, text-to-image, prediction: evaluate at most this many rows of a split."""
+    """Most rows per split. Default: 1000 to caption, 2000 to answer, 500 to draw, else 100000."""
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
     class_column: str | None = None
@@ -161,7 +192,7 @@ class EvalOptions:
     templates: Annotated[tuple[str, ...], FLAG] = ()
     """Retrieval: text with {} for the name of a class, for zero-shot classification. Repeatable."""
     seed: int | None = None
-    """Text-to-image: random seed of the generated images."""
+    """Text-to-image: random seed of the generated images. Default: 0."""
     feature_model: str | None = None
     """Captioning, text-to-image: model that embeds images and text, used to compare them."""
     blind_model: str | None = None
@@ -196,29 +227,29 @@ class SamplingOptions:
     question: Annotated[tuple[str, ...], FLAG] = ()
     """Question about an image. Repeatable."""
     n: Annotated[int | None, Parameter(name="-n")] = None
-    """Number of samples per prompt."""
+    """Number of samples per prompt. Default: 1."""
     seed: int | None = None
-    """Random seed of sampling."""
+    """Random seed of sampling. Default: 0."""
     temperature: float | None = None
-    """Sampling temperature; 0 is greedy decoding."""
+    """Sampling temperature; 0 is greedy decoding. Default: 1 for images, 0 for text."""
     top_k: int | None = None
-    """Sample from the k most likely tokens only."""
+    """Sample from the k most likely tokens only. Default: 0, all."""
     top_p: float | None = None
-    """Sample from the most likely tokens with this total probability (nucleus sampling)."""
+    """Nucleus sampling: from the likeliest tokens with this total probability. Default: 1, all."""
     num_beams: int | None = None
-    """Beam search with this many beams (text)."""
+    """Beam search with this many beams (text). Default: 0, no beam search."""
     max_tokens: int | None = None
-    """Largest number of generated text tokens."""
+    """Most tokens of a text. Default: 256 of pretrained models, else 0: the model's limit."""
     guidance_scale: float | None = None
-    """Classifier-free guidance scale (images); 1 is no guidance."""
+    """Classifier-free guidance scale (images); 1 is no guidance. Default: 1."""
     prefix_tokens: int | None = None
-    """Number of image tokens kept from --image; the rest is completed."""
+    """Number of image tokens kept from --image; the rest is completed. Default: 0."""
     region: str | None = None
     """Region of --image to edit. Not possible with an autoregressive model such as dalle."""
     rerank: str | None = None
     """Model that embeds images and text (CLIP), to select the best of --candidates."""
     candidates: int | None = None
-    """Number of images sampled per prompt for --rerank."""
+    """Number of images sampled per prompt for --rerank. Default: 16."""
 
     def to_keywords(self, text: Sequence[str]) -> dict[str, Any]:
         """Return the options that were set, and the prompts, as keywords of the verb `generate`."""

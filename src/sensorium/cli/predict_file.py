@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.data.bad_samples import summarize_bad_samples
 from sensorium.data.cell_parsing import parse_number
 from sensorium.data.dataset import Dataset
 from sensorium.data.open import open_rows_to_predict
@@ -78,7 +79,9 @@ class _Job:
     findings: _Findings = field(default_factory=_Findings)
 
 
-def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
+def open_table_to_predict(
+    model: Model | PretrainedModel, path: str, encoding: str | None = None
+) -> Dataset:
     """Open a table to predict. What cannot be read in a column of the model is missing.
 
     Columns that the model does not read, such as its targets, are not looked at.
@@ -87,6 +90,7 @@ def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
         model: a run, whose column types are used; or pretrained weights, for which they are
             inferred.
         path: table or folder.
+        encoding: of a text table; None: UTF-8.
 
     Raises:
         SensoriumError: if it cannot be read.
@@ -94,7 +98,8 @@ def open_table_to_predict(model: Model | PretrainedModel, path: str) -> Dataset:
     predictor = model.predict
     names = list(predictor.columns) if isinstance(predictor, Predictor) else []
     schema = model.schema if isinstance(model, Model) else None
-    opened = open_rows_to_predict(Path(path), schema, names)
+    options = {"encoding": encoding} if encoding else {}
+    opened = open_rows_to_predict(Path(path), schema, names, options)
     dataset = Dataset(opened.table, opened.schema, opened.name)
     dataset.input_columns = opened.raw_columns
     return dataset
@@ -237,10 +242,12 @@ def _plan_output(
 
 def _note_bad_samples(job: _Job, log: Callable[[str], object]) -> None:
     """Note what could not be read when the table was opened, and name the rows left out then."""
+    for line in summarize_bad_samples([bad for bad in job.dataset.bad_samples if bad.row < 0]):
+        log(f"skipped {line}")
+    for note in job.dataset.notes:
+        log(f"unused: {note}")
     for bad in job.dataset.bad_samples:
         if bad.row < 0:
-            location = f"{bad.location}, {bad.column}" if bad.column else bad.location
-            log(f"skipped {location}: {bad.reason}")
             continue
         columns = [bad.column] if bad.column else list(job.columns)
         job.findings.unreadable.setdefault(bad.row, {}).update(dict.fromkeys(columns, bad.reason))

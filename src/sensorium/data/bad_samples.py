@@ -1,12 +1,18 @@
 """Samples that cannot be used: each has a location and a reason, and too many are an error."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sensorium.errors import SensoriumError, escape_line
 
-_MAX_EXAMPLES = 5
+MIN_BAD_ROWS = 10  # from which on the limit stops, as long as most rows are good
+_MAX_EXAMPLES = 5  # locations named of each reason
+_MAX_REASONS = 8
+_DETAIL = re.compile(  # what differs between samples that are bad for one reason
+    r"'[^']*'|\"[^\"]*\"|(?<=there is no file ).*|(?<=\w\()[^()]*(?=\))|\d[\d.,]*"
+)
 
 
 @dataclass(frozen=True)
@@ -30,32 +36,68 @@ class BadSample:
         return escape_line(f"{self.location}{column}: {self.reason}")
 
 
+def summarize_bad_samples(bad_samples: Sequence[BadSample]) -> list[str]:
+    """Return a line for each reason, the most frequent first: "248 x .svg files ...: a.svg, ...".
+
+    Reasons that differ only in a quoted value, a number or a path are one; a sample that is alone
+    is a line of its own.
+    """
+    groups: dict[tuple[str, str], list[BadSample]] = {}
+    for sample in bad_samples:
+        key = sample.column, _DETAIL.sub("", sample.reason)
+        groups.setdefault(key, []).append(sample)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    lines = [_describe_group(group) for group in ordered[:_MAX_REASONS]]
+    rest = ordered[_MAX_REASONS:]
+    if rest:
+        lines.append(f"{sum(map(len, rest)):,} more, for {len(rest)} other reasons")
+    return lines
+
+
+def _describe_group(group: Sequence[BadSample]) -> str:
+    """Return one line about the samples that are bad for one reason."""
+    first = group[0]
+    if len(group) == 1:
+        return str(first)
+    column = f"{first.column}: " if first.column else ""
+    is_same = all(sample.reason == first.reason for sample in group)
+    more = ", ..." if len(group) > _MAX_EXAMPLES else ""
+    if is_same:
+        examples = ", ".join(sample.location for sample in group[:_MAX_EXAMPLES])
+        return f"{len(group):,} x {column}{first.reason} ({examples}{more})"
+    examples = ", ".join(sample.location for sample in group[1:_MAX_EXAMPLES])
+    return (
+        f"{len(group):,} x {column}such as {first.location}: {first.reason} (also {examples}{more})"
+    )
+
+
 def check_invalid_fraction(
     bad_samples: Sequence[BadSample], num_rows: int, max_invalid_fraction: float
 ) -> None:
     """Check that not too many rows are bad.
 
+    Fewer than MIN_BAD_ROWS bad rows are never too many as long as more than half of the rows are
+    good: one bad image does not stop a folder of 60. A limit of 0 allows none.
+
     Raises:
-        SensoriumError: naming the first bad samples, if more than the fraction
+        SensoriumError: naming the bad samples by reason, if more than the fraction
             `max_invalid_fraction` of the rows, or all of them, are bad.
     """
     num_bad = len({sample.location for sample in bad_samples})
     if num_bad == 0:
         return
-    too_many = num_bad > max_invalid_fraction * num_rows
+    is_few = num_bad < MIN_BAD_ROWS and 2 * num_bad < num_rows and max_invalid_fraction > 0
+    too_many = num_bad > max_invalid_fraction * num_rows and not is_few
     if not too_many and num_bad < num_rows:
         return
     limit = (
         f", more than --max-invalid-fraction {max_invalid_fraction:g} allows" if too_many else ""
     )
-    examples = [f"  {sample}" for sample in bad_samples[:_MAX_EXAMPLES]]
-    if len(bad_samples) > _MAX_EXAMPLES:
-        examples.append(f"  and {len(bad_samples) - _MAX_EXAMPLES} more")
     raise SensoriumError(
         "\n".join(
             [
                 f"{num_bad} of {num_rows} rows cannot be used{limit}:",
-                *examples,
+                *(f"  {line}" for line in summarize_bad_samples(bad_samples)),
                 _suggest_remedy(bad_samples, num_bad, num_rows),
             ]
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.data.list_cells import parse_python_list
 from sensorium.data.number_format import PLAIN, NumberFormat, parse_number_as
 from sensorium.data.tables import parse_json
 
@@ -24,13 +25,14 @@ def is_url(cell: Any) -> bool:
 
 
 def parse_list(cell: Any) -> list[Any] | None:
-    """Return the list that a cell holds as JSON, or None if it holds none."""
+    """Return the list in a cell, as JSON, Python or numpy write it; None if it holds none."""
     if not isinstance(cell, str):
         return None
-    if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
-        return None
-    value = parse_json(cell)
-    return value if isinstance(value, list) else None
+    if cell.lstrip().startswith("[") and cell.rstrip().endswith("]"):
+        value = parse_json(cell)
+        if isinstance(value, list):
+            return value
+    return parse_python_list(cell)
 
 
 def parse_number(cell: Any, number_format: NumberFormat = PLAIN) -> float | None:

@@ -88,7 +88,7 @@ class Dataset:
         synonyms: Mapping[str, str | os.PathLike[str]] | None = None,
         **source_options: Any,
     ) -> "Dataset":
-        """Open a folder, a file (CSV, TSV, JSONL, Parquet) or a bundled dataset (emoji, scenes).
+        """Open a folder, a file (CSV, TSV, JSON, Parquet, tar), a pattern of files or bundled data.
 
         Args:
             source: a path or the name of a bundled dataset.
@@ -98,7 +98,8 @@ class Dataset:
             types: column types where the inferred ones are wrong, e.g.
                 {"price": "ignore", "caption": "text", "photo": Image(size=128)}.
             test: another source, whose rows become the split "test".
-            max_invalid_fraction: the largest fraction of rows that may be invalid.
+            max_invalid_fraction: the largest fraction of rows that may be invalid. Fewer than ten
+                are left out whatever the fraction, as long as most rows are valid; 0 allows none.
             synonyms: a synonym list for each text column to augment, e.g. {"title": "words.txt"}:
                 one comma-separated group per line. Training texts get paraphrases as additional
                 captions.
@@ -109,7 +110,7 @@ class Dataset:
         Raises:
             SensoriumError: if something cannot be read or is missing.
         """
-        from sensorium.data.open import open_table  # not needed where a model is served
+        from sensorium.data.open import open_table, source_arguments  # to load models needs neither
 
         known_types = source_options.pop("known_types", None)
         all_types = {**(types or {}), **({group: "group"} if group else {})}
@@ -128,7 +129,7 @@ class Dataset:
         named_types = {name: kind for name, kind in (types or {}).items() if isinstance(kind, str)}
         options = {"split": split, "group": group, "test": test, **source_options}
         options |= {"types": named_types, "synonyms": synonym_files}
-        dataset.source = _source_arguments(source, max_invalid_fraction, options)
+        dataset.source = source_arguments(source, max_invalid_fraction, options)
         return dataset
 
     @classmethod
@@ -159,6 +160,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def notes(self) -> list[str]:
+        """What lay in the source and is not used, and choices between readings, a line each."""
+        return self.table.notes
 
     def __repr__(self) -> str:
         names = [f"{c.name} ({c.kind})" for c in self.schema.columns.values()]
@@ -359,22 +365,6 @@ class Dataset:
         from sensorium.data.describe import describe_dataset
 
         return describe_dataset(self)
-
-
-def _source_arguments(
-    source: str | os.PathLike[str], max_invalid_fraction: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of `Dataset.open` as JSON values, without those that are not set."""
-    path = Path(source)
-    arguments: dict[str, Any] = {
-        "path": str(path.resolve() if path.exists() else path),
-        "max_invalid_fraction": max_invalid_fraction,
-    }
-    for name, value in options.items():
-        if value not in (None, {}):
-            plain = isinstance(value, dict | list | tuple | int | float)
-            arguments[name] = value if plain else str(value)
-    return arguments
 
 
 def _add_paraphrases(value: Any, synonyms: Synonyms) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sensorium.data.bad_samples import BadSample
+from sensorium.data.bad_samples import BadSample, summarize_bad_samples
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.cell_parsing import is_missing
 from sensorium.data.schema import Schema, extensions
@@ -19,7 +19,6 @@ from sensorium.errors import escape_line
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-_MAX_BAD_SAMPLES = 10
 _MAX_EXAMPLES = 2
 _MAX_CHARACTERS = 40  # of an example
 
@@ -76,6 +75,7 @@ class DatasetSummary:
         num_unassigned: rows in no split.
         group_column: the column whose equal values mark one group.
         bad_samples: the rows and values that cannot be used.
+        notes: what lay in the source and is not used, a line each.
     """
 
     name: str
@@ -86,6 +86,7 @@ class DatasetSummary:
     num_unassigned: int
     group_column: str | None
     bad_samples: list[BadSample]
+    notes: list[str] = field(default_factory=list)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table as RichTable
@@ -109,11 +110,10 @@ class DatasetSummary:
         unassigned = f"; {self.num_unassigned:,} rows in none" if self.num_unassigned else ""
         yield Text(escape_line(f"splits: {sizes}{unassigned}"))
         yield Text(escape_line(f"        {self.split_rule}"))
-        for sample in self.bad_samples[:_MAX_BAD_SAMPLES]:
-            yield Text.assemble(("bad", "red"), f" {sample}")
-        if len(self.bad_samples) > _MAX_BAD_SAMPLES:
-            more = len(self.bad_samples) - _MAX_BAD_SAMPLES
-            yield Text.assemble(("bad", "red"), f" and {more:,} more")
+        for note in self.notes:
+            yield Text(escape_line(f"unused: {note}"))
+        for line in summarize_bad_samples(self.bad_samples):
+            yield Text.assemble(("bad", "red"), f" {escape_line(line)}")
 
 
 def describe_dataset(dataset: Describable) -> DatasetSummary:
@@ -133,6 +133,7 @@ def describe_dataset(dataset: Describable) -> DatasetSummary:
         num_unassigned=len(dataset) - sum(split_sizes.values()),
         group_column=dataset.group_column,
         bad_samples=_find_bad_samples(dataset),
+        notes=dataset.table.notes,
     )
 
 

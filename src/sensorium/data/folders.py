@@ -1,49 +1,46 @@
-"""Read folders of images, in the layouts people already have.
+"""Read folders of data in the layouts people already have; the first that fits is read.
 
-metadata.csv (or captions.*, or the only table)     rows that name the images
+000.tar, 001.tar, without images in folders         archives (WebDataset, img2dataset)
+metadata.csv (or captions.*)                        rows that name the files
 train.csv, test.csv; train/..., val/..., test/...   one file or folder per split
-a.jpg + a.txt, a.json                               captions, one per line; JSON fields are columns
+captions.txt, annotations/captions_train2017.json   captions of Flickr8k and COCO
+the only table, or that which names the most files  rows that name the files
+a.jpg + a.txt, a.json; images/a.jpg + texts/a.txt   captions, one per line; JSON fields are columns
 cat/a.jpg, dog/b.jpg                                one folder per class
 
 A table is CSV, TSV, JSONL or Parquet.
 """
 
-import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from sensorium.data.bad_samples import BadSample
+from sensorium.data.caption_files import read_caption_files
+from sensorium.data.media_folders import (
+    HIDDEN_PREFIXES,
+    FolderFiles,
+    has_media,
+    list_files,
+    read_media_folder,
+)
+from sensorium.data.named_files import count_named, note_unnamed_files, resolve_files
+from sensorium.data.shards import PACKED_TAR_ENDINGS, TAR_ENDING, read_shards
 from sensorium.data.splits import KNOWN_SPLITS, normalize_split_name
-from sensorium.data.table_files import columns_from_records, read_table
+from sensorium.data.table_files import is_text_table, read_table
 from sensorium.data.tables import (
     IMAGE_EXTENSIONS,
-    TABLE_EXTENSIONS,
-    UNSUPPORTED_IMAGE_EXTENSIONS,
     Table,
     concat_tables,
-    open_text,
-    parse_json,
     table_extension,
 )
+from sensorium.data.unused_files import describe_unused, describes_folder
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
 
-_NON_CAPTION_STEMS = (  # of text files that describe the whole folder
-    "readme",
-    "license",
-    "licence",
-    "notice",
-    "attribution",
-    "requirements",
-    "classes",
-)
-_MAX_LOOSE_FRACTION = 1 / 3  # of images that lie beside the folders of classes
 _METADATA_STEMS = ("metadata", "captions")
-_CAPTION_KEYS = ("caption", "captions", "text")
-_HIDDEN_PREFIXES = (".", "__MACOSX")
+_MAX_COMPARED_TABLES = 8  # of which that is read that names the most files
+_MAX_TEXT_FILES = 16  # of a folder that are looked into
+_DIGITS = re.compile(r"\d+")
 
 
 class _Listing(NamedTuple):
@@ -51,13 +48,26 @@ class _Listing(NamedTuple):
 
     tables: list[Path]
     folders: list[Path]
-    has_images: bool
+    archives: list[Path]
+    images: list[Path]
+    others: list[Path]
+
+
+class _Reader(NamedTuple):
+    """How the text files of a source are read."""
+
+    encoding: str
+    delimiter: str
+
+    def read_table(self, path: Path, name: str) -> Table:
+        """Read a table."""
+        return read_table(path, self.encoding, name, self.delimiter)
 
 
 def read_folder(
     folder: Path, encoding: str = "utf-8", name: str = "", delimiter: str = ""
 ) -> Table:
-    """Read a folder in whichever of the layouts above it has.
+    """Read a folder in the first of the layouts above that fits.
 
     Args:
         folder: the folder.
@@ -68,68 +78,70 @@ def read_folder(
     Raises:
         SensoriumError: if there is nothing to read, or several tables to choose from.
     """
+    return _read_folder(folder, _Reader(encoding, delimiter), name)
+
+
+def _read_folder(folder: Path, reader: _Reader, name: str, split: str = "") -> Table:
     listing = _list_folder(folder)
-    table = _choose_table(listing.tables)
-    if table is not None:
-        return read_table(table, encoding, name + table.name, delimiter)
+    if listing.archives and not listing.images and not any(map(has_media, listing.folders)):
+        return _read_archives(listing, reader, name)
+    metadata = [t for t in listing.tables if t.name.lower().split(".")[0] in _METADATA_STEMS]
+    if metadata:
+        return _read_named_table(folder, metadata[0], listing, reader, name, split)
     parts = _split_parts(listing)
-    if parts:
-        return concat_tables(
-            [
-                (_split_from_name(p), _read_table_or_folder(p, encoding, name, delimiter))
-                for p in parts
-            ]
-        )
-    if listing.tables:
-        names = ", ".join(t.name for t in listing.tables[:5])
-        raise SensoriumError(
-            f"{folder} holds {len(listing.tables)} tables ({names}) and none is called metadata or "
-            "captions. Open the one you mean."
-        )
-    is_hub_layout = [f.name for f in listing.folders] == ["data"] and not listing.has_images
-    if is_hub_layout:  # as the Hugging Face hub lays out Parquet shards
-        return read_folder(listing.folders[0], encoding, f"{name}data/", delimiter)
-    return _read_image_folder(folder, encoding, name)
-
-
-def _choose_table(tables: Sequence[Path]) -> Path | None:
-    """Return the table that describes the whole folder, if there is one."""
-    for table in tables:
-        if table.name.lower().split(".")[0] in _METADATA_STEMS:
+    single = [t for t in listing.tables if not _split_from_name(t)]
+    if parts and len(listing.tables) == len(single) == 1:  # such as labels.csv beside train/
+        table = _read_named_table(folder, single[0], listing, reader, name, split)
+        if count_named(table, list_files(folder)):
             return table
-    if len(tables) == 1 and not _split_from_name(tables[0]):
-        return tables[0]
-    return None
-
-
-def _split_parts(listing: _Listing) -> list[Path]:
-    """Return the tables or folders that are one split each."""
-    tables = [t for t in listing.tables if _split_from_name(t)]
-    if tables:
-        return tables
-    if listing.has_images or not all(map(_split_from_name, listing.folders)):
-        return []
-    return listing.folders
-
-
-def _read_table_or_folder(path: Path, encoding: str, name: str, delimiter: str) -> Table:
-    """Read one split."""
-    name += path.name
-    if path.is_dir():
-        return read_folder(path, encoding, f"{name}/", delimiter)
-    return read_table(path, encoding, name, delimiter)
+    if parts:
+        return _read_splits(folder, parts, listing, reader, name)
+    if len(listing.tables) == len(single) == 1:
+        return _read_named_table(folder, single[0], listing, reader, name, split)
+    if listing.tables:
+        return _read_one_of_tables(folder, listing, reader, name)
+    if len(listing.folders) == 1 and not listing.images and not _has_data(listing.others):
+        table = _read_folder(listing.folders[0], reader, f"{name}{listing.folders[0].name}/")
+        table.notes += _describe_rest([*listing.archives, *listing.others], "not read")
+        return table
+    files = list_files(folder)
+    nested = _read_nested_table(folder, files, reader, name)
+    if nested is not None:
+        return nested
+    captions = read_caption_files(folder, files, reader.encoding, name)
+    return read_media_folder(folder, reader.encoding, name) if captions is None else captions
 
 
 def _list_folder(folder: Path) -> _Listing:
-    """List the entries of a folder."""
+    """List the entries of a folder; a table beside a folder or archive of its name is left out.
+
+    That is how img2dataset describes its shards.
+    """
     try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(_HIDDEN_PREFIXES))
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(HIDDEN_PREFIXES))
     except OSError as e:
         raise SensoriumError(f"could not read the folder {folder}: {e.strerror or e}.") from e
-    return _Listing(
-        tables=[p for p in entries if table_extension(p) and p.is_file()],
-        folders=[p for p in entries if p.is_dir()],
-        has_images=any(p.suffix.lower() in IMAGE_EXTENSIONS for p in entries),
+    folders = [p for p in entries if p.is_dir()]
+    archives = [p for p in entries if p.name.lower().endswith((TAR_ENDING, *PACKED_TAR_ENDINGS))]
+    stems = {p.name for p in folders} | {p.name.removesuffix(TAR_ENDING) for p in archives}
+    is_file = [p for p in entries if p not in set(folders) | set(archives)]
+    images = [p for p in is_file if p.suffix.lower() in IMAGE_EXTENSIONS]
+    tables = [
+        p
+        for p in is_file
+        if table_extension(p) and p.is_file() and not (p.stem in stems and p.stem.isdigit())
+    ]
+    texts = [p for p in is_file if p.suffix.lower() == ".txt"]
+    if len(texts) <= _MAX_TEXT_FILES:  # more are captions of one image each
+        tables += [p for p in texts if is_text_table(p)]
+    known = {*tables, *images}
+    return _Listing(tables, folders, archives, images, [p for p in is_file if p not in known])
+
+
+def _has_data(others: Sequence[Path]) -> bool:
+    """Return whether files beside the only folder may belong to what it holds."""
+    return any(
+        p.suffix.lower() in (".txt", ".json") and not describes_folder(p.name) for p in others
     )
 
 
@@ -139,180 +151,137 @@ def _split_from_name(path: Path) -> str:
     return normalize_split_name(word) if word.lower() in KNOWN_SPLITS else ""
 
 
-def _read_image_folder(folder: Path, encoding: str, name: str) -> Table:
-    """Read a folder of image files, with captions and classes if it has them."""
-    try:
-        files = list(_walk_files(folder))
-    except OSError as e:
-        raise SensoriumError(
-            f"could not read the folder {e.filename or folder}: {e.strerror or e}."
-        ) from e
-    unnamed = [f for f in files if replace_surrogates(f) != f]
-    files = [f for f in files if f not in unnamed] if unnamed else files
-    images = [f for f in files if f.lower().endswith(IMAGE_EXTENSIONS)]
-    unread = _count_unread(files)
-    if not images:
-        content = f"{len(files)} files, but no" if files else "no"
-        others = f"; not read: {unread}" if unread else ""
-        raise SensoriumError(
-            f"{folder} holds {content} image ({' '.join(IMAGE_EXTENSIONS)}) or table "
-            f"({' '.join(TABLE_EXTENSIONS)}){others}. Choose another folder."
-        )
-    table = Table(
-        {"image": list(images)}, [name + f for f in images], root=folder, kinds={"image": "image"}
-    )
-    table.reasons["image"] = f"{len(images)} image files in the folder"
-    if unread:
-        table.reasons["image"] += f"; not read: {unread}"
-    _add_labels(table, images)
-    _add_sidecars(table, files, images, encoding, name)
-    for file in files:
-        if file.lower().endswith(UNSUPPORTED_IMAGE_EXTENSIONS):
-            suffix = PurePosixPath(file).suffix
-            reason = f"{suffix} files are not supported: save it as JPEG or PNG"
-            _add_bad_sample(table, name + file, reason)
-    for file in unnamed:
-        if file.lower().endswith(IMAGE_EXTENSIONS):
-            reason = "its name is not UTF-8: rename the file or its folder"
-            _add_bad_sample(table, replace_surrogates(name + file), reason)
+def _describe_rest(entries: Sequence[Path], reason: str) -> list[str]:
+    """Return a note about entries of a folder that are not read."""
+    files = [p.name + ("/" if p.is_dir() else "") for p in entries]
+    return describe_unused({reason: [f for f in files if not describes_folder(f)]})
+
+
+# Archives --------------------------------------------------------------------------------------
+
+
+def _read_archives(listing: _Listing, reader: _Reader, name: str) -> Table:
+    """Read all archives of a folder."""
+    table = read_shards(listing.archives, reader.encoding, name)
+    stems = {p.name.removesuffix(TAR_ENDING) for p in listing.archives}
+    rest = [*listing.folders, *listing.tables, *listing.others]
+    rest = [
+        p for p in rest if p.name.removesuffix("_stats.json") not in stems and p.stem not in stems
+    ]
+    table.notes += _describe_rest(rest, "not read, since the archives are")
     return table
 
 
-def _count_unread(files: Sequence[str]) -> str:
-    """Return how many files of each kind are not read, such as "3 .mp4, 1 .pdf"."""
-    read = (*IMAGE_EXTENSIONS, *TABLE_EXTENSIONS, ".txt", ".json")
-    kinds = Counter(
-        PurePosixPath(f).suffix.lower() or "without an extension"
-        for f in files
-        if not f.lower().endswith(read) and PurePosixPath(f).stem.lower() not in _NON_CAPTION_STEMS
-    )
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+# Tables ----------------------------------------------------------------------------------------
 
 
-def _walk_files(
-    folder: Path, subfolder: str = "", ancestors: frozenset[str] = frozenset()
-) -> Iterator[str]:
-    """Yield every file that is not hidden as a path with '/' below the folder, sorted by name.
+def _read_named_table(
+    folder: Path, path: Path, listing: _Listing, reader: _Reader, name: str, split: str
+) -> Table:
+    """Read the table that describes a folder, and find the files that it names."""
+    table = reader.read_table(path, name + path.name)
+    files = list_files(folder)
+    resolve_files(table, files, split)
+    note_unnamed_files(table, files, path.name)
+    others = [p for p in (*listing.tables, *listing.archives) if p != path]
+    table.notes += _describe_rest(others, f"not read, since {path.name} describes the folder")
+    return table
 
-    Links are followed, except to a folder that contains them. A dangling link is a file that cannot
-    be decoded.
+
+def _read_one_of_tables(folder: Path, listing: _Listing, reader: _Reader, name: str) -> Table:
+    """Read several tables: shards of one, or the one that names the most files.
+
+    Raises:
+        SensoriumError: if none of them names files.
     """
-    real_path = os.path.realpath(folder / subfolder)
-    if real_path in ancestors:
-        return
-    with os.scandir(folder / subfolder) as iterator:
-        entries = sorted(iterator, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.name.startswith(_HIDDEN_PREFIXES):
-            continue
-        if entry.is_dir():
-            yield from _walk_files(folder, f"{subfolder}{entry.name}/", ancestors | {real_path})
-        elif entry.is_file() or entry.is_symlink():
-            yield subfolder + entry.name
-
-
-def _strip_extension(file: str) -> str:
-    return file[: file.rindex(".")]
-
-
-def _add_sidecars(
-    table: Table, files: Sequence[str], images: Sequence[str], encoding: str, name: str
-) -> None:
-    """Add the columns of .txt and .json files named like the images.
-
-    Without a single match they are unrelated files.
-    """
-    sidecars: dict[str, list[str]] = {}
-    for file in files:
-        if file.lower().endswith((".txt", ".json")):
-            sidecars.setdefault(_strip_extension(file), []).append(file)
-    unmatched = sidecars.keys() - {_strip_extension(f) for f in images}
-    if len(unmatched) == len(sidecars):
-        return
-    _add_captions(table, sidecars, encoding, name)
-    for stem in sorted(unmatched):
-        for file in sidecars[stem]:
-            if PurePosixPath(file).stem.lower() not in _NON_CAPTION_STEMS:
-                _add_bad_sample(table, name + file, "there is no image of the same name")
-
-
-def _add_captions(table: Table, sidecars: dict[str, list[str]], encoding: str, name: str) -> None:
-    """Add the columns that the sidecar files hold."""
-    records: list[dict[str, Any]] = []
-    for row, image in enumerate(table.columns["image"]):
-        record: dict[str, Any] = {}
-        for file in sidecars.get(_strip_extension(image), []):
-            try:
-                record = _merge_records(
-                    record, _read_sidecar(table.base_folder(row) / file, encoding)
-                )
-            except (ValueError, OSError) as e:
-                table.bad_samples.append(BadSample(row, "caption", name + file, str(e)))
-        records.append(record)
-    for column, values in columns_from_records(records).items():
-        table.columns[f"{column} (sidecar)" if column in table.columns else column] = values
-    if "caption" in table.columns:
-        num_captioned = sum(v is not None for v in table.columns["caption"])
-        table.kinds["caption"] = "text"
-        table.reasons["caption"] = (
-            f"{num_captioned} of {len(table)} images have a .txt or .json file of the same name"
+    tables = listing.tables
+    if len({_DIGITS.sub("", t.name) for t in tables}) == 1:
+        return concat_shards([reader.read_table(t, name + t.name) for t in tables])
+    files = list_files(folder)
+    candidates = []
+    for path in tables[:_MAX_COMPARED_TABLES] if files.images or files.audio else []:
+        table = reader.read_table(path, name + path.name)
+        resolve_files(table, files)
+        candidates.append((count_named(table, files), path, table))
+    best = max(candidates, key=lambda candidate: candidate[0], default=None)
+    if best is None or not best[0]:
+        names = ", ".join(t.name for t in tables[:5])
+        raise SensoriumError(
+            f"{folder} holds {len(tables)} tables ({names}) and none is called metadata or "
+            "captions, or names its images. Open the one you mean."
         )
+    _, path, table = best
+    note_unnamed_files(table, files, path.name)
+    others = [t for t in tables if t != path]
+    table.notes += _describe_rest(others, f"not read, since {path.name} names the most files")
+    return table
 
 
-def _read_sidecar(path: Path, encoding: str) -> dict[str, Any]:
-    """Return the fields of a sidecar file, captions as `caption`; ValueError if it is invalid."""
-    with open_text(path, encoding) as f:
-        text = f.read()
-    if path.suffix.lower() == ".txt":
-        return {"caption": _parse_captions(text.splitlines())}
-    value = parse_json(text)
-    if isinstance(value, ValueError):
-        raise value
-    if not isinstance(value, dict):
-        return {"caption": _parse_captions(value)}
-    key = next((k for k in _CAPTION_KEYS if k in value), None)
-    if key is None:
-        return value
-    others = {k: v for k, v in value.items() if k != key}
-    return {"caption": _parse_captions(value[key]), **others}
-
-
-def _parse_captions(value: Any) -> list[str] | None:
-    """Return the captions that are not empty, each once; None if there is none."""
-    if value is None:
+def _read_nested_table(
+    folder: Path, files: FolderFiles, reader: _Reader, name: str
+) -> Table | None:
+    """Read the table in a folder of its own that names the most files, None if none names one."""
+    nested = [f for f in files.others if table_extension(Path(f)) and f.count("/") == 1]
+    nested = [f for f in nested if not Path(f).stem.isdigit()][:_MAX_COMPARED_TABLES]
+    best: tuple[int, str, Table] | None = None
+    for file in nested:
+        table = reader.read_table(folder / file, name + file)
+        if resolve_files(table, files, _split_from_name(Path(file))):
+            table.root = folder
+            num_named = count_named(table, files)
+            best = max(best or (0, "", table), (num_named, file, table), key=lambda c: c[0])
+    if best is None or not best[0]:
         return None
-    lines = [value] if isinstance(value, str) else value
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"expected captions, not {str(value)[:60]!r}")
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip())) or None
+    _, file, table = best
+    note_unnamed_files(table, files, file)
+    others = [f for f in nested if f != file]
+    table.notes += describe_unused({f"not read, since {file} names the most files": others}, name)
+    return table
 
 
-def _merge_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Merge two sidecars of one image (img2dataset writes both): all fields, each caption once."""
-    merged = {**a, **b}
-    if "caption" in merged:
-        captions = [*(a.get("caption") or []), *(b.get("caption") or [])]
-        merged["caption"] = list(dict.fromkeys(captions)) or None
-    return merged
+def concat_shards(tables: Sequence[Table]) -> Table:
+    """Return the rows of tables that are parts of one."""
+    return tables[0] if len(tables) == 1 else concat_tables([(None, t) for t in tables])
 
 
-def _add_labels(table: Table, images: Sequence[str]) -> None:
-    """Add the folders of the images as classes, if most images lie in one and there are several."""
-    labels = [image.rpartition("/")[0] or None for image in images]
-    num_folders = len(set(labels) - {None})
-    num_loose = labels.count(None)
-    if num_folders < 2 or num_loose > _MAX_LOOSE_FRACTION * len(labels):
-        return
-    table.columns["label"] = labels
-    table.kinds["label"] = "category"
-    table.reasons["label"] = f"the images lie in {num_folders} folders"
-    if num_loose:
-        table.reasons["label"] += f", {num_loose} beside them"
+# Splits ----------------------------------------------------------------------------------------
 
 
-def _add_bad_sample(table: Table, location: str, reason: str) -> None:
-    """Add an empty row that is left out and counted like every other bad one."""
-    table.bad_samples.append(BadSample(len(table), "", location, reason))
-    table.locations = [*table.locations, location]
-    for column in table.columns.values():
-        column.append(None)
+def _split_parts(listing: _Listing) -> list[Path]:
+    """Return the tables or folders that are one split each.
+
+    Folders beside them are no splits, unless there is but one split: a class may be called train.
+    """
+    tables = [t for t in listing.tables if _split_from_name(t)]
+    if tables:
+        return tables
+    folders = [f for f in listing.folders if _split_from_name(f)]
+    num_splits = len({_split_from_name(f) for f in folders})
+    if num_splits > 1 or (len(folders) == len(listing.folders) and not listing.images):
+        return folders
+    return []
+
+
+def _read_splits(
+    folder: Path, parts: Sequence[Path], listing: _Listing, reader: _Reader, name: str
+) -> Table:
+    """Read the parts that are one split each."""
+    named: list[tuple[str | None, Table]] = []
+    files = list_files(folder) if any(p.is_file() for p in parts) else None
+    for path in parts:
+        split = _split_from_name(path)
+        if files is None or path.is_dir():
+            table = _read_folder(path, reader, f"{name}{path.name}/", split)
+        else:
+            table = reader.read_table(path, name + path.name)
+            resolve_files(table, files, split)
+        named.append((split, table))
+    tables = {p for p in parts if p.is_file()}
+    used = {*parts, *(listing.folders if tables else ())}
+    rest = [*listing.folders, *listing.tables, *listing.images, *listing.archives]
+    rest = [p for p in rest if p not in used]
+    table = concat_tables(named)
+    if files is not None:
+        note_unnamed_files(table, files, "the tables")
+    table.notes += _describe_rest(rest, "not read, since the splits beside it are")
+    return table

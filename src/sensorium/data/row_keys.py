@@ -16,7 +16,7 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.data.schema import Schema, extensions, unknown_column_error
 from sensorium.data.tables import Table
-from sensorium.io.untrusted import open_regular
+from sensorium.io.untrusted import EmbeddedFile, open_regular
 
 HASH_BATCH_SIZE = 256  # rows hashed at a time
 _CONTENT_TYPES = ("image", "text", "audio", "series")  # whose content identifies a row, best first
@@ -101,7 +101,7 @@ def content_digest(raw: Any, location: str) -> str:
 
     A value that is missing or unreadable is identified by its location.
     """
-    if isinstance(raw, Path):
+    if isinstance(raw, Path | EmbeddedFile):
         try:
             return _file_digest(raw)
         except OSError:
@@ -122,7 +122,7 @@ def _digest(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _file_digest(path: Path | EmbeddedFile) -> str:
     """Return the MD5 of a file, as hex."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

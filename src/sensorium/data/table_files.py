@@ -1,5 +1,6 @@
 """Read files of rows: CSV, TSV, JSONL and Parquet."""
 
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from sensorium.data.bad_samples import BadSample
 from sensorium.data.csv_files import read_csv
 from sensorium.data.tables import (
+    IMAGE_EXTENSIONS,
     TABLE_EXTENSIONS,
     LineLocations,
     Table,
@@ -29,6 +31,7 @@ from sensorium.io.untrusted import (
     open_regular,
 )
 
+_MAX_SNIFFED_CHARACTERS = 1 << 16  # of a line
 _PARQUET_BATCH_ROWS = 4096  # rows converted at a time
 _NESTED_BATCH_ROWS = 64  # the same, of lists, which may be of any length
 _MIN_BATCH_ROWS = 16
@@ -51,7 +54,7 @@ def read_table(path: Path, encoding: str = "utf-8", name: str = "", delimiter: s
     Raises:
         SensoriumError: if the file as a whole cannot be read.
     """
-    suffix = table_extension(path)
+    suffix = table_extension(path) or (".csv" if is_text_table(path) else "")
     name = name or path.name
     if not suffix:
         raise SensoriumError(
@@ -79,6 +82,20 @@ def read_table(path: Path, encoding: str = "utf-8", name: str = "", delimiter: s
         raise SensoriumError(f"{path} has no rows." if table.columns else f"{path} is empty.")
     table.root = path.parent
     return table
+
+
+def is_text_table(path: Path) -> bool:
+    """Return whether a .txt file is a table that names images, as captions.txt of Flickr8k."""
+    if path.suffix.lower() != ".txt":
+        return False
+    try:
+        with open_text(path) as f:
+            lines = [f.readline(_MAX_SNIFFED_CHARACTERS) for _ in range(2)]
+    except (OSError, UnicodeError):
+        return False
+    cells = [re.split(r"[,;|\t]", line, maxsplit=1) for line in lines]
+    is_row = [len(c) > 1 and c[0].strip(' "').lower().endswith(IMAGE_EXTENSIONS) for c in cells]
+    return len(cells[0]) > 1 and is_row == [False, True]
 
 
 def _undecodable_message(path: Path, encoding: str, error: UnicodeError) -> str:
@@ -114,7 +131,7 @@ def _read_jsonl(path: Path, encoding: str, file_name: str) -> Table:
                 bad_samples.append(BadSample(len(line_numbers), "", location, error))
                 value = {}
             line_numbers.append(number)
-            yield value
+            yield {name: _unwrap_media(item) for name, item in value.items()}
 
     with open_text(path, encoding) as f:
         columns = columns_from_records(records(iter_lines(f, file_name)), path)
@@ -275,13 +292,19 @@ def _expand_dictionary(values: Any, class_names: list[str] | None) -> list[Any]:
 
 def _convert_parquet_value(value: Any, class_names: list[str] | None) -> Any:
     """Convert what Hugging Face writes: an image as {"bytes", "path"}, a class as its number."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return value["bytes"] or value["path"] or None
+    value = _unwrap_media(value)
     if class_names and isinstance(value, int):
         if value < 0:  # -1 stands for no label
             return None
         return class_names[value] if value < len(class_names) else value
     return None if value == "" else value
+
+
+def _unwrap_media(value: Any) -> Any:
+    """Return the content or the path of a file that Hugging Face writes as {"bytes", "path"}."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] or value["path"] or None
+    return value
 
 
 def _read_index_columns(metadata: dict[bytes, bytes]) -> list[str]:

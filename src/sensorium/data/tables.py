@@ -70,9 +70,9 @@ _MAY_HOLD_SURROGATES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # in JS
 class Table:
     """Raw columns of equal length, each a list, or an array whose first axis is the rows.
 
-    A value is a str, bytes (an encoded image), a uint8 array [H, W, 3], a number, a list[str]
-    (several captions), or None where it is missing. A str in an image column is a path, absolute or
-    relative to `root`.
+    A value is a str, bytes (an encoded file), a file inside another, a uint8 array [H, W, 3], a
+    number, a list[str] (several captions), or None where it is missing. A str in an image column is
+    a path, absolute or relative to `root`.
 
     Attributes:
         columns: the values of each column.
@@ -84,6 +84,7 @@ class Table:
         index_columns: columns that pandas declares to be the index of a frame.
         root: the folder of relative paths; a list holds one for each row.
         bad_samples: rows that could not be read; their cells are None.
+        notes: what lay in the source and is not used, and choices between readings, a line each.
     """
 
     columns: dict[str, Any]
@@ -95,6 +96,7 @@ class Table:
     index_columns: tuple[str, ...] = ()
     root: Path | list[Path] = Path()
     bad_samples: list[BadSample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -159,8 +161,9 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
             own column "split".
     """
     tables = [table for _, table in named_tables]
+    has_splits = any(name is not None or "split" in table.columns for name, table in named_tables)
     for name, table in named_tables:
-        if name is not None or "split" not in table.columns:
+        if name is not None or (has_splits and "split" not in table.columns):
             table.columns["split"] = [name] * len(table)
     names = dict.fromkeys(chain.from_iterable(t.columns for t in tables))
     columns = {
@@ -177,14 +180,26 @@ def concat_tables(named_tables: Sequence[tuple[str | None, Table]]) -> Table:
     return Table(
         columns=columns,
         locations=list(chain.from_iterable(t.locations for t in tables)),
-        split_column="split",
+        split_column="split" if has_splits else None,
         group_column=next((t.group_column for t in tables if t.group_column), None),
         kinds={name: kind for t in tables for name, kind in t.kinds.items()},
-        reasons=reasons | {"split": "the part of the source that a row is from"},
+        reasons=reasons | {"split": "the part of the source that a row is from"}
+        if has_splits
+        else reasons,
         index_columns=tuple(dict.fromkeys(name for t in tables for name in t.index_columns)),
-        root=[t.base_folder(i) for t in tables for i in range(len(t))],
+        root=_concat_roots(tables),
         bad_samples=bad_samples,
+        notes=[note for t in tables for note in t.notes],
     )
+
+
+def _concat_roots(tables: Sequence[Table]) -> Path | list[Path]:
+    """Return the folder of each row, or the one that all tables share."""
+    roots = {t.root if isinstance(t.root, Path) else None for t in tables}
+    shared = next(iter(roots))
+    if len(roots) == 1 and shared is not None:
+        return shared
+    return [t.base_folder(i) for t in tables for i in range(len(t))]
 
 
 def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:

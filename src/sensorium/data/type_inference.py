@@ -21,10 +21,10 @@ from sensorium.data.schema import (
     unknown_column_error,
 )
 from sensorium.data.tables import Table, parse_json
+from sensorium.data.tag_rules import TAG_SEPARATORS, find_tag_separator
 from sensorium.data.type_rules import (
     IMAGE_URL,
     MISSING_IMAGE,
-    TAG_SEPARATORS,
     InferredType,
     Sample,
     infer_from_sample,
@@ -152,8 +152,10 @@ def _default_modality(kind: str, name: str, values: Any) -> Modality:
     if kind == "datetime":
         return Datetime(order=_date_order(name, texts))
     if kind == "multilabel":
+        found = find_tag_separator(name.lower(), texts)
         counts = {mark: sum(mark in text for text in texts) for mark in TAG_SEPARATORS}
-        return Multilabel(separator=max(TAG_SEPARATORS, key=counts.__getitem__))
+        most = max(TAG_SEPARATORS, key=counts.__getitem__)
+        return Multilabel(separator=most if found is None else found[0])
     if sample and isinstance(sample[0], np.ndarray):
         return Image(size=max(sample[0].shape[:2]))
     return MODALITIES[kind]()

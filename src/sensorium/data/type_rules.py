@@ -5,33 +5,34 @@ it does not apply.
 """
 
 import math
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sensorium.data.base64_cells import detect_base64, detect_content
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_url, parse_list, parse_number
-from sensorium.data.common_names import COMMON_NAMES, UNNAMED, is_key_name, is_text_name
+from sensorium.data.common_names import COMMON_NAMES, UNNAMED, is_key_name
+from sensorium.data.file_names import FileFinder
+from sensorium.data.list_cells import is_abbreviated_array
 from sensorium.data.number_format import NumberFormat, find_number_format
 from sensorium.data.schema import MODALITIES, extensions
 from sensorium.data.splits import KNOWN_SPLITS
 from sensorium.data.tables import IMAGE_EXTENSIONS, UNSUPPORTED_IMAGE_EXTENSIONS, Table
+from sensorium.data.tag_rules import MAX_TAG_CHARACTERS, count_listed_tags, find_tag_separator
 from sensorium.modalities.base import is_missing_marker
 from sensorium.modalities.date_formats import find_date_order, parse_date
 
 BOOLEANS = ("true", "false")  # how text spells them, in lower case
-TAG_SEPARATORS = ("|", ";")  # of the tags in one cell
 IMAGE_URL = "image url"  # in place of a type: web addresses of images, which are not fetched
 MISSING_IMAGE = "missing image"  # in place of a type: paths of images, none of which exists
 _MAX_CHECKED_PATHS = 1000  # files whose existence is checked
 _MAX_CHECKED_STEPS = 100  # of a series, whose values are checked
 _MAX_SPLITS = 20  # different values of a split column
-_MIN_PATH_FRACTION = 0.5  # of values that end like files
+_MIN_PATH_FRACTION = 0.5  # of values that are files or end like them
 _MIN_URL_FRACTION = 0.5  # of values that are web addresses
-_MAX_CATEGORY_CHARACTERS = 64  # of a class or tag
 _MIN_COUNTING_FRACTION = 0.9  # of steps by one in a counter, which may start again
-_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _MAX_CHECKED_DATES = 100  # texts, of which one must be a date
 _MIN_NUMBER_FRACTION = 0.5  # of values that are numbers, where the others are named
 
@@ -77,20 +78,25 @@ def infer_from_sample(sample: Sample) -> InferredType:
 
 
 def _infer_pixels(sample: Sample) -> InferredType | None:
-    """Recognise encoded images and arrays of pixels."""
-    num_fit = sum(map(_is_image, sample.values))
-    if not sample.is_type(num_fit):
-        return None
-    return InferredType("image", f"{num_fit} of {len(sample.values)} values are images")
+    """Recognise encoded images, also as base64, arrays of pixels and encoded audio."""
+    contents = Counter(map(_detect_content, sample.values))
+    for kind, described in (("image", "images"), ("audio", "audio files")):
+        num_fit = contents[kind]
+        if num_fit and num_fit >= _MIN_PATH_FRACTION * len(sample.values):
+            is_base64 = any(isinstance(value, str) for value in sample.values)
+            written = " in base64" if is_base64 else ""
+            return InferredType(
+                kind, f"{num_fit} of {len(sample.values)} values are {described}{written}"
+            )
+    return None
 
 
-def _is_image(value: Any) -> bool:
+def _detect_content(value: Any) -> str:
+    """Return "image" or "audio" for a value that is one, "" for another."""
     if isinstance(value, np.ndarray):
-        return value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8
-    if not isinstance(value, bytes):
-        return False
-    is_webp = value[:4] == b"RIFF" and value[8:12] == b"WEBP"
-    return value.startswith(_IMAGE_MAGIC) or is_webp
+        is_pixels = value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8
+        return "image" if is_pixels else ""
+    return detect_content(value) if isinstance(value, bytes) else detect_base64(value)
 
 
 def _infer_paths(sample: Sample) -> InferredType | None:
@@ -122,8 +128,9 @@ def _infer_paths(sample: Sample) -> InferredType | None:
 def _count_existing(table: Table, paths: dict[int, str]) -> tuple[int, str]:
     """Return how many of at most _MAX_CHECKED_PATHS files exist, as a number and in words."""
     rows = list(paths)[:: -(-len(paths) // _MAX_CHECKED_PATHS)]
+    finder = FileFinder()
     num_existing = sum(
-        os.path.isfile(table.base_folder(row) / paths[row].replace("\\", "/"))  # noqa: PTH113 - no error for a path that cannot be one
+        finder.find(table.base_folder(row), paths[row].replace("\\", "/")) is not None
         for row in rows
     )
     if len(rows) == len(paths):
@@ -147,6 +154,13 @@ def _infer_urls(sample: Sample) -> InferredType | None:
 
 def _infer_series(sample: Sample) -> InferredType | None:
     """Recognise lists of numbers."""
+    num_abbreviated = sum(map(is_abbreviated_array, sample.values))
+    if num_abbreviated * 2 > len(sample.values):
+        return InferredType(
+            "ignore",
+            f"{num_abbreviated} of {len(sample.values)} values are arrays that numpy shortened "
+            "with '...': write them with tolist()",
+        )
     series = [v for v in map(parse_series, sample.values) if v is not None]
     if not sample.is_type(len(series)):
         return None
@@ -162,7 +176,7 @@ def parse_series(value: Any) -> list[Any] | np.ndarray | None:
     """Return the series in a cell, None if it holds none.
 
     A series is a list or array of numbers or, for several channels, of lists of numbers; in text it
-    is JSON.
+    is written as JSON, Python or numpy write it.
     """
     if isinstance(value, np.ndarray):
         is_series = value.ndim in (1, 2) and len(value) and value.dtype.kind in "fiu"
@@ -204,6 +218,10 @@ def _infer_captions(sample: Sample) -> InferredType | None:
     sizes = [len(v) for v in lists if v is not None and all(isinstance(t, str) for t in v)]
     if not sample.is_type(len(sizes)):
         return None
+    texts = [v for v in lists if v is not None and all(isinstance(t, str) for t in v)]
+    num_tags = count_listed_tags(sample.name, texts)
+    if num_tags:
+        return InferredType("multilabel", f"lists of tags, {num_tags} different ones")
     return InferredType(
         "text",
         f"{len(sizes)} of {len(sample.values)} values are lists of texts, "
@@ -278,12 +296,12 @@ def _infer_text(sample: Sample) -> InferredType | None:
     dates = _infer_dates(sample, texts)
     if dates is not None:
         return dates
-    for separator in TAG_SEPARATORS if not is_text_name(sample.name) else ():
-        num_tags = _count_tags(texts, separator)
-        if num_tags:
-            return InferredType(
-                "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
-            )
+    tags = find_tag_separator(sample.name, texts)
+    if tags is not None:
+        separator, num_tags = tags
+        return InferredType(
+            "multilabel", f"tags separated by {separator!r}, {num_tags} different ones"
+        )
     kind, reason = _infer_from_strings(sample.name, texts)
     return InferredType(kind, reason + _describe_near_numbers(sample.values))
 
@@ -314,7 +332,7 @@ def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
             )
     if num_distinct == 1 and len(texts) > 1:
         return InferredType("ignore", f"the same text in all of {len(texts)} values")
-    if num_distinct * 10 <= len(texts) and max_characters <= _MAX_CATEGORY_CHARACTERS:
+    if num_distinct * 10 <= len(texts) and max_characters <= MAX_TAG_CHARACTERS:
         return InferredType(
             "category",
             f"{num_distinct} different values among {len(texts)}, at most {max_characters} "
@@ -327,21 +345,6 @@ def _infer_from_strings(name: str, texts: Sequence[str]) -> InferredType:
     return InferredType(
         "text", f"{num_distinct} different values among {len(texts)}, {mean_words:.1f} words each"
     )
-
-
-def _count_tags(texts: Sequence[str], separator: str) -> int:
-    """Return the number of different tags if the texts are sets of tags, else 0.
-
-    They are if many hold several tags, and most tags are repeated.
-    """
-    tag_lists = [[tag.strip() for tag in text.split(separator)] for text in texts]
-    distinct = {tag for tags in tag_lists for tag in tags}
-    num_several = sum(len(tags) > 1 for tags in tag_lists)
-    if num_several * 10 < len(texts):
-        return 0
-    if len(distinct) * 5 > sum(map(len, tag_lists)):
-        return 0
-    return len(distinct) if max(map(len, distinct)) <= _MAX_CATEGORY_CHARACTERS else 0
 
 
 def _is_counter(numbers: Sequence[float]) -> bool:

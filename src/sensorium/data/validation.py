@@ -2,20 +2,21 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sensorium.data.bad_samples import BadSample, check_invalid_fraction
+from sensorium.data.base64_cells import decode_base64_file
 from sensorium.data.cell_parsing import NUMBER_TYPES, is_missing, is_url, parse_list, parse_number
+from sensorium.data.file_names import FileFinder
 from sensorium.data.number_format import NumberFormat
 from sensorium.data.schema import Column, Schema, extensions
 from sensorium.data.tables import UNSUPPORTED_IMAGE_EXTENSIONS, Table
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.base import Modality, is_missing_marker
 from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.multilabel import Multilabel
@@ -110,7 +111,7 @@ def _convert_column(
             result = interned.setdefault(result, result)
         converted.append(result)
     if from_files:
-        faults += _find_missing_files(table, converted)
+        faults += _find_files(table, converted)
     if kind == "numeric":
         return np.array(converted, np.float64), faults
     return converted, faults
@@ -120,7 +121,8 @@ def _convert_text(value: Any) -> str | list[str] | None:
     """Return one text or several; white space alone is missing."""
     if isinstance(value, str):
         captions = parse_list(value)
-        value = value if captions is None else captions
+        is_list = captions is not None and set(map(type, captions)) <= {str, type(None)}
+        value = captions if is_list else value
     elif isinstance(value, NUMBER_TYPES) and not isinstance(value, bool):
         value = str(value)
     value = replace_surrogates(value)
@@ -154,6 +156,8 @@ def _convert_tags(value: Any) -> list[str] | str | None:
     tags = parse_list(value)
     if tags is None:
         tags = value
+    if isinstance(tags, list):  # numbers are names of tags, too
+        tags = [spell_class(tag) if isinstance(tag, NUMBER_TYPES) else tag for tag in tags]
     return tags if Multilabel().split_tags(tags) else None
 
 
@@ -164,14 +168,17 @@ def _convert_name(value: Any) -> str | None:
     return spell_class(replace_surrogates(value)) or None
 
 
-def _convert_image(value: Any) -> str | bytes | np.ndarray:
+def _convert_image(value: Any) -> str | bytes | np.ndarray | EmbeddedFile:
     """Return a path, an encoded image or an array of pixels."""
     if isinstance(value, str):
+        content = decode_base64_file(value)
+        if content is not None:
+            return content
         if value.lower().endswith(UNSUPPORTED_IMAGE_EXTENSIONS):
             suffix = value[value.rindex(".") :].lower()
             raise ValueError(f"{suffix} files are not supported: save it as JPEG or PNG")
         return _check_path(value)
-    if not isinstance(value, (bytes, np.ndarray)):
+    if not isinstance(value, (bytes, np.ndarray, EmbeddedFile)):
         raise ValueError(
             f"expected an image or its path, not {type(value).__name__} {str(value)[:40]!r}"
         )
@@ -182,6 +189,9 @@ def _convert_file_value(value: Any) -> Any:
     """Return a path, or the value in a cell, which may be JSON; its modality validates it later."""
     if not isinstance(value, str):
         return value
+    content = decode_base64_file(value)
+    if content is not None:
+        return content
     items = None if is_url(value) else parse_list(value)
     return _check_path(value) if items is None else items
 
@@ -201,30 +211,16 @@ def _check_path(value: str) -> str:
     return path
 
 
-def _find_missing_files(table: Table, paths: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Yield the rows whose file is missing.
-
-    Folders are listed, since checking a million files one by one is slow.
-    """
-    listed: dict[tuple[Path, str], frozenset[str]] = {}
+def _find_files(table: Table, paths: list[Any]) -> Iterator[tuple[int, str]]:
+    """Spell the paths as on the disk, in place, and yield the rows whose file is missing."""
+    finder = FileFinder()
     for row, path in enumerate(paths):
         if not isinstance(path, str):
             continue
-        folder, slash, name = path.rpartition("/")
         base = table.base_folder(row)
-        key = (base, folder + slash)
-        if key not in listed:
-            listed[key] = _list_names(Path(*key))
-        if name not in listed[key] and not os.path.isfile(base / path):  # noqa: PTH113 - no error for a path that cannot be one
-            yield row, f"there is no file {base / path}"
-
-
-def _list_names(folder: Path) -> frozenset[str]:
-    """Return the names in a folder; none if it cannot be listed, so that each file is checked."""
-    try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 - names alone
-    except (OSError, ValueError):
-        return frozenset()
+        paths[row] = finder.find(base, path)
+        if paths[row] is None:
+            yield row, finder.explain(base, path)
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {

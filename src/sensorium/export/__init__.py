@@ -6,8 +6,8 @@ from sensorium.export.clip_folder import (
     write_hugging_face,
     write_open_clip,
 )
-from sensorium.export.export import ExportFormat, export_model
-from sensorium.export.graph import ExportableGraph, build_graphs, save_onnx, save_torch
+from sensorium.export.export import ExportFormat, export_model, save_torch
+from sensorium.export.graph import ExportableGraph, build_graphs, save_onnx
 
 __all__ = [
     "CLIPExport",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError, require_type
 from sensorium.io import atomic
+from sensorium.io.tensors import save_tensors
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Towers
@@ -135,7 +136,7 @@ def _write_weights(
         name: value.contiguous()
         for name, value in export_from(clip.module, family.map_weights(config)).items()
     }
-    atomic.write_file(path, lambda file: save_file(tensors, file, {"format": "pt"}))
+    atomic.write_file(path, partial(save_tensors, tensors, {"format": "pt"}))
 
 
 def _build_config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Export of a run to a folder in another format, with a model card that reports the accuracy."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from sensorium.errors import SensoriumError
 from sensorium.export.clip_folder import (
@@ -19,7 +22,6 @@ from sensorium.export.graph import (
     export_program,
     input_shapes,
     save_onnx,
-    save_torch,
 )
 from sensorium.io import atomic
 from sensorium.modalities.image import Image
@@ -122,11 +124,12 @@ def export_model(model: Model, format: ExportFormat, out: Path) -> dict[str, flo
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SensoriumError(f"{out} exists already. Name a new folder.")
-    match format:
-        case "hf" | "open_clip":
-            return _export_clip(model, format, out)
-        case "onnx" | "torch":
-            return _export_graphs(model, format, out)
+    with atomic.new_folder(out) as folder:
+        match format:
+            case "hf" | "open_clip":
+                return _export_clip(model, format, folder)
+            case "onnx" | "torch":
+                return _export_graphs(model, format, folder)
 
 
 def _export_clip(model: Model, format: CLIPFormat, out: Path) -> dict[str, float]:
@@ -158,6 +161,19 @@ def _export_graphs(model: Model, format: GraphFormat, out: Path) -> dict[str, fl
     card = _graph_card(model, graphs, shapes, format, out, max(errors.values()))
     atomic.write_file(out / "README.md", card.encode())
     return errors
+
+
+def save_torch(graph: ExportableGraph, program: torch.export.ExportedProgram, path: Path) -> float:
+    """Write PATH.pt2.
+
+    Returns:
+        The largest difference to the module; see `ExportableGraph.max_error`.
+    """
+    file = path.with_suffix(".pt2")
+    buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, buffer)
+    atomic.write_file(file, buffer.getvalue())
+    return graph.max_error(torch.export.load(file).module())
 
 
 def _graph_card(

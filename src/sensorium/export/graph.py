@@ -318,17 +318,6 @@ def input_shapes(program: torch.export.ExportedProgram) -> list[str]:
     return shapes
 
 
-def save_torch(graph: ExportableGraph, program: torch.export.ExportedProgram, path: Path) -> float:
-    """Write PATH.pt2.
-
-    Returns:
-        The largest difference to the module; see `ExportableGraph.max_error`.
-    """
-    file = path.with_suffix(".pt2")
-    torch.export.save(program, file)
-    return graph.max_error(torch.export.load(file).module())
-
-
 def save_onnx(graph: ExportableGraph, program: torch.export.ExportedProgram, path: Path) -> float:
     """Write PATH.onnx.
 

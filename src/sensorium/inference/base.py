@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from sensorium.errors import SensoriumError
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.base import Modality
 
 VERBS = ("embed", "generate", "predict")
@@ -53,7 +54,8 @@ def load_value(modality: Modality, value: Any) -> np.ndarray:
     try:
         return modality.load(value)
     except ValueError as error:
-        name = value if isinstance(value, str | PathLike) else f"a {type(value).__name__}"
+        is_named = isinstance(value, str | PathLike | EmbeddedFile)
+        name = value if is_named else f"a {type(value).__name__}"
         raise SensoriumError(f"Cannot read {name}: {error}.") from error
 
 

@@ -121,9 +121,8 @@ class Predictor:
         from sensorium.inference.prediction_table import is_data_frame  # it knows Prediction
 
         if is_data_frame(rows):
-            return self._predict_frame(
-                rows, coverage=coverage, min_accuracy=min_accuracy, batch_size=batch_size
-            )
+            options = (coverage, min_accuracy, batch_size, unreadable)
+            return self._predict_frame(rows, *options)
         inputs = as_lists(
             columns if rows is None else self._to_columns(rows),
             list(self.columns),
@@ -171,7 +170,14 @@ class Predictor:
                 stacklevel=3,
             )
 
-    def _predict_frame(self, frame: Any, **options: Any) -> Any:
+    def _predict_frame(
+        self,
+        frame: Any,
+        coverage: float,
+        min_accuracy: float,
+        batch_size: int,
+        unreadable: list[Unreadable] | None,
+    ) -> Any:
         from sensorium.inference.prediction_table import frame_columns, to_frame
 
         columns = frame_columns(frame, list(self.columns))
@@ -181,16 +187,29 @@ class Predictor:
                 f"{', '.join(self.columns)}."
             )
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return to_frame(self(rows, **options), self.targets, frame.index)
+        predictions = self(
+            rows,
+            coverage=coverage,
+            min_accuracy=min_accuracy,
+            batch_size=batch_size,
+            unreadable=unreadable,
+        )
+        return to_frame(predictions, self.targets, frame.index)
 
     def _compute_logits(
         self, inputs: RawInputs, start: int, unreadable: list[Unreadable] | None
     ) -> dict[str, Tensor]:
         batch = Batch({}, row=torch.arange(len(next(iter(inputs.values())))))
         for name, values in inputs.items():
-            errors: dict[int, str] | None = None if unreadable is None else {}
+            errors: dict[int, str] = {}
             batch = batch.merge(collate_column(name, self.columns[name], values, errors))
-            if unreadable is not None and errors:
+            if errors and unreadable is None:
+                i, why = min(errors.items())
+                raise SensoriumError(
+                    f"Row {start + i}, column {name!r}: {why.rstrip('.')}. Give None for a missing "
+                    "value, or unreadable=[], a list that gets such values; they are then missing."
+                )
+            if unreadable is not None:
                 unreadable += [Unreadable(start + i, name, why) for i, why in errors.items()]
         with eval_mode(self.model), torch.inference_mode():
             return self.model(batch)

@@ -12,11 +12,12 @@ import torch
 from sensorium.data.batching import iter_batches
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import load_value
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.base import Modality
 from sensorium.nn.tokens import Batch
 
 RawInputs = Mapping[str, Sequence[Any]]  # raw values of each input, one per row
-SINGLE_VALUE_TYPES = (str, bytes, Path, PIL.Image.Image, np.ndarray)
+SINGLE_VALUE_TYPES = (str, bytes, Path, EmbeddedFile, PIL.Image.Image, np.ndarray)
 
 
 def as_lists(

@@ -7,9 +7,9 @@ pickles imports it. `io.tensors` and `io.run_config`, which need torch, are impo
 from sensorium.io.atomic import (
     fsync_dir,
     full_fsync,
-    remove_temporary_files,
+    sweep,
     write_file,
     write_json,
 )
 
-__all__ = ["fsync_dir", "full_fsync", "remove_temporary_files", "write_file", "write_json"]
+__all__ = ["fsync_dir", "full_fsync", "sweep", "write_file", "write_json"]

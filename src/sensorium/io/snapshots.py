@@ -78,6 +78,7 @@ class CheckpointStore:
     def _write_checkpoint(self, path: Path, files: Mapping[str, FileContent]) -> None:
         """Write all files and their manifest to a staging folder, then rename it."""
         staging = path.with_suffix(".tmp")
+        is_complete = False
         try:
             self.folder.mkdir(exist_ok=True)
             atomic.fsync_dir(self.folder.parent)
@@ -90,12 +91,16 @@ class CheckpointStore:
             if path.exists():  # a damaged checkpoint of the same step, skipped by `latest`
                 _delete(path)
             staging.rename(path)
+            is_complete = True
             atomic.fsync_dir(self.folder)
         except OSError as e:
             raise SensoriumError(
                 f"{path} could not be saved: {e.strerror or e}. Older checkpoints are unchanged; "
                 "free disk space, then resume with --resume (resume=True)."
             ) from e
+        finally:
+            if not is_complete:
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _prune(self, keep: set[Path | None]) -> None:
         """Delete all checkpoints except those in `keep`."""

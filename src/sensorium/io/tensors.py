@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -39,13 +40,19 @@ def tensor_writer(
     plain = {name: value.detach().cpu().contiguous() for name, value in named_tensors.items()}
     text = json.dumps({**(metadata or {}), "sha256": tensors_sha256(plain)})
 
-    def write(path: Path) -> None:
-        try:
-            save_file(plain, path, {METADATA_KEY: text})
-        except SafetensorError as e:  # raised for a full disk too
-            raise OSError(str(e)) from e
+    return partial(save_tensors, plain, {METADATA_KEY: text})
 
-    return write
+
+def save_tensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write a safetensors file, for `atomic.write_file`.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as e:  # raised for a full disk too
+        raise OSError(str(e)) from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -143,5 +150,6 @@ def tensors_sha256(named_tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(named_tensors):
         value = named_tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():  # an empty tensor may have a stride that cannot be viewed as bytes
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -98,32 +98,59 @@ class NotARegularFileError(OSError):
     """The path is a folder, a device, a FIFO or a socket, or the file is too large."""
 
 
-def open_regular(
-    path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES
-) -> io.BufferedReader:
+class EmbeddedFile:
+    """A file that is a range of bytes of another file, such as a member of a tar archive.
+
+    Attributes:
+        name: its name in that file.
+        size: its size in bytes.
+    """
+
+    __slots__ = ()
+    name: str
+    size: int
+
+    def open(self) -> io.BufferedReader:
+        """Open it for reading bytes.
+
+        Raises:
+            OSError: if the file that holds it cannot be opened or has changed.
+        """
+        raise NotImplementedError
+
+
+FilePath = str | os.PathLike[str] | EmbeddedFile
+
+
+def open_regular(path: FilePath, max_bytes: int = MAX_FILE_BYTES) -> io.BufferedReader:
     """Open a regular file for reading bytes; links are followed.
 
     Args:
-        path: the file.
+        path: the file, which may be inside another.
         max_bytes: the largest size.
 
     Raises:
         NotARegularFileError: if it is something else or larger, such as /dev/zero or a FIFO.
         OSError: if it cannot be opened.
     """
+    if isinstance(path, EmbeddedFile):
+        _check_size(path.size, max_bytes)
+        return path.open()
     descriptor = os.open(path, OPEN_FLAGS)
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise NotARegularFileError(0, "not a regular file")
-        if info.st_size > max_bytes:
-            raise NotARegularFileError(
-                0, f"{info.st_size:,} bytes, more than the limit of {max_bytes:,} bytes"
-            )
+        _check_size(info.st_size, max_bytes)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise NotARegularFileError(0, f"{size:,} bytes, more than the limit of {max_bytes:,} bytes")
 
 
 def check_regular(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.audio_io import read_audio
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.nn.positional import sinusoidal_positions
@@ -61,14 +62,14 @@ class Audio:
         """Return one recording as float32 [N] in -1..1 at `sample_rate`.
 
         Args:
-            raw: The path of an audio file, a tuple (samples, sample rate), or samples [N] at
-                `sample_rate`.
+            raw: The path of an audio file, its bytes, a tuple (samples, sample rate), or samples
+                [N] at `sample_rate`.
 
         Raises:
             ValueError: If it cannot be read, is empty, or is longer than `max_seconds`.
         """
-        if isinstance(raw, str | Path):
-            samples, rate = read_audio(Path(raw), self.max_seconds)
+        if isinstance(raw, str | Path | EmbeddedFile | bytes):
+            samples, rate = read_audio(raw, self.max_seconds)
         elif isinstance(raw, tuple):
             samples, rate = raw
         else:

@@ -4,31 +4,39 @@ N samples
 """
 
 import wave
-from io import BufferedReader
-from pathlib import Path
+from io import SEEK_END, BufferedReader, BytesIO
 
 import numpy as np
 from jaxtyping import Float32
 
-from sensorium.io.untrusted import MAX_AUDIO_CHANNELS, NotARegularFileError, open_regular
+from sensorium.io.untrusted import (
+    MAX_AUDIO_CHANNELS,
+    FilePath,
+    NotARegularFileError,
+    open_regular,
+)
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
 
 
-def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
+def read_audio(
+    source: FilePath | bytes, max_seconds: float
+) -> tuple[Float32[np.ndarray, "N"], int]:
     """Return the mean of a file's channels as float32 [N] in -1..1, and its sample rate.
 
     Args:
-        path: A WAV, FLAC, OGG or MP3 file; all but plain WAV need the `audio` extra.
+        source: A WAV, FLAC, OGG or MP3 file, or its bytes; all but plain WAV need the `audio`
+            extra.
         max_seconds: Longest duration in seconds, checked against the header before reading.
 
     Raises:
         ValueError: If the file is damaged, of an unknown format, or too long.
     """
     try:
-        with open_regular(path) as file:
-            file_bytes = path.stat().st_size
+        with _open_source(source) as file:
+            file_bytes = file.seek(0, SEEK_END)
+            file.seek(0)
             try:
                 with wave.open(file, "rb") as wav:
                     return _read_wav(wav, max_seconds, file_bytes), wav.getframerate()
@@ -39,6 +47,10 @@ def read_audio(path: Path, max_seconds: float) -> tuple[Float32[np.ndarray, "N"]
         raise ValueError(str(e.strerror)) from e
     except OSError as e:
         raise ValueError(f"cannot be opened: {e.strerror}") from e
+
+
+def _open_source(source: FilePath | bytes) -> BufferedReader | BytesIO:
+    return BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 def _read_wav(
@@ -64,7 +76,7 @@ def _read_wav(
 
 
 def _read_soundfile(
-    source: BufferedReader, max_seconds: float
+    source: BufferedReader | BytesIO, max_seconds: float
 ) -> tuple[Float32[np.ndarray, "N"], int]:
     try:
         import soundfile

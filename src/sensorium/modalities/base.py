@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -138,6 +138,22 @@ class FitsOnData(Protocol):
 
     def fit_on_data(self, values: Iterable[Tensor], /) -> None:
         """Fit the module on batches of collated training values."""
+        ...
+
+
+@runtime_checkable
+class SharesVectors(Protocol):
+    """An embedding module with a vector for each item of a vocabulary that it fits on the data."""
+
+    def take_vectors(self, tensors: Mapping[str, Tensor], /) -> tuple[int, int]:
+        """Take the vectors of the items that another such module knows, too.
+
+        Args:
+            tensors: Parameters and buffers of the other module, by name; maybe {}.
+
+        Returns:
+            The number of items, and of how many the vectors were taken.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ from sensorium.io.untrusted import (
     MAX_IMAGE_SIDE,
     MAX_JPEG_SCAN_PIXELS,
     READ_BUDGET,
+    EmbeddedFile,
     NotARegularFileError,
     open_regular,
 )
@@ -208,7 +209,7 @@ def _read_bytes(raw: Any) -> bytes:
     """Return the bytes of a file, or `raw` itself if it is bytes."""
     if isinstance(raw, bytes):
         return raw
-    if not isinstance(raw, str | Path):
+    if not isinstance(raw, str | Path | EmbeddedFile):
         raise ValueError(f"expected an image or its path, got {type(raw).__name__}")
     try:
         with open_regular(raw, MAX_IMAGE_FILE_BYTES) as file:

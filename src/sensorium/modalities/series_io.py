@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image, ImageDraw
 
-from sensorium.io.untrusted import NotARegularFileError, check_regular, open_regular
+from sensorium.io.untrusted import EmbeddedFile, NotARegularFileError, check_regular, open_regular
 from sensorium.modalities.base import is_missing_marker
 
 EXTENSIONS = (".csv", ".npy")
@@ -43,8 +43,8 @@ def read_series(raw: Any, skip: Sequence[str] = ()) -> NamedSeries:
         ValueError: If it cannot be read or exceeds a limit; limits are checked before reading.
     """
     names = None
-    if isinstance(raw, str | Path):
-        names, x = _read_file(Path(raw), skip)
+    if isinstance(raw, str | Path | EmbeddedFile):
+        names, x = _read_file(Path(raw) if isinstance(raw, str) else raw, skip)
     else:
         x = _to_array(raw)
     if x.ndim == 1:
@@ -77,15 +77,16 @@ def _to_array(raw: Any) -> np.ndarray:
         raise ValueError(f"expected numbers, the same count at each step: {e}") from e
 
 
-def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    extension = path.suffix.lower()
+def _read_file(
+    path: Path | EmbeddedFile, skip: Sequence[str]
+) -> tuple[tuple[str, ...] | None, np.ndarray]:
+    suffix = Path(path.name).suffix
+    extension = suffix.lower()
     if extension not in EXTENSIONS:
         raise ValueError(
-            f"expected a file with the extension {' or '.join(EXTENSIONS)}, "
-            f"got {path.suffix or 'none'}"
+            f"expected a file with the extension {' or '.join(EXTENSIONS)}, got {suffix or 'none'}"
         )
     try:
-        check_regular(path)
         if extension == ".npy":
             return None, _read_npy(path)
         return _read_csv(path, skip)
@@ -97,8 +98,11 @@ def _read_file(path: Path, skip: Sequence[str]) -> tuple[tuple[str, ...] | None,
         raise ValueError(f"cannot be opened: {e.strerror}") from e
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path | EmbeddedFile) -> np.ndarray:
     """Return the array of a .npy file, memory-mapped; objects are never unpickled."""
+    if isinstance(path, EmbeddedFile):
+        return _to_array(_read_embedded_npy(path))
+    check_regular(path)
     try:
         with np.errstate(over="raise"):  # of the product of the sizes
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -110,9 +114,30 @@ def _read_npy(path: Path) -> np.ndarray:
     return _to_array(mapped)
 
 
-def _read_csv(path: Path, skip: Sequence[str]) -> NamedSeries:
+def _read_embedded_npy(file: EmbeddedFile) -> np.ndarray:
+    """Return the array of a .npy file inside another file."""
+    try:
+        with open_regular(file, MAX_FILE_BYTES) as opened:
+            version = np.lib.format.read_magic(opened)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, is_fortran, dtype = read_header(opened)
+            if dtype.hasobject:
+                raise ValueError("it holds objects")
+            values = np.frombuffer(opened.read(), dtype, math.prod(shape))
+    except NotARegularFileError:
+        raise
+    except (ValueError, EOFError, SyntaxError, OverflowError) as e:
+        raise ValueError(f"damaged, or not an array of numbers: {str(e)[:80]}") from e
+    return values.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _read_csv(path: Path | EmbeddedFile, skip: Sequence[str]) -> NamedSeries:
     """Return the series of a CSV file: channel names in the first line, then one line per step."""
-    size = path.stat().st_size
+    size = path.size if isinstance(path, EmbeddedFile) else path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ValueError(
             f"{size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}; "

@@ -6,7 +6,7 @@ P n-grams of a text   W words   K known n-grams   D width
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -86,6 +86,25 @@ class SubwordBagEmbedding(nn.Module):
         hashes.fill_(EMPTY_HASH)[: len(selected)] = selected
         inverse_frequency = (1 + num_texts) / (1 + top.values[order])
         idf.fill_(1)[: len(selected)] = (1 + inverse_frequency.log()).sqrt()
+
+    @torch.no_grad()
+    def take_vectors(self, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Take the vectors of the n-grams that another module of this kind knows, too.
+
+        Args:
+            tensors: Parameters and buffers of the other module, by name.
+
+        Returns:
+            The number of known n-grams, and of how many the vectors were taken.
+        """
+        hashes = self.get_buffer("ngram_hashes")
+        own = hashes[hashes != EMPTY_HASH]
+        vectors = tensors.get("embedding.weight")
+        if vectors is None or vectors.shape[1] != self.embedding.embedding_dim:
+            return len(own), 0
+        index, is_known = _lookup(tensors["ngram_hashes"], own)
+        self.embedding.weight[: len(own)][is_known] = vectors[index[is_known]]
+        return len(own), int(is_known.sum())
 
     def _unique_ngrams(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "P"]:
         """Return the hashes of a batch's n-grams, each once for every text that has it."""

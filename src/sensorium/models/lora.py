@@ -3,7 +3,7 @@
 B batch   D width in   E width out   R rank
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.transformer import Transformer
 
 LORA_RANK = 8
+LORA_SCALE = 2.0  # alpha / R
+ORIGINAL_WEIGHT = ".parametrizations.weight.original"  # of a layer with LoRA, in its module
 TRAIN_MODES = ("none", "lora", "all")
 
 
@@ -34,7 +36,7 @@ class LoRA(nn.Module):
 
     def forward(self, weight: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
         """Return the weight with the update added."""
-        return weight + 2.0 * (self.lora_B @ self.lora_A)
+        return weight + LORA_SCALE * (self.lora_B @ self.lora_A)
 
 
 def add_lora(module: nn.Module, rank: int = LORA_RANK) -> nn.Module:
@@ -51,6 +53,18 @@ def merge_lora(module: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module
+
+
+def merge_lora_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a module, and the merged weights of its layers with LoRA as well."""
+    merged = dict(tensors)
+    for name, weight in tensors.items():
+        layer, original, rest = name.partition(ORIGINAL_WEIGHT)
+        if original and not rest:
+            factors = f"{layer}.parametrizations.weight.0"
+            update = tensors[f"{factors}.lora_B"] @ tensors[f"{factors}.lora_A"]
+            merged[f"{layer}.weight"] = weight + LORA_SCALE * update
+    return merged
 
 
 class FrozenEncoder(Encoder):

@@ -73,7 +73,12 @@ class Head(nn.Module):
         dim: D.
         prior: Output for rows without any value; also the initial bias.
         dropout: Dropout probability of the input.
+
+    Attributes:
+        fitted_buffers: buffers that come from the data, not from training.
     """
+
+    fitted_buffers = ("prior",)
 
     def __init__(self, dim: int, prior: Float[Tensor, "K"], dropout: float):
         super().__init__()

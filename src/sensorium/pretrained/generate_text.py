@@ -126,9 +126,12 @@ def prompt_preprocessing(
     Args:
         weight_files: The opened files; without a tokenizer the result is {}.
         length: The most tokens of input and output together.
-        stop_ids: Id or ids that end a text.
+        stop_ids: Id or ids that end a text, by the config of the model.
+
+    Raises:
+        SensoriumError: If generation_config.json sets something else as ids that end a text.
     """
-    text = load_text_prompt(weight_files, length, stop_ids)
+    text = load_text_prompt(weight_files, length, find_stop_ids(weight_files, stop_ids))
     if text is None:
         return {}
     template = _chat_template(weight_files)
@@ -137,6 +140,29 @@ def prompt_preprocessing(
         if template is None
         else {"text": text, "prompt": build_chat_prompt(text, template)}
     )
+
+
+def find_stop_ids(
+    weight_files: WeightFiles, stop_ids: int | Sequence[int] | None
+) -> tuple[int, ...]:
+    """Return the ids that end a text: those of generation_config.json, or else of the config.
+
+    Those of both come first, so that the first one is that of the config where it still counts.
+
+    Raises:
+        SensoriumError: If they are no ids.
+    """
+    own = () if stop_ids is None else (stop_ids,) if isinstance(stop_ids, int) else tuple(stop_ids)
+    value = weight_files.read_json("generation_config.json").get("eos_token_id")
+    if value is None:
+        return own
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise SensoriumError(
+            f"{weight_files.path}/generation_config.json sets eos_token_id={value!r}. Give a token "
+            "id or a list of them."
+        )
+    return tuple(dict.fromkeys([*(i for i in own if i in ids), *ids]))
 
 
 def _chat_template(weight_files: WeightFiles) -> Any:

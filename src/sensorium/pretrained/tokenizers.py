@@ -40,6 +40,11 @@ CLIP_SPLIT_PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 PAD_TOKENS = ("[PAD]", "<pad>")  # as tokenizer classes name them where no file does
+BERT_NORMALIZER_SETTINGS = {  # key of tokenizer_config.json -> attribute of the normalizer
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 NUM_EXTRA_IDS = 100  # T5's <extra_id_99> ... <extra_id_0>, whose ids follow those of the pieces
 Vocabulary = dict[str, int]
 Merges = list[tuple[str, str]]
@@ -153,10 +158,25 @@ def load_tokenizer(weight_files: WeightFiles) -> Tokenizer | None:
 
 
 def _load_tokenizer_json(weight_files: WeightFiles) -> Tokenizer:
+    """Load tokenizer.json; a BERT tokenizer normalizes as tokenizer_config.json says, if it does.
+
+    As in transformers, but for its classes of any tokenizer, which take tokenizer.json alone.
+    """
     from sensorium.modalities.tokenizer_json import parse_tokenizer
 
     path = weight_files.files["tokenizer.json"]
-    return parse_tokenizer(_read_text(path), str(path))
+    tokenizer = parse_tokenizer(_read_text(path), str(path))
+    config = weight_files.read_json("tokenizer_config.json")
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return tokenizer
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return tokenizer
+    for key, attribute in BERT_NORMALIZER_SETTINGS.items():
+        if isinstance(config.get(key), bool):
+            setattr(normalizer, attribute, config[key])
+    tokenizer.normalizer = normalizer
+    return tokenizer
 
 
 def _load_bpe(weight_files: WeightFiles) -> Tokenizer:

@@ -37,6 +37,7 @@ class TrainingConfig:
         eval_interval: epochs between evaluations.
         checkpoint_interval: epochs between checkpoints.
         seed: random seed for initialization, shuffling and augmentation.
+        init: run of the same recipe to start from: all weights that fit are taken from it.
     """
 
     epochs: float = 20
@@ -58,6 +59,7 @@ class TrainingConfig:
     eval_interval: float = 1.0
     checkpoint_interval: float = 1.0
     seed: int = 0
+    init: str = ""
 
 
 def training_defaults(**defaults: str | float) -> Callable[[F], F]:

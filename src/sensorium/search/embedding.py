@@ -4,6 +4,7 @@ N rows   D width
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +14,10 @@ from sensorium.data.bad_samples import BadSample
 from sensorium.data.captions import caption_list, flatten_captions
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
+from sensorium.search.attributes import read_attributes
 from sensorium.search.results import RowInfo, make_thumbnail
+
+MAX_FAILURES = 100  # values tried until one can be embedded
 
 
 @runtime_checkable
@@ -53,16 +57,46 @@ def find_image_column(dataset: Dataset) -> str | None:
     return dataset.schema.resolve_column("image", None) if "image" in kinds else None
 
 
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows to embed.
+
+    Attributes:
+        kind: type of the column to embed.
+        column: its name.
+        rows: the rows of the dataset that have a value.
+        values: their values; lists of texts for a text column.
+        infos: the packed `RowInfo` of each.
+        locations: each row in messages.
+    """
+
+    kind: str
+    column: str
+    rows: list[int]
+    values: list[Any]
+    infos: list[bytes]
+    locations: list[str]
+
+
 def embedding_dim(model: EmbeddingModel, dataset: Dataset, column: str, rows: np.ndarray) -> int:
     """Return D, from the first value that can be embedded.
 
     Raises:
-        SensoriumError: no value can be read.
+        SensoriumError: no value can be read, or none of the first ones embedded.
     """
+    errors: list[SensoriumError] = []
     for row in rows:
-        values, _ = read_batch(dataset, column, np.array([row]), [])
-        if values:
-            return embed_values(model, dataset.schema.columns[column].kind, values).shape[1]
+        batch = read_batch(dataset, column, np.array([row]), [])
+        if not batch.values:
+            continue
+        try:
+            return embed_values(model, batch.kind, batch.values).shape[1]
+        except SensoriumError as e:
+            errors.append(e)
+        if len(errors) == MAX_FAILURES:
+            break
+    if errors:
+        raise errors[0]
     raise SensoriumError(
         f"No value of column {column!r} of {dataset.name} can be read. Choose another column."
     )
@@ -70,7 +104,7 @@ def embedding_dim(model: EmbeddingModel, dataset: Dataset, column: str, rows: np
 
 def read_batch(
     dataset: Dataset, column: str, rows: np.ndarray, bad_samples: list[BadSample]
-) -> tuple[list[Any], list[bytes]]:
+) -> RowBatch:
     """Read the rows that have a value.
 
     Args:
@@ -78,9 +112,6 @@ def read_batch(
         column: the column to embed.
         rows: rows of the dataset.
         bad_samples: values that cannot be read are appended to it.
-
-    Returns:
-        The values to embed (lists of texts for a text column), and the packed `RowInfo` of each.
     """
     kind = dataset.schema.columns[column].kind
     image_column = find_image_column(dataset)
@@ -88,8 +119,8 @@ def read_batch(
     texts = [dataset.raw(name, rows) for name in text_columns]
     raw_values = dataset.raw(column, rows)
     images = dataset.raw(image_column, rows) if image_column else [None] * len(rows)
-    values: list[Any] = []
-    infos: list[bytes] = []
+    attributes = read_attributes(dataset, rows)
+    batch = RowBatch(kind, column, [], [], [], [])
     for i, row in enumerate(rows.tolist()):
         if raw_values[i] is None:
             continue
@@ -100,9 +131,39 @@ def read_batch(
             bad_samples.append(BadSample(row, image_column or column, location, str(e)))
             continue
         captions = list(dict.fromkeys(flatten_captions(column_texts[i] for column_texts in texts)))
-        values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
-        infos.append(RowInfo(location, kind, captions).pack(thumbnail))
-    return values, infos
+        batch.rows.append(row)
+        batch.locations.append(location)
+        batch.values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
+        batch.infos.append(RowInfo(location, kind, captions, attributes[i]).pack(thumbnail))
+    return batch
+
+
+def embed_rows(
+    model: EmbeddingModel, batch: RowBatch, bad_samples: list[BadSample]
+) -> tuple[Float[np.ndarray, "n D"], list[bytes]]:
+    """Return the embeddings of a batch and the row infos; values that fail are left out.
+
+    Args:
+        model: the model.
+        batch: the rows.
+        bad_samples: values that cannot be embedded are appended to it.
+    """
+    if not batch.values:
+        return np.zeros((0, 0), np.float32), []
+    try:
+        return embed_values(model, batch.kind, batch.values), batch.infos
+    except SensoriumError:
+        pass  # one by one, to find which
+    vectors: list[np.ndarray] = []
+    infos: list[bytes] = []
+    for i, row in enumerate(batch.rows):
+        try:
+            vectors.append(embed_values(model, batch.kind, batch.values[i : i + 1])[0])
+        except SensoriumError as e:
+            bad_samples.append(BadSample(row, batch.column, batch.locations[i], str(e)))
+        else:
+            infos.append(batch.infos[i])
+    return np.array(vectors), infos
 
 
 def embed_values(

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from sensorium.errors import SensoriumError
 from sensorium.io.json_files import read_object
-from sensorium.search.journal import corruption_error
+from sensorium.search.folder import HEADER_FILE, corruption_error
 
-FORMAT_VERSION = 1
-HEADER_FILE = "index.json"
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ def read_header(folder: Path) -> IndexHeader:
         raise SensoriumError(
             f"{folder} holds no index. Build one: sensorium index RUN DATA."
         ) from None
-    example = asdict(IndexHeader(1, ""))
-    types = {name: type(value) for name, value in example.items()}
+    if values.get("format") != FORMAT_VERSION:
+        raise SensoriumError(
+            f"{path} is of format {values.get('format')}; this version reads format "
+            f"{FORMAT_VERSION}. Build the index again: sensorium index RUN DATA."
+        )
+    types = {name: type(value) for name, value in asdict(IndexHeader(1, "")).items()}
     if {name: type(value) for name, value in values.items()} != types:
         raise corruption_error(path, f"it must have exactly the keys {', '.join(types)}")
-    if values["format"] != FORMAT_VERSION:
-        raise SensoriumError(
-            f"{path} is of format {values['format']}; this version reads format {FORMAT_VERSION}. "
-            "Build the index again."
-        )
     return IndexHeader(**values)

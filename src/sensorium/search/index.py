@@ -1,9 +1,8 @@
-"""A search index: embed a column once, store it durably, find the nearest rows of a query.
+"""A search index: embed a column once, store it durably, find rows by words and by vectors.
 
 N rows   D width   B queries   k results
 """
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -14,32 +13,35 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sensorium.data.bad_samples import BadSample, check_invalid_fraction
-from sensorium.data.batching import iter_batches
+from sensorium.data.bad_samples import BadSample
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
-from sensorium.search.embedding import (
-    EmbeddingModel,
-    embed_values,
-    embedding_dim,
-    find_image_column,
-    normalize,
-    read_batch,
-    select_rows,
-)
+from sensorium.search.build import build_store
+from sensorium.search.embedding import EmbeddingModel, embed_values, normalize
 from sensorium.search.exact import ExactEngine, SearchEngine
-from sensorium.search.header import HEADER_FILE, IndexHeader
+from sensorium.search.folder import HEADER_FILE
+from sensorium.search.hybrid import (
+    Ranking,
+    VectorCandidates,
+    num_candidates,
+    rank_by_both,
+    rank_by_vectors,
+    rank_by_words,
+)
 from sensorium.search.query import (
     QUERY_KINDS,
     as_query_lists,
+    check_search,
     collect_inputs,
     describe_value,
     query_thumbnail,
+    row_info_of,
 )
 from sensorium.search.results import Hit, RowInfo, SearchResult
 from sensorium.search.store import Store
+from sensorium.search.word_index import WordIndex
 
-MAX_INVALID_FRACTION = 0.01
+MAX_SAMPLE_ROWS = 4096  # from which the distribution of a query's cosines is taken
 ENGINES = ("exact", "faiss")
 
 
@@ -53,7 +55,7 @@ class Index:
         engine: "exact" or "faiss".
 
     Attributes:
-        bad_samples: values that `build` could not read and left out.
+        bad_samples: values that `build` could not use and left out.
 
     Example:
         index = Index.build(model, dataset, "photos-index")
@@ -71,6 +73,8 @@ class Index:
         self._engine_name = engine
         self._engine: SearchEngine | None = None  # created by the first search
         self._synced_alive = np.zeros(0, bool)  # which rows the engine has and returns
+        self._vectors = self._sample = np.zeros((0, store.header.dim), np.float32)
+        self._words = WordIndex(store)
         self._model = self._check_fingerprint(model) if model is not None else None
 
     @classmethod
@@ -97,26 +101,13 @@ class Index:
             batch_size: rows embedded at once.
 
         Raises:
-            SensoriumError: more than 1 % of the values cannot be read, or the column or split does
-                not exist.
+            SensoriumError: a larger fraction of the values than the dataset's
+                `max_invalid_fraction` cannot be used, or the column or split does not exist.
         """
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
-        name = column or find_image_column(dataset) or dataset.schema.resolve_column("text", None)
-        kind = dataset.schema.columns[name].kind
-        rows = select_rows(dataset, split)
-        bad_samples: list[BadSample] = []
-        header = IndexHeader(
-            dim=embedding_dim(model, dataset, name, rows),
-            fingerprint=model.fingerprint,
-            run=_relative_run_path(model, folder),
+        bad_samples = build_store(
+            model, dataset, folder, column=column, split=split, batch_size=batch_size
         )
-        with Store.create(folder, header) as store:
-            for batch_rows in iter_batches(rows, batch_size):
-                values, infos = read_batch(dataset, name, batch_rows, bad_samples)
-                if values:
-                    store.add(embed_values(model, kind, values), infos)
-            check_invalid_fraction(bad_samples, len(rows), MAX_INVALID_FRACTION)
-            store.publish()
         index = cls.open(folder, model=model)
         index.bad_samples = bad_samples
         if path is None:
@@ -148,6 +139,7 @@ class Index:
         return len(self._store)
 
     def __enter__(self) -> "Index":
+        self._store.check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,10 +157,15 @@ class Index:
         vector: Any = None,
         k: int = 10,
         weights: Mapping[str, float] | None = None,
+        vector_only: bool = False,
+        text_only: bool = False,
     ) -> Any:
-        """Find the k nearest rows.
+        """Find the k best rows.
 
-        Several kinds together are one query: their unit vectors are added and normalized.
+        A text is searched by words (of captions, categories, tags, identifiers and file names) and
+        by its vector; a row with a caption equal to the text comes first. Other queries are
+        searched by vectors alone. Several kinds together are one vector: their unit vectors are
+        added and normalized.
 
         Args:
             text: a text, or a list of them.
@@ -176,6 +173,8 @@ class Index:
             vector: an embedding [D], or several [B, D].
             k: number of results.
             weights: factor of each kind in a combined query, such as {"text": 2}; default 1.
+            vector_only: search by vectors alone; the score is the cosine similarity.
+            text_only: search a text by words alone, without the model.
 
         Returns:
             A `SearchResult`; a list of them for lists of queries.
@@ -183,27 +182,25 @@ class Index:
         Raises:
             SensoriumError: a query is empty, cannot be read or has no direction.
         """
+        self._store.check_open()
         inputs = collect_inputs(text, image, vector)
         lists, is_list = as_query_lists(inputs)
         weights = weights or {}
-        if k < 1:
-            raise SensoriumError(f"-k must be at least 1, not {k}.")
-        if set(weights) - set(inputs):
-            raise SensoriumError(
-                f"weights={weights!r} has kinds that the query does not have: it has "
-                f"{', '.join(inputs)}."
-            )
-        parts = [
-            self._to_vectors(kind, values) * weights.get(kind, 1.0)
-            for kind, values in lists.items()
-        ]
-        queries = normalize(sum(parts[1:], parts[0]), "the query")
-        scores, rows = self._sync_engine().search(queries, k)
+        check_search(inputs, k, weights, vector_only=vector_only, text_only=text_only)
+        if text_only:
+            rankings = [rank_by_words(self._words.search(t), k) for t in lists["text"]]
+        else:
+            parts = [
+                self._to_vectors(kind, values) * weights.get(kind, 1.0)
+                for kind, values in lists.items()
+            ]
+            queries = normalize(sum(parts[1:], parts[0]), "the query")
+            is_hybrid = set(inputs) == {"text"} and not vector_only
+            texts = lists["text"] if is_hybrid else None
+            rankings = self._rank(queries, texts, k)
         results = [
-            self._build_result(
-                {kind: values[i] for kind, values in lists.items()}, scores[i], rows[i]
-            )
-            for i in range(len(queries))
+            self._build_result({kind: values[i] for kind, values in lists.items()}, ranking)
+            for i, ranking in enumerate(rankings)
         ]
         return results if is_list else results[0]
 
@@ -236,7 +233,8 @@ class Index:
             )
         lists, _ = as_query_lists(inputs)
         ((kind, values),) = lists.items()
-        infos = row_infos or [_default_row_info(kind, value) for value in values]
+        self._store.check_open()
+        infos = row_infos or [row_info_of(kind, value) for value in values]
         if len(infos) != len(values):
             raise SensoriumError(
                 f"add() needs one row info a value: there are {len(values)} values and "
@@ -245,7 +243,9 @@ class Index:
         thumbnails = [query_thumbnail(value) if kind == "image" else b"" for value in values]
         vectors = normalize(self._to_vectors(kind, values), "a row to add")
         packed = [info.pack(png) for info, png in zip(infos, thumbnails, strict=True)]
-        return self._store.add(vectors, packed)
+        ids = self._store.add(vectors, packed)
+        self._words.save_if_needed()
+        return ids
 
     def delete(self, ids: Sequence[int]) -> None:
         """Delete rows; they stay deleted after a crash once this returns.
@@ -257,7 +257,12 @@ class Index:
 
     def compact(self) -> None:
         """Free the disk space of deleted rows; ids do not change."""
-        self._store = self._store.compact()
+        compacted = self._store.compact()
+        words = WordIndex(compacted)
+        words.save()
+        compacted.publish()
+        self._store.close()
+        self._store, self._words = compacted, words
         self._engine = None
         self._synced_alive = np.zeros(0, bool)
 
@@ -268,6 +273,28 @@ class Index:
             SensoriumError: a file is damaged; the message names it.
         """
         self._store.verify()
+        self._words.verify()
+
+    def _rank(
+        self, queries: Float[np.ndarray, "B D"], texts: Sequence[str] | None, k: int
+    ) -> list[Ranking]:
+        """Return the ranking of each query: by vectors, and by words where there are texts."""
+        engine = self._sync_engine()
+        if texts is None:
+            return [
+                rank_by_vectors(*found) for found in zip(*engine.search(queries, k), strict=True)
+            ]
+        _, nearest = engine.search(queries, num_candidates(k))
+        num_rows = len(self)
+        rankings: list[Ranking] = []
+        for query, text, near in zip(queries, texts, nearest, strict=True):
+            matches = self._words.search(text)
+            near = near[near >= 0]
+            rows = np.union1d(near, matches.best(num_candidates(k)))
+            cosines = (self._vectors[rows].astype(np.float64) @ query).astype(np.float32)
+            candidates = VectorCandidates(rows, cosines, self._sample @ query, near[:k], num_rows)
+            rankings.append(rank_by_both(matches, candidates, k))
+        return rankings
 
     def _sync_engine(self) -> SearchEngine:
         """Return the engine, after adding new rows to it and removing deleted ones."""
@@ -275,15 +302,18 @@ class Index:
             from sensorium.search.faiss_engine import FaissEngine  # needs an extra
 
             self._engine = FaissEngine() if self._engine_name == "faiss" else ExactEngine()
-        alive = np.frombuffer(self._store.alive, np.uint8) > 0
+        alive = np.frombuffer(bytes(self._store.rows.alive), bool)
         num_new = len(alive) - len(self._synced_alive)
         if num_new:
-            self._engine.add(self._store.vectors)
+            self._vectors = self._store.vectors
+            self._engine.add(self._vectors)
             self._store.release_memory()  # the engine keeps what it needs of all rows
         returned = np.concatenate([self._synced_alive, np.ones(num_new, bool)])
         deleted = returned > alive
         if deleted.any():
             self._engine.remove(np.flatnonzero(deleted))
+        if num_new or deleted.any():
+            self._sample = _sample_rows(self._vectors, alive)
         self._synced_alive = alive
         return self._engine
 
@@ -325,29 +355,21 @@ class Index:
             )
         return model
 
-    def _build_result(
-        self, query: Mapping[str, Any], scores: np.ndarray, rows: np.ndarray
-    ) -> SearchResult:
+    def _build_result(self, query: Mapping[str, Any], ranking: Ranking) -> SearchResult:
         """Return the hits of one query with their thumbnails."""
         hits: list[Hit] = []
         thumbnails: list[bytes] = []
-        for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-            if row < 0:  # fewer than k rows
-                continue
+        for row, score, matched in zip(*ranking, strict=True):
             info, thumbnail = RowInfo.unpack(self._store.read_payload(row))
-            hits.append(Hit(self._store.ids[row], score, info))
+            hits.append(Hit(self._store.rows.ids[row], score, info, matched))
             thumbnails.append(thumbnail)
         text = " + ".join(describe_value(value) for value in query.values())
         image = query_thumbnail(query["image"]) if "image" in query else b""
         return SearchResult(text, hits, thumbnails, image)
 
 
-def _relative_run_path(model: EmbeddingModel, folder: Path) -> str:
-    """Return the run folder of a model, relative to the index folder; "" if it has none."""
-    run = getattr(model, "folder", None)
-    return os.path.relpath(Path(run).resolve(), folder.resolve()) if run else ""
-
-
-def _default_row_info(kind: str, value: Any) -> RowInfo:
-    """Return what to show of an added value."""
-    return RowInfo(describe_value(value), kind, [value] if kind == "text" else [])
+def _sample_rows(vectors: np.ndarray, alive: np.ndarray) -> Float[np.ndarray, "n D"]:
+    """Return the vectors that are not deleted; evenly spaced ones if there are many."""
+    rows = np.flatnonzero(alive)
+    step = max(1, -(-len(rows) // MAX_SAMPLE_ROWS))
+    return vectors[rows[::step]]

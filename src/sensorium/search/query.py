@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
-from sensorium.search.results import make_thumbnail
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
+from sensorium.search.results import RowInfo, file_names, make_thumbnail
 
 QUERY_KINDS = ("text", "image", "vector")
 
@@ -46,9 +46,45 @@ def as_query_lists(inputs: Mapping[str, Any]) -> tuple[dict[str, list[Any]], boo
     return lists, bool(lengths)
 
 
+def check_search(
+    inputs: Mapping[str, Any],
+    k: int,
+    weights: Mapping[str, float],
+    *,
+    vector_only: bool,
+    text_only: bool,
+) -> None:
+    """Check the options of a search.
+
+    Raises:
+        SensoriumError: one is invalid, or they contradict each other.
+    """
+    if k < 1:
+        raise SensoriumError(f"-k must be at least 1, not {k}.")
+    if set(weights) - set(inputs):
+        raise SensoriumError(
+            f"weights={weights!r} has kinds that the query does not have: it has "
+            f"{', '.join(inputs)}."
+        )
+    if text_only and vector_only:
+        raise SensoriumError("--text-only and --vector-only exclude each other. Give one of them.")
+    if text_only and set(inputs) != {"text"}:
+        others = " and ".join(kind for kind in inputs if kind != "text")
+        raise SensoriumError(
+            f"--text-only searches a text by its words, and there is also {others}. Leave one out."
+        )
+
+
+def row_info_of(kind: str, value: Any) -> RowInfo:
+    """Return what to show of an added value, by default."""
+    captions = [value] if kind == "text" else []
+    files = file_names(value) if kind != "text" and isinstance(value, str | Path) else []
+    return RowInfo(describe_value(value), kind, captions, {"file": files} if files else {})
+
+
 def describe_value(value: Any) -> str:
     """Return a query value as text."""
-    if isinstance(value, str | Path):
+    if isinstance(value, str | Path | EmbeddedFile):
         return replace_surrogates(str(value))
     is_vector = isinstance(value, np.ndarray | list) and np.ndim(value) == 1
     return "a vector" if is_vector else "an image"

@@ -3,15 +3,17 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 
 from sensorium.errors import SensoriumError, escape_line
+from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.image_decode import decode_image
 
+Matched = Literal["words", "vectors", "both"]
 THUMBNAIL_SIZE = 128  # pixels
 MAX_CAPTIONS_SHOWN = 3
 
@@ -24,11 +26,14 @@ class RowInfo:
         name: where the row came from.
         kind: column type that was embedded.
         captions: its texts, if any.
+        attributes: values of its other columns that are words: categories, tags, identifiers and
+            file names, by column.
     """
 
     name: str
     kind: str
     captions: list[str]
+    attributes: dict[str, list[str]] = field(default_factory=dict)
 
     def pack(self, thumbnail: bytes) -> bytes:
         """Return the row info and its thumbnail (a PNG, or b"") as bytes."""
@@ -46,12 +51,18 @@ class RowInfo:
             values = json.loads(header)
         except ValueError:
             values = None
-        types = {"name": str, "kind": str, "captions": list}
+        types = {"name": str, "kind": str, "captions": list, "attributes": dict}
         if not isinstance(values, dict) or {k: type(v) for k, v in values.items()} != types:
             raise SensoriumError(
                 "A row of the index was not written by Sensorium. Build the index again."
             )
         return cls(**values), thumbnail
+
+
+def file_names(path: str | Path) -> list[str]:
+    """Return the name of a file, with and without its extension."""
+    path = Path(path)
+    return list(dict.fromkeys(replace_surrogates([path.name, path.stem])))
 
 
 def make_thumbnail(raw: Any) -> bytes:
@@ -74,13 +85,16 @@ class Hit:
 
     Attributes:
         id: its id in the index.
-        score: cosine similarity, at most 1.
+        score: at most 1; the cosine similarity if only vectors were compared.
         info: what to show of it.
+        matched: "words" if it has words of the query, "vectors" if it is among the nearest vectors,
+            or "both".
     """
 
     id: int
     score: float
     info: RowInfo
+    matched: Matched = "vectors"
 
 
 @dataclass
@@ -118,7 +132,7 @@ class SearchResult(Sequence[Hit]):
         lines = []
         for hit in self.hits:
             captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
-            line = f"{hit.score:6.3f}  {hit.info.name}  {captions}"
+            line = f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}"
             lines.append(escape_line(line))
         return "\n".join(lines) or "no results"
 

@@ -20,6 +20,7 @@ from sensorium.data.row_keys import content_digest
 from sensorium.io import atomic
 from sensorium.io.run_config import TRAINED_ROWS_FILE
 from sensorium.io.tensors import read_tensors, tensor_writer
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.nn.tokens import ColumnKey, column_names
 
 ROWS_PER_READ = 4096  # rows whose raw values are in memory at a time
@@ -93,6 +94,35 @@ def describe_difference(recorded: Mapping[str, Any], dataset: Dataset) -> str:
     return ""
 
 
+def describe_lost_rows(folder: Path, dataset: Dataset, columns: Sequence[str]) -> str:
+    """Return in words which rows that a run was trained on are not training rows of other data.
+
+    Args:
+        folder: the run folder.
+        dataset: the data.
+        columns: the columns that the run reads.
+
+    Returns:
+        "" where the training rows contain all rows that the run was trained on.
+    """
+    path = folder / TRAINED_ROWS_FILE
+    if not path.is_file():
+        return f"{path.name}, the record of the rows that it was trained on, is missing"
+    missing = [name for name in columns if name not in dataset.table.columns]
+    if missing:
+        return f"it has no column {', '.join(missing)}"
+    trained = read_tensors(path)["read"].numpy().view(np.uint64)
+    rows = dataset.splits.get("train", np.zeros(0, np.int64))
+    current = hash_rows(hash_columns(dataset, columns))[rows]
+    num_lost = int((~np.isin(trained, current)).sum())
+    if not num_lost:
+        return ""
+    return (
+        f"{num_lost:,} of the {len(trained):,} rows that were trained on have changed, are gone, "
+        "or are in another split"
+    )
+
+
 def save_trained_rows(
     folder: Path, dataset: Dataset, hashes: Mapping[str, CellHashes], rows: np.ndarray
 ) -> None:
@@ -155,7 +185,7 @@ def hash_column(dataset: Dataset, column: str) -> CellHashes:
     parts: list[np.ndarray] = []
     for rows in iter_batches(range(len(dataset)), ROWS_PER_READ):
         values = dataset.raw(column, rows)
-        if any(isinstance(value, Path) for value in values):
+        if any(isinstance(value, Path | EmbeddedFile) for value in values):
             named = list(zip(values, map(dataset.location, rows), strict=True))
             hashes = [h for part in _hash_files(named) for h in part]
         else:
@@ -186,7 +216,7 @@ def _hash_files(named: Sequence[tuple[Any, str]]) -> Any:
     def hash_batch(batch: Sequence[tuple[Any, str]]) -> list[int]:
         return [
             _hash_value(value, {})
-            if not isinstance(value, Path)
+            if not isinstance(value, Path | EmbeddedFile)
             else _digest(f"file {content_digest(value, location)}".encode())
             for value, location in batch
         ]

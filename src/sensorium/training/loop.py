@@ -42,6 +42,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     reference: Dataset | None = None,
+    new_rows: bool = False,
     **keywords: Any,
 ) -> Model:
     """Train a recipe on a dataset.
@@ -51,9 +52,13 @@ def train(
         dataset: the data.
         out: the run folder, new or empty; None: the next free one of runs/RECIPE-0001, ...
         resume: continue the run in `out` from its last checkpoint, with its keywords; the result
-            equals that of an uninterrupted run.
+            equals that of an uninterrupted run. More `epochs` than before extend the run, also a
+            finished one: the learning rate is then that of a run of this length from the start,
+            so it may rise again.
         quiet: print nothing.
         reference: data of the original task of pretrained weights, to measure forgetting.
+        new_rows: with `resume`: train on rows that were added to the data, too. A new epoch begins
+            with them, and the best weights are measured on the validation rows of now.
         keywords: keywords of the recipe and fields of `TrainingConfig` (epochs, batch_size, ...).
 
     Returns:
@@ -66,17 +71,23 @@ def train(
             finite.
     """
     split_keywords(recipe_fn, keywords)  # refuse an unknown keyword before any work
+    if new_rows and not resume:
+        raise SensoriumError(
+            "--new-rows (new_rows=True) is for a run that is resumed. Add --resume (resume=True)."
+        )
+    if "init" in keywords:
+        keywords["init"] = str(keywords["init"] or "")
     log: LogFunction = _discard if quiet else print
     with torch.random.fork_rng():  # keep the caller's random state
-        plan = None if resume else dry_build(recipe_fn, dataset.schema, keywords)
+        plan = None if resume else _plan(recipe_fn, dataset, keywords)
         folder, has_run = resolve_folder(out, recipe_fn.__name__, resume)
         with lock_folder(folder):
             configure_allocator()
             if has_run:
-                run = resume_run(recipe_fn, dataset, folder, keywords, log)
+                run = resume_run(recipe_fn, dataset, folder, keywords, log, new_rows)
             else:
-                plan = plan or dry_build(recipe_fn, dataset.schema, keywords)
-                run = _start_run(recipe_fn, dataset, folder, keywords, plan, log)
+                plan = plan or _plan(recipe_fn, dataset, keywords)
+                run = _start_run(recipe_fn, dataset, folder, *plan, log)
             _run_to_end(run, dataset, has_run, quiet)
             log(summary_message(run))
     model = _load_best(run)
@@ -87,6 +98,17 @@ def train(
 
 def _discard(message: str) -> None:
     """Log nothing."""
+
+
+def _plan(
+    recipe_fn: RecipeFunction[Any], dataset: Dataset, keywords: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Recipe[Any]]:
+    """Return all keywords of a new run, with those of the run `init`, and a dry build."""
+    if keywords.get("init"):
+        from sensorium.training.initial_weights import inherit_keywords
+
+        keywords = inherit_keywords(recipe_fn, dataset.schema, keywords)
+    return keywords, dry_build(recipe_fn, dataset.schema, keywords)
 
 
 def _start_run(
@@ -130,6 +152,7 @@ def _starting_notes(run: TrainingRun) -> Iterator[str]:
     """Yield what to know before the first step: the task, rows left out, and batch norm."""
     if run.recipe.task:
         yield run.recipe.task
+    yield from run.notes
     if run.incomplete_rows:
         required = " and ".join(column_label(key) for key in run.recipe.data.required)
         yield f"{run.incomplete_rows:,} rows without {required} are not trained on"

@@ -67,6 +67,7 @@ class TrainingRun:
         total_steps: optimizer steps of the whole run.
         train_step: the optimizer step.
         progress: how far it has come.
+        notes: what to say before the first step.
         checkpoints: the saved states.
     """
 
@@ -82,6 +83,7 @@ class TrainingRun:
     train_step: TrainStep
     progress: Progress = field(default_factory=Progress)
     incomplete_rows: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.checkpoints = CheckpointStore(self.folder / CHECKPOINT_FOLDER)
@@ -109,6 +111,7 @@ class TrainingRun:
         state = {
             "format": FORMAT_VERSION,
             "progress": asdict(self.progress),
+            "total_steps": self.total_steps,
             "loader": self.loader.state_dict(),
         }
         optimizer_state = optimizers.state_dict(self.train_step.optimizers)
@@ -130,6 +133,9 @@ class TrainingRun:
     def restore(self, path: Path) -> None:
         """Restore all state but the weights, which the model has already, from a checkpoint.
 
+        Where rows were added since, a new epoch begins, and the best weights are measured anew.
+        Where the run has become longer, it has its patience again.
+
         Raises:
             SensoriumError: the checkpoint is of another format version.
         """
@@ -144,9 +150,33 @@ class TrainingRun:
         if self.train_step.ema:
             for name, value in read_tensors(path / EMA_FILE).items():
                 self.train_step.ema.weights[name].copy_(value)
-        self.loader.load_state_dict(state["loader"])
         self.progress = Progress(**state["progress"])
+        rows_added = self.progress.step <= self.config.data.get("from_step", -1)
+        if rows_added:
+            self.loader.epoch = math.ceil(self.config.data["from_epochs"])
+            self._revalidate_best(path / WEIGHTS_FILE)
+        else:
+            self.loader.load_state_dict(state["loader"])
+        if rows_added or state.get("total_steps", self.total_steps) != self.total_steps:
+            self.progress.evals_since_best = 0
         torch.set_rng_state(read_tensors(path / RNG_FILE)["torch"].clone())
+
+    def _revalidate_best(self, current: Path) -> None:
+        """Evaluate the best weights on the validation rows of now, then load the current ones.
+
+        What `on_end` adds to the best weights is not compared: then any weights are better.
+        """
+        validate, best = self.recipe.evaluation.validate, self.folder / WEIGHTS_FILE
+        self.progress.best_metric = None
+        if not (validate and len(self.validation_rows) and best.is_file()):
+            return
+        if self.recipe.hooks.on_end:
+            return
+        model = self.recipe.model
+        load_weights(model, best)
+        result = validate(model.eval(), self.prepared, self.validation_rows)
+        self.progress.best_metric = result.metrics[self.recipe.evaluation.metric]
+        load_weights(model, current)
 
     def save_best(self, result: ValidationResult | None) -> bool:
         """Calibrate the model and write its weights if the metric is the best so far.

@@ -31,18 +31,13 @@ from sensorium.recipes.recipe import (
     split_keywords,
 )
 from sensorium.training.checkpoint import get_recipe_name
-from sensorium.training.data_fingerprint import (
-    describe_difference,
-    fingerprint,
-    hash_columns,
-    save_trained_rows,
-)
+from sensorium.training.data_fingerprint import fingerprint, hash_columns, save_trained_rows
 from sensorium.training.run import LogFunction, TrainingRun
 from sensorium.training.train_step import TrainStep, check_training_config, choose_precision
 
 MIN_STEPS_TO_BENCHMARK = 100  # a shorter run does not repay the time of measuring bf16
 QUARANTINE_FILE = "quarantine.jsonl"
-# Temporary files of a killed process: ours, and those of safetensors.
+# Temporary files of a killed process of version 0.1, and those of safetensors.
 TEMPORARY_PATTERNS = (".*.tmp", ".tmp??????")
 
 
@@ -73,7 +68,8 @@ def create_run(
             f"{dataset.name} has no training rows; its splits are {', '.join(dataset.splits)}. "
             "Mark rows as train with --split."
         )
-    schema = dataset.schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
+    schema = _unfitted_schema(recipe_fn, dataset, keywords, plan)
+    schema = schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
     recipe, all_keywords = _build_recipe(recipe_fn, schema, keywords)
     schema = schema.with_settings(recipe.data.column_settings)
     hashes = hash_columns(dataset, plan.data.columns)
@@ -84,7 +80,7 @@ def create_run(
         data=fingerprint(dataset, hashes) | {"source": dataset.source},
     )
     run = _assemble(config, recipe, dataset, schema, folder)
-    run.initialize()
+    _initialize(run, recipe_fn)
     if recipe.hooks.on_end and not len(run.validation_rows):
         raise SensoriumError(
             f"{dataset.name} has no validation rows, which {recipe_fn.__name__} needs with these "
@@ -107,6 +103,7 @@ def resume_run(
     folder: Path,
     keywords: Mapping[str, Any],
     log: LogFunction,
+    new_rows: bool = False,
 ) -> TrainingRun:
     """Restore the run in a folder from its last intact checkpoint.
 
@@ -114,41 +111,73 @@ def resume_run(
         recipe_fn: the recipe function of the run.
         dataset: the data of the run, which may have moved.
         folder: the run folder.
-        keywords: keywords of this call; they must not differ from those of the run.
+        keywords: keywords of this call; only `epochs` may differ from that of the run, and only be
+            more.
         log: called with messages.
+        new_rows: allow data to which rows were added.
 
     Raises:
         SensoriumError: the recipe, a keyword or the data differ from those of the run.
     """
-    config = RunConfig.load(folder)
-    _check_unchanged(config, recipe_fn, dataset, folder, keywords)
-    schema = Schema.load(folder)
+    from sensorium.training.extension import extend_config, save_extension  # only to resume
+
+    stored = RunConfig.load(folder)
+    _check_unchanged(stored, recipe_fn, folder, keywords)
     checkpoints = CheckpointStore(folder / "state")
     checkpoint = checkpoints.latest(log)
+    config = extend_config(stored, keywords, dataset, folder, checkpoint, new_rows)
+    schema = Schema.load(folder)
     stored_keywords = config.keywords if checkpoint else _restore_sources(config.keywords)
     recipe, _ = _build_recipe(recipe_fn, schema, stored_keywords)
     if checkpoint:  # before the data are prepared: derived columns may depend on the weights
         load_weights(recipe.model, checkpoint / WEIGHTS_FILE)
     run = _assemble(config, recipe, dataset, schema, folder)
     run.checkpoints = checkpoints
+    atomic.sweep(folder)
     for pattern in TEMPORARY_PATTERNS:
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
     if checkpoint:
         run.restore(checkpoint)
     else:
-        run.initialize()
+        _initialize(run, recipe_fn)
+    if config != stored:
+        save_extension(run, stored, dataset, log)
     return run
+
+
+def _unfitted_schema(
+    recipe_fn: RecipeFunction[Any],
+    dataset: Dataset,
+    keywords: Mapping[str, Any],
+    plan: Recipe[Any],
+) -> Schema:
+    """Return the schema of a dataset, in which images are read as in the run `init`, if any."""
+    if not keywords.get("init"):
+        return dataset.schema
+    from sensorium.training.initial_weights import SourceRun, inherit_settings
+
+    source = SourceRun.load(keywords["init"], recipe_fn)
+    return inherit_settings(source, dataset.schema, plan.data.columns)
+
+
+def _initialize(run: TrainingRun, recipe_fn: RecipeFunction[Any]) -> None:
+    """Fit a new model on the training rows, and copy weights of the run `init` into it."""
+    run.initialize()
+    if run.recipe.training.init:
+        from sensorium.training.initial_weights import copy_weights
+
+        run.notes.append(copy_weights(run, recipe_fn))
 
 
 def _check_unchanged(
     config: RunConfig,
     recipe_fn: RecipeFunction[Any],
-    dataset: Dataset,
     folder: Path,
     keywords: Mapping[str, Any],
 ) -> None:
-    """Raise SensoriumError where recipe, keywords or data differ from those of the run."""
+    """Raise SensoriumError where recipe or keywords, but for more epochs, are not of the run."""
     recipe_name = get_recipe_name(recipe_fn)
     if config.recipe != recipe_name:
         raise SensoriumError(
@@ -156,14 +185,10 @@ def _check_unchanged(
             "that recipe, or train into a new folder."
         )
     for name, value in keywords.items():
-        if name in config.keywords:
+        is_number = isinstance(value, int | float)
+        more_epochs = name == "epochs" and is_number and value > config.keywords[name]
+        if name in config.keywords and not more_epochs:
             _check_keyword_unchanged(config, folder, name, value)
-    difference = describe_difference(config.data, dataset)
-    if difference:
-        raise SensoriumError(
-            f"{dataset.name} differs from the data that {folder} was trained on: {difference}. "
-            "Name the same data, or train into a new folder."
-        )
 
 
 def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: Any) -> None:
@@ -181,7 +206,8 @@ def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: 
         option = option_name(name)
         raise SensoriumError(
             f"{folder} was trained with {option} {stored!r}, not {value!r}. A resumed run keeps "
-            f"its settings: leave out {option}, or train into a new folder."
+            f"its settings, and only --epochs may be raised: leave out {option}, or train into a "
+            f"new folder, from the weights of this run with --init {folder}."
         )
 
 
@@ -246,7 +272,7 @@ def _assemble(
         samples_per_group=training.samples_per_group,
         augment=recipe.data.augment.get(training.augment),
     )
-    total_steps = max(1, round(training.epochs * loader.steps_per_epoch))
+    total_steps = _count_steps(config, training.epochs, loader.steps_per_epoch)
     return TrainingRun(
         folder=folder,
         config=config,
@@ -260,6 +286,18 @@ def _assemble(
         total_steps=total_steps,
         train_step=TrainStep(recipe, total_steps, config.precision),
     )
+
+
+def _count_steps(config: RunConfig, epochs: float, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of a whole run; epochs before rows were added were shorter.
+
+    Args:
+        config: the config, which records at which step and epoch rows were added last.
+        epochs: epochs of the run.
+        steps_per_epoch: optimizer steps of an epoch of all rows.
+    """
+    first_step, first_epoch = config.data.get("from_step", 0), config.data.get("from_epochs", 0)
+    return max(1, first_step + round((epochs - first_epoch) * steps_per_epoch))
 
 
 def _prepare_data(

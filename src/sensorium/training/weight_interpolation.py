@@ -194,13 +194,14 @@ def save_interpolation(model: Model, alpha: float, out: str | Path) -> Path:
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise SensoriumError(f"{out} is not empty. Choose a new folder with --out.")
-    out.mkdir(parents=True, exist_ok=True)
     finetuned = {name: value.clone() for name, value in state_tensors(model.module).items()}
     inner = _inner_factor_names(model)
     weights = interpolate_weights(load_start_weights(model), finetuned, alpha, inner)
-    atomic.write_file(out / WEIGHTS_FILE, tensor_writer(weights, {"alpha": str(alpha)}))
-    model.schema.save(out)
-    replace(model.config, data={**model.config.data, "interpolation": alpha}).save(out)
+    with atomic.new_folder(out) as folder:
+        writer = tensor_writer(weights, {"alpha": str(alpha)})
+        atomic.write_file(folder / WEIGHTS_FILE, writer)
+        model.schema.save(folder)
+        replace(model.config, data={**model.config.data, "interpolation": alpha}).save(folder)
     return out
 
 

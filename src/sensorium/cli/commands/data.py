@@ -25,7 +25,8 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a dataset: column types and why, missing values, invalid rows, splits."""
-    emit(data_options.open(path, split=split, test=test).describe(), as_json)
+    dataset = data_options.open(path, quiet=True, split=split, test=test)
+    emit(dataset.describe(), as_json)
 
 
 def build(

@@ -21,6 +21,7 @@ def predict(
     min_accuracy: float = 0.0,
     keep_columns: Annotated[bool, FLAG] = False,
     id_column: Annotated[str | None, Parameter(name="--id")] = None,
+    encoding: str | None = None,
     recipe: RecipeOption = None,
     max_invalid_fraction: float = 1.0,
 ) -> None:
@@ -35,6 +36,7 @@ def predict(
             reach this accuracy; 0: predict every row.
         keep_columns: Write all input columns before the predictions.
         id_column: Input column that names a row in the output. Default: file and line.
+        encoding: Encoding of a text table, such as latin-1. Default: UTF-8.
         max_invalid_fraction: Largest fraction of rows with a value that cannot be read; with more,
             nothing is written.
     """
@@ -43,7 +45,7 @@ def predict(
     if Path(data).exists() and out.exists() and out.samefile(data):
         raise SensoriumError(f"{out} is the input table. Name another output file with -o.")
     loaded = load_model(model, recipe)
-    dataset = open_table_to_predict(loaded, data)
+    dataset = open_table_to_predict(loaded, data, encoding)
     output = OutputOptions(
         keep_columns=keep_columns, id_column=id_column, max_unreadable=max_invalid_fraction
     )

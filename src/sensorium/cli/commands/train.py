@@ -9,6 +9,7 @@ from sensorium.cli.options import (
     DataOptionsGroup,
     FoldsOption,
     JsonOption,
+    NewRowsOption,
     OutputOption,
     ReferenceOption,
     ResumeOption,
@@ -31,6 +32,7 @@ def train(
     data_options: DataOptionsGroup = DEFAULT_DATA_OPTIONS,
     out: OutputOption = None,
     resume: ResumeOption = False,
+    new_rows: NewRowsOption = False,
     reference: ReferenceOption = None,
     **overrides: Any,
 ) -> None:
@@ -43,9 +45,18 @@ def train(
 
     recipe_fn = resolve_recipe(recipe)
     dataset = data_options.open(data, split=split, test=test, synonyms=synonyms)
-    dry_build(recipe_fn, dataset.schema, overrides)  # reports bad keywords before any work
+    if not overrides.get("init"):
+        dry_build(recipe_fn, dataset.schema, overrides)  # reports bad keywords before any work
     original = data_options.open(reference) if reference else None
-    train(recipe_fn, dataset, out=out, resume=resume, reference=original, **overrides)
+    train(
+        recipe_fn,
+        dataset,
+        out=out,
+        resume=resume,
+        reference=original,
+        new_rows=new_rows,
+        **overrides,
+    )
 
 
 def compare(

@@ -12,7 +12,6 @@ Pillow writes them.
 
 import hashlib
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -126,13 +125,13 @@ def build_emoji(
     import_renderer()
     _check_output_folder(folder)
     styles = [style for style in STYLE_PACKAGES if full or style.licence in PERMISSIVE_LICENCES]
-    with tempfile.TemporaryDirectory() as work:
+    with atomic.working_folder(folder) as work:
         if packages_folder is None:
             log(f"fetching {len(styles) + 1} packages (about {36 if full else 31} MB)")
-            fetch_packages(Path(work), [NAMES_PACKAGE, *styles])
+            fetch_packages(work, [NAMES_PACKAGE, *styles])
         names, icons = _open_packages(Path(packages_folder or work), styles, codes)
         concepts = read_concepts(names, codes, include_flags)
-        staging = Path(work) / "set"
+        staging = work / "set"
         staging.mkdir()
         sheets, skipped = _draw_sheets(staging, icons, concepts, size, log)
         lines = b"".join(_concept_json_line(concept) for concept in concepts)
@@ -218,7 +217,7 @@ def _move_into_place(staging_folder: Path, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic.remove_temporary_files(folder)
+        atomic.sweep(folder)
         for old in [folder / emoji.HEADER_FILE, *folder.glob("*.webp")]:
             old.unlink(missing_ok=True)
     except OSError as e:

@@ -30,6 +30,7 @@ from sensorium.data.cache.prefetch import prefetch
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
 from sensorium.io.terminal import SafeConsole
+from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.image import Image
 
 CACHE_VERSION = 1  # of what decoding returns: another version is decoded again
@@ -123,6 +124,8 @@ def _identity_bytes(value: Any) -> bytes:
             return f"absent {value}\0".encode()
         identity = f"file {value.absolute()}\0{stat.st_size} {stat.st_mtime_ns}\0"
         return identity.encode("utf-8", "surrogateescape")
+    if isinstance(value, EmbeddedFile):
+        return f"embedded {value!r}\0".encode("utf-8", "surrogateescape")
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value).tobytes()
         return f"array {value.dtype.str} {value.shape}\0".encode() + content
@@ -282,7 +285,8 @@ def _list_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     files: list[tuple[Path, os.stat_result]] = []
     for path in folder.iterdir():
         try:
-            files.append((path, path.stat()))
+            if path.is_file():
+                files.append((path, path.stat()))
         except FileNotFoundError:  # removed by another process
             continue
     return files

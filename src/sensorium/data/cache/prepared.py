@@ -15,7 +15,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sensorium.data.bad_samples import BadSample, check_invalid_fraction
+from sensorium.data.bad_samples import (
+    BadSample,
+    check_invalid_fraction,
+    summarize_bad_samples,
+)
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.columns import ArrayColumn, Augment, ColumnStore, ImageColumn, TextColumn
 from sensorium.data.cache.image_cache import cache_images
@@ -31,7 +35,6 @@ from sensorium.modalities.text import Text
 from sensorium.nn.tokens import Batch, ColumnKey, column_label, column_names
 
 ROWS_PER_READ = 4096  # rows whose texts are in memory at a time
-MAX_WARNINGS = 5  # bad values reported one by one
 MAX_FIT_ROWS = 100_000  # rows on which parts of an encoder are fitted before training
 FIT_BATCH_SIZE = 512
 
@@ -217,11 +220,9 @@ def embedding_key(image: ColumnKey) -> ColumnKey:
 
 
 def _report_bad_values(bad_values: Sequence[BadSample], console: SafeConsole) -> None:
-    """Print the first bad values and count the others."""
-    for sample in bad_values[:MAX_WARNINGS]:
-        console.print(f"left out: {sample}", soft_wrap=True)
-    if len(bad_values) > MAX_WARNINGS:
-        console.print(f"left out: {len(bad_values) - MAX_WARNINGS} more")
+    """Print the bad values, grouped by reason."""
+    for line in summarize_bad_samples(bad_values):
+        console.print(f"left out: {line}", soft_wrap=True)
 
 
 def _build_column(
