@@ -116,9 +116,9 @@ class PredictionGraph(nn.Module):
             calibration = self.model.get_calibration(target)
             name = self.names.predictions[target]
             if isinstance(modality, Numeric):
-                distribution = calibration.distribution(logits)
-                outputs[name] = distribution.mean.double() * modality.std + modality.mean
-                outputs[self.names.stds[target]] = distribution.std * modality.std
+                prediction = calibration.decode(modality, logits)
+                outputs[name] = prediction.mean
+                outputs[self.names.stds[target]] = prediction.std.float()
             else:
                 outputs[name] = calibration.probabilities(modality, logits)
         return outputs

@@ -15,6 +15,7 @@ from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError, require_type
+from sensorium.evaluation.spec import picklable
 from sensorium.evaluation.validate_prediction import BATCH_SIZE, calibrated_loss, concat_batches
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
@@ -93,6 +94,7 @@ def add_tree_heads(
         )
 
 
+@picklable
 def fit_trees(
     objective: SupervisedLoss, targets: Mapping[str, Modality]
 ) -> OnEnd[MultimodalPredictor]:

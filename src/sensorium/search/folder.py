@@ -54,7 +54,7 @@ def remove_other_generations(folder: Path, generation: int) -> None:
     for path in folder.iterdir():
         if _generation_of(path) not in (0, generation):
             path.unlink()
-    atomic.remove_temporary_files(folder)
+    atomic.sweep(folder)
 
 
 def create_folder(folder: Path) -> None:

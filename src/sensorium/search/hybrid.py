@@ -74,23 +74,27 @@ def num_candidates(k: int) -> int:
 def rank_by_vectors(scores: Float[np.ndarray, " k"], rows: Int[np.ndarray, " k"]) -> Ranking:
     """Return the ranking of an engine's results; row -1 is none."""
     found = rows >= 0
-    return Ranking(rows[found].tolist(), scores[found].tolist(), ["vectors"] * int(found.sum()))
+    matched: list[Matched] = ["vectors"] * int(found.sum())
+    return Ranking(rows[found].tolist(), scores[found].tolist(), matched)
 
 
 def rank_by_words(matches: WordMatches, k: int) -> Ranking:
     """Return the k rows that match best by words."""
     rows = matches.best(k)
     rows, scores = _best(rows, _word_scores(matches, rows), matches.exact, k)
-    return Ranking(rows.tolist(), scores.tolist(), ["words"] * len(rows))
+    matched: list[Matched] = ["words"] * len(rows)
+    return Ranking(rows.tolist(), scores.tolist(), matched)
 
 
 def rank_by_both(matches: WordMatches, vectors: VectorCandidates, k: int) -> Ranking:
     """Return the k best rows by words and vectors together."""
     scores = _word_scores(matches, vectors.rows) + _vector_scores(vectors)
     rows, scores = _best(vectors.rows, scores, matches.exact, k)
-    has_words = matches.have_words(rows).tolist()
-    is_near = np.isin(rows, vectors.nearest).tolist()
-    matched = [_name_match(*pair) for pair in zip(has_words, is_near, strict=True)]
+    has_words = matches.have_words(rows)
+    is_near = np.isin(rows, vectors.nearest)
+    matched: list[Matched] = [
+        _name_match(bool(words), bool(near)) for words, near in zip(has_words, is_near, strict=True)
+    ]
     return Ranking(rows.tolist(), scores.tolist(), matched)
 
 
