@@ -320,8 +320,11 @@ class Schema:
         check_keys(path, "schema", schema, keys)
         tokenizer = None
         if schema["tokenizer"]:
-            tokenizer_json = _read_run_file(path.with_name("tokenizer.json"))
-            tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json))
+            from sensorium.modalities.tokenizer_json import parse_tokenizer
+
+            tokenizer_path = path.with_name("tokenizer.json")
+            tokenizer_json = _read_run_file(tokenizer_path)
+            tokenizer = parse_tokenizer(json.dumps(tokenizer_json), str(tokenizer_path))
         columns = check_object(path, "columns", schema["columns"])
         roles = check_object(path, "roles", schema["roles"])
         return cls(

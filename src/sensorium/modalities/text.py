@@ -5,7 +5,8 @@ B batch   T tokens   S tokens of the longest text   L full length   D width
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from sensorium.errors import SensoriumError
 from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
@@ -113,9 +115,10 @@ class Text:
         Raises:
             ValueError: If the column has no tokenizer yet.
         """
-        rows = self._fitted_tokenizer().encode_batch_fast(
-            replace_surrogates(list(texts)), add_special_tokens=False
-        )
+        with tokenizer_errors():
+            rows = self._fitted_tokenizer().encode_batch_fast(
+                replace_surrogates(list(texts)), add_special_tokens=False
+            )
         prefix = [] if self.start is None else [self.start]
         max_ids = self.length - len(prefix) - 1
         return [np.array([*prefix, *row.ids[:max_ids], self.end], dtype=np.int32) for row in rows]
@@ -179,7 +182,8 @@ class Text:
         """
         special = (self.pad, self.start, self.end)
         inner = [i for i in ids.tolist() if i not in special]
-        return self._fitted_tokenizer().decode(inner).strip()
+        with tokenizer_errors():
+            return self._fitted_tokenizer().decode(inner).strip()
 
     def _fitted_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -344,3 +348,24 @@ def _time_positions(positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
     """Return positions along time; row and column are 0."""
     time = positions.float()
     return torch.stack([time, torch.zeros_like(time), torch.zeros_like(time)], -1)
+
+
+@contextmanager
+def tokenizer_errors(source: str = "the tokenizer") -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which is no Exception, into an error.
+
+    Args:
+        source: what messages call the tokenizer.
+
+    Raises:
+        SensoriumError: the library failed, such as on a pattern that takes too long.
+    """
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":
+            raise
+        raise SensoriumError(
+            f"{source} failed: {str(e)[:200]}. Its file is damaged, or one of its patterns takes "
+            "too long on a text: use the tokenizer of its authors."
+        ) from None

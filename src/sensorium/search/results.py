@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import PIL.Image
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_line
 from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.image_decode import decode_image
 
@@ -136,7 +136,8 @@ class SearchResult(Sequence[Hit]):
         lines = []
         for hit in self.hits:
             captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
-            lines.append(f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}")
+            line = f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}"
+            lines.append(escape_line(line))
         return "\n".join(lines) or "no results"
 
     def __repr__(self) -> str:
