@@ -92,7 +92,7 @@ def rank_by_both(matches: WordMatches, vectors: VectorCandidates, k: int) -> Ran
     rows, scores = _best(vectors.rows, scores, matches.exact, k)
     has_words = matches.have_words(rows)
     is_near = np.isin(rows, vectors.nearest)
-    matched = [
+    matched: list[Matched] = [
         _name_match(bool(words), bool(near)) for words, near in zip(has_words, is_near, strict=True)
     ]
     return Ranking(rows.tolist(), scores.tolist(), matched)
