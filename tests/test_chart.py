@@ -3,7 +3,16 @@
 import math
 import xml.etree.ElementTree as ET
 
-from sensorium.evaluation.chart import HEIGHT, LineSeries, heatmap, line_chart, stack_charts
+import pytest
+
+from sensorium.evaluation.chart import (
+    HEIGHT,
+    LineSeries,
+    heatmap,
+    line_chart,
+    stack_charts,
+    truncate_label,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -88,3 +97,19 @@ def test_names_are_escaped() -> None:
     ):
         assert not list(ET.fromstring(svg).iter(f"{SVG}script"))
         assert bad in texts(svg)
+
+
+@pytest.mark.parametrize("name", ["Donaudampfschifffahrt " * 9, "猫" * 60, "W" * 80, "x" * 200])
+def test_long_names_do_not_leave_the_chart(name: str) -> None:
+    label = truncate_label(name)
+    assert label.endswith("…")
+    assert len(label) < len(name)
+    assert truncate_label(label) == label
+    assert truncate_label("short") == "short"
+    svg = heatmap([[12345, 2], [3, 4]], [name, "b"], [name, "b"], f"{name}: confusion", "p", "t")
+    assert texts(svg).count(label) == 2
+    assert texts(svg)[0].endswith("…: confusion")
+    assert "12k" in texts(svg)
+    titles = [title.text for title in ET.fromstring(svg).iter(f"{SVG}title")]
+    assert titles == [f"{name}: confusion"], "the title that is read aloud is whole"
+    assert max(map(len, texts(line_chart([LineSeries(name, [(0, 1)])], name, "x", name)))) < 100

@@ -93,7 +93,7 @@ def test_no_rows_have_no_metrics() -> None:
         classification_metrics(empty_rows, empty_rows[:, 0].long()),
         ordinal_metrics(empty_rows, empty_rows[:, 0].long()),
         multilabel_metrics(empty_rows, empty_rows.bool()),
-        regression_metrics(empty_rows[:, 0], empty_rows[:, 0], empty_rows[:, 0], {}),
+        regression_metrics(empty_rows[:, 0], empty_rows[:, 0], {}),
     ]
     for metrics in empty:
         assert metrics.values == {"rows": 0}
@@ -160,7 +160,11 @@ def test_unused_and_unseen_tags() -> None:
 
 def test_regression_metrics_match_hand_computation() -> None:
     y, predicted = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, 3.0, 4.0])
-    metrics = regression_metrics(predicted, y, torch.ones(4), {0.5: 1.0, 0.9: 2.0}).values
+    intervals = {
+        level: torch.stack([predicted - width, predicted + width], 1)
+        for level, width in ((0.5, 1.0), (0.9, 2.0))
+    }
+    metrics = regression_metrics(predicted, y, intervals).values
     assert (metrics["MAE"], metrics["RMSE"], metrics["median AE"]) == pytest.approx(
         (0.75, math.sqrt(1.25), 0.5)
     )
@@ -171,18 +175,17 @@ def test_regression_metrics_match_hand_computation() -> None:
 
 def test_spearman_depends_on_ranks_only() -> None:
     y = torch.tensor([3.0, 1.0, 4.0, 1.5, 9.0])
-    assert regression_metrics(y.exp(), y, y, {}).values["Spearman"] == pytest.approx(1)
-    assert regression_metrics(-y, y, y, {}).values["Spearman"] == pytest.approx(-1)
+    assert regression_metrics(y.exp(), y, {}).values["Spearman"] == pytest.approx(1)
+    assert regression_metrics(-y, y, {}).values["Spearman"] == pytest.approx(-1)
 
 
 def test_constant_numbers_leave_correlations_undefined() -> None:
     same, one = torch.full((3,), 2.0), torch.tensor([2.0])
-    flat = regression_metrics(torch.tensor([1.0, 2.0, 3.0]), same, same, {0.9: math.inf})
+    open_intervals = {0.9: torch.tensor([[-math.inf, math.inf]]).expand(3, 2)}
+    flat = regression_metrics(torch.tensor([1.0, 2.0, 3.0]), same, open_intervals)
     assert flat.values["MAE"] == pytest.approx(2 / 3)
     assert {"R2", "Spearman"}.isdisjoint(flat.values)
     assert "too few" in reasons(flat)
     assert "all true values are the same" in reasons(flat)
-    assert (
-        "Spearman" not in regression_metrics(same, torch.tensor([1.0, 2.0, 3.0]), same, {}).values
-    )
-    assert regression_metrics(one, one, one, {}).values["MAE"] == 0
+    assert "Spearman" not in regression_metrics(same, torch.tensor([1.0, 2.0, 3.0]), {}).values
+    assert regression_metrics(one, one, {}).values["MAE"] == 0

@@ -270,7 +270,7 @@ def test_text_columns_share_one_tokenizer(tmp_path: Path) -> None:
 
 def test_numeric_is_standardized() -> None:
     number = Numeric().fit([1.0, None, 3.0])
-    assert number == Numeric(2.0, 1.0, (1.0, 3.0), 2)
+    assert number == Numeric(2.0, 1.0, (1.0, 3.0), 2, lower=0.0)
     assert Numeric().fit([]) == Numeric()
     assert Numeric().fit([5, 5]).std == 1
     batch = number.collate([number.load(v) for v in (1, 2.0, np.float32(3))])

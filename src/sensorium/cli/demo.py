@@ -1,7 +1,5 @@
 """Demo of the whole workflow on the bundled emoji: train, evaluate, index, search."""
 
-import base64
-import html
 import json
 import shlex
 import time
@@ -13,10 +11,11 @@ from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.evaluation.evaluate import evaluate
 from sensorium.evaluation.report import EvaluationReport
-from sensorium.io import atomic
+from sensorium.io import atomic, web_page
+from sensorium.io.web_page import escape_text, image_tag, render_table
 from sensorium.recipes import clip
 from sensorium.search.index import Index
-from sensorium.search.render import BASE_CSS, render_section, save_results
+from sensorium.search.render import RESULTS_CSS, SCORE_LEGEND, render_section, save_results
 from sensorium.search.results import SearchResult
 from sensorium.training.checkpoint import Model, load_checkpoint
 from sensorium.training.interruption import Interrupted
@@ -46,34 +45,20 @@ METRIC_DESCRIPTIONS = {
     "random recall@10": "chance, first ten",
     "pixel neighbour recall@10": "nearest pixels, first ten",
 }
-BASELINES = ("random recall@10", "pixel neighbour recall@10")
-EXTRA_CSS = """
-table{border-collapse:collapse;width:100%;background:var(--card);border-radius:14px;overflow:hidden}
-th,td{padding:10px 14px;text-align:right;border-bottom:1px solid var(--line)}
-th,td{font-variant-numeric:tabular-nums}
-th:first-child,td:first-child{text-align:left}
-th{font-weight:500;color:var(--pale);font-size:13px}td b{font-size:17px}
-.curve{max-width:100%;height:auto;border-radius:14px;aspect-ratio:auto}
-pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px}
-pre{overflow:auto}
-header{margin-bottom:28px}header p{font-size:17px;max-width:46em}small{color:var(--pale)}
+DEMO_CSS = """
+.curve{max-width:640px}
+header{margin-bottom:28px}header p{font-size:17px;max-width:46em}
 """
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sensorium</title>
-<meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<style>{css}</style></head><body><main>
-<header><h1>Sensorium</h1><p>A model of {size:.1f} million parameters was trained on emoji by
-several artists and their names, on this machine, in minutes. Here it searches all of them,
+DEMO_BODY = """<header><h1>Sensorium</h1><p>A model of {size:.1f} million parameters was trained on
+emoji by several artists and their names, on this machine, in minutes. Here it searches all of them,
 including concepts and artists that were not in its training data. The table below evaluates it
-on those alone.</p>
-</header>
+on those alone.</p></header><p class="legend">{legend}</p>
 {results}
 <section><h2>How good is it?</h2>{table}<p><small>Fraction of queries with a correct result. Images
 and texts compete within one split; chance and the nearest image by pixels are baselines.</small>
 </p></section>
-<section><h2>Training</h2><img class="curve" alt="loss and metric by step" src="{curve}"></section>
-<section><h2>What next?</h2><pre>{commands}</pre></section></main></body></html>
+<section><h2>Training</h2><figure class="curve">{curve}</figure></section>
+<section><h2>What next?</h2><pre>{commands}</pre></section>
 """
 
 
@@ -180,36 +165,31 @@ def render_page(model: Model, report: EvaluationReport, results: list[SearchResu
         results: results of the example searches.
     """
     size = sum(p.numel() for p in model.module.parameters()) / 1e6
-    curve = base64.b64encode((model.folder / "curve.svg").read_bytes()).decode()
-    return PAGE.format(
-        css=BASE_CSS + EXTRA_CSS,
+    curve = (model.folder / "curve.svg").read_bytes()
+    body = DEMO_BODY.format(
         size=size,
+        legend=SCORE_LEGEND,
         results="".join(render_section(result) for result in results),
         table=_metrics_table(report),
-        curve=f"data:image/svg+xml;base64,{curve}",
-        commands=html.escape("\n".join(_next_commands(model.folder))),
+        curve=image_tag(curve, "loss and metric by step", "image/svg+xml"),
+        commands=escape_text("\n".join(_next_commands(model.folder))),
     )
+    return web_page.render_page("Sensorium demo", body, RESULTS_CSS + DEMO_CSS)
 
 
 def _metrics_table(report: EvaluationReport) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in METRIC_DESCRIPTIONS.values())
-    rows = "".join(_metrics_row(split, metrics) for split, metrics in report.metrics.items())
-    return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+    rows = [
+        [
+            f"{SPLIT_DESCRIPTIONS.get(split, split)} ({metrics['rows']:.0f} images)",
+            *(_format_share(metrics.get(metric)) for metric in METRIC_DESCRIPTIONS),
+        ]
+        for split, metrics in report.metrics.items()
+    ]
+    return render_table(["", *METRIC_DESCRIPTIONS.values()], rows)
 
 
-def _metrics_row(split: str, metrics: dict[str, float]) -> str:
-    name = html.escape(SPLIT_DESCRIPTIONS.get(split, split))
-    cells = "".join(
-        f"<td>{_format_share(metrics.get(metric), metric)}</td>" for metric in METRIC_DESCRIPTIONS
-    )
-    images = f"<small>{metrics['rows']:.0f} images</small>"
-    return f"<tr><td>{name}<br>{images}</td>{cells}</tr>"
-
-
-def _format_share(value: float | None, name: str) -> str:
-    if value is None:
-        return "<small>not applicable</small>"
-    return f"{value:.1%}" if name in BASELINES else f"<b>{value:.1%}</b>"
+def _format_share(value: float | None) -> str:
+    return "not applicable" if value is None else f"{value:.1%}"
 
 
 def _next_commands(run: Path) -> list[str]:

@@ -187,12 +187,14 @@ class EvalOptions:
     """Most rows per split. Default: 1000 to caption, 2000 to answer, 500 to draw, else 100000."""
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
+    importance_repeats: int | None = None
+    """Prediction: shuffles of each column to measure its importance. Default: 5; 0: none."""
     class_column: str | None = None
     """Retrieval: category column of zero-shot classification. Default: the only one."""
     templates: Annotated[tuple[str, ...], FLAG] = ()
     """Retrieval: text with {} for the name of a class, for zero-shot classification. Repeatable."""
     seed: int | None = None
-    """Text-to-image: random seed of the generated images. Default: 0."""
+    """Seed of generated images, or of the shuffles of columns. Default: 0."""
     feature_model: str | None = None
     """Captioning, text-to-image: model that embeds images and text, used to compare them."""
     blind_model: str | None = None
@@ -205,6 +207,7 @@ class EvalOptions:
             "average_captions": self.average_captions or None,
             "max_samples": self.max_samples,
             "ablate_columns": self.ablate_columns or None,
+            "importance_repeats": self.importance_repeats,
             "class_column": self.class_column,
             "templates": self.templates or None,
             "seed": self.seed,

@@ -173,6 +173,11 @@ class Dataset:
         columns = ", ".join(names) or "no columns"
         return f"Dataset({self.name!r}, {len(self):,} rows: {columns}; {len(self.bad_samples)} bad)"
 
+    def _repr_html_(self) -> str:
+        from sensorium.data.describe import render_dataset
+
+        return render_dataset(self)
+
     def raw(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         """Return the raw values of some rows, None where missing.
 

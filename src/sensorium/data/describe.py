@@ -14,11 +14,14 @@ from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.cell_parsing import is_missing
 from sensorium.data.schema import Schema, extensions
 from sensorium.data.tables import Table
+from sensorium.io.web_page import notebook_html
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _MAX_EXAMPLES = 2
+_MAX_EXAMPLE_ROWS = 20  # rows that are looked at for the examples of a notebook
+_MAX_NOTEBOOK_COLUMNS = 40
 _MAX_CHARACTERS = 40  # of an example
 
 
@@ -87,6 +90,26 @@ class DatasetSummary:
     bad_samples: list[BadSample]
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return (
+            f"DatasetSummary({self.name!r}, {self.num_rows:,} rows, {len(self.columns)} columns, "
+            f"{len(self.bad_samples):,} bad)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (c.name, c.kind, f"{c.num_missing:,}", c.reason, ", ".join(c.examples))
+            for c in self.columns
+        ]
+        sizes = ", ".join(f"{name} {n:,}" for name, n in self.split_sizes.items())
+        return notebook_html(
+            f"{self.name}: {self.num_rows:,} rows, {len(self.bad_samples):,} bad",
+            rows,
+            header=("column", "type", "missing", "reason", "examples"),
+            facts={"splits": f"{sizes} ({self.split_rule})"},
+            note="; ".join([*self.notes, *summarize_bad_samples(self.bad_samples)]),
+        )
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.markup import escape
         from rich.table import Table as RichTable
@@ -105,6 +128,23 @@ class DatasetSummary:
             yield f"unused: {escape(note)}"
         for line in summarize_bad_samples(self.bad_samples):
             yield f"[red]bad[/] {escape(line)}"
+
+
+def render_dataset(dataset: Describable) -> str:
+    """Return a dataset as a small table for a notebook; neither splits nor files are needed."""
+    typed = {**dataset.schema.roles, **dataset.schema.columns}
+    names = list(dataset.table.columns)
+    rows = [
+        (name, typed[name].kind, ", ".join(_examples(dataset.table.columns[name])))
+        for name in names[:_MAX_NOTEBOOK_COLUMNS]
+    ]
+    hidden = len(names) - len(rows)
+    return notebook_html(
+        f"{dataset.name}: {len(dataset):,} rows, {len(dataset.bad_samples):,} bad",
+        rows,
+        header=("column", "type", "examples"),
+        note=f"{hidden:,} more columns" if hidden else "",
+    )
 
 
 def describe_dataset(dataset: Describable) -> DatasetSummary:
@@ -151,6 +191,12 @@ def _summarize_column(values: Any, name: str, kind: str, reason: str) -> ColumnS
     present = (value for value in values if not is_missing(value))
     examples = tuple(_shorten(value) for value in islice(present, _MAX_EXAMPLES))
     return ColumnSummary(name, kind, reason, num_missing, examples)
+
+
+def _examples(values: Any) -> list[str]:
+    """Return the first values that are not missing, among the first rows."""
+    present = (value for value in islice(values, _MAX_EXAMPLE_ROWS) if not is_missing(value))
+    return [_shorten(value) for value in islice(present, _MAX_EXAMPLES)]
 
 
 def _shorten(value: Any) -> str:

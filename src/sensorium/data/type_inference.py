@@ -114,6 +114,15 @@ def _parse_type(table: Table, name: str, kind: str | Modality) -> str | Modality
     return MODALITIES[kind].from_json(settings)
 
 
+def _setting_type(default: Modality | None, key: str) -> type | None:
+    """Return the type of a setting; None: there is no such setting, or it cannot be written."""
+    value = getattr(default, key, None)
+    if value is not None:
+        return type(value)
+    annotations: Mapping[str, object] = getattr(type(default), "__annotations__", {})
+    return float if annotations.get(key) == "float | None" else None
+
+
 def _parse_settings(name: str, kind: str, pairs: list[str]) -> dict[str, Any]:
     """Return the settings in NAME=VALUE pairs; each must be a valid setting of the type."""
     default = MODALITIES[kind]() if kind in MODALITIES else None
@@ -122,9 +131,11 @@ def _parse_settings(name: str, kind: str, pairs: list[str]) -> dict[str, Any]:
         key, _, text = pair.partition("=")
         default_value = getattr(default, key, None)
         value = text if isinstance(default_value, str) else parse_json(text)
-        value_type = type(default_value)
-        is_valid = isinstance(value, _JSON_TYPES.get(value_type, value_type))
-        if default_value is None or not is_valid:
+        value_type = _setting_type(default, key)
+        is_valid = value_type is not None and isinstance(
+            value, _JSON_TYPES.get(value_type, value_type)
+        )
+        if not is_valid or (isinstance(value, bool) and value_type is not bool):
             available = (
                 f"Its defaults are {default}" if default is not None else "It has no settings"
             )

@@ -4,6 +4,7 @@ P points of a line   R, C rows and columns of a heatmap
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +15,9 @@ WIDTH, HEIGHT = 600, 360  # pixels of a line chart
 MARGIN_LEFT, MARGIN_RIGHT = 64, 140  # the legend stands in the right margin
 MARGIN_TOP, MARGIN_BOTTOM = 40, 52
 CELL_SIZE = 34  # side in pixels of a heatmap cell
-MAX_LABEL_CHARS = 18  # longer names of rows and columns are truncated
+MAX_LABEL_PX = 126  # wider names of rows and columns are truncated
+FONT_SIZE, TITLE_SIZE = 12, 14
+MAX_WRITTEN_COUNT = 10_000  # from here on, counts in cells are in thousands
 _GRID_COLOR = "#dddddd"
 
 AxisRange = tuple[float, float]
@@ -71,7 +74,8 @@ def line_chart(
         elements += _render_series(axes, line, points, COLORS[i % len(COLORS)])
     for i, line in enumerate(series):
         x, y = WIDTH - MARGIN_RIGHT + 12, MARGIN_TOP + 12 + 18 * i
-        elements.append(_text(x, y, line.name, fill=COLORS[i % len(COLORS)]))
+        name = truncate_label(line.name, MARGIN_RIGHT - 16)
+        elements.append(_text(x, y, name, fill=COLORS[i % len(COLORS)]))
     return _svg_document(WIDTH, HEIGHT, title, elements)
 
 
@@ -104,22 +108,24 @@ def heatmap(
     Returns:
         An SVG document.
     """
-    left = 40 + 7 * max([len(_truncate(name)) for name in row_names], default=0)
-    top = 64 + 5 * MAX_LABEL_CHARS
+    rows = [truncate_label(name) for name in row_names]
+    columns = [truncate_label(name) for name in column_names]
+    left = 40 + max(map(_label_width, rows), default=0)
+    labels_height = 0.87 * max(map(_label_width, columns), default=0)  # at 60 degrees
+    top = 64 + labels_height
     elements = []
     for i, row in enumerate(counts):
         y = top + CELL_SIZE * i
-        label = _truncate(row_names[i])
-        elements.append(_text(left - 6, y + CELL_SIZE / 2 + 4, label, anchor="end"))
+        elements.append(_text(left - 6, y + CELL_SIZE / 2 + 4, rows[i], anchor="end"))
         total = sum(row) or 1
         for j, count in enumerate(row):
             elements += _render_cell(left + CELL_SIZE * j, y, count, count / total)
-    for j, name in enumerate(column_names):
+    for j, name in enumerate(columns):
         x = left + CELL_SIZE * j + CELL_SIZE / 2 + 4
-        elements.append(_text(x, top - 8, _truncate(name), rotation=-60))
+        elements.append(_text(x, top - 8, name, rotation=-60))
     middle = top + CELL_SIZE * len(row_names) / 2
     elements += [
-        _text(left, top - 16 - 5 * MAX_LABEL_CHARS, x_label),
+        _text(left, top - 16 - labels_height, x_label),
         _text(14, middle, y_label, "middle", rotation=-90),
     ]
     width = left + CELL_SIZE * max(len(column_names), 8) + 24
@@ -157,6 +163,7 @@ class _Axes:
             x, y = self.to_pixels(self.x_range[0], value)
             yield _polyline([(x, y), (WIDTH - MARGIN_RIGHT, y)], _GRID_COLOR)
             yield _text(x - 6, y + 4, f"{value:.4g}", "end")
+        y_label = truncate_label(y_label, HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
         yield _text((MARGIN_LEFT + WIDTH - MARGIN_RIGHT) / 2, HEIGHT - 14, x_label, "middle")
         yield _text(16, (MARGIN_TOP + HEIGHT - MARGIN_BOTTOM) / 2, y_label, "middle", rotation=-90)
 
@@ -179,7 +186,8 @@ def _render_cell(x: float, y: float, count: float, intensity: float) -> Iterator
     if count:
         color = "#ffffff" if intensity > 0.6 else "#000000"
         middle_x, baseline = x + CELL_SIZE / 2, y + CELL_SIZE / 2 + 4
-        yield _text(middle_x, baseline, f"{count:g}", "middle", fill=color)
+        text = f"{count / 1000:.0f}k" if count >= MAX_WRITTEN_COUNT else f"{count:g}"
+        yield _text(middle_x, baseline, text, "middle", fill=color)
 
 
 def _polyline(positions: Iterable[Point], color: str, width: int = 1, dashed: bool = False) -> str:
@@ -204,11 +212,13 @@ def _text(
 
 
 def _svg_document(width: float, height: float, title: str, elements: Iterable[str]) -> str:
+    shown = truncate_title(title, width - 32)
+    style = f'font-size="{TITLE_SIZE}" font-weight="bold"'
     lines = [
         _svg_tag(width, height),
         f"<title>{escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="16" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
+        f'<text x="16" y="22" {style}>{escape(shown)}</text>',
         *elements,
         "</svg>",
     ]
@@ -218,7 +228,7 @@ def _svg_document(width: float, height: float, title: str, elements: Iterable[st
 def _svg_tag(width: float, height: float) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" font-size="12">'
+        f'viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" font-size="{FONT_SIZE}">'
     )
 
 
@@ -242,7 +252,35 @@ def _tick_values(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _truncate(name: str) -> str:
-    if len(name) <= MAX_LABEL_CHARS:
-        return name
-    return name[: MAX_LABEL_CHARS - 1] + "…"
+def truncate_label(text: str, max_width: float = MAX_LABEL_PX) -> str:
+    """Return as much of a text as about `max_width` pixels hold."""
+    if _label_width(text) <= max_width:
+        return text
+    while text and _label_width(text + "…") > max_width:
+        text = text[:-1]
+    return text + "…"
+
+
+def truncate_title(title: str, max_width: float) -> str:
+    """Return a title that fits: of a long name, the part after the last colon stays."""
+    scale = TITLE_SIZE / FONT_SIZE * 1.1  # it is bold
+    name, colon, rest = title.rpartition(": ")
+    room = max_width / scale - _label_width(colon + rest)
+    if not colon or room < MAX_LABEL_PX / 2:
+        return truncate_label(title, max_width / scale)
+    return truncate_label(name, room) + colon + rest
+
+
+def _label_width(text: str) -> float:
+    """Return about how many pixels wide a text is."""
+    return sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> float:
+    if unicodedata.east_asian_width(character) in "WF":
+        return FONT_SIZE
+    if unicodedata.combining(character):
+        return 0
+    if character in "mwMW@%…—":
+        return 0.98 * FONT_SIZE
+    return (0.7 if character.isupper() else 0.58) * FONT_SIZE

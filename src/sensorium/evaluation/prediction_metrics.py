@@ -137,7 +137,7 @@ def target_metrics(
         calibration: the calibration of its head.
         logits: outputs of its head.
         y: the true values.
-        conformal_quantiles: {level: half width of the interval in standard deviations}.
+        conformal_quantiles: {level: quantile of the errors in standard deviations}.
     """
     match modality:
         case Ordinal():
@@ -147,12 +147,13 @@ def target_metrics(
         case Multilabel():
             return multilabel_metrics(calibration.probabilities(modality, logits), y > 0.5)
         case Numeric():
-            predicted = calibration.distribution(logits)
             return regression_metrics(
-                predicted.mean.double() * modality.std + modality.mean,
-                y.double() * modality.std + modality.mean,
-                predicted.std * modality.std,
-                conformal_quantiles,
+                calibration.decode(modality, logits).mean,
+                modality.decode_all(y),
+                {
+                    level: calibration.interval(modality, logits, quantile)
+                    for level, quantile in conformal_quantiles.items()
+                },
             )
         case _:
             raise TypeError(f"A column of type {modality.kind} cannot be a target.")

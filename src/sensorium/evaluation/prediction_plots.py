@@ -45,7 +45,7 @@ def prediction_charts(
     """
     charts = {}
     if len(y) and isinstance(modality, Numeric):
-        charts["intervals"] = _interval_chart(name, calibration, logits, y)
+        charts["intervals"] = _interval_chart(name, modality, calibration, logits, y)
     elif len(y):
         charts["reliability"] = _reliability_chart(name, modality, calibration, logits, y)
     if len(y) and isinstance(modality, Category):
@@ -97,19 +97,23 @@ def _reliability_chart(
     )
 
 
-def _interval_chart(name: str, calibration: Calibration, logits: Tensor, y: Tensor) -> str:
+def _interval_chart(
+    name: str, modality: Numeric, calibration: Calibration, logits: Tensor, y: Tensor
+) -> str:
     """Plot the observed coverage of the intervals for each nominal coverage."""
     normal = [NormalDist().inv_cdf((1 + level) / 2) for level in CALIBRATION_LEVELS]
     conformal = [calibration.conformal_quantile(level) for level in CALIBRATION_LEVELS]
+    true = modality.decode_all(y)
     series = []
-    for label, fitted, half_widths in (
+    for label, fitted, quantiles in (
         ("uncalibrated", Calibration(), normal),
         ("conformal", calibration, conformal),
     ):
-        predicted = fitted.distribution(logits)
-        scores = (y - predicted.mean).abs() / predicted.std
-        coverage = (scores[:, None] <= torch.tensor(half_widths)).double().mean(0).tolist()
-        series.append(LineSeries(label, list(zip(CALIBRATION_LEVELS, coverage, strict=True))))
+        points: list[tuple[float, float]] = []
+        for level, quantile in zip(CALIBRATION_LEVELS, quantiles, strict=True):
+            low, high = fitted.interval(modality, logits, quantile).unbind(1)
+            points.append((level, ((low <= true) & (true <= high)).double().mean().item()))
+        series.append(LineSeries(label, points))
     return line_chart(
         [*series, IDEAL_LINE],
         f"{name}: intervals",

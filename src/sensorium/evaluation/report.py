@@ -2,14 +2,56 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from sensorium.io import atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+MAX_TERMINAL_ROWS = 20  # of a further table
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A further table of a report, such as the importance of each column.
+
+    Attributes:
+        title: what it holds.
+        rows: {heading: text or number} of each row; all rows have the same headings.
+        note: how its figures were made and what they say.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, str | float | None]]
+    note: str = ""
+
+    def header(self) -> list[str]:
+        """Return the headings."""
+        return list(self.rows[0]) if self.rows else []
+
+    def cells(self) -> list[list[str]]:
+        """Return the rows as text."""
+        return [[_format_cell(value) for value in row.values()] for row in self.rows]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        hidden = len(self.rows) - MAX_TERMINAL_ROWS
+        more = f" {hidden:,} more columns are in the report." if hidden > 0 else ""
+        table = Table(*self.header(), title=Text(self.title), caption=Text(self.note + more))
+        for cells in self.cells()[:MAX_TERMINAL_ROWS]:
+            table.add_row(*map(Text, cells))
+        yield table
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [self.header(), ["---"] * len(self.header()), *self.cells()]
+        body = "".join(f"| {' | '.join(map(_escape_cell, cells))} |\n" for cells in lines)
+        return f"\n## {self.title}\n\n{body}\n{self.note}\n"
 
 
 @dataclass(frozen=True)
@@ -24,6 +66,7 @@ class EvaluationReport:
         definitions: the definition of each metric.
         notes: remarks, such as columns that were left out.
         charts: SVG documents by their path in the report's folder.
+        tables: further tables.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -33,6 +76,22 @@ class EvaluationReport:
     definitions: str = ""
     notes: Sequence[str] = ()
     charts: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[ReportTable] = ()
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        yield self.table()
+        yield from self.tables
+
+    def __repr__(self) -> str:
+        splits = ", ".join(self.metrics) or "none"
+        return f"EvaluationReport({self.task}, {len(self.metric_names())} metrics of {splits})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
+        rows = [[name, *self.format_row(name)] for name in self.shown_metrics()]
+        title = f"Evaluation: {self.task}"
+        return notebook_html(title, rows, header=["", *self.metrics], note="; ".join(self.notes))
 
     def table(self) -> Table:
         """Return the headline metrics as a table for the terminal, one column per split."""
@@ -42,37 +101,52 @@ class EvaluationReport:
             if name not in _HIDDEN_METADATA
         )
         table = Table(self.task, *self.metrics, caption=Text("\n".join([caption, *self.notes])))
-        for name in self.headline_metrics or self._metric_names():
-            if any(name in values for values in self.metrics.values()):
-                table.add_row(Text(name), *self._format_row(name))
+        for name in self.shown_metrics():
+            table.add_row(Text(name), *self.format_row(name))
         return table
+
+    def shown_metrics(self) -> list[str]:
+        """Return the headline metrics that a split has; all metrics where none are named."""
+        names = self.headline_metrics or self.metric_names()
+        return [n for n in names if any(n in values for values in self.metrics.values())]
 
     def markdown(self) -> str:
         """Return all metrics with their definitions, notes and charts as Markdown."""
         header = f"| metric | {' | '.join(self.metrics)} |\n|---|{'---|' * len(self.metrics)}\n"
         body = "".join(
-            f"| {_escape_cell(name)} | {' | '.join(self._format_row(name))} |\n"
-            for name in self._metric_names()
+            f"| {_escape_cell(name)} | {' | '.join(self.format_row(name))} |\n"
+            for name in self.metric_names()
         )
         notes = "".join(f"- {note}\n" for note in self.notes) + "\n" * bool(self.notes)
         charts = "".join(f"\n![{path}]({path})\n" for path in self.charts)
-        return f"# Evaluation\n\n{header}{body}\n{notes}{self.definitions}\n{charts}"
+        tables = "".join(table.markdown() for table in self.tables)
+        text = f"{header}{body}\n{notes}{self.definitions}\n"
+        return f"# Evaluation\n\n{text}{tables}{charts}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return metrics, metadata and further tables as plain data."""
+        tables = [asdict(table) for table in self.tables]
+        result = {"metrics": self.metrics, "metadata": self.metadata}
+        return {**result, "tables": tables} if tables else result
 
     def save(self, folder: Path) -> None:
-        """Write evaluation.json, evaluation.md and the charts into a folder."""
+        """Write evaluation.json, evaluation.md, evaluation.html and the charts into a folder."""
+        from sensorium.evaluation.report_page import render_report
+
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"metrics": self.metrics, "metadata": self.metadata}
-        atomic.write_file(folder / "evaluation.json", json.dumps(content, indent=1).encode())
+        text = json.dumps(self.to_dict(), indent=1)
+        atomic.write_file(folder / "evaluation.json", text.encode())
         for path, svg in self.charts.items():
             (folder / path).parent.mkdir(exist_ok=True)
             atomic.write_file(folder / path, svg.encode())
         atomic.write_file(folder / "evaluation.md", self.markdown().encode())
+        atomic.write_file(folder / "evaluation.html", render_report(self).encode())
 
-    def _metric_names(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """Return the metrics of all splits, in order of first appearance."""
         return list(dict.fromkeys(name for values in self.metrics.values() for name in values))
 
-    def _format_row(self, name: str) -> list[str]:
+    def format_row(self, name: str) -> list[str]:
         """Return the value of one metric on each split."""
         return [_format_value(values.get(name)) for values in self.metrics.values()]
 
@@ -83,6 +157,10 @@ _HIDDEN_METADATA = ("run", "fingerprint", "data")  # known to the reader of a ta
 def _escape_cell(name: str) -> str:
     """Return a name as a Markdown table cell, which a bar or a newline would end."""
     return " ".join(name.replace("|", "\\|").split())
+
+
+def _format_cell(value: str | float | None) -> str:
+    return value if isinstance(value, str) else _format_value(value)
 
 
 def _format_value(value: float | None) -> str:

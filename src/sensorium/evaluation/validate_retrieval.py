@@ -15,7 +15,7 @@ from torch import Tensor
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import add_frame, draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
 from sensorium.metrics.retrieval import random_recall, retrieval_metrics
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey
@@ -105,7 +105,7 @@ def compute_retrieval_metrics(
     if embed_text is not None:
         texts = embed_text(ids.row.tolist())
     captions = [prepared.caption(columns[1], row) for row in ids.row.tolist()]
-    first_rows, relevant = _match_captions(captions, ids.group)
+    first_rows, relevant = match_captions(captions, ids.group)
     metrics = {"rows": float(len(captions)), "captions": float(len(first_rows))}
     metrics |= retrieval_metrics(images, texts[first_rows], relevant, ("image", "text"))
     for k in (1, 10):
@@ -114,7 +114,7 @@ def compute_retrieval_metrics(
     return metrics
 
 
-def _match_captions(
+def match_captions(
     captions: Sequence[str], group: Int[Tensor, "N"]
 ) -> tuple[Int[Tensor, "C"], Bool[Tensor, "N C"]]:
     """Find the C distinct captions.
@@ -136,6 +136,7 @@ def _match_captions(
     return torch.tensor(first_rows), in_group[groups]
 
 
+@picklable
 def retrieval_validator(columns: Pair) -> Validate[Towers]:
     """Return a validator of retrieval on at most `MAX_VALIDATION_ROWS` rows, evenly spaced."""
 
@@ -146,6 +147,7 @@ def retrieval_validator(columns: Pair) -> Validate[Towers]:
     return validate
 
 
+@picklable
 def retrieval_sample_writer(
     columns: Pair, num_queries: int = 8, num_results: int = 8
 ) -> WriteSamples[Towers]:

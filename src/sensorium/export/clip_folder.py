@@ -17,6 +17,7 @@ from sensorium.errors import SensoriumError, require_type
 from sensorium.io import atomic
 from sensorium.io.tensors import save_tensors
 from sensorium.modalities.image import Image, PatchEmbedding
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Towers
 from sensorium.nn.transformer import Block, FeedForward, Transformer
@@ -64,6 +65,7 @@ def build_clip(model: Model) -> CLIPExport:
             "needs. Use --format onnx or torch."
         )
     towers = towers.renamed({columns[Image]: "image", columns[Text]: "text"})
+    _check_layout(towers, model)
     image, text = model.schema[columns[Image]], model.schema[columns[Text]]
     image = require_type(image, Image)
     text = require_type(text, Text)
@@ -88,8 +90,8 @@ def write_hugging_face(clip: CLIPExport, out: Path) -> None:
     """Write a folder for CLIPModel, AutoTokenizer and CLIPImageProcessor of transformers."""
     _write_weights(clip, CLIP, clip.config, out / "model.safetensors")
     atomic.write_json(out / "config.json", clip.config)
-    _write_tokenizer(clip.text, out)
-    atomic.write_json(out / "preprocessor_config.json", _processor_config(clip.image))
+    write_tokenizer(clip.text, out)
+    atomic.write_json(out / "preprocessor_config.json", processor_config(clip.image))
 
 
 def write_open_clip(clip: CLIPExport, out: Path) -> None:
@@ -126,7 +128,7 @@ def write_open_clip(clip: CLIPExport, out: Path) -> None:
     }
     _write_weights(clip, OPEN_CLIP, config, out / "open_clip_model.safetensors")
     atomic.write_json(out / "open_clip_config.json", config)
-    _write_tokenizer(clip.text, out)
+    write_tokenizer(clip.text, out)
 
 
 def _write_weights(
@@ -139,20 +141,31 @@ def _write_weights(
     atomic.write_file(path, partial(save_tensors, tensors, {"format": "pt"}))
 
 
+def _check_layout(towers: Towers, model: Model) -> None:
+    """Raise SensoriumError naming all parts that CLIP of transformers and OpenCLIP lacks."""
+    unsupported: dict[str, str] = {}  # part -> the option that leaves it out
+    if not isinstance(towers["image"].encoder.embed, PatchEmbedding):
+        unsupported["an image encoder that is no vision transformer"] = "--image-encoder vit"
+    if any(isinstance(module, SubwordBagEmbedding) for module in towers["text"].modules()):
+        unsupported["subword features"] = "--no-subword-features"
+    if unsupported:
+        raise SensoriumError(
+            f"{model.folder} has {' and '.join(unsupported)}, for which the CLIP of transformers "
+            "and OpenCLIP has no place. Export it with --format onnx or torch, which keep them, or "
+            f"train it with {' '.join(unsupported.values())}."
+        )
+
+
 def _build_config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:
     """Return config.json of transformers' CLIPModel."""
     image_encoder, text_encoder = towers["image"].encoder, towers["text"].encoder
-    if not isinstance(image_encoder.embed, PatchEmbedding):
-        raise SensoriumError(
-            "The image encoder is not a vision transformer, which a CLIP export needs. Train with "
-            "--image-encoder vit."
-        )
+    patches = require_type(image_encoder.embed, PatchEmbedding)
     embed_dim = towers["image"].embed_dim
     vision_config = {
         **_encoder_sizes(image_encoder),
         "model_type": "clip_vision_model",
         "image_size": image.size,
-        "patch_size": image_encoder.embed.patch_size,
+        "patch_size": patches.patch_size,
         "projection_dim": embed_dim,
     }
     text_config = {
@@ -251,7 +264,7 @@ def _max_error(
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _write_tokenizer(text: Text, out: Path) -> None:
+def write_tokenizer(text: Text, out: Path) -> None:
     """Write tokenizer.json, which adds BOS and EOS tokens, and tokenizer_config.json."""
     tokenizer = Tokenizer.from_str(require_type(text.tokenizer, Tokenizer).to_str())
     eos, pad = tokenizer.id_to_token(text.end), tokenizer.id_to_token(text.pad)
@@ -274,9 +287,9 @@ def _write_tokenizer(text: Text, out: Path) -> None:
     )
 
 
-def _processor_config(image: Image) -> dict[str, Any]:
+def processor_config(image: Image) -> dict[str, Any]:
     """Return preprocessor_config.json of transformers' CLIPImageProcessor."""
-    edge = image.shortest_edge or image.size  # before cropping
+    edge = max(image.shortest_edge, image.stored_size)  # before cropping
     stretched = image.resize_mode == "stretch"
     square = {"height": image.size, "width": image.size}
     filters = {name: number for number, name in RESAMPLE_NAMES.items()}

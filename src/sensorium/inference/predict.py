@@ -18,6 +18,7 @@ from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
 from sensorium.inference.request import (
     RawInputs,
+    Unreadable,
     as_lists,
     collate_column,
     iter_request_batches,
@@ -41,7 +42,8 @@ class Prediction:
         probability: Probability of each class or tag, in the order of `classes`.
         prediction_set: Classes that contain the true one with the requested coverage.
         std: Standard deviation of each number.
-        interval: Lower and upper bound that contain the true number with the requested coverage.
+        interval: Lower and upper bound that contain the true number with the requested coverage,
+            within the natural bounds of the column.
     """
 
     value: list[Any]
@@ -50,21 +52,6 @@ class Prediction:
     prediction_set: list[list[str]] | None = None
     std: Float[np.ndarray, "N"] | None = None
     interval: Float[np.ndarray, "N 2"] | None = None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A value that could not be read and was masked.
-
-    Attributes:
-        row: Its row, from 0.
-        column: Its column.
-        reason: Why it could not be read.
-    """
-
-    row: int
-    column: str
-    reason: str
 
 
 class Predictor:
@@ -243,14 +230,11 @@ def decode_prediction(
             p = calibration.probabilities(target, logits)
             return Prediction([target.decode(row) for row in p], tags, p.numpy())
         case Numeric():
-            gaussian = calibration.distribution(logits)
-            mean, std = gaussian.mean.double(), gaussian.std.double()  # float32 cuts large values
-            bounds = std[:, None] * torch.tensor([-quantile, quantile], dtype=torch.float64)
-            interval = mean[:, None] + bounds
+            prediction = calibration.decode(target, logits)
             return Prediction(
-                [target.decode(value) for value in mean],
-                std=std.numpy() * target.std,
-                interval=interval.numpy() * target.std + target.mean,
+                prediction.mean.tolist(),
+                std=prediction.std.numpy(),
+                interval=calibration.interval(target, logits, quantile).numpy(),
             )
         case _:
             raise SensoriumError(

@@ -106,7 +106,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     loaded = read_tensors(path)
     for prefix, part in module.named_modules():
         if isinstance(part, VariableSizeBuffers):
-            _load_buffers(part, f"{prefix}.", loaded, path)
+            _load_buffers(part, f"{prefix}." if prefix else "", loaded, path)
     expected = state_tensors(module)
     mismatched = sorted(set(loaded) ^ set(expected))
     mismatched += [k for k in expected if k in loaded and loaded[k].shape != expected[k].shape]

@@ -210,16 +210,14 @@ def _add_mean_average_precision(
 def regression_metrics(
     mean: Float[Tensor, "N"],
     y: Float[Tensor, "N"],
-    std: Float[Tensor, "N"],
-    conformal_quantiles: Mapping[float, float],
+    intervals: Mapping[float, Float[Tensor, "N 2"]],
 ) -> MetricValues:
     """Return the metrics of a numeric target.
 
     Args:
         mean: Predictions in the column's unit.
         y: True values.
-        std: Predicted standard deviations.
-        conformal_quantiles: For each level, the half width of the interval in standard deviations.
+        intervals: For each level, the lower and upper bounds of the predictions.
     """
     sk = _import_sklearn_metrics()
     metrics = MetricValues()
@@ -238,25 +236,25 @@ def regression_metrics(
     metrics.add("median AE", lambda: np.median(errors))
     metrics.add("R2", lambda: sk.r2_score(true, predicted), undefined_reason=constant_reason)
     metrics.add("Spearman", lambda: _spearman(true, predicted), undefined_reason=spearman_reason)
-    for level, quantile in conformal_quantiles.items():
-        _add_interval_metrics(metrics, level, errors, quantile * std.double().numpy())
+    for level, bounds in intervals.items():
+        _add_interval_metrics(metrics, level, true, bounds.double().numpy())
     return metrics
 
 
 def _add_interval_metrics(
-    metrics: MetricValues, level: float, errors: np.ndarray, half_width: np.ndarray
+    metrics: MetricValues, level: float, true: np.ndarray, bounds: np.ndarray
 ) -> None:
     """Add the coverage and width of the intervals of one level."""
-    is_finite = bool(np.isfinite(half_width).all())
+    is_finite = bool(np.isfinite(bounds).all())
     undefined_reason = "" if is_finite else "there are too few validation rows for an interval"
     metrics.add(
         f"coverage at {level:.0%}",
-        lambda: (errors <= half_width).mean(),
+        lambda: ((bounds[:, 0] <= true) & (true <= bounds[:, 1])).mean(),
         undefined_reason=undefined_reason,
     )
     metrics.add(
         f"width at {level:.0%}",
-        lambda: 2 * half_width.mean(),
+        lambda: (bounds[:, 1] - bounds[:, 0]).mean(),
         undefined_reason=undefined_reason,
     )
 

@@ -18,10 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sensorium.errors import SensoriumError
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.modalities.series_io import MAX_NUMBER
 
 MAX_BINS = 32  # quantile bins of a numeric column, at most
+MIN_BOUND_FRACTION = 0.05  # of the training values that are equal to the least or the largest one
+MIN_BOUND_ROWS = 20  # training values, below which only the sign is a bound
 _WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,308})(\.0*)?")  # not 007, which is a code
 _DECIMAL_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -63,6 +66,8 @@ class Numeric:
         count: Number of training values.
         decimal: Decimal mark of numbers in text, "." or ",".
         unit: Currency of numbers in text, or "%", which is left out.
+        lower: Natural lower bound, below which no prediction and no interval goes; None: none.
+        upper: Natural upper bound, likewise.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -72,23 +77,50 @@ class Numeric:
     count: int = 0
     decimal: str = "."
     unit: str = ""
+    lower: float | None = None
+    upper: float | None = None
+
+    def __post_init__(self) -> None:
+        lower = -math.inf if self.lower is None else self.lower
+        upper = math.inf if self.upper is None else self.upper
+        if not lower < upper:
+            raise SensoriumError(
+                f"The lower bound {lower:g} of a numeric column is not below its upper bound "
+                f"{upper:g}."
+            )
 
     def fit(self, values: Iterable[float | None]) -> Numeric:
         """Return the settings with statistics of all values that are not None.
 
-        The standard deviation of a constant column is set to 1.
+        The standard deviation of a constant column is set to 1. Bounds that are set stay; the
+        others are those of `natural_bounds`.
         """
         present = np.fromiter((v for v in values if v is not None), np.float64)
         if not len(present):
             return self
         edges = np.unique(np.quantile(present, np.linspace(0, 1, MAX_BINS + 1), method="nearest"))
+        lower, upper = natural_bounds(present)
+        lower = lower if self.lower is None else self.lower
+        upper = upper if self.upper is None else self.upper
+        if (
+            lower is not None and upper is not None and lower >= upper
+        ):  # one was set beyond the data
+            lower, upper = self.lower, self.upper
         return replace(
             self,
             mean=float(present.mean()),
             std=float(present.std()) or 1.0,
             edges=tuple(edges.tolist()),
             count=len(present),
+            lower=lower,
+            upper=upper,
         )
+
+    def clamp(self, values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Return numbers in the column's unit, none of them beyond the natural bounds."""
+        if self.lower is None and self.upper is None:
+            return values
+        return values.clamp(self.lower, self.upper)
 
     def load(self, raw: Any) -> np.ndarray:
         """Return one number as float64 [] (float32 is too coarse for large values).
@@ -131,6 +163,18 @@ class Numeric:
         """Return a standardized value in the column's unit."""
         return float(value) * self.std + self.mean
 
+    def decode_all(self, values: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """Return standardized values in the column's unit, as float64.
+
+        Values that float32 rounded off a natural bound are put back on it.
+        """
+        decoded = values.double() * self.std + self.mean
+        rounding = torch.finfo(torch.float32).eps * self.std * (1 + values.double().abs())
+        for bound in (self.lower, self.upper):
+            if bound is not None:
+                decoded = torch.where((decoded - bound).abs() <= rounding, bound, decoded)
+        return decoded
+
     def as_classes(self) -> Category | None:
         """Return the settings of the same column as classes, if it has two values in training."""
         if len(self.edges) != 2:
@@ -152,6 +196,34 @@ class Numeric:
             SensoriumError: If a key is unknown.
         """
         return cls(**validate_settings(cls, data))
+
+
+def natural_bounds(values: Float[np.ndarray, "N"]) -> tuple[float | None, float | None]:
+    """Return the bounds that numbers cannot be beyond, as far as the values show them.
+
+    These are 0 for values of one sign, 0 and 1 for fractions, 100 for values up to exactly 100, and
+    the least or largest value that many rows have, such as the best of five stars, or a cap.
+
+    Args:
+        values: The training values.
+
+    Returns:
+        Lower and upper bound; None where there is none.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return (0.0, None) if low >= 0 else (None, 0.0)
+    lower = upper = None
+    if len(values) >= MIN_BOUND_ROWS:
+        lower = low if np.mean(values == low) >= MIN_BOUND_FRACTION else None
+        upper = high if np.mean(values == high) >= MIN_BOUND_FRACTION else None
+        if low >= 0 and upper is None:
+            upper = 1.0 if high <= 1 else 100.0 if high == 100 else None
+    if low >= 0 and lower is None:
+        lower = 0.0
+    if high <= 0 and upper is None:
+        upper = 0.0
+    return lower, upper
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class PretrainedModel(VerbModel):
         preprocessing: Preprocessing,
         weight_files: WeightFiles,
     ):
-        super().__init__(f"pretrained {family.name}", family.build_verbs(module, preprocessing))
+        verbs = family.build_verbs(module, preprocessing)
+        super().__init__(f"pretrained {family.name}", verbs, is_pretrained=True)
         self.family = family
         self.config = config
         self.module = module.eval()
@@ -54,6 +55,18 @@ class PretrainedModel(VerbModel):
     def __repr__(self) -> str:
         verbs = ", ".join(self.verbs) or "none"
         return f"PretrainedModel({self.family.name} from {self.folder}, verbs: {verbs})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
+        return notebook_html(
+            f"pretrained {self.family.name} from {self.folder}",
+            facts={
+                "inputs": ", ".join(self.preprocessing) or "none",
+                "verbs": ", ".join(self.verbs) or "none",
+                "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            },
+        )
 
 
 def load_pretrained_model(

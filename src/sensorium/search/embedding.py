@@ -5,6 +5,7 @@ N rows   D width
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -134,7 +135,9 @@ def read_batch(
         batch.rows.append(row)
         batch.locations.append(location)
         batch.values.append(caption_list(raw_values[i]) if kind == "text" else raw_values[i])
-        batch.infos.append(RowInfo(location, kind, captions, attributes[i]).pack(thumbnail))
+        path = _file_path(images[i], raw_values[i])
+        info = RowInfo(location, kind, captions, attributes[i], path)
+        batch.infos.append(info.pack(thumbnail))
     return batch
 
 
@@ -164,6 +167,12 @@ def embed_rows(
         else:
             infos.append(batch.infos[i])
     return np.array(vectors), infos
+
+
+def _file_path(*values: Any) -> str:
+    """Return the absolute path of the first value that is a file, as text; "" where none is."""
+    path = next((value for value in values if isinstance(value, Path)), None)
+    return "" if path is None else str(path.absolute()).encode(errors="replace").decode()
 
 
 def embed_values(

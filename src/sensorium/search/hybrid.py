@@ -90,9 +90,11 @@ def rank_by_both(matches: WordMatches, vectors: VectorCandidates, k: int) -> Ran
     """Return the k best rows by words and vectors together."""
     scores = _word_scores(matches, vectors.rows) + _vector_scores(vectors)
     rows, scores = _best(vectors.rows, scores, matches.exact, k)
-    has_words = matches.have_words(rows).tolist()
-    is_near = np.isin(rows, vectors.nearest).tolist()
-    matched = [_name_match(*pair) for pair in zip(has_words, is_near, strict=True)]
+    has_words = matches.have_words(rows)
+    is_near = np.isin(rows, vectors.nearest)
+    matched: list[Matched] = [
+        _name_match(bool(words), bool(near)) for words, near in zip(has_words, is_near, strict=True)
+    ]
     return Ranking(rows.tolist(), scores.tolist(), matched)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import PIL.Image
 
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.image_decode import decode_image
 
 Matched = Literal["words", "vectors", "both"]
@@ -28,12 +28,14 @@ class RowInfo:
         captions: its texts, if any.
         attributes: values of its other columns that are words: categories, tags, identifiers and
             file names, by column.
+        path: absolute path of its file; "" where it has none.
     """
 
     name: str
     kind: str
     captions: list[str]
     attributes: dict[str, list[str]] = field(default_factory=dict)
+    path: str = ""
 
     def pack(self, thumbnail: bytes) -> bytes:
         """Return the row info and its thumbnail (a PNG, or b"") as bytes."""
@@ -51,7 +53,9 @@ class RowInfo:
             values = json.loads(header)
         except ValueError:
             values = None
-        types = {"name": str, "kind": str, "captions": list, "attributes": dict}
+        types = {"name": str, "kind": str, "captions": list, "attributes": dict, "path": str}
+        if isinstance(values, dict):
+            values = {"attributes": {}, "path": "", **values}  # indexes of earlier versions lack it
         if not isinstance(values, dict) or {k: type(v) for k, v in values.items()} != types:
             raise SensoriumError(
                 "A row of the index was not written by Sensorium. Build the index again."
@@ -59,9 +63,9 @@ class RowInfo:
         return cls(**values), thumbnail
 
 
-def file_names(path: str | Path) -> list[str]:
+def file_names(file: str | Path | EmbeddedFile) -> list[str]:
     """Return the name of a file, with and without its extension."""
-    path = Path(path)
+    path = Path(file.name if isinstance(file, EmbeddedFile) else file)
     return list(dict.fromkeys(replace_surrogates([path.name, path.stem])))
 
 
@@ -134,6 +138,15 @@ class SearchResult(Sequence[Hit]):
             captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
             lines.append(f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}")
         return "\n".join(lines) or "no results"
+
+    def __repr__(self) -> str:
+        best = f", best {self.hits[0].info.name!r}" if self.hits else ""
+        return f"SearchResult({self.query!r}, {len(self.hits)} hits{best})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.search.render import render_notebook
+
+        return render_notebook(self)
 
     def save(self, path: str | Path) -> None:
         """Write the result as a contact sheet (.png) or a self-contained page (.html)."""

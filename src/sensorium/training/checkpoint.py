@@ -11,6 +11,7 @@ state/               checkpoints that `train(resume=True)` continues from
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import VerbModel
 from sensorium.io.run_config import RunConfig
+from sensorium.nn.tokens import ColumnKey, column_label, column_names
 from sensorium.recipes.from_run import restore_run
 from sensorium.recipes.recipe import Recipe, RecipeFunction
 
@@ -25,21 +27,32 @@ from sensorium.recipes.recipe import Recipe, RecipeFunction
 class Model(VerbModel):
     """A trained model with the verbs of its recipe: some of `embed`, `generate`, `predict`.
 
+    A model that embeds text also has `classify`.
+
     Args:
         recipe: the recipe, with the trained weights in `recipe.model`.
         schema: the columns that the model reads.
         config: the config of the run.
         fingerprint: SHA-256 of the weights file.
         folder: the run folder.
+        is_pretrained: whether the weights are pretrained ones, untrained here.
 
     Attributes:
         module: the torch module, in eval mode.
     """
 
     def __init__(
-        self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path
+        self,
+        recipe: Recipe[Any],
+        schema: Schema,
+        config: RunConfig,
+        fingerprint: str,
+        folder: Path,
+        *,
+        is_pretrained: bool = False,
     ):
-        super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
+        kind = f"model of recipe {config.recipe}"
+        super().__init__(kind, recipe.verbs, is_pretrained=is_pretrained)
         self.recipe = recipe
         self.schema = schema
         self.config = config
@@ -48,8 +61,27 @@ class Model(VerbModel):
         self.module = recipe.model.eval()
 
     def __repr__(self) -> str:
-        verbs = ", ".join(self.recipe.verbs)
+        verbs = ", ".join(self.verbs)
         return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
+
+    def _repr_html_(self) -> str:
+        from sensorium.io.web_page import notebook_html
+
+        kinds = {name: column.kind for name, column in self.schema.columns.items()}
+        return notebook_html(
+            f"{self.config.recipe} from {self.folder}",
+            [(column_label(key), _kind(key, kinds)) for key in self.recipe.data.columns],
+            header=("column", "type"),
+            facts={
+                "verbs": ", ".join(self.verbs) or "none",
+                "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            },
+        )
+
+
+def _kind(key: ColumnKey, kinds: Mapping[str, str]) -> str:
+    """Return the type of a column; of several text columns, that of the first."""
+    return kinds.get(column_names(key)[0], "")
 
 
 def load_checkpoint(folder: str | Path, *, recipe_fn: RecipeFunction[Any] | None = None) -> Model:

@@ -36,7 +36,7 @@ def evaluate(
 
     Retrieval, captioning, question answering, text-to-image or prediction, by the model's recipe. A
     pretrained CLIP or SigLIP is evaluated as it is (zero-shot retrieval). The report is written as
-    evaluation.json and evaluation.md.
+    evaluation.json, evaluation.md and evaluation.html.
 
     Args:
         data: Dataset. Default: the one that the run was trained on.
@@ -51,8 +51,7 @@ def evaluate(
     folder = out or (loaded.folder if is_run(model) else None)
     if folder:
         report.save(folder)
-    result = {"metrics": report.metrics, "metadata": report.metadata}
-    emit(result if as_json else report.table(), as_json)
+    emit(report.to_dict() if as_json else report, as_json)
 
 
 def interpolate(
