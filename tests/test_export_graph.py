@@ -128,6 +128,10 @@ def test_towers_export_to_torch(tmp_path: Path, keywords: dict[str, Any]) -> Non
         "README.md",
         "schema.json",
         "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "preprocessing.py",
+        "model.json",
     }
 
 
@@ -251,13 +255,14 @@ def test_graph_with_other_outputs_is_not_written(
 
 def test_models_without_a_graph_are_reported(tmp_path: Path) -> None:
     model = untrained_predictor(tmp_path, {"size": COLUMNS["size"]})
-    model.module.tree_heads.append(torch.nn.Identity())
-    with pytest.raises(SensoriumError, match="boosting"):
+    assert model.module.blended is not None
+    model.module.blended.weights[:, :, 1] = 0.5
+    with pytest.raises(SensoriumError, match="--head network"):
         build_graphs(model)
     schema = Schema({"words": Column("words", COLUMNS["words"])})
     recipe, stored_keywords = build_recipe(RECIPES["gpt"], schema, {"dim": 32, "layers": 1})
     config = RunConfig("gpt", stored_keywords, "fp32", {})
     language_model = Model(recipe, Schema({}), config, "", tmp_path / "gpt")
-    with pytest.raises(SensoriumError, match="neither as towers nor as a predictor"):
+    with pytest.raises(SensoriumError, match="with the verb generate"):
         export_model(language_model, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -22,6 +22,10 @@ from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 PAD, START, END = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<start>", "<end>"]
 
+MAX_LENGTH_TEXTS = 2000  # texts by which the length of a column is chosen
+COVERED_TEXTS = 0.95  # fraction of them that are read in full
+LENGTH_STEP = 32  # chosen lengths are multiples of this
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE tokenizer trained on `texts`.
@@ -70,6 +74,10 @@ class Text:
             # "<end>" in a text is encoded as plain characters, not as the end token.
             self.tokenizer.encode_special_tokens = True
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # a pickled tokenizer forgets this setting
+
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
         """Return settings with a tokenizer trained on `values`, or self if there is one already.
 
@@ -80,6 +88,24 @@ class Text:
             return self
         tokenizer = train_tokenizer(_iter_texts(values), self.vocab_size)
         return replace(self, tokenizer=tokenizer, vocab_size=tokenizer.get_vocab_size())
+
+    def fit_length(self, texts: Sequence[object], max_length: int) -> Text:
+        """Return settings of a column of the default length that cover most of its texts.
+
+        Args:
+            texts: Training texts; other values are skipped.
+            max_length: Largest length.
+        """
+        if self.length != Text().length:
+            return self
+        step = -(-len(texts) // MAX_LENGTH_TEXTS) or 1
+        sample = [text for text in texts[::step] if isinstance(text, str)]
+        if not sample:
+            return self
+        sizes = [len(ids) for ids in replace(self, length=max_length).encode(sample)]
+        covered = int(np.quantile(sizes, COVERED_TEXTS, method="higher"))
+        rounded = -(-covered // LENGTH_STEP) * LENGTH_STEP
+        return replace(self, length=min(max_length, max(self.length, rounded)))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, with start and end token, as int32 [n <= length].
