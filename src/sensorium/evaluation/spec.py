@@ -144,9 +144,9 @@ class EvaluationSpec(Generic[M]):
         write_samples: writes an image of model outputs for a sample of the validation rows.
         evaluator: runs `sensorium evaluate`: (trained model, dataset, split names, options) ->
             EvaluationReport.
+        baselines: computes metrics of simple models on rows, which `sensorium compare` shows.
         assess: says what the model is worth by its validation metrics, and whether there are
             enough rows.
-        baselines: computes metrics of simple models on rows, which `sensorium compare` shows.
         sweep: keywords with the values that `sensorium compare` tries where none is varied.
     """
 
@@ -155,8 +155,8 @@ class EvaluationSpec(Generic[M]):
     validate: Validate[M] | None = None
     write_samples: WriteSamples[M] | None = None
     evaluator: Evaluator | None = None
-    assess: Assess | None = None
     baselines: Baselines[M] | None = None
+    assess: Assess | None = None
     sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 

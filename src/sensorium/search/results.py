@@ -10,7 +10,7 @@ from typing import Any, Literal
 import PIL.Image
 
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.image_decode import decode_image
 
 Matched = Literal["words", "vectors", "both"]
@@ -63,9 +63,9 @@ class RowInfo:
         return cls(**values), thumbnail
 
 
-def file_names(path: str | Path) -> list[str]:
+def file_names(file: str | Path | EmbeddedFile) -> list[str]:
     """Return the name of a file, with and without its extension."""
-    path = Path(path)
+    path = Path(file.name if isinstance(file, EmbeddedFile) else file)
     return list(dict.fromkeys(replace_surrogates([path.name, path.stem])))
 
 
