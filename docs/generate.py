@@ -32,6 +32,7 @@ COMMANDS = [
     "search",
     "generate",
     "predict",
+    "classify",
     "export",
     "summary",
     "summary clip",

@@ -100,7 +100,8 @@ CASES = {
         interpolate run photos --reference nowhere""",
     "index": """
         index
-        index run
+        index photos
+        index run photos --model run
         index nowhere photos
         index photos photos
         index run nowhere
@@ -109,6 +110,17 @@ CASES = {
         index run table.csv
         index run photos --max-invalid-fraction many
         index run photos --type captoin=text""",
+    "classify": """
+        classify
+        classify run --label red --label blue
+        classify run photos
+        classify run photos --label red
+        classify run photos --label red --label red
+        classify run photos --label red --labels nowhere.txt
+        classify run photos --label red --label blue --template plain
+        classify run photos --label red --label blue -o labels.xlsx
+        classify run nowhere --label red --label blue
+        classify predictor photos --label red --label blue""",
     "search": """
         search
         search nowhere red
@@ -117,8 +129,8 @@ CASES = {
         search run
         search run --image nowhere.png
         search run red --out found.gif
-        search run red --run nowhere
-        search run red --run predictor
+        search run red --model nowhere
+        search run red --model predictor
         search run red -k many
         search run red --text-only --vector-only
         search run --image photos/03.png --text-only""",

@@ -35,8 +35,8 @@ def load(
             further.
 
     Returns:
-        The model with its verbs (some of `embed`, `generate`, `predict`). A `Model` of a run also
-        has `recipe`, `schema` and `config`.
+        The model with its verbs (some of `embed`, `generate`, `predict`, `classify`). A `Model` of
+        a run also has `recipe`, `schema` and `config`.
 
     Raises:
         SensoriumError: the source is none of these, incomplete, damaged or of another version, or
@@ -68,7 +68,7 @@ def load_zero_shot(model: PretrainedModel, schema: Schema) -> Model:
     )
     config = RunConfig("finetune", keywords, "fp32", {})
     fitted = schema.with_settings(recipe.data.column_settings)
-    return Model(recipe, fitted, config, model.fingerprint, model.folder)
+    return Model(recipe, fitted, config, model.fingerprint, model.folder, is_pretrained=True)
 
 
 def prepare_for_inference(module: nn.Module, quantize: str | None = None) -> None:

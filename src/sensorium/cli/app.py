@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 from cyclopts import App, CycloptsError
 
 from sensorium import __version__
+from sensorium.cli.commands.classify import classify
 from sensorium.cli.commands.data import build, data
 from sensorium.cli.commands.evaluate import evaluate, interpolate
 from sensorium.cli.commands.export import convert_checkpoint, export
@@ -74,6 +75,7 @@ def build_app(argv: Sequence[str] = ()) -> App:
         search,
         generate,
         predict,
+        classify,
         export,
         groups["summary"],
         convert_checkpoint,

@@ -39,11 +39,11 @@ EXAMPLES = {
     "index": """
         sensorium index runs/photos photos/
         sensorium index runs/photos new-photos/ --out new.index
-        sensorium index openai/clip-vit-base-patch32 photos/ --out photos.index""",
+        sensorium index photos/ --model openai/clip-vit-base-patch32""",
     "search": """
         sensorium search runs/photos "a red bicycle"
         sensorium search runs/photos --image a.jpg -k 20 --out results.html
-        sensorium search runs/photos "at night" --image a.jpg --json""",
+        sensorium search photos.index "at night" --image a.jpg --json""",
     "generate": """
         sensorium generate runs/dalle "a red apple" -o apple.png
         sensorium generate runs/dalle "a red apple" "a blue fish" -n 6 -o grid.png
@@ -57,6 +57,10 @@ EXAMPLES = {
         sensorium train fusion products.csv --target price --out runs/price
         sensorium predict runs/price new.csv -o priced.csv
         sensorium predict microsoft/resnet-50 photos/ -o classes.csv""",
+    "classify": """
+        sensorium classify openai/clip-vit-base-patch32 photos/ --label cat --label "a dog"
+        sensorium classify runs/photos a.jpg b.jpg --labels words.txt --template "ein Bild: {}"
+        sensorium classify runs/photos products.csv --class-column type -o types.csv""",
     "export": """
         sensorium export runs/photos --format hf --out photos-clip
         sensorium export runs/photos --format open_clip --out photos-open-clip

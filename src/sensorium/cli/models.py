@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,22 @@ def leave_out_trained_rows(model: Model, dataset: Dataset) -> Dataset:
             "Evaluate on other rows, or on the training rows with --split train."
         )
     return dataset.with_splits(splits, f"{dataset.split_rule}, without rows trained on")
+
+
+def order_sources(model: str, data: str) -> tuple[str, str]:
+    """Return the model and the data of a command, whichever of them was named first."""
+    is_swapped = not is_model(model) and is_model(data)
+    return (data, model) if is_swapped else (model, data)
+
+
+def is_model(source: str) -> bool:
+    """Return whether a source looks like a run or like pretrained weights, without loading it."""
+    from sensorium.pretrained.weight_files import HUB_ID_PATTERN, has_weights
+
+    path = Path(source)
+    if path.exists():
+        return (path / "config.json").is_file() or has_weights(path)
+    return re.fullmatch(HUB_ID_PATTERN, source) is not None
 
 
 def is_run(source: str) -> bool:

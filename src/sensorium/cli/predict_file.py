@@ -354,7 +354,7 @@ def _write_csv(rows: Iterator[dict[str, Any]], headings: Headings, path: Path) -
         writer: csv.DictWriter[str] | None = None
         for row in rows:
             cells = {
-                name: _csv_cell(value, row.get(labels.get(name, ""))) for name, value in row.items()
+                name: csv_cell(value, row.get(labels.get(name, ""))) for name, value in row.items()
             }
             if writer is None:
                 writer = csv.DictWriter(file, list(cells), lineterminator="\n")
@@ -362,8 +362,8 @@ def _write_csv(rows: Iterator[dict[str, Any]], headings: Headings, path: Path) -
             writer.writerow(cells)
 
 
-def _csv_cell(value: Any, label: Any) -> Any:
-    """Return a cell; `label` is the prediction that a dict of probabilities belongs to.
+def csv_cell(value: Any, label: Any = None) -> Any:
+    """Return a cell of a CSV file; `label` is the prediction that its probabilities belong to.
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front.
     """

@@ -132,10 +132,33 @@ def open_rows_to_predict(
     Raises:
         SensoriumError: if the source cannot be read.
     """
+    if schema is None:
+        return open_all_rows(
+            source, lambda inferred: columns or [inferred.resolve_column("image")], source_options
+        )
     table, name = _read_source(source, source_options or {})
-    schema = infer_schema(table, {}) if schema is None else schema
-    columns = columns or [schema.resolve_column("image")]
     known = {n: schema.columns[n] for n in columns if n in table.columns}
+    return OpenedRows(mask_invalid_values(table, known), Schema(known), name, dict(table.columns))
+
+
+def open_all_rows(
+    source: Path,
+    choose: Callable[[Schema], Sequence[str]],
+    source_options: dict[str, Any] | None = None,
+) -> OpenedRows:
+    """Open a source without leaving out any row; what is invalid in it is missing.
+
+    Args:
+        source: a path or the name of a bundled dataset.
+        choose: returns the columns to read, given the inferred types of all.
+        source_options: options of the reader.
+
+    Raises:
+        SensoriumError: if the source cannot be read or a chosen column does not exist.
+    """
+    table, name = _read_source(source, source_options or {})
+    schema = infer_schema(table, {})
+    known = {n: schema.get_column(n) for n in choose(schema)}
     return OpenedRows(mask_invalid_values(table, known), Schema(known), name, dict(table.columns))
 
 

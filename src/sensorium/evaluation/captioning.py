@@ -27,7 +27,7 @@ from sensorium.evaluation.baselines import (
 )
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
-from sensorium.evaluation.spec import Evaluator
+from sensorium.evaluation.spec import Evaluator, picklable
 from sensorium.inference.generate_image import EmbeddingModel
 from sensorium.metrics.text_generation import chrf, cider_d, exact_match, normalize_text
 from sensorium.nn.tokens import ColumnKey, column_label
@@ -51,6 +51,7 @@ without images; other image is the same model with the image of another row. acc
 questions of kind K."""
 
 
+@picklable
 def caption_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
     """Return an evaluator of captions for the columns of a recipe."""
 
@@ -209,6 +210,7 @@ class _AnswerColumns:
     answer: ColumnKey
 
 
+@picklable
 def answer_evaluator(
     image_column: str, question_column: str, answer_column: ColumnKey
 ) -> Evaluator:

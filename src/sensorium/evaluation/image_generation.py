@@ -27,7 +27,7 @@ from sensorium.evaluation.baselines import (
 )
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
-from sensorium.evaluation.spec import Evaluator
+from sensorium.evaluation.spec import Evaluator, picklable
 from sensorium.inference.generate_image import EmbeddingModel
 from sensorium.metrics.image_generation import (
     clip_score,
@@ -61,6 +61,7 @@ caption states and nothing else; objects and relations are the fractions of thos
 present."""
 
 
+@picklable
 def image_generation_evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
     """Return an evaluator of images generated from captions, for the columns of a recipe."""
 

@@ -29,7 +29,7 @@ from sensorium.evaluation.prediction_metrics import (
 from sensorium.evaluation.prediction_plots import prediction_charts
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport, ReportTable
-from sensorium.evaluation.spec import Evaluator
+from sensorium.evaluation.spec import Evaluator, picklable
 from sensorium.evaluation.validate_prediction import predict_rows
 from sensorium.modalities.base import Modality
 from sensorium.models.multimodal_predictor import MultimodalPredictor
@@ -56,6 +56,7 @@ column, or all single values (row), as the only input."""
 BOUNDS_DEFINITION = "Predicted numbers and intervals stay within the natural bounds of the target."
 
 
+@picklable
 def prediction_evaluator(targets: Mapping[str, Modality]) -> Evaluator:
     """Return an evaluator of the predictions of these columns.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import WriteSamples
+from sensorium.evaluation.spec import WriteSamples, picklable
 from sensorium.evaluation.validate_generation import spread_rows
 from sensorium.inference.generate_image import ImageGenerator
 from sensorium.models.decoder import Decoder
@@ -14,6 +14,7 @@ from sensorium.nn.tokens import Batch
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig
 
 
+@picklable
 def image_sample_writer(
     generator: ImageGenerator,
     objective: NextTokenLoss,

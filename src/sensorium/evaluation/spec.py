@@ -5,10 +5,21 @@ T training rows   V validation rows
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Concatenate, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +31,8 @@ from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.nn.tokens import Batch
 
+P = ParamSpec("P")
+R = TypeVar("R")
 M = TypeVar("M", bound=nn.Module)
 M_contra = TypeVar("M_contra", bound=nn.Module, contravariant=True)
 Evaluator = Callable[Concatenate[Trained, Dataset, Sequence[str], ...], EvaluationReport]
@@ -125,3 +138,55 @@ class EvaluationSpec(Generic[M]):
     evaluator: Evaluator | None = None
     baselines: Baselines[M] | None = None
     sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+
+class PicklableFunction:
+    """A function that pickles as the factory that returned it and the arguments of that call.
+
+    Args:
+        factory: the factory, a function of a module.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        function: what it returned.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        function: Callable[..., Any],
+    ):
+        functools.update_wrapper(self, function)
+        self._call = (factory, args, kwargs)
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _call_factory, self._call
+
+
+def picklable(factory: Callable[P, R]) -> Callable[P, R]:
+    """Make the functions that a factory returns pickle and deep-copy.
+
+    Python pickles no function that is defined in another function, and a deep copy of one shares
+    the values that it holds, such as the model. Return None where the factory does.
+    """
+
+    @functools.wraps(factory)
+    def build(*args: P.args, **kwargs: P.kwargs) -> R:
+        function = factory(*args, **kwargs)
+        if not callable(function):
+            return function
+        return cast("R", PicklableFunction(build, args, dict(kwargs), function))
+
+    return build
+
+
+def _call_factory(
+    factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return factory(*args, **kwargs)

@@ -8,7 +8,7 @@ import torch
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
 from sensorium.inference.generate_text import TextGenerator
 from sensorium.models.decoder import Decoder
 from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig
@@ -16,6 +16,7 @@ from sensorium.objectives.autoregressive import NextTokenLoss, SamplingConfig
 _ROWS_PER_BATCH = 256
 
 
+@picklable
 def loss_validator(objective: NextTokenLoss, max_rows: int = 2_000) -> Validate[Decoder]:
     """Return a validator that computes the loss on at most `max_rows` rows, evenly spaced."""
 
@@ -31,6 +32,7 @@ def loss_validator(objective: NextTokenLoss, max_rows: int = 2_000) -> Validate[
     return validate
 
 
+@picklable
 def text_sample_writer(
     generator: TextGenerator, objective: NextTokenLoss, num_samples: int = 8
 ) -> WriteSamples[Decoder]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
-from sensorium.evaluation.spec import Calibrate, Predictions, Validate, ValidationResult
+from sensorium.evaluation.spec import Calibrate, Predictions, Validate, ValidationResult, picklable
 from sensorium.modalities.base import Modality
 from sensorium.models.calibration import Calibration, monotone_logits
 from sensorium.models.multimodal_predictor import MultimodalPredictor
@@ -58,6 +58,7 @@ def concat_batches(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+@picklable
 def prediction_validator(
     objective: SupervisedLoss, targets: Mapping[str, Modality]
 ) -> Validate[MultimodalPredictor]:
@@ -97,6 +98,7 @@ def calibrated_loss(
     return target.loss(calibration.scale_logits(modality, logits), y).mean().item(), calibration
 
 
+@picklable
 def prediction_calibrator(targets: Mapping[str, Modality]) -> Calibrate[MultimodalPredictor]:
     """Return a hook that fits the calibration of each head on validation rows."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import add_frame, draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
 from sensorium.metrics.retrieval import random_recall, retrieval_metrics
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import ColumnKey
@@ -136,6 +136,7 @@ def _match_captions(
     return torch.tensor(first_rows), in_group[groups]
 
 
+@picklable
 def retrieval_validator(columns: Pair) -> Validate[Towers]:
     """Return a validator of retrieval on at most `MAX_VALIDATION_ROWS` rows, evenly spaced."""
 
@@ -146,6 +147,7 @@ def retrieval_validator(columns: Pair) -> Validate[Towers]:
     return validate
 
 
+@picklable
 def retrieval_sample_writer(
     columns: Pair, num_queries: int = 8, num_results: int = 8
 ) -> WriteSamples[Towers]:

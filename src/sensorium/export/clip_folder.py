@@ -88,8 +88,8 @@ def write_hugging_face(clip: CLIPExport, out: Path) -> None:
     """Write a folder for CLIPModel, AutoTokenizer and CLIPImageProcessor of transformers."""
     _write_weights(clip, CLIP, clip.config, out / "model.safetensors")
     atomic.write_json(out / "config.json", clip.config)
-    _write_tokenizer(clip.text, out)
-    atomic.write_json(out / "preprocessor_config.json", _processor_config(clip.image))
+    write_tokenizer(clip.text, out)
+    atomic.write_json(out / "preprocessor_config.json", processor_config(clip.image))
 
 
 def write_open_clip(clip: CLIPExport, out: Path) -> None:
@@ -126,7 +126,7 @@ def write_open_clip(clip: CLIPExport, out: Path) -> None:
     }
     _write_weights(clip, OPEN_CLIP, config, out / "open_clip_model.safetensors")
     atomic.write_json(out / "open_clip_config.json", config)
-    _write_tokenizer(clip.text, out)
+    write_tokenizer(clip.text, out)
 
 
 def _write_weights(
@@ -251,7 +251,7 @@ def _max_error(
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _write_tokenizer(text: Text, out: Path) -> None:
+def write_tokenizer(text: Text, out: Path) -> None:
     """Write tokenizer.json, which adds BOS and EOS tokens, and tokenizer_config.json."""
     tokenizer = Tokenizer.from_str(require_type(text.tokenizer, Tokenizer).to_str())
     eos, pad = tokenizer.id_to_token(text.end), tokenizer.id_to_token(text.pad)
@@ -274,9 +274,9 @@ def _write_tokenizer(text: Text, out: Path) -> None:
     )
 
 
-def _processor_config(image: Image) -> dict[str, Any]:
+def processor_config(image: Image) -> dict[str, Any]:
     """Return preprocessor_config.json of transformers' CLIPImageProcessor."""
-    edge = image.shortest_edge or image.size  # before cropping
+    edge = max(image.shortest_edge, image.stored_size)  # before cropping
     stretched = image.resize_mode == "stretch"
     square = {"height": image.size, "width": image.size}
     filters = {name: number for number, name in RESAMPLE_NAMES.items()}

@@ -23,9 +23,12 @@ from sensorium.export.graph import (
     input_shapes,
     save_onnx,
 )
+from sensorium.export.standalone import shared_image_settings, write_standalone
+from sensorium.inference.predict import Predictor
 from sensorium.io import atomic
 from sensorium.modalities.image import Image
-from sensorium.nn.tokens import ColumnKey
+from sensorium.models.towers import Towers
+from sensorium.nn.tokens import column_names
 from sensorium.training.checkpoint import Model
 
 ExportFormat = Literal["hf", "open_clip", "onnx", "torch"]
@@ -74,28 +77,43 @@ most {max_error:.1e}, relative to the largest output.
 
 {outputs}
 
-`schema.json` (with `tokenizer.json`) describes how raw values become these tensors. Sensorium
-converts them:
+{image_note}
+## Without Sensorium
 
-```python
-from sensorium.data.schema import Schema
-column = Schema.load("{folder}")[{column}]
-values = column.collate([column.load(raw) for raw in ...])
-```
+| file | contents |
+|---|---|
+| `preprocessing.py` | raw values to inputs, with numpy, Pillow and tokenizers, as in training |
+| `schema.json` | the columns and their settings |
+| `model.json` | names of inputs and outputs, classes, temperature, calibration |
+{more_files}
 
 {usage}
 """
-GRAPH_USAGE_TEMPLATES = {
-    "onnx": """```python
-import onnxruntime
-session = onnxruntime.InferenceSession("{folder}/{name}.onnx")
-outputs = session.run(None, {{name: values.numpy(), ...}})
-```""",
-    "torch": """```python
+TOKENIZER_ROW = "| `tokenizer.json` | the tokenizer, also for `AutoTokenizer` of transformers |\n"
+PROCESSOR_ROW = "| `preprocessor_config.json` | for `CLIPImageProcessor` of transformers |\n"
+ONNX_USAGE = """`example.py` runs it: `pip install onnxruntime numpy Pillow tokenizers`, then
+
+```
+{command}
+```
+
+or in Python, in this folder:
+
+```python
+from example import ExportedModel
+
+model = ExportedModel(".")
+{call}
+```
+"""
+TORCH_USAGE = """```python
 import torch
-outputs = torch.export.load("{folder}/{name}.pt2").module()({arguments})
-```""",
-}
+from preprocessing import Preprocessor
+
+values, present = Preprocessor(".")({column}, [...])
+outputs = torch.export.load("{name}.pt2").module()({arguments})
+```
+"""
 EMBEDDING_OUTPUTS = "Each graph returns `vectors`: unit-length embeddings in a shared space."
 PREDICTION_OUTPUTS = """The graph returns {names}.
 Category, ordinal and multilabel targets: the probabilities of all classes, in the order of
@@ -103,6 +121,10 @@ Category, ordinal and multilabel targets: the probabilities of all classes, in t
 rows have a value in a column; the values of the others are ignored."""
 GRAPH_TYPES = {"onnx": "an ONNX graph", "torch": "a torch.export graph"}
 GRAPH_EXTENSIONS = {"onnx": "onnx", "torch": "pt2"}
+EXAMPLE_COMMANDS = {  # by whether it predicts
+    False: 'python example.py --image a.jpg --text "a red bicycle" "a dog"',
+    True: "python example.py rows.jsonl",
+}
 LIBRARY_NAMES = {"hf": "transformers", "open_clip": "open_clip"}
 
 
@@ -124,12 +146,24 @@ def export_model(model: Model, format: ExportFormat, out: Path) -> dict[str, flo
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SensoriumError(f"{out} exists already. Name a new folder.")
+    _check_exportable(model)
     with atomic.new_folder(out) as folder:
         match format:
             case "hf" | "open_clip":
                 return _export_clip(model, format, folder)
             case "onnx" | "torch":
                 return _export_graphs(model, format, folder)
+
+
+def _check_exportable(model: Model) -> None:
+    """Raise SensoriumError for a model that no format can hold."""
+    if isinstance(model.module, Towers) or isinstance(model.verbs.get("predict"), Predictor):
+        return
+    verbs = " and ".join(model.verbs) or "none"
+    raise SensoriumError(
+        f"{model.folder} is a model of {model.config.recipe} with the verb {verbs}. Only models "
+        "with two encoders (clip, finetune, lit) and predictors (fusion) can be exported."
+    )
 
 
 def _export_clip(model: Model, format: CLIPFormat, out: Path) -> dict[str, float]:
@@ -157,6 +191,7 @@ def _export_graphs(model: Model, format: GraphFormat, out: Path) -> dict[str, fl
                 f"{MAX_VECTOR_ERROR:.0e}. Nothing was written."
             )
     model.schema.save(out)
+    write_standalone(model, graphs, out, GRAPH_EXTENSIONS[format])
     shapes = {name: input_shapes(program) for name, program in programs.items()}
     card = _graph_card(model, graphs, shapes, format, out, max(errors.values()))
     atomic.write_file(out / "README.md", card.encode())
@@ -199,13 +234,35 @@ def _graph_card(
         graph_type=GRAPH_TYPES[format],
         max_error=max_error,
         table="\n".join(table),
-        folder=out.name,
-        column=_python_literal(first.column),
+        image_note=_graph_image_note(model),
+        more_files=_more_files(out),
         outputs=_describe_outputs(first, predicts),
-        usage=GRAPH_USAGE_TEMPLATES[format].format(
-            folder=out.name, name=name, arguments="{name: values, ...}" if predicts else "values"
-        ),
+        usage=_graph_usage(first, name, format),
     )
+
+
+def _graph_usage(graph: ExportableGraph, name: str, format: GraphFormat) -> str:
+    column = json.dumps(column_names(graph.column)[0], ensure_ascii=False)
+    predicts = isinstance(graph.example_inputs, dict)
+    if format == "torch":
+        values = "torch.from_numpy(values)"
+        arguments = "{" + f"name: {values}, ..." + "}" if predicts else values
+        return TORCH_USAGE.format(column=column, name=name, arguments=arguments)
+    return ONNX_USAGE.format(
+        command=EXAMPLE_COMMANDS[predicts],
+        call=f"model.predict([{{{column}: ...}}])" if predicts else f"model.embed({column}, [...])",
+    )
+
+
+def _more_files(out: Path) -> str:
+    rows = {"tokenizer.json": TOKENIZER_ROW, "preprocessor_config.json": PROCESSOR_ROW}
+    return "".join(row for name, row in rows.items() if (out / name).is_file()).rstrip()
+
+
+def _graph_image_note(model: Model) -> str:
+    """Return how transformers' preprocessing of images differs from that in training."""
+    image = shared_image_settings(model)
+    return "" if image is None else _image_note(image, "hf")
 
 
 def _describe_outputs(graph: ExportableGraph, predicts: bool) -> str:
@@ -214,13 +271,6 @@ def _describe_outputs(graph: ExportableGraph, predicts: bool) -> str:
     names = ", ".join(f"`{name}`" for name in graph.output_names)
     renamed = "".join(f"\n\n`{name}` is {text}." for name, text in graph.renamed.items())
     return PREDICTION_OUTPUTS.format(names=names) + renamed
-
-
-def _python_literal(key: ColumnKey) -> str:
-    """Return a column key as Python source."""
-    if isinstance(key, str):
-        return json.dumps(key, ensure_ascii=False)
-    return f"({', '.join(_python_literal(name) for name in key)})"
 
 
 def _clip_card(model: Model, clip: CLIPExport, format: CLIPFormat, out: Path) -> str:

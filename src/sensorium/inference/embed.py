@@ -52,10 +52,24 @@ class Embedder:
         ((kind, values),) = inputs.items()
         if kind not in self.modalities:
             raise SensoriumError(f"This model cannot embed {kind}. It embeds: {supported}.")
+        modality = self.modalities[kind][1]
+        return self.embed_loaded(
+            kind, [load_value(modality, value) for value in values], batch_size
+        )
+
+    def embed_loaded(
+        self, kind: str, loaded: Sequence[np.ndarray], batch_size: int = 256
+    ) -> Float32[np.ndarray, "N E"]:
+        """Return one vector of length 1 for each value that the modality has loaded.
+
+        Args:
+            kind: The modality.
+            loaded: Values as `Modality.load` returns them.
+            batch_size: Values per forward pass.
+        """
         tower, modality = self.modalities[kind]
         if not isinstance(tower, Tower):
             raise TypeError(f"expected a Tower for {kind}, got {type(tower).__name__}")
-        loaded = [load_value(modality, value) for value in values]
         vectors = np.zeros((len(loaded), tower.embed_dim), dtype=np.float32)
         by_length = sorted(range(len(loaded)), key=lambda i: len(loaded[i]))  # little padding
         with eval_mode(self.model), torch.inference_mode():

@@ -18,6 +18,7 @@ from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
 from sensorium.inference.request import (
     RawInputs,
+    Unreadable,
     as_lists,
     collate_column,
     iter_request_batches,
@@ -51,21 +52,6 @@ class Prediction:
     prediction_set: list[list[str]] | None = None
     std: Float[np.ndarray, "N"] | None = None
     interval: Float[np.ndarray, "N 2"] | None = None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A value that could not be read and was masked.
-
-    Attributes:
-        row: Its row, from 0.
-        column: Its column.
-        reason: Why it could not be read.
-    """
-
-    row: int
-    column: str
-    reason: str
 
 
 class Predictor:

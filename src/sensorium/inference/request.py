@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ from sensorium.nn.tokens import Batch
 
 RawInputs = Mapping[str, Sequence[Any]]  # raw values of each input, one per row
 SINGLE_VALUE_TYPES = (str, bytes, Path, EmbeddedFile, PIL.Image.Image, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that could not be read and was masked.
+
+    Attributes:
+        row: Its row, from 0.
+        column: Its column.
+        reason: Why it could not be read.
+    """
+
+    row: int
+    column: str
+    reason: str
 
 
 def as_lists(

@@ -74,6 +74,10 @@ class Text:
             # "<end>" in a text is encoded as plain characters, not as the end token.
             self.tokenizer.encode_special_tokens = True
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # a pickled tokenizer forgets this setting
+
     def fit(self, values: Iterable[str | Sequence[str] | None]) -> Text:
         """Return settings with a tokenizer trained on `values`, or self if there is one already.
 

@@ -15,7 +15,7 @@ bytes are used there.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Int8, UInt8
@@ -159,6 +159,16 @@ class Int8Linear(nn.Module):
             output = torch.addcmul(bias, output, row_abs_max)
         output = output.view(*input.shape[:-1], -1)
         return output if input.dtype is torch.float32 else output.to(input.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with plain int8 weights: oneDNN's layout neither pickles nor copies."""
+        buffers = self._buffers | {"packed_weight": self.packed_weight.to_dense()}
+        return {**vars(self), "_buffers": buffers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # pyright: ignore[reportUnknownMemberType]
+        weight = self.packed_weight.t().contiguous()
+        self._buffers["packed_weight"] = torch.ops.onednn.qlinear_prepack(weight, None)
 
     def forward_slice(
         self, x: Float[Tensor, "*rows D"], start: int, stop: int | None

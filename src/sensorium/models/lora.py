@@ -4,6 +4,7 @@ B batch   D width in   E width out   R rank
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,8 +44,32 @@ def add_lora(module: nn.Module, rank: int = LORA_RANK) -> nn.Module:
     """Freeze a module in place and add LoRA to the linear layers of its transformer blocks."""
     module.requires_grad_(False)
     for layer in _iter_linear_layers(module):
-        parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
+        _parametrize(layer, LoRA(layer.weight, rank))
     return module
+
+
+def _parametrize(layer: nn.Module, lora: "LoRA") -> None:
+    """Add the update to the weight of a layer, whose class is then one that still pickles."""
+    parametrize.register_parametrization(layer, "weight", lora)
+    setattr(type(layer), "__reduce_ex__", _reduce_parametrized)  # noqa: B010 - a class of its own
+
+
+def _reduce_parametrized(layer: nn.Module, protocol: object) -> tuple[Any, ...]:  # noqa: ARG001
+    """Return how to rebuild a layer with LoRA: torch refuses to pickle a parametrized one."""
+    updates = layer.get_submodule("parametrizations.weight")
+    state = dict(vars(layer))
+    modules = {name: child for name, child in layer.named_children() if name != "parametrizations"}
+    parameters = {**state["_parameters"], "weight": updates.get_parameter("original")}
+    state |= {"_modules": modules, "_parameters": parameters}
+    return _restore_parametrized, (type(layer).__bases__[0], state, updates.get_submodule("0"))
+
+
+def _restore_parametrized(cls: type[nn.Module], state: dict[str, Any], lora: "LoRA") -> nn.Module:
+    layer = cls.__new__(cls)
+    layer.__setstate__(state)  # pyright: ignore[reportUnknownMemberType]
+    _parametrize(layer, lora)
+    layer.train(state["training"])
+    return layer
 
 
 def merge_lora(module: nn.Module) -> nn.Module:

@@ -63,6 +63,10 @@ class TextPrompt:
         # Read the name of a special token in a text as plain characters.
         self.tokenizer.encode_special_tokens = True
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # a pickled tokenizer forgets this setting
+
     def fit(self, values: Iterable[Any]) -> TextPrompt:  # noqa: ARG002 - as in Modality
         """Return these settings; there is nothing to fit."""
         return self

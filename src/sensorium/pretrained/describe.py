@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sensorium.inference.classify import add_classify
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import PretrainedFamily
 from sensorium.pretrained.load import detect_family
@@ -87,5 +88,5 @@ def describe_pretrained(
         parameters_by_module={name: n for name, n in parameters_by_module.items() if n},
         elements_by_dtype=dict(elements_by_dtype.most_common()),
         inputs={name: repr(modality) for name, modality in preprocessing.items()},
-        verbs=list(family.build_verbs(module, preprocessing)),
+        verbs=list(add_classify(family.build_verbs(module, preprocessing), is_pretrained=True)),
     )

@@ -43,7 +43,8 @@ class PretrainedModel(VerbModel):
         preprocessing: Preprocessing,
         weight_files: WeightFiles,
     ):
-        super().__init__(f"pretrained {family.name}", family.build_verbs(module, preprocessing))
+        verbs = family.build_verbs(module, preprocessing)
+        super().__init__(f"pretrained {family.name}", verbs, is_pretrained=True)
         self.family = family
         self.config = config
         self.module = module.eval()

@@ -99,6 +99,14 @@ def open_weights(source: str | Path) -> WeightFiles:
     )
 
 
+def has_weights(path: Path) -> bool:
+    """Return whether a path is a file of weights, or a folder with one, by their names."""
+    patterns = (*WEIGHT_FILE_PATTERNS, *(f"*{suffix}" for suffix in PICKLE_SUFFIXES))
+    if path.is_file():
+        return any(path.match(pattern) for pattern in patterns)
+    return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+
+
 def _strip_wrappers(weight_files: WeightFiles) -> WeightFiles:
     """Drop what DistributedDataParallel or torch.compile put before all names."""
     entries = weight_files.tensors.entries

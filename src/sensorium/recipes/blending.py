@@ -14,6 +14,7 @@ from torch import Tensor
 from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError, require_type
+from sensorium.evaluation.spec import picklable
 from sensorium.evaluation.validate_prediction import (
     calibrated_loss,
     target_metric,
@@ -91,6 +92,7 @@ def add_blended_heads(
     model.blended = BlendedHeads(model.columns, readable, targets, num_outputs, width)
 
 
+@picklable
 def fit_parts(
     objective: SupervisedLoss, targets: Mapping[str, Modality], head: str
 ) -> OnEnd[MultimodalPredictor]:

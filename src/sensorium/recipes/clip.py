@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
 from sensorium.evaluation.retrieval import retrieval_evaluation
@@ -195,7 +197,7 @@ def clip(
         ),
         verbs={"embed": Embedder(model, verb_inputs)},
         hooks=Hooks(
-            on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
+            on_start=_fit_towers,
             after_step=Towers.clamp_logit_scale,
         ),
         evaluation=retrieval_evaluation(pair),
@@ -282,6 +284,10 @@ def _augment(
         captions = {"captions": float(captions_per_row or 1)}
         augment[strength] = {image_column: IMAGE_AUGMENT[strength], text_column: captions}
     return augment
+
+
+def _fit_towers(model: Towers, prepared: PreparedDataset, rows: np.ndarray) -> None:
+    fit_encoders(model.by_column(), prepared, rows)
 
 
 def _add_subword_features(tower: Tower, text: Text, dim: int, dropout: float) -> None:

@@ -1,12 +1,17 @@
 """DALL-E (Ramesh et al. 2021): a caption and the tokens of its image as one sequence."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from sensorium.data.cache.prepared import DataSource
-from sensorium.data.cache.token_cache import ImageTokenColumn, tokenize_images
+from sensorium.data.cache.token_cache import (
+    FrozenImageTokenizer,
+    ImageTokenColumn,
+    tokenize_images,
+)
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
 from sensorium.evaluation.sample_sheets import image_sample_writer
@@ -75,20 +80,15 @@ def dalle(
     objective = NextTokenLoss(part_columns, LOSS_WEIGHTS, {"text": caption_dropout})
     generator = ImageGenerator(model, text_settings, frozen_tokenizer.image)
 
-    def derive_columns(data: DataSource) -> dict[ColumnKey, ImageTokenColumn]:
-        trained = require_trained(frozen_tokenizer, tokenizer)
-        tokens = tokenize_images(
-            trained, data, image_column, num_copies=copies, augment=COPY_AUGMENT
-        )
-        return {image_column: tokens}
-
     return Recipe(
         model=model,
         objective=objective,
         data=DataSpec(
             columns=(text_column, image_column),
             column_settings={image_column: frozen_tokenizer.image},
-            derived_columns=derive_columns,
+            derived_columns=partial(
+                _derive_columns, frozen_tokenizer, tokenizer, image_column, copies
+            ),
         ),
         training=TrainingConfig(batch_size=64),
         verbs={"generate": generator},
@@ -102,6 +102,19 @@ def dalle(
         stored_keywords={"tokenizer": tokenizer_to_config(tokenizer, frozen_tokenizer)},
         prerequisites=_prerequisites(tokenizer),
     )
+
+
+def _derive_columns(
+    frozen_tokenizer: FrozenImageTokenizer,
+    tokenizer: str | Mapping[str, Any],
+    image_column: str,
+    copies: int,
+    data: DataSource,
+) -> dict[ColumnKey, ImageTokenColumn]:
+    """Return the image tokens of a dataset."""
+    trained = require_trained(frozen_tokenizer, tokenizer)
+    tokens = tokenize_images(trained, data, image_column, num_copies=copies, augment=COPY_AUGMENT)
+    return {image_column: tokens}
 
 
 def _prerequisites(

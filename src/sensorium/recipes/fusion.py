@@ -10,7 +10,7 @@ from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
-from sensorium.evaluation.spec import Baselines, EvaluationSpec, Evaluator
+from sensorium.evaluation.spec import Baselines, EvaluationSpec, Evaluator, picklable
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
 from sensorium.io.tensors import state_tensors, tensors_sha256
@@ -269,6 +269,7 @@ def _augment(
     }
 
 
+@picklable
 def _frozen_embeddings(model: MultimodalPredictor, schema: Schema) -> DeriveColumns | None:
     """Return a function that replaces columns of frozen encoders by their pooled embeddings."""
     frozen: dict[str, FrozenEncoder] = {}
@@ -342,6 +343,7 @@ def _evaluator(targets: Mapping[str, Modality]) -> Evaluator:
     return prediction_evaluator(targets)
 
 
+@picklable
 def _baselines(targets: Mapping[str, Modality]) -> Baselines[MultimodalPredictor]:
     """Return a function that computes the main metric of simple models on rows."""
 

@@ -18,7 +18,13 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError, require_type
-from sensorium.evaluation.spec import EvaluationSpec, Validate, ValidationResult, WriteSamples
+from sensorium.evaluation.spec import (
+    EvaluationSpec,
+    Validate,
+    ValidationResult,
+    WriteSamples,
+    picklable,
+)
 from sensorium.inference.base import eval_mode, load_value
 from sensorium.inference.request import require_output
 from sensorium.io.run_config import RunConfig
@@ -156,6 +162,7 @@ def _fsq_levels(vocab: int) -> tuple[int, ...]:
     return FSQ_LEVELS[vocab]
 
 
+@picklable
 def reconstruction_verb(
     model: ImageTokenizer, image_settings: Image
 ) -> Callable[..., list[PIL.Image.Image]]:
@@ -176,6 +183,7 @@ def reconstruction_verb(
     return generate
 
 
+@picklable
 def reconstruction_validator(column: str) -> Validate[ImageTokenizer]:
     """Return a function that validates reconstructions.
 
@@ -210,6 +218,7 @@ def reconstruction_validator(column: str) -> Validate[ImageTokenizer]:
     return validate
 
 
+@picklable
 def reconstruction_sample_writer(column: str, image: Image) -> WriteSamples[ImageTokenizer]:
     """Return a function that writes a sheet of validation images above their reconstructions."""
 

@@ -11,6 +11,7 @@ from sensorium.data.cache.embedding_cache import embed_column
 from sensorium.data.cache.prepared import DataSource, embedding_key
 from sensorium.data.schema import Schema
 from sensorium.evaluation.retrieval import retrieval_evaluation
+from sensorium.evaluation.spec import picklable
 from sensorium.inference.embed import Embedder
 from sensorium.io.tensors import state_tensors, tensors_sha256
 from sensorium.models.lora import TRAIN_MODES, FrozenEncoder, set_trainable
@@ -139,6 +140,7 @@ class CachedContrastiveLoss(ContrastiveLoss):
         return batch.with_columns({self.a: batch[key]}) if key in batch else batch
 
 
+@picklable
 def frozen_embeddings(
     encoder: Encoder, image_column: ColumnKey, schema: Schema
 ) -> DeriveColumns | None:

@@ -5,6 +5,7 @@ B batch   S image size in pixels   E width of an image embedding   T tokens   D 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +146,20 @@ class VisionSource:
             column: the image column.
             schema: columns of the data, with the settings of the encoder.
         """
+        return partial(self._compute_columns, column, schema)
+
+    def _compute_columns(
+        self, column: ColumnKey, schema: Schema, data: DataSource
+    ) -> Mapping[ColumnKey, ColumnStore]:
         from sensorium.recipes.lit import frozen_embeddings  # only for a trained encoder
 
-        def compute_columns(data: DataSource) -> Mapping[ColumnKey, ColumnStore]:
-            if not self.available:
-                raise SensoriumError(
-                    f"The image encoder of this run, {self.metadata['source']}, is missing or has "
-                    "changed. Restore it to resume training."
-                )
-            compute = frozen_embeddings(self.tower.encoder, column, schema)
-            return {} if compute is None else compute(data)
-
-        return compute_columns
+        if not self.available:
+            raise SensoriumError(
+                f"The image encoder of this run, {self.metadata['source']}, is missing or has "
+                "changed. Restore it to resume training."
+            )
+        compute = frozen_embeddings(self.tower.encoder, column, schema)
+        return {} if compute is None else compute(data)
 
 
 def _load_clip_run(folder: str) -> VisionSource:

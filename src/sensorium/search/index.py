@@ -334,10 +334,10 @@ class Index:
         if self._model is None:
             header = self._store.header
             run = self._store.folder / header.run
-            if not header.run or not (run / "config.json").exists():
+            if not header.run or not run.exists():
                 raise SensoriumError(
                     f"{self._store.folder} was made by a model that is not at {run}. Say where it "
-                    "is with --run, or Index.open(path, model=sn.load(RUN))."
+                    "is with --model, or Index.open(path, model=sn.load(MODEL))."
                 )
             from sensorium.loading import load  # searching by vectors needs no model
 

@@ -27,21 +27,32 @@ from sensorium.recipes.recipe import Recipe, RecipeFunction
 class Model(VerbModel):
     """A trained model with the verbs of its recipe: some of `embed`, `generate`, `predict`.
 
+    A model that embeds text also has `classify`.
+
     Args:
         recipe: the recipe, with the trained weights in `recipe.model`.
         schema: the columns that the model reads.
         config: the config of the run.
         fingerprint: SHA-256 of the weights file.
         folder: the run folder.
+        is_pretrained: whether the weights are pretrained ones, untrained here.
 
     Attributes:
         module: the torch module, in eval mode.
     """
 
     def __init__(
-        self, recipe: Recipe[Any], schema: Schema, config: RunConfig, fingerprint: str, folder: Path
+        self,
+        recipe: Recipe[Any],
+        schema: Schema,
+        config: RunConfig,
+        fingerprint: str,
+        folder: Path,
+        *,
+        is_pretrained: bool = False,
     ):
-        super().__init__(f"model of recipe {config.recipe}", recipe.verbs)
+        kind = f"model of recipe {config.recipe}"
+        super().__init__(kind, recipe.verbs, is_pretrained=is_pretrained)
         self.recipe = recipe
         self.schema = schema
         self.config = config
@@ -50,7 +61,7 @@ class Model(VerbModel):
         self.module = recipe.model.eval()
 
     def __repr__(self) -> str:
-        verbs = ", ".join(self.recipe.verbs)
+        verbs = ", ".join(self.verbs)
         return f"Model({self.config.recipe} from {self.folder}, verbs: {verbs})"
 
     def _repr_html_(self) -> str:

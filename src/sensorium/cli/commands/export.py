@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from sensorium.cli.models import load_model
 from sensorium.cli.options import JsonOption, ModelArgument, RecipeOption
 from sensorium.cli.output import emit
+from sensorium.errors import SensoriumError
 
 
 def export(
@@ -33,16 +34,24 @@ def export(
     from sensorium.cli.model_summary import default_schema
     from sensorium.export.export import export_model
     from sensorium.loading import load_zero_shot
+    from sensorium.models.towers import Towers
     from sensorium.training.checkpoint import Model
 
     loaded = load_model(model, recipe)
     if not isinstance(loaded, Model):
+        if not isinstance(loaded.module, Towers):
+            raise SensoriumError(
+                f"{model} is a pretrained {loaded.family.name} model. Of pretrained models, only "
+                "those that embed both images and text (CLIP, SigLIP) can be exported."
+            )
         loaded = load_zero_shot(loaded, default_schema({}))
     errors = export_model(loaded, format, out)
     lines = [
         f"{part}: maximum difference from the original {error:.1e}"
         for part, error in errors.items()
     ]
+    if format == "onnx":
+        lines.append(f"Without Sensorium: see {out / 'README.md'} and {out / 'example.py'}.")
     emit(errors if as_json else "\n".join(lines), as_json)
 
 
