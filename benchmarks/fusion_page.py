@@ -70,7 +70,7 @@ plaid, caravan and flights; on the last three the lead is within test-set noise.
 the best on icons and vowels. On bikes, solar and cancer it is behind, within test-set noise.
 The network alone is behind a linear model where texts matter: emoji and icons; the default blends
 both. Recommended and quick were measured before trees read texts. [Log](../log.md): the default on
-solar and cancer, and after one epoch on icons, sections and sizes.
+solar, cancer and vowels, and after one epoch on emoji, icons, sections and sizes.
 
 """
 REPEAT = """## Repeat
