@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sensorium.models.denoiser import TextConditionalDenoiser
+from sensorium.nn.tokens import Batch, ColumnKey
+
 Prediction = Literal["epsilon", "x0", "v", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "x0", "v", "flow")
 TIME_SCALE = 1000.0
@@ -256,3 +259,47 @@ def denoising_loss(
     prediction = denoise(process.add_noise(x0, noise, t), t * TIME_SCALE).float()
     error = (prediction - process.target(x0, noise, t).float()).square().flatten(1).mean(1)
     return error * min_snr_weight(process, t, gamma) if gamma else error
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """The denoising loss of an image column, given the text column where there is one.
+
+    Attributes:
+        process: The diffusion process.
+        image: Image column, with values from -1 to 1.
+        text: Text column.
+        caption_dropout: Probability that a text is dropped, for classifier-free guidance.
+        logit_mean: Mean of logit t.
+        logit_std: Standard deviation of logit t.
+        gamma: gamma of min-SNR weights; 0 for the plain error.
+    """
+
+    process: DiffusionProcess
+    image: str
+    text: ColumnKey
+    caption_dropout: float = 0.1
+    logit_mean: float = 0.0
+    logit_std: float = LOGIT_STD
+    gamma: float = 0.0
+
+    def __call__(self, model: TextConditionalDenoiser, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean loss of the rows that have an image."""
+        return {"model": self.row_losses(model, batch).mean()}
+
+    def row_losses(self, model: TextConditionalDenoiser, batch: Batch) -> Float[Tensor, "B"]:
+        """Return the loss of each row that has an image."""
+        batch = batch.take(batch.presence(self.image))
+        keep = batch.presence(self.text)
+        if model.training and self.caption_dropout:
+            keep = keep & (torch.rand(len(keep), device=keep.device) >= self.caption_dropout)
+        x0 = batch[self.image]
+        t = logit_normal_times(len(batch), self.logit_mean, self.logit_std, device=x0.device)
+        condition = model.condition(batch.columns.get(self.text), keep)
+        return denoising_loss(
+            self.process,
+            lambda x, time: model(x, time, condition),
+            x0,
+            t,
+            gamma=self.gamma,
+        )

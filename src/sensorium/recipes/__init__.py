@@ -8,6 +8,7 @@ from sensorium.recipes.finetune import finetune
 from sensorium.recipes.fusion import fusion
 from sensorium.recipes.gpt import gpt
 from sensorium.recipes.image_tokenizer import image_tokenizer
+from sensorium.recipes.imagen import imagen
 from sensorium.recipes.lit import lit
 from sensorium.recipes.recipe import DataSpec, Hooks, InvalidKeywordError, Recipe, RecipeFunction
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
@@ -21,6 +22,7 @@ RECIPES = {
     "finetune": finetune,
     "fusion": fusion,
     "gpt": gpt,
+    "imagen": imagen,
     "lit": lit,
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "fusion",
     "gpt",
     "image_tokenizer",
+    "imagen",
     "lit",
     "training_defaults",
 ]
