@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sensorium.nn.denoising import Conditioning, ContextAttention, Denoiser
+from sensorium.nn.denoising import Channels, Conditioning, ContextAttention, Denoiser
 from sensorium.nn.dit import DiT, DiTBlock, grid_embedding
 from sensorium.nn.time_embedding import TimeEmbedding, sinusoidal_embedding
 from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.nn.unet import AttentionBlock, ResidualBlock, UNet
 
+CHANNELS = Channels(context=12, vector=5)
 DENOISERS: dict[str, Callable[[], nn.Module]] = {
-    "dit": lambda: DiT(8, 3, 32, 2, 2, patch_size=2, context_dim=12, vector_dim=5),
-    "unet": lambda: UNet(3, (16, 32), (1, 2), attention_levels=(1,), context_dim=12, vector_dim=5),
+    "dit": lambda: DiT(8, CHANNELS, 32, 2, 2),
+    "unet": lambda: UNet(CHANNELS, (16, 32), (1, 2), attention_levels=(1,)),
 }
 
 
@@ -123,13 +124,13 @@ def test_a_context_that_is_masked_leaves_plain_self_attention() -> None:
 
 def test_sides_and_widths_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="Patches of 3 do not divide a side of 8"):
-        DiT(8, 3, 32, 1, 2, patch_size=3)
+        DiT(8, CHANNELS, 32, 1, 2, patch_size=3)
     with pytest.raises(ValueError, match="multiple of 4"):
         grid_embedding(4, 6)
     with pytest.raises(ValueError, match="number of blocks"):
-        UNet(3, (16, 20), (1, 1))
+        UNet(CHANNELS, (16, 20), (1, 1))
     with pytest.raises(ValueError, match="cannot be halved 1 times"):
-        UNet(3, (16, 32), (1, 1))(torch.randn(1, 3, 7, 7), torch.zeros(1), Conditioning())
+        UNet(CHANNELS, (16, 32), (1, 1))(torch.randn(1, 3, 7, 7), torch.zeros(1), Conditioning())
 
 
 def test_positions_of_a_grid_differ_and_times_are_sinusoids() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sensorium.nn.denoising import Conditioning
+from sensorium.nn.denoising import Channels, Conditioning
 from sensorium.nn.dit import DiT, DiTBlock
 from sensorium.objectives.diffusion import DiffusionProcess, DiscreteSchedule, FlowSchedule
 from sensorium.objectives.samplers import SamplerConfig, Threshold, sample
@@ -57,8 +57,7 @@ def test_ddim(prediction: str, eta: float) -> None:
         _network,
         process,
         x,
-        SamplerConfig("ddim", eta=eta),
-        times=_times(scheduler),
+        SamplerConfig("ddim", eta=eta, given_times=_times(scheduler)),
         step_noise=lambda: next(draws),
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -76,13 +75,14 @@ def test_ddpm(clip: bool) -> None:
         output = _network(expected, torch.full((2,), float(t) + 1))
         expected = scheduler.step(output, t, expected, generator=random).prev_sample
     random = torch.Generator().manual_seed(5)
-    config = SamplerConfig("ddpm", threshold=Threshold("static" if clip else "none"))
+    config = SamplerConfig(
+        "ddpm", threshold=Threshold("static" if clip else "none"), given_times=times
+    )
     found = sample(
         _network,
         process,
         x,
         config,
-        times=times,
         step_noise=lambda: torch.randn(x.shape, generator=random),
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -108,7 +108,7 @@ def test_dpm_solver(prediction: str) -> None:
         final_sigmas_type="zero",
     )
     process = DiffusionProcess(SCHEDULE, prediction)  # pyright: ignore[reportArgumentType]
-    found = sample(_network, process, x, SamplerConfig("dpm++"), times=_times(scheduler))
+    found = sample(_network, process, x, SamplerConfig("dpm++", given_times=_times(scheduler)))
     torch.testing.assert_close(found, _reference(scheduler, x), atol=1e-5, rtol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_flow_euler() -> None:
         expected = scheduler.step(output, t, expected).prev_sample
     process = DiffusionProcess(FlowSchedule(), "flow")
     times = [float(sigma) for sigma in scheduler.sigmas]
-    found = sample(_network, process, x, SamplerConfig("euler"), times=times)
+    found = sample(_network, process, x, SamplerConfig("euler", given_times=times))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -151,7 +151,7 @@ def test_dit() -> None:
         block.norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())
     for block in blocks:  # the rates of the authors' code, which diffusers spaces differently
         block.norm1.emb.time_proj.downscale_freq_shift = 0
-    model = DiT(8, 4, 32, 2, 2, patch_size=2, vector_dim=11).eval()
+    model = DiT(8, Channels(4, 4, vector=11), 32, 2, 2).eval()
     _copy_dit(reference, model)
     x, time, label = torch.randn(2, 4, 8, 8), torch.tensor([10, 800]), torch.tensor([3, 7])
     with torch.no_grad():

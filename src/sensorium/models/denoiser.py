@@ -70,11 +70,9 @@ class TextConditionalDenoiser(nn.Module):
             return Tokens(x, sequence_positions(x))
         t = self.text_encoder(raw)
         x = self.text_projection(self.text_norm(t.x))
-        valid = valid_mask(t)
-        if not keep.all():
-            is_first = torch.arange(x.shape[1], device=x.device) == 0
-            x = torch.where(keep[:, None, None], x, self.null_token.to(x.dtype))
-            valid = torch.where(keep[:, None], valid, is_first)
+        x = torch.where(keep[:, None, None], x, self.null_token.to(x.dtype))
+        is_first = torch.arange(x.shape[1], device=x.device) == 0
+        valid = torch.where(keep[:, None], valid_mask(t), is_first)
         return replace(t, x=x, valid=valid, order=None)
 
     def condition(

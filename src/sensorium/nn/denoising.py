@@ -20,6 +20,23 @@ from sensorium.nn.tokens import Tokens
 
 
 @dataclass(frozen=True)
+class Channels:
+    """What goes into a denoiser and comes out of it.
+
+    Attributes:
+        image: Input channels.
+        output: Output channels.
+        context: Width C of the context tokens; 0 for no context.
+        vector: Width V of the vector; 0 for no vector.
+    """
+
+    image: int = 3
+    output: int = 3
+    context: int = 0
+    vector: int = 0
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """The condition of a denoiser, computed once for all steps of a sample.
 

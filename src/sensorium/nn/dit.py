@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sensorium.nn.denoising import Conditioning, ContextAttention
+from sensorium.nn.denoising import Channels, Conditioning, ContextAttention
 from sensorium.nn.linear import Linear
 from sensorium.nn.time_embedding import TimeEmbedding, sinusoidal_embedding
 from sensorium.nn.tokens import Tokens, valid_or_none
@@ -92,14 +92,11 @@ class DiT(nn.Module):
 
     Args:
         image_size: Side of the image.
-        channels: Input channels.
+        channels: Channels of the image and widths of the condition.
         dim: Width D, a multiple of 4.
         depth: Number of blocks.
         heads: Number of attention heads.
         patch_size: Side of a patch.
-        context_dim: Width of the context tokens; 0 for none.
-        vector_dim: Width V of the vector; 0 for none.
-        out_channels: Output channels; as many as the input by default.
 
     Raises:
         ValueError: The patch size does not divide the image size.
@@ -108,29 +105,26 @@ class DiT(nn.Module):
     def __init__(
         self,
         image_size: int,
-        channels: int,
+        channels: Channels,
         dim: int,
         depth: int,
         heads: int,
         *,
         patch_size: int = 2,
-        context_dim: int = 0,
-        vector_dim: int = 0,
-        out_channels: int | None = None,
     ):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"Patches of {patch_size} do not divide a side of {image_size}.")
         self.patch_size = patch_size
         self.grid_size = image_size // patch_size
-        self.embed = Linear(channels * patch_size**2, dim)
+        self.embed = Linear(channels.image * patch_size**2, dim)
         self.register_buffer("pos", grid_embedding(self.grid_size, dim), persistent=False)
         self.time = TimeEmbedding(dim)
-        self.vector = Linear(vector_dim, dim) if vector_dim else None
-        self.blocks = nn.ModuleList(DiTBlock(dim, heads, context_dim) for _ in range(depth))
+        self.vector = Linear(channels.vector, dim) if channels.vector else None
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, channels.context) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False)
         self.modulation = Linear(dim, 2 * dim)
-        self.head = Linear(dim, (out_channels or channels) * patch_size**2)
+        self.head = Linear(dim, channels.output * patch_size**2)
         for layer in (self.modulation, self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
-from sensorium.nn.denoising import Conditioning, ContextAttention
+from sensorium.nn.denoising import Channels, Conditioning, ContextAttention
 from sensorium.nn.linear import Linear
 from sensorium.nn.time_embedding import TimeEmbedding
 from sensorium.nn.tokens import Tokens, valid_or_none
@@ -125,13 +125,10 @@ class UNet(nn.Module):
     At initialization the output is zero.
 
     Args:
-        channels: Input channels.
+        channels: Channels of the image and widths of the condition.
         dims: Width of each level, a multiple of 8; each level has half the side of the one above.
         blocks: Blocks of each level, on the way down and on the way up.
         attention_levels: Levels that have attention after each block, from 0 for the largest.
-        context_dim: Width of the context tokens; 0 for none.
-        vector_dim: Width V of the vector; 0 for none.
-        out_channels: Output channels; as many as the input by default.
 
     Raises:
         ValueError: `dims` and `blocks` differ in length, or a width is no multiple of 8.
@@ -139,14 +136,11 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: Channels,
         dims: Sequence[int],
         blocks: Sequence[int],
         *,
         attention_levels: Sequence[int] = (),
-        context_dim: int = 0,
-        vector_dim: int = 0,
-        out_channels: int | None = None,
     ):
         super().__init__()
         if len(dims) != len(blocks) or any(dim % GROUPS for dim in dims):
@@ -156,32 +150,35 @@ class UNet(nn.Module):
             )
         embedding_dim = 4 * dims[0]
         self.time = TimeEmbedding(embedding_dim)
-        self.vector = Linear(vector_dim, embedding_dim) if vector_dim else None
-        self.stem = nn.Conv2d(channels, dims[0], 3, padding=1)
+        self.vector = Linear(channels.vector, embedding_dim) if channels.vector else None
+        self.stem = nn.Conv2d(channels.image, dims[0], 3, padding=1)
 
-        def block(level: int, in_channels: int, out: int) -> UNetBlock:
-            has_attention = level in attention_levels
+        def block(level: int, in_channels: int) -> UNetBlock:
             return UNetBlock(
-                in_channels, out, embedding_dim, attention=has_attention, context_dim=context_dim
+                in_channels,
+                dims[level],
+                embedding_dim,
+                attention=level in attention_levels,
+                context_dim=channels.context,
             )
 
-        down: list[nn.ModuleList] = []
-        for level, (dim, n) in enumerate(zip(dims, blocks, strict=True)):
-            down.append(nn.ModuleList(block(level, dim, dim) for _ in range(n)))
-        self.down = nn.ModuleList(down)
+        self.down = nn.ModuleList(
+            nn.ModuleList(block(level, dims[level]) for _ in range(n))
+            for level, n in enumerate(blocks)
+        )
         self.downsample = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(dims)
         )
-        self.middle = block(len(dims) - 1, dims[-1], dims[-1])
-        up: list[nn.ModuleList] = []
-        for level, (dim, n) in enumerate(zip(dims, blocks, strict=True)):
-            up.append(nn.ModuleList(block(level, 2 * dim, dim) for _ in range(n)))
-        self.up = nn.ModuleList(up)
+        self.middle = block(len(dims) - 1, dims[-1])
+        self.up = nn.ModuleList(
+            nn.ModuleList(block(level, 2 * dims[level]) for _ in range(n))
+            for level, n in enumerate(blocks)
+        )
         self.upsample = nn.ModuleList(
             nn.Conv2d(b, a, 3, padding=1) for a, b in itertools.pairwise(dims)
         )
         self.norm = nn.GroupNorm(GROUPS, dims[0])
-        self.head = nn.Conv2d(dims[0], out_channels or channels, 3, padding=1)
+        self.head = nn.Conv2d(dims[0], channels.output, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
@@ -229,9 +226,8 @@ class UNet(nn.Module):
 
         def apply(block: UNetBlock, features: Tensor) -> Tensor:
             has_context = block.attention is not None and bool(condition.keys_values)
-            return block(
-                features, embedding, next(keys_values) if has_context else None, condition.mask
-            )
+            kv = next(keys_values) if has_context else None
+            return block(features, embedding, kv, condition.mask)
 
         features = self.stem(x.contiguous(memory_format=channels_last))
         skips: list[Tensor] = []

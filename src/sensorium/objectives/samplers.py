@@ -127,6 +127,7 @@ class SamplerConfig:
         eta: Noise added by `ddim`: 0 is deterministic, 1 as much as DDPM.
         start: Time at which sampling starts; 1 is pure noise.
         threshold: Thresholding of the predicted data.
+        given_times: Times of the steps, descending, instead of `steps`, `shift` and `start`.
     """
 
     sampler: Sampler = "dpm++"
@@ -135,9 +136,12 @@ class SamplerConfig:
     eta: float = 0.0
     start: float = 1.0
     threshold: Threshold = field(default_factory=Threshold)
+    given_times: Sequence[float] = ()
 
     def times(self) -> list[float]:
-        """Return the times of the steps, from `start` down to 0."""
+        """Return the times of the steps, descending."""
+        if self.given_times:
+            return list(self.given_times)
         return shifted_times(self.steps, self.shift, self.start)
 
 
@@ -154,7 +158,6 @@ def sample(
     x: Float[Tensor, "B *s"],
     config: SamplerConfig,
     *,
-    times: Sequence[float] | None = None,
     step_noise: Callable[[], Tensor] | None = None,
     known: KnownRegion | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -166,7 +169,6 @@ def sample(
         process: The process it was trained with.
         x: x at the first time: noise, or an image with noise.
         config: Options of sampling.
-        times: The times of the steps, descending; those of `config` by default.
         step_noise: Returns the noise of a stochastic step.
         known: Given pixels.
         on_step: Called after each step with its number, from 1, and the predicted data.
@@ -180,7 +182,7 @@ def sample(
     if config.sampler in ("euler", "heun") and not isinstance(process.schedule, FlowSchedule):
         raise ValueError(f"The sampler {config.sampler} needs a flow. Use ddim or dpm++.")
     solver = _Solver(denoise, process, config.threshold)
-    schedule = config.times() if times is None else list(times)
+    schedule = config.times()
     previous: _Estimate | None = None
     for i, (t, s) in enumerate(itertools.pairwise(schedule)):
         if known is not None:

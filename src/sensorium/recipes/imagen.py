@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import nn
-
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec, Evaluator
@@ -14,6 +12,7 @@ from sensorium.inference.sample_image import DiffusionImageGenerator
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models.denoiser import TextConditionalDenoiser
+from sensorium.nn.denoising import Channels
 from sensorium.nn.dit import DiT
 from sensorium.nn.tokens import ColumnKey
 from sensorium.nn.transformer import num_heads
@@ -31,6 +30,8 @@ from sensorium.recipes.training_config import TrainingConfig
 
 SMALLEST_SIDE = 6  # of the lowest level of a U-Net
 ATTENTION_SIDE = 16  # of the largest level with attention
+HALF = (0.5, 0.5, 0.5)  # mean and deviation by which pixels lie between -1 and 1
+IMAGE_AUGMENT = {"light": {"shift": 0.05}, "strong": {"shift": 0.1, "scale": 0.1}}
 PROCESSES = {
     "flow": DiffusionProcess(FlowSchedule(), "flow"),
     "ddpm": DiffusionProcess(CosineSchedule(), "v"),
@@ -79,28 +80,18 @@ def imagen(
     check_choice("process", process, list(PROCESSES))
     image_column = schema.resolve_column("image", image)
     text_column = schema.resolve_text_columns(text)
-    images = replace(
-        require_type(schema[image_column], Image), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-    )
+    images = replace(require_type(schema[image_column], Image), mean=HALF, std=HALF)
     source = resolve_text_source(text_run, text_weights)
     texts = require_type(schema[text_column], Text)
     if source and source.text:
         texts = source.text
     context_dim = 4 * dim
-    network: nn.Module
+    channels = Channels(context=context_dim, vector=context_dim)
     if denoiser == "unet":
-        network = build_unet(images.size, dim, context_dim)
+        network = build_unet(images.size, dim, channels)
     else:
-        network = DiT(
-            images.size,
-            3,
-            4 * dim,
-            layers,
-            num_heads(4 * dim),
-            patch_size=patch_size,
-            context_dim=context_dim,
-            vector_dim=context_dim,
-        )
+        heads = num_heads(4 * dim)
+        network = DiT(images.size, channels, 4 * dim, layers, heads, patch_size=patch_size)
     encoder = source.encoder if source else build_text_encoder(texts, text_dim, text_layers)
     text_width = source.width if source else text_dim
     model = TextConditionalDenoiser(network, encoder, text_width, context_dim)
@@ -120,10 +111,7 @@ def imagen(
             columns=(text_column, image_column),
             column_settings={image_column: images, **({text_column: texts} if source else {})},
             required=(image_column,),
-            augment={
-                "light": {image_column: {"shift": 0.05}},
-                "strong": {image_column: {"shift": 0.1, "scale": 0.1}},
-            },
+            augment={name: {image_column: values} for name, values in IMAGE_AUGMENT.items()},
         ),
         verbs={"generate": generator},
         training=TrainingConfig(
@@ -140,17 +128,13 @@ def imagen(
     )
 
 
-def build_unet(
-    size: int, dim: int, context_dim: int, *, channels: int = 3, vector_dim: int | None = None
-) -> UNet:
+def build_unet(size: int, dim: int, channels: Channels) -> UNet:
     """Build a U-Net for square images; deeper for larger ones.
 
     Args:
         size: side of the images in pixels.
         dim: width at full resolution; it doubles at each lower one.
-        context_dim: width of the text context.
-        channels: input channels.
-        vector_dim: width of the vector; that of the context by default.
+        channels: channels of the image and widths of the condition.
     """
     sides = [size]
     while sides[-1] % 2 == 0 and sides[-1] // 2 >= SMALLEST_SIDE:
@@ -160,9 +144,6 @@ def build_unet(
         [dim * 2**level for level in range(len(sides))],
         [1 if side > ATTENTION_SIDE else 2 for side in sides],
         attention_levels=[level for level, side in enumerate(sides) if side <= ATTENTION_SIDE],
-        context_dim=context_dim,
-        vector_dim=vector_dim or context_dim,
-        out_channels=3,
     )
 
 
