@@ -190,7 +190,9 @@ class SamplingOptions:
     """Inputs of a model and how it samples; an option that is left out has the model's default."""
 
     image: Annotated[tuple[Path, ...], FLAG] = ()
-    """Input image: to describe, or to complete. Repeatable."""
+    """Input image: to describe, to complete or to change. Repeatable."""
+    mask: Annotated[tuple[Path, ...], FLAG] = ()
+    """Mask of --image (imagen): its white pixels are generated, all others stay. Repeatable."""
     audio: Annotated[tuple[Path, ...], FLAG] = ()
     """Input audio file, to transcribe. Repeatable."""
     question: Annotated[tuple[str, ...], FLAG] = ()
@@ -211,6 +213,14 @@ class SamplingOptions:
     """Largest number of generated text tokens."""
     guidance_scale: float | None = None
     """Classifier-free guidance scale (images); 1 is no guidance."""
+    steps: int | None = None
+    """Steps of the sampler (imagen)."""
+    sampler: str | None = None
+    """Sampler (imagen): dpm++, ddim, ddpm, euler or heun."""
+    strength: float | None = None
+    """How much of --image is replaced (imagen, without --mask), from 0 to 1."""
+    upscale: Annotated[bool | None, Parameter(negative="")] = None
+    """Enlarge --image by the last stage of a cascade (imagen)."""
     prefix_tokens: int | None = None
     """Number of image tokens kept from --image; the rest is completed."""
     region: str | None = None

@@ -10,8 +10,8 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.evaluation.contact_sheet import draw_contact_sheet
 from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples
 from sensorium.evaluation.validate_generation import spread_rows
-from sensorium.inference.sample_image import DiffusionImageGenerator
-from sensorium.models.denoiser import TextConditionalDenoiser
+from sensorium.inference.sample_image import DiffusionImageGenerator, SamplingRequest
+from sensorium.models.denoiser import Cascade, TextConditionalDenoiser
 from sensorium.objectives.diffusion import DenoisingLoss
 from sensorium.objectives.samplers import Guidance, SamplerConfig, Threshold
 
@@ -20,7 +20,7 @@ ROWS_PER_BATCH = 128
 
 def denoising_validator(
     objective: DenoisingLoss, max_rows: int = 1_000
-) -> Validate[TextConditionalDenoiser]:
+) -> Validate[TextConditionalDenoiser | Cascade]:
     """Return a validator that computes the loss, with the same times and noise each time.
 
     Args:
@@ -30,7 +30,7 @@ def denoising_validator(
 
     @torch.inference_mode()
     def validate(
-        model: TextConditionalDenoiser, prepared: PreparedDataset, rows: np.ndarray
+        model: TextConditionalDenoiser | Cascade, prepared: PreparedDataset, rows: np.ndarray
     ) -> ValidationResult:
         rows = prepared.complete_rows(rows)
         rows = rows[:: max(1, -(-len(rows) // max_rows))]
@@ -50,7 +50,7 @@ def denoising_sample_writer(
     objective: DenoisingLoss,
     num_captions: int = 8,
     images_per_caption: int = 5,
-) -> WriteSamples[TextConditionalDenoiser]:
+) -> WriteSamples[TextConditionalDenoiser | Cascade]:
     """Return a writer of contact sheets: captions with the real image and generated ones.
 
     The seeds are the same each time, so that sheets of different epochs can be compared.
@@ -63,7 +63,7 @@ def denoising_sample_writer(
     """
 
     def write(
-        model: TextConditionalDenoiser,  # noqa: ARG001 - the generator holds the model
+        model: TextConditionalDenoiser | Cascade,  # noqa: ARG001 - the generator holds the model
         prepared: PreparedDataset,
         rows: np.ndarray,
         path: Path,
@@ -72,8 +72,14 @@ def denoising_sample_writer(
         batch = prepared.batch(rows)
         texts = batch[objective.text].repeat_interleave(images_per_caption, 0)
         seeds = [(0, i) for i in range(len(texts))]
-        config = SamplerConfig(threshold=Threshold("dynamic"))
-        pixels = generator.sample_tensors(texts, seeds, config, Guidance(2.0))
+        request = SamplingRequest(
+            texts,
+            batch.presence(objective.text).repeat_interleave(images_per_caption),
+            seeds,
+            SamplerConfig(threshold=Threshold("dynamic")),
+            Guidance(2.0),
+        )
+        pixels = generator.sample_tensors(request)
         images = [generator.image.decode(x) for x in pixels]
         lines = [
             (

@@ -1,18 +1,18 @@
 """The verb `generate` for images by diffusion: new images, inpainting and image-to-image.
 
-B rows   h, w image size
+B rows   h, w image size   s size of the images of a base
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
 from sensorium.inference.base import eval_mode
@@ -24,9 +24,12 @@ from sensorium.inference.request import (
 )
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.models.denoiser import TextConditionalDenoiser
+from sensorium.models.denoiser import Cascade, TextConditionalDenoiser
+from sensorium.nn.denoising import Conditioning
+from sensorium.nn.tokens import Batch
 from sensorium.objectives.diffusion import DiffusionProcess
 from sensorium.objectives.samplers import (
+    SAMPLERS,
     Guidance,
     KnownRegion,
     RowNoise,
@@ -38,19 +41,45 @@ from sensorium.objectives.samplers import (
 
 OnStep = Callable[[int, int, list[PIL.Image.Image]], None]
 MASK_THRESHOLD = 128  # a mask pixel from this value on is generated
+UPSAMPLER_NOISE_LEVEL = 0.1  # time of the noise on the image that an upsampler enlarges
 
 
 @dataclass(frozen=True)
-class _Given:
+class GivenImages:
     """Images to start from.
 
     Attributes:
         x0: The images.
         mask: True where pixels are generated; None for the whole image.
+        enlarge: Whether they are small images to be enlarged.
     """
 
     x0: Float[Tensor, "B 3 h w"]
-    mask: Bool[Tensor, "B 1 h w"] | None
+    mask: Bool[Tensor, "B 1 h w"] | None = None
+    enlarge: bool = False
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What is sampled in one batch.
+
+    Attributes:
+        texts: Collated texts; None for images without a text.
+        keep: False for a missing text.
+        seeds: Seeds of each row.
+        config: Options of the sampler.
+        guidance: Classifier-free guidance.
+        given: Images to start from.
+        on_step: Receives the images after each step of the last stage.
+    """
+
+    texts: Tensor | None
+    keep: Bool[Tensor, "B"]
+    seeds: Sequence[Sequence[int]]
+    config: SamplerConfig
+    guidance: Guidance
+    given: GivenImages | None = None
+    on_step: Callable[[int, Tensor], None] | None = None
 
 
 class DiffusionImageGenerator:
@@ -61,21 +90,24 @@ class DiffusionImageGenerator:
         process: The diffusion process it was trained with.
         text: Settings of the captions.
         image: Settings of the images.
+        base: Generator of the base of a Cascade.
     """
 
     output_modality = "image"
 
     def __init__(
         self,
-        model: TextConditionalDenoiser,
+        model: TextConditionalDenoiser | Cascade,
         process: DiffusionProcess,
         text: Text,
         image: Image,
+        base: "DiffusionImageGenerator | None" = None,
     ):
         self.model = model
         self.process = process
         self.text = text
         self.image = image
+        self.base = base
 
     def __call__(
         self,
@@ -84,9 +116,10 @@ class DiffusionImageGenerator:
         *,
         n: int = 1,
         steps: int = 12,
-        sampler: Sampler = "dpm++",
+        sampler: str = "dpm++",
         guidance_scale: float = 2.0,
         strength: float = 0.6,
+        upscale: bool = False,
         seed: int = 0,
         batch_size: int = 64,
         on_step: OnStep | None = None,
@@ -99,10 +132,11 @@ class DiffusionImageGenerator:
         Args:
             modality: "image", or None.
             n: Images per row.
-            steps: Steps of the sampler.
+            steps: Steps of the sampler, in each stage of a cascade.
             sampler: One of `SAMPLERS`.
             guidance_scale: Classifier-free guidance: 1 is off; more follows the caption closer.
             strength: Without a mask, how much of `image` is replaced, from 0 to 1.
+            upscale: Enlarge `image` by the last stage of a cascade.
             seed: Random seed.
             batch_size: Images per batch.
             on_step: Called after each step with its number, the number of steps and the images as
@@ -114,115 +148,137 @@ class DiffusionImageGenerator:
             SensoriumError: An option is out of range or an input cannot be read.
         """
         require_output(modality, "image", n=n, steps=steps, batch_size=batch_size)
-        _check_options(sampler, guidance_scale, strength)
         request = as_lists(inputs, ["text", "image", "mask"], "image")
-        if "mask" in request and "image" not in request:
-            raise SensoriumError("--mask needs the image that it belongs to. Give --image.")
+        _check_options(guidance_scale, strength)
+        self._check_images(request, upscale)
         rows = max((len(values) for values in request.values()), default=1)
+        image_to_image = "image" in request and "mask" not in request and not upscale
         config = SamplerConfig(
-            sampler,
+            _check_sampler(sampler),
             steps,
-            start=strength if "image" in request and "mask" not in request else 1.0,
+            start=strength if image_to_image else 1.0,
             threshold=Threshold("dynamic"),
         )
-        images: list[PIL.Image.Image] = []
-        for batch_inputs, row_ids in iter_request_batches(request, rows, n, batch_size):
-            seeds = [(seed, row) for row in row_ids]
-            x = self._sample(batch_inputs, seeds, config, Guidance(guidance_scale), on_step)
-            images += self._decode(x)
-        return images
-
-    def sample_tensors(
-        self,
-        texts: Tensor | None,
-        seeds: Sequence[Sequence[int]],
-        config: SamplerConfig,
-        guidance: Guidance,
-        *,
-        keep: Bool[Tensor, "B"] | None = None,
-    ) -> Float[Tensor, "B 3 h w"]:
-        """Return new images for collated texts, one for each seed.
-
-        Args:
-            texts: The texts; None for images without one.
-            seeds: Seeds of each row.
-            config: Options of sampling.
-            guidance: Classifier-free guidance.
-            keep: False for a missing text.
-        """
-        noise = RowNoise(seeds, (3, self.image.size, self.image.size))
-        if keep is None:
-            keep = torch.full((len(seeds),), texts is not None)
-        with eval_mode(self.model), torch.no_grad():
-            denoise = self._guided(texts, keep, guidance)
-            return sample(denoise, self.process, noise.draw(), config, step_noise=noise.draw)
-
-    @torch.no_grad()
-    def _sample(
-        self,
-        inputs: dict[str, list[Any]],
-        seeds: Sequence[Sequence[int]],
-        config: SamplerConfig,
-        guidance: Guidance,
-        on_step: OnStep | None,
-    ) -> Float[Tensor, "B 3 h w"]:
-        """Return the images of one batch."""
-        batch = collate_column("text", self.text, inputs.get("text", [None] * len(seeds)))
-        keep = batch.presence("text") if "text" in batch else torch.zeros(len(seeds)).bool()
-        noise = RowNoise(seeds, (3, self.image.size, self.image.size))
-        x = first = noise.draw()
-        known = None
-        given = self._load_given(inputs)
-        if given is not None and given.mask is None:
-            times = torch.full((len(seeds),), config.start)
-            x = self.process.add_noise(given.x0, first, times)
-        elif given is not None and given.mask is not None:
-            known = KnownRegion(given.x0, given.mask, first)
 
         def report(step: int, x0: Tensor) -> None:
             if on_step is not None:
-                on_step(step, config.steps, self._decode(x0))
+                on_step(step, steps, self._decode(x0))
 
+        images: list[PIL.Image.Image] = []
+        for batch_inputs, row_ids in iter_request_batches(request, rows, n, batch_size):
+            batch = Batch({})
+            if "text" in batch_inputs:
+                batch = collate_column("text", self.text, batch_inputs["text"])
+            keep = torch.zeros(len(row_ids), dtype=torch.bool)
+            sampling = SamplingRequest(
+                batch.columns.get("text"),
+                batch.presence("text") if "text" in batch else keep,
+                [(seed, row) for row in row_ids],
+                config,
+                Guidance(guidance_scale),
+                self._load_given(batch_inputs, upscale),
+                report,
+            )
+            images += self._decode(self.sample_tensors(sampling))
+        return images
+
+    @torch.no_grad()
+    def sample_tensors(self, request: SamplingRequest) -> Float[Tensor, "B 3 h w"]:
+        """Return the images of one batch."""
         with eval_mode(self.model):
-            denoise = self._guided(batch.columns.get("text"), keep, guidance)
+            small = self._sample_base(request)
+            noise = RowNoise(request.seeds, (3, self.image.size, self.image.size))
+            x = first = noise.draw()
+            known = None
+            given = request.given
+            config = request.config
+            if given is not None and given.mask is not None:
+                known = KnownRegion(given.x0, given.mask, first)
+            elif small is not None:
+                config = replace(config, start=1.0)
+            elif given is not None:
+                times = torch.full((len(x),), config.start)
+                x = self.process.add_noise(given.x0, first, times)
             return sample(
-                denoise,
+                self._guided(request, small, noise),
                 self.process,
                 x,
                 config,
                 step_noise=noise.draw,
                 known=known,
-                on_step=report,
+                on_step=request.on_step,
             )
 
+    def _sample_base(self, request: SamplingRequest) -> Float[Tensor, "B 3 h w"] | None:
+        """Return the enlarged images of the base; None without one."""
+        if self.base is None or not isinstance(self.model, Cascade):
+            return None
+        given = request.given
+        size = self.image.size
+        if given is not None and given.enlarge:
+            return self.model.reduce(given.x0)
+        if given is not None:
+            mask = given.mask
+            side = self.model.base_size
+            small = nn.functional.interpolate(given.x0, size=side, mode="area")
+            if mask is not None:  # a small pixel is generated where any of its pixels is
+                mask = nn.functional.adaptive_max_pool2d(mask.float(), side) > 0
+            given = GivenImages(small, mask)
+        small = self.base.sample_tensors(replace(request, given=given, on_step=None))
+        return self.model.enlarge(small, size)
+
     def _guided(
-        self, texts: Tensor | None, keep: Bool[Tensor, "B"], guidance: Guidance
+        self,
+        request: SamplingRequest,
+        small: Float[Tensor, "B 3 h w"] | None,
+        noise: RowNoise,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the denoiser with its condition, guided where there is a text to follow."""
-        condition = self.model.condition(texts, keep)
-        if not keep.any() or guidance.scale == 1:
-            return lambda x, time: self.model(x, time, condition)
-        both = condition.concat(self.model.condition(None, torch.zeros_like(keep)))
+        network = self.model.upsampler if isinstance(self.model, Cascade) else self.model
+        level = None
+        if small is not None:
+            level = torch.full((len(small),), UPSAMPLER_NOISE_LEVEL)
+            small = self.process.add_noise(small, noise.draw(), level)
+        keep, guidance = request.keep, request.guidance
+        condition = network.condition(request.texts, keep, level)
+        guided = guidance.scale != 1 and bool(keep.any())
+        both = Conditioning()
+        if guided:
+            both = condition.concat(network.condition(None, torch.zeros_like(keep), level))
 
         def denoise(x: Tensor, time: Tensor) -> Tensor:
-            if not guidance.is_on(time[0].item() / 1000):
-                return self.model(x, time, condition)
-            prediction = self.model(torch.cat([x, x]), torch.cat([time, time]), both)
+            if not guided or not guidance.is_on(time[0].item() / 1000):
+                return network(x, time, condition, small)
+            twice = None if small is None else torch.cat([small, small])
+            prediction = network(torch.cat([x, x]), torch.cat([time, time]), both, twice)
             return guidance.combine(*prediction.chunk(2))
 
         return denoise
 
-    def _load_given(self, inputs: dict[str, list[Any]]) -> _Given | None:
+    def _check_images(self, request: dict[str, list[Any]], upscale: bool) -> None:
+        """Raise SensoriumError where images, masks and `upscale` do not belong together."""
+        if "mask" in request and "image" not in request:
+            raise SensoriumError("--mask needs the image that it belongs to. Give --image.")
+        if any(value is None for key in ("image", "mask") for value in request.get(key, [])):
+            raise SensoriumError("An image or mask is missing. Give one for every row, or none.")
+        if not upscale:
+            return
+        if self.base is None:
+            raise SensoriumError(
+                "--upscale needs a cascade: train imagen with --base RUN or --base-size."
+            )
+        if "image" not in request or "mask" in request:
+            raise SensoriumError("--upscale enlarges an image. Give --image, and no --mask.")
+
+    def _load_given(self, inputs: dict[str, list[Any]], upscale: bool) -> GivenImages | None:
         """Return the images and masks of a batch."""
         if "image" not in inputs:
             return None
-        if any(value is None for value in inputs["image"]):
-            raise SensoriumError("An image is missing. Give one for every row, or for none.")
         x0 = collate_column("image", self.image, inputs["image"])["image"]
         if "mask" not in inputs:
-            return _Given(x0, None)
+            return GivenImages(x0, enlarge=upscale)
         masks = [_load_mask(value, self.image) for value in inputs["mask"]]
-        return _Given(x0, torch.stack(masks))
+        return GivenImages(x0, torch.stack(masks))
 
     def _decode(self, x: Float[Tensor, "B 3 h w"]) -> list[PIL.Image.Image]:
         return [self.image.decode(pixels) for pixels in x]
@@ -235,9 +291,19 @@ def _load_mask(value: Any, image: Image) -> Bool[Tensor, "1 h w"]:
     return torch.from_numpy(gray >= MASK_THRESHOLD)[None]
 
 
-def _check_options(sampler: str, guidance_scale: float, strength: float) -> None:
-    if sampler not in get_args(Sampler):
-        raise SensoriumError(f"--sampler {sampler!r} is not one of {', '.join(get_args(Sampler))}.")
+def _check_sampler(name: str) -> Sampler:
+    """Return the name of a sampler.
+
+    Raises:
+        SensoriumError: There is none of this name.
+    """
+    for sampler in SAMPLERS:
+        if name == sampler:
+            return sampler
+    raise SensoriumError(f"--sampler {name!r} is not one of {', '.join(SAMPLERS)}.")
+
+
+def _check_options(guidance_scale: float, strength: float) -> None:
     if not 0 <= guidance_scale < math.inf:
         raise SensoriumError(f"--guidance-scale {guidance_scale} is out of range. Use 0 or more.")
     if not 0 < strength <= 1:

@@ -122,3 +122,43 @@ class TextConditionalDenoiser(nn.Module):
         if not isinstance(self.denoiser, Denoiser):
             raise TypeError(f"{type(self.denoiser).__name__} is not a denoiser.")
         return self.denoiser
+
+
+class Cascade(nn.Module):
+    """A generator of small images, and a denoiser that enlarges them (Ho et al. 2022).
+
+    Args:
+        base: The generator of small images: a TextConditionalDenoiser or a Cascade. It is frozen.
+        upsampler: A denoiser with a low-resolution condition.
+        base_size: Side of the small images.
+    """
+
+    def __init__(
+        self,
+        base: "TextConditionalDenoiser | Cascade",
+        upsampler: TextConditionalDenoiser,
+        base_size: int,
+    ):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.upsampler = upsampler
+        self.base_size = base_size
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Cascade":
+        """Set the training mode of the upsampler; the base stays in evaluation mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def reduce(self, x: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
+        """Return images at the size of the base's, then enlarged again."""
+        small = nn.functional.interpolate(
+            x, size=self.base_size, mode="bilinear", antialias=True, align_corners=False
+        )
+        return self.enlarge(small, x.shape[-1])
+
+    def enlarge(self, small: Float[Tensor, "B 3 s s"], size: int) -> Float[Tensor, "B 3 h w"]:
+        """Return small images at a larger size, by bicubic interpolation."""
+        large = nn.functional.interpolate(small, size=size, mode="bicubic", align_corners=False)
+        return large.clamp(-1, 1)

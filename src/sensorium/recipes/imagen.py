@@ -1,17 +1,23 @@
 """Imagen (Saharia et al. 2022): images by denoising, with a text encoder taught beforehand."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from sensorium.data.schema import Schema
-from sensorium.errors import require_type
-from sensorium.evaluation.spec import EvaluationSpec, Evaluator
+from sensorium.data.schema import Column, Schema
+from sensorium.errors import SensoriumError, require_type
+from sensorium.evaluation.spec import EvaluationSpec
 from sensorium.evaluation.validate_denoising import denoising_sample_writer, denoising_validator
 from sensorium.inference.sample_image import DiffusionImageGenerator
+from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
+from sensorium.io.tensors import file_sha256
+from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.models.denoiser import TextConditionalDenoiser
+from sensorium.models.denoiser import AUGMENTATION_DIM, Cascade, TextConditionalDenoiser
+from sensorium.models.towers import Encoder
 from sensorium.nn.denoising import Channels
 from sensorium.nn.dit import DiT
 from sensorium.nn.tokens import ColumnKey
@@ -24,7 +30,8 @@ from sensorium.objectives.diffusion import (
     FlowSchedule,
     default_logit_mean,
 )
-from sensorium.recipes.recipe import DataSpec, Recipe, check_choice
+from sensorium.recipes.from_run import require_finished, restore_run
+from sensorium.recipes.recipe import DataSpec, Recipe, build_recipe, check_choice
 from sensorium.recipes.text_encoders import TextSource, build_text_encoder, resolve_text_source
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -43,6 +50,8 @@ def imagen(
     *,
     image: str | None = None,
     text: str | Sequence[str] | None = None,
+    size: int | None = None,
+    base: str | Mapping[str, Any] = "",
     denoiser: Literal["unet", "dit"] = "unet",
     process: Literal["flow", "ddpm"] = "flow",
     dim: int = 48,
@@ -54,13 +63,16 @@ def imagen(
     text_layers: int = 4,
     caption_dropout: float = 0.1,
     min_snr_gamma: float = 0.0,
-) -> Recipe[TextConditionalDenoiser]:
+) -> Recipe[TextConditionalDenoiser | Cascade]:
     """Generate images from text by diffusion.
 
     Args:
         schema: columns of the data.
         image: image column. Default: the only one.
         text: caption column. Repeat to read several columns as one text. Default: the only one.
+        size: side of the images in pixels. Default: that of the column.
+        base: run folder of imagen at a smaller size: this model enlarges its images, and generates
+            by both (a cascade). In Python, a mapping gives the keywords of a base to train first.
         denoiser: network: unet (convolutions, and attention at low resolutions) or dit (a
             transformer over patches).
         process: flow (rectified flow) or ddpm (a cosine schedule with v-prediction).
@@ -80,21 +92,27 @@ def imagen(
     check_choice("process", process, list(PROCESSES))
     image_column = schema.resolve_column("image", image)
     text_column = schema.resolve_text_columns(text)
-    images = replace(require_type(schema[image_column], Image), mean=HALF, std=HALF)
-    source = resolve_text_source(text_run, text_weights)
+    images = _image_settings(schema, image_column, size)
     texts = require_type(schema[text_column], Text)
-    if source and source.text:
-        texts = source.text
-    context_dim = 4 * dim
-    channels = Channels(context=context_dim, vector=context_dim)
+    small = resolve_base(base, images.size)
+    source = None if small else resolve_text_source(text_run, text_weights)
+    if small:
+        texts = small.text or texts
+        encoder, text_width = small.text_encoder()
+    elif source:
+        texts, encoder, text_width = source.text or texts, source.encoder, source.width
+    else:
+        encoder, text_width = build_text_encoder(texts, text_dim, text_layers), text_dim
+    channels = _channels(4 * dim, low_resolution=small is not None)
     if denoiser == "unet":
         network = build_unet(images.size, dim, channels)
     else:
         heads = num_heads(4 * dim)
         network = DiT(images.size, channels, 4 * dim, layers, heads, patch_size=patch_size)
-    encoder = source.encoder if source else build_text_encoder(texts, text_dim, text_layers)
-    text_width = source.width if source else text_dim
-    model = TextConditionalDenoiser(network, encoder, text_width, context_dim)
+    stage = TextConditionalDenoiser(
+        network, encoder, text_width, 4 * dim, low_resolution=small is not None
+    )
+    model = Cascade(small.model, stage, small.size) if small else stage
     objective = DenoisingLoss(
         PROCESSES[process],
         image_column,
@@ -103,28 +121,150 @@ def imagen(
         default_logit_mean(images.size),
         gamma=min_snr_gamma,
     )
-    generator = DiffusionImageGenerator(model, PROCESSES[process], texts, images)
+    generator = DiffusionImageGenerator(
+        model, PROCESSES[process], texts, images, small.generator if small else None
+    )
     return Recipe(
         model=model,
         objective=objective,
-        data=DataSpec(
-            columns=(text_column, image_column),
-            column_settings={image_column: images, **({text_column: texts} if source else {})},
-            required=(image_column,),
-            augment={name: {image_column: values} for name, values in IMAGE_AUGMENT.items()},
-        ),
+        data=_data_spec(image_column, text_column, images, texts if small or source else None),
         verbs={"generate": generator},
         training=TrainingConfig(
             batch_size=64, lr=3e-3, optimizer="muon", ema_decay=0.998, augment="none"
         ),
-        evaluation=EvaluationSpec(
-            metric="val_loss",
-            mode="min",
-            validate=denoising_validator(objective),
-            write_samples=denoising_sample_writer(generator, objective),
-            evaluator=_evaluator(image_column, text_column),
-        ),
-        stored_keywords=_stored_keywords(text_run, source),
+        evaluation=_evaluation(generator, objective),
+        stored_keywords=_stored_keywords(text_run, source, small),
+        prerequisites={} if isinstance(base, str) or "source" in base else {"base": (imagen, base)},
+    )
+
+
+@dataclass(frozen=True)
+class CascadeBase:
+    """A trained generator of smaller images and how a run stores it.
+
+    Attributes:
+        generator: generates the small images.
+        metadata: all that is needed to build it again, as plain values.
+    """
+
+    generator: DiffusionImageGenerator
+    metadata: Mapping[str, Any]
+
+    @property
+    def model(self) -> TextConditionalDenoiser | Cascade:
+        """The model of the generator."""
+        return self.generator.model
+
+    @property
+    def text(self) -> Text | None:
+        """The settings of its captions; None: those of the run's own schema."""
+        return self.generator.text if self.generator.text.tokenizer else None
+
+    @property
+    def size(self) -> int:
+        """The side of its images."""
+        return self.generator.image.size
+
+    def text_encoder(self) -> tuple[Encoder, int]:
+        """Return a frozen copy of its text encoder, and the width of its tokens."""
+        model = self.model.upsampler if isinstance(self.model, Cascade) else self.model
+        encoder = copy.deepcopy(model.text_encoder).requires_grad_(False)
+        return encoder, model.text_norm.normalized_shape[0]
+
+
+def resolve_base(base: str | Mapping[str, Any], size: int) -> CascadeBase | None:
+    """Return the base that a keyword names; None without one.
+
+    Args:
+        base: the run folder; or the stored metadata, which builds the base without its weights
+            where the folder is gone; or keywords of a base that is not trained yet.
+        size: side of the images of the whole cascade.
+
+    Raises:
+        SensoriumError: the folder is not a finished run of imagen, or its images are not smaller.
+    """
+    if not base or (isinstance(base, Mapping) and "source" not in base):
+        return None
+    if isinstance(base, str):
+        return _load_base(base, size)
+    path = Path(base["source"]) / WEIGHTS_FILE
+    if path.is_file() and file_sha256(path) == base["fingerprint"]:
+        return _load_base(base["source"], size)
+    return _untrained_base(base)
+
+
+def _load_base(base: str, size: int) -> CascadeBase:
+    """Load the base of a cascade from its run folder."""
+    recipe = RunConfig.load(Path(base)).recipe
+    if recipe != "imagen":
+        raise SensoriumError(f"--base {base} is a run of {recipe}. Name a run of imagen.")
+    require_finished(base)
+    run = restore_run(base, imagen)
+    generator = require_type(run.recipe.verbs["generate"], DiffusionImageGenerator)
+    if generator.image.size >= size:
+        raise SensoriumError(
+            f"--base {base} generates images of {generator.image.size} pixels, which are not "
+            f"smaller than {size}. Set --size to more."
+        )
+    metadata = {
+        "source": base,
+        "fingerprint": run.fingerprint,
+        "keywords": {**run.config.keywords, "image": "image", "text": "text"},
+        "image": generator.image.to_json(),
+        "text": generator.text.to_json(),
+    }
+    return CascadeBase(generator, metadata)
+
+
+def _untrained_base(metadata: Mapping[str, Any]) -> CascadeBase:
+    """Build the base of a stored run, whose weights are loaded with those of the run."""
+    image, text = Image.from_json(metadata["image"]), Text.from_json(metadata["text"])
+    schema = Schema({"image": Column("image", image), "text": Column("text", text)})
+    recipe, _ = build_recipe(imagen, schema, metadata["keywords"])
+    generator = require_type(recipe.verbs["generate"], DiffusionImageGenerator)
+    return CascadeBase(generator, metadata)
+
+
+def _image_settings(schema: Schema, column: str, size: int | None) -> Image:
+    """Return the settings of the images: pixels from -1 to 1."""
+    image = require_type(schema[column], Image)
+    return replace(image, mean=HALF, std=HALF, size=size or image.size)
+
+
+def _channels(context_dim: int, *, low_resolution: bool) -> Channels:
+    """Return the channels of a stage; an upsampler also reads a small image and its noise."""
+    if low_resolution:
+        return Channels(6, 3, context_dim, context_dim + AUGMENTATION_DIM)
+    return Channels(3, 3, context_dim, context_dim)
+
+
+def _data_spec(
+    image_column: str, text_column: ColumnKey, images: Image, texts: Text | None
+) -> DataSpec:
+    """Return the columns; the settings of the texts are fixed where their encoder is."""
+    settings: dict[ColumnKey, Modality] = {image_column: images}
+    if texts is not None:
+        settings[text_column] = texts
+    return DataSpec(
+        columns=(text_column, image_column),
+        column_settings=settings,
+        required=(image_column,),
+        augment={name: {image_column: values} for name, values in IMAGE_AUGMENT.items()},
+    )
+
+
+def _evaluation(
+    generator: DiffusionImageGenerator, objective: DenoisingLoss
+) -> EvaluationSpec[TextConditionalDenoiser | Cascade]:
+    # not needed in training
+    from sensorium.evaluation.image_generation import image_generation_evaluator
+
+    return EvaluationSpec(
+        metric="val_loss",
+        mode="min",
+        validate=denoising_validator(objective),
+        write_samples=denoising_sample_writer(generator, objective),
+        evaluator=image_generation_evaluator(objective.image, objective.text),
     )
 
 
@@ -147,15 +287,13 @@ def build_unet(size: int, dim: int, channels: Channels) -> UNet:
     )
 
 
-def _stored_keywords(run: str | Mapping[str, Any], source: TextSource | None) -> dict[str, Any]:
-    """Return the keywords that name a frozen text encoder, as config.json stores them."""
-    if source is None:
-        return {}
-    return {"text_run" if run else "text_weights": dict(source.metadata)}
-
-
-def _evaluator(image_column: str, text_column: ColumnKey) -> Evaluator:
-    # not needed in training
-    from sensorium.evaluation.image_generation import image_generation_evaluator
-
-    return image_generation_evaluator(image_column, text_column)
+def _stored_keywords(
+    run: str | Mapping[str, Any], source: TextSource | None, base: CascadeBase | None
+) -> dict[str, Any]:
+    """Return the keywords that name trained parts, as config.json stores them."""
+    stored: dict[str, Any] = {}
+    if source:
+        stored["text_run" if run else "text_weights"] = dict(source.metadata)
+    if base:
+        stored["base"] = dict(base.metadata)
+    return stored
