@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sensorium.models.prior import DiffusionPrior, PriorCondition
 from sensorium.nn.denoising import Channels, Conditioning
 from sensorium.nn.dit import DiT, DiTBlock
+from sensorium.nn.tokens import Tokens, sequence_positions
 from sensorium.objectives.diffusion import DiffusionProcess, DiscreteSchedule, FlowSchedule
 from sensorium.objectives.samplers import SamplerConfig, Threshold, sample
 
@@ -190,3 +192,57 @@ def _copy_dit(reference: nn.Module, model: DiT) -> None:
         copy(block.mlp.down, f"{name}.ff.net.2")
     copy(model.modulation, "proj_out_1")
     copy(model.head, "proj_out_2")
+
+
+def test_prior() -> None:
+    torch.manual_seed(0)
+    reference = diffusers.PriorTransformer(
+        num_attention_heads=1,
+        attention_head_dim=48,
+        num_layers=2,
+        embedding_dim=12,
+        num_embeddings=5,
+        additional_embeddings=4,
+    ).eval()
+    for parameter in reference.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    model = DiffusionPrior(12, 12, 5, 48, 2).eval()
+    _copy_prior(reference, model)
+    x, text, tokens = torch.randn(2, 12), torch.randn(2, 12), torch.randn(2, 5, 12)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    time = torch.tensor([20, 700])
+    with torch.no_grad():
+        expected = reference(x, time, text, tokens, mask).predicted_image_embedding
+        condition = PriorCondition(
+            Tokens(tokens, sequence_positions(tokens), valid=mask), text, torch.ones(2) > 0
+        )
+        found = model(x, time.float(), condition)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def _copy_prior(reference: nn.Module, model: DiffusionPrior) -> None:
+    """Copy the weights of diffusers' prior."""
+    source = reference.state_dict()
+
+    def copy(layer: nn.Module, *names: str) -> None:
+        for kind in ("weight", "bias"):
+            value = torch.cat([source[f"{name}.{kind}"] for name in names])
+            layer.get_parameter(kind).data.copy_(value)
+
+    copy(model.text_projection, "encoder_hidden_states_proj")
+    copy(model.text_embedding_projection, "embedding_proj")
+    copy(model.image_projection, "proj_in")
+    copy(model.time.up, "time_embedding.linear_1")
+    copy(model.time.down, "time_embedding.linear_2")
+    copy(model.out, "proj_to_clip_embeddings")
+    copy(model.trunk.final_norm, "norm_out")
+    model.query.data.copy_(source["prd_embedding"].flatten())
+    model.positions.data.copy_(source["positional_embedding"][0])
+    for i, block in enumerate(model.trunk.block_list()):
+        name = f"transformer_blocks.{i}"
+        copy(block.norm, f"{name}.norm1")
+        copy(block.mlp_norm, f"{name}.norm3")
+        copy(block.attention.qkv, *(f"{name}.attn1.to_{part}" for part in "qkv"))
+        copy(block.attention.out, f"{name}.attn1.to_out.0")
+        copy(block.mlp.up, f"{name}.ff.net.0.proj")
+        copy(block.mlp.down, f"{name}.ff.net.2")
