@@ -79,7 +79,7 @@ def ours() -> Towers:
     """Return Sensorium's recipe of that size."""
     text = Text(length=LENGTH, vocab_size=VOCAB, start=START, end=END)
     schema = Schema({"image": Column("image", Image(size=SIZE)), "text": Column("text", text)})
-    recipe = clip(schema, dim=192, image_layers=6, text_layers=4)
+    recipe = clip(schema, size="base")
     assert isinstance(recipe.model, Towers)
     recipe.model.objective = recipe.objective  # stored on the model for `step_of`
     return recipe.model

@@ -129,7 +129,7 @@ class Stages:
 
     def clip(self) -> Model:
         """Return the CLIP whose features the captioner reads, trained on the same rows."""
-        return self.run("clip", sn.recipes.clip_small, emoji, epochs=20, eval_interval=5)
+        return self.run("clip", sn.recipes.clip, emoji, size="small", epochs=20, eval_interval=5)
 
     def captions(self) -> None:
         """Train and evaluate captions on held-out artists and concepts.
@@ -178,8 +178,9 @@ class Stages:
         """Return the CLIP that evaluates generated emoji."""
         return self.run(
             "reference-clip",
-            sn.recipes.clip_small,
+            sn.recipes.clip,
             lambda: reference_emoji(self.full),
+            size="small",
             epochs=20,
             eval_interval=20,
         )

@@ -27,7 +27,7 @@ from sensorium.data.loader import BatchLoader
 from sensorium.evaluation.evaluate import evaluate
 from sensorium.evaluation.validate_retrieval import compute_retrieval_metrics
 from sensorium.nn.tokens import l2_normalize
-from sensorium.recipes import clip_small
+from sensorium.recipes import clip
 from sensorium.recipes.clip import image_augment
 from sensorium.training.loop import train
 
@@ -50,15 +50,16 @@ def shortened(figures: dict[str, dict[str, float]]) -> dict[str, list[float]]:
 
 
 def ours(data: Dataset, args: argparse.Namespace) -> dict[str, object]:
-    """Train `clip_small` for some epochs, and return all metrics."""
+    """Train `clip --size small` for some epochs, and return all metrics."""
     settings = json.loads(args.keywords) | {
         "text": ("caption", *(f"caption_{c}" for c in args.languages))
     }
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         model = train(
-            clip_small,
+            clip,
             data,
+            size="small",
             out=Path(folder) / "run",
             epochs=args.epochs,
             eval_interval=args.epochs,

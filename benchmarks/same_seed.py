@@ -28,7 +28,7 @@ TRAIN = ["--seed", "0", "--precision", "fp32"]
 SMALL = ["--dim", "128", "--layers", "2"]
 FEW = ["--split", "val", "--max-samples", "20"]
 RUNS: dict[str, list[str]] = {  # run -> what `sensorium train` is given, in today's words
-    "clip_small": ["clip_small", *SCENES, "--epochs", "2", *TRAIN],
+    "clip": ["clip", "--size", "small", *SCENES, "--epochs", "2", *TRAIN],
     "image_tokenizer": ["image_tokenizer", *SCENES, "--epochs", "2", *TRAIN],
     "dalle": ["dalle", *SCENES, "--tokenizer", "image_tokenizer", "--epochs", "1", *SMALL, *TRAIN],
     "captioner": ["captioner", *SCENES, "--epochs", "1", *SMALL, *TRAIN],
@@ -39,7 +39,7 @@ RUNS: dict[str, list[str]] = {  # run -> what `sensorium train` is given, in tod
         *["--type", "labels=multilabel", "--fusion", "sequence", "--epochs", "3", *TRAIN],
     ],
 }
-EVALUATE = {"clip_small": [], "dalle": FEW, "captioner": FEW, "fusion": [], "fusion_classes": []}
+EVALUATE = {"clip": [], "dalle": FEW, "captioner": FEW, "fusion": [], "fusion_classes": []}
 OLD_WORDS = {
     "image_tokenizer": "codes",
     "--source-option": "--option",

@@ -156,7 +156,7 @@ def test_towers_export_to_onnx(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_shape_checks")
 def test_subword_encoder_exports_to_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = untrained_run(tmp_path, recipe="clip_small")
+    model = untrained_run(tmp_path, size="small")
     text = model.schema["words"]
     assert isinstance(text, Text)
     fit_subwords(model.module, text)

@@ -31,7 +31,6 @@ RAW_VALUES: dict[str, list[Any]] = {
 VERBS = {
     "captioner": {"generate"},
     "clip": {"embed"},
-    "clip_small": {"embed"},
     "dalle": {"generate"},
     "finetune": {"embed"},
     "fusion": {"predict"},

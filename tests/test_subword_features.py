@@ -1,4 +1,4 @@
-"""Tests of clip_small with subword features."""
+"""Tests of clip with subword features."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from sensorium.export.export import export_model
 from sensorium.modalities.subword_bag import EMPTY_HASH, SubwordBagEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder
-from sensorium.recipes.clip import TextEncoderWithSubwords, clip_small
+from sensorium.recipes.clip import TextEncoderWithSubwords, clip
 
 SMALL: dict[str, Any] = {
+    "size": "small",
     "dim": 32,
     "text_layers": 1,
     "embed_dim": 16,
@@ -32,7 +33,7 @@ def data() -> Dataset:
 
 
 def test_run_stores_the_ngrams_of_its_training_texts(data: Dataset, tmp_path: Path) -> None:
-    model = sn.train(clip_small, data, out=tmp_path / "run", **SMALL)
+    model = sn.train(clip, data, out=tmp_path / "run", **SMALL)
     again = sn.load(tmp_path / "run")
     for one in (model, again):
         parts = [part for part in one.module.modules() if isinstance(part, SubwordBagEmbedding)]
@@ -45,7 +46,7 @@ def test_run_stores_the_ngrams_of_its_training_texts(data: Dataset, tmp_path: Pa
 
 
 def test_unseen_word_is_similar_to_words_with_shared_ngrams(data: Dataset, tmp_path: Path) -> None:
-    model = sn.train(clip_small, data, out=tmp_path / "run", **SMALL)
+    model = sn.train(clip, data, out=tmp_path / "run", **SMALL)
     encoder = model.module.get_submodule("caption.encoder")
     text = model.schema["caption"]
     assert isinstance(text, Text)
@@ -73,11 +74,11 @@ def test_unseen_word_is_similar_to_words_with_shared_ngrams(data: Dataset, tmp_p
 
 
 def test_subword_features_are_optional_and_in_the_summary(data: Dataset, tmp_path: Path) -> None:
-    model = sn.train(clip_small, data, out=tmp_path / "run", subword_features=False, **SMALL)
+    model = sn.train(clip, data, out=tmp_path / "run", subword_features=False, **SMALL)
     assert not any(isinstance(part, SubwordBagEmbedding) for part in model.module.modules())
     assert set(export_model(model, "torch", tmp_path / "graph")) == {"image", "caption"}
     plain, wide = (
-        summarize_recipe(clip_small, default_schema({}), {"subword_features": enabled})
+        summarize_recipe(clip, default_schema({}), {"size": "small", "subword_features": enabled})
         for enabled in (False, True)
     )
     assert wide.parameters > plain.parameters

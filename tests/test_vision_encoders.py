@@ -10,7 +10,8 @@ import torch
 from sensorium.data.dataset import Dataset
 from sensorium.errors import SensoriumError
 from sensorium.io.tensors import state_tensors
-from sensorium.recipes import captioner, clip_small
+from sensorium.recipes import captioner
+from sensorium.recipes import clip as clip_recipe
 from sensorium.recipes.vision_encoders import PrefixProjection
 from sensorium.training.checkpoint import load_checkpoint
 from sensorium.training.loop import train
@@ -32,7 +33,7 @@ def data() -> Dataset:
 @pytest.fixture
 def clip(data: Dataset, tmp_path: Path) -> Path:
     folder = tmp_path / "clip"
-    train(clip_small, data, out=folder, text_layers=1, embed_dim=16, **SMALL)
+    train(clip_recipe, data, out=folder, text_layers=1, embed_dim=16, **SMALL)
     return folder
 
 
@@ -75,7 +76,5 @@ def test_unusable_clip_runs_are_reported(data: Dataset, clip: Path, tmp_path: Pa
     with pytest.raises(SensoriumError, match="--image '' says that there are none"):
         train(captioner, data, out=tmp_path / "a", clip_run=str(clip), image="", **SMALL)
     train(captioner, data, out=tmp_path / "b", layers=1, **SMALL)
-    with pytest.raises(
-        SensoriumError, match=r"is a run of captioner\. Name a run of clip or clip_small"
-    ):
+    with pytest.raises(SensoriumError, match=r"is a run of captioner\. Name a run of clip"):
         train(captioner, data, out=tmp_path / "c", clip_run=str(tmp_path / "b"), **SMALL)

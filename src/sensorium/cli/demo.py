@@ -14,7 +14,7 @@ from sensorium.errors import SensoriumError
 from sensorium.evaluation.evaluate import evaluate
 from sensorium.evaluation.report import EvaluationReport
 from sensorium.io import atomic
-from sensorium.recipes import clip_small
+from sensorium.recipes import clip
 from sensorium.search.index import Index
 from sensorium.search.render import BASE_CSS, render_section, save_results
 from sensorium.search.results import SearchResult
@@ -120,7 +120,7 @@ def _train_or_load(dataset: Dataset, folder: Path) -> Model:
         return load_checkpoint(folder)
     resume = (folder / "config.json").exists()
     try:
-        return train(clip_small, dataset, out=folder, resume=resume, epochs=20, eval_interval=5)
+        return train(clip, dataset, out=folder, resume=resume, epochs=20, eval_interval=5)
     except Interrupted as e:
         raise Interrupted(
             "Interrupted; progress is saved. Resume with the same command.", e.exit_code
@@ -218,5 +218,5 @@ def _next_commands(run: Path) -> list[str]:
         f'sensorium search {folder} "a happy cat"',
         f"sensorium search {folder} --image photo.png --out results.html",
         "sensorium data photos/",
-        "sensorium train clip_small photos/ --out runs/photos",
+        "sensorium train clip photos/ --out runs/photos",
     ]

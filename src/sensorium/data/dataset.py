@@ -64,7 +64,7 @@ class Dataset:
         parent: "tuple[Dataset, np.ndarray] | None" = None,
     ):
         self.table = table
-        self.schema = schema
+        self.schema = replace(schema, num_rows=len(table))
         self.name = name
         self.max_invalid_fraction = max_invalid_fraction
         self.group_column = schema.find_role("group")

@@ -98,10 +98,13 @@ class Schema:
     Attributes:
         columns: the columns that a model may read or predict, by name.
         roles: the other columns, by name.
+        num_rows: number of training rows that the settings were learned from; before `fit`, rows
+            of the dataset; None where there are no data.
     """
 
     columns: dict[str, Column]
     roles: dict[str, Role] = field(default_factory=dict)
+    num_rows: int | None = None
 
     def __getitem__(self, key: ColumnKey) -> Modality:
         """Return the settings of a column; of joined text columns, those of the first."""
@@ -237,7 +240,7 @@ class Schema:
             if name not in texts:
                 is_read = name in read
                 fitted[name] = _fit_column(column, values(name)) if is_read else column.modality
-        return self._with_modalities(fitted)
+        return replace(self._with_modalities(fitted), num_rows=len(rows))
 
     def with_settings(self, column_settings: Mapping[ColumnKey, Modality]) -> Schema:
         """Return a copy in which these columns have these settings."""
@@ -271,6 +274,7 @@ class Schema:
         schema = {
             "version": SCHEMA_VERSION,
             "tokenizer": tokenizer is not None,
+            "num_rows": self.num_rows,
             "columns": {
                 c.name: {"kind": c.kind, "reason": c.reason, "settings": c.modality.to_json()}
                 for c in self.columns.values()
@@ -305,7 +309,9 @@ class Schema:
                 f"{path} has version {schema.get('version')!r}, but this Sensorium reads version "
                 f"{SCHEMA_VERSION}. Use the Sensorium that wrote it."
             )
-        check_keys(path, "schema", schema, {"version", "tokenizer", "columns", "roles"})
+        schema = {"num_rows": None, **schema}  # not in schemas written before there was a number
+        keys = {"version", "tokenizer", "num_rows", "columns", "roles"}
+        check_keys(path, "schema", schema, keys)
         tokenizer = None
         if schema["tokenizer"]:
             tokenizer_json = _read_run_file(path.with_name("tokenizer.json"))
@@ -315,6 +321,7 @@ class Schema:
         return cls(
             {name: _parse_column(path, name, c, tokenizer) for name, c in columns.items()},
             {name: _parse_role(path, name, r) for name, r in roles.items()},
+            schema["num_rows"],
         )
 
 

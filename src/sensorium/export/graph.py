@@ -199,7 +199,7 @@ def build_graphs(model: Model) -> dict[str, ExportableGraph]:
     if not isinstance(predictor, Predictor):
         raise SensoriumError(
             f"{model.folder} can be exported neither as towers nor as a predictor. Graphs are "
-            "exported of runs of clip, clip_small, finetune, lit and fusion."
+            "exported of runs of clip, finetune, lit and fusion."
         )
     if len(predictor.model.tree_heads):
         raise SensoriumError(

@@ -2,7 +2,7 @@
 
 from sensorium.evaluation.spec import EvaluationSpec, Predictions, ValidationResult
 from sensorium.recipes.captioner import captioner
-from sensorium.recipes.clip import clip, clip_small
+from sensorium.recipes.clip import clip
 from sensorium.recipes.dalle import dalle
 from sensorium.recipes.finetune import finetune
 from sensorium.recipes.fusion import fusion
@@ -16,7 +16,6 @@ from sensorium.recipes.training_config import TrainingConfig, training_defaults
 RECIPES = {
     "captioner": captioner,
     "clip": clip,
-    "clip_small": clip_small,
     "image_tokenizer": image_tokenizer,
     "dalle": dalle,
     "finetune": finetune,
@@ -39,7 +38,6 @@ __all__ = [
     "ValidationResult",
     "captioner",
     "clip",
-    "clip_small",
     "dalle",
     "finetune",
     "fusion",

@@ -64,7 +64,7 @@ def captioner(
         question: column of questions about the image; the text is the answer.
         vision: image encoder trained from scratch: resnet (convolutional) or patches (linear patch
             embedding).
-        clip_run: run folder of clip or clip_small, whose image encoder is used, frozen.
+        clip_run: run folder of clip, whose image encoder is used, frozen.
         vision_weights: pretrained image encoder, used frozen: a folder, a file or a Hugging Face
             id. Image embeddings are computed once and cached.
         language_model: pretrained language model, used frozen: a folder, a file or a Hugging Face

@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021): an image and a text encoder trained with a contrastive loss."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +20,7 @@ from sensorium.nn.tokens import ColumnKey, Tokens, column_names
 from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
 from sensorium.recipes.recipe import Augment, DataSpec, Hooks, Recipe, check_choice, fit_encoders
-from sensorium.recipes.training_config import TrainingConfig
+from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
 IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
     "light": {"crop": 0.7, "flip": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
@@ -37,78 +37,227 @@ IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
         "channel_shuffle": 0.3,
     },
 }
-MIN_CAPTIONS_PER_ROW = 3  # of clip_small
+MIN_CAPTIONS_PER_ROW = 3  # of size small
+BASE_MIN_ROWS = 50_000  # training rows from which `size="auto"` takes the vision transformer
+BASE_MIN_IMAGE_SIZE = 64  # pixels, likewise
 
 
+@dataclass(frozen=True)
+class CLIPSize:
+    """Defaults of the keywords that depend on `size`.
+
+    Attributes:
+        image_encoder: vit or resnet.
+        dim: width of both encoders.
+        image_layers: layers of the image encoder.
+        text_layers: layers of the text encoder.
+        embed_dim: width of the embeddings.
+        subword_features: whether words are also embedded by their character n-grams.
+        training: defaults of the training loop.
+        summary: what it is, for the first line of training.
+    """
+
+    image_encoder: str
+    dim: int
+    image_layers: int
+    text_layers: int
+    embed_dim: int
+    subword_features: bool
+    training: TrainingConfig
+    summary: str
+
+    def override(self, **keywords: Any) -> "CLIPSize":
+        """Return a copy with the keywords that are not None."""
+        return replace(
+            self, **{name: value for name, value in keywords.items() if value is not None}
+        )
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the keywords of `clip` as config.json stores them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value for name, value in values.items() if name not in ("training", "summary")
+        }
+
+
+SIZES = {
+    "small": CLIPSize(
+        image_encoder="resnet",
+        dim=128,
+        image_layers=3,
+        text_layers=2,
+        embed_dim=192,
+        subword_features=True,
+        training=TrainingConfig(
+            samples_per_group=2, augment="strong", optimizer="muon", lr=0.012, max_grad_norm=0.0
+        ),
+        summary="ResNet, subword features, strong augmentation",
+    ),
+    "base": CLIPSize(
+        image_encoder="vit",
+        dim=192,
+        image_layers=6,
+        text_layers=4,
+        embed_dim=256,
+        subword_features=False,
+        training=TrainingConfig(),
+        summary="vision transformer",
+    ),
+}
+
+
+@training_defaults(
+    samples_per_group="2 for --size small, else 0",
+    augment="strong for --size small, else light",
+    optimizer="muon for --size small, else adamw",
+    lr="0.012 for --size small, else 0.001",
+    max_grad_norm="0 for --size small, else 1",
+)
 def clip(
     schema: Schema,
     *,
     image: str | None = None,
     text: str | Sequence[str] | None = None,
-    image_encoder: Literal["vit", "resnet"] = "vit",
-    dim: int = 192,
-    image_layers: int = 6,
-    text_layers: int = 4,
-    embed_dim: int = 256,
+    size: Literal["auto", "small", "base"] = "auto",
+    image_encoder: Literal["vit", "resnet"] | None = None,
+    dim: int | None = None,
+    image_layers: int | None = None,
+    text_layers: int | None = None,
+    embed_dim: int | None = None,
     patch_size: int | None = None,
     projection: Literal["linear", "nonlinear", "multiscale"] = "linear",
     loss: Literal["infonce", "siglip"] = "infonce",
+    subword_features: bool | None = None,
+    captions_per_row: int | None = None,
     dropout: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Recipe[Towers]:
     """Embed images and texts in one space: retrieval, search and zero-shot classification.
 
+    Rows of one group are batched together by size small: it gains from several images per concept,
+    marked by a group column.
+
     Args:
         schema: columns of the data.
         image: image column. Default: the only one.
-        text: caption column. Repeat to read several columns as one text. Default: the only one.
-        image_encoder: image encoder: vit (vision transformer) or resnet (convolutional; faster on
-            small images).
-        dim: width of both encoders.
-        image_layers: layers of the image encoder; of a resnet, a multiple of 3.
-        text_layers: layers of the text encoder.
-        embed_dim: width of the embeddings.
+        text: caption column. Repeat to read several columns, such as languages, as one text.
+            Default: the only one.
+        size: small (ResNet, subword features, strong augmentation: learns from few and small
+            images), base (vision transformer), or auto: base from 50,000 training rows of at least
+            64 pixels on, else small. It sets the defaults of the options below.
+        image_encoder: image encoder: vit (vision transformer) or resnet (convolutional). Default:
+            resnet for small, vit for base.
+        dim: width of both encoders. Default: 128 for small, 192 for base.
+        image_layers: layers of the image encoder; of a resnet, a multiple of 3. Default: 3 for
+            small, 6 for base.
+        text_layers: layers of the text encoder. Default: 2 for small, 4 for base.
+        embed_dim: width of the embeddings. Default: 192 for small, 256 for base.
         patch_size: side of a ViT patch in pixels. Default: an eighth of the image size.
         projection: projection into the embedding space: linear, nonlinear (MLP), or multiscale
             (also compares single tokens).
         loss: contrastive loss: infonce (CLIP) or siglip (pairwise sigmoid).
+        subword_features: also embed words by their character n-grams, which generalizes to
+            unseen words. Default: for small.
+        captions_per_row: captions of a row sampled in each step. Default: for small with strong
+            augmentation 3, or the number of text columns if that is larger; else 1.
         dropout: dropout rate.
         label_smoothing: label smoothing of the infonce loss.
     """
     check_choice("projection", projection, list(PROJECTIONS))
     check_choice("loss", loss, CONTRASTIVE_LOSSES)
-    check_choice("image_encoder", image_encoder, list(IMAGE_ENCODERS))
+    check_choice("size", size, ["auto", *SIZES])
     image_column = schema.resolve_column("image", image)
     text_column = schema.resolve_text_columns(text)
     image_settings = require_type(schema[image_column], Image)
-    text_settings = require_type(schema[text_column], Text)
-    build_image_encoder = IMAGE_ENCODERS[image_encoder]
-    encoders: dict[ColumnKey, Encoder] = {
-        image_column: build_image_encoder(image_settings, dim, image_layers, patch_size, dropout),
-        text_column: Encoder(
-            TextEmbedding(dim, text_settings),
-            build_transformer(dim, text_layers, num_heads(dim), dropout=dropout),
-        ),
-    }
-    towers: dict[ColumnKey, Tower] = {
-        column: Tower(encoder, PROJECTIONS[projection](dim, embed_dim), embed_dim)
-        for column, encoder in encoders.items()
-    }
-    sigmoid = loss == "siglip"
-    model = Towers(towers, temperature=0.1 if sigmoid else 0.07, use_logit_bias=sigmoid)
+    size_name = _choose_size(schema, image_settings) if size == "auto" else size
+    chosen = SIZES[size_name].override(
+        image_encoder=image_encoder,
+        dim=dim,
+        image_layers=image_layers,
+        text_layers=text_layers,
+        embed_dim=embed_dim,
+        subword_features=subword_features,
+    )
+    check_choice("image_encoder", chosen.image_encoder, list(IMAGE_ENCODERS))
     pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
+    model = _build_towers(schema, pair, chosen, patch_size, dropout, projection, loss == "siglip")
     verb_inputs = {
         "image": (model[image_column], image_settings),
-        "text": (model[text_column], text_settings),
+        "text": (model[text_column], require_type(schema[text_column], Text)),
     }
     return Recipe(
         model=model,
         objective=ContrastiveLoss(*pair, loss, label_smoothing),
-        data=DataSpec(columns=pair, required=pair, augment=image_augment(*pair)),
+        data=DataSpec(
+            columns=pair,
+            required=pair,
+            augment=_augment(pair, size_name, captions_per_row),
+        ),
         verbs={"embed": Embedder(model, verb_inputs)},
-        hooks=Hooks(after_step=Towers.clamp_logit_scale),
+        hooks=Hooks(
+            on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
+            after_step=Towers.clamp_logit_scale,
+        ),
         evaluation=retrieval_evaluation(pair),
+        training=chosen.training,
+        stored_keywords={"size": size_name, **chosen.keywords()},
+        task=_describe_size(size, size_name, schema, image_settings),
     )
+
+
+def _choose_size(schema: Schema, image: Image) -> str:
+    """Return the size that fits the number of training rows and the size of the images.
+
+    Where the number is unknown, as without data, it is "base".
+    """
+    if schema.num_rows is None:
+        return "base"
+    is_large = schema.num_rows >= BASE_MIN_ROWS and image.size >= BASE_MIN_IMAGE_SIZE
+    return "base" if is_large else "small"
+
+
+def _describe_size(size: str, size_name: str, schema: Schema, image: Image) -> str:
+    """Return which size is trained and why."""
+    text = f"clip --size {size_name} ({SIZES[size_name].summary})"
+    if size != "auto" or schema.num_rows is None:
+        return text
+    other = "base" if size_name == "small" else "small"
+    return (
+        f"{text}, chosen for {schema.num_rows:,} training rows of {image.size} pixels; "
+        f"to override: --size {other} ({SIZES[other].summary})"
+    )
+
+
+def _build_towers(
+    schema: Schema,
+    pair: tuple[ColumnKey, ColumnKey],
+    size: CLIPSize,
+    patch_size: int | None,
+    dropout: float,
+    projection: str,
+    sigmoid: bool,
+) -> Towers:
+    """Build the image and the text encoder with their projections."""
+    image_column, text_column = pair
+    image = require_type(schema[image_column], Image)
+    text = require_type(schema[text_column], Text)
+    dim = size.dim
+    build_image_encoder = IMAGE_ENCODERS[size.image_encoder]
+    encoders: dict[ColumnKey, Encoder] = {
+        image_column: build_image_encoder(image, dim, size.image_layers, patch_size, dropout),
+        text_column: Encoder(
+            TextEmbedding(dim, text),
+            build_transformer(dim, size.text_layers, num_heads(dim), dropout=dropout),
+        ),
+    }
+    towers: dict[ColumnKey, Tower] = {
+        column: Tower(encoder, PROJECTIONS[projection](dim, size.embed_dim), size.embed_dim)
+        for column, encoder in encoders.items()
+    }
+    model = Towers(towers, temperature=0.1 if sigmoid else 0.07, use_logit_bias=sigmoid)
+    if size.subword_features:
+        _add_subword_features(model[text_column], text, dim, dropout)
+    return model
 
 
 def image_augment(image_column: ColumnKey, text_column: ColumnKey) -> dict[str, Augment]:
@@ -119,81 +268,25 @@ def image_augment(image_column: ColumnKey, text_column: ColumnKey) -> dict[str, 
     }
 
 
-def clip_small(
-    schema: Schema,
-    *,
-    image: str | None = None,
-    text: str | Sequence[str] | None = None,
-    dim: int = 128,
-    image_layers: int = 3,
-    text_layers: int = 2,
-    embed_dim: int = 192,
-    subword_features: bool = True,
-    captions_per_row: int | None = None,
-    dropout: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Recipe[Towers]:
-    """Train CLIP on a small dataset: ResNet, Muon, strong augmentation, several captions per step.
-
-    Rows of one group are batched together: it works best with several images per concept, marked
-    by a group column.
-
-    Args:
-        schema: columns of the data.
-        image: image column. Default: the only one.
-        text: caption column. Repeat to read several columns, such as languages, as one text.
-            Default: the only one.
-        dim: width of both encoders.
-        image_layers: layers of the ResNet, a multiple of 3.
-        text_layers: layers of the text encoder.
-        embed_dim: width of the embeddings.
-        subword_features: also embed words by their character n-grams, which generalizes to
-            unseen words.
-        captions_per_row: captions of a row sampled in each step. Default: 3, or the number of text
-            columns if that is larger.
-        dropout: dropout rate.
-        label_smoothing: label smoothing of the loss.
-    """
-    recipe = clip(
-        schema,
-        image=image,
-        text=text,
-        image_encoder="resnet",
-        dim=dim,
-        image_layers=image_layers,
-        text_layers=text_layers,
-        embed_dim=embed_dim,
-        dropout=dropout,
-        label_smoothing=label_smoothing,
-    )
-    image_column, text_column = recipe.data.columns
-    if subword_features:
-        _add_subword_features(recipe.model[text_column], schema, text_column, dim, dropout)
-    if captions_per_row is None:
+def _augment(
+    pair: tuple[ColumnKey, ColumnKey], size_name: str, captions_per_row: int | None
+) -> dict[str, Augment]:
+    """Return the augmentation by strength, with several captions of a row in each step."""
+    image_column, text_column = pair
+    augment = image_augment(*pair)
+    strengths = list(augment) if captions_per_row else []
+    if captions_per_row is None and size_name == "small":
         captions_per_row = max(MIN_CAPTIONS_PER_ROW, len(column_names(text_column)))
-    strong: Augment = {
-        image_column: IMAGE_AUGMENT["strong"],
-        text_column: {"captions": float(captions_per_row)},
-    }
-    return replace(
-        recipe,
-        data=replace(recipe.data, augment={**recipe.data.augment, "strong": strong}),
-        hooks=replace(
-            recipe.hooks,
-            on_start=lambda model, prepared, rows: fit_encoders(model.by_column(), prepared, rows),
-        ),
-        training=TrainingConfig(
-            samples_per_group=2, augment="strong", optimizer="muon", lr=0.012, max_grad_norm=0.0
-        ),
-    )
+        strengths = ["strong"]
+    for strength in strengths:
+        captions = {"captions": float(captions_per_row or 1)}
+        augment[strength] = {image_column: IMAGE_AUGMENT[strength], text_column: captions}
+    return augment
 
 
-def _add_subword_features(
-    tower: Tower, schema: Schema, column: ColumnKey, dim: int, dropout: float
-) -> None:
-    from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only needed by clip_small
+def _add_subword_features(tower: Tower, text: Text, dim: int, dropout: float) -> None:
+    from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only for these features
 
-    text = require_type(schema[column], Text)
     subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
     tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
 

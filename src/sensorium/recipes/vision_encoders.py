@@ -22,17 +22,16 @@ from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.lora import set_trainable
-from sensorium.models.towers import Encoder, Tower, Towers
+from sensorium.models.towers import Encoder, Tower
 from sensorium.nn.linear import Linear
 from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, sequence_positions
 from sensorium.pretrained.source import PretrainedSource
-from sensorium.recipes.clip import clip, clip_small
+from sensorium.recipes.clip import clip
 from sensorium.recipes.from_run import require_finished, restore_run
-from sensorium.recipes.recipe import DeriveColumns, RecipeFunction, build_recipe
+from sensorium.recipes.recipe import DeriveColumns, build_recipe
 
 NUM_PREFIX_TOKENS = 8  # tokens that an image embedding is projected to
-CLIP_RECIPES: dict[str, RecipeFunction[Towers]] = {"clip": clip, "clip_small": clip_small}
 
 
 class PrefixProjection(nn.Module):
@@ -101,7 +100,7 @@ class VisionSource:
                 weights where the folder is gone.
 
         Raises:
-            SensoriumError: where the folder is not a run of clip or clip_small.
+            SensoriumError: where the folder is not a run of clip.
         """
         if isinstance(source, str):
             return _load_clip_run(source)
@@ -110,7 +109,7 @@ class VisionSource:
             return _load_clip_run(source["source"])
         image = Image.from_json(source["image"])
         schema = Schema({"image": Column("image", image), "text": Column("text", Text())})
-        recipe, _ = build_recipe(CLIP_RECIPES[source["recipe"]], schema, source["keywords"])
+        recipe, _ = build_recipe(clip, schema, source["keywords"])
         return cls(recipe.model["image"], image, source, available=False)
 
     @classmethod
@@ -162,12 +161,10 @@ class VisionSource:
 
 def _load_clip_run(folder: str) -> VisionSource:
     recipe = RunConfig.load(Path(folder)).recipe
-    if recipe not in CLIP_RECIPES:
-        raise SensoriumError(
-            f"--clip-run {folder} is a run of {recipe}. Name a run of {' or '.join(CLIP_RECIPES)}."
-        )
+    if recipe != clip.__name__:
+        raise SensoriumError(f"--clip-run {folder} is a run of {recipe}. Name a run of clip.")
     require_finished(folder)
-    run = restore_run(folder, CLIP_RECIPES[recipe])
+    run = restore_run(folder, clip)
     column = run.recipe.data.columns[0]
     image = require_type(run.schema[column], Image)
     metadata = {

@@ -168,6 +168,8 @@ def _check_unchanged(
 
 def _check_keyword_unchanged(config: RunConfig, folder: Path, name: str, value: Any) -> None:
     """Raise SensoriumError where the value of a keyword differs from that of the run."""
+    if value in (None, "auto"):
+        return  # leaves the choice to the recipe, which made it when the run was created
     stored = _restore_sources({name: config.keywords[name]})[name]
     if isinstance(stored, dict) and "source" in stored:  # pretrained weights
         stored = stored["source"]
