@@ -19,7 +19,7 @@ from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.recipes.from_run import require_finished, restore_run
 from sensorium.recipes.recipe import InvalidKeywordError, RecipeFunction, build_recipe
 
-TEXT_RUN_RECIPES = ("gpt", "captioner", "clip", "clip_small")
+TEXT_RUN_RECIPES = ("gpt", "captioner", "clip")
 
 
 @dataclass(frozen=True)
