@@ -240,11 +240,13 @@ class DiffusionImageGenerator:
             level = torch.full((len(small),), UPSAMPLER_NOISE_LEVEL)
             small = self.process.add_noise(small, noise.draw(), level)
         keep, guidance = request.keep, request.guidance
-        condition = network.condition(request.texts, keep, level)
+        condition = network.condition(request.texts, keep, noise_level=level)
         guided = guidance.scale != 1 and bool(keep.any())
         both = Conditioning()
         if guided:
-            both = condition.concat(network.condition(None, torch.zeros_like(keep), level))
+            both = condition.concat(
+                network.condition(None, torch.zeros_like(keep), noise_level=level)
+            )
 
         def denoise(x: Tensor, time: Tensor) -> Tensor:
             if not guided or not guidance.is_on(time[0].item() / 1000):

@@ -1,9 +1,11 @@
-"""Text-conditional denoisers: a text encoder, a U-Net or DiT, and what stands for no text.
+"""Conditional denoisers: a U-Net or DiT with texts, image embeddings or smaller images to follow.
 
-B batch   S text tokens   C width of the text context   h, w image size
+B batch   S text tokens   C width of the context   E width of image embeddings   h, w image size
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,9 +15,46 @@ from sensorium.models.towers import Encoder
 from sensorium.nn.denoising import Conditioning, Denoiser
 from sensorium.nn.linear import Linear, normal_parameter
 from sensorium.nn.time_embedding import TimeEmbedding
-from sensorium.nn.tokens import Tokens, mean_pool, sequence_positions, valid_mask
+from sensorium.nn.tokens import Tokens, join, mean_pool, sequence_positions, valid_mask
 
 AUGMENTATION_DIM = 64
+MAX_NOISE_LEVEL = 0.5  # largest time of the noise on the condition of an upsampler
+NUM_IMAGE_TOKENS = 4  # context tokens that an image embedding becomes
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x(t), times from 0 to 1000) -> prediction
+AddNoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0, noise, times from 0 to 1) -> x(t)
+
+
+@runtime_checkable
+class TrainableDenoiser(Protocol):
+    """A model that the denoising loss trains."""
+
+    training: bool
+
+    def training_denoiser(
+        self, x0: Tensor, text: Tensor | None, keep: Tensor, add_noise: AddNoise
+    ) -> Denoise:
+        """Return the denoiser of a training batch with its condition.
+
+        Args:
+            x0: Images.
+            text: Texts; None where all are missing.
+            keep: False for a text that is missing or dropped.
+            add_noise: The process, for a condition that has noise too.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ImageCondition:
+    """Image embeddings to follow.
+
+    Attributes:
+        embedding: The embeddings, of unit variance.
+        keep: False for one that is dropped.
+    """
+
+    embedding: Float[Tensor, "B E"]
+    keep: Bool[Tensor, "B"]
 
 
 class TextConditionalDenoiser(nn.Module):
@@ -31,6 +70,7 @@ class TextConditionalDenoiser(nn.Module):
         text_dim: Width of its tokens.
         context_dim: C.
         low_resolution: Whether a smaller image is a condition (Imagen's upsamplers).
+        image_dim: E, where an image embedding is a condition (DALL-E 2's decoder); else 0.
     """
 
     def __init__(
@@ -41,6 +81,7 @@ class TextConditionalDenoiser(nn.Module):
         context_dim: int,
         *,
         low_resolution: bool = False,
+        image_dim: int = 0,
     ):
         super().__init__()
         self.denoiser = denoiser
@@ -49,6 +90,9 @@ class TextConditionalDenoiser(nn.Module):
         self.text_projection = Linear(text_dim, context_dim)
         self.null_token = normal_parameter(context_dim, std=0.02)
         self.augmentation = TimeEmbedding(AUGMENTATION_DIM) if low_resolution else None
+        self.image: ImageConditioner | None = None
+        if image_dim:
+            self.image = ImageConditioner(image_dim, context_dim)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TextConditionalDenoiser":
@@ -79,7 +123,9 @@ class TextConditionalDenoiser(nn.Module):
         self,
         raw: Tensor | None,
         keep: Bool[Tensor, "B"],
+        *,
         noise_level: Float[Tensor, "B"] | None = None,
+        image: ImageCondition | None = None,
     ) -> Conditioning:
         """Return the condition of the denoiser.
 
@@ -87,12 +133,19 @@ class TextConditionalDenoiser(nn.Module):
             raw: The texts; None where all are missing.
             keep: False for a text that is missing or dropped.
             noise_level: With `low_resolution`, time from 0 to 1 of the noise on the smaller image.
+            image: With `image_dim`, the image embeddings.
 
         Raises:
-            ValueError: `noise_level` is given without a smaller image, or the reverse.
+            ValueError: `noise_level` or `image` is given to a model without it, or the reverse.
         """
         context = self.encode_text(raw, keep)
         vector = mean_pool(context)
+        if (image is None) != (self.image is None):
+            raise ValueError("Image embeddings belong to a denoiser that is built for them.")
+        if self.image is not None and image is not None:
+            tokens, image_vector = self.image(image)
+            context = join(context, tokens)
+            vector = vector + image_vector
         if (noise_level is None) != (self.augmentation is None):
             raise ValueError("A noise level belongs to a denoiser with a low-resolution condition.")
         if self.augmentation is not None and noise_level is not None:
@@ -118,10 +171,39 @@ class TextConditionalDenoiser(nn.Module):
             x = torch.cat([x, low_resolution], 1)
         return self._network()(x, time, condition)
 
+    def training_denoiser(
+        self, x0: Tensor, text: Tensor | None, keep: Tensor, add_noise: AddNoise
+    ) -> Denoise:
+        """Return the denoiser of a training batch, which follows the texts alone."""
+        del x0, add_noise  # nothing but the text is a condition
+        condition = self.condition(text, keep)
+        return lambda x, time: self(x, time, condition)
+
     def _network(self) -> Denoiser:
         if not isinstance(self.denoiser, Denoiser):
             raise TypeError(f"{type(self.denoiser).__name__} is not a denoiser.")
         return self.denoiser
+
+
+class ImageConditioner(nn.Module):
+    """Image embeddings as context tokens, and as a vector that is added to that of the text.
+
+    Args:
+        image_dim: E.
+        context_dim: C.
+    """
+
+    def __init__(self, image_dim: int, context_dim: int):
+        super().__init__()
+        self.null_embedding = normal_parameter(image_dim)
+        self.tokens = Linear(image_dim, NUM_IMAGE_TOKENS * context_dim)
+        self.vector = Linear(image_dim, context_dim)
+
+    def forward(self, image: ImageCondition) -> tuple[Tokens, Float[Tensor, "B C"]]:
+        """Return the context tokens and the vector."""
+        embedding = torch.where(image.keep[:, None], image.embedding, self.null_embedding)
+        x = self.tokens(embedding).unflatten(1, (NUM_IMAGE_TOKENS, -1))
+        return Tokens(x, sequence_positions(x)), self.vector(embedding)
 
 
 class Cascade(nn.Module):
@@ -150,6 +232,20 @@ class Cascade(nn.Module):
         super().train(mode)
         self.base.eval()
         return self
+
+    def training_denoiser(
+        self, x0: Tensor, text: Tensor | None, keep: Tensor, add_noise: AddNoise
+    ) -> Denoise:
+        """Return the upsampler of a training batch.
+
+        The images are reduced to the size of the base's, enlarged again and given noise of a random
+        level, so that the upsampler forgives the base its faults.
+        """
+        level = torch.rand(len(x0), device=x0.device) * MAX_NOISE_LEVEL
+        reduced = self.reduce(x0)
+        reduced = add_noise(reduced, torch.randn_like(reduced), level)
+        condition = self.upsampler.condition(text, keep, noise_level=level)
+        return lambda x, time: self.upsampler(x, time, condition, reduced)
 
     def reduce(self, x: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
         """Return images at the size of the base's, then enlarged again."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sensorium.models.denoiser import Cascade, TextConditionalDenoiser
+from sensorium.models.denoiser import TrainableDenoiser
 from sensorium.nn.tokens import Batch, ColumnKey
 
 Prediction = Literal["epsilon", "x0", "v", "flow"]
@@ -29,9 +29,6 @@ REFERENCE_MEAN = 1.24
 LOGIT_STD = 0.9
 """Most of an image is decided where logit t is about N(1.24, 0.71) at 24 pixels. More pixels carry
 more information at the same noise, which moves the mean by the logarithm of the side."""
-
-MAX_NOISE_LEVEL = 0.5
-"""Largest time of the noise on the condition of an upsampler."""
 
 
 @runtime_checkable
@@ -268,10 +265,6 @@ def denoising_loss(
 class DenoisingLoss:
     """The denoising loss of an image column, given the text column where there is one.
 
-    A Cascade trains its upsampler: the image is reduced to the size of the base's images, enlarged
-    again and given noise of a random level, so that the upsampler forgives the base its faults
-    (Ho et al. 2022).
-
     Attributes:
         process: The diffusion process.
         image: Image column, with values from -1 to 1.
@@ -290,13 +283,11 @@ class DenoisingLoss:
     logit_std: float = LOGIT_STD
     gamma: float = 0.0
 
-    def __call__(self, model: TextConditionalDenoiser | Cascade, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, model: TrainableDenoiser, batch: Batch) -> dict[str, Tensor]:
         """Return the mean loss of the rows that have an image."""
         return {"model": self.row_losses(model, batch).mean()}
 
-    def row_losses(
-        self, model: TextConditionalDenoiser | Cascade, batch: Batch
-    ) -> Float[Tensor, "B"]:
+    def row_losses(self, model: TrainableDenoiser, batch: Batch) -> Float[Tensor, "B"]:
         """Return the loss of each row that has an image."""
         batch = batch.take(batch.presence(self.image))
         keep = batch.presence(self.text)
@@ -304,23 +295,6 @@ class DenoisingLoss:
             keep = keep & (torch.rand(len(keep), device=keep.device) >= self.caption_dropout)
         x0 = batch[self.image]
         text = batch.columns.get(self.text)
-        if isinstance(model, Cascade):
-            denoise = self._upsampler(model, x0, text, keep)
-        else:
-            condition = model.condition(text, keep)
-
-            def denoise(x: Tensor, time: Tensor) -> Tensor:
-                return model(x, time, condition)
-
         t = logit_normal_times(len(batch), self.logit_mean, self.logit_std, device=x0.device)
+        denoise = model.training_denoiser(x0, text, keep, self.process.add_noise)
         return denoising_loss(self.process, denoise, x0, t, gamma=self.gamma)
-
-    def _upsampler(
-        self, model: Cascade, x0: Float[Tensor, "B 3 h w"], text: Tensor | None, keep: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the upsampler, given the reduced image with noise of a random level."""
-        level = torch.rand(len(x0), device=x0.device) * MAX_NOISE_LEVEL
-        reduced = model.reduce(x0)
-        reduced = self.process.add_noise(reduced, torch.randn_like(reduced), level)
-        condition = model.upsampler.condition(text, keep, level)
-        return lambda x, time: model.upsampler(x, time, condition, reduced)
