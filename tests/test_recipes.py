@@ -32,6 +32,8 @@ VERBS = {
     "captioner": {"generate"},
     "clip": {"embed"},
     "dalle": {"generate"},
+    "dalle2": {"generate"},
+    "dalle2_prior": {"embed"},
     "finetune": {"embed"},
     "fusion": {"predict"},
     "gpt": {"generate"},
@@ -82,7 +84,7 @@ def assert_generates(
                 inputs["question"] = TEXTS
         case "gpt":
             inputs = {"text": TEXTS, "max_tokens": 3}
-        case "dalle" | "imagen":
+        case "dalle" | "dalle2" | "imagen":
             inputs = {"text": TEXTS}
         case _:
             inputs = {"image": IMAGES}

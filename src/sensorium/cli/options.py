@@ -221,6 +221,14 @@ class SamplingOptions:
     """How much of --image is replaced (imagen, without --mask), from 0 to 1."""
     upscale: Annotated[bool | None, Parameter(negative="")] = None
     """Enlarge --image by the last stage of a cascade (imagen)."""
+    vary: Annotated[bool | None, Parameter(negative="")] = None
+    """Make variations of --image (dalle2)."""
+    blend_image: Annotated[tuple[Path, ...], FLAG] = ()
+    """Second image: generate what lies between it and --image (dalle2). Repeatable."""
+    source_text: Annotated[tuple[str, ...], FLAG] = ()
+    """What --image shows, to be changed to what the prompt says (dalle2). Repeatable."""
+    amount: float | None = None
+    """How far --blend-image or --source-text moves the image, from 0 to 1 (dalle2)."""
     prefix_tokens: int | None = None
     """Number of image tokens kept from --image; the rest is completed."""
     region: str | None = None

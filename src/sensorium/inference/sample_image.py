@@ -22,9 +22,11 @@ from sensorium.inference.request import (
     iter_request_batches,
     require_output,
 )
+from sensorium.inference.sample_embedding import sample_image_embeddings
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
-from sensorium.models.denoiser import Cascade, TextConditionalDenoiser
+from sensorium.models.denoiser import Cascade, ImageCondition, TextConditionalDenoiser
+from sensorium.models.prior import UnCLIP
 from sensorium.nn.denoising import Conditioning
 from sensorium.nn.tokens import Batch
 from sensorium.objectives.diffusion import DiffusionProcess
@@ -39,6 +41,7 @@ from sensorium.objectives.samplers import (
     sample,
 )
 
+DiffusionModel = TextConditionalDenoiser | Cascade | UnCLIP
 OnStep = Callable[[int, int, list[PIL.Image.Image]], None]
 MASK_THRESHOLD = 128  # a mask pixel from this value on is generated
 UPSAMPLER_NOISE_LEVEL = 0.1  # time of the noise on the image that an upsampler enlarges
@@ -70,6 +73,8 @@ class SamplingRequest:
         config: Options of the sampler.
         guidance: Classifier-free guidance.
         given: Images to start from.
+        embedding: Image embeddings for the decoder of DALL-E 2, instead of those of its prior.
+        noise: Noise to start from, instead of that of the seeds.
         on_step: Receives the images after each step of the last stage.
     """
 
@@ -79,6 +84,8 @@ class SamplingRequest:
     config: SamplerConfig
     guidance: Guidance
     given: GivenImages | None = None
+    embedding: Float[Tensor, "B E"] | None = None
+    noise: Float[Tensor, "B 3 h w"] | None = None
     on_step: Callable[[int, Tensor], None] | None = None
 
 
@@ -97,7 +104,7 @@ class DiffusionImageGenerator:
 
     def __init__(
         self,
-        model: TextConditionalDenoiser | Cascade,
+        model: DiffusionModel,
         process: DiffusionProcess,
         text: Text,
         image: Image,
@@ -177,7 +184,7 @@ class DiffusionImageGenerator:
                 config,
                 Guidance(guidance_scale),
                 self._load_given(batch_inputs, upscale),
-                report,
+                on_step=report,
             )
             images += self._decode(self.sample_tensors(sampling))
         return images
@@ -188,7 +195,7 @@ class DiffusionImageGenerator:
         with eval_mode(self.model):
             small = self._sample_base(request)
             noise = RowNoise(request.seeds, (3, self.image.size, self.image.size))
-            x = first = noise.draw()
+            x = first = noise.draw() if request.noise is None else request.noise
             known = None
             given = request.given
             config = request.config
@@ -208,6 +215,11 @@ class DiffusionImageGenerator:
                 known=known,
                 on_step=request.on_step,
             )
+
+    def denoiser(self, request: SamplingRequest) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the denoiser of a request, of a model of a single stage."""
+        noise = RowNoise(request.seeds, (3, self.image.size, self.image.size))
+        return self._guided(request, None, noise)
 
     def _sample_base(self, request: SamplingRequest) -> Float[Tensor, "B 3 h w"] | None:
         """Return the enlarged images of the base; None without one."""
@@ -234,19 +246,22 @@ class DiffusionImageGenerator:
         noise: RowNoise,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the denoiser with its condition, guided where there is a text to follow."""
-        network = self.model.upsampler if isinstance(self.model, Cascade) else self.model
+        network = self.network
         level = None
         if small is not None:
             level = torch.full((len(small),), UPSAMPLER_NOISE_LEVEL)
             small = self.process.add_noise(small, noise.draw(), level)
         keep, guidance = request.keep, request.guidance
-        condition = network.condition(request.texts, keep, noise_level=level)
-        guided = guidance.scale != 1 and bool(keep.any())
+        image = self._image_condition(request)
+        condition = network.condition(request.texts, keep, noise_level=level, image=image)
+        guided = guidance.scale != 1 and (image is not None or bool(keep.any()))
         both = Conditioning()
         if guided:
-            both = condition.concat(
-                network.condition(None, torch.zeros_like(keep), noise_level=level)
-            )
+            null, null_image = torch.zeros_like(keep), None
+            if image is not None:
+                null_image = ImageCondition(image.embedding, null)
+            without = network.condition(None, null, noise_level=level, image=null_image)
+            both = condition.concat(without)
 
         def denoise(x: Tensor, time: Tensor) -> Tensor:
             if not guided or not guidance.is_on(time[0].item() / 1000):
@@ -256,6 +271,24 @@ class DiffusionImageGenerator:
             return guidance.combine(*prediction.chunk(2))
 
         return denoise
+
+    @property
+    def network(self) -> TextConditionalDenoiser:
+        """The denoiser of the last stage."""
+        if isinstance(self.model, Cascade):
+            return self.model.upsampler
+        return self.model.decoder if isinstance(self.model, UnCLIP) else self.model
+
+    def _image_condition(self, request: SamplingRequest) -> ImageCondition | None:
+        """Return the image embeddings of DALL-E 2's decoder: given, or sampled by its prior."""
+        if not isinstance(self.model, UnCLIP):
+            return None
+        embedding = request.embedding
+        if embedding is None:
+            embedding = sample_image_embeddings(
+                self.model.prior, request.texts, request.keep, request.seeds, request.guidance
+            )
+        return ImageCondition(embedding, torch.ones_like(request.keep))
 
     def _check_images(self, request: dict[str, list[Any]], upscale: bool) -> None:
         """Raise SensoriumError where images, masks and `upscale` do not belong together."""

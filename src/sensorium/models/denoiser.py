@@ -210,14 +210,14 @@ class Cascade(nn.Module):
     """A generator of small images, and a denoiser that enlarges them (Ho et al. 2022).
 
     Args:
-        base: The generator of small images: a TextConditionalDenoiser or a Cascade. It is frozen.
+        base: The generator of small images, such as a TextConditionalDenoiser. It is frozen.
         upsampler: A denoiser with a low-resolution condition.
         base_size: Side of the small images.
     """
 
     def __init__(
         self,
-        base: "TextConditionalDenoiser | Cascade",
+        base: nn.Module,
         upsampler: TextConditionalDenoiser,
         base_size: int,
     ):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sensorium.models.denoiser import TrainableDenoiser
+from sensorium.models.prior import ImagePrior
 from sensorium.nn.tokens import Batch, ColumnKey
 
 Prediction = Literal["epsilon", "x0", "v", "flow"]
@@ -132,7 +133,7 @@ class DiffusionProcess:
             )
 
     def coefficients(
-        self, t: Float[Tensor, "B"], like: Float[Tensor, "B c h w"]
+        self, t: Float[Tensor, "B"], like: Float[Tensor, "B *s"]
     ) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma of each row, shaped to multiply `like`."""
         alpha, sigma = self.schedule.alpha_sigma(t)
@@ -298,3 +299,36 @@ class DenoisingLoss:
         t = logit_normal_times(len(batch), self.logit_mean, self.logit_std, device=x0.device)
         denoise = model.training_denoiser(x0, text, keep, self.process.add_noise)
         return denoising_loss(self.process, denoise, x0, t, gamma=self.gamma)
+
+
+@dataclass(frozen=True)
+class PriorLoss:
+    """The loss of a diffusion prior: the squared error of the predicted image embedding.
+
+    Attributes:
+        process: The diffusion process, which predicts x0.
+        image: Image column, with values from -1 to 1.
+        text: Text column.
+        caption_dropout: Probability that a text is dropped, for classifier-free guidance.
+    """
+
+    process: DiffusionProcess
+    image: str
+    text: ColumnKey
+    caption_dropout: float = 0.1
+
+    def __call__(self, model: ImagePrior, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean loss of the rows that have an image."""
+        return {"model": self.row_losses(model, batch).mean()}
+
+    def row_losses(self, model: ImagePrior, batch: Batch) -> Float[Tensor, "B"]:
+        """Return the loss of each row that has an image."""
+        batch = batch.take(batch.presence(self.image))
+        keep = batch.presence(self.text)
+        if model.training and self.caption_dropout:
+            keep = keep & (torch.rand(len(keep), device=keep.device) >= self.caption_dropout)
+        condition = model.encode_texts(batch.columns.get(self.text), keep)
+        x0 = model.encode_images(batch[self.image])
+        n = len(x0)
+        t = (torch.randperm(n, device=x0.device) + torch.rand(n, device=x0.device)) / n
+        return denoising_loss(self.process, lambda x, time: model.prior(x, time, condition), x0, t)

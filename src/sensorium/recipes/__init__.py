@@ -4,6 +4,7 @@ from sensorium.evaluation.spec import EvaluationSpec, Predictions, ValidationRes
 from sensorium.recipes.captioner import captioner
 from sensorium.recipes.clip import clip
 from sensorium.recipes.dalle import dalle
+from sensorium.recipes.dalle2 import dalle2, dalle2_prior
 from sensorium.recipes.finetune import finetune
 from sensorium.recipes.fusion import fusion
 from sensorium.recipes.gpt import gpt
@@ -18,6 +19,8 @@ RECIPES = {
     "clip": clip,
     "image_tokenizer": image_tokenizer,
     "dalle": dalle,
+    "dalle2": dalle2,
+    "dalle2_prior": dalle2_prior,
     "finetune": finetune,
     "fusion": fusion,
     "gpt": gpt,
@@ -39,6 +42,8 @@ __all__ = [
     "captioner",
     "clip",
     "dalle",
+    "dalle2",
+    "dalle2_prior",
     "finetune",
     "fusion",
     "gpt",

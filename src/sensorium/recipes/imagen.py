@@ -1,23 +1,18 @@
 """Imagen (Saharia et al. 2022): images by denoising, with a text encoder taught beforehand."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
-from sensorium.data.schema import Column, Schema
-from sensorium.errors import SensoriumError, require_type
+from sensorium.data.schema import Schema
+from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec
 from sensorium.evaluation.validate_denoising import denoising_sample_writer, denoising_validator
 from sensorium.inference.sample_image import DiffusionImageGenerator
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models.denoiser import AUGMENTATION_DIM, Cascade, TextConditionalDenoiser
-from sensorium.models.towers import Encoder
 from sensorium.nn.denoising import Channels
 from sensorium.nn.dit import DiT
 from sensorium.nn.tokens import ColumnKey
@@ -30,8 +25,8 @@ from sensorium.objectives.diffusion import (
     FlowSchedule,
     default_logit_mean,
 )
-from sensorium.recipes.from_run import require_finished, restore_run
-from sensorium.recipes.recipe import DataSpec, Recipe, build_recipe, check_choice
+from sensorium.recipes.cascade_base import CascadeBase
+from sensorium.recipes.recipe import DataSpec, Recipe, check_choice
 from sensorium.recipes.text_encoders import TextSource, build_text_encoder, resolve_text_source
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -88,13 +83,12 @@ def imagen(
         caption_dropout: fraction of captions dropped in training, for classifier-free guidance.
         min_snr_gamma: limit of the weight of low noise (min-SNR, usually 5); 0: none.
     """
-    check_choice("denoiser", denoiser, ["unet", "dit"])
     check_choice("process", process, list(PROCESSES))
     image_column = schema.resolve_column("image", image)
     text_column = schema.resolve_text_columns(text)
-    images = _image_settings(schema, image_column, size)
+    images = image_settings(schema, image_column, size)
     texts = require_type(schema[text_column], Text)
-    small = resolve_base(base, images.size)
+    small = CascadeBase.resolve(base, images.size)
     source = None if small else resolve_text_source(text_run, text_weights)
     if small:
         texts = small.text or texts
@@ -103,12 +97,9 @@ def imagen(
         texts, encoder, text_width = source.text or texts, source.encoder, source.width
     else:
         encoder, text_width = build_text_encoder(texts, text_dim, text_layers), text_dim
-    channels = _channels(4 * dim, low_resolution=small is not None)
-    if denoiser == "unet":
-        network = build_unet(images.size, dim, channels)
-    else:
-        heads = num_heads(4 * dim)
-        network = DiT(images.size, channels, 4 * dim, layers, heads, patch_size=patch_size)
+    network = build_denoiser(
+        denoiser, images.size, dim, layers, patch_size, low_resolution=small is not None
+    )
     stage = TextConditionalDenoiser(
         network, encoder, text_width, 4 * dim, low_resolution=small is not None
     )
@@ -127,105 +118,18 @@ def imagen(
     return Recipe(
         model=model,
         objective=objective,
-        data=_data_spec(image_column, text_column, images, texts if small or source else None),
-        verbs={"generate": generator},
+        data=data_spec(image_column, text_column, images, texts if small or source else None),
+        verbs={"generate": small.wrap(generator) if small else generator},
         training=TrainingConfig(
             batch_size=64, lr=3e-3, optimizer="muon", ema_decay=0.998, augment="none"
         ),
-        evaluation=_evaluation(generator, objective),
+        evaluation=denoising_evaluation(generator, objective),
         stored_keywords=_stored_keywords(text_run, source, small),
         prerequisites={} if isinstance(base, str) or "source" in base else {"base": (imagen, base)},
     )
 
 
-@dataclass(frozen=True)
-class CascadeBase:
-    """A trained generator of smaller images and how a run stores it.
-
-    Attributes:
-        generator: generates the small images.
-        metadata: all that is needed to build it again, as plain values.
-    """
-
-    generator: DiffusionImageGenerator
-    metadata: Mapping[str, Any]
-
-    @property
-    def model(self) -> TextConditionalDenoiser | Cascade:
-        """The model of the generator."""
-        return self.generator.model
-
-    @property
-    def text(self) -> Text | None:
-        """The settings of its captions; None: those of the run's own schema."""
-        return self.generator.text if self.generator.text.tokenizer else None
-
-    @property
-    def size(self) -> int:
-        """The side of its images."""
-        return self.generator.image.size
-
-    def text_encoder(self) -> tuple[Encoder, int]:
-        """Return a frozen copy of its text encoder, and the width of its tokens."""
-        model = self.model.upsampler if isinstance(self.model, Cascade) else self.model
-        encoder = copy.deepcopy(model.text_encoder).requires_grad_(False)
-        return encoder, model.text_norm.normalized_shape[0]
-
-
-def resolve_base(base: str | Mapping[str, Any], size: int) -> CascadeBase | None:
-    """Return the base that a keyword names; None without one.
-
-    Args:
-        base: the run folder; or the stored metadata, which builds the base without its weights
-            where the folder is gone; or keywords of a base that is not trained yet.
-        size: side of the images of the whole cascade.
-
-    Raises:
-        SensoriumError: the folder is not a finished run of imagen, or its images are not smaller.
-    """
-    if not base or (isinstance(base, Mapping) and "source" not in base):
-        return None
-    if isinstance(base, str):
-        return _load_base(base, size)
-    path = Path(base["source"]) / WEIGHTS_FILE
-    if path.is_file() and file_sha256(path) == base["fingerprint"]:
-        return _load_base(base["source"], size)
-    return _untrained_base(base)
-
-
-def _load_base(base: str, size: int) -> CascadeBase:
-    """Load the base of a cascade from its run folder."""
-    recipe = RunConfig.load(Path(base)).recipe
-    if recipe != "imagen":
-        raise SensoriumError(f"--base {base} is a run of {recipe}. Name a run of imagen.")
-    require_finished(base)
-    run = restore_run(base, imagen)
-    generator = require_type(run.recipe.verbs["generate"], DiffusionImageGenerator)
-    if generator.image.size >= size:
-        raise SensoriumError(
-            f"--base {base} generates images of {generator.image.size} pixels, which are not "
-            f"smaller than {size}. Set --size to more."
-        )
-    metadata = {
-        "source": base,
-        "fingerprint": run.fingerprint,
-        "keywords": {**run.config.keywords, "image": "image", "text": "text"},
-        "image": generator.image.to_json(),
-        "text": generator.text.to_json(),
-    }
-    return CascadeBase(generator, metadata)
-
-
-def _untrained_base(metadata: Mapping[str, Any]) -> CascadeBase:
-    """Build the base of a stored run, whose weights are loaded with those of the run."""
-    image, text = Image.from_json(metadata["image"]), Text.from_json(metadata["text"])
-    schema = Schema({"image": Column("image", image), "text": Column("text", text)})
-    recipe, _ = build_recipe(imagen, schema, metadata["keywords"])
-    generator = require_type(recipe.verbs["generate"], DiffusionImageGenerator)
-    return CascadeBase(generator, metadata)
-
-
-def _image_settings(schema: Schema, column: str, size: int | None) -> Image:
+def image_settings(schema: Schema, column: str, size: int | None) -> Image:
     """Return the settings of the images: pixels from -1 to 1."""
     image = require_type(schema[column], Image)
     return replace(image, mean=HALF, std=HALF, size=size or image.size)
@@ -238,7 +142,7 @@ def _channels(context_dim: int, *, low_resolution: bool) -> Channels:
     return Channels(3, 3, context_dim, context_dim)
 
 
-def _data_spec(
+def data_spec(
     image_column: str, text_column: ColumnKey, images: Image, texts: Text | None
 ) -> DataSpec:
     """Return the columns; the settings of the texts are fixed where their encoder is."""
@@ -253,9 +157,10 @@ def _data_spec(
     )
 
 
-def _evaluation(
+def denoising_evaluation(
     generator: DiffusionImageGenerator, objective: DenoisingLoss
-) -> EvaluationSpec[TextConditionalDenoiser | Cascade]:
+) -> EvaluationSpec[Any]:
+    """Return how a model that generates images by denoising is evaluated."""
     # not needed in training
     from sensorium.evaluation.image_generation import image_generation_evaluator
 
@@ -266,6 +171,29 @@ def _evaluation(
         write_samples=denoising_sample_writer(generator, objective),
         evaluator=image_generation_evaluator(objective.image, objective.text),
     )
+
+
+def build_denoiser(
+    kind: str, size: int, dim: int, layers: int, patch_size: int, *, low_resolution: bool = False
+) -> UNet | DiT:
+    """Build the network of a stage, with a context of width 4 `dim`.
+
+    Args:
+        kind: unet or dit.
+        size: side of the images in pixels.
+        dim: width of a unet at full resolution, a quarter of the width of a dit.
+        layers: blocks of a dit.
+        patch_size: side of a patch of a dit in pixels.
+        low_resolution: whether it also reads a small image and the level of its noise.
+
+    Raises:
+        InvalidKeywordError: the kind is unknown.
+    """
+    check_choice("denoiser", kind, ["unet", "dit"])
+    channels = _channels(4 * dim, low_resolution=low_resolution)
+    if kind == "unet":
+        return build_unet(size, dim, channels)
+    return DiT(size, channels, 4 * dim, layers, num_heads(4 * dim), patch_size=patch_size)
 
 
 def build_unet(size: int, dim: int, channels: Channels) -> UNet:

@@ -16,8 +16,8 @@ from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.models.decoder import Decoder
 from sensorium.models.towers import Encoder, Towers
 from sensorium.nn.transformer import build_transformer, num_heads
-from sensorium.recipes.from_run import require_finished, restore_run
-from sensorium.recipes.recipe import InvalidKeywordError, RecipeFunction, build_recipe
+from sensorium.recipes.from_run import recipe_function, require_finished, restore_run
+from sensorium.recipes.recipe import InvalidKeywordError, build_recipe
 
 TEXT_RUN_RECIPES = ("gpt", "captioner", "clip")
 
@@ -58,7 +58,7 @@ class TextSource:
             return _load_text_run(source["source"])
         text = Text.from_json(source["text"])
         schema = Schema({"image": Column("image", Image()), "text": Column("text", text)})
-        recipe, _ = build_recipe(_recipe_function(source["recipe"]), schema, source["keywords"])
+        recipe, _ = build_recipe(recipe_function(source["recipe"]), schema, source["keywords"])
         return cls(*_text_encoder(recipe.model), None, source, available=False)
 
     @classmethod
@@ -104,13 +104,6 @@ def build_text_encoder(text: Text, dim: int, layers: int) -> Encoder:
     )
 
 
-def _recipe_function(name: str) -> RecipeFunction[Any]:
-    """Return the recipe of a run with a text encoder; imported only where a run is named."""
-    from sensorium import recipes
-
-    return recipes.RECIPES[name]
-
-
 def _load_text_run(folder: str) -> TextSource:
     recipe = RunConfig.load(Path(folder)).recipe
     if recipe not in TEXT_RUN_RECIPES:
@@ -119,7 +112,7 @@ def _load_text_run(folder: str) -> TextSource:
             f"{', '.join(TEXT_RUN_RECIPES)}."
         )
     require_finished(folder)
-    run = restore_run(folder, _recipe_function(recipe))
+    run = restore_run(folder, recipe_function(recipe))
     column = next(c for c in run.recipe.data.columns if isinstance(run.schema[c], Text))
     text = require_type(run.schema[column], Text)
     keywords = {**run.config.keywords, "text": "text"}
