@@ -36,6 +36,7 @@ VERBS = {
     "dalle2_prior": {"embed"},
     "finetune": {"embed"},
     "fusion": {"predict"},
+    "gan": {"generate"},
     "gpt": {"generate"},
     "image_tokenizer": {"generate"},
     "imagen": {"generate"},
@@ -84,7 +85,7 @@ def assert_generates(
                 inputs["question"] = TEXTS
         case "gpt":
             inputs = {"text": TEXTS, "max_tokens": 3}
-        case "dalle" | "dalle2" | "imagen":
+        case "dalle" | "dalle2" | "gan" | "imagen":
             inputs = {"text": TEXTS}
         case _:
             inputs = {"image": IMAGES}
@@ -137,6 +138,8 @@ class TestRecipe:
 
     def test_loss_falls_on_a_repeated_batch(self, name: str, keywords: dict[str, object]) -> None:
         recipe, batch = build(name, keywords), fake_batch(name)
+        if len(getattr(recipe.objective, "players", ())) > 1:
+            pytest.skip("the losses of a game do not fall together; see test_gan.py")
         optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
         losses = []
         for _ in range(150):

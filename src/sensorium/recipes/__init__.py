@@ -7,6 +7,7 @@ from sensorium.recipes.dalle import dalle
 from sensorium.recipes.dalle2 import dalle2, dalle2_prior
 from sensorium.recipes.finetune import finetune
 from sensorium.recipes.fusion import fusion
+from sensorium.recipes.gan import gan
 from sensorium.recipes.gpt import gpt
 from sensorium.recipes.image_tokenizer import image_tokenizer
 from sensorium.recipes.imagen import imagen
@@ -23,6 +24,7 @@ RECIPES = {
     "dalle2_prior": dalle2_prior,
     "finetune": finetune,
     "fusion": fusion,
+    "gan": gan,
     "gpt": gpt,
     "imagen": imagen,
     "lit": lit,
@@ -46,6 +48,7 @@ __all__ = [
     "dalle2_prior",
     "finetune",
     "fusion",
+    "gan",
     "gpt",
     "image_tokenizer",
     "imagen",

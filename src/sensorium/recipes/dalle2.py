@@ -22,14 +22,8 @@ from sensorium.models.towers import Tower, Towers
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.diffusion import DenoisingLoss, PriorLoss, default_logit_mean
 from sensorium.recipes.from_run import recipe_function, require_finished, restore_run
-from sensorium.recipes.imagen import (
-    HALF,
-    PROCESSES,
-    build_denoiser,
-    data_spec,
-    denoising_evaluation,
-    image_settings,
-)
+from sensorium.recipes.image_targets import HALF, data_spec, image_settings
+from sensorium.recipes.imagen import PROCESSES, build_denoiser, denoising_evaluation
 from sensorium.recipes.recipe import InvalidKeywordError, Recipe, build_recipe, check_choice
 from sensorium.recipes.text_encoders import build_text_encoder
 from sensorium.recipes.training_config import TrainingConfig

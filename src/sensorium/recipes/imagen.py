@@ -1,7 +1,6 @@
 """Imagen (Saharia et al. 2022): images by denoising, with a text encoder taught beforehand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from sensorium.data.schema import Schema
@@ -9,13 +8,10 @@ from sensorium.errors import require_type
 from sensorium.evaluation.spec import EvaluationSpec
 from sensorium.evaluation.validate_denoising import denoising_sample_writer, denoising_validator
 from sensorium.inference.sample_image import DiffusionImageGenerator
-from sensorium.modalities.base import Modality
-from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models.denoiser import AUGMENTATION_DIM, Cascade, TextConditionalDenoiser
 from sensorium.nn.denoising import Channels
 from sensorium.nn.dit import DiT
-from sensorium.nn.tokens import ColumnKey
 from sensorium.nn.transformer import num_heads
 from sensorium.nn.unet import UNet
 from sensorium.objectives.diffusion import (
@@ -26,14 +22,18 @@ from sensorium.objectives.diffusion import (
     default_logit_mean,
 )
 from sensorium.recipes.cascade_base import CascadeBase
-from sensorium.recipes.recipe import DataSpec, Recipe, check_choice
-from sensorium.recipes.text_encoders import TextSource, build_text_encoder, resolve_text_source
+from sensorium.recipes.image_targets import (
+    data_spec,
+    image_evaluator,
+    image_settings,
+    text_keywords,
+)
+from sensorium.recipes.recipe import Recipe, check_choice
+from sensorium.recipes.text_encoders import build_text_encoder, resolve_text_source
 from sensorium.recipes.training_config import TrainingConfig
 
 SMALLEST_SIDE = 6  # of the lowest level of a U-Net
 ATTENTION_SIDE = 16  # of the largest level with attention
-HALF = (0.5, 0.5, 0.5)  # mean and deviation by which pixels lie between -1 and 1
-IMAGE_AUGMENT = {"light": {"shift": 0.05}, "strong": {"shift": 0.1, "scale": 0.1}}
 PROCESSES = {
     "flow": DiffusionProcess(FlowSchedule(), "flow"),
     "ddpm": DiffusionProcess(CosineSchedule(), "v"),
@@ -124,15 +124,10 @@ def imagen(
             batch_size=64, lr=3e-3, optimizer="muon", ema_decay=0.998, augment="none"
         ),
         evaluation=denoising_evaluation(generator, objective),
-        stored_keywords=_stored_keywords(text_run, source, small),
+        stored_keywords=text_keywords(text_run, source)
+        | ({"base": dict(small.metadata)} if small else {}),
         prerequisites={} if isinstance(base, str) or "source" in base else {"base": (imagen, base)},
     )
-
-
-def image_settings(schema: Schema, column: str, size: int | None) -> Image:
-    """Return the settings of the images: pixels from -1 to 1."""
-    image = require_type(schema[column], Image)
-    return replace(image, mean=HALF, std=HALF, size=size or image.size)
 
 
 def _channels(context_dim: int, *, low_resolution: bool) -> Channels:
@@ -142,34 +137,16 @@ def _channels(context_dim: int, *, low_resolution: bool) -> Channels:
     return Channels(3, 3, context_dim, context_dim)
 
 
-def data_spec(
-    image_column: str, text_column: ColumnKey, images: Image, texts: Text | None
-) -> DataSpec:
-    """Return the columns; the settings of the texts are fixed where their encoder is."""
-    settings: dict[ColumnKey, Modality] = {image_column: images}
-    if texts is not None:
-        settings[text_column] = texts
-    return DataSpec(
-        columns=(text_column, image_column),
-        column_settings=settings,
-        required=(image_column,),
-        augment={name: {image_column: values} for name, values in IMAGE_AUGMENT.items()},
-    )
-
-
 def denoising_evaluation(
     generator: DiffusionImageGenerator, objective: DenoisingLoss
 ) -> EvaluationSpec[Any]:
     """Return how a model that generates images by denoising is evaluated."""
-    # not needed in training
-    from sensorium.evaluation.image_generation import image_generation_evaluator
-
     return EvaluationSpec(
         metric="val_loss",
         mode="min",
         validate=denoising_validator(objective),
         write_samples=denoising_sample_writer(generator, objective),
-        evaluator=image_generation_evaluator(objective.image, objective.text),
+        evaluator=image_evaluator(objective.image, objective.text),
     )
 
 
@@ -213,15 +190,3 @@ def build_unet(size: int, dim: int, channels: Channels) -> UNet:
         [1 if side > ATTENTION_SIDE else 2 for side in sides],
         attention_levels=[level for level, side in enumerate(sides) if side <= ATTENTION_SIDE],
     )
-
-
-def _stored_keywords(
-    run: str | Mapping[str, Any], source: TextSource | None, base: CascadeBase | None
-) -> dict[str, Any]:
-    """Return the keywords that name trained parts, as config.json stores them."""
-    stored: dict[str, Any] = {}
-    if source:
-        stored["text_run" if run else "text_weights"] = dict(source.metadata)
-    if base:
-        stored["base"] = dict(base.metadata)
-    return stored

@@ -32,7 +32,7 @@ def generate(
 ) -> None:
     """Generate images or text, whichever the model was trained for.
 
-    Images from captions, or edited images (dalle, imagen), captions and answers for images
+    Images from captions, or edited images (dalle, imagen, dalle2, gan), captions and answers for images
     (captioner), text (gpt, or a pretrained language model), transcripts of audio (Whisper).
 
     Args:
