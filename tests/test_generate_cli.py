@@ -114,7 +114,7 @@ def test_int8_weights_generate(
         (["dalle", "x", "-o", "x.gif"], "does not end in .png"),
         (["dalle", "x", "--num-beams", "3"], "num_beams"),
         (["captioner", "--image", "nowhere.png"], "nowhere.png"),
-        (["image_tokenizer", "x"], "Models of dalle, captioner and gpt do"),
+        (["image_tokenizer", "x"], "Models of dalle, imagen, captioner and gpt do"),
         (["photos", "x"], "photos"),
     ],
 )

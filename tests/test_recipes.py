@@ -32,10 +32,14 @@ VERBS = {
     "captioner": {"generate"},
     "clip": {"embed"},
     "dalle": {"generate"},
+    "dalle2": {"generate"},
+    "dalle2_prior": {"embed"},
     "finetune": {"embed"},
     "fusion": {"predict"},
+    "gan": {"generate"},
     "gpt": {"generate"},
     "image_tokenizer": {"generate"},
+    "imagen": {"generate"},
     "lit": {"embed"},
 }
 
@@ -57,6 +61,7 @@ def loss_values(name: str, keywords: Mapping[str, object], weights: Path) -> dic
     torch.manual_seed(1)
     recipe, _ = build_recipe(RECIPES[name], RECIPE_CASES[name].schema, keywords)
     load_weights(recipe.model, weights)
+    torch.manual_seed(2)  # of the noise of a denoising loss
     losses = recipe.objective(recipe.model.eval(), fake_batch(name))
     return {player: loss.item() for player, loss in losses.items()}
 
@@ -80,7 +85,7 @@ def assert_generates(
                 inputs["question"] = TEXTS
         case "gpt":
             inputs = {"text": TEXTS, "max_tokens": 3}
-        case "dalle":
+        case "dalle" | "dalle2" | "gan" | "imagen":
             inputs = {"text": TEXTS}
         case _:
             inputs = {"image": IMAGES}
@@ -133,6 +138,8 @@ class TestRecipe:
 
     def test_loss_falls_on_a_repeated_batch(self, name: str, keywords: dict[str, object]) -> None:
         recipe, batch = build(name, keywords), fake_batch(name)
+        if len(getattr(recipe.objective, "players", ())) > 1:
+            pytest.skip("the losses of a game do not fall together; see test_gan.py")
         optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
         losses = []
         for _ in range(150):
@@ -156,6 +163,7 @@ class TestRecipe:
         recipe = build(name, keywords)
         path = tmp_path / "model.safetensors"
         tensor_writer(state_tensors(recipe.model))(path)
+        torch.manual_seed(2)
         losses = recipe.objective(recipe.model.eval(), fake_batch(name))
         expected = {player: loss.item() for player, loss in losses.items()}
         assert loss_values(name, keywords, path) == expected

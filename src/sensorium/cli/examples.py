@@ -49,6 +49,7 @@ EXAMPLES = {
         sensorium generate runs/dalle "a red apple" "a blue fish" -n 6 -o grid.png
         sensorium generate runs/dalle "a red apple" --guidance-scale 3 --seed 1 -o guided.png
         sensorium generate runs/dalle "a red apple" --rerank runs/clip --candidates 16 -o best.png
+        sensorium generate runs/imagen "a blue door" --image house.png --mask door.png -o door.png
         sensorium generate runs/captioner --image apple.png
         sensorium generate runs/vqa --image scene.png --question "what colour is the circle?"
         sensorium generate runs/gpt "once upon a time" --temperature 0.8 --seed 1

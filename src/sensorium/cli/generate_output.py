@@ -26,8 +26,8 @@ def output_modality(model: VerbModel) -> str:
     modality = getattr(model.verbs.get("generate"), "output_modality", None)
     if modality is None:
         raise SensoriumError(
-            f"{model} does not generate images or text. Models of dalle, captioner and gpt do, and "
-            "pretrained language models and Whisper."
+            f"{model} does not generate images or text. Models of dalle, imagen, captioner and "
+            "gpt do, and pretrained language models and Whisper."
         )
     return modality
 

@@ -224,7 +224,9 @@ class SamplingOptions:
     """Inputs of a model and how it samples; an option that is left out has the model's default."""
 
     image: Annotated[tuple[Path, ...], FLAG] = ()
-    """Input image: to describe, or to complete. Repeatable."""
+    """Input image: to describe, to complete or to change. Repeatable."""
+    mask: Annotated[tuple[Path, ...], FLAG] = ()
+    """Mask of --image (imagen): its white pixels are generated, all others stay. Repeatable."""
     audio: Annotated[tuple[Path, ...], FLAG] = ()
     """Input audio file, to transcribe. Repeatable."""
     question: Annotated[tuple[str, ...], FLAG] = ()
@@ -244,7 +246,23 @@ class SamplingOptions:
     max_tokens: int | None = None
     """Most tokens of a text. Default: 256 of pretrained models, else 0: the model's limit."""
     guidance_scale: float | None = None
-    """Classifier-free guidance scale (images); 1 is no guidance. Default: 1."""
+    """Classifier-free guidance scale (images); 1 is no guidance. Default: 1 (imagen, dalle2: 2)."""
+    steps: int | None = None
+    """Steps of the sampler (imagen, dalle2). Default: 12."""
+    sampler: str | None = None
+    """Sampler (imagen): dpm++, ddim, ddpm, euler or heun. Default: dpm++."""
+    strength: float | None = None
+    """How much of --image is replaced (imagen, without --mask), from 0 to 1. Default: 0.6."""
+    upscale: Annotated[bool | None, Parameter(negative="")] = None
+    """Enlarge --image by the last stage of a cascade (imagen)."""
+    vary: Annotated[bool | None, Parameter(negative="")] = None
+    """Make variations of --image (dalle2)."""
+    blend_image: Annotated[tuple[Path, ...], FLAG] = ()
+    """Second image: generate what lies between it and --image (dalle2). Repeatable."""
+    source_text: Annotated[tuple[str, ...], FLAG] = ()
+    """What --image shows, to be changed to what the prompt says (dalle2). Repeatable."""
+    amount: float | None = None
+    """How far --blend-image or --source-text moves the image (dalle2), 0 to 1. Default: 0.5."""
     prefix_tokens: int | None = None
     """Number of image tokens kept from --image; the rest is completed. Default: 0."""
     region: str | None = None

@@ -9,6 +9,8 @@ from sensorium.nn.attention import (
 )
 from sensorium.nn.conv1d import Convolutions
 from sensorium.nn.decoder_block import DecoderBlock
+from sensorium.nn.denoising import Channels, Conditioning, Denoiser
+from sensorium.nn.dit import DiT
 from sensorium.nn.fusion import FUSIONS
 from sensorium.nn.kv_cache import KVCache
 from sensorium.nn.linear import Linear
@@ -46,6 +48,7 @@ from sensorium.nn.transformer import (
     build_transformer,
     num_heads,
 )
+from sensorium.nn.unet import UNet
 from sensorium.nn.vector_quantize import FSQ, VQ, GumbelQuantizer, Quantizer, QuantizerOutput
 
 __all__ = [
@@ -58,10 +61,14 @@ __all__ = [
     "AttentionContext",
     "Batch",
     "Block",
+    "Channels",
     "ColumnKey",
+    "Conditioning",
     "Convolutions",
     "CrossAttention",
     "DecoderBlock",
+    "Denoiser",
+    "DiT",
     "FeedForward",
     "GatedCrossAttention",
     "GatedFeedForward",
@@ -84,6 +91,7 @@ __all__ = [
     "TokenAndGlobalProjection",
     "Tokens",
     "Transformer",
+    "UNet",
     "attend",
     "attention_context",
     "build_transformer",

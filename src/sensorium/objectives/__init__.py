@@ -8,7 +8,15 @@ from sensorium.objectives.autoregressive import (
     generate,
 )
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
+from sensorium.objectives.diffusion import (
+    CosineSchedule,
+    DenoisingLoss,
+    DiffusionProcess,
+    DiscreteSchedule,
+    FlowSchedule,
+)
 from sensorium.objectives.reconstruction import PIXEL_LOSSES, ReconstructionLoss
+from sensorium.objectives.samplers import Guidance, SamplerConfig, Threshold, invert, sample
 from sensorium.objectives.supervised import SupervisedLoss, Target, build_target
 
 __all__ = [
@@ -16,12 +24,22 @@ __all__ = [
     "PIXEL_LOSSES",
     "BeamConfig",
     "ContrastiveLoss",
+    "CosineSchedule",
+    "DenoisingLoss",
+    "DiffusionProcess",
+    "DiscreteSchedule",
+    "FlowSchedule",
+    "Guidance",
     "NextTokenLoss",
     "ReconstructionLoss",
+    "SamplerConfig",
     "SamplingConfig",
     "SupervisedLoss",
     "Target",
+    "Threshold",
     "beam_search",
     "build_target",
     "generate",
+    "invert",
+    "sample",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 
@@ -54,6 +54,13 @@ def restore_run(folder: str | Path, recipe_fn: RecipeFunction[M]) -> RestoredRun
         recipe, _ = build_recipe(recipe_fn, schema, config.keywords)
     load_weights(recipe.model, folder / WEIGHTS_FILE)
     return RestoredRun(recipe, schema, config, file_sha256(folder / WEIGHTS_FILE), folder)
+
+
+def recipe_function(name: str) -> RecipeFunction[Any]:
+    """Return a built-in recipe; it is imported only where a run of it is named."""
+    from sensorium import recipes
+
+    return recipes.RECIPES[name]
 
 
 def require_finished(folder: str | Path) -> None:

@@ -24,6 +24,7 @@ class TrainingConfig:
         lr: peak learning rate.
         optimizer: optimization algorithm.
         weight_decay: weight decay, applied to weight matrices only.
+        beta1: Adam β1, the decay of the running average of gradients.
         beta2: Adam β2, the decay of the running average of squared gradients.
         layer_decay: layer-wise learning-rate decay: factor per block below the last one (0.7 is
             usual in fine-tuning).
@@ -50,6 +51,7 @@ class TrainingConfig:
     lr: float = 1e-3
     optimizer: Literal["adamw", "adam", "sgd", "lion", "muon"] = "adamw"
     weight_decay: float = 0.1
+    beta1: float = 0.9
     beta2: float = 0.98
     layer_decay: float = 1.0
     stochastic_depth: float = 0.0

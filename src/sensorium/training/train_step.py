@@ -21,7 +21,6 @@ from sensorium.training import optimizers
 from sensorium.training.nonfinite import NonFiniteError, first_nonfinite_module, nonfinite_rows
 
 Losses = dict[str, Tensor]
-BETA1 = 0.9
 MIN_SPEEDUP = 0.9  # bf16 is used where it takes less than this fraction of the time of fp32
 PRECISIONS = ("auto", "fp32", "bf16")
 MINIMUM_VALUES = {  # of the fields of TrainingConfig
@@ -40,7 +39,7 @@ MINIMUM_VALUES = {  # of the fields of TrainingConfig
     "layer_decay": 0,
     "stochastic_depth": 0,
 }
-FRACTIONS = ("ema_decay", "warmup_ratio", "beta2", "layer_decay")  # at most 1
+FRACTIONS = ("ema_decay", "warmup_ratio", "beta1", "beta2", "layer_decay")  # at most 1
 
 
 @runtime_checkable
@@ -96,7 +95,7 @@ class TrainStep:
         config = optimizers.OptimizerConfig(
             lr=self.training.lr,
             weight_decay=self.training.weight_decay,
-            betas=(BETA1, self.training.beta2),
+            betas=(self.training.beta1, self.training.beta2),
             layer_decay=self.training.layer_decay,
         )
         self.optimizers = {

@@ -32,8 +32,8 @@ def generate(
 ) -> None:
     """Generate images or text, whichever the model was trained for.
 
-    Images from captions (dalle), captions and answers for images (captioner), text (gpt, or a
-    pretrained language model), transcripts of audio (Whisper).
+    Images from captions, or edited images (dalle, imagen, dalle2, gan), captions and answers for
+    images (captioner), text (gpt, or a pretrained language model), transcripts of audio (Whisper).
 
     Args:
         out: Image file (.png). Several images are drawn as a grid, one row per caption.
