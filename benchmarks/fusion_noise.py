@@ -1,11 +1,12 @@
 """Bootstrap intervals of the difference to a baseline on the same test rows.
 
     export OMP_NUM_THREADS=1 PYTHONPATH=src
-    TEXT_MODEL=weights/minilm python benchmarks/fusion_noise.py FOLDER bikes=boosting solar=boosting
+    python benchmarks/fusion_noise.py FOLDER bikes=boosting sizes=linear
+    TEXT_MODEL=weights/minilm python benchmarks/fusion_noise.py FOLDER bikes=boosting --who advised
 
-`advised` of `fusion.py`, seed 0, and the baseline named. Test rows are resampled with replacement
-2,000 times; `low` and `high` hold 95 % of the differences. Results go to results/fusion_noise.jsonl
-and from there to docs/benchmarks/prediction.md.
+`auto` of `fusion.py`, seed 0, or the model named by --who, and the baseline named. Test rows are
+resampled with replacement 2,000 times; `low` and `high` hold 95 % of the differences. Results go to
+results/fusion_noise.jsonl and from there to docs/benchmarks/prediction.md.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import fusion_simple
 import numpy as np
 import torch
 from fusion_data import TASKS
-from fusion_ours import advised
+from fusion_ours import advised, auto
 from fusion_page import METRICS
 from fusion_rows import Rows, figures, read
 from peers import machine, record
@@ -50,16 +51,19 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("pairs", nargs="+", help="SET=BASELINE, a baseline of fusion_simple.py")
+    parser.add_argument("--who", choices=("auto", "advised"), default="auto")
     args = parser.parse_args()
+    model = {"auto": auto, "advised": advised}[args.who]
     torch.set_num_threads(1)
     for name, baseline in (pair.split("=") for pair in args.pairs):
         splits = read(args.folder, TASKS[name])
-        predictions = advised(splits, 0), getattr(fusion_simple, baseline)(splits, 0)
+        predictions = model(splits, 0), getattr(fusion_simple, baseline)(splits, 0)
         key, values = differences(name, splits["test"], *predictions)
         low, high = np.quantile(values[1:], [0.025, 0.975])
         record(
             "fusion_noise",
             task=name,
+            who=args.who,
             against=baseline,
             figure=key,
             difference=values[0],

@@ -66,8 +66,14 @@ def raw(rows: Rows, name: str) -> list[Any]:
     ]
 
 
+def auto(splits: dict[str, Rows], seed: int) -> np.ndarray:
+    """Train without any option and predict."""
+    return ours(splits, seed, head="auto")
+
+
 def ours(splits: dict[str, Rows], seed: int, **keywords: Any) -> np.ndarray:
-    """Train with defaults and predict."""
+    """Train with defaults, but the network alone, and predict."""
+    keywords = {"head": "network"} | keywords
     with tempfile.TemporaryDirectory() as folder:
         return predict(train_model(splits, seed, Path(folder), **keywords), splits["test"])
 

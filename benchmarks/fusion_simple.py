@@ -89,7 +89,7 @@ def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
     for name, kind in splits["train"].kinds.items():
         if name not in splits["train"].columns:
             continue
-        if kind == "number":
+        if kind == "numeric":
             dense(kind, lambda rows, c=name: np.array(rows.columns[c], float)[:, None])
         elif kind == "category":
             fitted(
@@ -97,9 +97,9 @@ def blocks(splits: Splits) -> list[tuple[str, dict[str, object]]]:
                 OneHotEncoder(handle_unknown="ignore", min_frequency=5, sparse_output=False),
                 lambda rows, c=name: [[value] for value in rows.columns[c]],
             )
-        elif kind == "date":
+        elif kind == "datetime":
             dense(
-                "number",
+                "numeric",
                 lambda rows, c=name: np.array([calendar(value) for value in rows.columns[c]]),
             )
             fitted(
@@ -130,7 +130,7 @@ def linear(splits: Splits, seed: int) -> np.ndarray:
 
     parts: dict[str, list] = {split: [] for split in splits}
     for kind, features in blocks(splits):
-        if kind in ("number", "image", "series"):
+        if kind in ("numeric", "image", "series"):
             scale = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()).fit(
                 features["train"]
             )

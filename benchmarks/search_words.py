@@ -7,8 +7,8 @@ most captions. Sensorium uses the index as shipped, opened from disk. The peers 
 in memory: an FTS5 table of the standard library's SQLite (words joined by OR, ordered by its bm25),
 and bm25s, if it is installed. The same queries in alternating order, one at a time, one thread; top
 10. Prints CPU milliseconds a query (median over rounds; less disturbed by load than wall time) by
-kind of query and the ratio to Sensorium, the time and memory to open the index, and how many results agree; appends a line to
-benchmarks/results/search_words.jsonl.
+kind of query and the ratio to Sensorium, the time and memory to open the index, and how many
+results agree; appends lines to benchmarks/results/search_words.jsonl.
 """
 
 import argparse

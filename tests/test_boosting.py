@@ -22,12 +22,10 @@ from sensorium.modalities.datetime import Datetime
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Numeric, Ordinal
 from sensorium.models.boosted_trees import (
-    TreeEnsemble,
     Trees,
     num_tabular_features,
     tabular_features,
 )
-from sensorium.models.handcrafted_features import HandcraftedFeatures
 from sensorium.nn.tokens import Batch, ColumnKey
 from sensorium.recipes import RECIPES, boosting
 from sensorium.training.checkpoint import Model
@@ -121,19 +119,8 @@ class TestTrees:
             "LightGBM itself reads it as zero"
         )
 
-    def test_ensemble_without_trees_returns_the_linear_head(self) -> None:
+    def test_without_trees_the_output_is_zero(self) -> None:
         assert not Trees(3, 2)(torch.randn(4, 3)).any()
-        tree_head = TreeEnsemble(Numeric(), ["a"], {"a": Numeric()}, HandcraftedFeatures({}), 4)
-        linear = torch.randn(3, 2)
-        assert torch.equal(
-            tree_head(
-                linear,
-                {"a": torch.randn(3)},
-                {"a": torch.ones(3, dtype=torch.bool)},
-                torch.randn(3, 4),
-            ),
-            linear,
-        )
 
 
 def test_tabular_features_of_all_column_types() -> None:
@@ -185,14 +172,17 @@ def test_run_predicts_well_is_calibrated_and_reloads(run: Path, data: Dataset) -
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1][
         "evaluation"
     ]
-    assert metrics["trees val_loss"] < metrics["linear val_loss"]
-    assert 0 < metrics["tree weight"] <= 1
+    assert metrics["boosting R2"] > metrics["network R2"]
+    assert metrics["boosting val_loss"] < metrics["network val_loss"]
+    assert 0 < metrics["boosting weight"] <= 1
+    assert metrics["network weight"] == pytest.approx(1 - metrics["boosting weight"])
+    assert "linear weight" not in metrics, "the linear model is a baseline only"
     assert metrics["val_loss"] == pytest.approx(
         min(metrics[name] for name in metrics if "loss" in name), abs=0.2
     )
     card = (run / "README.md").read_text()
-    assert "| trees val_loss | " in card
-    assert "| linear val_loss | " in card
+    assert "| boosting R2 | " in card
+    assert "| linear R2 | " in card
     with torch.no_grad():  # the saved weights are those evaluated
         prepared = data.prepare(model.schema, model.recipe.data.columns, quiet=True)
         assert model.recipe.evaluation.validate is not None
@@ -239,7 +229,7 @@ def test_binary_and_multiclass_targets_together(data: Dataset, tmp_path: Path) -
     metrics = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ][-1]
-    assert {"level trees val_loss", "grade linear val_loss"} <= set(metrics["evaluation"])
+    assert {"level boosting val_loss", "grade network accuracy"} <= set(metrics["evaluation"])
     again = load(tmp_path / "run").predict(rows_of(data, "test"))
     assert np.allclose(again["grade"].probability, prediction["grade"].probability, atol=1e-6)
 
@@ -268,7 +258,7 @@ def test_run_interrupted_while_fitting_trees_resumes(
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
-@pytest.mark.parametrize("head", ["linear", "boosting"])
+@pytest.mark.parametrize("head", ["network", "linear", "boosting", "auto"])
 def test_summary_before_and_after_training(
     data: Dataset, run: Path, head: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,7 +324,7 @@ def test_invalid_trees_in_a_file_are_an_error(run: Path, tmp_path: Path, name: s
     tensor_writer(
         {
             **saved,
-            **{f"tree_heads.0.trees.{part}": v for part, v in {**valid_trees, **changed}.items()},
+            **{f"blended.trees.0.{part}": v for part, v in {**valid_trees, **changed}.items()},
         }
     )(tmp_path / "model.safetensors")
     with pytest.raises(SensoriumError, match=message) as error:

@@ -153,6 +153,13 @@ def test_usage_error_exits_with_2(
             ],
             "not a multiple of the patch size 7",
         ),
+        (
+            [
+                *["train", "clip", "photos", "--patch-size", "8"],
+                *["--image-encoder", "resnet", "--out", "new2"],
+            ],
+            "--patch-size 8 is of a vision transformer, but the image encoder is resnet",
+        ),
         (["train", "./mine.py:nothing", "photos"], "has no function 'nothing'; it has mine, lacks"),
         (["train", "./mine.py:lacks", "photos"], "must be the schema"),
         (["train", "./nomine.py:mine", "photos"], "There is no file ./nomine.py"),

@@ -78,6 +78,7 @@ def model(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
         data,
         out=tmp_path_factory.mktemp("runs") / "squares",
         quiet=True,
+        size="base",
         dim=32,
         image_layers=1,
         text_layers=1,

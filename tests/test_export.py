@@ -48,10 +48,17 @@ def test_open_clip_folder_loads_with_the_same_embeddings(tmp_path: Path) -> None
     )
 
 
+def test_small_size_with_plain_encoders_leaves_as_clip(tmp_path: Path) -> None:
+    """What the error of a small model recommends."""
+    model = untrained_run(tmp_path, size="small", image_encoder="vit", subword_features=False)
+    assert export_model(model, "hf", tmp_path / "out")["vectors"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"image_encoder": "resnet", "image_layers": 3}, "--image-encoder vit"),
+        ({"image_encoder": "resnet", "image_layers": 3}, r"train it with --image-encoder vit\.$"),
+        ({"size": "small"}, r"train it with --image-encoder vit --no-subword-features\.$"),
         ({"projection": "nonlinear"}, "no place for"),
         ({"loss": "siglip"}, "logit_bias"),
     ],

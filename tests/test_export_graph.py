@@ -1,10 +1,8 @@
 """Export of towers and of predictors as graphs, which return what the run returns."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -116,14 +114,6 @@ def predictions(model: Model, raw: dict[str, list[Any]]) -> dict[str, np.ndarray
         else:
             outputs[name] = prediction.probability
     return outputs
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """Disable runtime shape checks, which would fix a graph to the shapes of its example."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("no_shape_checks")
@@ -265,8 +255,9 @@ def test_graph_with_other_outputs_is_not_written(
 
 def test_models_without_a_graph_are_reported(tmp_path: Path) -> None:
     model = untrained_predictor(tmp_path, {"size": COLUMNS["size"]})
-    model.module.tree_heads.append(torch.nn.Identity())
-    with pytest.raises(SensoriumError, match="boosting"):
+    assert model.module.blended is not None
+    model.module.blended.weights[:, :, 1] = 0.5
+    with pytest.raises(SensoriumError, match="--head network"):
         build_graphs(model)
     schema = Schema({"words": Column("words", COLUMNS["words"])})
     recipe, stored_keywords = build_recipe(RECIPES["gpt"], schema, {"dim": 32, "layers": 1})

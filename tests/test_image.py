@@ -269,7 +269,7 @@ def test_pixel_and_file_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ValueError, match="60 x 40 pixels, more than the limit of 2,399"):
             Image(size=8).load(raw)
-    monkeypatch.setattr(image_decode, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(image_decode, "MAX_IMAGE_FILE_BYTES", 100)
     with pytest.raises(ValueError, match="more than the limit of 100"):
         Image(size=8).load(Path(__file__))
 

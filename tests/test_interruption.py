@@ -11,7 +11,7 @@ import pytest
 from fixtures import tiny_recipe
 from fixtures.interruption import call_at_step
 
-import sensorium.io.signals as io_signals
+import sensorium.io.terminal as io_signals
 from sensorium.errors import SensoriumError
 from sensorium.recipes.from_run import require_finished
 from sensorium.training.interruption import Interrupted, handle_signals

@@ -220,7 +220,8 @@ def test_calibration_reuses_the_predictions_of_validation(
         precision="fp32",
         early_stopping_patience=0,
     )
-    assert calls == [len(csv_dataset.splits["val"])] * 3  # once for each evaluation
+    # once for each evaluation, and once for the blend with the parts fitted at the end
+    assert calls == [len(csv_dataset.splits["val"])] * 4
 
 
 def test_intervals_and_sets_cover_unseen_rows(csv_dataset: Dataset, trained_run: Model) -> None:

@@ -58,6 +58,14 @@ def test_page_of_results(tmp_path: Path) -> None:
     assert "repeat(2,minmax(0,1fr))" in source, "two columns on a phone"
 
 
+def test_page_says_what_matched() -> None:
+    info = RowInfo("a", "image", ["cat"])
+    hits = [Hit(0, 1.0, info, "both"), Hit(1, 0.5, info, "words"), Hit(2, 0.4, info, "vectors")]
+    text = Page(render_html([SearchResult("cat", hits, [b""] * 3)])).text
+    found = [t for t in text if t in ("words", "vectors", "words + vectors")]
+    assert found == ["words + vectors", "words", "vectors"]
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     info = RowInfo(HOSTILE, "image", [HOSTILE, "<b>bold</b>"], path=str(tmp_path / "x.png"))
     source = render_html([make_result(info, query=HOSTILE)], tmp_path)

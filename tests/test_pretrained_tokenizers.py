@@ -398,7 +398,7 @@ def test_fake_texts_without_a_start_token_end_in_the_end_token(folders: Folders)
     ("files", "expected"),
     [
         ({"tokenizer.json": "{"}, "cannot be read"),
-        ({"tokenizer.json": '{"version": "1.0"}'}, "cannot be read"),
+        ({"tokenizer.json": '{"version": "1.0"}'}, "it has no model"),
         ({"vocab.json": '{"a": 0}'}, "merges.txt"),
         ({"vocab.json": "[", "merges.txt": ""}, "cannot be read"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "b c\n"}, "cannot be read"),

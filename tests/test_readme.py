@@ -62,11 +62,12 @@ def test_every_command_is_understood(place: Path) -> None:
         assert not rest, argv
 
 
+@pytest.mark.usefixtures("no_shape_checks")  # the shapes of an ONNX export are symbols
 def test_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in commands("\n".join(blocks("bash"))):
         output(capsys, *argv, *SMALLER.get((argv[0], argv[1]), []))
     assert "<img" in (place / "results.html").read_text()
-    assert (place / "exported" / "model.safetensors").is_file()
+    assert list((place / "exported").glob("*.onnx"))
 
 
 def test_python_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

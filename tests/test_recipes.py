@@ -197,14 +197,6 @@ def test_invalid_choice_names_the_option_and_the_choices() -> None:
         check_choice("image_encoder", "vti", ["vit", "resnet"])
 
 
-def test_boosting_cannot_be_combined_with_class_weights() -> None:
-    keywords = {**RECIPE_CASES["fusion"].small, "head": "boosting", "class_weight": "balanced"}
-    with pytest.raises(
-        InvalidKeywordError, match="--class-weight balanced applies to --head linear"
-    ):
-        build("fusion", keywords)
-
-
 def test_class_weight_changes_the_loss_of_unbalanced_classes() -> None:
     batch = fake_batch("fusion")
     losses = []

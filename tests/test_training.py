@@ -115,7 +115,9 @@ def test_samples_are_written_at_each_evaluation(
 ) -> None:
     monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
     data = colored_squares()
-    model = train(RECIPES["clip"], data, out=tmp_path / "run", epochs=2, quiet=True, **TINY_CLIP)
+    model = train(
+        RECIPES["clip"], data, out=tmp_path / "run", epochs=2, quiet=True, size="base", **TINY_CLIP
+    )
     paths = sorted((tmp_path / "run" / "samples").iterdir())
     assert [path.name for path in paths] == ["step-000004.png", "step-000008.png"]
     for path in paths:

@@ -30,7 +30,7 @@ from sensorium.cli.recipe_signature import (
     run_user_file,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.signals import raise_interrupt
+from sensorium.io.terminal import SafeConsole, protect_output, raise_interrupt, safe_output
 
 DESCRIPTION = """Train multimodal models on your own images, text, audio, time series and tables.
 
@@ -102,6 +102,12 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0 done, 1 failed, 2 not understood, 130 interrupted.
     """
+    with safe_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run a command line, with protected output; return the exit status."""
     try:
         argv = _run_user_files(argv)
         build_app(argv)(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -128,6 +134,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process; the entry point of the command `sensorium`."""
+    protect_output()
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _exit_on_signal)
@@ -180,6 +187,8 @@ def _create_app(name: str, **settings: Any) -> App:
         help_format="plaintext",
         help_epilogue=format_examples(name),
         suppress_keyboard_interrupt=False,
+        console=SafeConsole(),
+        error_console=SafeConsole(stderr=True),
         version_flags="--version" if "version" in settings else (),
         **settings,
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorium import __version__
+from sensorium.errors import escape_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -91,14 +92,15 @@ class Health:
     advice: list[str] = field(default_factory=list)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(show_header=False)
         for name, value in self.facts.items():
-            table.add_row(name, escape(value))
+            table.add_row(name, Text(escape_line(value)))
         yield table
-        yield from (f"[yellow]{escape(line)}[/]" for line in self.advice or ["No problems found."])
+        for line in self.advice or ["No problems found."]:
+            yield Text(escape_line(line), "yellow")
 
 
 def check_environment(folder: Path = Path()) -> Health:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sensorium.data.tables import Table
 from sensorium.data.type_inference import infer_schema
+from sensorium.errors import escape_line
 from sensorium.models.towers import Towers
 from sensorium.nn.tokens import Batch, ColumnKey, column_label
 from sensorium.recipes.recipe import Recipe, RecipeFunction, dry_build
@@ -63,7 +64,9 @@ class ModelSummary:
         )
         for name, n in self.parameters_by_module.items():
             table.add_row(
-                Text(name), f"{_format_si(n)} parameters", Text(self.columns.get(name, ""))
+                Text(escape_line(name)),
+                f"{_format_si(n)} parameters",
+                Text(escape_line(self.columns.get(name, ""))),
             )
         table.add_section()
         table.add_row("forward", f"{_format_si(self.flops_forward)}FLOP", "per sample")

@@ -1,4 +1,7 @@
-"""Output of commands: results on stdout, as a table or as JSON; messages on stderr."""
+"""Output of commands: results on stdout, as a table or as JSON; messages on stderr.
+
+Both streams are safe ones (`sensorium.io.terminal`): what is printed from data is escaped there.
+"""
 
 import json
 import sys
@@ -16,9 +19,9 @@ def emit(result: object, as_json: bool) -> None:
         plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         print(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
     elif hasattr(result, "__rich_console__"):
-        from rich.console import Console
+        from sensorium.io.terminal import SafeConsole
 
-        Console().print(result)
+        SafeConsole().print(result)
     else:
         print(result)
 

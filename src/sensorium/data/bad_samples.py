@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_line
 
 MIN_BAD_ROWS = 10  # from which on the limit stops, as long as most rows are good
 _MAX_EXAMPLES = 5  # locations named of each reason
@@ -33,7 +33,7 @@ class BadSample:
 
     def __str__(self) -> str:
         column = f", {self.column}" if self.column else ""
-        return f"{self.location}{column}: {self.reason}"
+        return escape_line(f"{self.location}{column}: {self.reason}")
 
 
 def summarize_bad_samples(bad_samples: Sequence[BadSample]) -> list[str]:

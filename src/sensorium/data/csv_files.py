@@ -21,14 +21,20 @@ from sensorium.data.tables import (
     IMAGE_EXTENSIONS,
     LineLocations,
     Table,
+    check_missing_cells,
     clean_column_names,
+    iter_lines,
     open_text,
     table_extension,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import open_regular
+from sensorium.io.untrusted import (
+    MAX_CELL_CHARACTERS,
+    MIN_GZIP_BYTES,
+    check_unpacked_size,
+    open_regular,
+)
 
-MAX_CELL_CHARACTERS = 64 << 20
 _SEPARATORS = ",\t;|"
 _SNIFF_CHARACTERS = 1 << 16  # of a file, by which its delimiter is recognised
 _SNIFF_LINES = 50
@@ -87,7 +93,8 @@ def read_csv(path: Path, encoding: str, file_name: str, delimiter: str = "") -> 
         f.seek(0)
         for _ in range(form.skipped_lines):
             f.readline()
-        reader = csv.reader(f, strict=True, skipinitialspace=True, **form.options)
+        lines = iter_lines(f, file_name)
+        reader = csv.reader(lines, strict=True, skipinitialspace=True, **form.options)
         rows = _iter_rows(reader, file_name, form.skipped_lines)
         names = _check_header(path, next(rows, _CsvRow(1, 1, [], "")), form.header_mark)
         columns: list[list[str | None]] = [[] for _ in names]
@@ -103,6 +110,7 @@ def read_csv(path: Path, encoding: str, file_name: str, delimiter: str = "") -> 
                 last = f"-{row.last_line}" if row.last_line > row.first_line else ""
                 location = f"{file_name}:{row.first_line}{last}"
                 bad_samples.append(BadSample(len(line_numbers), "", location, error))
+                check_missing_cells(len(bad_samples) * len(names), path)
                 cells = [""] * len(names)
             line_numbers.append(row.first_line)
             for column, cell in zip(columns, cells, strict=True):
@@ -127,10 +135,30 @@ def _open_lines(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
     encoding = "utf-8-sig" if is_utf8 else encoding
     with (
         open_regular(path) as packed,
-        gzip.GzipFile(fileobj=packed, mode="rb") as unpacked,
+        _Unpacked(path, packed) as unpacked,
         io.TextIOWrapper(unpacked, encoding=encoding, newline="") as text,
     ):
         yield text
+
+
+class _Unpacked(gzip.GzipFile):
+    """A file packed by gzip, which is refused once it has unpacked to far more than its size."""
+
+    def __init__(self, path: Path, packed: io.BufferedReader):
+        super().__init__(fileobj=packed, mode="rb")
+        self._path = path
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return the next bytes, as GzipFile does.
+
+        Raises:
+            SensoriumError: if these are too many.
+        """
+        data = super().read1(size)
+        reason = check_unpacked_size(self.tell(), self._path.stat().st_size, MIN_GZIP_BYTES)
+        if reason:
+            raise SensoriumError(f"{self._path}: {reason}: gunzip {self._path.name}.")
+        return data
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.cell_parsing import is_missing
 from sensorium.data.schema import Schema, extensions
 from sensorium.data.tables import Table
+from sensorium.errors import escape_line
 from sensorium.io.web_page import notebook_html
 
 if TYPE_CHECKING:
@@ -111,23 +112,31 @@ class DatasetSummary:
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.markup import escape
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        yield f"[bold]{escape(self.name)}[/]: {self.num_rows:,} rows, {len(self.bad_samples)} bad"
+        size = f": {self.num_rows:,} rows, {len(self.bad_samples)} bad"
+        yield Text.assemble((escape_line(self.name), "bold"), size)
         table = RichTable("column", "type", "missing", "reason", "examples")
         for c in self.columns:
-            cells = (c.name, c.kind, f"{c.num_missing:,}", c.reason, "\n".join(c.examples))
-            table.add_row(*map(escape, cells), style="dim" if c.kind == "ignore" else "")
+            examples = "\n".join(map(escape_line, c.examples))
+            cells = (
+                escape_line(c.name),
+                c.kind,
+                f"{c.num_missing:,}",
+                escape_line(c.reason),
+                examples,
+            )
+            table.add_row(*map(Text, cells), style="dim" if c.kind == "ignore" else "")
         yield table
         sizes = ", ".join(f"{name} {n:,}" for name, n in self.split_sizes.items())
         unassigned = f"; {self.num_unassigned:,} rows in none" if self.num_unassigned else ""
-        yield escape(f"splits: {sizes}{unassigned}")
-        yield escape(f"        {self.split_rule}")
+        yield Text(escape_line(f"splits: {sizes}{unassigned}"))
+        yield Text(escape_line(f"        {self.split_rule}"))
         for note in self.notes:
-            yield f"unused: {escape(note)}"
+            yield Text(escape_line(f"unused: {note}"))
         for line in summarize_bad_samples(self.bad_samples):
-            yield f"[red]bad[/] {escape(line)}"
+            yield Text.assemble(("bad", "red"), f" {escape_line(line)}")
 
 
 def render_dataset(dataset: Describable) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
+from sensorium.data.captions import flatten_captions
 from sensorium.data.tables import IMAGE_EXTENSIONS
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
@@ -203,6 +204,7 @@ class Schema:
         rows: Sequence[int] | np.ndarray,
         columns: Iterable[ColumnKey] | None = None,
         column_settings: Mapping[ColumnKey, Modality] | None = None,
+        max_text_length: int = 0,
     ) -> Schema:
         """Return a copy with settings learned from the data; all text columns share one tokenizer.
 
@@ -212,12 +214,15 @@ class Schema:
             columns: the columns that a model reads (default: all). The others are not learned from.
             column_settings: settings that are taken as they are, because pretrained weights need
                 them.
+            max_text_length: tokens up to which long texts are read (see `Text.fit_length`); 0: as
+                the settings say.
 
         Raises:
             SensoriumError: if a column holds values from which nothing can be learned.
         """
         if column_settings:
-            preset = self.with_settings(column_settings).fit(dataset, rows, columns)
+            preset = self.with_settings(column_settings)
+            preset = preset.fit(dataset, rows, columns, max_text_length=max_text_length)
             return preset.with_settings(column_settings)
         if columns is None:
             read = set(self.columns)
@@ -233,9 +238,10 @@ class Schema:
             first = next((t for t in texts.values() if t.tokenizer), next(iter(texts.values())))
             shared = first.fit(v for name in texts if name in read for v in values(name))
             for name, text in texts.items():
-                fitted[name] = replace(
-                    text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size
-                )
+                text = replace(text, tokenizer=shared.tokenizer, vocab_size=shared.vocab_size)
+                if name in read and max_text_length:
+                    text = text.fit_length(flatten_captions(values(name)), max_text_length)
+                fitted[name] = text
         for name, column in self.columns.items():
             if name not in texts:
                 is_read = name in read
@@ -314,8 +320,11 @@ class Schema:
         check_keys(path, "schema", schema, keys)
         tokenizer = None
         if schema["tokenizer"]:
-            tokenizer_json = _read_run_file(path.with_name("tokenizer.json"))
-            tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json))
+            from sensorium.modalities.tokenizer_json import parse_tokenizer
+
+            tokenizer_path = path.with_name("tokenizer.json")
+            tokenizer_json = _read_run_file(tokenizer_path)
+            tokenizer = parse_tokenizer(json.dumps(tokenizer_json), str(tokenizer_path))
         columns = check_object(path, "columns", schema["columns"])
         roles = check_object(path, "roles", schema["roles"])
         return cls(

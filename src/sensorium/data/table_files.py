@@ -15,17 +15,28 @@ from sensorium.data.tables import (
     TABLE_EXTENSIONS,
     LineLocations,
     Table,
+    check_missing_cells,
     clean_column_names,
+    iter_lines,
     open_text,
     parse_json,
     table_extension,
 )
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import check_regular, open_regular
+from sensorium.io.untrusted import (
+    MAX_TABLE_COLUMNS,
+    MIN_UNPACKED_BYTES,
+    check_regular,
+    check_unpacked_size,
+    open_regular,
+)
 
-_MAX_COLUMNS = 1024  # JSONL whose lines all have different keys would need quadratic memory
 _MAX_SNIFFED_CHARACTERS = 1 << 16  # of a line
 _PARQUET_BATCH_ROWS = 4096  # rows converted at a time
+_NESTED_BATCH_ROWS = 64  # the same, of lists, which may be of any length
+_MIN_BATCH_ROWS = 16
+_MAX_BATCH_BYTES = 4 << 30  # if each row of a batch held the largest text that there may be
+_BYTES_PER_VALUE = 8  # of a number, and of the reference to a text
 
 
 def read_table(path: Path, encoding: str = "utf-8", name: str = "", delimiter: str = "") -> Table:
@@ -123,30 +134,42 @@ def _read_jsonl(path: Path, encoding: str, file_name: str) -> Table:
             yield {name: _unwrap_media(item) for name, item in value.items()}
 
     with open_text(path, encoding) as f:
-        columns = columns_from_records(records(f))
+        columns = columns_from_records(records(iter_lines(f, file_name)), path)
     locations = LineLocations(file_name, np.array(line_numbers, np.int64))
     return Table(columns, locations, bad_samples=bad_samples)
 
 
-def columns_from_records(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+def columns_from_records(
+    records: Iterable[dict[str, Any]], source: Path | str = "records"
+) -> dict[str, list[Any]]:
     """Return a column for every key of the records, None where a record lacks it.
 
+    Args:
+        records: the records.
+        source: what messages call them.
+
     Raises:
-        SensoriumError: if there are more than 1024 different keys, or two keys are equal once
-            cleaned.
+        SensoriumError: if there are more than MAX_TABLE_COLUMNS different keys, records lack too
+            many of them, or two keys are equal once cleaned.
     """
     columns: dict[str, list[Any]] = {}
+    num_missing = 0
     for number, record in enumerate(records, 1):
         for name, value in record.items():
-            column = columns.setdefault(name, [None] * (number - 1))
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = [None] * (number - 1)
+                num_missing += number - 1
             column.append(None if value == "" else value)
         if len(columns) > len(record):
+            num_missing += len(columns) - len(record)
+            check_missing_cells(num_missing, source)
             for column in columns.values():
                 if len(column) < number:
                     column.append(None)
-        if len(columns) > _MAX_COLUMNS:
+        if len(columns) > MAX_TABLE_COLUMNS:
             raise SensoriumError(
-                f"more than {_MAX_COLUMNS} different keys by record {number}: this is not a table. "
+                f"{source}: more than {MAX_TABLE_COLUMNS:,} different keys by record {number:,}. "
                 "Give every record the same keys."
             )
     names = clean_column_names(columns, "keys of records")
@@ -168,19 +191,31 @@ def _read_parquet(path: Path, file_name: str) -> Table:
     try:
         check_regular(path)
         with pq.ParquetFile(path) as f:
+            repeating, batch_rows = _check_parquet(f, path)
+        with pq.ParquetFile(path, read_dictionary=repeating) as f:
             metadata = f.schema_arrow.metadata or {}
+            num_bytes = 0
             classes = _read_class_names(metadata)
             index_columns = _read_index_columns(metadata)
             columns: dict[str, list[Any]] = {
                 name: [] for name in clean_column_names(f.schema_arrow.names, path)
             }
-            for batch in f.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
+            for batch in f.iter_batches(batch_size=batch_rows):
                 for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                    num_bytes += _expanded_bytes(values)
+                    _check_unpacked(num_bytes, path)
+                    if pa.types.is_dictionary(values.type):
+                        columns[name] += _expand_dictionary(values, classes.get(name))
+                        continue
                     if pa.types.is_temporal(values.type):  # not every time has a Python object
                         values = values.cast(pa.string())
                     columns[name] += [
                         _convert_parquet_value(v, classes.get(name)) for v in values.to_pylist()
                     ]
+    except (pa.ArrowMemoryError, MemoryError) as e:
+        raise SensoriumError(
+            f"{path} needs more memory to unpack than there is. Write it with smaller row groups."
+        ) from e
     except (pa.ArrowException, ValueError, OverflowError) as e:
         raise SensoriumError(f"{path} is not a readable Parquet file: {e}.") from e
     num_rows = len(next(iter(columns.values()), []))
@@ -189,6 +224,70 @@ def _read_parquet(path: Path, file_name: str) -> Table:
     locations = LineLocations(file_name, np.arange(1, num_rows + 1))
     index_columns = tuple(name for name in index_columns if name in columns)
     return Table(columns, locations, kinds=kinds, reasons=reasons, index_columns=index_columns)
+
+
+def _check_parquet(file: Any, path: Path) -> tuple[list[str], int]:
+    """Check what a Parquet file claims to unpack to.
+
+    Returns:
+        The columns to read as dictionaries, whose texts repeat so often that unpacking each of
+        them would fill memory, and the number of rows to convert at a time.
+
+    Raises:
+        SensoriumError: if it has too many columns, or unpacks to far more than its size.
+    """
+    import pyarrow as pa
+
+    clean_column_names(file.schema_arrow.names, path)
+    texts = {
+        field.name
+        for field in file.schema_arrow
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    }
+    repeating: set[str] = set()
+    num_bytes = 0
+    rows_at_once = _PARQUET_BATCH_ROWS
+    for i in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(i)
+        for chunk in map(group.column, range(group.num_columns)):
+            value_bytes = max(chunk.num_values, 0) * _BYTES_PER_VALUE
+            num_bytes += max(value_bytes, chunk.total_uncompressed_size)
+            if chunk.path_in_schema in texts and chunk.total_uncompressed_size < value_bytes:
+                repeating.add(chunk.path_in_schema)
+            elif chunk.physical_type == "BYTE_ARRAY":  # one value may be as large as all of them
+                largest = max(chunk.total_uncompressed_size, 1)
+                rows_at_once = min(rows_at_once, _MAX_BATCH_BYTES // largest)
+            elif "." in chunk.path_in_schema:  # a list of any length
+                rows_at_once = min(rows_at_once, _NESTED_BATCH_ROWS)
+        _check_unpacked(num_bytes, path)
+    return sorted(repeating), max(rows_at_once, _MIN_BATCH_ROWS)
+
+
+def _check_unpacked(num_bytes: int, path: Path) -> None:
+    reason = check_unpacked_size(num_bytes, path.stat().st_size, MIN_UNPACKED_BYTES)
+    if reason:
+        raise SensoriumError(f"{path}: {reason}, and keep only the columns you need.")
+
+
+def _expanded_bytes(values: Any) -> int:
+    """Return the bytes of an array's values, each repeated as often as it occurs."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if not pa.types.is_dictionary(values.type):
+        return values.nbytes
+    lengths = compute.call_function("binary_length", [values.dictionary])
+    total = compute.call_function("sum", [lengths.take(values.indices).cast(pa.int64())])
+    return _BYTES_PER_VALUE * len(values) + (total.as_py() or 0)
+
+
+def _expand_dictionary(values: Any, class_names: list[str] | None) -> list[Any]:
+    """Return the texts of a dictionary array; equal ones are one object."""
+    used, positions = np.unique(values.indices.fill_null(-1), return_inverse=True)
+    present = used[used >= 0]
+    texts = [None] * (len(used) - len(present)) + values.dictionary.take(present).to_pylist()
+    converted = [_convert_parquet_value(text, class_names) for text in texts]
+    return [converted[i] for i in positions.tolist()]
 
 
 def _convert_parquet_value(value: Any, class_names: list[str] | None) -> Any:

@@ -7,9 +7,10 @@ Nothing here decides what a column means, and no image is opened: see `type_infe
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +18,13 @@ import numpy as np
 
 from sensorium.data.bad_samples import BadSample
 from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import open_regular, replace_surrogates
+from sensorium.io.untrusted import (
+    MAX_LINE_CHARACTERS,
+    MAX_MISSING_CELLS,
+    MAX_TABLE_COLUMNS,
+    open_regular,
+    replace_surrogates,
+)
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson", ".parquet")
 IMAGE_EXTENSIONS = (
@@ -219,6 +226,41 @@ def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:
         ) from None
 
 
+def iter_lines(file: io.TextIOWrapper, file_name: str) -> Iterator[str]:
+    """Yield the lines of a text file.
+
+    Args:
+        file: the file.
+        file_name: what messages call it.
+
+    Raises:
+        SensoriumError: if a line has more than MAX_LINE_CHARACTERS.
+    """
+    for number in count(1):
+        line = file.readline(MAX_LINE_CHARACTERS + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise SensoriumError(
+                f"{file_name}:{number}: the line has more than {MAX_LINE_CHARACTERS:,} characters. "
+                "Is it a table with one row per line?"
+            )
+        yield line
+
+
+def check_missing_cells(num_cells: int, source: Path | str) -> None:
+    """Check that the rows of a table do not lack most of its columns, which would fill memory.
+
+    Raises:
+        SensoriumError: if there are more than MAX_MISSING_CELLS.
+    """
+    if num_cells > MAX_MISSING_CELLS:
+        raise SensoriumError(
+            f"{source}: its rows lack {num_cells:,} cells in columns that other rows have; the "
+            f"limit is {MAX_MISSING_CELLS:,}. Give every row the same columns."
+        )
+
+
 def table_extension(path: Path) -> str:
     """Return which of TABLE_EXTENSIONS a file has, "" if none."""
     name = path.name.lower()
@@ -233,10 +275,15 @@ def clean_column_names(names: Iterable[str], source: Path | str) -> list[str]:
         source: what messages call the file.
 
     Raises:
-        SensoriumError: if two names are equal.
+        SensoriumError: if two names are equal, or there are more than MAX_TABLE_COLUMNS.
     """
     cleaned = [replace_surrogates(name) for name in names]
-    duplicates = {name for name in cleaned if cleaned.count(name) > 1}
+    if len(cleaned) > MAX_TABLE_COLUMNS:
+        raise SensoriumError(
+            f"{source} has {len(cleaned):,} columns; the limit is {MAX_TABLE_COLUMNS:,}. Keep "
+            "those you need, or store long rows of numbers as .npy files, one for each row."
+        )
+    duplicates = {name for name, count in Counter(cleaned).items() if count > 1}
     if duplicates:
         raise SensoriumError(
             f"{source}: the column name {min(duplicates)!r} occurs twice. Rename one of them."

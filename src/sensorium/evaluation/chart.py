@@ -7,7 +7,8 @@ import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from sensorium.errors import escape_html
 
 # The palette of Okabe and Ito, distinguishable with color vision deficiency.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -208,7 +209,7 @@ def _text(
 ) -> str:
     transform = f' transform="rotate({rotation} {x:.1f} {y:.1f})"' if rotation else ""
     position = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {position} fill="{fill}"{transform}>{escape(text)}</text>'
+    return f'<text {position} fill="{fill}"{transform}>{escape_html(text)}</text>'
 
 
 def _svg_document(width: float, height: float, title: str, elements: Iterable[str]) -> str:
@@ -216,9 +217,9 @@ def _svg_document(width: float, height: float, title: str, elements: Iterable[st
     style = f'font-size="{TITLE_SIZE}" font-weight="bold"'
     lines = [
         _svg_tag(width, height),
-        f"<title>{escape(title)}</title>",
+        f"<title>{escape_html(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="16" y="22" {style}>{escape(shown)}</text>',
+        f'<text x="16" y="22" {style}>{escape_html(shown)}</text>',
         *elements,
         "</svg>",
     ]

@@ -19,6 +19,7 @@ from sensorium.evaluation.missing_values import (
     keep_columns,
     relative_loss,
 )
+from sensorium.evaluation.prediction_baselines import BASELINE_PARTS, baseline_metrics
 from sensorium.evaluation.prediction_metrics import (
     HEADLINE_METRICS,
     MAIN_METRICS,
@@ -38,18 +39,20 @@ IMPORTANCE_REPEATS = 5  # shuffles of each column
 MAX_MASKED_ROWS = 2000  # rows of a split that are evaluated with values hidden
 COMMON_DEFINITIONS = """\
 baseline: the metric of a constant prediction, the output without any input: the most common class,
-the mean, each tag as often as in training. uncalibrated: before temperature scaling (of numbers, a
-factor of the standard deviation) on the validation rows; intervals are those of a normal
-distribution with the predicted standard deviation. coverage at L: fraction of true values within
-the interval, or of true classes within the prediction set, of nominal coverage L (split conformal,
-from the validation rows; exact for rows from the same distribution, but for the choice of the best
-weights on them). set size at L: mean number of classes in the set. coverage at L accuracy: fraction
-of rows that are answered if the confidence threshold is set for accuracy L, by the validation rows;
-selective accuracy at L: accuracy of these rows. at S missing: the main metric with that fraction of
-the values hidden at random and masked; imputed: with the mean, the most common class, an image of
-the mean color or an empty text instead. relative loss: what masking loses with half of the values
-hidden, divided by what imputation loses. only NAME: with that column, or all single values (row),
-as the only input."""
+the mean, each tag as often as in training. linear baseline: of ridge or logistic regression on
+simple features alone (TF-IDF, one-hot classes, scaled numbers, statistics of images and series).
+boosting baseline: of boosted trees on such features alone. uncalibrated: before temperature
+scaling (of numbers, a factor of the standard deviation) on the validation rows; intervals are
+those of a normal distribution with the predicted standard deviation. coverage at L: fraction of
+true values within the interval, or of true classes within the prediction set, of nominal coverage
+L (split conformal, from the validation rows; exact for rows from the same distribution, but for
+the choice of the best weights on them). set size at L: mean number of classes in the set. coverage
+at L accuracy: fraction of rows that are answered if the confidence threshold is set for accuracy
+L, by the validation rows; selective accuracy at L: accuracy of these rows. at S missing: the main
+metric with that fraction of the values hidden at random and masked; imputed: with the mean, the
+most common class, an image of the mean color or an empty text instead. relative loss: what masking
+loses with half of the values hidden, divided by what imputation loses. only NAME: with that
+column, or all single values (row), as the only input."""
 BOUNDS_DEFINITION = "Predicted numbers and intervals stay within the natural bounds of the target."
 
 
@@ -171,12 +174,13 @@ class _PredictionEvaluation:
             )
         )
         self.ablation = self._ablation_metrics(rows) if ablate_columns else {}
+        baselines = baseline_metrics(self.model, self.prepared, rows, self.targets)
         self.metrics[split] = {}
         for number, (name, predictions) in enumerate(self._by_target(outputs, labels).items()):
             result = predictions.compute_metrics()
             self.notes += [f"{split}, {name}: {reason}" for reason in result.undefined]
             main = MAIN_METRICS[predictions.modality.kind]
-            values = result.values | _missing_value_metrics(points, name, main)
+            values = result.values | baselines[name] | _missing_value_metrics(points, name, main)
             for part, scores in self.ablation.items():
                 if name in scores:
                     values[f"only {part} {main}"] = scores[name]
@@ -272,8 +276,9 @@ class _PredictionEvaluation:
         return scores
 
 
-def _with_baseline(metric: str) -> tuple[str, str]:
-    return metric, f"baseline {metric}"
+def _with_baseline(metric: str) -> list[str]:
+    parts = [f"{part} baseline {metric}" for part in BASELINE_PARTS]
+    return [metric, f"baseline {metric}", *parts]
 
 
 def _missing_value_metrics(

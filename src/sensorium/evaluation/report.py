@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from sensorium.errors import escape_controls, escape_line
 from sensorium.io import atomic
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ReportTable:
         more = f" {hidden:,} more columns are in the report." if hidden > 0 else ""
         table = Table(*self.header(), title=Text(self.title), caption=Text(self.note + more))
         for cells in self.cells()[:MAX_TERMINAL_ROWS]:
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(escape_line(cell)) for cell in cells))
         yield table
 
     def markdown(self) -> str:
@@ -100,9 +101,10 @@ class EvaluationReport:
             for name, value in self.metadata.items()
             if name not in _HIDDEN_METADATA
         )
-        table = Table(self.task, *self.metrics, caption=Text("\n".join([caption, *self.notes])))
+        caption_text = escape_controls("\n".join([caption, *self.notes]))
+        table = Table(self.task, *self.metrics, caption=Text(caption_text))
         for name in self.shown_metrics():
-            table.add_row(Text(name), *self.format_row(name))
+            table.add_row(Text(escape_line(name)), *self.format_row(name))
         return table
 
     def shown_metrics(self) -> list[str]:

@@ -16,8 +16,14 @@ from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.captions import caption_list
 from sensorium.data.dataset import Dataset
 from sensorium.evaluation.baselines import inverted_pixels, training_rows, unique
+from sensorium.evaluation.caption_baseline import PixelCaptionBaseline
 from sensorium.evaluation.protocol import Trained
 from sensorium.evaluation.report import EvaluationReport
+from sensorium.evaluation.retrieval_verdict import (
+    MIN_PRETRAINED_ROWS,
+    PRETRAINED_REMEDIES,
+    RetrievalVerdict,
+)
 from sensorium.evaluation.spec import EvaluationSpec
 from sensorium.evaluation.validate_retrieval import (
     compute_retrieval_metrics,
@@ -39,6 +45,8 @@ HEADLINE_METRICS = (
     "text to image recall@10",
     "median rank",
     "random recall@10",
+    "pixel caption recall@1",
+    "pixel caption recall@10",
     "pixel neighbour recall@1",
     "pixel neighbour recall@10",
     "zero-shot accuracy",
@@ -51,20 +59,36 @@ that of any row of its group: duplicates count as correct, and no copy of a wron
 second place. Ties count against the model.
 median rank: of the first match, from 1, averaged over both directions. random recall: recall of a
 random order, likewise averaged.
+pixel caption: each image stands for the captions of the training image that is nearest by pixels,
+which are compared with the captions of the split by TF-IDF over words and character n-grams;
+averaged over both directions.
 pixel neighbour: training images sorted by cosine similarity of inverted pixels, at most 64 a side;
 recall is over the groups they belong to. It cannot name a group that training does not contain.
 zero-shot accuracy: the class whose name, averaged over several templates, is most similar to the
 image; most common class is the fraction of rows of that class."""
 
 
-def retrieval_evaluation(columns: tuple[ColumnKey, ColumnKey]) -> EvaluationSpec[Towers]:
-    """Return how recipes with an image and a text tower are evaluated."""
+def retrieval_evaluation(
+    columns: tuple[ColumnKey, ColumnKey],
+    *,
+    min_training_rows: int = MIN_PRETRAINED_ROWS,
+    remedies: Sequence[str] = PRETRAINED_REMEDIES,
+) -> EvaluationSpec[Towers]:
+    """Return how recipes with an image and a text tower are evaluated.
+
+    Args:
+        columns: the image and the text column.
+        min_training_rows: number of training rows below which a caution is given. Default: that of
+            pretrained encoders.
+        remedies: what may help where the trained model is near chance. Default: likewise.
+    """
     return EvaluationSpec(
         metric="recall@1",
         mode="max",
         validate=retrieval_validator(columns),
         write_samples=retrieval_sample_writer(columns),
         evaluator=evaluate_retrieval,
+        assess=RetrievalVerdict(min_training_rows, remedies),
     )
 
 
@@ -98,6 +122,7 @@ def evaluate_retrieval(
     prepared = dataset.prepare(model.schema, (image_column, text))
     labels = ClassLabels.from_column(dataset, class_column)
     train_rows = training_rows(dataset, prepared)
+    baseline = PixelCaptionBaseline(dataset, prepared, (image_column, text), train_rows)
     embed_text = partial(_embed_captions, model, dataset, text) if average_captions else None
     metrics = {}
     for split in splits:
@@ -112,6 +137,7 @@ def evaluate_retrieval(
             tower_names=(image_column, trained_text),
             embed_text=embed_text,
         )
+        metrics[split] |= baseline.metrics(rows)
         metrics[split] |= _pixel_neighbour_metrics(prepared, image_column, train_rows, rows)
         if labels is not None:
             metrics[split] |= labels.zero_shot_metrics(model, prepared, rows, templates)

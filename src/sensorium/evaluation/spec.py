@@ -76,6 +76,17 @@ class Validate(Protocol[M_contra]):
 
 
 @runtime_checkable
+class Baselines(Protocol[M_contra]):
+    """Compute metrics of simple models on rows, for comparison."""
+
+    def __call__(
+        self, model: M_contra, prepared: PreparedDataset, rows: Int[np.ndarray, " V"], /
+    ) -> dict[str, float]:
+        """Return metrics by name."""
+        ...
+
+
+@runtime_checkable
 class WriteSamples(Protocol[M_contra]):
     """Write an image of the model's outputs for a sample of the validation rows."""
 
@@ -105,6 +116,23 @@ class Calibrate(Protocol[M_contra]):
         ...
 
 
+@runtime_checkable
+class Assess(Protocol):
+    """Say in sentences what a model is worth, before training (without metrics) and after it."""
+
+    def __call__(
+        self, metrics: Mapping[str, float], training_rows: int, validation_rows: int, /
+    ) -> Sequence[str]:
+        """Return a verdict, where there are validation metrics, and cautions.
+
+        Args:
+            metrics: validation metrics of the best weights; empty before training.
+            training_rows: number of rows trained on.
+            validation_rows: number of validation rows.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec(Generic[M]):
     """How a model is evaluated, during training and afterwards.
@@ -116,6 +144,9 @@ class EvaluationSpec(Generic[M]):
         write_samples: writes an image of model outputs for a sample of the validation rows.
         evaluator: runs `sensorium evaluate`: (trained model, dataset, split names, options) ->
             EvaluationReport.
+        baselines: computes metrics of simple models on rows, which `sensorium compare` shows.
+        assess: says what the model is worth by its validation metrics, and whether there are
+            enough rows.
         sweep: keywords with the values that `sensorium compare` tries where none is varied.
     """
 
@@ -124,6 +155,8 @@ class EvaluationSpec(Generic[M]):
     validate: Validate[M] | None = None
     write_samples: WriteSamples[M] | None = None
     evaluator: Evaluator | None = None
+    baselines: Baselines[M] | None = None
+    assess: Assess | None = None
     sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 

@@ -82,7 +82,7 @@ def prediction_validator(
             logits, y = outputs[name][labelled], labels[name][labelled]
             loss, _ = calibrated_loss(target, modality, logits, y)
             metrics["val_loss"] += loss
-            metric, value = _target_metric(target, logits, y)
+            metric, value = target_metric(target, logits, y)
             metrics[metric if len(names) == 1 else f"{name} {metric}"] = value
         return ValidationResult(metrics, Predictions(outputs, labels))
 
@@ -119,7 +119,7 @@ def prediction_calibrator(targets: Mapping[str, Modality]) -> Calibrate[Multimod
     return fit
 
 
-def _target_metric(target: Target, logits: Tensor, y: Tensor) -> tuple[str, float]:
+def target_metric(target: Target, logits: Tensor, y: Tensor) -> tuple[str, float]:
     """Return name and value of the metric that is shown during training."""
     match target:
         case ClassificationTarget():

@@ -105,7 +105,7 @@ def compute_retrieval_metrics(
     if embed_text is not None:
         texts = embed_text(ids.row.tolist())
     captions = [prepared.caption(columns[1], row) for row in ids.row.tolist()]
-    first_rows, relevant = _match_captions(captions, ids.group)
+    first_rows, relevant = match_captions(captions, ids.group)
     metrics = {"rows": float(len(captions)), "captions": float(len(first_rows))}
     metrics |= retrieval_metrics(images, texts[first_rows], relevant, ("image", "text"))
     for k in (1, 10):
@@ -114,7 +114,7 @@ def compute_retrieval_metrics(
     return metrics
 
 
-def _match_captions(
+def match_captions(
     captions: Sequence[str], group: Int[Tensor, "N"]
 ) -> tuple[Int[Tensor, "C"], Bool[Tensor, "N C"]]:
     """Find the C distinct captions.

@@ -17,6 +17,7 @@ from sensorium.errors import SensoriumError, require_type
 from sensorium.io import atomic
 from sensorium.io.tensors import save_tensors
 from sensorium.modalities.image import Image, PatchEmbedding
+from sensorium.modalities.subword_bag import SubwordBagEmbedding
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder, Towers
 from sensorium.nn.transformer import Block, FeedForward, Transformer
@@ -64,6 +65,7 @@ def build_clip(model: Model) -> CLIPExport:
             "needs. Use --format onnx or torch."
         )
     towers = towers.renamed({columns[Image]: "image", columns[Text]: "text"})
+    _check_layout(towers, model)
     image, text = model.schema[columns[Image]], model.schema[columns[Text]]
     image = require_type(image, Image)
     text = require_type(text, Text)
@@ -139,20 +141,31 @@ def _write_weights(
     atomic.write_file(path, partial(save_tensors, tensors, {"format": "pt"}))
 
 
+def _check_layout(towers: Towers, model: Model) -> None:
+    """Raise SensoriumError naming all parts that CLIP of transformers and OpenCLIP lacks."""
+    unsupported: dict[str, str] = {}  # part -> the option that leaves it out
+    if not isinstance(towers["image"].encoder.embed, PatchEmbedding):
+        unsupported["an image encoder that is no vision transformer"] = "--image-encoder vit"
+    if any(isinstance(module, SubwordBagEmbedding) for module in towers["text"].modules()):
+        unsupported["subword features"] = "--no-subword-features"
+    if unsupported:
+        raise SensoriumError(
+            f"{model.folder} has {' and '.join(unsupported)}, for which the CLIP of transformers "
+            "and OpenCLIP has no place. Export it with --format onnx or torch, which keep them, or "
+            f"train it with {' '.join(unsupported.values())}."
+        )
+
+
 def _build_config(towers: Towers, image: Image, text: Text) -> dict[str, Any]:
     """Return config.json of transformers' CLIPModel."""
     image_encoder, text_encoder = towers["image"].encoder, towers["text"].encoder
-    if not isinstance(image_encoder.embed, PatchEmbedding):
-        raise SensoriumError(
-            "The image encoder is not a vision transformer, which a CLIP export needs. Train with "
-            "--image-encoder vit."
-        )
+    patches = require_type(image_encoder.embed, PatchEmbedding)
     embed_dim = towers["image"].embed_dim
     vision_config = {
         **_encoder_sizes(image_encoder),
         "model_type": "clip_vision_model",
         "image_size": image.size,
-        "patch_size": image_encoder.embed.patch_size,
+        "patch_size": patches.patch_size,
         "projection_dim": embed_dim,
     }
     text_config = {

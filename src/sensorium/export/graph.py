@@ -201,10 +201,9 @@ def build_graphs(model: Model) -> dict[str, ExportableGraph]:
             f"{model.folder} can be exported neither as towers nor as a predictor. Graphs are "
             "exported of runs of clip, finetune, lit and fusion."
         )
-    if len(predictor.model.tree_heads):
+    if predictor.model.is_blended:
         raise SensoriumError(
-            f"{model.folder} has boosted trees, which cannot be exported. Train it without "
-            "--head boosting."
+            f"{model.folder} is a blend, which has no graph. Train it with --head network."
         )
     return {"predict": _prediction_graph(predictor)}
 
@@ -219,7 +218,8 @@ def file_name(key: ColumnKey) -> str:
 
 
 def _prediction_graph(predictor: Predictor) -> ExportableGraph:
-    module = PredictionGraph(predictor.model, predictor.columns, predictor.targets).eval()
+    network = predictor.model.without_blend()
+    module = PredictionGraph(network, predictor.columns, predictor.targets).eval()
     names = module.names
 
     def example(num_rows: int) -> dict[str, Tensor]:
@@ -233,12 +233,12 @@ def _prediction_graph(predictor: Predictor) -> ExportableGraph:
     example_inputs = example(NUM_EXAMPLE_ROWS)
     with torch.inference_mode():
         output_names = tuple(module(example_inputs))
-    dynamic_axes = _dynamic_axes(predictor.columns)
+    axes = _dynamic_axes(predictor.columns).items()
     return ExportableGraph(
         module,
         example_inputs,
         example(NUM_CHECK_ROWS),
-        {names.values[column]: axis for column, axis in dynamic_axes.items()},
+        {names.values[column]: axis for column, axis in axes},
         output_names,
         next(iter(predictor.columns)),
         names.renamed,

@@ -5,8 +5,9 @@ to left, or a mark that turns the direction, does not reorder what stands beside
 """
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
+
+from sensorium.errors import escape_html
 
 PAGE_CSS = """
 :root{color-scheme:light dark;--ink:#1c1b22;--pale:#66646e;--paper:#f6f5f2;--card:#fff;
@@ -50,7 +51,7 @@ def render_page(title: str, body: str, css: str = "") -> str:
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title>"
+        f"<title>{escape_html(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{PAGE_CSS}{css}</style></head><body><main>{body}</main></body></html>\n"
@@ -59,7 +60,7 @@ def render_page(title: str, body: str, css: str = "") -> str:
 
 def escape_text(text: object) -> str:
     """Return text as HTML, isolated from the direction of its surroundings."""
-    return f"<bdi>{html.escape(str(text))}</bdi>"
+    return f"<bdi>{escape_html(str(text))}</bdi>"
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -69,7 +70,7 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 def image_tag(content: bytes, alt_text: str, media_type: str = "image/png") -> str:
     """Return an <img> with the image inside."""
-    alt = html.escape(alt_text, quote=True)
+    alt = escape_html(alt_text)
     return f'<img alt="{alt}" src="{data_uri(content, media_type)}">'
 
 

@@ -4,12 +4,17 @@ N samples
 """
 
 import wave
-from io import BufferedReader, BytesIO
+from io import SEEK_END, BufferedReader, BytesIO
 
 import numpy as np
 from jaxtyping import Float32
 
-from sensorium.io.untrusted import FilePath, NotARegularFileError, open_regular
+from sensorium.io.untrusted import (
+    MAX_AUDIO_CHANNELS,
+    FilePath,
+    NotARegularFileError,
+    open_regular,
+)
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
@@ -30,9 +35,11 @@ def read_audio(
     """
     try:
         with _open_source(source) as file:
+            file_bytes = file.seek(0, SEEK_END)
+            file.seek(0)
             try:
                 with wave.open(file, "rb") as wav:
-                    return _read_wav(wav, max_seconds), wav.getframerate()
+                    return _read_wav(wav, max_seconds, file_bytes), wav.getframerate()
             except (wave.Error, EOFError):
                 file.seek(0)
                 return _read_soundfile(file, max_seconds)
@@ -46,11 +53,17 @@ def _open_source(source: FilePath | bytes) -> BufferedReader | BytesIO:
     return BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
-def _read_wav(file: wave.Wave_read, max_seconds: float) -> Float32[np.ndarray, "N"]:
+def _read_wav(
+    file: wave.Wave_read, max_seconds: float, file_bytes: int
+) -> Float32[np.ndarray, "N"]:
     frames = file.getnframes()
     width = file.getsampwidth()
     channels = file.getnchannels()
     _check_duration(frames, file.getframerate(), max_seconds)
+    _check_channels(channels)
+    if width > 4:
+        raise ValueError(f"{width * 8} bits a sample; at most 32 are read")
+    frames = min(frames, file_bytes // (width * channels))  # the header may claim more
     data = np.frombuffer(file.readframes(frames), dtype=np.uint8)
     data = data[: len(data) // (width * channels) * width * channels].reshape(-1, width)
     if width == 1:
@@ -74,9 +87,15 @@ def _read_soundfile(
     try:
         with soundfile.SoundFile(source) as file:
             _check_duration(file.frames, file.samplerate, max_seconds)
+            _check_channels(file.channels)
             return file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
     except soundfile.SoundFileError as e:
         raise ValueError(f"damaged, or not an audio file: {e}") from e
+
+
+def _check_channels(channels: int) -> None:
+    if channels > MAX_AUDIO_CHANNELS:
+        raise ValueError(f"{channels} channels, more than the limit of {MAX_AUDIO_CHANNELS}")
 
 
 def _check_duration(frames: int, sample_rate: int, max_seconds: float) -> None:

@@ -79,9 +79,11 @@ class Image:
                 f"image resize_mode={self.resize_mode!r} is unknown{condition}. "
                 f"Choose one of: {', '.join(modes)}."
             )
-        if self.size < 1 or self.margin < 0 or self.stored_size**2 > MAX_IMAGE_PIXELS:
+        largest = max(self.stored_size, self.shortest_edge)
+        if self.size < 1 or self.margin < 0 or largest**2 > MAX_IMAGE_PIXELS:
             raise SensoriumError(
-                f"image size={self.size}, margin={self.margin} is out of range. Use a size of at "
+                f"image size={self.size}, margin={self.margin}, "
+                f"shortest_edge={self.shortest_edge} is out of range. Use a size of at "
                 f"least 1, a margin of at least 0, and at most {MAX_IMAGE_PIXELS:,} pixels in all."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -23,11 +23,20 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sensorium.io.untrusted import EmbeddedFile, NotARegularFileError, open_regular
-from sensorium.modalities.image_resize import jpeg_scale, resize_square
+from sensorium.io.untrusted import (
+    DECODE_BUDGET,
+    MAX_IMAGE_FILE_BYTES,
+    MAX_IMAGE_PIXELS,
+    MAX_IMAGE_SEGMENTS,
+    MAX_IMAGE_SIDE,
+    MAX_JPEG_SCAN_PIXELS,
+    READ_BUDGET,
+    EmbeddedFile,
+    NotARegularFileError,
+    open_regular,
+)
+from sensorium.modalities.image_resize import flatten_transparency, jpeg_scale, resize_square
 
-MAX_IMAGE_PIXELS = 89_000_000  # just below the size from which Pillow itself warns
-MAX_FILE_BYTES = 1 << 30
 JPEG_MAGIC = b"\xff\xd8\xff"
 READERS_BY_MAGIC = {  # pattern of the first bytes -> the only reader that may open the file
     rb"\xff\xd8\xff": JpegImageFile,
@@ -64,6 +73,10 @@ ORIENTATION_TAG = 0x112
 EXIF_SHORT = 3  # type code of a 16-bit number
 MAX_EXIF_BYTES = 1 << 16  # as far as a file is searched for its EXIF block
 MAX_EXIF_ENTRIES = 64
+JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing nor a restart
+START_OF_SCAN = 0xDA
+END_OF_IMAGE = 0xD9
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_image(
@@ -85,7 +98,14 @@ def decode_image(
         return np.array(resize_square(_convert_array(raw), side, resize_mode))
     if isinstance(raw, PIL.Image.Image):
         return _resize_upright(raw, side, resize_mode)
-    data = _read_bytes(raw)
+    with READ_BUDGET.reserve(_file_bytes(raw)):
+        return _decode_bytes(_read_bytes(raw), side, resize_mode, out)
+
+
+def _decode_bytes(
+    data: bytes, side: int, resize_mode: str, out: UInt8[np.ndarray, "S S 3"] | None
+) -> UInt8[np.ndarray, "S S 3"]:
+    """Return the image in the bytes of a file as a square."""
     if data.startswith(JPEG_MAGIC):
         decoded = _decode_jpeg_fast(data, side, resize_mode, out)
         if decoded is not None:
@@ -113,8 +133,10 @@ def decode_full_image(raw: Any) -> PIL.Image.Image:
     """
     if isinstance(raw, np.ndarray):
         return PIL.Image.fromarray(_convert_array(raw))
-    image = raw if isinstance(raw, PIL.Image.Image) else _open_image(_read_bytes(raw))
-    pixels = np.array(_decode_pixels(image))
+    with READ_BUDGET.reserve(_file_bytes(raw)):
+        image = raw if isinstance(raw, PIL.Image.Image) else _open_image(_read_bytes(raw))
+        with DECODE_BUDGET.reserve(_decoded_bytes(image)):
+            pixels = np.array(_decode_pixels(image))
     orientation = read_orientation(image.info.get("exif", b""))
     return PIL.Image.fromarray(apply_orientation(pixels, orientation))
 
@@ -161,6 +183,26 @@ def _check_pixel_count(width: int, height: int) -> None:
         raise ValueError(
             f"{width} x {height} pixels, more than the limit of {MAX_IMAGE_PIXELS:,} pixels"
         )
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise ValueError(
+            f"{width} x {height} pixels, more than the limit of {MAX_IMAGE_SIDE:,} pixels a side; "
+            "cut the image"
+        )
+
+
+def _file_bytes(raw: Any) -> int:
+    """Return the size of a file that will be read, 0 for anything else."""
+    try:
+        size = Path(raw).stat().st_size if isinstance(raw, str | Path) else 0
+    except (OSError, ValueError):
+        return 0  # reported when it is opened
+    return size if size <= MAX_IMAGE_FILE_BYTES else 0
+
+
+def _decoded_bytes(image: PIL.Image.Image) -> int:
+    """Return about how many bytes decoding an image and converting it to RGB needs."""
+    bytes_per_pixel = 12 if image.mode == "I" or isinstance(image, JpegImageFile) else 8
+    return image.width * image.height * bytes_per_pixel
 
 
 def _read_bytes(raw: Any) -> bytes:
@@ -170,7 +212,7 @@ def _read_bytes(raw: Any) -> bytes:
     if not isinstance(raw, str | Path | EmbeddedFile):
         raise ValueError(f"expected an image or its path, got {type(raw).__name__}")
     try:
-        with open_regular(raw, MAX_FILE_BYTES) as file:
+        with open_regular(raw, MAX_IMAGE_FILE_BYTES) as file:
             return file.read()
     except NotARegularFileError as e:
         raise ValueError(str(e.strerror).replace("regular ", "")) from e
@@ -189,22 +231,89 @@ def _open_image(data: bytes) -> PIL.Image.Image:
     reader = next(matches, None)
     if reader is None:
         raise ValueError("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
-    if reader is WebPImageFile and data[12:16] == b"VP8X":  # this reader allocates on opening
-        width = int.from_bytes(data[24:27], "little") + 1
-        height = int.from_bytes(data[27:30], "little") + 1
-        _check_pixel_count(width, height)
+    if reader is WebPImageFile:  # this reader allocates on opening
+        _check_webp_size(data)
+    elif reader is PngImageFile:
+        _check_png_chunks(data)
+    num_scans = _count_jpeg_scans(data) if reader is JpegImageFile else 1
     try:
         image = reader(io.BytesIO(data))
     except DECODE_ERRORS as e:
         raise ValueError(f"the image header is broken ({e or type(e).__name__})") from e
     _check_pixel_count(*image.size)
+    _check_scans(num_scans, *image.size)
+    if isinstance(image, TiffImageFile):
+        _check_tiff_parts(image)
     return image
+
+
+def _check_webp_size(data: bytes) -> None:
+    """Check the size in the header of a WebP file, of one of its three kinds."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width = (bits & 0x3FFF) + 1
+        height = (bits >> 14 & 0x3FFF) + 1
+    else:
+        width = int.from_bytes(data[26:28], "little") & 0x3FFF
+        height = int.from_bytes(data[28:30], "little") & 0x3FFF
+    _check_pixel_count(max(width, 1), max(height, 1))
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Check the number of chunks, each of which costs time."""
+    position = len(PNG_MAGIC)
+    for _ in range(MAX_IMAGE_SEGMENTS):
+        if position >= len(data):
+            return
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    raise ValueError(f"more than the limit of {MAX_IMAGE_SEGMENTS:,} chunks; save the image again")
+
+
+def _check_tiff_parts(image: TiffImageFile) -> None:
+    if len(image.tile) > MAX_IMAGE_SEGMENTS:
+        raise ValueError(
+            f"{len(image.tile):,} strips or tiles, more than the limit of {MAX_IMAGE_SEGMENTS:,}; "
+            "save the image again"
+        )
+
+
+def _count_jpeg_scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG file, read from its markers."""
+    position = 2
+    num_scans = 0
+    for _ in range(MAX_IMAGE_SEGMENTS):
+        match = JPEG_MARKER.search(data, position)
+        if match is None or match[1][0] == END_OF_IMAGE:
+            return num_scans
+        position = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+        if match[1][0] == START_OF_SCAN:
+            num_scans += 1
+            if num_scans == 1 and data.count(b"\xff\xda", position) == 0:
+                return 1  # the usual file, whose pixels need not be searched for markers
+    raise ValueError(
+        f"more than the limit of {MAX_IMAGE_SEGMENTS:,} segments; save the image again"
+    )
+
+
+def _check_scans(num_scans: int, width: int, height: int) -> None:
+    """Check the work of decoding a progressive JPEG."""
+    if num_scans * width * height > MAX_JPEG_SCAN_PIXELS:
+        allowed = max(1, MAX_JPEG_SCAN_PIXELS // (width * height))
+        raise ValueError(
+            f"{num_scans} scans of {width} x {height} pixels, more than the limit of {allowed} "
+            "scans at this size; save the image again, not progressive"
+        )
 
 
 def _resize_upright(
     image: PIL.Image.Image, side: int, resize_mode: str, extent: tuple[float, float] | None = None
 ) -> UInt8[np.ndarray, "S S 3"]:
-    square = resize_square(_decode_pixels(image), side, resize_mode, extent)
+    with DECODE_BUDGET.reserve(_decoded_bytes(image)):
+        square = resize_square(_decode_pixels(image), side, resize_mode, extent)
     return apply_orientation(square, read_orientation(image.info.get("exif", b"")))
 
 
@@ -233,10 +342,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
                 "unknown; convert the image to 8 bits"
             )
         image = PIL.Image.fromarray((wide >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return flatten_transparency(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _decode_jpeg_fast(
@@ -258,15 +364,19 @@ def _decode_jpeg_fast(
         height = int(height)
         width = int(width)
         _check_pixel_count(width, height)
+        num_scans = _count_jpeg_scans(data)
+        _check_scans(num_scans, width, height)
         if color_space not in ("YCbCr", "RGB", "Gray"):
             return None
         if out is not None and out.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
             return out, (width, height)
         scale = jpeg_scale(width, height, side, resize_mode)
-        pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
-        )
+        coefficient_bytes = 6 if num_scans > 1 else 0  # of a pixel, kept until the last scan
+        with DECODE_BUDGET.reserve(width * height * (coefficient_bytes * scale**2 + 3) // scale**2):
+            pixels = simplejpeg.decode_jpeg(
+                data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
+            )
         return pixels, (width / scale, height / scale)
     except ValueError:
         return None

@@ -7,6 +7,9 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+from sensorium.io.untrusted import MAX_IMAGE_PIXELS
+
+BAND_PIXELS = 1 << 22  # of a large image that are converted or compared at a time
 BORDER_TOLERANCE = 24  # a pixel that differs less from the corner pixel belongs to the border
 BICUBIC = PIL.Image.Resampling.BICUBIC
 
@@ -74,6 +77,11 @@ def resize_exact(
         shortest_edge if length == short else int(shortest_edge * length / short)
         for length in image.size
     )
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, resized to {width} x {height}: more than the "
+            f"limit of {MAX_IMAGE_PIXELS:,} pixels"
+        )
     if resize_mode == "centre":
         left = round((width - side) / 2)
         top = round((height - side) / 2)
@@ -97,15 +105,34 @@ def jpeg_scale(width: int, height: int, side: int, resize_mode: str) -> int:
     return 1 << min(3, max(0, (edge // (2 * side)).bit_length() - 1))
 
 
+def flatten_transparency(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert a transparent image to RGB on white, in bands that need little memory."""
+    flat = PIL.Image.new("RGB", image.size)
+    num_rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white = PIL.Image.new("RGBA", band.size, "white")
+        flat.paste(PIL.Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return flat
+
+
 def trim_border(image: PIL.Image.Image) -> PIL.Image.Image:
     """Return the image without its plain border, but for a thirtieth of the content's size.
 
     A plain border has the color of the top left pixel.
     """
-    pixels = np.asarray(image).astype(np.int16)
-    content = np.abs(pixels - pixels[0, 0]).max(-1) > BORDER_TOLERANCE
-    rows = np.flatnonzero(content.any(1))
-    columns = np.flatnonzero(content.any(0))
+    pixels = np.asarray(image)
+    row_has_content = np.zeros(len(pixels), bool)
+    column_has_content = np.zeros(pixels.shape[1], bool)
+    num_rows = max(1, BAND_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), num_rows):
+        band = pixels[top : top + num_rows].astype(np.int16)
+        content = np.abs(band - pixels[0, 0].astype(np.int16)).max(-1) > BORDER_TOLERANCE
+        row_has_content[top : top + num_rows] = content.any(1)
+        column_has_content |= content.any(0)
+    rows = np.flatnonzero(row_has_content)
+    columns = np.flatnonzero(column_has_content)
     if not len(rows):
         return image
     top = int(rows[0])

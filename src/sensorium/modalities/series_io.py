@@ -104,8 +104,9 @@ def _read_npy(path: Path | EmbeddedFile) -> np.ndarray:
         return _to_array(_read_embedded_npy(path))
     check_regular(path)
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError) as e:
+        with np.errstate(over="raise"):  # of the product of the sizes
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, ArithmeticError) as e:
         raise ValueError(f"damaged, or not an array of numbers: {str(e)[:80]}") from e
     if not isinstance(mapped, np.ndarray):
         mapped.close()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64
+from tokenizers import decoders
 from torch import Tensor, nn
 
 from sensorium.modalities.text import Text, last_token_index, trim_padding
@@ -22,6 +23,7 @@ VECTORS_PER_TOKEN = 4  # n-grams with a vector, at most, for each id of the toke
 EMPTY_HASH = (1 << 63) - 1  # marks unused entries of the table of hashes
 NGRAM_LENGTHS = range(3, 6)  # characters of an n-gram, including word boundaries
 MAX_TOKEN_CHARS = 30  # characters of a token that are used
+MAX_BYTES_PER_CHAR = 3  # of UTF-8, but for rare ones
 ID_CHAR_OFFSET = 0x20000  # without a tokenizer, id i is the character ID_CHAR_OFFSET + i
 HASH_BASE = 0x100000001B3  # base of the polynomial hash: FNV's prime
 BASE_INVERSE = pow(HASH_BASE, -1, 1 << 64) - (1 << 64)  # HASH_BASE * BASE_INVERSE = 1 mod 2^64
@@ -41,10 +43,22 @@ class SubwordBagEmbedding(nn.Module):
         text: Settings of the column.
         dropout: Dropout probability of the output.
         subword_dropout: Share of a text's n-grams that are left out while training.
+        unicode: Read the tokens of a byte-level tokenizer as the characters that their bytes
+            encode, rather than as one character per byte; and give Chinese, Japanese and Korean,
+            whose words are short, n-grams of one and two characters too.
     """
 
-    def __init__(self, dim: int, text: Text, dropout: float = 0.0, subword_dropout: float = 0.5):
+    def __init__(
+        self,
+        dim: int,
+        text: Text,
+        dropout: float = 0.0,
+        subword_dropout: float = 0.5,
+        *,
+        unicode: bool = False,
+    ):
         super().__init__()
+        self.unicode = unicode
         table_size = VECTORS_PER_TOKEN * text.vocab_size
         self.embedding = nn.Embedding(table_size, dim)
         self.dropout = nn.Dropout(dropout)
@@ -52,10 +66,16 @@ class SubwordBagEmbedding(nn.Module):
         self.end = text.end
         self.pad = text.pad
         nn.init.normal_(self.embedding.weight, std=0.01 / LR_MULTIPLIER)
-        chars = token_chars(text)
+        self.is_byte_level = unicode and _is_byte_level(text)
+        max_chars = MAX_BYTES_PER_CHAR * MAX_TOKEN_CHARS if self.is_byte_level else MAX_TOKEN_CHARS
+        chars = token_chars(text, max_chars)
+        if self.is_byte_level:
+            symbols = byte_of_symbol()
+            chars = symbols[np.minimum(chars, len(symbols) - 1)]
+            chars = chars[:, : max(1, int((chars > 0).sum(1).max()))]
         self.max_words_per_token = int((chars == WORD_BOUNDARY).sum(1).max())
         self.register_buffer("token_chars", torch.tensor(chars), persistent=False)
-        powers = hash_powers(text.length * MAX_TOKEN_CHARS + 1)
+        powers = hash_powers(text.length * max_chars + 1)
         self.register_buffer("hash_powers", powers, persistent=False)
         self.register_buffer("ngram_hashes", torch.full((table_size,), EMPTY_HASH))  # ascending
         self.register_buffer("idf", torch.ones(table_size))  # square root of the usual idf
@@ -108,8 +128,8 @@ class SubwordBagEmbedding(nn.Module):
 
     def _unique_ngrams(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "P"]:
         """Return the hashes of a batch's n-grams, each once for every text that has it."""
-        chars, _ = self._text_chars(ids)
-        _, hashes, present = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
+        chars, _ = self.text_chars(ids)
+        _, hashes, present = self.ngrams(chars)
         row = present.nonzero()[:, 0]
         return torch.stack([row, hashes[present]], 1).unique(dim=0)[:, 1]
 
@@ -118,11 +138,10 @@ class SubwordBagEmbedding(nn.Module):
         if ids.is_meta:  # no characters to hash: estimate as many n-grams as ids
             x = self.dropout(self.embedding(ids))
             return Tokens(x, sequence_positions(x))
-        chars, ids = self._text_chars(ids)
-        word, hashes, present = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
+        chars, ids = self.text_chars(ids)
+        word, hashes, present = self.ngrams(chars)
         if torch.compiler.is_exporting():
-            max_words = 2 + self.max_words_per_token * ids.shape[1]
-            return self._forward_padded(word, hashes, present, max_words)
+            return self._forward_padded(word, hashes, present, ids)
         return self._forward_packed(word, hashes, present, max_words=chars.shape[1])
 
     def _forward_packed(
@@ -161,13 +180,14 @@ class SubwordBagEmbedding(nn.Module):
         word: Int[Tensor, "B P"],
         hashes: Int[Tensor, "B P"],
         present: Bool[Tensor, "B P"],
-        max_words: int,
+        ids: Int[Tensor, "B T"],
     ) -> Tokens:
         """Compute the same with shapes that do not depend on values, for export.
 
         No text has more than `max_words` words; the tokens of words that it lacks are invalid.
         tests/test_export_graph.py checks that both paths agree.
         """
+        max_words = 2 + self.max_words_per_token * ids.shape[1]
         index, is_known = _lookup(self.get_buffer("ngram_hashes"), hashes)
         weight = self.get_buffer("idf")[index] * (present & is_known)
         x = self.embedding(index) * weight[..., None]
@@ -181,25 +201,89 @@ class SubwordBagEmbedding(nn.Module):
         x = x * (LR_MULTIPLIER * valid.sum(1) / text_norm)[:, None, None]
         return Tokens(x, sequence_positions(x), valid=valid)
 
-    def _text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
+    def text_chars(self, ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B S"]]:
         """Return the characters of each text, and its ids without common padding."""
         ids, valid = trim_padding(ids, last_token_index(ids, self.end, self.pad))
         chars = self.get_buffer("token_chars")[ids].masked_fill(~valid[..., None], 0)
-        return compact(chars.flatten(1)), ids
+        chars = compact(chars.flatten(1))
+        return decode_utf8(chars) if self.is_byte_level else chars, ids
+
+    def ngrams(self, chars: Int[Tensor, "B M"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return word number, hash and presence of each n-gram."""
+        ngrams = char_ngram_hashes(chars, self.get_buffer("hash_powers"))
+        if not self.unicode:
+            return ngrams
+        if not torch.compiler.is_exporting() and not bool(_is_cjk(chars, self.is_byte_level).any()):
+            return ngrams
+        groups = [ngrams, *_short_ngram_hashes(chars, _is_cjk(chars, self.is_byte_level))]
+        words, hashes, present = (torch.cat(parts, 1) for parts in zip(*groups, strict=True))
+        return words, hashes, present
 
 
-def token_chars(text: Text) -> Int64[np.ndarray, "V L"]:
+def _is_byte_level(text: Text) -> bool:
+    """Return whether the tokens are bytes, written as the symbols of GPT-2."""
+    if text.tokenizer is None:
+        return False
+    return isinstance(text.tokenizer.decoder, decoders.ByteLevel)
+
+
+def byte_of_symbol() -> Int64[np.ndarray, "S"]:
+    """Return the byte that each symbol of a byte-level tokenizer stands for, by its character code.
+
+    Printable bytes are their own symbol; the others are counted from 256 on (GPT-2). The codes of
+    padding and of WORD_BOUNDARY stay as they are, and no byte is one of them.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return np.array([*range(256), *(max(byte, WORD_BOUNDARY + 1) for byte in others)])
+
+
+def decode_utf8(codes: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+    """Merge the bytes of each character into one number: the first byte + 256 * the second + ...
+
+    Args:
+        codes: Bytes of texts, with WORD_BOUNDARY before each word, then zeros.
+    """
+    is_next = (codes >= 0x80) & (codes < 0xC0)  # not the first byte of a character
+    target = ((codes > 0) & ~is_next).cumsum(1) - 1
+    one, two = (F.pad(is_next, (n, 0))[:, : codes.shape[1]].long() for n in (1, 2))
+    place = is_next * (1 + one * (1 + two))  # of a byte in its character: 0 to 3
+    weight = torch.tensor([256**i for i in range(4)], device=codes.device)[place]
+    return torch.zeros_like(codes).scatter_add(1, target.clamp(min=0), codes * weight)
+
+
+def _is_cjk(chars: Int[Tensor, "B M"], is_byte_level: bool) -> Bool[Tensor, "B M"]:
+    """Return which characters are Chinese, Japanese or Korean: U+3000 to U+DFFF."""
+    if is_byte_level:
+        first = chars % 256
+        return (chars >= 1 << 16) & (first >= 0xE3) & (first <= 0xED)
+    return (chars >= 0x3000) & (chars < 0xE000)
+
+
+def _short_ngram_hashes(
+    chars: Int[Tensor, "B M"], is_short: Bool[Tensor, "B M"]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return word number, hash and presence of each one and two of these characters."""
+    word = (chars == WORD_BOUNDARY).cumsum(1)
+    pair = chars[:, :-1] * HASH_BASE + chars[:, 1:]
+    return [
+        (word, chars, is_short),
+        (word[:, :-1], pair, is_short[:, :-1] & is_short[:, 1:]),
+    ]
+
+
+def token_chars(text: Text, max_chars: int = MAX_TOKEN_CHARS) -> Int64[np.ndarray, "V L"]:
     """Return the characters of each token id, padded with zeros.
 
     A word starts with WORD_BOUNDARY. Special tokens have no characters. Without a tokenizer each
     id is a word of one character.
     """
     tokens = _word_marked_tokens(text)
-    table = np.zeros((len(tokens), MAX_TOKEN_CHARS), np.int64)
+    table = np.zeros((len(tokens), max_chars), np.int64)
     for i, token in enumerate(tokens):
         if i not in (text.pad, text.start, text.end):
             codes = [WORD_BOUNDARY if char in "Ġ▁" else ord(char) for char in token]
-            codes = codes[:MAX_TOKEN_CHARS]
+            codes = codes[:max_chars]
             table[i, : len(codes)] = codes
     return table
 

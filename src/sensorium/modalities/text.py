@@ -5,7 +5,8 @@ B batch   T tokens   S tokens of the longest text   L full length   D width
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,12 +16,17 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from sensorium.errors import SensoriumError
 from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.base import settings_to_dict, validate_settings
 from sensorium.nn.tokens import CAUSAL, Tokens, sequence_positions
 
 PAD, START, END = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<start>", "<end>"]
+
+MAX_LENGTH_TEXTS = 2000  # texts by which the length of a column is chosen
+COVERED_TEXTS = 0.95  # fraction of them that are read in full
+LENGTH_STEP = 32  # chosen lengths are multiples of this
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -85,15 +91,34 @@ class Text:
         tokenizer = train_tokenizer(_iter_texts(values), self.vocab_size)
         return replace(self, tokenizer=tokenizer, vocab_size=tokenizer.get_vocab_size())
 
+    def fit_length(self, texts: Sequence[object], max_length: int) -> Text:
+        """Return settings of a column of the default length that cover most of its texts.
+
+        Args:
+            texts: Training texts; other values are skipped.
+            max_length: Largest length.
+        """
+        if self.length != Text().length:
+            return self
+        step = -(-len(texts) // MAX_LENGTH_TEXTS) or 1
+        sample = [text for text in texts[::step] if isinstance(text, str)]
+        if not sample:
+            return self
+        sizes = [len(ids) for ids in replace(self, length=max_length).encode(sample)]
+        covered = int(np.quantile(sizes, COVERED_TEXTS, method="higher"))
+        rounded = -(-covered // LENGTH_STEP) * LENGTH_STEP
+        return replace(self, length=min(max_length, max(self.length, rounded)))
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, with start and end token, as int32 [n <= length].
 
         Raises:
             ValueError: If the column has no tokenizer yet.
         """
-        rows = self._fitted_tokenizer().encode_batch_fast(
-            replace_surrogates(list(texts)), add_special_tokens=False
-        )
+        with tokenizer_errors():
+            rows = self._fitted_tokenizer().encode_batch_fast(
+                replace_surrogates(list(texts)), add_special_tokens=False
+            )
         prefix = [] if self.start is None else [self.start]
         max_ids = self.length - len(prefix) - 1
         return [np.array([*prefix, *row.ids[:max_ids], self.end], dtype=np.int32) for row in rows]
@@ -157,7 +182,8 @@ class Text:
         """
         special = (self.pad, self.start, self.end)
         inner = [i for i in ids.tolist() if i not in special]
-        return self._fitted_tokenizer().decode(inner).strip()
+        with tokenizer_errors():
+            return self._fitted_tokenizer().decode(inner).strip()
 
     def _fitted_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -322,3 +348,24 @@ def _time_positions(positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T 3"]:
     """Return positions along time; row and column are 0."""
     time = positions.float()
     return torch.stack([time, torch.zeros_like(time), torch.zeros_like(time)], -1)
+
+
+@contextmanager
+def tokenizer_errors(source: str = "the tokenizer") -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which is no Exception, into an error.
+
+    Args:
+        source: what messages call the tokenizer.
+
+    Raises:
+        SensoriumError: the library failed, such as on a pattern that takes too long.
+    """
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":
+            raise
+        raise SensoriumError(
+            f"{source} failed: {str(e)[:200]}. Its file is damaged, or one of its patterns takes "
+            "too long on a text: use the tokenizer of its authors."
+        ) from None

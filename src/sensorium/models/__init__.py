@@ -1,6 +1,6 @@
 """Models and model components: encoders, decoders, predictors and image tokenizers."""
 
-from sensorium.models.boosted_trees import TreeEnsemble, Trees
+from sensorium.models.boosted_trees import Trees
 from sensorium.models.calibration import Calibration, Gaussian
 from sensorium.models.decoder import Decoder, OutputPart
 from sensorium.models.handcrafted_features import HandcraftedFeatures
@@ -40,7 +40,6 @@ __all__ = [
     "Tower",
     "TowerOutput",
     "Towers",
-    "TreeEnsemble",
     "Trees",
     "add_lora",
     "freeze",

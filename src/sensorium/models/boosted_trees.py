@@ -1,7 +1,6 @@
 """Boosted trees as tensors: trained by another library, evaluated and stored by this one.
 
-B batch   C columns   F features   D width   T trees   N nodes, L leaves of all trees
-K outputs of a head   O outputs of the trees: K, or 1 for two classes and for numbers
+B batch   F features   T trees   N nodes, L leaves of all trees   K outputs
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from sensorium.modalities.base import Modality
 from sensorium.modalities.datetime import NUM_FEATURES, Datetime
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.modalities.tabular import Category, Ordinal
-from sensorium.models.handcrafted_features import HandcraftedFeatures
 from sensorium.nn.tokens import ColumnKey
 
 MAX_CLASS_FEATURES = 64  # one-hot features of a categorical column: its most common classes
@@ -133,113 +131,6 @@ class Trees(nn.Module):
             is_node = index >= 0
         leaves = self.get_buffer("leaf")[~index]
         return leaves.view(len(x), -1, self.num_outputs).sum(1)
-
-
-class TreeEnsemble(nn.Module):
-    """A second head of a target: boosted trees, blended with the linear head.
-
-    The inputs of the trees are scalar columns, handcrafted features of images and series, and the
-    fused vector. Trees are used only for rows whose missing columns were also missing in
-    training rows; all other rows use the linear head alone, which is trained with missing values.
-
-    Args:
-        modality: The target.
-        columns: All C columns of the model.
-        tabular_columns: The scalar ones among them.
-        handcrafted_features: Features of the image and series columns.
-        dim: D of the fused vector.
-
-    Attributes:
-        missing_ok: [C] Columns that the trees may lack.
-        blend_weights: [3] Weight of the linear head, of the trees, and of the linear head in rows
-            without trees.
-        feature_widths: Number of features without handcrafted ones, without the fused vector, and
-            in all.
-    """
-
-    def __init__(
-        self,
-        modality: Modality,
-        columns: Sequence[str],
-        tabular_columns: Mapping[str, Modality],
-        handcrafted_features: HandcraftedFeatures,
-        dim: int,
-    ):
-        super().__init__()
-        self.modality = modality
-        self.columns = list(columns)
-        self.tabular_columns = dict(tabular_columns)
-        self.handcrafted_features = handcrafted_features
-        num_classes = len(modality.classes) if isinstance(modality, Category) else 0
-        num_outputs = num_classes if num_classes > 2 else 1
-        num_tabular = sum(map(num_tabular_features, tabular_columns.values()))
-        num_handcrafted = handcrafted_features.num_features
-        self.feature_widths = [
-            num_tabular,
-            num_tabular + num_handcrafted,
-            num_tabular + num_handcrafted + dim,
-        ]
-        self.trees = Trees(self.feature_widths[-1], num_outputs)
-        self.missing_ok = nn.Buffer(torch.zeros(len(columns), dtype=torch.bool))
-        self.blend_weights = nn.Buffer(torch.tensor([1.0, 0.0, 1.0]))
-
-    def forward(
-        self,
-        linear: Float[Tensor, "B K"],
-        inputs: Mapping[ColumnKey, Tensor],
-        present: PresenceMasks,
-        x: Float[Tensor, "B D"],
-    ) -> Float[Tensor, "B K"]:
-        """Return the blend of linear head and trees; the linear head's output without any trees.
-
-        Args:
-            linear: Output of the linear head.
-            inputs: The columns of the batch.
-            present: Which rows have a value of each column.
-            x: The fused vector of each row.
-        """
-        if not len(self.trees.get_buffer("root")):
-            return linear
-        all_present = torch.stack([present[name] for name in self.columns], 1)
-        tree_output = self.trees(self.compute_features(inputs, present, x))
-        return self.blend(linear, tree_output, self.blend_weights, self.applicable(all_present))
-
-    def applicable(self, present: Bool[Tensor, "B C"]) -> Bool[Tensor, "B"]:
-        """Return whether each row lacks only columns that the trees may lack."""
-        return (present | self.missing_ok).all(1)
-
-    def compute_features(
-        self, inputs: Mapping[ColumnKey, Tensor], present: PresenceMasks, x: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B F"]:
-        """Return the trees' features: scalar columns, handcrafted features, fused vector."""
-        return torch.cat(
-            [
-                tabular_features(self.tabular_columns, inputs, present),
-                self.handcrafted_features(inputs, present),
-                x.float(),
-            ],
-            1,
-        )
-
-    def blend(
-        self,
-        linear: Float[Tensor, "B K"],
-        tree_output: Float[Tensor, "B O"],
-        blend_weights: Float[Tensor, "3"],
-        applicable: Bool[Tensor, "B"],
-    ) -> Float[Tensor, "B K"]:
-        """Return the weighted sum of both heads, or the linear head alone where no trees apply.
-
-        For numbers trees predict the mean only; for two classes, the logit of the second.
-        """
-        linear_weight = torch.where(applicable, blend_weights[0], blend_weights[2])[:, None]
-        weighted_trees = (blend_weights[1] * applicable)[:, None] * tree_output.float()
-        if not isinstance(self.modality, Category):
-            mean = linear[:, :1] * linear_weight + weighted_trees
-            return torch.cat([mean, linear[:, 1:]], 1)
-        if weighted_trees.shape[1] < linear.shape[1]:
-            weighted_trees = torch.cat([-weighted_trees, weighted_trees], 1) / 2
-        return linear * linear_weight + weighted_trees
 
 
 def tabular_features(

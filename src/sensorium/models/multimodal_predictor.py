@@ -5,9 +5,10 @@ Column encoders → fusion into one vector → a head per target.
 B batch   C columns   T tokens   D width   K outputs of a head
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +29,9 @@ from sensorium.nn.tokens import (
     valid_mask,
 )
 from sensorium.nn.transformer import FeedForward
+
+if TYPE_CHECKING:
+    from sensorium.models.blended_heads import BlendedHeads
 
 TABULAR_PART: ColumnKey = ()  # key of the part that holds all scalar columns
 
@@ -100,7 +104,8 @@ class Head(nn.Module):
 class MultimodalPredictor(nn.Module):
     """Fuses any columns into one vector and predicts each target from it.
 
-    After training, boosted trees may be added as a second head of each target (`tree_heads`).
+    A recipe may add parts beside the network, such as a linear model (`blended`), which are fitted
+    after training.
 
     Args:
         encoders: The encoder of each column that has one of its own.
@@ -139,21 +144,48 @@ class MultimodalPredictor(nn.Module):
         self.final_norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleList(heads.values())
         self.calibrations = nn.ModuleList(Calibration() for _ in heads)
-        self.tree_heads = nn.ModuleList()
+        self.blended: BlendedHeads | None = None
 
     def forward(self, inputs: Batch) -> dict[str, Float[Tensor, "B K"]]:
-        """Return the outputs for each target; with the trees blended in, outside training."""
+        """Return the outputs for each target; outside training, those of all parts together."""
         parts = self.encode_inputs(inputs)
-        if self.training or not self.tree_heads or not parts:
+        if self.training or self.blended is None or not parts:
             return self.predict_targets(parts, inputs.rows)
         x, has_values = self.fuse_parts(parts)
         logits = self.head_logits(x, has_values)
-        present = dict(zip(self.columns, self.presence(inputs).unbind(1), strict=True))
-        result: dict[str, Tensor] = {}
-        for (name, linear), tree_head in zip(logits.items(), self.tree_heads, strict=True):
-            blended = tree_head(linear, inputs.columns, present, x)
-            result[name] = torch.where(has_values[:, None], blended, linear)
-        return result
+        blended = self.blended(logits, inputs.columns, self.presence(inputs), x)
+        return {
+            name: torch.where(has_values[:, None], blended[name], logits[name])
+            for name in self.targets
+        }
+
+    def predict_parts(self, inputs: Batch) -> dict[str, list[Float[Tensor, "B K"]]]:
+        """Return the outputs of the network, of the linear model and of the trees by target.
+
+        Raises:
+            ValueError: If the model has no such parts.
+        """
+        if self.blended is None:
+            raise ValueError("The model has no parts beside the network.")
+        present = self.presence(inputs)
+        parts = self.encode_inputs(inputs)
+        logits = self.predict_targets(parts, inputs.rows)
+        if parts:
+            fused, _ = self.fuse_parts(parts)
+        else:
+            fused = self.norm.weight.new_zeros(inputs.rows, len(self.norm.weight))
+        return self.blended.predict_parts(logits, inputs.columns, present, fused)
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether another part than the network has a weight."""
+        return self.blended is not None and self.blended.is_used
+
+    def without_blend(self) -> "MultimodalPredictor":
+        """Return a copy that is the network alone."""
+        network = copy.deepcopy(self)
+        network.blended = None
+        return network
 
     def encode_inputs(self, inputs: Batch) -> dict[ColumnKey, Tokens]:
         """Return the tokens of each column, and of TABULAR_PART, that any row has a value of."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sensorium.io.untrusted import replace_surrogates
 from sensorium.modalities.base import settings_to_dict
+from sensorium.modalities.text import tokenizer_errors
 from sensorium.pretrained.decoder import PAD_ID
 from sensorium.pretrained.tokenizers import load_tokenizer
 from sensorium.pretrained.weight_files import WeightFiles
@@ -81,10 +82,9 @@ class TextPrompt:
             raise ValueError(f"expected text, found {type(raw).__name__}")
         if not raw:
             raise ValueError("expected text, found ''")
-        return np.array(
-            self.tokenizer.encode(replace_surrogates(raw), add_special_tokens=False).ids,
-            dtype=np.int32,
-        )
+        with tokenizer_errors():
+            encoded = self.tokenizer.encode(replace_surrogates(raw), add_special_tokens=False)
+        return np.array(encoded.ids, dtype=np.int32)
 
     def collate(self, values: Sequence[np.ndarray]) -> Int[Tensor, "B T"]:
         """Stack rows of ids, the shorter ones padded with PAD_ID."""
@@ -106,7 +106,8 @@ class TextPrompt:
         """Return the text of token ids, up to the first stop id."""
         tokens = ids.tolist()
         stops = (i for i, token in enumerate(tokens) if token in self.stop_ids)
-        return self.tokenizer.decode(tokens[: next(stops, len(tokens))])
+        with tokenizer_errors():
+            return self.tokenizer.decode(tokens[: next(stops, len(tokens))])
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; the tokenizer is a file of its own."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sensorium.errors import escape_line
 from sensorium.inference.classify import add_classify
 from sensorium.pretrained.families import PRETRAINED_FAMILIES
 from sensorium.pretrained.family import PretrainedFamily
@@ -47,17 +48,18 @@ class PretrainedDescription:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
+        from rich.text import Text
 
-        title = f"{self.path}: {self.family}, {self.num_parameters:,} parameters"
+        title = Text(f"{escape_line(self.path)}: {self.family}, {self.num_parameters:,} parameters")
         table = Table(show_header=False, title=title)
         for name, count in self.parameters_by_module.items():
-            table.add_row(name, f"{count:,} parameters")
+            table.add_row(Text(escape_line(name)), f"{count:,} parameters")
         table.add_section()
         for name, settings in self.inputs.items():
-            table.add_row(f"input {name}", settings)
+            table.add_row(f"input {name}", Text(escape_line(settings)))
         table.add_row("verbs", ", ".join(self.verbs) or "none without tokenizer or processor files")
         dtypes = ", ".join(f"{n:,} {dtype}" for dtype, n in self.elements_by_dtype.items())
-        table.add_row("stored as", f"{self.layout}: {dtypes}")
+        table.add_row("stored as", Text(escape_line(f"{self.layout}: {dtypes}")))
         yield table
 
 

@@ -5,7 +5,8 @@ HF_HUB_OFFLINE, HF_TOKEN and HF_HOME are read by huggingface_hub, which download
 
 from pathlib import Path
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, escape_line
+from sensorium.io.terminal import progress_of_libraries
 from sensorium.pretrained.tensor_source import (
     CONFIG_FILES,
     INDEX_FILE,
@@ -31,14 +32,18 @@ def download_snapshot(hub_id: str) -> Path:
     repo, _, revision = hub_id.partition("@")
 
     def download(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns))
-        )
+        with progress_of_libraries():
+            return Path(
+                snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns))
+            )
 
     try:
         folder = download(*CONFIG_FILES, *SIDECAR_FILES, INDEX_FILE)
         if (folder / INDEX_FILE).is_file():
             weight_map = read_json(folder / INDEX_FILE).get("weight_map", {})
+            for name in weight_map.values():  # they are shown while they are downloaded
+                if escape_line(name) != name:
+                    raise SensoriumError(f"{hub_id} is refused: its index names a file {name!r}.")
             return download(*set(weight_map.values()))
         for name in SAFETENSORS_FILES:
             if (download(name) / name).is_file():

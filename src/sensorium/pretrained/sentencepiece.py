@@ -86,6 +86,9 @@ def build_tokenizer(model: SentencePieceModel, extra_tokens: Sequence[str] = ())
         tokenizer = Tokenizer(_build_bpe(model))
     steps: list[normalizers.Normalizer] = []
     if model.precompiled_charsmap:
+        from sensorium.modalities.tokenizer_json import check_charsmap
+
+        check_charsmap(model.precompiled_charsmap)
         steps.append(normalizers.Precompiled(model.precompiled_charsmap))
     if model.remove_extra_whitespaces:
         prepend_scheme = "always" if model.add_dummy_prefix else "never"

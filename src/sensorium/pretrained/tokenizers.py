@@ -29,7 +29,7 @@ from tokenizers import (
 )
 
 from sensorium.errors import SensoriumError
-from sensorium.modalities.text import Text
+from sensorium.modalities.text import Text, tokenizer_errors
 from sensorium.pretrained import sentencepiece
 from sensorium.pretrained.gguf_tokenizer import load_gguf_tokenizer
 from sensorium.pretrained.special_tokens import add_special_tokens, set_template
@@ -118,8 +118,9 @@ def find_bos_eos_ids(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     Raises:
         SensoriumError: If it adds several on one side.
     """
-    text_ids = tokenizer.encode("a", add_special_tokens=False).ids
-    ids = tokenizer.encode("a").ids
+    with tokenizer_errors():
+        text_ids = tokenizer.encode("a", add_special_tokens=False).ids
+        ids = tokenizer.encode("a").ids
     before = next((i for i in range(len(ids)) if ids[i : i + len(text_ids)] == text_ids), 0)
     after = len(ids) - before - len(text_ids)
     if before > 1 or after > 1:
@@ -140,10 +141,11 @@ def load_tokenizer(weight_files: WeightFiles) -> Tokenizer | None:
     if not loaders and "tokenizer.ggml.model" not in weight_files.config:
         return None
     try:
-        if loaders:
-            tokenizer = loaders[0](weight_files)
-        else:
-            tokenizer = load_gguf_tokenizer(weight_files.config)
+        with tokenizer_errors(f"the tokenizer of {weight_files.path}"):
+            if loaders:
+                tokenizer = loaders[0](weight_files)
+            else:
+                tokenizer = load_gguf_tokenizer(weight_files.config)
     except SensoriumError:
         raise
     except Exception as error:  # tokenizers raises nothing more specific
@@ -160,7 +162,10 @@ def _load_tokenizer_json(weight_files: WeightFiles) -> Tokenizer:
 
     As in transformers, but for its classes of any tokenizer, which take tokenizer.json alone.
     """
-    tokenizer = Tokenizer.from_str(_read_text(weight_files.files["tokenizer.json"]))
+    from sensorium.modalities.tokenizer_json import parse_tokenizer
+
+    path = weight_files.files["tokenizer.json"]
+    tokenizer = parse_tokenizer(_read_text(path), str(path))
     config = weight_files.read_json("tokenizer_config.json")
     normalizer = tokenizer.normalizer
     if not isinstance(normalizer, normalizers.BertNormalizer):

@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021): an image and a text encoder trained with a contrastive loss."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,15 @@ from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, column_names
 from sensorium.nn.transformer import build_transformer, num_heads
 from sensorium.objectives.contrastive import CONTRASTIVE_LOSSES, ContrastiveLoss
-from sensorium.recipes.recipe import Augment, DataSpec, Hooks, Recipe, check_choice, fit_encoders
+from sensorium.recipes.recipe import (
+    Augment,
+    DataSpec,
+    Hooks,
+    InvalidKeywordError,
+    Recipe,
+    check_choice,
+    fit_encoders,
+)
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
 IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
@@ -40,6 +48,10 @@ IMAGE_AUGMENT: dict[str, dict[str, float]] = {  # strength -> parameters
     },
 }
 MIN_CAPTIONS_PER_ROW = 3  # of size small
+IMAGE_ENCODERS = ("vit", "resnet")
+SMALL_SAMPLES = 64_000  # rows that size small sees in training, if it needs more epochs for them
+MAX_SMALL_EPOCHS = 100
+MIN_TRAINING_ROWS = 500  # fewer give little more than chance
 BASE_MIN_ROWS = 50_000  # training rows from which `size="auto"` takes the vision transformer
 BASE_MIN_IMAGE_SIZE = 64  # pixels, likewise
 
@@ -57,6 +69,8 @@ class CLIPSize:
         subword_features: whether words are also embedded by their character n-grams.
         training: defaults of the training loop.
         summary: what it is, for the first line of training.
+        scales_stem: whether the stem of a ResNet reduces larger images more, so that they cost
+            about as much as small ones.
     """
 
     image_encoder: str
@@ -67,19 +81,12 @@ class CLIPSize:
     subword_features: bool
     training: TrainingConfig
     summary: str
+    scales_stem: bool = False
 
-    def override(self, **keywords: Any) -> "CLIPSize":
+    def override(self, keywords: Mapping[str, Any]) -> "CLIPSize":
         """Return a copy with the keywords that are not None."""
-        return replace(
-            self, **{name: value for name, value in keywords.items() if value is not None}
-        )
-
-    def keywords(self) -> dict[str, Any]:
-        """Return the keywords of `clip` as config.json stores them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value for name, value in values.items() if name not in ("training", "summary")
-        }
+        given = {name: value for name, value in keywords.items() if value is not None}
+        return replace(self, **given)
 
 
 SIZES = {
@@ -94,6 +101,7 @@ SIZES = {
             samples_per_group=2, augment="strong", optimizer="muon", lr=0.012, max_grad_norm=0.0
         ),
         summary="ResNet, subword features, strong augmentation",
+        scales_stem=True,
     ),
     "base": CLIPSize(
         image_encoder="vit",
@@ -109,6 +117,9 @@ SIZES = {
 
 
 @training_defaults(
+    epochs="20; for --size small 64,000 / training rows, from 20 to 100",
+    eval_interval="a twentieth of the epochs for --size small, else 1",
+    checkpoint_interval="a twentieth of the epochs for --size small, else 1",
     samples_per_group="2 for --size small, else 0",
     augment="strong for --size small, else light",
     optimizer="muon for --size small, else adamw",
@@ -148,7 +159,7 @@ def clip(
             images), base (vision transformer), or auto: base from 50,000 training rows of at least
             64 pixels on, else small. It sets the defaults of the options below.
         image_encoder: image encoder: vit (vision transformer) or resnet (convolutional). Default:
-            resnet for small, vit for base.
+            resnet for small, vit for base or where there is a patch size.
         dim: width of both encoders. Default: 128 for small, 192 for base.
         image_layers: layers of the image encoder; of a resnet, a multiple of 3. Default: 3 for
             small, 6 for base.
@@ -172,15 +183,15 @@ def clip(
     text_column = schema.resolve_text_columns(text)
     image_settings = require_type(schema[image_column], Image)
     size_name = _choose_size(schema, image_settings) if size == "auto" else size
-    chosen = SIZES[size_name].override(
-        image_encoder=image_encoder,
-        dim=dim,
-        image_layers=image_layers,
-        text_layers=text_layers,
-        embed_dim=embed_dim,
-        subword_features=subword_features,
-    )
-    check_choice("image_encoder", chosen.image_encoder, list(IMAGE_ENCODERS))
+    keywords = {
+        "image_encoder": _resolve_image_encoder(image_encoder, patch_size),
+        "dim": dim,
+        "image_layers": image_layers,
+        "text_layers": text_layers,
+        "embed_dim": embed_dim,
+        "subword_features": subword_features,
+    }
+    chosen = SIZES[size_name].override(keywords)
     pair: tuple[ColumnKey, ColumnKey] = (image_column, text_column)
     model = _build_towers(schema, pair, chosen, patch_size, dropout, projection, loss == "siglip")
     verb_inputs = {
@@ -200,11 +211,52 @@ def clip(
             on_start=_fit_towers,
             after_step=Towers.clamp_logit_scale,
         ),
-        evaluation=retrieval_evaluation(pair),
-        training=chosen.training,
-        stored_keywords={"size": size_name, **chosen.keywords()},
+        evaluation=retrieval_evaluation(
+            pair, min_training_rows=MIN_TRAINING_ROWS, remedies=_remedies(size_name)
+        ),
+        training=_training(chosen, size_name, schema),
+        stored_keywords={"size": size_name, "image_encoder": chosen.image_encoder}
+        | {name: getattr(chosen, name) for name, value in keywords.items() if value is None},
         task=_describe_size(size, size_name, schema, image_settings),
     )
+
+
+def _training(chosen: CLIPSize, size_name: str, schema: Schema) -> TrainingConfig:
+    """Return the defaults of training: size small sees few rows more often."""
+    if size_name != "small" or not schema.num_rows:
+        return chosen.training
+    default = chosen.training.epochs
+    epochs = min(max(default, round(SMALL_SAMPLES / schema.num_rows)), MAX_SMALL_EPOCHS)
+    interval = epochs / default  # as many evaluations as by default
+    return replace(
+        chosen.training, epochs=epochs, eval_interval=interval, checkpoint_interval=interval
+    )
+
+
+def _resolve_image_encoder(image_encoder: str | None, patch_size: int | None) -> str | None:
+    """Return the image encoder, which is a vision transformer where a patch size is given.
+
+    Raises:
+        InvalidKeywordError: for an unknown image encoder, or one that has no patches.
+    """
+    if image_encoder is not None:
+        check_choice("image_encoder", image_encoder, IMAGE_ENCODERS)
+    if patch_size is not None and image_encoder not in (None, "vit"):
+        raise InvalidKeywordError(
+            f"--patch-size {patch_size} is of a vision transformer, but the image encoder is "
+            f"{image_encoder}. Leave out one of them."
+        )
+    return image_encoder if patch_size is None else "vit"
+
+
+def _remedies(size_name: str) -> list[str]:
+    """Return what may help a model that is near chance."""
+    return [
+        "more pairs of image and text",
+        *(["--size small, which learns from fewer rows"] if size_name == "base" else []),
+        "more epochs (--epochs)",
+        "a pretrained model: sensorium train finetune DATA --weights WEIGHTS, or lit",
+    ]
 
 
 def _choose_size(schema: Schema, image: Image) -> str:
@@ -244,9 +296,14 @@ def _build_towers(
     image = require_type(schema[image_column], Image)
     text = require_type(schema[text_column], Text)
     dim = size.dim
-    build_image_encoder = IMAGE_ENCODERS[size.image_encoder]
+    if size.image_encoder == "vit":
+        image_encoder = _vit_encoder(image, dim, size.image_layers, patch_size, dropout)
+    else:
+        stem_stride = scaled_stem_stride(image.size) if size.scales_stem else 2
+        blocks = max(1, size.image_layers // 3)
+        image_encoder = Encoder(ResNet(dim, blocks, dropout, stem_stride=stem_stride))
     encoders: dict[ColumnKey, Encoder] = {
-        image_column: build_image_encoder(image, dim, size.image_layers, patch_size, dropout),
+        image_column: image_encoder,
         text_column: Encoder(
             TextEmbedding(dim, text),
             build_transformer(dim, size.text_layers, num_heads(dim), dropout=dropout),
@@ -260,6 +317,11 @@ def _build_towers(
     if size.subword_features:
         _add_subword_features(model[text_column], text, dim, dropout)
     return model
+
+
+def scaled_stem_stride(image_size: int) -> int:
+    """Return the stride of a ResNet's stem: 2 below 64 pixels, 4 below 128, else 8."""
+    return 2 if image_size < 64 else 4 if image_size < 128 else 8
 
 
 def image_augment(image_column: ColumnKey, text_column: ColumnKey) -> dict[str, Augment]:
@@ -293,7 +355,7 @@ def _fit_towers(model: Towers, prepared: PreparedDataset, rows: np.ndarray) -> N
 def _add_subword_features(tower: Tower, text: Text, dim: int, dropout: float) -> None:
     from sensorium.modalities.subword_bag import SubwordBagEmbedding  # only for these features
 
-    subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout))
+    subword_encoder = Encoder(SubwordBagEmbedding(dim, text, dropout, unicode=True))
     tower.encoder = TextEncoderWithSubwords(tower.encoder, subword_encoder)
 
 
@@ -326,13 +388,3 @@ def _vit_encoder(
         PatchEmbedding(dim, image.size, patch_size or image.size // 8),
         build_transformer(dim, layers, num_heads(dim), input_norm=True, dropout=dropout),
     )
-
-
-def _resnet_encoder(
-    image: Image, dim: int, layers: int, patch_size: int | None, dropout: float
-) -> Encoder:
-    del image, patch_size  # convolutional, for any image size
-    return Encoder(ResNet(dim, max(1, layers // 3), dropout))
-
-
-IMAGE_ENCODERS = {"vit": _vit_encoder, "resnet": _resnet_encoder}

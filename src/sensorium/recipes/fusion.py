@@ -10,7 +10,7 @@ from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
-from sensorium.evaluation.spec import EvaluationSpec, Evaluator, picklable
+from sensorium.evaluation.spec import Baselines, EvaluationSpec, Evaluator, picklable
 from sensorium.evaluation.validate_prediction import prediction_calibrator, prediction_validator
 from sensorium.inference.predict import Predictor
 from sensorium.io.tensors import state_tensors, tensors_sha256
@@ -42,7 +42,6 @@ from sensorium.recipes.recipe import (
     DataSpec,
     DeriveColumns,
     Hooks,
-    InvalidKeywordError,
     OnEnd,
     Recipe,
     check_choice,
@@ -50,8 +49,9 @@ from sensorium.recipes.recipe import (
 )
 from sensorium.recipes.training_config import TrainingConfig, training_defaults
 
-HEADS = ("linear", "boosting")
+HEADS = ("auto", "network", "linear", "boosting")
 CLASS_WEIGHTS = ("balanced",)
+MAX_TEXT_LENGTH = 512  # tokens of a text that are read
 SWEEP = {"fusion": list(FUSIONS)}  # compared by default
 # How much of pretrained weights is trained -> fields of TrainingConfig.
 TRAIN_MODE_CONFIG: dict[str, dict[str, float]] = {
@@ -110,7 +110,7 @@ def fusion(
     modality_dropout: float = 0.5,
     dropout: float | None = None,
     mixup: float = 0.0,
-    head: Literal["linear", "boosting"] = "linear",
+    head: Literal["auto", "network", "linear", "boosting"] = "auto",
     class_weight: Literal["balanced"] | None = None,
 ) -> Recipe[MultimodalPredictor]:
     """Predict classes, numbers, ranks or tag sets from any columns.
@@ -139,14 +139,17 @@ def fusion(
             missing values.
         dropout: dropout rate. Default: by number of rows.
         mixup: alpha of mixup (0.2 is usual); 0 is off.
-        head: prediction head: linear, or boosting (LightGBM trees blended with the linear head;
-            category and numeric targets).
+        head: what predicts: network, linear (a linear model on simple features, such as TF-IDF,
+            blended with the network), boosting (LightGBM trees, blended alike; category and
+            numeric targets), or auto (all three). Validation rows choose the weights.
         class_weight: balanced: weight classes inversely to their frequency (category and
-            multilabel targets; --head linear).
+            multilabel targets).
     """
     check_choice("fusion", fusion, list(FUSIONS))
     check_choice("projection", projection, list(PROJECTIONS))
-    _check_head(head, class_weight)
+    check_choice("head", head, HEADS)
+    if class_weight is not None:
+        check_choice("class_weight", class_weight, CLASS_WEIGHTS)
     targets = resolve_targets(schema, target)
     inputs = resolve_inputs(schema, columns, targets, encoders, encoder_train)
     preset = select_preset(list(targets.values())).with_overrides(dim, layers, dropout)
@@ -165,8 +168,7 @@ def fusion(
     model = _build_model(inputs, target_losses, config)
     objective = SupervisedLoss(target_losses, mixup, contrastive_weight)
     input_settings = {name: column.modality for name, column in inputs.items()}
-    boosting = head == "boosting"
-    on_end = _add_boosting(model, input_settings, objective, targets, config) if boosting else None
+    on_end = _add_parts(model, input_settings, objective, targets, head)
     return Recipe(
         model=model,
         objective=objective,
@@ -174,31 +176,23 @@ def fusion(
         training=_training_config(preset, inputs),
         verbs={"predict": Predictor(model, input_settings, targets)},
         hooks=Hooks(
-            on_start=_fit_encoders, calibrate=prediction_calibrator(targets), on_end=on_end
+            on_start=_fit_encoders,
+            calibrate=prediction_calibrator(targets),
+            on_end=on_end,
+            needs_validation=head in ("linear", "boosting"),
         ),
         evaluation=EvaluationSpec(
             metric="val_loss",
             mode="min",
             validate=prediction_validator(objective, targets),
             evaluator=_evaluator(targets),
+            baselines=_baselines(targets),
             sweep=SWEEP,
         ),
-        task=describe_task(schema, targets),
+        task=describe_task(schema, targets) + _describe_head(head, targets),
         stored_keywords={"encoders": encoders_to_config(encoders, schema, inputs)},
-        extras={"lightgbm": "boosting"} if boosting else {},
+        extras={"lightgbm": "boosting"} if head == "boosting" else {},
     )
-
-
-def _check_head(head: str, class_weight: str | None) -> None:
-    check_choice("head", head, HEADS)
-    if class_weight is None:
-        return
-    check_choice("class_weight", class_weight, CLASS_WEIGHTS)
-    if head == "boosting":
-        raise InvalidKeywordError(
-            "--class-weight balanced applies to --head linear, not to --head boosting. Leave one "
-            "of them out."
-        )
 
 
 def _build_model(
@@ -260,6 +254,7 @@ def _data_spec(
         column_settings=settings,
         augment={strength: _augment(inputs, by_type) for strength, by_type in AUGMENT.items()},
         derived_columns=_frozen_embeddings(model, schema.with_settings(settings)),
+        max_text_length=MAX_TEXT_LENGTH,
     )
 
 
@@ -314,21 +309,49 @@ def _fit_encoders(model: MultimodalPredictor, prepared: PreparedDataset, rows: n
     fit_encoders(dict(zip(model.encoder_columns, model.encoders, strict=True)), prepared, rows)
 
 
-def _add_boosting(
+def _add_parts(
     model: MultimodalPredictor,
     inputs: Mapping[str, Modality],
     objective: SupervisedLoss,
     targets: Mapping[str, Modality],
-    config: FusionConfig,
+    head: str,
 ) -> OnEnd[MultimodalPredictor]:
-    """Add tree heads to the model and return the hook that fits them."""
-    from sensorium.recipes.boosting import add_tree_heads, fit_trees  # only for this head
+    """Add the parts beside the network and return the hook that fits them."""
+    from sensorium.recipes.blending import add_blended_heads, fit_parts  # after training only
 
-    add_tree_heads(model, inputs, targets, config.dim)
-    return fit_trees(objective, targets)
+    num_outputs = [len(target.prior()) for target in objective.targets.values()]
+    add_blended_heads(model, inputs, targets, num_outputs, head)
+    return fit_parts(objective, targets, head)
+
+
+def _describe_head(head: str, targets: Mapping[str, Modality]) -> str:
+    """Return what is missing for the best prediction."""
+    from sensorium.recipes.boosting import lightgbm_is_installed  # not needed in training
+
+    can_boost = any(target.kind in ("category", "numeric") for target in targets.values())
+    if head != "auto" or not can_boost or lightgbm_is_installed():
+        return ""
+    return (
+        "\nLightGBM is not installed: no boosted trees are tried (to have them: pip install "
+        '"sensorium[boosting]")'
+    )
 
 
 def _evaluator(targets: Mapping[str, Modality]) -> Evaluator:
     from sensorium.evaluation.prediction import prediction_evaluator  # not needed in training
 
     return prediction_evaluator(targets)
+
+
+@picklable
+def _baselines(targets: Mapping[str, Modality]) -> Baselines[MultimodalPredictor]:
+    """Return a function that computes the main metric of simple models on rows."""
+
+    def compute(
+        model: MultimodalPredictor, prepared: PreparedDataset, rows: np.ndarray
+    ) -> dict[str, float]:
+        from sensorium.evaluation.prediction_baselines import main_baselines  # for compare only
+
+        return main_baselines(model, prepared, rows, targets)
+
+    return compute

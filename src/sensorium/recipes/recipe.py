@@ -109,6 +109,7 @@ class DataSpec:
         derived_columns: computes further columns once from the data.
         required: columns that a row must all have to be trained on.
         augment: random augmentation during training: strength -> column -> parameters.
+        max_text_length: tokens up to which long texts are read; 0: as the schema says.
     """
 
     columns: tuple[ColumnKey, ...]
@@ -116,6 +117,7 @@ class DataSpec:
     derived_columns: DeriveColumns | None = None
     required: tuple[ColumnKey, ...] = ()
     augment: Mapping[str, Augment] = field(default_factory=dict)
+    max_text_length: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +128,16 @@ class Hooks(Generic[M]):
         on_start: called once, before the first step.
         after_step: called after each optimizer step.
         calibrate: called on the validation rows before new best weights are saved.
-        on_end: called once with the best weights; the weights are saved again afterwards.
+        on_end: called once with the best weights, unless there are no validation rows; the
+            weights are saved again afterwards.
+        needs_validation: whether training without validation rows is an error.
     """
 
     on_start: OnStart[M] | None = None
     after_step: AfterStep[M] | None = None
     calibrate: Calibrate[M] | None = None
     on_end: OnEnd[M] | None = None
+    needs_validation: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +153,8 @@ class Recipe(Generic[M]):
         hooks: functions that it adds to the training loop.
         evaluation: how it is evaluated.
         stored_keywords: keywords as config.json stores them, where that differs from what was
-            passed.
+            passed. Those that the recipe function does not take are not stored: they are of
+            another recipe, which it calls.
         measures_forgetting: whether the abilities of its pretrained weights are measured before
             and after training.
         prerequisites: keyword -> (recipe, keywords) of a run to train first; the folder of that
@@ -238,7 +244,8 @@ def build_recipe(
     recipe = replace(recipe, training=replace(recipe.training, **training_values))
     if recipe.data.augment:
         check_choice("augment", recipe.training.augment, ["none", *recipe.data.augment])
-    return recipe, {**bound.kwargs, **recipe.stored_keywords, **asdict(recipe.training)}
+    stored = {k: v for k, v in recipe.stored_keywords.items() if k in bound.kwargs}
+    return recipe, {**bound.kwargs, **stored, **asdict(recipe.training)}
 
 
 def dry_build(
@@ -249,6 +256,10 @@ def dry_build(
     Raises:
         SensoriumError: where a keyword does not fit, or a required extra is not installed.
     """
+    if keywords.get("minutes") and "epochs" in keywords:
+        raise InvalidKeywordError(
+            "--minutes and --epochs both say how long to train. Leave one of them out."
+        )
     try:
         with torch.device("meta"), skip_init():
             recipe, _ = build_recipe(recipe_fn, schema, keywords)

@@ -15,6 +15,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training rows.
+        minutes: time budget: as many of the epochs as fit into it, evaluations included; 0: none.
         batch_size: rows per optimizer step.
         grad_accumulation_steps: micro-batches that each batch is split into, to save memory.
         samples_per_group: rows of the same group next to each other in a batch; 0: groups are
@@ -41,6 +42,7 @@ class TrainingConfig:
     """
 
     epochs: float = 20
+    minutes: float = 0.0
     batch_size: int = 128
     grad_accumulation_steps: int = 1
     samples_per_group: int = 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from sensorium.data.dataset import Dataset
 from sensorium.data.schema import SET_BY_USER, extensions
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.multilabel import Multilabel
 from sensorium.search.results import file_names
 
@@ -57,7 +57,7 @@ def _read_values(dataset: Dataset, name: str, raw: Any) -> list[str]:
         return [] if raw is None else column.modality.split_tags(raw)
     if column.kind in CLASS_TYPES:
         return [] if raw is None else [str(raw)]
-    return file_names(raw) if isinstance(raw, str | Path) else []
+    return file_names(raw) if isinstance(raw, str | Path | EmbeddedFile) else []
 
 
 def _read_identifier(raw: Any) -> list[str]:

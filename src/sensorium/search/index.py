@@ -101,8 +101,8 @@ class Index:
             batch_size: rows embedded at once.
 
         Raises:
-            SensoriumError: too many values cannot be read (the data set's `max_invalid_fraction`),
-                or the column or split does not exist.
+            SensoriumError: a larger fraction of the values than the dataset's
+                `max_invalid_fraction` cannot be used, or the column or split does not exist.
         """
         folder = Path(tempfile.mkdtemp(prefix="index-") if path is None else path)
         bad_samples = build_store(

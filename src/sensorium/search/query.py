@@ -78,7 +78,8 @@ def check_search(
 def row_info_of(kind: str, value: Any) -> RowInfo:
     """Return what to show of an added value, by default."""
     captions = [value] if kind == "text" else []
-    files = file_names(value) if kind != "text" and isinstance(value, str | Path) else []
+    is_file = kind != "text" and isinstance(value, str | Path | EmbeddedFile)
+    files = file_names(value) if is_file else []
     return RowInfo(describe_value(value), kind, captions, {"file": files} if files else {})
 
 

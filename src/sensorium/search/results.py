@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import PIL.Image
 
-from sensorium.errors import SensoriumError
-from sensorium.io.untrusted import replace_surrogates
+from sensorium.errors import SensoriumError, escape_line
+from sensorium.io.untrusted import EmbeddedFile, replace_surrogates
 from sensorium.modalities.image_decode import decode_image
 
 Matched = Literal["words", "vectors", "both"]
@@ -63,9 +63,9 @@ class RowInfo:
         return cls(**values), thumbnail
 
 
-def file_names(path: str | Path) -> list[str]:
+def file_names(file: str | Path | EmbeddedFile) -> list[str]:
     """Return the name of a file, with and without its extension."""
-    path = Path(path)
+    path = Path(file.name if isinstance(file, EmbeddedFile) else file)
     return list(dict.fromkeys(replace_surrogates([path.name, path.stem])))
 
 
@@ -136,7 +136,8 @@ class SearchResult(Sequence[Hit]):
         lines = []
         for hit in self.hits:
             captions = "; ".join(hit.info.captions[:MAX_CAPTIONS_SHOWN])
-            lines.append(f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}")
+            line = f"{hit.score:6.3f}  {hit.matched:7}  {hit.info.name}  {captions}"
+            lines.append(escape_line(line))
         return "\n".join(lines) or "no results"
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sensorium.errors import SensoriumError
-from sensorium.io.signals import is_repeated
+from sensorium.io.terminal import is_repeated
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -88,8 +88,8 @@ def train(
             else:
                 plan = plan or _plan(recipe_fn, dataset, keywords)
                 run = _start_run(recipe_fn, dataset, folder, *plan, log)
-            _run_to_end(run, dataset, has_run, quiet)
-            log(summary_message(run))
+            entries = _run_to_end(run, dataset, has_run, quiet)
+            log(summary_message(run, entries))
     model = _load_best(run)
     if run.recipe.measures_forgetting and len(run.validation_rows):
         _check_forgetting(model, dataset, reference, log)
@@ -126,8 +126,14 @@ def _start_run(
     return create_run(recipe_fn, dataset, folder, keywords, plan)
 
 
-def _run_to_end(run: TrainingRun, dataset: Dataset, resumed: bool, quiet: bool) -> None:
-    """Take all remaining steps, finalize the model and write the model card."""
+def _run_to_end(
+    run: TrainingRun, dataset: Dataset, resumed: bool, quiet: bool
+) -> list[dict[str, Any]]:
+    """Take all remaining steps, finalize the model and write the model card.
+
+    Returns:
+        All entries of metrics.jsonl.
+    """
     training = run.recipe.training
     start_step = run.progress.step
     with MetricsLog(run.folder, run.total_steps, start_step, training.batch_size, quiet) as log:
@@ -146,12 +152,15 @@ def _run_to_end(run: TrainingRun, dataset: Dataset, resumed: bool, quiet: bool) 
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             log.log(f"final: {values}")
     write_model_card(run, log.entries)
+    return log.entries
 
 
 def _starting_notes(run: TrainingRun) -> Iterator[str]:
-    """Yield what to know before the first step: the task, rows left out, and batch norm."""
+    """Yield what to know before the first step: the task, too few rows, rows left out, ..."""
     if run.recipe.task:
         yield run.recipe.task
+    if run.recipe.evaluation.assess:
+        yield from run.recipe.evaluation.assess({}, len(run.train_rows), len(run.validation_rows))
     yield from run.notes
     if run.incomplete_rows:
         required = " and ".join(column_label(key) for key in run.recipe.data.required)

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sensorium.evaluation.chart import LineSeries, line_chart, stack_charts
 from sensorium.io import atomic
+from sensorium.io.terminal import SafeConsole
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.svg"
@@ -51,7 +51,7 @@ class MetricsLog:
         lines = [json.dumps(entry) + "\n" for entry in self.entries]
         atomic.write_file(self.path, "".join(lines).encode())
         self._file = self.path.open("ab", buffering=0)  # a full disk is noticed at once
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = SafeConsole(stderr=True, quiet=quiet)
         self._progress_bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -122,7 +122,7 @@ class MetricsLog:
 
     def log(self, message: str) -> None:
         """Print one line to stderr."""
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(message, soft_wrap=True)
 
     def sync(self) -> None:
         """Flush what was recorded to the disk."""

@@ -83,15 +83,30 @@ def write_model_card(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> 
     atomic.write_file(run.folder / MODEL_CARD_FILE, text.encode())
 
 
-def summary_message(run: TrainingRun) -> str:
-    """Return the best metric, the run folder, and commands to try next."""
+def verdict(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the saved model is worth, in sentences; nothing where the recipe does not say.
+
+    Args:
+        run: the finished run.
+        entries: entries of its metrics.jsonl.
+    """
+    assess = run.recipe.evaluation.assess
+    if assess is None:
+        return []
+    evaluation = _best_evaluation(run, entries)
+    return list(assess(evaluation, len(run.train_rows), len(run.validation_rows)))
+
+
+def summary_message(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the best metric, the run folder, the verdict, and commands to try next."""
     progress = run.progress
     result = ""
     if progress.best_metric is not None:
         metric = run.recipe.evaluation.metric
         result = f"{metric} {progress.best_metric:.4g} at step {progress.best_step}, "
     commands = "\n".join(f"  sensorium {command}" for command in _next_commands(run))
-    return f"{result}saved in {run.folder}. What to try next:\n{commands}"
+    sentences = "".join(f"{sentence}\n" for sentence in verdict(run, entries))
+    return f"{result}saved in {run.folder}.\n{sentences}What to try next:\n{commands}"
 
 
 def _next_commands(run: TrainingRun) -> list[str]:
@@ -132,14 +147,24 @@ def _result_section(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> s
     best_step = run.progress.best_step
     sha256 = file_sha256(run.folder / WEIGHTS_FILE)
     weights = f"The saved weights are those of step {best_step}, SHA-256 `{sha256}`."
-    evaluations = [
-        e["evaluation"] for e in entries if e["step"] == best_step and e.get("evaluation")
-    ]
-    if not evaluations:
+    evaluation = _best_evaluation(run, entries)
+    if not evaluation:
         return f"{weights} There were no validation rows, so their quality was not measured."
-    values = [(name, f"{value:.4g}") for name, value in evaluations[-1].items()]
+    values = [(name, f"{value:.4g}") for name, value in evaluation.items()]
     table = _markdown_table(("metric", "value"), values)
-    return f"{weights} On the {len(run.validation_rows):,} rows of `val`:\n\n{table}"
+    sentences = "\n".join(verdict(run, entries))
+    card = f"{weights} On the {len(run.validation_rows):,} rows of `val`:\n\n{table}"
+    return f"{card}\n\n{sentences}" if sentences else card
+
+
+def _best_evaluation(run: TrainingRun, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the validation metrics of the saved weights; empty without validation rows."""
+    evaluations = [
+        e["evaluation"]
+        for e in entries
+        if e["step"] == run.progress.best_step and e.get("evaluation")
+    ]
+    return evaluations[-1] if evaluations else {}
 
 
 def _markdown_table(header: tuple[str, str], rows: Iterable[tuple[str, object]]) -> str:

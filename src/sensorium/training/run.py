@@ -67,7 +67,7 @@ class TrainingRun:
         total_steps: optimizer steps of the whole run.
         train_step: the optimizer step.
         progress: how far it has come.
-        notes: what to say before the first step.
+        notes: what to tell the user before the first step.
         checkpoints: the saved states.
     """
 
@@ -83,7 +83,7 @@ class TrainingRun:
     train_step: TrainStep
     progress: Progress = field(default_factory=Progress)
     incomplete_rows: int = 0
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         self.checkpoints = CheckpointStore(self.folder / CHECKPOINT_FOLDER)
@@ -203,10 +203,10 @@ class TrainingRun:
         """Run the recipe's `on_end` hook on the best weights, and save them again.
 
         Returns:
-            Metrics of the final model; empty without such a hook.
+            Metrics of the final model; empty without such a hook or validation rows.
         """
         hooks, evaluation = self.recipe.hooks, self.recipe.evaluation
-        if hooks.on_end is None:
+        if hooks.on_end is None or not len(self.validation_rows):
             return {}
         check_extras(self.recipe)
         model = self.train_step.model.eval()

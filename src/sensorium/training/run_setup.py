@@ -1,6 +1,7 @@
 """Create a training run, or resume one from its last checkpoint."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,17 +63,19 @@ def create_run(
     Raises:
         SensoriumError: the data lack training rows, or validation rows that the recipe needs.
     """
+    start = time.monotonic()
     rows = dataset.splits.get("train", np.zeros(0, dtype=np.int64))
     if len(rows) == 0:
         raise SensoriumError(
             f"{dataset.name} has no training rows; its splits are {', '.join(dataset.splits)}. "
             "Mark rows as train with --split."
         )
+    data = plan.data
     schema = _unfitted_schema(recipe_fn, dataset, keywords, plan)
-    schema = schema.fit(dataset, rows, plan.data.columns, plan.data.column_settings)
+    schema = schema.fit(dataset, rows, data.columns, data.column_settings, data.max_text_length)
     recipe, all_keywords = _build_recipe(recipe_fn, schema, keywords)
     schema = schema.with_settings(recipe.data.column_settings)
-    hashes = hash_columns(dataset, plan.data.columns)
+    hashes = hash_columns(dataset, data.columns)
     config = RunConfig(
         recipe=get_recipe_name(recipe_fn),
         keywords=all_keywords,
@@ -81,7 +84,7 @@ def create_run(
     )
     run = _assemble(config, recipe, dataset, schema, folder)
     _initialize(run, recipe_fn)
-    if recipe.hooks.on_end and not len(run.validation_rows):
+    if recipe.hooks.needs_validation and not len(run.validation_rows):
         raise SensoriumError(
             f"{dataset.name} has no validation rows, which {recipe_fn.__name__} needs with these "
             "options. Mark rows as val with --split."
@@ -89,6 +92,10 @@ def create_run(
     if _use_bf16(run):
         run.config = replace(config, precision="bf16")
         run.train_step.precision = "bf16"
+    if recipe.training.minutes:
+        from sensorium.training.time_budget import fit_to_budget  # only with --minutes
+
+        run.notes.append(fit_to_budget(run, start))
     schema.save(folder)
     save_trained_rows(folder, dataset, hashes, rows)
     if recipe.measures_forgetting:

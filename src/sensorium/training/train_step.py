@@ -26,6 +26,7 @@ MIN_SPEEDUP = 0.9  # bf16 is used where it takes less than this fraction of the 
 PRECISIONS = ("auto", "fp32", "bf16")
 MINIMUM_VALUES = {  # of the fields of TrainingConfig
     "epochs": 0,
+    "minutes": 0,
     "batch_size": 1,
     "grad_accumulation_steps": 1,
     "lr": 0,
@@ -246,6 +247,8 @@ def check_training_config(training: TrainingConfig) -> None:
         value = getattr(training, name)
         if value > 1:
             raise SensoriumError(f"{option_name(name)} must be at most 1, not {value}.")
+    if training.minutes == math.inf:
+        raise SensoriumError("--minutes must be a number, not inf. Leave it out for no budget.")
     if training.stochastic_depth >= 1:
         raise SensoriumError(
             f"--stochastic-depth must be less than 1, not {training.stochastic_depth}."

@@ -334,6 +334,8 @@ def _evaluate_trial(model: Model, trial: Trial) -> tuple[dict[str, float], int]:
     rows = np.setdiff1d(trial.dataset.splits[trial.split], [b.row for b in prepared.bad_samples])
     result = validate(model.module, prepared, rows)
     metrics = {name: float(value) for name, value in result.metrics.items()}
+    if baselines := model.recipe.evaluation.baselines:
+        metrics |= baselines(model.module, prepared, rows)
     return metrics, sum(p.numel() for p in model.module.parameters())
 
 

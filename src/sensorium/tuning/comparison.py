@@ -17,6 +17,8 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from sensorium.errors import escape_controls, escape_line
+
 # 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom (a table: scipy is an extra)
 STUDENT_T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
@@ -171,9 +173,9 @@ class Comparison:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         table = Table(*self.column_names())
         for row in self.table_rows():
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(escape_line(cell)) for cell in row))
         yield table
-        yield Text(self.recommendation())
+        yield Text(escape_controls(self.recommendation()))
 
     def to_markdown(self) -> str:
         """Return the table and the recommendation as Markdown."""

@@ -25,8 +25,6 @@ from sensorium.cli.options import (
 from sensorium.cli.output import emit, log
 from sensorium.errors import SensoriumError
 
-MAX_EXAMPLES = 5  # of rows that were left out
-
 
 def index(
     model: Annotated[str, Parameter(help=f"{MODEL_HELP} With --model, the data instead.")],

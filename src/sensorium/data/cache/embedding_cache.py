@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
 from torch import Tensor
 
 from sensorium.data.batching import iter_batches
@@ -20,6 +19,7 @@ from sensorium.data.cache.columns import ColumnStore, ImageColumn, TextColumn
 from sensorium.data.cache.memoize import memoize_tensor
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Schema
+from sensorium.io.terminal import SafeConsole
 from sensorium.nn.tokens import ColumnKey, column_label
 
 CACHE_VERSION = 1  # of what an encoder returns: another version is computed again
@@ -81,10 +81,10 @@ def embed_column(
     stored = prepared.columns[column]
     if not isinstance(stored, ImageColumn | TextColumn) or not stored.valid.any():
         return stored
-    console = Console(stderr=True, quiet=quiet)
+    console = SafeConsole(stderr=True, quiet=quiet)
     if isinstance(stored, TextColumn) and stored.caption_counts.max() > 1:
         note = "several texts per row, so they are embedded in each epoch and not cached"
-        console.print(f"{column_label(column)}: {note}", highlight=False, markup=False)
+        console.print(f"{column_label(column)}: {note}")
         return stored
 
     @torch.inference_mode()

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prefetch import prefetch
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
+from sensorium.io.terminal import SafeConsole
 from sensorium.io.untrusted import EmbeddedFile
 from sensorium.modalities.image import Image
 
@@ -67,7 +67,11 @@ class ImageCache:
 
 
 def cache_images(
-    image: Image, raw: Callable[[range], Sequence[Any]], num_rows: int, name: str, console: Console
+    image: Image,
+    raw: Callable[[range], Sequence[Any]],
+    num_rows: int,
+    name: str,
+    console: SafeConsole,
 ) -> ImageCache:
     """Return the images of a column, from disk if they were decoded before.
 
@@ -163,7 +167,7 @@ def _decode_chunk(image: Image, values: Sequence[Any], first_row: int) -> ImageC
 
 
 def _show_progress(
-    chunks: Iterable[ImageChunk], total: int, label: str, console: Console
+    chunks: Iterable[ImageChunk], total: int, label: str, console: SafeConsole
 ) -> Iterator[ImageChunk]:
     """Yield the chunks, with a progress bar once they take longer than PROGRESS_DELAY_SECONDS."""
     bar = Progress(
@@ -190,7 +194,7 @@ def _show_progress(
 
 
 def _find_image_cache(
-    path: Path, num_rows: int, stored_size: int, console: Console
+    path: Path, num_rows: int, stored_size: int, console: SafeConsole
 ) -> ImageCache | None:
     """Return the images stored at `path`; None if there are none or damaged ones."""
     try:
@@ -204,8 +208,6 @@ def _find_image_cache(
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         console.print(
             f"The decoded images in {path} are damaged ({e}). They are decoded again.",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
         path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
@@ -14,10 +13,15 @@ from sensorium.data.cache import image_cache
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
 from sensorium.io.tensors import read_tensors, tensor_writer
+from sensorium.io.terminal import SafeConsole
 
 
 def memoize_tensor(
-    folder_name: str, key: list[Any], compute: Callable[[], Tensor], status: str, console: Console
+    folder_name: str,
+    key: list[Any],
+    compute: Callable[[], Tensor],
+    status: str,
+    console: SafeConsole,
 ) -> Tensor:
     """Return what `compute` returns, from disk if it was computed before for the same key.
 
@@ -41,9 +45,7 @@ def memoize_tensor(
             os.utime(path)
             return tensor
         except SensoriumError as e:
-            console.print(
-                f"{e} It is computed again.", highlight=False, markup=False, soft_wrap=True
-            )
+            console.print(f"{e} It is computed again.", soft_wrap=True)
             path.unlink(missing_ok=True)
     with console.status(Text(status)):
         tensor = compute()

@@ -13,7 +13,6 @@ import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Int
-from rich.console import Console
 from torch import Tensor
 
 from sensorium.data.bad_samples import (
@@ -29,6 +28,7 @@ from sensorium.data.captions import flatten_captions
 from sensorium.data.schema import Schema, extensions
 from sensorium.data.splits import sample_evenly
 from sensorium.errors import SensoriumError
+from sensorium.io.terminal import SafeConsole
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
@@ -99,7 +99,7 @@ class PreparedDataset:
     ):
         self.dataset = dataset
         self.schema = schema
-        console = Console(stderr=True, quiet=quiet)
+        console = SafeConsole(stderr=True, quiet=quiet)
         self.columns: dict[ColumnKey, ColumnStore] = {
             key: _build_column(dataset, schema, key, console) for key in columns
         }
@@ -219,14 +219,14 @@ def embedding_key(image: ColumnKey) -> ColumnKey:
     return *column_names(image), "vector"
 
 
-def _report_bad_values(bad_values: Sequence[BadSample], console: Console) -> None:
+def _report_bad_values(bad_values: Sequence[BadSample], console: SafeConsole) -> None:
     """Print the bad values, grouped by reason."""
     for line in summarize_bad_samples(bad_values):
-        console.print(f"left out: {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"left out: {line}", soft_wrap=True)
 
 
 def _build_column(
-    dataset: DataSource, schema: Schema, key: ColumnKey, console: Console
+    dataset: DataSource, schema: Schema, key: ColumnKey, console: SafeConsole
 ) -> ColumnStore:
     """Prepare one column, or several joined text columns."""
     names = column_names(key)

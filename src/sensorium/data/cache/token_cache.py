@@ -21,7 +21,6 @@ import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Int, Int32
-from rich.console import Console
 from torch import Tensor
 
 from sensorium.data.batching import iter_batches
@@ -29,6 +28,7 @@ from sensorium.data.cache.columns import ImageColumn
 from sensorium.data.cache.memoize import memoize_tensor
 from sensorium.data.cache.prepared import DataSource, PreparedDataset
 from sensorium.data.schema import Column, Schema
+from sensorium.io.terminal import SafeConsole
 from sensorium.modalities.image import Image
 from sensorium.models.image_tokenizer import ImageTokenizer
 from sensorium.rng import generator
@@ -133,7 +133,7 @@ def tokenize_images(
         key,
         lambda: _compute_tokens(tokenizer, images, num_copies, augment),
         f"tokenizing {column}",
-        Console(stderr=True, quiet=quiet),
+        SafeConsole(stderr=True, quiet=quiet),
     )
     return ImageTokenColumn(ids, images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import Any
 
 from sensorium.errors import SensoriumError
 from sensorium.io import atomic
-from sensorium.io.pickles.sandbox import MAX_CPU_SECONDS
+from sensorium.io.pickles.sandbox import cpu_seconds
 
-TIMEOUT_SECONDS = 2 * MAX_CPU_SECONDS
 WORKER_SCRIPT = """import sys
 root, source, out, key, size = sys.argv[1:]
 sys.path.insert(0, root)
@@ -76,7 +76,12 @@ def convert_checkpoint(
     if out.exists():
         raise SensoriumError(f"{out} already exists. Remove it, or choose another file with --out.")
     reports: list[dict[str, Any]] = []
-    atomic.write_file(out, lambda path: reports.append(_run_worker(source, path, key or "")))
+
+    def write(path: Path) -> None:
+        reports.append(_run_worker(source, path, key or ""))
+        _check_output(path, reports[0]["num_tensors"], source)
+
+    atomic.write_file(out, write)
     return ConversionResult(out, **reports[0])
 
 
@@ -85,18 +90,19 @@ def _run_worker(source: Path, out: Path, key: str) -> dict[str, Any]:
     root = Path(__file__).parents[3]
     size = source.stat().st_size
     arguments = [str(root), str(source.resolve()), str(out.resolve()), key, str(size)]
+    timeout = 60 + 2 * cpu_seconds(size)
     try:
         completed = subprocess.run(
             [sys.executable, "-I", "-c", WORKER_SCRIPT, *arguments],
             env=WORKER_ENV,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired as e:
         raise SensoriumError(
-            f"{source} was not converted: reading it took more than {TIMEOUT_SECONDS} seconds. "
+            f"{source} was not converted: reading it took more than {timeout} seconds. "
             "Save it again as model.state_dict()."
         ) from e
     report = _parse_report(completed)
@@ -110,7 +116,26 @@ def _parse_report(completed: subprocess.CompletedProcess[bytes]) -> dict[str, An
     try:
         report: dict[str, Any] = json.loads(completed.stdout)
     except ValueError:
+        if completed.returncode == -getattr(signal, "SIGXCPU", 0):
+            return {"error": "reading it took more processor time than a file of its size may"}
         stderr_lines = completed.stderr.decode(errors="replace").strip().splitlines()
         reason = stderr_lines[-1] if stderr_lines else f"status {completed.returncode}"
         return {"error": f"the worker process was stopped ({reason})"}
     return report
+
+
+def _check_output(path: Path, num_tensors: int, source: Path) -> None:
+    """Read the written file back as every loader will: its header, sizes and number of tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
+            num_read = len(file.keys())
+    except (SafetensorError, OSError) as e:
+        raise SensoriumError(
+            f"{source} was not converted: no safetensors file can hold its tensors ({e})."
+        ) from e
+    if num_read != num_tensors:
+        raise SensoriumError(
+            f"{source} was not converted: {num_tensors} tensors were written, {num_read} read back."
+        )

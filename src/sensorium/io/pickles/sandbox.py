@@ -10,6 +10,8 @@ from typing import NoReturn
 
 CLONE_NEWUSER = 0x10000000  # flags of unshare(2), Linux
 CLONE_NEWNET = 0x40000000
+MIN_CPU_SECONDS = 20
+CPU_SECONDS_PER_MIB = 1
 MAX_CPU_SECONDS = 600
 # Codecs of names in archives and of old pickles, which Python would otherwise import on first use.
 PRELOADED_CODECS = ("cp437", "ascii", "raw-unicode-escape", "unicode-escape")
@@ -55,7 +57,7 @@ def limit_resources(file_bytes: int) -> list[str]:
     """
     limits = {
         "RLIMIT_AS": (1 << 30) + 3 * file_bytes,
-        "RLIMIT_CPU": MAX_CPU_SECONDS,
+        "RLIMIT_CPU": cpu_seconds(file_bytes),
         "RLIMIT_FSIZE": 4 * file_bytes + (2 << 20),
         "RLIMIT_CORE": 0,
         "RLIMIT_NPROC": 0,
@@ -64,6 +66,11 @@ def limit_resources(file_bytes: int) -> list[str]:
     if _isolate_network():
         enforced.append("no network (namespace)")
     return enforced
+
+
+def cpu_seconds(file_bytes: int) -> int:
+    """Return the limit of processor time for a file of this size."""
+    return min(MIN_CPU_SECONDS + CPU_SECONDS_PER_MIB * (file_bytes >> 20), MAX_CPU_SECONDS)
 
 
 def enter() -> str:

@@ -25,6 +25,11 @@ STORAGE_DTYPES = {
     "CharStorage": "I8",
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.uint16": "U16",
+    "torch.uint32": "U32",
+    "torch.uint64": "U64",
 }
 DTYPE_BYTES = {
     "F32": 4,
@@ -37,6 +42,11 @@ DTYPE_BYTES = {
     "I8": 1,
     "U8": 1,
     "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -63,9 +73,13 @@ class TorchArchive:
         self.num_bytes = path.stat().st_size
         open_archive = self._open_zip if zipfile.is_zipfile(path) else self._open_legacy
         self.value, self._read_storage = open_archive(path)
+        self._last_key: str | None = None
+        self._last_storage: Any = b""
 
     def read_tensor(self, tensor: TensorRef) -> np.ndarray:
         """Return the values of a tensor [numel], as unsigned integers of the same width.
+
+        The storage that was read last is kept: read the tensors of one storage together.
 
         Raises:
             UnsafePickle: the tensor reaches beyond its storage, or the storage is truncated.
@@ -80,7 +94,11 @@ class TorchArchive:
                 f"a tensor of shape {tensor.shape} reaches beyond its "
                 f"{tensor.storage.numel:,} values"
             )
-        data = np.frombuffer(self._read_storage(tensor.storage), f"u{width}")
+        key = tensor.storage.key
+        if key != self._last_key:
+            self._last_storage = b""  # not two of them in memory
+            self._last_key, self._last_storage = key, self._read_storage(tensor.storage)
+        data = np.frombuffer(self._last_storage, f"u{width}", len(self._last_storage) // width)
         if len(data) < tensor.storage.numel:
             raise UnsafePickle(f"the storage {tensor.storage.key} is truncated")
         strides = [stride * width for stride in tensor.stride]

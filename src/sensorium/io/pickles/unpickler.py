@@ -3,6 +3,9 @@
 A pickle is a program for a stack machine. Calls are looked up in a table of what checkpoints
 consist of: tensors become a `TensorRef`, objects that hold no weights become an `OpaqueObject`, and
 any other call is refused by name. Only the standard library is needed.
+
+The time is proportional to the size of the pickle, whatever it shares: each opcode costs a bounded
+number of operations, and no value is hashed or compared that is made of other values.
 """
 
 from __future__ import annotations
@@ -38,10 +41,19 @@ EMPTY_OPCODES: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": set,
+    "EMPTY_SET": lambda: OpaqueObject("builtins.set"),
 }
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 MAX_OPCODES = 20_000_000
+MAX_ARGUMENTS = 64  # of a call
+MAX_DIMENSIONS = 64  # of a tensor, as in torch
+MAX_PATH_CHARS = 1_000  # of a dotted name
+MAX_INTEGER = 1 << 63  # of a size, stride or offset
+MAX_LITERAL = 1 << 256  # of a number; larger ones are dropped
+MAX_KEY_INTEGER = 1 << 60  # larger ones may be made to collide in a dict
+MAX_SHOWN_ITEMS = 8
+MAX_KEY_CHARS = 40
+FREE_ITEMS = 1_000_000  # of sequences that calls may copy, whatever the size of the pickle
 
 
 class UnsafePickle(ValueError):  # noqa: N818 - the name says what is wrong
@@ -80,6 +92,22 @@ class TensorRef:
     stride: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class OtherKey:
+    """A key of a dict that is not the name of weights: a tuple or a huge number.
+
+    It equals only itself: hashing a tuple of shared tuples takes exponential time.
+
+    Attributes:
+        text: what to show of it.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class OpaqueObject:
     """A placeholder for an object that holds no weights and was not created."""
@@ -89,10 +117,31 @@ class OpaqueObject:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRef:
     """Return a tensor from the arguments of torch's function of that name."""
-    counts = all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
-    if not isinstance(storage, StorageRef) or not counts or len(shape) != len(stride):
+    if isinstance(shape, tuple | list) and len(shape) > MAX_DIMENSIONS:
+        raise UnsafePickle(f"a tensor has {len(shape):,} dimensions; at most {MAX_DIMENSIONS} are")
+    sequences = isinstance(shape, tuple | list) and isinstance(stride, tuple | list)
+    if not isinstance(storage, StorageRef) or not sequences or len(shape) != len(stride):
         raise UnsafePickle("a tensor has an invalid description")
+    if not all(type(n) is int and 0 <= n < MAX_INTEGER for n in (offset, *shape, *stride)):
+        raise UnsafePickle("a tensor has a size, stride or offset that is not a count")
     return TensorRef(storage, offset, tuple(shape), tuple(stride))
+
+
+def _rebuild_tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
+) -> TensorRef:
+    """Return a tensor of a dtype that has no storage type of its own, such as float8.
+
+    `rest` is (requires_grad, backward_hooks, dtype, ...), and the storage counts bytes.
+    """
+    dtype = rest[2] if len(rest) > 2 else None
+    if not isinstance(storage, StorageRef) or not isinstance(dtype, GlobalRef):
+        raise UnsafePickle("a tensor has an invalid description")
+    width = BYTES_OF_UNTYPED.get(dtype.path)
+    if width is None:
+        raise UnsafePickle(f"a tensor has the type {dtype.path}, which is not supported")
+    typed = StorageRef(storage.key, dtype.path, storage.numel // width)
+    return _rebuild_tensor(typed, offset, shape, stride)
 
 
 def _build_dict(pairs: Any = ()) -> dict[Any, Any]:
@@ -103,9 +152,17 @@ def _build_dict(pairs: Any = ()) -> dict[Any, Any]:
     return result
 
 
+BYTES_OF_UNTYPED = {
+    "torch.float8_e4m3fn": 1,
+    "torch.float8_e5m2": 1,
+    "torch.uint16": 2,
+    "torch.uint32": 4,
+    "torch.uint64": 8,
+}
 ALLOWED_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_dtype,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "collections.OrderedDict": _build_dict,
@@ -113,6 +170,7 @@ ALLOWED_CALLS: dict[str, Callable[..., Any]] = {
     "builtins.dict": _build_dict,
     "torch.Size": lambda shape=(): tuple(shape),
 }
+BUILTINS = ("builtins", "__builtin__")  # of Python 3 and 2
 OPAQUE_TYPES = {
     "argparse.Namespace",
     "pathlib.PosixPath",
@@ -121,12 +179,20 @@ OPAQUE_TYPES = {
     "datetime.datetime",
     "torch.device",
     "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
     "_codecs.encode",
-    "builtins.set",
+    *(f"{module}.{name}" for module in BUILTINS for name in ("set", "frozenset", "complex")),
     "builtins.slice",
     "collections.Counter",
+}
+UNSUPPORTED_TENSORS = {
+    "torch.serialization._get_layout": "a sparse tensor: save its to_dense()",
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor: save its to_dense()",
+    "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor: save its to_dense()",
+    "torch._utils._rebuild_qtensor": "a quantized tensor: save its dequantize()",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor: save its parts",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (on the meta device)",
 }
 
 
@@ -137,12 +203,15 @@ class Unpickler:
         stack: the values above the last mark.
         metastack: the stacks below each mark.
         memo: values that the pickle refers to again.
+        copied: items of sequences that calls have copied; count: opcodes executed.
     """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
+        self.count = 0
 
     def run(self, file: IO[bytes]) -> Any:
         """Return the value of the pickle at the position of `file`, which is moved past its end.
@@ -150,10 +219,11 @@ class Unpickler:
         Raises:
             UnsafePickle: it asks for something that is not allowed, or is too long.
         """
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        for opcode, argument, _ in pickletools.genops(file):
+            self.count += 1
             if opcode.name == "STOP":
                 return self.stack.pop()
-            if count > MAX_OPCODES:
+            if self.count > MAX_OPCODES:
                 raise UnsafePickle(f"it has more than {MAX_OPCODES:,} opcodes")
             self.execute(opcode.name, argument)
         raise UnsafePickle("its pickle has no end")
@@ -165,6 +235,8 @@ class Unpickler:
             UnsafePickle: no checkpoint needs this opcode.
         """
         if name in LITERAL_OPCODES:
+            if isinstance(argument, int) and abs(argument) > MAX_LITERAL:
+                argument = OpaqueObject("builtins.int")  # hashed anew each time
             self.stack.append(argument)
         elif name in CONSTANT_OPCODES:
             self.stack.append(CONSTANT_OPCODES[name])
@@ -201,10 +273,17 @@ class Unpickler:
             UnsafePickle: the callee is not in the table.
         """
         path = callee.path if isinstance(callee, GlobalRef) else type(callee).__name__
+        if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
+            raise UnsafePickle(f"it calls {path} with invalid arguments")
         if path in ALLOWED_CALLS:
+            self.copied += sum(len(a) for a in arguments if isinstance(a, tuple | list | dict))
+            if self.copied > FREE_ITEMS + self.count:
+                raise UnsafePickle("its calls copy the same values again and again")
             return ALLOWED_CALLS[path](*arguments)
         if path in OPAQUE_TYPES:
             return OpaqueObject(path)
+        if path in UNSUPPORTED_TENSORS:
+            raise UnsafePickle(f"it holds {UNSUPPORTED_TENSORS[path]}")
         raise UnsafePickle(
             f"it calls {path}, and only tensors, numbers, text, lists and dicts are read. If the "
             "whole model was saved, save model.state_dict() instead"
@@ -222,13 +301,11 @@ class Unpickler:
             raise UnsafePickle("it sets the state of a plain value")
 
     def add_items(self, values: list[Any]) -> None:
-        """Add values to the list or set on top of the stack."""
+        """Add values to the list on top of the stack; those of a set are dropped."""
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
-        elif isinstance(target, set):
-            target.update(values)
-        else:
+        elif not isinstance(target, OpaqueObject):
             raise UnsafePickle("it adds items to a value that is not a list or set")
 
     def set_items(self, values: list[Any]) -> None:
@@ -255,9 +332,24 @@ class Unpickler:
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     """Set an item whose key has a plain type."""
-    if not isinstance(key, str | int | float | bool | bytes | tuple | None):
+    if isinstance(key, tuple) or (isinstance(key, int) and abs(key) >= MAX_KEY_INTEGER):
+        key = OtherKey(_describe_key(key))
+    elif isinstance(key, OpaqueObject):
+        key = OtherKey(f"<{key.path}>")
+    elif not isinstance(key, str | int | float | bool | bytes | None):
         raise UnsafePickle(f"a dict has a key of type {type(key).__name__}")
     target[key] = value
+
+
+def _describe_key(key: tuple[Any, ...] | int) -> str:
+    """Return what to show of a key, in a few words."""
+    if isinstance(key, int):
+        return "a huge number"
+    if len(key) <= MAX_SHOWN_ITEMS and all(isinstance(part, int | float | str) for part in key):
+        return repr(
+            tuple(part[:MAX_SHOWN_ITEMS] if isinstance(part, str) else part for part in key)
+        )
+    return f"a tuple of {len(key):,} values"
 
 
 def _push_global(unpickler: Unpickler, argument: str) -> None:
@@ -268,6 +360,9 @@ def _push_global(unpickler: Unpickler, argument: str) -> None:
 def _push_stack_global(unpickler: Unpickler, _: Any) -> None:
     """Push a global whose module and name are on the stack."""
     module, name = unpickler.stack[-2:]
+    short = all(isinstance(part, str) and len(part) < MAX_PATH_CHARS for part in (module, name))
+    if not short:
+        raise UnsafePickle("it names a function by something else than a short text")
     unpickler.stack[-2:] = [GlobalRef(f"{module}.{name}")]
 
 
