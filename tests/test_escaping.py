@@ -220,6 +220,7 @@ COMMANDS = [
     ["convert-checkpoint", "weights\x1b[31m.pt", "--key", HOSTILE, "--out", "other\x1b"],
     ["convert-checkpoint", "bad\x1b.pt"],
     ["convert-checkpoint", "bad.zip\x1b.pt"],
+    ["classify", f"missing {HOSTILE}", "good\x1b", "--labels", HOSTILE],
     ["doctor"],
     ["completion", "bash"],
 ]
