@@ -284,7 +284,7 @@ def test_rows_that_lack_a_value_do_not_depend_on_it(run: Path) -> None:
     module = load_run(run).module
     present = {"size": torch.ones(2, dtype=torch.bool), "title": torch.zeros(2, dtype=torch.bool)}
     titles = torch.tensor([[1, 5, 6, 2], [1, 9, 9, 2]])
-    batch = Batch({"size": torch.zeros(2), "title": titles}, dict(present))
+    batch = Batch({"size": torch.zeros(2), "title": titles}, {**present})
     with torch.no_grad():
         hidden = module(batch)["price"]
         absent = module(Batch({"size": torch.zeros(2)}))["price"]

@@ -130,7 +130,8 @@ def test_a_console_sends_its_own_sequences_and_those_of_no_data(
 def test_streams_write_what_the_terminal_can_encode() -> None:
     raw = io.BytesIO()
     stream = SafeStream(io.TextIOWrapper(raw, "ascii"))
-    print("né 漢 \x1b", file=stream, flush=True)
+    stream.write("né 漢 \x1b\n")
+    stream.flush()
     assert raw.getvalue() == b"n\\xe9 \\u6f22 \\u001b\n"
 
 
@@ -165,13 +166,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Path("photos\x1b[31m\u202e").mkdir()
     rng = np.random.default_rng(0)
     rows = []
+    cell = HOSTILE.replace(";", "")  # another separator
     for i in range(16):
         name = f"photos\x1b[31m\u202e/{_text_as_file_name(HOSTILE)}{i}"
         colour = tuple(rng.integers(0, 256, 3).tolist())
         Image.new("RGB", (40, 30), colour).save(f"{name}.png")
         Path(f"{name}.txt").write_text(f"caption {i} {HOSTILE}\n", newline="")
         value = "broken\x1b[31m" if i == 3 else str(i / 7)
-        cell = HOSTILE.replace(";", "")  # another separator
         rows.append(f'"{i % 2} {cell}","{i} {cell}","{value}"')
     shutil.copytree("photos\x1b[31m\u202e", "good\x1b")
     Path("photos\x1b[31m\u202e/broken\x1b.png").write_bytes(b"no image \x1b[31m")

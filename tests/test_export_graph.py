@@ -104,7 +104,7 @@ def graph_inputs(
     return inputs
 
 
-def predictions(model: Model, raw: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+def predictions(model: Model, raw: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the predictions of a run by the output names of its graph."""
     outputs = {}
     for name, prediction in model.predict(**raw).items():

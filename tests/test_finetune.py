@@ -1,6 +1,7 @@
 """Fine-tuning of a pretrained CLIP, and interpolation between its old and new weights."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,10 +56,11 @@ def test_initial_weights_embed_like_the_pretrained_model(model: Model, clip_fold
         for name, value in state_tensors(model.module).items():
             value.copy_(start[name])
     try:
-        for inputs in (
+        requests: list[dict[str, Any]] = [
             {"text": ["a red square", "white"]},
             {"image": [np.full((20, 16, 3), 99, np.uint8)]},
-        ):
+        ]
+        for inputs in requests:
             np.testing.assert_allclose(model.embed(**inputs), pretrained.embed(**inputs), atol=1e-6)
     finally:
         with torch.no_grad():

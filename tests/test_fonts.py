@@ -3,6 +3,8 @@
 They pass without any font of the system; those marked `system_fonts` need one with the letters.
 """
 
+# pyright: reportPrivateUsage=false
+
 import io
 from collections.abc import Iterator
 from pathlib import Path

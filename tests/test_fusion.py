@@ -333,7 +333,7 @@ def test_train_and_predict_from_table(tmp_path: Path) -> None:
     error = np.abs(np.array(prediction.value) - true).mean()
     assert error < 0.6 * np.abs(true - np.mean(data.raw("price", data.splits["train"]))).mean()
     again = load(tmp_path / "run").predict(
-        **{name: [row[name] for row in rows] for name in rows[0]}, batch_size=7
+        batch_size=7, **dict[str, Any]({name: [row[name] for row in rows] for name in rows[0]})
     )
     assert np.allclose(prediction.value, again["price"].value, atol=1e-4)
     assert prediction.std.min() > 0

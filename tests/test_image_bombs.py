@@ -1,5 +1,7 @@
 """Images that would take far more time or memory than their size: refused by their headers."""
 
+# pyright: reportPrivateUsage=false
+
 import io
 import struct
 import subprocess
@@ -205,7 +207,9 @@ def test_banded_conversion_equals_that_of_the_whole(monkeypatch: pytest.MonkeyPa
         assert np.array_equal(np.asarray(image_decode._to_rgb(banded)), expected)
     assert np.array_equal(np.asarray(trim_border(PIL.Image.fromarray(framed))), trimmed)
     white = PIL.Image.new("RGBA", image.size, "white")
-    assert np.array_equal(whole[0], PIL.Image.alpha_composite(white, image).convert("RGB"))
+    assert np.array_equal(
+        whole[0], np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
+    )
 
 
 # Budgets

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from sensorium.data.cell_parsing import parse_list
 from sensorium.data.dataset import Dataset
 from sensorium.data.list_cells import is_abbreviated_array
+from sensorium.errors import require_type
+from sensorium.modalities.multilabel import Multilabel
 
 
 def kinds(data: Dataset) -> dict[str, str]:
@@ -160,7 +162,7 @@ def test_tags_between_separators(tmp_path: Path, separator: str, name: str) -> N
     lists = tag_lists(60)
     data = open_cells(tmp_path, [separator.join(tags) for tags in lists], name)
     assert kinds(data)[name] == "multilabel"
-    settings = data.schema.columns[name].modality
+    settings = require_type(data.schema.columns[name].modality, Multilabel)
     assert settings.split_tags(data.raw(name, [5])[0]) == lists[5]
 
 

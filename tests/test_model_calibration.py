@@ -226,7 +226,7 @@ def test_calibration_reuses_the_predictions_of_validation(
 
 def test_intervals_and_sets_cover_unseen_rows(csv_dataset: Dataset, trained_run: Model) -> None:
     rows = csv_dataset.splits["test"]
-    inputs = {name: csv_dataset.raw(name, rows) for name in ("a", "b")}
+    inputs: dict[str, Any] = {name: csv_dataset.raw(name, rows) for name in ("a", "b")}
     predictions = trained_run.predict(**inputs, coverage=0.8)
     slack = 4 * math.sqrt(0.8 * 0.2 * 2 / len(rows))
     price = np.array(csv_dataset.raw("price", rows))

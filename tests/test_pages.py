@@ -1,5 +1,7 @@
 """Tests of pages of search results and of what objects show in a notebook."""
 
+# pyright: reportPrivateUsage=false
+
 import io
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """tokenizer.json of others: what could hang, fill memory or panic is refused at loading."""
 
+# pyright: reportPrivateUsage=false
+
 import base64
 import json
 import time

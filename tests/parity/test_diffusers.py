@@ -244,5 +244,5 @@ def _copy_prior(reference: nn.Module, model: DiffusionPrior) -> None:
         copy(block.mlp_norm, f"{name}.norm3")
         copy(block.attention.qkv, *(f"{name}.attn1.to_{part}" for part in "qkv"))
         copy(block.attention.out, f"{name}.attn1.to_out.0")
-        copy(block.mlp.up, f"{name}.ff.net.0.proj")
-        copy(block.mlp.down, f"{name}.ff.net.2")
+        copy(block.mlp.get_submodule("up"), f"{name}.ff.net.0.proj")
+        copy(block.mlp.get_submodule("down"), f"{name}.ff.net.2")

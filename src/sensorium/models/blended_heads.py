@@ -37,6 +37,9 @@ class LinearModel(nn.Module):
         bias: [K] Outputs of a row without any value.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, num_outputs: int):
         super().__init__()
         self.weight = nn.Buffer(torch.zeros(0, num_outputs))
