@@ -64,8 +64,8 @@ def answers(model: VerbModel) -> list[np.ndarray]:
     """Return what the verbs of a model answer, as arrays."""
     found: list[np.ndarray] = []
     if "embed" in model.verbs:
-        kinds = getattr(model.embed, "modalities", {})
         values = {"image": IMAGES, "text": SPECIAL}
+        kinds = getattr(model.embed, "modalities", values)
         found += [model.embed(**{kind: values[kind]}) for kind in kinds]
     if "classify" in model.verbs and len(getattr(model.embed, "modalities", {})) > 1:
         found.append(model.classify(image=IMAGES, labels=["cat", "dog"]).similarity)
@@ -93,7 +93,7 @@ def generated(model: VerbModel) -> list[Any]:
             return model.generate("text", image=IMAGES, max_tokens=5)
         case "image_tokenizer":
             return model.generate(image=IMAGES)
-        case "dalle":
+        case "dalle" | "dalle2" | "gan" | "imagen":
             return model.generate(text=SPECIAL, seed=1)
         case _:
             return model.generate(text=SPECIAL, max_tokens=5)

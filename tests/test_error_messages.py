@@ -212,6 +212,7 @@ def run_command(line: str) -> dict[str, object]:
         status = app.run(shlex.split(line))
     text = err.getvalue().strip().replace(str(Path.cwd()), ".")
     text = text.replace(str(Path(__file__).parents[1]), "...")
+    text = re.sub(r"weights [0-9a-f]{12}, not [0-9a-f]{12}", "weights ..., not ...", text)
     return {"status": status, "message": re.sub(r"0x[0-9a-f]+", "0x...", text)}
 
 

@@ -17,13 +17,19 @@ from sensorium.cli.options import EvalOptions, SamplingOptions
 from sensorium.evaluation.captioning import answer_evaluator, caption_evaluator
 from sensorium.evaluation.image_generation import image_generation_evaluator
 from sensorium.evaluation.prediction import prediction_evaluator
+from sensorium.inference.generate_gan import GANGenerator
 from sensorium.inference.generate_image import ImageGenerator
 from sensorium.inference.generate_text import TextGenerator
+from sensorium.inference.generate_unclip import UnCLIPGenerator
+from sensorium.inference.sample_image import DiffusionImageGenerator
 from sensorium.pretrained.generate_text import TextContinuation
 from sensorium.pretrained.transcribe import Transcriber
 
 VERBS: list[Callable[..., Any]] = [
     ImageGenerator.__call__,
+    DiffusionImageGenerator.__call__,
+    GANGenerator.__call__,
+    UnCLIPGenerator.__call__,
     TextGenerator.__call__,
     TextContinuation.__call__,
     Transcriber.__call__,
@@ -51,7 +57,7 @@ def used_defaults(functions: list[Callable[..., Any]], name: str) -> set[float]:
     """Return the numbers that functions take for an option that is left out."""
     found = [inspect.signature(f).parameters.get(name) for f in functions]
     values = {p.default for p in found if p is not None}
-    return {float(v) for v in values if isinstance(v, int | float)}
+    return {float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 @pytest.mark.parametrize(

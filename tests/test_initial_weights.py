@@ -105,7 +105,8 @@ def test_words_of_the_old_vocabulary_keep_their_vectors(source: Path, tmp_path: 
     keywords = {**TINY_FUSION, **NO_STEP, "init": source, "ema_decay": 0.0}
     train(RECIPES["fusion"], table, out=tmp_path / "new", **keywords)
     before, after = weights(source), weights(tmp_path / "new")
-    prefix = next(n.removesuffix("ngram_hashes") for n in after if n.endswith("ngram_hashes"))
+    prefixes = [n.removesuffix("ngram_hashes") for n in after if n.endswith("ngram_hashes")]
+    prefix = next(p for p in prefixes if f"{p}embedding.weight" in after)  # not of the linear model
     index = {int(h): i for i, h in enumerate(before[f"{prefix}ngram_hashes"]) if h < 2**63 - 1}
     shared = 0
     for i, ngram in enumerate(after[f"{prefix}ngram_hashes"].tolist()):

@@ -364,6 +364,11 @@ def test_parquet_without_pyarrow_names_the_extra(
 # Errors -----------------------------------------------------------------------
 
 
+def wide_record(row: int) -> str:
+    """Return a record of 2,000 keys, which no other row has."""
+    return json.dumps({f"k{row}_{i}": 1 for i in range(2000)})
+
+
 def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         write(folder / name)
@@ -399,7 +404,8 @@ def broken(write: Callable[[Path], Any], name: str = "a.csv") -> Callable[[Path]
         (broken(lambda p: p.write_text("image,text\ngone/x.png,x\n")), "there is no file"),
         (
             broken(
-                lambda p: p.write_text("\n".join(f'{{"k{i}": 1}}' for i in range(1500))), "a.jsonl"
+                lambda p: p.write_text("\n".join(map(wide_record, range(10)))),
+                "a.jsonl",
             ),
             "different keys",
         ),

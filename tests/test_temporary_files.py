@@ -117,6 +117,7 @@ def fusion_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=1,
         dim=16,
         layers=1,
+        head="network",
         quiet=True,
     )
     return folder / "run"

@@ -50,6 +50,32 @@ def load_run(source: str, recipe: str | None, command: str) -> Model:
     return model
 
 
+def load_exportable(source: str, recipe: str | None) -> Model:
+    """Load a run, or a pretrained model that embeds images and text, as `export` takes it.
+
+    Args:
+        source: a run folder, or pretrained weights.
+        recipe: recipe of a run that was trained with one of the user's own.
+
+    Raises:
+        SensoriumError: if it is neither.
+    """
+    from sensorium.cli.model_summary import default_schema
+    from sensorium.loading import load_zero_shot
+    from sensorium.models.towers import Towers
+    from sensorium.training.checkpoint import Model
+
+    loaded = load_model(source, recipe)
+    if isinstance(loaded, Model):
+        return loaded
+    if not isinstance(loaded.module, Towers):
+        raise SensoriumError(
+            f"{source} is a pretrained {loaded.family.name} model. Of pretrained models, only "
+            "those that embed both images and text (CLIP, SigLIP) can be exported."
+        )
+    return load_zero_shot(loaded, default_schema({}))
+
+
 def load_for_data(
     source: str, recipe: str | None, path: str | None, data_options: DataOptions
 ) -> tuple[Model, Dataset]:

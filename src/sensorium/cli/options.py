@@ -188,7 +188,7 @@ class EvalOptions:
     ablate_columns: Annotated[bool, FLAG] = False
     """Prediction: also evaluate with each column alone."""
     importance_repeats: int | None = None
-    """Prediction: shuffles of each column to measure its importance. Default: 5; 0: none."""
+    """Prediction: shuffles of each column to measure its importance; none for 0. Default: 5."""
     class_column: str | None = None
     """Retrieval: category column of zero-shot classification. Default: the only one."""
     templates: Annotated[tuple[str, ...], FLAG] = ()

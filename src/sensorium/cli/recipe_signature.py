@@ -71,10 +71,10 @@ def builtin_recipes(name: str = "*") -> dict[str, RecipeSignature]:
     paths = [path for path in sorted(RECIPES_FOLDER.glob("*.py")) if path.stem == name] or sorted(
         RECIPES_FOLDER.glob("*.py")
     )
-    functions = (
-        f for path in paths for f in _parse_file(path).body if isinstance(f, ast.FunctionDef)
-    )
-    return {f.name: _recipe_signature(f.name, f) for f in functions if _is_recipe(f)}
+    bodies = (node for path in paths for node in _parse_file(path).body)
+    recipes = [f for f in bodies if isinstance(f, ast.FunctionDef) and _is_recipe(f)]
+    recipes.sort(key=lambda f: f.name)
+    return {f.name: _recipe_signature(f.name, f) for f in recipes}
 
 
 def parse_recipe(spec: str) -> RecipeSignature:

@@ -3,6 +3,7 @@
 B batch   c channels   h, w image size   T patches   D width   V width of a vector
 """
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from sensorium.nn.denoising import Channels, Conditioning, ContextAttention
 from sensorium.nn.linear import Linear
-from sensorium.nn.time_embedding import TimeEmbedding, sinusoidal_embedding
+from sensorium.nn.time_embedding import MAX_PERIOD, TimeEmbedding
 from sensorium.nn.tokens import Tokens, valid_or_none
 from sensorium.nn.transformer import FeedForward
 
@@ -29,10 +30,13 @@ def grid_embedding(size: int, dim: int) -> Float[Tensor, "T D"]:
     """
     if dim % 4:
         raise ValueError(f"A width of {dim} is no multiple of 4, as sinusoids of a grid need.")
-    positions = sinusoidal_embedding(torch.arange(size).float(), dim // 2, sine_first=True)
-    rows = positions[:, None].expand(size, size, -1)
-    columns = positions[None].expand(size, size, -1)
-    return torch.cat([columns, rows], -1).flatten(0, 1)
+    quarter = dim // 4
+    rates = MAX_PERIOD ** -(np.arange(quarter) / quarter)
+    angles = np.arange(size)[:, None] * rates
+    positions = np.concatenate([np.sin(angles), np.cos(angles)], 1)
+    columns = np.tile(positions, (size, 1))
+    rows = np.repeat(positions, size, 0)
+    return torch.tensor(np.concatenate([columns, rows], 1), dtype=torch.float32)
 
 
 def modulate(

@@ -14,21 +14,17 @@ from sensorium.nn.linear import Linear
 MAX_PERIOD = 10_000
 
 
-def sinusoidal_embedding(
-    time: Float[Tensor, "B"], dim: int, *, sine_first: bool = False
-) -> Float[Tensor, "B E"]:
+def sinusoidal_embedding(time: Float[Tensor, "B"], dim: int) -> Float[Tensor, "B E"]:
     """Return cosines, then sines, of time at rates from 1 to 1/10,000 (Ho et al. 2020).
 
     Args:
         time: Times, usually 0 to 1000.
         dim: Width E of the embedding, even.
-        sine_first: Whether the sines precede the cosines.
     """
     half = dim // 2
     rates = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=time.device).float())
     angles = time.float()[:, None] * rates
-    parts = (angles.sin(), angles.cos()) if sine_first else (angles.cos(), angles.sin())
-    return torch.cat(parts, -1)
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class TimeEmbedding(nn.Module):

@@ -19,14 +19,14 @@ RECIPES = {
     "captioner": captioner,
     "clip": clip,
     "image_tokenizer": image_tokenizer,
+    "imagen": imagen,
     "dalle": dalle,
-    "dalle2": dalle2,
     "dalle2_prior": dalle2_prior,
+    "dalle2": dalle2,
     "finetune": finetune,
     "fusion": fusion,
     "gan": gan,
     "gpt": gpt,
-    "imagen": imagen,
     "lit": lit,
 }
 

@@ -7,8 +7,6 @@ from cyclopts import Parameter
 
 from sensorium.cli.models import load_model, order_sources
 from sensorium.cli.options import FLAG, JsonOption, ModelArgument, QuantizeOption, RecipeOption
-from sensorium.cli.output import emit, log
-from sensorium.errors import SensoriumError
 
 InputsArgument = Annotated[
     tuple[str, ...],
@@ -50,35 +48,11 @@ def classify(
         top_k: Number of labels shown for each row.
         out: Output file, .csv or .jsonl. Default: print a table.
     """
-    from sensorium.cli import classify_file as files
-    from sensorium.inference.classify import ZeroShotClassifier
-    from sensorium.loading import prepare_for_inference
+    from sensorium.cli.classify_request import ClassifyRequest, classify_inputs
 
     if len(data) == 1:
         model, source = order_sources(model, data[0])
         data = (source,)
-    if label and labels:
-        raise SensoriumError("Give --label or --labels, not both.")
-    if top_k < 1:
-        raise SensoriumError(f"--top-k {top_k} is out of range. Use 1 or more.")
-    if out is not None:
-        files.check_output(out)
-    loaded = load_model(model, recipe)
-    classifier = loaded.classify
-    if not isinstance(classifier, ZeroShotClassifier):
-        raise SensoriumError(f"{loaded} has a verb classify of its own. Call it in Python.")
-    prepare_for_inference(loaded.module, quantize)
-    parts = files.open_inputs(list(classifier.embedder.modalities), data, column, class_column)
-    names = files.collect_labels(files.read_labels(labels) if labels else label, parts)
-    top_k = min(top_k, len(names))
-    rows = files.Tally(files.iter_classified(classifier, parts, names, template or None, top_k))
-    if out is not None:
-        files.write_rows(iter(rows), out, top_k)
-        print(f"{rows.num_rows:,} rows in {out}")
-    elif as_json:
-        emit([files.row_fields(row) for row in rows], as_json)
-    else:
-        for row in rows:
-            emit(files.format_row(row), as_json)
-    for line in rows.summary():
-        log(line)
+    request = ClassifyRequest(data, label, labels, template, column, class_column, top_k, out)
+    request.check()
+    classify_inputs(load_model(model, recipe), request, quantize, as_json)

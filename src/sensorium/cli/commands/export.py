@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from sensorium.cli.models import load_model
+from sensorium.cli.models import load_exportable
 from sensorium.cli.options import JsonOption, ModelArgument, RecipeOption
 from sensorium.cli.output import emit
-from sensorium.errors import SensoriumError
 
 
 def export(
@@ -31,20 +30,9 @@ def export(
             missing.
         out: New output folder.
     """
-    from sensorium.cli.model_summary import default_schema
     from sensorium.export.export import export_model
-    from sensorium.loading import load_zero_shot
-    from sensorium.models.towers import Towers
-    from sensorium.training.checkpoint import Model
 
-    loaded = load_model(model, recipe)
-    if not isinstance(loaded, Model):
-        if not isinstance(loaded.module, Towers):
-            raise SensoriumError(
-                f"{model} is a pretrained {loaded.family.name} model. Of pretrained models, only "
-                "those that embed both images and text (CLIP, SigLIP) can be exported."
-            )
-        loaded = load_zero_shot(loaded, default_schema({}))
+    loaded = load_exportable(model, recipe)
     errors = export_model(loaded, format, out)
     lines = [
         f"{part}: maximum difference from the original {error:.1e}"
