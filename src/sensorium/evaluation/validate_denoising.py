@@ -1,25 +1,17 @@
-"""Validation loss and sample sheets of recipes that generate images by denoising."""
-
-from pathlib import Path
+"""Validation loss of recipes that generate images by denoising."""
 
 import numpy as np
 import torch
 
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
-from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
-from sensorium.evaluation.validate_generation import spread_rows
+from sensorium.evaluation.spec import Validate, ValidationResult, picklable
 from sensorium.inference.sample_embedding import sample_image_embeddings
-from sensorium.inference.sample_image import (
-    DiffusionImageGenerator,
-    DiffusionModel,
-    SamplingRequest,
-)
+from sensorium.inference.sample_image import DiffusionModel
 from sensorium.models.prior import ImagePrior
 from sensorium.nn.tokens import l2_normalize
 from sensorium.objectives.diffusion import DenoisingLoss, PriorLoss
-from sensorium.objectives.samplers import Guidance, SamplerConfig, Threshold
+from sensorium.objectives.samplers import Guidance
 
 ROWS_PER_BATCH = 128
 
@@ -50,58 +42,6 @@ def denoising_validator(
         return ValidationResult({"val_loss": torch.cat(losses).mean().item()})
 
     return validate
-
-
-@picklable
-def denoising_sample_writer(
-    generator: DiffusionImageGenerator,
-    objective: DenoisingLoss,
-    num_captions: int = 8,
-    images_per_caption: int = 5,
-) -> WriteSamples[DiffusionModel]:
-    """Return a writer of contact sheets: captions with the real image and generated ones.
-
-    The seeds are the same each time, so that sheets of different epochs can be compared.
-
-    Args:
-        generator: generates the images.
-        objective: names the columns.
-        num_captions: lines of the sheet, from evenly spaced rows.
-        images_per_caption: generated images per line.
-    """
-
-    def write(
-        model: DiffusionModel,  # noqa: ARG001 - the generator holds the model
-        prepared: PreparedDataset,
-        rows: np.ndarray,
-        path: Path,
-    ) -> None:
-        rows = spread_rows(prepared.complete_rows(rows), num_captions)
-        batch = prepared.batch(rows)
-        texts = batch[objective.text].repeat_interleave(images_per_caption, 0)
-        seeds = [(0, i) for i in range(len(texts))]
-        request = SamplingRequest(
-            texts,
-            batch.presence(objective.text).repeat_interleave(images_per_caption),
-            seeds,
-            SamplerConfig(threshold=Threshold("dynamic")),
-            Guidance(2.0),
-        )
-        pixels = generator.sample_tensors(request)
-        images = [generator.image.decode(x) for x in pixels]
-        lines = [
-            (
-                prepared.caption(objective.text, row),
-                [
-                    prepared.image(objective.image, row),
-                    *images[i * images_per_caption : (i + 1) * images_per_caption],
-                ],
-            )
-            for i, row in enumerate(rows.tolist())
-        ]
-        draw_contact_sheet(lines).save(path)
-
-    return write
 
 
 @picklable

@@ -1,6 +1,4 @@
-"""Validation and sample sheets of GANs, whose losses say nothing of the quality of the images."""
-
-from pathlib import Path
+"""Validation of GANs, whose losses say nothing of the quality of the images."""
 
 import numpy as np
 import torch
@@ -10,9 +8,7 @@ from torch import Tensor
 
 from sensorium.data.batching import iter_batches
 from sensorium.data.cache.prepared import PreparedDataset
-from sensorium.evaluation.contact_sheet import draw_contact_sheet
-from sensorium.evaluation.spec import Validate, ValidationResult, WriteSamples, picklable
-from sensorium.evaluation.validate_generation import spread_rows
+from sensorium.evaluation.spec import Validate, ValidationResult, picklable
 from sensorium.inference.generate_gan import GANGenerator
 from sensorium.metrics.image_generation import diversity, frechet_distance
 from sensorium.models.gan import TextConditionalGAN
@@ -62,45 +58,6 @@ def gan_validator(
         )
 
     return validate
-
-
-@picklable
-def gan_sample_writer(
-    generator: GANGenerator,
-    objective: AdversarialLoss,
-    num_captions: int = 8,
-    images_per_caption: int = 5,
-) -> WriteSamples[TextConditionalGAN]:
-    """Return a writer of contact sheets: captions with the real image and generated ones.
-
-    Args:
-        generator: generates the images.
-        objective: names the columns.
-        num_captions: lines of the sheet, from evenly spaced rows.
-        images_per_caption: generated images per line.
-    """
-
-    def write(
-        model: TextConditionalGAN,  # noqa: ARG001 - the generator holds the model
-        prepared: PreparedDataset,
-        rows: np.ndarray,
-        path: Path,
-    ) -> None:
-        rows = spread_rows(prepared.complete_rows(rows), num_captions)
-        batch = prepared.batch(rows)
-        texts = batch[objective.text].repeat_interleave(images_per_caption, 0)
-        keep = batch.presence(objective.text).repeat_interleave(images_per_caption)
-        seeds = [(0, i) for i in range(len(texts))]
-        pixels = generator.generate_tensors(texts, keep, seeds)
-        images = [generator.image.decode(x) for x in pixels]
-        lines = []
-        for i, row in enumerate(rows.tolist()):
-            own = images[i * images_per_caption : (i + 1) * images_per_caption]
-            caption = prepared.caption(objective.text, row)
-            lines.append((caption, [prepared.image(objective.image, row), *own]))
-        draw_contact_sheet(lines).save(path)
-
-    return write
 
 
 def _features(images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B P"]:

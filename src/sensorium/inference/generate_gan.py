@@ -77,9 +77,14 @@ class GANGenerator:
             if "text" in batch:
                 keep = batch.presence("text")
             seeds = [(seed, row) for row in row_ids]
-            pixels = self.generate_tensors(batch.columns.get("text"), keep, seeds)
-            images += [self.image.decode(x) for x in pixels]
+            images += self.generate_images(batch.columns.get("text"), keep, seeds)
         return images
+
+    def generate_images(
+        self, texts: Tensor | None, keep: Bool[Tensor, "B"], seeds: Sequence[Sequence[int]]
+    ) -> list[PIL.Image.Image]:
+        """Return what `generate_tensors` does, as images."""
+        return [self.image.decode(x) for x in self.generate_tensors(texts, keep, seeds)]
 
     @torch.no_grad()
     def generate_tensors(

@@ -43,6 +43,7 @@ from sensorium.objectives.samplers import (
 
 DiffusionModel = TextConditionalDenoiser | Cascade | UnCLIP
 OnStep = Callable[[int, int, list[PIL.Image.Image]], None]
+DEFAULT_GUIDANCE = 2.0
 MASK_THRESHOLD = 128  # a mask pixel from this value on is generated
 UPSAMPLER_NOISE_LEVEL = 0.1  # time of the noise on the image that an upsampler enlarges
 
@@ -124,7 +125,7 @@ class DiffusionImageGenerator:
         n: int = 1,
         steps: int = 12,
         sampler: str = "dpm++",
-        guidance_scale: float = 2.0,
+        guidance_scale: float = DEFAULT_GUIDANCE,
         strength: float = 0.6,
         upscale: bool = False,
         seed: int = 0,
@@ -188,6 +189,20 @@ class DiffusionImageGenerator:
             )
             images += self._decode(self.sample_tensors(sampling))
         return images
+
+    def generate_images(
+        self, texts: Tensor, keep: Bool[Tensor, "B"], seeds: Sequence[Sequence[int]]
+    ) -> list[PIL.Image.Image]:
+        """Return an image for each collated text, with the default options.
+
+        Args:
+            texts: The texts.
+            keep: False for a missing text.
+            seeds: Seeds of each row.
+        """
+        config = SamplerConfig(threshold=Threshold("dynamic"))
+        request = SamplingRequest(texts, keep, seeds, config, Guidance(DEFAULT_GUIDANCE))
+        return self._decode(self.sample_tensors(request))
 
     @torch.no_grad()
     def sample_tensors(self, request: SamplingRequest) -> Float[Tensor, "B 3 h w"]:

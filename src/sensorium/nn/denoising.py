@@ -6,6 +6,7 @@ H heads   K head width   h, w image size   c image channels
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sensorium.nn.linear import Linear
 from sensorium.nn.sdpa import attend
-from sensorium.nn.tokens import Tokens
+from sensorium.nn.tokens import Tokens, valid_or_none
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,26 @@ class ContextAttention(nn.Module):
             if mask is not None:
                 full_mask = nn.functional.pad(mask, (x.shape[1], 0), value=True)[:, None, None]
         return self.out(rearrange(attend(q, k, v, mask=full_mask), "b h t k -> b t (h k)"))
+
+
+def build_conditioning(
+    layers: Iterable[ContextAttention],
+    context: Tokens | None,
+    vector: Float[Tensor, "B V"] | None,
+    projection: Linear | None,
+) -> Conditioning:
+    """Compute all that a denoiser's output depends on through the condition alone.
+
+    Args:
+        layers: Attention layers of the denoiser, in the order in which it applies them.
+        context: Context tokens; None for none.
+        vector: Vector that is added to the embedding of the time; None for none.
+        projection: Projection of the vector.
+    """
+    keys_values: tuple[Tensor, ...] = ()
+    mask = None
+    if context is not None:
+        keys_values = tuple(layer.project_context(context.x) for layer in layers)
+        mask = None if context.valid is None else valid_or_none(context.valid)
+    projected = None if vector is None or projection is None else projection(vector)
+    return Conditioning(keys_values, mask, projected)

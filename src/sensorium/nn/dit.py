@@ -9,10 +9,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sensorium.nn.denoising import Channels, Conditioning, ContextAttention
+from sensorium.nn.denoising import (
+    Channels,
+    Conditioning,
+    ContextAttention,
+    build_conditioning,
+)
 from sensorium.nn.linear import Linear
 from sensorium.nn.time_embedding import MAX_PERIOD, TimeEmbedding
-from sensorium.nn.tokens import Tokens, valid_or_none
+from sensorium.nn.tokens import Tokens
 from sensorium.nn.transformer import FeedForward
 
 NORM_EPS = 1e-6
@@ -137,18 +142,8 @@ class DiT(nn.Module):
         self, context: Tokens | None = None, vector: Float[Tensor, "B V"] | None = None
     ) -> Conditioning:
         """Compute keys and values of the context, and the projected vector."""
-        keys_values: tuple[Tensor, ...] = ()
-        if context is not None:
-            keys_values = tuple(
-                block.attention.project_context(context.x) for block in self._block_list()
-            )
-        mask = None
-        if context is not None and context.valid is not None:
-            mask = valid_or_none(context.valid)
-        projected = None
-        if vector is not None and self.vector is not None:
-            projected = self.vector(vector)
-        return Conditioning(keys_values, mask, projected)
+        layers = (block.attention for block in self._block_list())
+        return build_conditioning(layers, context, vector, self.vector)
 
     def forward(
         self,

@@ -14,10 +14,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, channels_last, nn
 
-from sensorium.nn.denoising import Channels, Conditioning, ContextAttention
+from sensorium.nn.denoising import (
+    Channels,
+    Conditioning,
+    ContextAttention,
+    build_conditioning,
+)
 from sensorium.nn.linear import Linear
 from sensorium.nn.time_embedding import TimeEmbedding
-from sensorium.nn.tokens import Tokens, valid_or_none
+from sensorium.nn.tokens import Tokens
 
 SKIP_SCALE = 1 / math.sqrt(2)
 GROUPS = 8
@@ -187,19 +192,8 @@ class UNet(nn.Module):
         self, context: Tokens | None = None, vector: Float[Tensor, "B V"] | None = None
     ) -> Conditioning:
         """Compute keys and values of the context, and the projected vector."""
-        keys_values: tuple[Tensor, ...] = ()
-        mask = None
-        if context is not None:
-            keys_values = tuple(
-                block.attention.attention.project_context(context.x)
-                for block in self._iter_blocks()
-                if block.attention is not None
-            )
-            mask = None if context.valid is None else valid_or_none(context.valid)
-        projected = None
-        if vector is not None and self.vector is not None:
-            projected = self.vector(vector)
-        return Conditioning(keys_values, mask, projected)
+        layers = self._iter_attention()
+        return build_conditioning(layers, context, vector, self.vector)
 
     def forward(
         self,
@@ -245,6 +239,12 @@ class UNet(nn.Module):
                 enlarged = F.interpolate(features, scale_factor=2.0, mode="nearest")
                 features = self.upsample[level - 1](enlarged)
         return self.head(F.silu(self.norm(features)))
+
+    def _iter_attention(self) -> Iterator[ContextAttention]:
+        """Yield the attention layers in the order in which `forward` applies them."""
+        for block in self._iter_blocks():
+            if block.attention is not None:
+                yield block.attention.attention
 
     def _iter_blocks(self) -> Iterator[UNetBlock]:
         """Yield all blocks in the order in which `forward` applies them."""

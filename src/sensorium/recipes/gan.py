@@ -5,8 +5,9 @@ from typing import Any
 
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError, require_type
+from sensorium.evaluation.caption_sheets import caption_sheet_writer
 from sensorium.evaluation.spec import EvaluationSpec
-from sensorium.evaluation.validate_gan import gan_sample_writer, gan_validator
+from sensorium.evaluation.validate_gan import gan_validator
 from sensorium.inference.generate_gan import GANGenerator
 from sensorium.modalities.text import Text
 from sensorium.models.gan import Discriminator, Generator, TextConditionalGAN, TextVector
@@ -109,7 +110,7 @@ def gan(
             metric="frechet",
             mode="min",
             validate=gan_validator(verb, objective),
-            write_samples=gan_sample_writer(verb, objective),
+            write_samples=caption_sheet_writer(image_column, text_column, verb.generate_images),
             evaluator=image_evaluator(image_column, text_column),
         ),
         stored_keywords=text_keywords(text_run, source),

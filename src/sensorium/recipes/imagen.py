@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from sensorium.data.schema import Schema
 from sensorium.errors import require_type
+from sensorium.evaluation.caption_sheets import caption_sheet_writer
 from sensorium.evaluation.spec import EvaluationSpec
-from sensorium.evaluation.validate_denoising import denoising_sample_writer, denoising_validator
+from sensorium.evaluation.validate_denoising import denoising_validator
 from sensorium.inference.sample_image import DiffusionImageGenerator
 from sensorium.modalities.text import Text
 from sensorium.models.denoiser import AUGMENTATION_DIM, Cascade, TextConditionalDenoiser
@@ -145,7 +146,9 @@ def denoising_evaluation(
         metric="val_loss",
         mode="min",
         validate=denoising_validator(objective),
-        write_samples=denoising_sample_writer(generator, objective),
+        write_samples=caption_sheet_writer(
+            objective.image, objective.text, generator.generate_images
+        ),
         evaluator=image_evaluator(objective.image, objective.text),
     )
 
