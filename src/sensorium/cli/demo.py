@@ -50,9 +50,10 @@ DEMO_CSS = """
 header{margin-bottom:28px}header p{font-size:17px;max-width:46em}
 """
 DEMO_BODY = """<header><h1>Sensorium</h1><p>A model of {size:.1f} million parameters was trained on
-emoji by several artists and their names, on this machine, in minutes. Here all of them are searched,
-including concepts and artists that were not in its training data: by the words of their names, and
-by what the model sees in the images. The table below evaluates the model alone, on those.</p></header><p class="legend">{legend}</p>
+emoji by several artists and their names, on this machine, in minutes. Here all of them are
+searched, including concepts and artists that were not in its training data: by the words of their
+names, and by what the model sees in the images. The table below evaluates the model alone, on
+those.</p></header><p class="legend">{legend}</p>
 {results}
 <section><h2>How good is it?</h2>{table}<p><small>Fraction of queries with a correct result. Images
 and texts compete within one split; chance and the nearest image by pixels are baselines.</small>
