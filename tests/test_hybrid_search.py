@@ -61,6 +61,22 @@ def found(index: Index, text: str, **options: Any) -> list[int]:
     return [hit.id for hit in index.search(text=text, **options)]
 
 
+def test_function_words_do_not_outweigh_what_is_searched(tmp_path: Path) -> None:
+    """In names, "eine" may be rarer than "Katze"."""
+    captions = [
+        "Person, die eine Massage bekommt",
+        "schwarze Katze",
+        "rote Katze",
+        "Haus",
+        "das Haus",
+    ]
+    with make_index(tmp_path / "i", captions) as index:
+        for query in ("eine Katze", "die Katze", "eine Katze mit"):
+            assert set(found(index, query, k=2, text_only=True)) == {1, 2}, query
+        assert found(index, "eine", k=1, text_only=True) == [0]  # alone, it counts
+        assert found(index, "das Haus", k=1) == [4]  # a whole caption comes first
+
+
 SAME_WORDS = [  # a text, and another spelling of the same words
     ("Straße", "STRASSE"),
     ("Fußball", "fussball"),

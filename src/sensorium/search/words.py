@@ -15,6 +15,8 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from sensorium.search.function_words import FUNCTION_WORDS
+
 MAX_CHARACTERS = 1 << 16  # of a row that are searched
 CAPTION_PREFIXES, ATTRIBUTE_PREFIX = ("===", "==", "="), ":"  # no word begins so
 CACHED_TERMS = 1 << 17
@@ -82,11 +84,15 @@ def attribute_terms(values: Iterable[str]) -> set[int]:
 
 
 def query_terms(text: str) -> QueryTerms:
-    """Return the terms by which rows are searched, each once."""
+    """Return the terms by which rows are searched, each once.
+
+    Function words, such as articles, count only in a query that has no others.
+    """
     words = split_words(text[:MAX_CHARACTERS])
     if not words:
         return QueryTerms([], [], None)
-    parts = dict.fromkeys(part for word in words for part in _parts(word))
+    content = [word for word in words if word not in FUNCTION_WORDS] or words
+    parts = dict.fromkeys(part for word in content for part in _parts(word))
     return QueryTerms(
         [hash_term(part) for part in parts],
         _whole_terms(text, words),
