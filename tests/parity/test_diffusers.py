@@ -12,6 +12,7 @@ from sensorium.objectives.diffusion import DiffusionProcess, DiscreteSchedule, F
 from sensorium.objectives.samplers import SamplerConfig, Threshold, sample
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 STEPS = 10
 SCHEDULE = DiscreteSchedule.linear(1000)
 NAMES = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
