@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from fixtures.recipe_cases import GPT_RUN, IMAGEN_BASE, PRIOR_RUN, RECIPE_CASES, build
 
 import sensorium as sn
 from sensorium.cli import app
@@ -154,6 +155,26 @@ def test_a_frozen_text_encoder_of_a_run_stays_as_it_is(
     )
     with pytest.raises(SensoriumError, match="Give only one"):
         build_recipe(imagen, SCHEMA, {"text_run": "a", "text_weights": "b"})
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("imagen", {"text_run": GPT_RUN}),
+        ("imagen", {"base": IMAGEN_BASE}),
+        ("gan", {"text_run": GPT_RUN}),
+        ("dalle2", {"prior": PRIOR_RUN}),
+    ],
+)
+def test_training_does_not_start_on_frozen_parts_that_are_gone(
+    photos: Path, name: str, keywords: dict[str, Any]
+) -> None:
+    data = open_photos(photos)
+    prepared = data.prepare(data.schema, ("image",))
+    recipe = build(name, {**RECIPE_CASES[name].small, **keywords})
+    assert recipe.hooks.on_start is not None
+    with pytest.raises(SensoriumError, match="is missing or has changed"):
+        recipe.hooks.on_start(recipe.model, prepared, np.zeros(0, np.int64))
 
 
 def test_a_cascade_is_trained_stage_by_stage_and_generates_large_images(

@@ -60,7 +60,7 @@ def test_ddim(prediction: str, eta: float) -> None:
         _network,
         process,
         x,
-        SamplerConfig("ddim", eta=eta, given_times=_times(scheduler)),
+        SamplerConfig("ddim", eta=eta, timesteps=_times(scheduler)),
         step_noise=lambda: next(draws),
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_ddpm(clip: bool) -> None:
         expected = scheduler.step(output, t, expected, generator=random).prev_sample
     random = torch.Generator().manual_seed(5)
     config = SamplerConfig(
-        "ddpm", threshold=Threshold("static" if clip else "none"), given_times=times
+        "ddpm", threshold=Threshold("static" if clip else "none"), timesteps=times
     )
     found = sample(
         _network,
@@ -111,7 +111,7 @@ def test_dpm_solver(prediction: str) -> None:
         final_sigmas_type="zero",
     )
     process = DiffusionProcess(SCHEDULE, prediction)  # pyright: ignore[reportArgumentType]
-    found = sample(_network, process, x, SamplerConfig("dpm++", given_times=_times(scheduler)))
+    found = sample(_network, process, x, SamplerConfig("dpm++", timesteps=_times(scheduler)))
     torch.testing.assert_close(found, _reference(scheduler, x), atol=1e-5, rtol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_flow_euler() -> None:
         expected = scheduler.step(output, t, expected).prev_sample
     process = DiffusionProcess(FlowSchedule(), "flow")
     times = [float(sigma) for sigma in scheduler.sigmas]
-    found = sample(_network, process, x, SamplerConfig("euler", given_times=times))
+    found = sample(_network, process, x, SamplerConfig("euler", timesteps=times))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

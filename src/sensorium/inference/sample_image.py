@@ -49,7 +49,7 @@ UPSAMPLER_NOISE_LEVEL = 0.1  # time of the noise on the image that an upsampler 
 
 
 @dataclass(frozen=True)
-class GivenImages:
+class SourceImages:
     """Images to start from.
 
     Attributes:
@@ -73,7 +73,7 @@ class SamplingRequest:
         seeds: Seeds of each row.
         config: Options of the sampler.
         guidance: Classifier-free guidance.
-        given: Images to start from.
+        source: Images to start from.
         embedding: Image embeddings for the decoder of DALL-E 2, instead of those of its prior.
         noise: Noise to start from, instead of that of the seeds.
         on_step: Receives the images after each step of the last stage.
@@ -84,7 +84,7 @@ class SamplingRequest:
     seeds: Sequence[Sequence[int]]
     config: SamplerConfig
     guidance: Guidance
-    given: GivenImages | None = None
+    source: SourceImages | None = None
     embedding: Float[Tensor, "B E"] | None = None
     noise: Float[Tensor, "B 3 h w"] | None = None
     on_step: Callable[[int, Tensor], None] | None = None
@@ -184,7 +184,7 @@ class DiffusionImageGenerator:
                 [(seed, row) for row in row_ids],
                 config,
                 Guidance(guidance_scale),
-                self._load_given(batch_inputs, upscale),
+                self._load_source(batch_inputs, upscale),
                 on_step=report,
             )
             images += self._decode(self.sample_tensors(sampling))
@@ -212,15 +212,15 @@ class DiffusionImageGenerator:
             noise = RowNoise(request.seeds, (3, self.image.size, self.image.size))
             x = first = noise.draw() if request.noise is None else request.noise
             known = None
-            given = request.given
+            source = request.source
             config = request.config
-            if given is not None and given.mask is not None:
-                known = KnownRegion(given.x0, given.mask, first)
+            if source is not None and source.mask is not None:
+                known = KnownRegion(source.x0, source.mask, first)
             elif small is not None:
                 config = replace(config, start=1.0)
-            elif given is not None:
+            elif source is not None:
                 times = torch.full((len(x),), config.start)
-                x = self.process.add_noise(given.x0, first, times)
+                x = self.process.add_noise(source.x0, first, times)
             return sample(
                 self._guided(request, small, noise),
                 self.process,
@@ -240,18 +240,18 @@ class DiffusionImageGenerator:
         """Return the enlarged images of the base; None without one."""
         if self.base is None or not isinstance(self.model, Cascade):
             return None
-        given = request.given
+        source = request.source
         size = self.image.size
-        if given is not None and given.enlarge:
-            return self.model.reduce(given.x0)
-        if given is not None:
-            mask = given.mask
+        if source is not None and source.enlarge:
+            return self.model.reduce(source.x0)
+        if source is not None:
+            mask = source.mask
             side = self.model.base_size
-            small = nn.functional.interpolate(given.x0, size=side, mode="area")
+            small = nn.functional.interpolate(source.x0, size=side, mode="area")
             if mask is not None:  # a small pixel is generated where any of its pixels is
                 mask = nn.functional.adaptive_max_pool2d(mask.float(), side) > 0
-            given = GivenImages(small, mask)
-        small = self.base.sample_tensors(replace(request, given=given, on_step=None))
+            source = SourceImages(small, mask)
+        small = self.base.sample_tensors(replace(request, source=source, on_step=None))
         return self.model.enlarge(small, size)
 
     def _guided(
@@ -295,7 +295,7 @@ class DiffusionImageGenerator:
         return self.model.decoder if isinstance(self.model, UnCLIP) else self.model
 
     def _image_condition(self, request: SamplingRequest) -> ImageCondition | None:
-        """Return the image embeddings of DALL-E 2's decoder: given, or sampled by its prior."""
+        """Return the image embeddings of DALL-E 2's decoder, or samples of its prior."""
         if not isinstance(self.model, UnCLIP):
             return None
         embedding = request.embedding
@@ -320,15 +320,15 @@ class DiffusionImageGenerator:
         if "image" not in request or "mask" in request:
             raise SensoriumError("--upscale enlarges an image. Give --image, and no --mask.")
 
-    def _load_given(self, inputs: dict[str, list[Any]], upscale: bool) -> GivenImages | None:
+    def _load_source(self, inputs: dict[str, list[Any]], upscale: bool) -> SourceImages | None:
         """Return the images and masks of a batch."""
         if "image" not in inputs:
             return None
         x0 = collate_column("image", self.image, inputs["image"])["image"]
         if "mask" not in inputs:
-            return GivenImages(x0, enlarge=upscale)
+            return SourceImages(x0, enlarge=upscale)
         masks = [_load_mask(value, self.image) for value in inputs["mask"]]
-        return GivenImages(x0, torch.stack(masks))
+        return SourceImages(x0, torch.stack(masks))
 
     def _decode(self, x: Float[Tensor, "B 3 h w"]) -> list[PIL.Image.Image]:
         return [self.image.decode(pixels) for pixels in x]

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,7 @@ class NotARegularFileError(OSError):
     """The path is a folder, a device, a FIFO or a socket, or the file is too large."""
 
 
-class EmbeddedFile:
+class EmbeddedFile(ABC):
     """A file that is a range of bytes of another file, such as a member of a tar archive.
 
     Attributes:
@@ -110,13 +111,13 @@ class EmbeddedFile:
     name: str
     size: int
 
+    @abstractmethod
     def open(self) -> io.BufferedReader:
         """Open it for reading bytes.
 
         Raises:
             OSError: if the file that holds it cannot be opened or has changed.
         """
-        raise NotImplementedError
 
 
 FilePath = str | os.PathLike[str] | EmbeddedFile

@@ -10,7 +10,6 @@ t' is that of GAN-CLS (Reed et al. 2016).
 B batch   h, w image size
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -140,10 +139,10 @@ def augment(images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
     Real and generated images are augmented alike, so that the generator does not learn the changes.
     """
     n, _, height, width = images.shape
-    like: Callable[[], Tensor] = lambda: 2 * torch.rand(n, 1, 1, 1, device=images.device) - 1  # noqa: E731
-    images = images + MAX_BRIGHTNESS * like()
+    brightness, contrast = 2 * torch.rand(2, n, 1, 1, 1, device=images.device) - 1
+    images = images + MAX_BRIGHTNESS * brightness
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * (1 + MAX_CONTRAST * like())
+    images = mean + (images - mean) * (1 + MAX_CONTRAST * contrast)
     pad = max(1, round(MAX_SHIFT * height))
     padded = F.pad(images, (pad, pad, pad, pad), mode="replicate")
     top = torch.randint(0, 2 * pad + 1, (n,), device=images.device)

@@ -127,7 +127,7 @@ class SamplerConfig:
         eta: Noise added by `ddim`: 0 is deterministic, 1 as much as DDPM.
         start: Time at which sampling starts; 1 is pure noise.
         threshold: Thresholding of the predicted data.
-        given_times: Times of the steps, descending, instead of `steps`, `shift` and `start`.
+        timesteps: Times of the steps, descending, instead of `steps`, `shift` and `start`.
     """
 
     sampler: Sampler = "dpm++"
@@ -136,12 +136,12 @@ class SamplerConfig:
     eta: float = 0.0
     start: float = 1.0
     threshold: Threshold = field(default_factory=Threshold)
-    given_times: Sequence[float] = ()
+    timesteps: Sequence[float] = ()
 
     def times(self) -> list[float]:
         """Return the times of the steps, descending."""
-        if self.given_times:
-            return list(self.given_times)
+        if self.timesteps:
+            return list(self.timesteps)
         return shifted_times(self.steps, self.shift, self.start)
 
 
@@ -261,8 +261,8 @@ class _Solver:
         if eta and noise is not None:
             ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
             fresh = eta * sigma_s * max(0.0, 1 - ratio**2) ** 0.5
-        kept = max(0.0, sigma_s**2 - fresh**2) ** 0.5
-        x = alpha_s * estimate.x0 + kept * estimate.noise
+        remaining = max(0.0, sigma_s**2 - fresh**2) ** 0.5
+        x = alpha_s * estimate.x0 + remaining * estimate.noise
         return x if noise is None else x + fresh * noise
 
     def multistep(

@@ -10,12 +10,11 @@ from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError, require_type
 from sensorium.inference.generate_unclip import UnCLIPGenerator
 from sensorium.inference.sample_image import DiffusionImageGenerator, DiffusionModel
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
+from sensorium.io.run_config import RunConfig
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text
 from sensorium.models.towers import Encoder
-from sensorium.recipes.from_run import recipe_function, require_finished, restore_run
+from sensorium.recipes.from_run import is_unchanged, recipe_function, require_finished, restore_run
 from sensorium.recipes.recipe import build_recipe
 
 BASE_RECIPES = ("imagen", "dalle2")
@@ -50,8 +49,7 @@ class CascadeBase:
             return None
         if isinstance(base, str):
             return _load_base(base, size)
-        path = Path(base["source"]) / WEIGHTS_FILE
-        if path.is_file() and file_sha256(path) == base["fingerprint"]:
+        if is_unchanged(base):
             return _load_base(base["source"], size)
         image, text = Image.from_json(base["image"]), Text.from_json(base["text"])
         schema = Schema({"image": Column("image", image), "text": Column("text", text)})

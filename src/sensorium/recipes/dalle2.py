@@ -12,8 +12,7 @@ from sensorium.evaluation.validate_denoising import prior_validator
 from sensorium.inference.generate_unclip import UnCLIPGenerator
 from sensorium.inference.sample_embedding import PRIOR_PROCESS, PriorEmbedder
 from sensorium.inference.sample_image import DiffusionImageGenerator
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
+from sensorium.io.run_config import RunConfig
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.models.denoiser import TextConditionalDenoiser
@@ -21,10 +20,16 @@ from sensorium.models.prior import DiffusionPrior, ImageInput, ImagePrior, UnCLI
 from sensorium.models.towers import Tower, Towers
 from sensorium.nn.tokens import ColumnKey
 from sensorium.objectives.diffusion import DenoisingLoss, PriorLoss, default_logit_mean
-from sensorium.recipes.from_run import recipe_function, require_finished, restore_run
+from sensorium.recipes.from_run import (
+    is_unchanged,
+    recipe_function,
+    require_finished,
+    require_unchanged,
+    restore_run,
+)
 from sensorium.recipes.image_targets import HALF, data_spec, image_settings
 from sensorium.recipes.imagen import PROCESSES, build_denoiser, denoising_evaluation
-from sensorium.recipes.recipe import InvalidKeywordError, Recipe, build_recipe, check_choice
+from sensorium.recipes.recipe import Hooks, InvalidKeywordError, Recipe, build_recipe, check_choice
 from sensorium.recipes.text_encoders import build_text_encoder
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -69,6 +74,7 @@ def dalle2_prior(
         evaluation=EvaluationSpec(
             metric="val_loss", mode="min", validate=prior_validator(objective)
         ),
+        hooks=Hooks(on_start=require_unchanged(source.metadata)),
         stored_keywords={"clip_run": dict(source.metadata)},
     )
 
@@ -140,6 +146,7 @@ def dalle2(
         training=TrainingConfig(
             batch_size=64, lr=3e-3, optimizer="muon", ema_decay=0.998, augment="none"
         ),
+        hooks=Hooks(on_start=require_unchanged(trained.metadata)),
         evaluation=denoising_evaluation(generator, objective),
         stored_keywords={"prior": dict(trained.metadata)} if trained.metadata else {},
         prerequisites={} if trained.metadata else {"prior": (dalle2_prior, trained.keywords)},
@@ -179,8 +186,7 @@ class CLIPSource:
         """
         if isinstance(source, str):
             return _load_clip(source)
-        path = Path(source["source"]) / WEIGHTS_FILE
-        if path.is_file() and file_sha256(path) == source["fingerprint"]:
+        if is_unchanged(source):
             return _load_clip(source["source"])
         image, text = Image.from_json(source["image"]), Text.from_json(source["text"])
         schema = Schema({"image": Column("image", image), "text": Column("text", text)})
@@ -227,8 +233,7 @@ class PriorSource:
         if isinstance(prior, str) and prior:
             return _load_prior(prior)
         if isinstance(prior, Mapping) and "source" in prior:
-            path = Path(prior["source"]) / WEIGHTS_FILE
-            if path.is_file() and file_sha256(path) == prior["fingerprint"]:
+            if is_unchanged(prior):
                 return _load_prior(prior["source"])
             image, text = Image.from_json(prior["image"]), Text.from_json(prior["text"])
             stored = Schema({"image": Column("image", image), "text": Column("text", text)})

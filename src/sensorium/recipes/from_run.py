@@ -1,13 +1,18 @@
 """Restore the best model of a finished run, for use as a part of another model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+import numpy as np
 import torch
+from torch import nn
 
+from sensorium.data.cache.prepared import PreparedDataset
 from sensorium.data.schema import Schema
 from sensorium.errors import SensoriumError
+from sensorium.evaluation.spec import picklable
 from sensorium.io.run_config import (
     CHECKPOINT_FOLDER,
     MODEL_CARD_FILE,
@@ -15,7 +20,7 @@ from sensorium.io.run_config import (
     RunConfig,
 )
 from sensorium.io.tensors import file_sha256, load_weights
-from sensorium.recipes.recipe import M, Recipe, RecipeFunction, build_recipe
+from sensorium.recipes.recipe import M, OnStart, Recipe, RecipeFunction, build_recipe
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,37 @@ def recipe_function(name: str) -> RecipeFunction[Any]:
     from sensorium import recipes
 
     return recipes.RECIPES[name]
+
+
+def is_unchanged(metadata: Mapping[str, Any]) -> bool:
+    """Return whether the run that `metadata` name still has the same weights."""
+    path = Path(metadata["source"]) / WEIGHTS_FILE
+    return path.is_file() and file_sha256(path) == metadata["fingerprint"]
+
+
+@picklable
+def require_unchanged(*sources: Mapping[str, Any]) -> OnStart[nn.Module]:
+    """Return a hook that refuses to start training on frozen parts whose runs are gone.
+
+    Without them such parts have untrained weights; a checkpoint of the run itself holds them.
+
+    Args:
+        *sources: metadata of the runs: source and fingerprint. Others are no runs and not checked.
+    """
+
+    def check(
+        model: nn.Module,  # noqa: ARG001 - signature of OnStart
+        prepared: PreparedDataset,  # noqa: ARG001
+        rows: np.ndarray,  # noqa: ARG001
+    ) -> None:
+        for metadata in sources:
+            if "fingerprint" in metadata and not is_unchanged(metadata):
+                raise SensoriumError(
+                    f"{metadata['source']}, on which this run builds, is missing or has changed. "
+                    "Restore it to start training."
+                )
+
+    return check
 
 
 def require_finished(folder: str | Path) -> None:

@@ -12,6 +12,7 @@ from sensorium.inference.generate_gan import GANGenerator
 from sensorium.modalities.text import Text
 from sensorium.models.gan import Discriminator, Generator, TextConditionalGAN, TextVector
 from sensorium.objectives.adversarial import AdversarialLoss
+from sensorium.recipes.from_run import require_unchanged
 from sensorium.recipes.image_targets import (
     data_spec,
     image_evaluator,
@@ -88,6 +89,7 @@ def gan(
         caption_dropout,
     )
     verb = GANGenerator(model, texts, images)
+    start = require_unchanged(source.metadata) if source else None
     return Recipe(
         model=model,
         objective=objective,
@@ -105,7 +107,7 @@ def gan(
             augment="none",
             precision="fp32",
         ),
-        hooks=Hooks(after_step=TextConditionalGAN.count_step),
+        hooks=Hooks(on_start=start, after_step=TextConditionalGAN.count_step),
         evaluation=EvaluationSpec(
             metric="frechet",
             mode="min",

@@ -23,13 +23,14 @@ from sensorium.objectives.diffusion import (
     default_logit_mean,
 )
 from sensorium.recipes.cascade_base import CascadeBase
+from sensorium.recipes.from_run import require_unchanged
 from sensorium.recipes.image_targets import (
     data_spec,
     image_evaluator,
     image_settings,
     text_keywords,
 )
-from sensorium.recipes.recipe import Recipe, check_choice
+from sensorium.recipes.recipe import Hooks, Recipe, check_choice
 from sensorium.recipes.text_encoders import build_text_encoder, resolve_text_source
 from sensorium.recipes.training_config import TrainingConfig
 
@@ -123,6 +124,9 @@ def imagen(
         verbs={"generate": small.wrap(generator) if small else generator},
         training=TrainingConfig(
             batch_size=64, lr=3e-3, optimizer="muon", ema_decay=0.998, augment="none"
+        ),
+        hooks=Hooks(
+            on_start=require_unchanged(*(part.metadata for part in (source, small) if part))
         ),
         evaluation=denoising_evaluation(generator, objective),
         stored_keywords=text_keywords(text_run, source)

@@ -9,14 +9,13 @@ from torch import nn
 
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError, require_type
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
+from sensorium.io.run_config import RunConfig
 from sensorium.modalities.image import Image
 from sensorium.modalities.text import Text, TextEmbedding
 from sensorium.models.decoder import Decoder
 from sensorium.models.towers import Encoder, Towers
 from sensorium.nn.transformer import build_transformer, num_heads
-from sensorium.recipes.from_run import recipe_function, require_finished, restore_run
+from sensorium.recipes.from_run import is_unchanged, recipe_function, require_finished, restore_run
 from sensorium.recipes.recipe import InvalidKeywordError, build_recipe
 
 TEXT_RUN_RECIPES = ("gpt", "captioner", "clip")
@@ -31,14 +30,12 @@ class TextSource:
         width: width of its tokens.
         text: settings of the texts that it encodes; None: those of the run's own schema.
         metadata: all that is needed to build it again, as plain values.
-        available: whether the encoder has its trained weights.
     """
 
     encoder: Encoder
     width: int
     text: Text | None
     metadata: Mapping[str, Any]
-    available: bool = True
 
     @classmethod
     def from_run(cls, source: str | Mapping[str, Any]) -> "TextSource":
@@ -53,13 +50,12 @@ class TextSource:
         """
         if isinstance(source, str):
             return _load_text_run(source)
-        path = Path(source["source"]) / WEIGHTS_FILE
-        if path.is_file() and file_sha256(path) == source["fingerprint"]:
+        if is_unchanged(source):
             return _load_text_run(source["source"])
         text = Text.from_json(source["text"])
         schema = Schema({"image": Column("image", Image()), "text": Column("text", text)})
         recipe, _ = build_recipe(recipe_function(source["recipe"]), schema, source["keywords"])
-        return cls(*_text_encoder(recipe.model), None, source, available=False)
+        return cls(*_text_encoder(recipe.model), None, source)
 
     @classmethod
     def from_pretrained(cls, source: str | Mapping[str, Any]) -> "TextSource":

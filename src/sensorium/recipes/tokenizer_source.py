@@ -7,9 +7,9 @@ from typing import Any
 from sensorium.data.cache.token_cache import FrozenImageTokenizer
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError, require_type
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
+from sensorium.io.run_config import RunConfig
 from sensorium.modalities.image import Image
+from sensorium.recipes.from_run import is_unchanged
 from sensorium.recipes.image_tokenizer import image_tokenizer, load_frozen_tokenizer
 from sensorium.recipes.recipe import build_recipe
 
@@ -32,7 +32,7 @@ def resolve_tokenizer(
         return _build_untrained(column, _image_settings(schema, column), {})
     if "source" not in source:
         return _build_untrained(column, _image_settings(schema, column), source)
-    if _is_available(source):
+    if is_unchanged(source):
         return load_frozen_tokenizer(source["source"])
     return _build_untrained(column, Image.from_json(source["image"]), source["keywords"])
 
@@ -78,9 +78,3 @@ def _build_untrained(
 
 def _image_settings(schema: Schema, column: str) -> Image:
     return require_type(schema[column], Image)
-
-
-def _is_available(source: Mapping[str, Any]) -> bool:
-    """Return whether the run folder has the weights that the metadata was stored with."""
-    path = Path(source["source"]) / WEIGHTS_FILE
-    return path.is_file() and file_sha256(path) == source["fingerprint"]

@@ -17,8 +17,7 @@ from sensorium.data.cache.columns import ColumnStore
 from sensorium.data.cache.prepared import DataSource
 from sensorium.data.schema import Column, Schema
 from sensorium.errors import SensoriumError, require_type
-from sensorium.io.run_config import WEIGHTS_FILE, RunConfig
-from sensorium.io.tensors import file_sha256
+from sensorium.io.run_config import RunConfig
 from sensorium.modalities.base import Modality
 from sensorium.modalities.image import Image, PatchEmbedding
 from sensorium.modalities.text import Text
@@ -29,7 +28,7 @@ from sensorium.nn.resnet import ResNet
 from sensorium.nn.tokens import ColumnKey, Tokens, sequence_positions
 from sensorium.pretrained.source import PretrainedSource
 from sensorium.recipes.clip import clip
-from sensorium.recipes.from_run import require_finished, restore_run
+from sensorium.recipes.from_run import is_unchanged, require_finished, restore_run
 from sensorium.recipes.recipe import DeriveColumns, build_recipe
 
 NUM_PREFIX_TOKENS = 8  # tokens that an image embedding is projected to
@@ -105,8 +104,7 @@ class VisionSource:
         """
         if isinstance(source, str):
             return _load_clip_run(source)
-        path = Path(source["source"]) / WEIGHTS_FILE
-        if path.is_file() and file_sha256(path) == source["fingerprint"]:
+        if is_unchanged(source):
             return _load_clip_run(source["source"])
         image = Image.from_json(source["image"])
         schema = Schema({"image": Column("image", image), "text": Column("text", Text())})
