@@ -41,7 +41,7 @@ SCORE_LEGEND = (
 MATCHED_LABELS = {"words": "words", "vectors": "vectors", "both": "words + vectors"}
 RESULTS_CSS = """
 .results{list-style:none;margin:0;padding:0;display:grid;gap:16px;
-grid-template-columns:repeat(auto-fill,minmax(152px,1fr))}
+grid-template-columns:repeat(6,minmax(0,1fr))}
 .results li{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:12px;
 min-width:0}
 .query{display:flex;gap:14px;align-items:center}.query img{width:56px;height:56px;flex:none}
@@ -55,6 +55,7 @@ font-variant-numeric:tabular-nums;color:var(--pale)}
 .caption{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:4;line-clamp:4;
 overflow:hidden}.name{color:var(--pale);font-size:12px;margin-top:4px}.name a{color:inherit}
 .legend{font-size:13px;margin:0 0 28px;max-width:46em}
+@media(max-width:1050px){.results{grid-template-columns:repeat(3,minmax(0,1fr))}}
 @media(max-width:480px){.results{gap:10px;grid-template-columns:repeat(2,minmax(0,1fr))}
 .results li{padding:8px;border-radius:10px}.caption{font-size:13px}}
 """
